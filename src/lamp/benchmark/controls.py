@@ -1,0 +1,131 @@
+"""The conditions of an evaluation: a policy, and the controls that say what its success rate is worth.
+
+Every condition acts on the same episodes. `Replay` and `Zero` never look, so they cost no rendering; `WrongInstruction` and
+`Blank` ask the same checkpoint, but take one of its inputs away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lamp.errors import ConfigError, DataError, unknown
+from lamp_client.types import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The policy of a checkpoint, as it is meant to be used."""
+
+    name: str
+    path: Path
+    blind = False
+
+    def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
+        """Returns what the policy is shown."""
+        return observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongInstruction:
+    """The same policy, told the instruction of the suite's next task: near the policy's rate, language is not used."""
+
+    path: Path
+    name: str = "wrong_instruction"
+    blind = False
+
+    def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
+        """Returns what the policy is shown."""
+        for step in range(1, len(instructions)):
+            other = instructions[(task + step) % len(instructions)]
+            if other != observation.instruction:
+                return dataclasses.replace(observation, instruction=other)
+        raise ConfigError("the control wrong_instruction needs a suite with at least two different instructions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blank:
+    """The same policy, shown grey images: near the policy's rate, the scene does not need to be seen."""
+
+    path: Path
+    name: str = "blank"
+    blind = False
+
+    def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
+        """Returns what the policy is shown."""
+        grey = {camera: np.full_like(image, 127) for camera, image in observation.images.items()}
+        return dataclasses.replace(observation, images=grey)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """One expert episode of the task, its executed actions sent again without looking."""
+
+    data: Path
+    name: str = "replay"
+    blind = True
+
+    def actions(self, task: int) -> np.ndarray:
+        """Returns the expert's actions (steps, 7) in dataset units (gripper 1 = open).
+
+        Raises:
+            DataError: The dataset has no episode of the task.
+        """
+        return expert_actions(self.data, task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero:
+    """No motion at all, gripper open: what the task gives away for free."""
+
+    name: str = "zero"
+    blind = True
+
+    def actions(self, task: int) -> np.ndarray:
+        """Returns a single action, which is repeated to the step limit."""
+        return np.array([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=np.float32)
+
+
+Condition = Checkpoint | WrongInstruction | Blank | Replay | Zero
+CONTROLS = ("replay", "zero", "wrong_instruction", "blank")
+ORDER = ("with_motion", "policy", "without_motion", *CONTROLS)
+"""The order of conditions in tables; others follow the policies by name."""
+
+
+def control(name: str, *, checkpoint: Path | None, data: Path | None) -> Condition:
+    """Builds the control of that name.
+
+    Raises:
+        ConfigError: No such control, or what it needs was not given.
+    """
+    if name == "zero":
+        return Zero()
+    if name == "replay":
+        if data is None:
+            raise ConfigError("the control replay needs --data: the dataset folder whose expert episodes it replays")
+        return Replay(data=data)
+    if name in ("wrong_instruction", "blank"):
+        if checkpoint is None:
+            raise ConfigError(f"the control {name} needs --checkpoint: it asks the policy with one input taken away")
+        return WrongInstruction(path=checkpoint) if name == "wrong_instruction" else Blank(path=checkpoint)
+    raise unknown("control", name, CONTROLS)
+
+
+def expert_actions(data: Path, task: int) -> np.ndarray:
+    """Reads the executed actions of the dataset's first episode of a task, in dataset units (gripper 1 = open).
+
+    Raises:
+        DataError: The dataset has no episode of the task.
+    """
+    from lamp.data.lerobot import LeRobotDataset
+    from lamp.files import read_lines_json
+
+    lines = read_lines_json(data / "meta" / "lamp_episodes.jsonl")
+    found = sorted(line["episode_index"] for line in lines if line["task"] == task)
+    if not found:
+        tasks = sorted({line["task"] for line in lines})
+        raise DataError(f"{data} has no episode of task {task} to replay; it has tasks {', '.join(map(str, tasks)) or 'none'}")
+    return np.asarray(LeRobotDataset(data).column("action.executed", found[0]), dtype=np.float32)

@@ -1,0 +1,212 @@
+"""The main process' side of an evaluation: hands episodes to workers and answers their observations in batches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from lamp.benchmark.episodes import Episode
+from lamp.benchmark.workers import Duty, Failure, Outcome, Post, Request, work
+from lamp.errors import LampError
+from lamp_client.types import ActionChunk
+
+MAX_DEATHS = 3
+"""After a worker died this often on one episode, or without any, the evaluation stops and says so."""
+
+
+class SimulationStoppedError(LampError):
+    """An episode raised, or killed its worker again and again."""
+
+
+@dataclass
+class Worker:
+    """A simulator process and the episode it is busy with."""
+
+    number: int
+    process: BaseProcess
+    connection: Connection
+    duty: Duty | None = None
+    task: int | None = None
+    """The task whose simulator it has open."""
+
+
+@dataclass
+class Crew:
+    """Runs episodes in several processes.
+
+    Workers whose policy waits are answered together: the crew collects what arrives within `gather_s` of the first request,
+    or less where every busy worker has asked, and passes it to `answer` at once.
+    """
+
+    size: int
+    post: Post
+    answer: Callable[[Sequence[Request]], Sequence[ActionChunk]]
+    gather_s: float = 0.02
+    say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
+    workers: list[Worker] = field(default_factory=list)
+    deaths: Counter[str] = field(default_factory=Counter)
+    """Name of an episode -> number of workers that died on it."""
+
+    def run(self, duties: Sequence[Duty]) -> Iterator[Outcome]:
+        """Yields the episodes as they end; leaves no process behind, whatever happens.
+
+        Raises:
+            SimulationStoppedError: An episode raised an error, or its workers keep dying.
+        """
+        pending = list(duties)
+        try:
+            with _starting():
+                self.workers = [self._hired(number) for number in range(min(self.size, len(pending)))]
+            for worker in self.workers:
+                self._assign(worker, pending)
+            while any(worker.duty for worker in self.workers):
+                yield from self._attend(pending)
+        finally:
+            self._dismiss()
+
+    def _hired(self, number: int) -> Worker:
+        # Spawned, not forked: neither OpenGL nor torch's threads survive a fork.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, self.post), name=f"lamp-simulator-{number}", daemon=True)
+        process.start()
+        theirs.close()  # so that the worker's death is the end of the pipe
+        return Worker(number=number, process=process, connection=ours)
+
+    def _assign(self, worker: Worker, pending: list[Duty]) -> None:
+        worker.duty = None
+        if not pending:
+            return
+        duty = pending.pop(self._choice(worker, pending))
+        worker.duty, worker.task = duty, duty.episode.task
+        try:
+            worker.connection.send(duty)
+        except OSError:
+            pass  # it has died; its pipe's end says so in the next round, where the episode goes back to the list
+
+    def _choice(self, worker: Worker, pending: Sequence[Duty]) -> int:
+        """The next episode of the worker's task, as opening a simulator takes seconds; else of the task that is most behind."""
+        left = Counter(duty.episode.task for duty in pending)
+        if worker.task not in left:
+            busy = Counter(other.task for other in self.workers if other.duty and other is not worker)
+            task = max(left, key=lambda task: (left[task] / (1 + busy[task]), -task))
+        else:
+            task = worker.task
+        return next(index for index, duty in enumerate(pending) if duty.episode.task == task)
+
+    def _attend(self, pending: list[Duty]) -> Iterator[Outcome]:
+        """One round: waits for messages, collects requests for a moment, answers them."""
+        asked: list[tuple[Worker, Request]] = []
+        deadline: float | None = None
+        while True:
+            waiting = {id(worker) for worker, _ in asked}
+            listened = {w.connection: w for w in self.workers if w.duty and id(w) not in waiting}
+            looking = [worker for worker in listened.values() if worker.duty and worker.duty.actions is None]
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if asked and (not looking or (remaining is not None and remaining <= 0)):
+                break
+            if not listened:
+                return
+            for connection in wait(list(listened), timeout=remaining):
+                worker = listened[connection]  # pyright: ignore[reportArgumentType]
+                message = self._received(worker, pending)
+                if isinstance(message, Request):
+                    asked.append((worker, message))
+                    deadline = deadline or time.monotonic() + self.gather_s
+                elif isinstance(message, Outcome):
+                    self._assign(worker, pending)
+                    yield message
+        self._reply(asked)
+
+    def _reply(self, asked: Sequence[tuple[Worker, Request]]) -> None:
+        chunks = self.answer([request for _, request in asked])
+        for (worker, _), chunk in zip(asked, chunks, strict=True):
+            try:
+                worker.connection.send(chunk)
+            except OSError:
+                pass  # as in `_assign`
+
+    def _received(self, worker: Worker, pending: list[Duty]) -> Request | Outcome | None:
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._bury(worker, pending)
+            return None
+        if isinstance(message, Failure):
+            episode = message.episode
+            self.say(message.trace)
+            raise SimulationStoppedError(
+                f"{_title(episode)} failed: {message.error}. Finished episodes are kept; run the same command to go on."
+            )
+        return message
+
+    def _bury(self, worker: Worker, pending: list[Duty]) -> None:
+        """Reports a dead worker, puts its episode back and hires another."""
+        worker.process.join(timeout=10)
+        worker.connection.close()
+        duty = worker.duty
+        assert duty is not None
+        self.deaths[duty.episode.name] += 1
+        how = f"worker {worker.number} died ({_cause(worker.process.exitcode)}) on {_title(duty.episode)}"
+        if self.deaths[duty.episode.name] >= MAX_DEATHS:
+            raise SimulationStoppedError(
+                f"{how}; {MAX_DEATHS} workers have died on it. Is there memory for {self.size} simulators? Try fewer --workers. "
+                "Finished episodes are kept; run the same command to go on."
+            )
+        self.say(f"{how}; a new worker takes over")
+        pending.insert(0, duty)
+        with _starting():
+            fresh = self._hired(worker.number)
+        worker.process, worker.connection, worker.task = fresh.process, fresh.connection, None
+        self._assign(worker, pending)
+
+    def _dismiss(self) -> None:
+        for worker in self.workers:
+            worker.connection.close()
+            if worker.process.is_alive():
+                worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self.workers = []
+
+
+def _title(episode: Episode) -> str:
+    return f"{episode.condition} task {episode.task} state {episode.state}"
+
+
+def _cause(code: int | None) -> str:
+    if code == -9:
+        return "killed, often for lack of memory"
+    return f"exit code {code}"
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Processes started here compute on one thread each, and leave Ctrl-C to the main process from their first moment."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    # Numeric libraries read these names when they are loaded, so setting them inside the process would be too late.
+    os.environ.update({name: value or "1" for name, value in before.items()})
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)

@@ -1,0 +1,371 @@
+"""`lamp evaluate`: policies and controls on the same episodes, each done exactly once, however often the run is interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from lamp.benchmark import episodes as episode_lines
+from lamp.benchmark.controls import CONTROLS, Blank, Checkpoint, Condition, Replay, WrongInstruction, Zero, control
+from lamp.benchmark.crew import Crew
+from lamp.benchmark.episodes import Episode, EpisodeRecord
+from lamp.benchmark.films import Artist, plain
+from lamp.benchmark.runs import Manifest, Run, checkpoint_hash
+from lamp.benchmark.suites import SUITES, LiberoSimulators, Simulators, parse_states
+from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
+from lamp.benchmark.workers import Duty, Outcome, Post, Request
+from lamp.configuration import to_json as config_to_json
+from lamp.errors import ConfigError, MismatchError, unknown
+from lamp.files import atomic_write_text, write_json
+from lamp.version import code_version, package_versions
+from lamp_client.types import ActionChunk
+
+WITHOUT_EFFECT = ("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device")
+"""Settings that change no result, or (paths) whose content is compared instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What `lamp evaluate` does."""
+
+    checkpoint: Path | None = None
+    """The policy's checkpoint folder; None evaluates controls only."""
+    against: Path | None = None
+    """A second checkpoint on the same episodes, such as the one trained without the motion prior."""
+    suite: str = "libero_object"
+    """LIBERO suite."""
+    task: tuple[int, ...] = ()
+    """Task numbers; empty for all of the suite."""
+    states: str = "0:50"
+    """Stored initial states: `30:50`, `0:50:5` or `0,3,40:50`."""
+    out: Path = Path("outputs/evaluation")
+    """Output folder; one that holds an unfinished run with the same settings is continued."""
+    episodes_per_state: int = 1
+    """Episodes of each initial state, with different placements and noise."""
+    placement_shift: float = 0.0
+    """Largest displacement of an object along x and y [m]; 0 is the protocol."""
+    controls: tuple[Literal["replay", "zero", "wrong_instruction", "blank"], ...] = ()
+    """What else acts on the same episodes."""
+    data: Path | None = None
+    """Dataset whose expert episodes the control replay repeats."""
+    render: Literal["exact", "fast"] = "exact"
+    """`exact` is the protocol; `fast` renders without multisampling and reflections."""
+    execute: int | None = None
+    """Actions executed of each chunk before replanning; None takes the checkpoint's."""
+    videos: int = 0
+    """Policy episodes to film, spread over the tasks."""
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Simulator processes."""
+    gather_ms: float = 20.0
+    """How long the policy waits for further observations to batch [ms]."""
+    label: str | None = None
+    """Name of `checkpoint` in tables; None says with_motion or without_motion."""
+    against_label: str | None = None
+    """Name of `against` in tables."""
+    seed: int = 0
+    """Varies the placements of objects; policy noise follows the protocol's formula."""
+    device: str = "cpu"
+    """Where the policy computes."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes_per_state", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.execute is not None and self.execute < 1:
+            raise ConfigError(f"execute is {self.execute}; expected at least 1, or nothing for the checkpoint's own")
+        for name in self.controls:
+            if name not in CONTROLS:
+                raise unknown("control", name, CONTROLS)
+        if self.checkpoint is None and (self.against is not None or not self.controls):
+            raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with replay or zero")
+
+
+@runtime_checkable
+class BatchPolicy(Protocol):
+    """What an evaluation needs of `lamp.policy.LaMPPolicy`."""
+
+    @property
+    def uses_motion(self) -> bool:
+        """Whether the motion prior guides the actions."""
+        ...
+
+    @property
+    def execute(self) -> int:
+        """Actions of a chunk to execute before replanning."""
+        ...
+
+    @property
+    def act_batch(self) -> Callable[..., list[ActionChunk]]:
+        """(observations, noise seeds, foresight=whether to predict points too) -> a chunk for each observation."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What an evaluation found."""
+
+    folder: Path
+    tables: tuple[SuccessTable, ...]
+    records: tuple[EpisodeRecord, ...]
+    planned: int
+    seconds: float
+    """Wall time of this session."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned episode is done."""
+        return len(self.records) == self.planned
+
+    @property
+    def text(self) -> str:
+        """The tables for a terminal."""
+        return to_text(self.tables)
+
+    def write(self) -> None:
+        """Writes summary.json, tables.md and tables.txt, computed from the episode lines only."""
+        facts = {
+            "complete": self.complete,
+            "planned": self.planned,
+            "done": len(self.records),
+            "episode_seconds": round(sum(record.wall_s for record in self.records), 1),
+            "session_seconds": round(self.seconds, 1),
+            "render": sorted({record.render for record in self.records}),
+            "placement_shift": sorted({record.placement_shift for record in self.records}),
+            "states": sorted({record.state for record in self.records}),
+            "code": sorted({record.code for record in self.records}),
+        }
+        write_json(self.folder / "summary.json", {**facts, "tables": to_json(self.tables)})
+        atomic_write_text(self.folder / "tables.md", to_markdown(self.tables))
+        atomic_write_text(self.folder / "tables.txt", to_text(self.tables))
+
+
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    artist: Artist = plain,
+    load: Callable[[Path, str], BatchPolicy] | None = None,
+    simulators: Simulators | None = None,
+) -> Summary:
+    """Runs, or continues, an evaluation.
+
+    Args:
+        config: What to evaluate.
+        artist: Draws the policy's foresight over film frames.
+        load: Opens the policy of a checkpoint folder on a device; None takes LaMP's.
+        simulators: Where the tasks come from; None takes LIBERO's.
+
+    Raises:
+        ConfigError: The folder holds an evaluation with other settings, or a setting does not fit.
+        SimulationStoppedError: An episode raised, or killed its simulator again and again.
+    """
+    started = time.monotonic()
+    simulators = simulators or LiberoSimulators(
+        suite=config.suite, render=config.render, placement_shift=config.placement_shift
+    )
+    instructions = simulators.instructions()
+    tasks = _tasks(config, len(instructions))
+    policies = _Policies(config, load or _Loaded)
+    conditions = {condition.name: condition for condition in policies.conditions()}
+    hashes = {name: policies.hash_of(condition) for name, condition in conditions.items()}
+    plan = episode_lines.plan(
+        conditions=hashes.items(),
+        suite=simulators.suite,
+        tasks=tasks,
+        states=parse_states(config.states),
+        repeats=config.episodes_per_state,
+        seed=config.seed,
+    )
+    manifest = _manifest(config, hashes, instructions, len(plan))
+    with Run(config.out, manifest) as run:
+        pending = run.pending(plan)
+        if run.records:
+            print(f"{len(run.records)} of {len(plan)} episodes are done already", file=sys.stderr)
+        try:
+            if pending:
+                post = Post(
+                    simulators=simulators,
+                    conditions=conditions,
+                    instructions=instructions,
+                    execute=policies.execute(conditions.values()),
+                    folder=config.out,
+                    artist=artist,
+                )
+                crew = Crew(
+                    size=config.workers, post=post, answer=policies.answer, gather_s=config.gather_ms / 1000
+                )
+                duties = _duties(pending, conditions, tasks, _filmed(plan, conditions, config.videos))
+                _collect(run, crew, duties, config, len(plan))
+        finally:
+            summary = Summary(
+                folder=config.out,
+                tables=tuple(tabulate(run.records)),
+                records=tuple(run.records),
+                planned=len(plan),
+                seconds=time.monotonic() - started,
+            )
+            summary.write()
+    return summary
+
+
+def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
+    for task in config.task:
+        if not 0 <= task < available:
+            raise unknown(f"task of {config.suite}", task, range(available))
+    if len(set(config.task)) != len(config.task):
+        raise ConfigError(f"tasks {config.task}: expected none twice")
+    return config.task or tuple(range(available))
+
+
+def _manifest(config: EvaluateConfig, hashes: Mapping[str, str], instructions: Sequence[str], planned: int) -> Manifest:
+    plain_config: dict[str, Any] = config_to_json(config)
+    decisive = {key: value for key, value in plain_config.items() if key not in WITHOUT_EFFECT}
+    if "replay" in config.controls:
+        decisive["data"] = plain_config["data"]
+    facts = {key: plain_config[key] for key in WITHOUT_EFFECT}
+    facts |= {"code": code_version(), "packages": package_versions()}
+    return Manifest(config=decisive, conditions=hashes, instructions=instructions, planned=planned, facts=facts)
+
+
+def _duties(
+    pending: Sequence[Episode], conditions: Mapping[str, Condition], tasks: Sequence[int], filmed: set[str]
+) -> list[Duty]:
+    recorded = {
+        (name, task): condition.actions(task)
+        for name, condition in conditions.items()
+        if isinstance(condition, Replay | Zero)
+        for task in tasks
+    }
+    return [
+        Duty(episode=episode, actions=recorded.get((episode.condition, episode.task)), filmed=episode.name in filmed)
+        for episode in pending
+    ]
+
+
+def _filmed(plan: Sequence[Episode], conditions: Mapping[str, Condition], count: int) -> set[str]:
+    """Chooses episodes of the first policy, the first of every task before the second of any."""
+    policy = next((name for name, condition in conditions.items() if isinstance(condition, Checkpoint)), None)
+    seen: dict[int, int] = {}
+    ranked = []
+    for episode in plan:
+        if episode.condition == policy:
+            ranked.append((seen.setdefault(episode.task, 0), episode.task, episode.name))
+            seen[episode.task] += 1
+    return {name for _, _, name in sorted(ranked)[:count]}
+
+
+def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: EvaluateConfig, planned: int) -> None:
+    code, packages = code_version(), package_versions()
+    try:
+        for outcome in crew.run(duties):
+            attempt = 1 + crew.deaths[outcome.episode.name]
+            record = _record(outcome, config, attempt=attempt, code=code, packages=packages)
+            run.add(record)
+            result = "success" if record.success else "no success"
+            print(
+                f"[{len(run.records)}/{planned}] {record.condition} task {record.task} state {record.state}: "
+                f"{result} after {record.steps} steps ({record.wall_s:.1f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
+    except KeyboardInterrupt:
+        print(f"stopped with {len(run.records)} of {planned} episodes done; the same command goes on", file=sys.stderr)
+        raise
+
+
+def _record(
+    outcome: Outcome, config: EvaluateConfig, *, attempt: int, code: str, packages: Mapping[str, str]
+) -> EpisodeRecord:
+    fields = {item.name: getattr(outcome, item.name) for item in dataclasses.fields(outcome) if item.name != "episode"}
+    return EpisodeRecord(
+        **dataclasses.asdict(outcome.episode),
+        **fields,
+        placement_shift=config.placement_shift,
+        render=config.render,
+        attempt=attempt,
+        code=code,
+        packages=dict(packages),
+    )
+
+
+class _Policies:
+    """The checkpoints of an evaluation, opened when first needed, and the conditions that ask them."""
+
+    def __init__(self, config: EvaluateConfig, load: Callable[[Path, str], BatchPolicy]) -> None:
+        self._config = config
+        self._load = load
+        self._opened: dict[Path, BatchPolicy] = {}
+        self._paths: dict[str, Path] = {}
+
+    def conditions(self) -> list[Condition]:
+        """Builds the conditions, policies first.
+
+        Raises:
+            ConfigError: Two conditions have the same name.
+        """
+        config, found = self._config, []
+        for path, label in ((config.checkpoint, config.label), (config.against, config.against_label)):
+            if path is not None:
+                found.append(Checkpoint(name=label or self._label(path), path=path))
+        found += [control(name, checkpoint=config.checkpoint, data=config.data) for name in config.controls]
+        names = [condition.name for condition in found]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"conditions {', '.join(names)}: expected different names; give --label and --against-label")
+        self._paths = {c.name: c.path for c in found if isinstance(c, Checkpoint | WrongInstruction | Blank)}
+        return found
+
+    def hash_of(self, condition: Condition) -> str:
+        """Returns the content hash of the checkpoint a condition asks; empty where it asks none."""
+        path = self._paths.get(condition.name)
+        return checkpoint_hash(path) if path is not None else ""
+
+    def execute(self, conditions: Sequence[Condition] | Any) -> dict[str, int]:
+        """Returns how many actions of a chunk each condition executes."""
+        asking = [condition.name for condition in conditions if condition.name in self._paths]
+        return {name: self._config.execute or self._policy(self._paths[name]).execute for name in asking}
+
+    def answer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """Answers requests of several workers, one forward pass for all that ask the same checkpoint."""
+        groups: dict[tuple[Path, bool], list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault((self._paths[request.episode.condition], request.foresight), []).append(index)
+        chunks: dict[int, ActionChunk] = {}
+        for (path, foresight), indices in groups.items():
+            answered = self._policy(path).act_batch(
+                [requests[index].observation for index in indices],
+                [requests[index].noise_seed for index in indices],
+                foresight=foresight,
+            )
+            chunks.update(zip(indices, answered, strict=True))
+        return [chunks[index] for index in range(len(requests))]
+
+    def _label(self, path: Path) -> str:
+        return "with_motion" if self._policy(path).uses_motion else "without_motion"
+
+    def _policy(self, path: Path) -> BatchPolicy:
+        if path not in self._opened:
+            self._opened[path] = self._load(path, self._config.device)
+        return self._opened[path]
+
+
+class _Loaded:
+    """LaMP's policy, with what its checkpoint says about itself."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        from lamp.policy import LaMPPolicy
+        from lamp.train.description import read_description
+
+        description = read_description(path)
+        if description.policy is None:
+            raise MismatchError(f"{path} is a {description.kind} checkpoint; expected the policy's, of the second stage")
+        self.uses_motion = description.model.motion is not None
+        self.execute = description.policy.execute
+        self.act_batch = LaMPPolicy.from_checkpoint(path, device=device).act_batch
+
+
+__all__ = ["SUITES", "BatchPolicy", "EvaluateConfig", "Summary", "evaluate"]

@@ -1,0 +1,123 @@
+"""The folder of an evaluation: what was asked (`run.json`), and what is done so far (`episodes.jsonl`), each episode once."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from lamp.benchmark.episodes import EPISODES, Episode, EpisodeRecord, read_records
+from lamp.errors import ConfigError, DataError
+from lamp.files import append_line, read_json, write_json
+
+MANIFEST = "run.json"
+FORMAT = "lamp-evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an evaluation folder is the answer to."""
+
+    config: Mapping[str, Any]
+    """The settings that change results; a folder belongs to one set of them."""
+    conditions: Mapping[str, str]
+    """Name of each condition -> its checkpoint's content hash, empty where it has none."""
+    instructions: Sequence[str]
+    """The instruction of every task of the suite."""
+    planned: int
+    """Number of episodes."""
+    facts: Mapping[str, Any]
+    """What is worth knowing but may differ between sessions: paths, code and package versions, workers."""
+
+
+class Run:
+    """An evaluation folder opened for writing, by one process at a time.
+
+    Raises:
+        ConfigError: The folder holds an evaluation with other settings, or another process is writing to it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock: IO[str] | None = open(folder / ".lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise ConfigError(f"another process is evaluating into {folder}; wait for it or choose another --out") from None
+        try:
+            _claim(folder, manifest)
+            self.records = read_records(folder) if (folder / EPISODES).exists() else []
+        except BaseException:
+            self.close()
+            raise
+
+    def pending(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Returns the episodes that no line records yet, in order."""
+        done = {record.key for record in self.records}
+        return [episode for episode in episodes if episode.key not in done]
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Appends an episode; it is on the disk when this returns."""
+        append_line(self.folder / EPISODES, record.to_line())
+        self.records.append(record)
+
+    def close(self) -> None:
+        """Lets other processes write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _claim(folder: Path, manifest: Manifest) -> None:
+    path = folder / MANIFEST
+    asked = {"config": dict(manifest.config), "conditions": dict(manifest.conditions)}
+    if not path.exists():
+        if (folder / EPISODES).exists():
+            raise DataError(f"{folder} holds {EPISODES} but no {MANIFEST}; restore it or choose another --out")
+        rest = {"planned": manifest.planned, "instructions": list(manifest.instructions), "facts": dict(manifest.facts)}
+        write_json(path, {"format": FORMAT, "version": 1, **asked, **rest})
+        return
+    found = read_json(path, "evaluation manifest")
+    if found.get("format") != FORMAT:
+        raise DataError(f"{path} is not the manifest of an evaluation; choose another --out")
+    differing = [
+        f"{key} is {asked[part].get(key)!r}, was {found[part].get(key)!r}"
+        for part in ("config", "conditions")
+        for key in sorted(asked[part].keys() | found[part].keys())
+        if asked[part].get(key) != found[part].get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{folder} holds an evaluation with other settings ({'; '.join(differing)}); "
+            "continue it with the same settings, or choose another --out"
+        )
+
+
+def checkpoint_hash(checkpoint: Path) -> str:
+    """Returns 16 hexadecimal digits that name the content of a checkpoint, or of a run's: its weights and its description.
+
+    Raises:
+        DataError: The folder is no checkpoint.
+    """
+    folder = checkpoint / "checkpoint" if (checkpoint / "checkpoint").is_dir() else checkpoint
+    files = [folder / "lamp.json", folder / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{folder} is no checkpoint: {file.name} is missing; expected a folder that training wrote")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,80 @@
+"""Counting statistics for success rates: intervals for one condition, exact tests for two on the same episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb, sqrt
+from statistics import NormalDist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A number of successes out of a number of trials."""
+
+    successes: int
+    trials: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.successes <= self.trials:
+            raise ValueError(f"{self.successes} successes of {self.trials} trials: expected 0 <= successes <= trials")
+
+    @property
+    def value(self) -> float:
+        """The observed success rate; nan where nothing was tried."""
+        return self.successes / self.trials if self.trials else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval."""
+        return wilson(self.successes, self.trials)
+
+
+def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns Wilson's score interval of a binomial proportion; (0, 1) where nothing was tried."""
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = successes / trials
+    denominator = 1 + z * z / trials
+    centre = (p + z * z / (2 * trials)) / denominator
+    half = z * sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / denominator
+    # The ends are exactly 0 and 1 in theory where nothing or everything succeeded; rounding must not say otherwise.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return low, high
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Returns the two-sided exact p-value of McNemar's test: a fair coin for the episodes on which two conditions differ."""
+    discordant = only_first + only_second
+    if discordant == 0:
+        return 1.0
+    tail = sum(comb(discordant, i) for i in range(min(only_first, only_second) + 1)) / 2**discordant
+    return min(1.0, 2 * tail)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two conditions compared on the episodes both have done: same initial states, same placements."""
+
+    first: str
+    second: str
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @property
+    def episodes(self) -> int:
+        """The number of episodes that both conditions have done."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def difference(self) -> float:
+        """Success rate of `first` minus that of `second` on the shared episodes."""
+        return (self.only_first - self.only_second) / self.episodes if self.episodes else float("nan")
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact two-sided p-value."""
+        return mcnemar_exact(self.only_first, self.only_second)

@@ -1,0 +1,124 @@
+"""Which tasks, initial states and seeds an evaluation visits; where its simulators come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from lamp.errors import ConfigError, unknown
+from lamp_client.envs import Env
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+"""The four LIBERO suites in the order that numbers them in the noise seed."""
+
+TASKS_PER_SUITE = 10
+
+
+@runtime_checkable
+class Simulator(Env, Protocol):
+    """A task that an evaluation can put into an initial state."""
+
+    placement: Mapping[str, Any]
+    """Name of each displaced object -> its offset (x, y) in [m]."""
+
+    def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
+        """Goes to a stored initial state, displaces objects if so configured, and lets everything settle."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Simulators(Protocol):
+    """Makes the simulators of a suite; travels to worker processes, so it must pickle."""
+
+    suite: str
+
+    def instructions(self) -> tuple[str, ...]:
+        """The instruction of every task of the suite, in order."""
+        ...
+
+    def make(self, task: int) -> Simulator: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiberoSimulators:
+    """The simulators of one LIBERO suite."""
+
+    suite: str
+    render: Literal["exact", "fast"] = "exact"
+    placement_shift: float = 0.0
+    """Largest displacement of an object along x and y in [m]."""
+    image_size: int = 256
+    seed: int = 7
+    """The environment's own seed; 7 in the protocol."""
+
+    def __post_init__(self) -> None:
+        if self.suite not in SUITES:
+            raise unknown("suite", self.suite, SUITES)
+
+    def instructions(self) -> tuple[str, ...]:
+        """The instruction of every task of the suite, in order."""
+        from lamp_client.envs.libero import load_task
+
+        return tuple(load_task(self.suite, task).instruction for task in range(TASKS_PER_SUITE))
+
+    def make(self, task: int) -> Simulator:
+        """Opens the simulator of one task (seconds)."""
+        from lamp_client.envs.libero import LiberoEnv, load_task
+
+        return LiberoEnv(
+            load_task(self.suite, task),
+            image_size=self.image_size,
+            render=self.render,
+            placement_shift=self.placement_shift,
+            seed=self.seed,
+        )
+
+
+def parse_states(text: str, available: int = 50) -> tuple[int, ...]:
+    """Reads initial states as Python writes slices, joined by commas: `30:50`, `0:50:5`, `0,3,40:50`.
+
+    Raises:
+        ConfigError: The text is no such list, names a state twice, or one that the suite does not have.
+    """
+    states: list[int] = []
+    for part in text.split(","):
+        pieces = part.strip().split(":")
+        try:
+            numbers = [int(piece) if piece.strip() else None for piece in pieces]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1 and numbers[0] is not None:
+            states.append(numbers[0])
+        elif len(numbers) in (2, 3) and all(number is None or number >= 0 for number in numbers) and numbers[2:] != [0]:
+            stop = numbers[1] if numbers[1] is not None else available
+            states.extend(range(numbers[0] or 0, stop, (numbers[2] if numbers[2:] else None) or 1))
+        else:
+            raise ConfigError(f"initial states {text!r}: expected numbers or slices such as '30:50', '0:50:5' or '0,3,40:50'")
+    outside = [state for state in states if not 0 <= state < available]
+    if outside:
+        raise ConfigError(f"initial states {text!r}: there is no state {outside[0]}; the suite has 0 to {available - 1}")
+    if not states or len(set(states)) != len(states):
+        raise ConfigError(f"initial states {text!r}: expected at least one state and none twice")
+    return tuple(states)
+
+
+def noise_seed(suite: str, task: int, state: int, repeat: int = 0) -> int:
+    """The policy's noise seed of one episode: 7 + 100000 suite + 1000 task + episode, as the released evaluation has it.
+
+    The episode number is the initial state, so that evaluating a few states gives the very episodes of the full run;
+    repetitions of a state count on in steps of 50.
+    """
+    number = SUITES.index(suite) if suite in SUITES else len(SUITES)
+    return 7 + 100_000 * number + 1_000 * task + state + 50 * repeat
+
+
+def placement_seed(seed: int, suite: str, task: int, state: int, repeat: int = 0) -> int:
+    """The seed that displaces an episode's objects: the same for every condition, whichever subset is evaluated."""
+    number = SUITES.index(suite) if suite in SUITES else len(SUITES)
+    # The leading constant keeps evaluation placements apart from any that collection draws from small integer seeds.
+    return int(np.random.SeedSequence([0xE7A1, seed, number, task, state, repeat]).generate_state(1)[0])

@@ -1,0 +1,202 @@
+"""Simulator processes: each owns one simulator, takes episodes, and asks the main process for action chunks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamp.benchmark.controls import Condition, Replay, Zero
+from lamp.benchmark.episodes import Episode
+from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
+from lamp.benchmark.suites import Simulator, Simulators
+from lamp_client.chunks import OpenLoop
+from lamp_client.rollout import run_episode
+from lamp_client.types import ActionChunk, Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duty:
+    """Main process to worker: run this episode."""
+
+    episode: Episode
+    actions: np.ndarray | None
+    """(n, 7) recorded actions in dataset units of a control that does not look; the last one is repeated."""
+    filmed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Worker to main process: what shall I do? The reply is an `ActionChunk`."""
+
+    episode: Episode
+    observation: Observation
+    noise_seed: tuple[int, ...]
+    foresight: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Worker to main process: the episode is over."""
+
+    episode: Episode
+    success: bool
+    success_last: bool
+    steps: int
+    instruction: str
+    placement: dict[str, list[float]]
+    wall_s: float
+    policy_calls: int
+    policy_ms: float
+    video: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Worker to main process: the episode raised; that is a mistake to be mended, not to be tried again."""
+
+    episode: Episode
+    error: str
+    trace: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """What a worker is told at its start."""
+
+    simulators: Simulators
+    conditions: Mapping[str, Condition]
+    instructions: tuple[str, ...]
+    execute: Mapping[str, int]
+    """Condition -> number of actions executed of each chunk."""
+    folder: Path
+    artist: Artist
+
+
+class RemotePolicy:
+    """A policy that answers from the main process, shown what the condition lets it see."""
+
+    def __init__(self, connection: Connection, post: Post, duty: Duty) -> None:
+        self._connection = connection
+        self._post = post
+        self._duty = duty
+        self.calls = 0
+        self.waited_s = 0.0
+        self.foresight: np.ndarray | None = None
+        self.instruction: str | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Its actions are in the dataset's units."""
+        return {}
+
+    def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
+        """Sends the observation and waits for the chunk."""
+        condition = self._post.conditions[self._duty.episode.condition]
+        if isinstance(condition, Replay | Zero):
+            raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
+        shown = condition.altered(observation, task=self._duty.episode.task, instructions=self._post.instructions)
+        self.instruction = shown.instruction
+        seeds = noise_seed if noise_seed is not None else (*self._duty.episode.noise_seed, self.calls)
+        started = time.perf_counter()
+        self._connection.send(
+            Request(episode=self._duty.episode, observation=shown, noise_seed=seeds, foresight=self._duty.filmed)
+        )
+        chunk: ActionChunk = self._connection.recv()
+        self.waited_s += time.perf_counter() - started
+        self.calls += 1
+        self.foresight = chunk.foresight
+        return chunk
+
+
+def work(connection: Connection, post: Post) -> None:
+    """A worker process: runs duties until told to stop (None) or until the main process is gone."""
+    # Ctrl-C reaches the whole process group; only the main process decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    simulator: Simulator | None = None
+    task = -1
+    try:
+        while True:
+            duty: Duty | None = connection.recv()
+            if duty is None:
+                return
+            try:
+                if simulator is None or task != duty.episode.task:
+                    if simulator is not None:
+                        simulator.close()
+                    simulator, task = post.simulators.make(duty.episode.task), duty.episode.task
+                outcome = play(simulator, duty, RemotePolicy(connection, post, duty), post)
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                connection.send(Failure(episode=duty.episode, error=text, trace=traceback.format_exc()))
+                simulator = None
+            else:
+                connection.send(outcome)
+    except (EOFError, ConnectionError):
+        # The main process is gone. Leave without the interpreter's clean-up, which may wait for graphics libraries.
+        os._exit(1)
+
+
+class Recorded:
+    """An executor that sends recorded actions without ever looking; the last one is repeated."""
+
+    chunk: ActionChunk | None = None
+    calls: int = 0
+
+    def __init__(self, actions: np.ndarray) -> None:
+        self._actions = actions
+        self._step = 0
+
+    def reset(self) -> None:
+        """Starts again from the first action."""
+        self._step = 0
+
+    def next_action(
+        self, observe: Callable[[], Observation], policy: RemotePolicy, noise_seed: tuple[int, ...]
+    ) -> np.ndarray:
+        """Returns the next recorded action."""
+        action = self._actions[min(self._step, len(self._actions) - 1)]
+        self._step += 1
+        return action
+
+
+def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
+    """Runs one episode: at most `step_limit` actions after settling, ended by the first success."""
+    started = time.perf_counter()
+    episode = duty.episode
+    simulator.reset(episode.state, episode.placement_seed)
+    film = Film(post.artist) if duty.filmed else None
+    executor = OpenLoop(execute=post.execute[episode.condition]) if duty.actions is None else Recorded(duty.actions)
+    result = run_episode(
+        simulator,
+        policy,
+        executor,
+        noise_seed=episode.noise_seed,
+        on_frame=film.shoot if film else None,
+        frame_every=FILM_EVERY,
+    )
+    video = f"videos/{episode.name}.mp4" if film else None
+    if film and video:
+        write_film(post.folder / video, film.frames)
+    return Outcome(
+        episode=episode,
+        success=result.success,
+        success_last=result.success_last,
+        steps=result.steps,
+        instruction=policy.instruction or simulator.instruction,
+        placement={name: [float(value) for value in offset] for name, offset in simulator.placement.items()},
+        wall_s=round(time.perf_counter() - started, 3),
+        policy_calls=policy.calls,
+        policy_ms=round(1000 * policy.waited_s / policy.calls, 2) if policy.calls else 0.0,
+        video=video,
+    )

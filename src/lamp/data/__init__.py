@@ -1,0 +1,1 @@
+"""Demonstrations and stores to batches: LeRobot datasets, normalisers, feature cache, samples."""

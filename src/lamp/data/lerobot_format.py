@@ -1,0 +1,131 @@
+"""The layout of a LeRobot v3.0 dataset folder: paths, features, and columns to and from Arrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lamp.errors import DataError
+
+CODEBASE_VERSION = "v3.0"
+INFO_PATH = "meta/info.json"
+STATISTICS_PATH = "meta/stats.json"
+TASKS_PATH = "meta/tasks.parquet"
+LAMP_PATH = "meta/lamp.json"
+LAMP_EPISODES_PATH = "meta/lamp_episodes.jsonl"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+SIMULATION_PATH = "simulation/episode-{episode_index:06d}.safetensors"
+IMAGE_PREFIX = "observation.images."
+CHUNK_SIZE = 1000
+"""Files per chunk folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """What one column holds: a NumPy type name, the shape of one frame's value, and names for its entries."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `info.json`."""
+        return {"dtype": self.dtype, "shape": list(self.shape), "names": list(self.names) if self.names else None}
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Feature:
+        """The feature that fits an array of one value per frame."""
+        return cls(dtype=values.dtype.name, shape=values.shape[1:] or (1,))
+
+
+BOOKKEEPING: Mapping[str, Feature] = {
+    "timestamp": Feature(dtype="float32", shape=(1,)),
+    "frame_index": Feature(dtype="int64", shape=(1,)),
+    "episode_index": Feature(dtype="int64", shape=(1,)),
+    "index": Feature(dtype="int64", shape=(1,)),
+    "task_index": Feature(dtype="int64", shape=(1,)),
+}
+"""Columns that every LeRobot dataset has, in both versions of the format."""
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Slot:
+    """Which chunk and which file in it."""
+
+    chunk: int
+    file: int
+
+    def next(self) -> Slot:
+        """The slot after this one."""
+        return Slot(chunk=self.chunk, file=self.file + 1) if self.file + 1 < CHUNK_SIZE else Slot(chunk=self.chunk + 1, file=0)
+
+    def path(self, root: Path, template: str, video_key: str = "") -> Path:
+        """The file in this slot under one of the path templates."""
+        return root / template.format(chunk_index=self.chunk, file_index=self.file, video_key=video_key)
+
+
+def to_arrow(values: np.ndarray, feature: Feature, name: str) -> pa.Array:
+    """A column: plain values for shape (1,), fixed-size lists for vectors.
+
+    Raises:
+        DataError: The values do not have the feature's shape.
+    """
+    flat = np.ascontiguousarray(values, dtype=feature.dtype)
+    if len(feature.shape) != 1 or flat.size != len(values) * feature.shape[0]:
+        raise DataError(f"{name} has shape {values.shape}; expected one vector of shape {feature.shape} per frame")
+    column = pa.array(flat.ravel())
+    return column if feature.shape == (1,) else pa.FixedSizeListArray.from_arrays(column, feature.shape[0])
+
+
+def from_arrow(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray:
+    """The inverse of `to_arrow`; scalar columns come back as (L,), vectors as (L, d).
+
+    Raises:
+        DataError: The column's values do not have the feature's shape.
+    """
+    array = column.combine_chunks()
+    while pa.types.is_nested(array.type):
+        array = array.flatten()
+    values = array.to_numpy(zero_copy_only=False).astype(feature.dtype, copy=False)
+    size = int(np.prod(feature.shape))
+    if len(values) != len(column) * size:
+        raise DataError(f"column {name} holds {len(values)} values in {len(column)} rows; expected {size} a row")
+    return values if feature.shape == (1,) else values.reshape(len(column), *feature.shape)
+
+
+def tasks_table(tasks: Sequence[str]) -> pa.Table:
+    """The task list as pandas would write it: the task string is the index, `task_index` the only column."""
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    columns = [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+    ]
+    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def video_feature(height: int, width: int, fps: int, codec: str) -> dict[str, Any]:
+    """A camera's entry in `info.json`."""
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+        "info": {
+            "video.height": height,
+            "video.width": width,
+            "video.codec": codec,
+            "video.pix_fmt": "yuv420p",
+            "video.is_depth_map": False,
+            "video.fps": fps,
+            "video.channels": 3,
+            "has_audio": False,
+        },
+    }

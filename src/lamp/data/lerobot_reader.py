@@ -1,0 +1,386 @@
+"""Reading LeRobot v3.0 datasets: the description, the frames' values, and the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, UInt8
+
+from lamp.data.lerobot_format import (
+    BOOKKEEPING,
+    CODEBASE_VERSION,
+    DATA_PATH,
+    EPISODES_PATH,
+    IMAGE_PREFIX,
+    INFO_PATH,
+    LAMP_EPISODES_PATH,
+    LAMP_PATH,
+    SIMULATION_PATH,
+    STATISTICS_PATH,
+    TASKS_PATH,
+    VIDEO_PATH,
+    Feature,
+    Slot,
+    from_arrow,
+)
+from lamp.data.statistics import FeatureStatistics
+from lamp.data.video import read_frames, video_info
+from lamp.errors import DataError, unknown
+from lamp.files import read_json, read_lines_json
+
+FRESH = "observation.fresh"
+"""False where a frame repeats the image rendered for an earlier one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSpan:
+    """Where an episode's frames are in a camera's video files."""
+
+    slot: Slot
+    first: int
+    """Number, in the file, of the episode's first frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One episode's place in the dataset."""
+
+    index: int
+    length: int
+    task: str
+    """The instruction in words."""
+    start: int
+    """The dataset's number of the first frame."""
+    slot: Slot
+    """The data file that holds it."""
+    row: int
+    """Its first row in that file."""
+    videos: Mapping[str, VideoSpan]
+    """Per camera, under its short name."""
+
+
+class LeRobotDataset:
+    """A LeRobot v3.0 dataset in a folder. Nothing but the description is read until it is asked for.
+
+    Cameras go by their short names: ``agentview`` for the feature ``observation.images.agentview``.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        """
+        Raises:
+            DataError: The folder is not a dataset, of another version, or its description is incomplete.
+        """
+        self.root = Path(root)
+        if not (self.root / INFO_PATH).is_file():
+            raise DataError(
+                f"{self.root} is not a LeRobot dataset: there is no {INFO_PATH}; "
+                "expected a folder written by `lamp collect` or by LeRobot 0.4 or newer"
+            )
+        self.info: dict[str, Any] = read_json(self.root / INFO_PATH, "dataset description")
+        version = self.info.get("codebase_version")
+        if version != CODEBASE_VERSION:
+            raise DataError(
+                f"{self.root} is a LeRobot {version} dataset; expected {CODEBASE_VERSION}, "
+                "to which LeRobot's convert_dataset_v21_to_v30 script converts"
+            )
+        missing = [key for key in ("fps", "features", "total_episodes", "total_frames") if key not in self.info]
+        if missing:
+            raise DataError(f"{self.root / INFO_PATH} lacks {', '.join(missing)}; restore the file")
+        self.fps = float(self.info["fps"])
+        described = self.info["features"]
+        pictures = {name: entry for name, entry in described.items() if entry["dtype"] == "video"}
+        self.cameras = tuple(name.removeprefix(IMAGE_PREFIX) for name in pictures)
+        self._camera_keys = dict(zip(self.cameras, pictures, strict=True))
+        self.image_sizes: dict[str, tuple[int, int]] = {
+            camera: (int(pictures[key]["shape"][0]), int(pictures[key]["shape"][1])) for camera, key in self._camera_keys.items()
+        }
+        self.features = {
+            name: Feature(dtype=entry["dtype"], shape=tuple(entry["shape"]), names=_names(entry.get("names")))
+            for name, entry in described.items()
+            if entry["dtype"] not in ("video", "image", "string") and name not in BOOKKEEPING
+        }
+        self._columns: dict[tuple[Slot, str], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return int(self.info["total_episodes"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves cached values behind when the dataset is sent to another process."""
+        return {**self.__dict__, "_columns": {}}
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The instructions, by task index."""
+        table = self._parquet(self.root / TASKS_PATH)
+        text = next((name for name in table.column_names if name != "task_index"), None)
+        if text is None or "task_index" not in table.column_names:
+            raise DataError(f"{self.root / TASKS_PATH} has the columns {table.column_names}; expected task and task_index")
+        pairs = sorted(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+        return [task for _, task in pairs]
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        """All episodes, by index."""
+        videos = [
+            f"videos/{key}/{name}"
+            for key in self._camera_keys.values()
+            for name in ("chunk_index", "file_index", "from_timestamp")
+        ]
+        rows = self._episode_rows(["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos])
+        if [row["episode_index"] for row in rows] != list(range(len(self))):
+            raise DataError(
+                f"the episode table of {self.root} does not list episodes 0 to {len(self) - 1} once each; "
+                "a file of meta/episodes is missing"
+            )
+        found, next_row = [], {}
+        for row in rows:
+            slot = Slot(chunk=row["data/chunk_index"], file=row["data/file_index"])
+            first_row = next_row.get(slot, 0)
+            next_row[slot] = first_row + row["length"]
+            found.append(self._episode(row, slot, first_row))
+        return found
+
+    def _episode_rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+        files = sorted((self.root / "meta/episodes").glob("chunk-*/file-*.parquet"))
+        if not files:
+            raise DataError(f"{self.root} has no episode table; expected {EPISODES_PATH.format(chunk_index=0, file_index=0)}")
+        rows = [row for file in files for row in self._parquet(file, ["episode_index", *columns]).to_pylist()]
+        return sorted((row for row in rows if row["episode_index"] < len(self)), key=lambda row: row["episode_index"])
+
+    def _episode(self, row: Mapping[str, Any], slot: Slot, first_row: int) -> Episode:
+        videos = {
+            camera: VideoSpan(
+                slot=Slot(chunk=row[f"videos/{key}/chunk_index"], file=row[f"videos/{key}/file_index"]),
+                first=round(row[f"videos/{key}/from_timestamp"] * self.fps),
+            )
+            for camera, key in self._camera_keys.items()
+        }
+        return Episode(
+            index=row["episode_index"],
+            length=row["length"],
+            task=row["tasks"][0],
+            start=row["dataset_from_index"],
+            slot=slot,
+            row=first_row,
+            videos=videos,
+        )
+
+    def episode(self, index: int) -> Episode:
+        """One episode.
+
+        Raises:
+            ConfigError: There is no such episode.
+        """
+        if not 0 <= index < len(self):
+            raise unknown("episode", index, (f"0 to {len(self) - 1}",))
+        return self.episodes[index]
+
+    def column(self, name: str, episode: int) -> np.ndarray:
+        """A feature's values in one episode: (L, d), or (L,) for a single value per frame.
+
+        Raises:
+            ConfigError: The dataset has no such feature.
+            DataError: The data file is missing, corrupt, or lacks the column or rows.
+        """
+        place = self.episode(episode)
+        values = self._file_column(place.slot, name)[place.row : place.row + place.length]
+        if len(values) != place.length:
+            path = place.slot.path(self.root, self.info.get("data_path", DATA_PATH))
+            raise DataError(f"{path} lacks rows of episode {episode}: {len(values)} of {place.length}; it is incomplete")
+        return values
+
+    def all_values(self, name: str) -> np.ndarray:
+        """A feature's values in all episodes, one after another."""
+        return np.concatenate([self.column(name, index) for index in range(len(self))])
+
+    def _file_column(self, slot: Slot, name: str) -> np.ndarray:
+        feature = {**self.features, **BOOKKEEPING}.get(name)
+        if feature is None:
+            raise unknown("feature", name, (*self.features, *BOOKKEEPING))
+        if (slot, name) not in self._columns:
+            path = slot.path(self.root, self.info.get("data_path", DATA_PATH))
+            self._columns[slot, name] = from_arrow(self._parquet(path, [name])[name], feature, f"{name} of {path}")
+        return self._columns[slot, name]
+
+    @staticmethod
+    def _parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        if not path.is_file():
+            raise DataError(f"no file {path}; the dataset is incomplete")
+        try:
+            with pq.ParquetFile(path) as file:
+                present = file.schema_arrow.names
+                missing = [name for name in columns or () if name not in present]
+                if missing:
+                    raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
+                return file.read(columns=list(columns) if columns is not None else None)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+
+    def fresh(self, episode: int) -> Bool[np.ndarray, "l"]:
+        """Which frames have an image of their own, rather than a repetition; all, where the dataset does not say."""
+        if FRESH not in self.features:
+            return np.ones(self.episode(episode).length, bool)
+        return self.column(FRESH, episode).astype(bool)
+
+    def video_path(self, camera: str, episode: int) -> Path:
+        """The video file that holds the episode's frames.
+
+        Raises:
+            ConfigError: The dataset has no such camera or episode.
+        """
+        if camera not in self._camera_keys:
+            raise unknown("camera", camera, self.cameras)
+        template = self.info.get("video_path") or VIDEO_PATH
+        return self.episode(episode).videos[camera].slot.path(self.root, template, self._camera_keys[camera])
+
+    def frames(
+        self, camera: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """Decodes frames of one episode; `indices` are sorted frame indices within the episode, None means all.
+
+        Raises:
+            ConfigError: The dataset has no such camera, episode or frame.
+            DataError: The video is missing, truncated or corrupt.
+        """
+        path, place = self.video_path(camera, episode), self.episode(episode)
+        wanted = np.arange(place.length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
+        if len(wanted) and not (0 <= wanted.min() and wanted.max() < place.length):
+            raise unknown("frame", int(wanted.max()), (f"0 to {place.length - 1} in episode {episode}",))
+        return read_frames(path, wanted + place.videos[camera].first, self.fps)
+
+    def statistics(self, name: str) -> FeatureStatistics:
+        """A feature's statistics over the dataset; cameras go by either name.
+
+        Raises:
+            ConfigError: There are none of that name.
+            DataError: The file is missing or lacks a quantile.
+        """
+        found = read_json(self.root / STATISTICS_PATH, "file of dataset statistics")
+        name = self._camera_keys.get(name, name)
+        if name not in found:
+            raise unknown("statistics", name, found)
+        return FeatureStatistics.from_json(found[name], where=f"{self.root / STATISTICS_PATH}: {name}")
+
+    def episode_statistics(self, name: str) -> list[FeatureStatistics]:
+        """A feature's statistics in each episode, from the episode table.
+
+        Raises:
+            DataError: The table lacks them.
+        """
+        prefix = f"stats/{self._camera_keys.get(name, name)}/"
+        names = [field.name for field in fields(FeatureStatistics)]
+        rows = self._episode_rows([prefix + name for name in names])
+        where = f"the episode table of {self.root}: {prefix}"
+        return [FeatureStatistics.from_json({name: row[prefix + name] for name in names}, where=where) for row in rows]
+
+    @cached_property
+    def lamp(self) -> dict[str, Any]:
+        """How LaMP collected the data (`meta/lamp.json`); empty for datasets from elsewhere."""
+        path = self.root / LAMP_PATH
+        return read_json(path, "description of the collection") if path.exists() else {}
+
+    @cached_property
+    def _extras(self) -> dict[int, dict[str, Any]]:
+        return {row["episode_index"]: row for row in read_lines_json(self.root / LAMP_EPISODES_PATH)}
+
+    def extra(self, episode: int) -> dict[str, Any]:
+        """What the collector noted about an episode: its name, initial state, seeds."""
+        return self._extras.get(self.episode(episode).index, {"episode_index": episode})
+
+    def simulation_path(self, episode: int) -> Path:
+        """The file with the simulator's states and poses; it need not exist."""
+        return self.root / SIMULATION_PATH.format(episode_index=self.episode(episode).index)
+
+    def fingerprint(self, episode: int) -> str:
+        """A hash of what an episode holds, with pictures known by their files: caches go stale when it changes."""
+        place = self.episode(episode)
+        found = hashlib.sha256(f"{place.index} {place.length} {place.task} {self.extra(episode).get('name')}".encode())
+        for camera in self.cameras:
+            path = self.video_path(camera, episode)
+            size = path.stat().st_size if path.is_file() else 0
+            found.update(f"{camera} {place.videos[camera]} {size}".encode())
+        for name in sorted(self.features):
+            found.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
+        return found.hexdigest()[:16]
+
+    def files(self) -> set[Path]:
+        """All data, video and episode files that the dataset refers to."""
+        data, episodes = self.info.get("data_path", DATA_PATH), (self.root / "meta/episodes").glob("chunk-*/file-*.parquet")
+        found = {episode.slot.path(self.root, data) for episode in self.episodes}
+        found |= {self.video_path(camera, episode.index) for camera in self.cameras for episode in self.episodes}
+        for path in episodes:
+            if min(self._parquet(path, ["episode_index"])["episode_index"].to_pylist(), default=len(self)) < len(self):
+                found.add(path)
+        return found
+
+    def validate(self) -> None:
+        """Checks that every file is there, readable, and holds as many rows and frames as the description says.
+
+        Raises:
+            DataError: Something is missing, incomplete or corrupt.
+        """
+        frames = sum(episode.length for episode in self.episodes)
+        if frames != self.info["total_frames"]:
+            raise DataError(f"the episodes of {self.root} add up to {frames} frames; expected {self.info['total_frames']}")
+        for name in (*self.features, *BOOKKEEPING):
+            for episode in self.episodes:
+                self.column(name, episode.index)
+            self.statistics(name)
+        tasks = set(self.tasks)
+        for episode in self.episodes:
+            if not np.array_equal(self.column("frame_index", episode.index), np.arange(episode.length)):
+                raise DataError(f"the frame_index of episode {episode.index} does not count from 0 to {episode.length - 1}")
+            if (self.column("episode_index", episode.index) != episode.index).any() or episode.task not in tasks:
+                raise DataError(f"the rows of episode {episode.index} in {self.root} are not its own; the tables disagree")
+        self._validate_videos()
+
+    def _validate_videos(self) -> None:
+        for camera in self.cameras:
+            ends: dict[Path, int] = {}
+            for episode in self.episodes:
+                path = self.video_path(camera, episode.index)
+                ends[path] = max(ends.get(path, 0), episode.videos[camera].first + episode.length)
+            for path, end in ends.items():
+                found = video_info(path)
+                if found.frames < end:
+                    raise DataError(f"the video {path} holds {found.frames} frames; expected {end}; it is truncated")
+                if (found.height, found.width) != self.image_sizes[camera]:
+                    raise DataError(
+                        f"the video {path} is {found.height}x{found.width}; the description says {self.image_sizes[camera]}"
+                    )
+
+    def describe(self) -> dict[str, Any]:
+        """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""
+        lengths = np.array([episode.length for episode in self.episodes])
+        tasks = {task: sum(episode.task == task for episode in self.episodes) for task in self.tasks}
+        return {
+            "root": str(self.root),
+            "format": f"LeRobot {CODEBASE_VERSION}",
+            "episodes": len(self),
+            "frames": int(self.info["total_frames"]),
+            "fresh frames": int(sum(self.fresh(index).sum() for index in range(len(self)))),
+            "episode length": {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())},
+            "fps": self.fps,
+            "tasks": {task: count for task, count in tasks.items() if count},
+            "cameras": {camera: list(size) for camera, size in self.image_sizes.items()},
+            "features": {name: list(feature.shape) for name, feature in self.features.items()},
+            "collection": self.lamp,
+        }
+
+
+def _names(names: Any) -> tuple[str, ...] | None:
+    """LeRobot gives names as a list, or as a list under some key."""
+    if isinstance(names, dict):
+        names = next((value for value in names.values() if isinstance(value, list)), None)
+    return tuple(str(name) for name in names) if isinstance(names, list) else None

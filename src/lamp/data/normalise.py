@@ -1,0 +1,284 @@
+"""Normalisers with exact inverses, and the state transform: what the models see, and the way back.
+
+Every normaliser is affine per dimension, works on NumPy arrays and torch tensors alike (the last axis holds the dimensions),
+and is a frozen dataclass of plain numbers that `lamp.configuration` turns into JSON and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamp.errors import ConfigError, MismatchError
+
+Values = TypeVar("Values", np.ndarray, Tensor)
+
+SMALLEST_SPREAD = 1e-6
+"""A dimension that varies less than this is taken as constant: it is centred and not scaled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """What the normalisers share: normalised = (value - centre) / scale, per dimension."""
+
+    masked: tuple[int, ...] = ()
+    """Dimensions that are left as they are."""
+    binary: tuple[int, ...] = ()
+    """Dimensions with values 0 and 1 (such as a gripper that is closed or open), which become -1 and 1."""
+
+    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Centre and scale per dimension, before masks."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        centre, scale = self._affine()
+        if len(centre) != len(scale):
+            raise ConfigError(f"{type(self).__name__} has {len(centre)} and {len(scale)} values; expected as many")
+        outside = [index for index in (*self.masked, *self.binary) if not 0 <= index < len(centre)]
+        if outside or set(self.masked) & set(self.binary):
+            raise ConfigError(f"masked {self.masked} and binary {self.binary} must be distinct and in 0 to {len(centre) - 1}")
+
+    @property
+    def width(self) -> int:
+        """Number of dimensions."""
+        return len(self._affine()[0])
+
+    def centre_and_scale(self) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
+        """The map's constants, with masked, binary and constant dimensions taken care of."""
+        centre, scale = (np.array(values, np.float64) for values in self._affine())
+        scale[scale < SMALLEST_SPREAD] = 1
+        centre[list(self.masked)], scale[list(self.masked)] = 0, 1
+        centre[list(self.binary)], scale[list(self.binary)] = 0.5, 0.5
+        return centre, scale
+
+    def _constants(self, values: Any) -> tuple[Any, Any]:
+        if values.shape[-1] != self.width:
+            raise MismatchError(f"values have {values.shape[-1]} dimensions; this normaliser is made for {self.width}")
+        centre, scale = self.centre_and_scale()
+        if isinstance(values, Tensor):
+            return tuple(torch.as_tensor(part, dtype=values.dtype, device=values.device) for part in (centre, scale))
+        return centre.astype(values.dtype), scale.astype(values.dtype)
+
+    def normalise(self, values: Values) -> Values:
+        """To what the models see.
+
+        Raises:
+            MismatchError: The last axis does not fit.
+        """
+        centre, scale = self._constants(values)
+        return (values - centre) / scale
+
+    def invert(self, values: Values) -> Values:
+        """Back to the data's units; values beyond the data's range are not clamped.
+
+        Raises:
+            MismatchError: The last axis does not fit.
+        """
+        centre, scale = self._constants(values)
+        return values * scale + centre
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardise(Affine):
+    """To mean 0 and standard deviation 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
+        return self.mean, self.std
+
+    @classmethod
+    def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Standardise:
+        """From data."""
+        mean, std = _plain(values.mean(0, dtype=np.float64)), _plain(values.std(0, dtype=np.float64))
+        return cls(mean=mean, std=std, **_dimensions(values, masked, binary))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinMax(Affine):
+    """The range of the data to [-1, 1]."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
+        return _middle(self.low, self.high)
+
+    @classmethod
+    def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> MinMax:
+        """From data."""
+        low, high = _plain(values.min(0)), _plain(values.max(0))
+        return cls(low=low, high=high, **_dimensions(values, masked, binary))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantile(Affine):
+    """The range between two quantiles to [-1, 1]; rarer values fall outside."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
+        return _middle(self.low, self.high)
+
+    @classmethod
+    def fit(
+        cls,
+        values: Float[np.ndarray, "n d"],
+        *,
+        masked: Sequence[int] = (),
+        binary: Sequence[int] = (),
+        between: tuple[float, float] = (0.01, 0.99),
+    ) -> Quantile:
+        """From data, between two quantiles."""
+        low, high = np.quantile(values.astype(np.float64), between, axis=0)
+        return cls(low=_plain(low), high=_plain(high), **_dimensions(values, masked, binary))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Affine):
+    """Values as they are."""
+
+    dimensions: int
+
+    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
+        return (0.0,) * self.dimensions, (1.0,) * self.dimensions
+
+    @classmethod
+    def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Identity:
+        """From data, of which only the width matters."""
+        return cls(dimensions=values.shape[1], **_dimensions(values, masked, binary))
+
+
+Normaliser = Standardise | MinMax | Quantile | Identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByDeviation:
+    """Recipe setting: fit `Standardise`."""
+
+    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Standardise:
+        """Fits the normaliser to data."""
+        return Standardise.fit(values, masked=masked, binary=binary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByRange:
+    """Recipe setting: fit `MinMax`."""
+
+    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> MinMax:
+        """Fits the normaliser to data."""
+        return MinMax.fit(values, masked=masked, binary=binary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByQuantiles:
+    """Recipe setting: fit `Quantile`."""
+
+    low: float = 0.01
+    high: float = 0.99
+
+    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Quantile:
+        """Fits the normaliser to data."""
+        return Quantile.fit(values, masked=masked, binary=binary, between=(self.low, self.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unchanged:
+    """Recipe setting: leave values as they are (but for binary dimensions)."""
+
+    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Identity:
+        """Fits the normaliser to data."""
+        return Identity.fit(values, masked=masked, binary=binary)
+
+
+NormaliserFit = ByDeviation | ByRange | ByQuantiles | Unchanged
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawState:
+    """State transform: the state as the environment gives it."""
+
+    def width(self, raw: int) -> int:
+        """Width of the policy's state for a raw state of width `raw`."""
+        return raw
+
+    def apply(self, state: Values) -> Values:
+        """Returns the state unchanged."""
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousRotation:
+    """State transform: an axis-angle rotation becomes the first two columns of its matrix, 3 values to 6.
+
+    Near an angle of pi an axis-angle flips its sign between frames although the hand hardly moves; the matrix does not.
+
+    Deviation: the paper does not say how s_t represents rotation.
+    """
+
+    start: int = 3
+    """Where the three values are in the raw state."""
+
+    def width(self, raw: int) -> int:
+        """Width of the policy's state for a raw state of width `raw`."""
+        return raw + 3
+
+    def apply(self, state: Values) -> Values:
+        """The raw state (..., s) to the policy's state (..., s + 3).
+
+        Raises:
+            MismatchError: The state is too narrow to hold a rotation there.
+        """
+        if state.shape[-1] < self.start + 3:
+            raise MismatchError(f"a state of {state.shape[-1]} values has no axis-angle at {self.start}; expected 8 for LIBERO")
+        if isinstance(state, Tensor):
+            return torch.as_tensor(self.apply(state.detach().cpu().numpy()), dtype=state.dtype, device=state.device)
+        before, angles, after = np.split(state, [self.start, self.start + 3], axis=-1)
+        return np.concatenate([before, _two_columns(angles).astype(state.dtype), after], axis=-1)
+
+
+StateTransform = RawState | ContinuousRotation
+
+
+def _two_columns(axis_angle: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 6"]:
+    """The first two columns of the rotation matrix, by Rodrigues' formula R = I + sin(a)/a K + (1 - cos(a))/a^2 K^2."""
+    vector = axis_angle.astype(np.float64)
+    squared = (vector**2).sum(-1, keepdims=True)
+    angle = np.sqrt(squared)
+    # np.sinc(x) is sin(pi x) / (pi x), exact at 0; (1 - cos a) / a^2 = sinc(a / 2)^2 / 2 likewise.
+    sine, cosine = np.sinc(angle / np.pi), np.sinc(angle / (2 * np.pi)) ** 2 / 2
+    columns = []
+    for axis in range(2):
+        unit = np.broadcast_to(np.eye(3)[axis], vector.shape)
+        # K e = v x e, and K^2 e = v (v . e) - e |v|^2.
+        twice = vector * vector[..., axis : axis + 1] - unit * squared
+        columns.append(unit + sine * np.cross(vector, unit) + cosine * twice)
+    return np.concatenate(columns, axis=-1)
+
+
+def _dimensions(
+    values: Float[np.ndarray, "n d"], masked: Sequence[int], binary: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """Counts negative dimensions from the end; those out of range are left for the constructor to refuse."""
+    width = values.shape[1]
+    return {
+        name: tuple(index + width if -width <= index < 0 else index for index in chosen)
+        for name, chosen in (("masked", masked), ("binary", binary))
+    }
+
+
+def _plain(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _middle(low: Sequence[float], high: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    pairs = list(zip(low, high, strict=True))
+    return [(a + b) / 2 for a, b in pairs], [(b - a) / 2 for a, b in pairs]

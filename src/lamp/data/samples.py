@@ -1,0 +1,170 @@
+"""Stage-2 samples: observations with the actions that follow them, and the split of episodes that both stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float16, Float32, Int64
+from torch import Tensor
+
+from lamp.data.features import FeatureCache
+from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.data.normalise import Normaliser, StateTransform
+from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.types import Batch
+
+STATE = "observation.state"
+ACTION = "action"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSplit:
+    """Which episodes are trained on and which are held out."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+def split_episodes(tasks: Sequence[str], *, validation_share: float, seed: int = 0) -> EpisodeSplit:
+    """Holds out a share of every task's episodes, chosen by the seed.
+
+    Args:
+        tasks: Each episode's task.
+        validation_share: Above 0, at least one episode is held out (of a task with more than one), and of each task about
+            this share; but never all of a task's.
+        seed: Of the choice.
+
+    Raises:
+        ConfigError: The share is not in [0, 1).
+    """
+    if not 0 <= validation_share < 1:
+        raise ConfigError(f"a validation share of {validation_share} is not possible; expected 0 <= share < 1, such as 0.1")
+    generator = np.random.default_rng(seed)
+    groups = [np.flatnonzero(np.array(tasks) == task) for task in dict.fromkeys(tasks)]
+    shuffled = [generator.permutation(group) for group in groups]
+    # Rounding the running total, not each task's share, keeps the whole near the share when tasks have few episodes.
+    due, held = 0.0, []
+    for group in shuffled:
+        due += len(group) * validation_share
+        count = min(max(round(due) - len(held), 0), len(group) - 1)
+        held += group[:count].tolist()
+    if not held and validation_share > 0:
+        held = next((group[:1].tolist() for group in shuffled if len(group) > 1), [])
+    train = sorted(set(range(len(tasks))) - set(held))
+    return EpisodeSplit(train=tuple(train), validation=tuple(sorted(held)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyScaling:
+    """How states and actions are mapped to what the model sees."""
+
+    state_transform: StateTransform
+    state: Normaliser
+    actions: Normaliser
+
+    def scaled_state(self, raw: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n p"]:
+        """Raw states to what the model sees."""
+        return self.state.normalise(self.state_transform.apply(raw))
+
+
+def stacked(dataset: LeRobotDataset, name: str, episodes: Sequence[int]) -> Float32[np.ndarray, "n d"]:
+    """A feature's values in some episodes, one after another, to fit normalisers to."""
+    values = np.concatenate([dataset.column(name, episode) for episode in episodes])
+    return values.astype(np.float32).reshape(len(values), -1)
+
+
+class PolicySamples:
+    """(observation, state, action chunk) for every fresh frame of some episodes, in memory but for the features."""
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        features: FeatureCache,
+        *,
+        episodes: Sequence[int],
+        chunk: int,
+        scaling: PolicyScaling,
+        motion_hidden: Float16[np.ndarray, "n draws m dm"] | None = None,
+    ):
+        """
+        Args:
+            dataset: The demonstrations.
+            features: The backbone's tokens of all its fresh frames.
+            episodes: Which episodes to take.
+            chunk: Actions per sample, H + 1 in the paper's count.
+            scaling: How to normalise.
+            motion_hidden: z_m for every sample, for several noise draws; may be set later.
+
+        Raises:
+            ConfigError: The chunk is empty.
+            DataError: There are no episodes to take.
+        """
+        if chunk < 1:
+            raise ConfigError(f"a chunk of {chunk} actions is not possible; expected at least 1")
+        if not episodes:
+            raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
+        self.features, self.chunk, self.scaling = features, chunk, scaling
+        self.episodes = tuple(episodes)
+        rows = [np.flatnonzero(features.index.episode == episode) for episode in episodes]
+        self.rows: Int64[np.ndarray, "n"] = np.concatenate(rows)
+        self.episode: Int64[np.ndarray, "n"] = features.index.episode[self.rows]
+        """The episode of each sample."""
+        self.frame: Int64[np.ndarray, "n"] = features.index.frame[self.rows]
+        """Its frame in that episode."""
+        states = [
+            dataset.column(STATE, episode)[self.frame[self.episode == episode]].astype(np.float32) for episode in episodes
+        ]
+        self._states = torch.from_numpy(scaling.scaled_state(np.concatenate(states)))
+        held, first, ends = [], {}, {}
+        for episode in episodes:
+            actions = scaling.actions.normalise(dataset.column(ACTION, episode).astype(np.float32))
+            first[episode] = sum(len(part) for part in held)
+            ends[episode] = first[episode] + len(actions)
+            held += [actions, np.repeat(actions[-1:], chunk - 1, axis=0)]
+        self._actions = torch.from_numpy(np.concatenate(held))
+        self._first = torch.tensor([first[episode] for episode in self.episode.tolist()]) + torch.from_numpy(self.frame)
+        self._ends = torch.tensor([ends[episode] for episode in self.episode.tolist()])
+        self._hidden: Float16[np.ndarray, "n draws m dm"] | None = None
+        self.motion_hidden = motion_hidden
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.rows)
+
+    @property
+    def motion_hidden(self) -> Float16[np.ndarray, "n draws m dm"] | None:
+        """z_m precomputed for every sample, for several noise draws; it may be mapped from a file."""
+        return self._hidden
+
+    @motion_hidden.setter
+    def motion_hidden(self, hidden: Float16[np.ndarray, "n draws m dm"] | None) -> None:
+        """
+        Raises:
+            MismatchError: It was made for another number of samples.
+        """
+        if hidden is not None and (len(hidden) != len(self) or hidden.shape[1] < 1):
+            raise MismatchError(f"the hidden states cover {len(hidden)} samples; expected {len(self)}, one entry each")
+        self._hidden = hidden
+
+    def chunks(self, indices: Int64[np.ndarray, "b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
+        """Normalised action chunks, and which of their actions are within the episode; past its end the last is held."""
+        places = self._first[torch.from_numpy(indices)][:, None] + torch.arange(self.chunk)
+        return self._actions[places], places < self._ends[torch.from_numpy(indices)][:, None]
+
+    def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> Batch:
+        """Collates samples; where hidden states are cached, each epoch takes the next of their noise draws."""
+        actions, mask = self.chunks(indices)
+        hidden = None
+        if self._hidden is not None:
+            draws = (indices + epoch) % self._hidden.shape[1]
+            hidden = torch.from_numpy(self._hidden[indices, draws].astype(np.float32))
+        return Batch(
+            encoded=self.features.encoded(self.rows[indices]),
+            state=self._states[torch.from_numpy(indices)],
+            actions=actions,
+            action_mask=mask,
+            motion_hidden=hidden,
+        )

@@ -1,0 +1,116 @@
+"""Statistics of features as LeRobot v3 stores them: extremes, mean, spread and five quantiles per dimension.
+
+Images are summarised per channel, in [0, 1] and of shape (3, 1, 1), from a sample of frames and pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped, UInt8
+
+from lamp.errors import DataError
+
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+IMAGE_SIDE = 128
+"""Images are sampled on a pixel grid of about this many rows and columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStatistics:
+    """One feature's statistics; arrays have the feature's shape, (3, 1, 1) for images."""
+
+    min: Float64[np.ndarray, "*s"]
+    max: Float64[np.ndarray, "*s"]
+    mean: Float64[np.ndarray, "*s"]
+    std: Float64[np.ndarray, "*s"]
+    """Population standard deviation."""
+    count: Int64[np.ndarray, "1"]
+    """How many frames were summarised."""
+    q01: Float64[np.ndarray, "*s"]
+    q10: Float64[np.ndarray, "*s"]
+    q50: Float64[np.ndarray, "*s"]
+    q90: Float64[np.ndarray, "*s"]
+    q99: Float64[np.ndarray, "*s"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested lists under LeRobot's names."""
+        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any], *, where: str) -> FeatureStatistics:
+        """Reads what `to_json` wrote, or LeRobot did.
+
+        Raises:
+            DataError: A statistic is missing.
+        """
+        missing = [field.name for field in fields(cls) if field.name not in obj]
+        if missing:
+            raise DataError(
+                f"{where} lacks {', '.join(missing)}; expected LeRobot v3 statistics with quantiles, "
+                "which its augment_dataset_quantile_stats script adds"
+            )
+        kinds = {field.name: np.int64 if field.name == "count" else np.float64 for field in fields(cls)}
+        return cls(**{name: np.asarray(obj[name], kind) for name, kind in kinds.items()})
+
+
+def statistics_of(values: Shaped[np.ndarray, "n *s"]) -> FeatureStatistics:
+    """Statistics over the first axis; a feature of one value per frame has shape (1,)."""
+    numbers = values.astype(np.float64).reshape(len(values), *(values.shape[1:] or (1,)))
+    quantiles = np.quantile(numbers, list(QUANTILES.values()), axis=0)
+    return FeatureStatistics(
+        min=numbers.min(0),
+        max=numbers.max(0),
+        mean=numbers.mean(0),
+        std=numbers.std(0),
+        count=np.array([len(numbers)]),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
+    )
+
+
+def image_statistics(images: UInt8[np.ndarray, "n h w 3"]) -> FeatureStatistics:
+    """Per-channel statistics in [0, 1] of evenly spaced frames and pixels, exact over that sample."""
+    frames = np.unique(np.linspace(0, len(images) - 1, min(len(images), max(32, round(len(images) ** 0.75)))).round())
+    step = max(1, min(images.shape[1:3]) // IMAGE_SIDE)
+    sample = images[frames.astype(int), ::step, ::step]
+    counts = np.stack([np.bincount(sample[..., channel].ravel(), minlength=256) for channel in range(3)])
+    levels = np.arange(256) / 255
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ levels
+    spread = np.sqrt(np.maximum(share @ levels**2 - mean**2, 0))
+    cumulative = counts.cumsum(1) / counts.sum(1, keepdims=True)
+
+    def column(per_channel: Any) -> Float64[np.ndarray, "3 1 1"]:
+        return np.asarray(per_channel, np.float64).reshape(3, 1, 1)
+
+    return FeatureStatistics(
+        min=column([levels[row > 0][0] for row in counts]),
+        max=column([levels[row > 0][-1] for row in counts]),
+        mean=column(mean),
+        std=column(spread),
+        count=np.array([len(frames)]),
+        **{name: column([levels[np.searchsorted(row, q)] for row in cumulative]) for name, q in QUANTILES.items()},
+    )
+
+
+def aggregate(parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
+    """Statistics of the union of several parts: exact, except quantiles, which are averaged by count as LeRobot does."""
+    counts = np.array([part.count[0] for part in parts])
+    weights = counts / counts.sum()
+
+    def mean_of(name: str) -> np.ndarray:
+        return np.tensordot(weights, np.stack([getattr(part, name) for part in parts]), axes=1)
+
+    mean = mean_of("mean")
+    second = sum(w * (part.std**2 + (part.mean - mean) ** 2) for w, part in zip(weights, parts, strict=True))
+    return FeatureStatistics(
+        min=np.min([part.min for part in parts], axis=0),
+        max=np.max([part.max for part in parts], axis=0),
+        mean=mean,
+        std=np.sqrt(second),
+        count=np.array([counts.sum()]),
+        **{name: mean_of(name) for name in QUANTILES},
+    )

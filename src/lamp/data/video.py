@@ -1,0 +1,197 @@
+"""Frame-exact video: encode, read any frame, and join files without re-encoding.
+
+Files have a keyframe every few frames and no B-frames, so that packets are in display order: a random read decodes at most
+`KEYFRAME_EVERY` frames, and joining files is a matter of shifting time stamps. Everything runs on one thread; parallelism is
+the business of the process that calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+
+from lamp.errors import DataError
+
+KEYFRAME_EVERY = 8
+"""Frames from one keyframe to the next in the files we write."""
+SEEK_BEYOND = 12
+"""A gap of more frames than this is jumped over by seeking instead of decoding through it."""
+
+_ENCODERS = {
+    "libx264": {"crf": "18", "preset": "veryfast", "bf": "0"},
+    "libsvtav1": {"crf": "20", "preset": "8", "svtav1-params": "pred-struct=1"},
+    "mpeg4": {"qscale": "2", "bf": "0"},
+}
+_CODEC_NAMES = {"libx264": "h264", "libsvtav1": "av1", "mpeg4": "mpeg4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a video file says about itself."""
+
+    height: int
+    width: int
+    frames: int
+    codec: str
+    extradata: bytes
+    """The decoder's set-up; only files with equal set-ups can be joined without re-encoding."""
+
+
+def encoder() -> str:
+    """The best encoder that the bundled ffmpeg has."""
+    for name in _ENCODERS:
+        try:
+            av.Codec(name, "w")
+        except av.error.FFmpegError:
+            continue
+        return name
+    raise DataError(f"the installed PyAV cannot encode video; expected one of the encoders {', '.join(_ENCODERS)}")
+
+
+def codec_name() -> str:
+    """The codec of the files `write_video` makes, as LeRobot names it."""
+    return _CODEC_NAMES[encoder()]
+
+
+def write_video(path: Path, images: UInt8[np.ndarray, "n h w 3"], fps: int) -> None:
+    """Encodes RGB frames, frame i at i / fps seconds.
+
+    Raises:
+        DataError: The width or height is odd (4:2:0 chroma needs even sizes), or there are no frames.
+    """
+    count, height, width, _ = images.shape
+    if count == 0 or height % 2 or width % 2:
+        raise DataError(f"cannot encode {count} frames of {height}x{width} for {path.name}; expected frames of even size")
+    name = encoder()
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream(name, rate=fps, options={**_ENCODERS[name], "g": str(KEYFRAME_EVERY), "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.time_base = Fraction(1, fps)
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    if not path.is_file():
+        raise DataError(f"no video at {path}; the dataset's description refers to it")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} holds no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            stream.thread_type = "NONE"
+            yield container, stream
+    except av.error.FFmpegError as error:
+        raise DataError(f"cannot read the video {path} ({error.strerror}); it is truncated or corrupt") from None
+
+
+def video_info(path: Path) -> VideoInfo:
+    """Reads sizes and counts the frames' packets, without decoding.
+
+    Raises:
+        DataError: The file is missing, truncated or no video.
+    """
+    with _opened(path) as (container, stream):
+        context = stream.codec_context
+        frames = sum(packet.size > 0 for packet in container.demux(stream))
+        extradata = bytes(context.extradata or b"")
+        return VideoInfo(
+            height=context.height, width=context.width, frames=frames, codec=context.name, extradata=extradata
+        )
+
+
+def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float) -> UInt8[np.ndarray, "n h w 3"]:
+    """Decodes the frames with the given numbers, which must be sorted; repeats are allowed.
+
+    Raises:
+        DataError: The file is missing, truncated or corrupt, or lacks one of the frames.
+    """
+    wanted = [int(number) for number in numbers]
+    if any(later < earlier for earlier, later in zip(wanted, wanted[1:], strict=False)) or (wanted and wanted[0] < 0):
+        raise ValueError("frame numbers must be sorted and not negative")
+    with _opened(path) as (container, stream):
+        out = np.empty((len(wanted), stream.codec_context.height, stream.codec_context.width, 3), np.uint8)
+        decoder = _Decoder(path, container, stream, fps)
+        for row, number in enumerate(wanted):
+            if row and wanted[row - 1] == number:
+                out[row] = out[row - 1]
+            else:
+                out[row] = decoder.frame(number)
+        return out
+
+
+class _Decoder:
+    """Walks forward through a video, seeking to the keyframe before a frame that is far ahead."""
+
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, fps: float):
+        self.path, self.container, self.stream = path, container, stream
+        if stream.time_base is None:
+            raise DataError(f"the video {path} has no time base; it is corrupt")
+        self.ticks_per_second = 1 / stream.time_base
+        self.fps = fps
+        self.frames = container.decode(stream)
+        self.next = 0
+
+    def frame(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+        if number - self.next > SEEK_BEYOND:
+            # Half a frame late, so that rounding never lands on the keyframe before the one that is meant.
+            self.container.seek(int((number + 0.5) / self.fps * self.ticks_per_second), stream=self.stream)
+            self.frames = self.container.decode(self.stream)
+        for frame in self.frames:
+            if frame.pts is None:
+                continue
+            found = round(float(frame.pts / self.ticks_per_second) * self.fps)
+            if found < number:
+                continue
+            if found > number:
+                raise DataError(f"the video {self.path} jumps over frame {number} to {found}; it does not run at {self.fps} fps")
+            self.next = found + 1
+            return frame.to_ndarray(format="rgb24")
+        raise DataError(f"the video {self.path} ends before frame {number}; it is truncated")
+
+
+def join_videos(sources: Sequence[Path], target: Path, fps: int) -> list[int]:
+    """Copies the packets of several videos of ours into one file, one after another, without re-encoding.
+
+    Returns:
+        The number of the first frame of each source in the joined file.
+
+    Raises:
+        DataError: A source is unreadable, or differs from the first in codec, size or encoder set-up.
+    """
+    first, start = [], 0
+    extradata: bytes | None = None
+    with av.open(str(target), "w", format="mp4") as output:
+        copied = None
+        for source in sources:
+            first.append(start)
+            with _opened(source) as (container, stream):
+                if copied is None:
+                    copied, extradata = output.add_stream_from_template(stream), stream.codec_context.extradata
+                elif stream.codec_context.extradata != extradata:
+                    raise DataError(f"{source} was encoded differently from {sources[0]}; they cannot share a file")
+                for packet in container.demux(stream):
+                    if packet.size == 0:
+                        continue
+                    packet.time_base = Fraction(1, fps)
+                    packet.pts = packet.dts = start
+                    packet.duration = 1
+                    packet.stream = copied
+                    output.mux(packet)
+                    start += 1
+    return first

@@ -1,0 +1,195 @@
+"""Files that are either whole or absent: atomic writes, JSON with clear errors, and logs that survive a crash.
+
+Temporary files live in a hidden sibling folder (``.tmp-...``) of the target, under the target's own name, so that
+writers that look at the suffix work and readers that list a folder do not stumble over them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamp.errors import DataError
+
+PathLike = str | os.PathLike[str]
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def _sync(path: Path) -> None:
+    """Flushes a file, or every file of a folder, to the disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swaps two paths in one system call; where the file system cannot, in two renames."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    arguments = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    if renameat2 is not None and renameat2(*arguments) == 0:
+        return
+    aside = one.with_name(one.name + ".replaced")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
+
+
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Gives a temporary path to write a file or a folder to, which takes the place of `path` if the block succeeds.
+
+    The caller creates the file or folder. One that exists at `path` is replaced; if the block raises, it stays.
+
+    Raises:
+        DataError: The block wrote nothing.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    staged = holder / target.name
+    try:
+        yield staged
+        if not staged.exists():
+            raise DataError(f"nothing was written for {target}; expected a file or a folder at the temporary path")
+        _sync(staged)
+        if target.is_dir():
+            _exchange(staged, target)
+        else:
+            os.replace(staged, target)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def atomic_write_bytes(path: PathLike, data: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part."""
+    with atomic_path(path) as staged:
+        staged.write_bytes(data)
+
+
+def atomic_write_text(path: PathLike, text: str) -> None:
+    """Writes a UTF-8 file so that a reader sees the old content or the new, never a part."""
+    atomic_write_bytes(path, text.encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def to_line(obj: Any) -> str:
+    """One line of strict JSON; numpy scalars and arrays and paths become plain values."""
+    return json.dumps(obj, default=_plain, allow_nan=False, ensure_ascii=False)
+
+
+def write_json(path: PathLike, obj: Any) -> None:
+    """Writes strict JSON (no NaN), indented, atomically."""
+    text = json.dumps(obj, default=_plain, allow_nan=False, ensure_ascii=False, indent=2)
+    atomic_write_text(path, text + "\n")
+
+
+def read_json(path: PathLike, what: str = "file") -> Any:
+    """Reads a JSON file; `what` says in errors what the file is, such as "dataset description".
+
+    Raises:
+        DataError: The file is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no {what} at {path}") from None
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"the {what} {path} is not valid JSON ({error}); restore or remove it") from None
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _mend_tail(descriptor: int) -> None:
+    """Removes a last line that a crash cut short, so that the next line does not continue it."""
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return
+    content = os.pread(descriptor, size, 0)
+    start = content.rfind(b"\n") + 1
+    if _is_json(content[start:]):
+        os.write(descriptor, b"\n")
+    else:
+        os.ftruncate(descriptor, start)
+
+
+def append_line(path: PathLike, text: str) -> None:
+    """Appends one line of JSON to a log in a single write and waits until it is on the disk.
+
+    Several processes may append to the same file. A last line that a crash cut short is removed first.
+
+    Raises:
+        ValueError: The text holds a line break.
+    """
+    if "\n" in text:
+        raise ValueError("a log line must not hold a line break")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _mend_tail(descriptor)
+        os.write(descriptor, (text + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines_json(path: PathLike) -> list[Any]:
+    """Reads a log of JSON lines; a last line cut short by a crash is dropped, a missing file is an empty log.
+
+    Raises:
+        DataError: A line before the last is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read the log {path}: {error.strerror}") from None
+    torn = lines.pop()
+    if torn and _is_json(torn):
+        lines.append(torn)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise DataError(f"line {number} of {path} is not valid JSON; remove the line or restore the file") from None
+    return rows

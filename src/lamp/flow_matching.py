@@ -1,0 +1,144 @@
+"""Flow matching, and the only module that knows which way time runs: tau = 0 is noise, tau = 1 is data.
+
+    x^tau = (1 - tau) noise + tau data          (Eq. 2)
+    v     = data - noise                        (Eq. 3, Eq. 5)
+
+Time and noise stay in float32 whatever the precision of the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lamp.errors import ConfigError
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""v(x^tau, tau): the state and one flow time per sample, (b,), give the velocity, of the state's shape."""
+
+
+def interpolate(
+    noise: Float[Tensor, "*shape"], data: Float[Tensor, "*shape"], tau: Float[Tensor, "*lead"]
+) -> Float[Tensor, "*shape"]:
+    """Returns x^tau (Eq. 2); the axes of `tau` are the leading axes of `noise` and `data`."""
+    tau = tau.reshape(tau.shape + (1,) * (noise.ndim - tau.ndim))
+    return (1 - tau) * noise + tau * data
+
+
+def velocity_target(noise: Float[Tensor, "*shape"], data: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Returns the velocity that carries `noise` to `data` in unit time (Eq. 3)."""
+    return data - noise
+
+
+def masked_velocity_loss(
+    predicted: Float[Tensor, "b *shape"], target: Float[Tensor, "b *shape"], mask: Bool[Tensor, "b *shape"]
+) -> Float[Tensor, ""]:
+    """Mean squared error over each sample's supervised elements, then over the samples that have any.
+
+    Deviation: Eq. 3 has no mask. A mean over all elements would weigh a sample by how much of it happens to be visible.
+    """
+    weight = mask.float()
+    squared = (predicted.float() - target.float()).square() * weight
+    supervised = weight.flatten(1).sum(1)
+    per_sample = squared.flatten(1).sum(1) / supervised.clamp(min=1)
+    return per_sample.sum() / (supervised > 0).sum().clamp(min=1)
+
+
+def gaussian(shape: Sequence[int], generator: torch.Generator, device: torch.device | str) -> Tensor:
+    """Draws float32 standard noise where the generator lives, so that a seed means the same on every device."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """tau ~ U(0, 1): the Motion Expert's flow times (the paper does not say which)."""
+
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | str) -> Float[Tensor, " n"]:
+        """Draws `n` flow times."""
+        return torch.rand(n, generator=generator, device=generator.device).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beta:
+    """The NOISE LEVEL 1 - tau is `scale` Beta(alpha, beta) + (1 - scale), which favours noisy actions.
+
+    Deviation: Algorithm 1 writes tau ~ Beta(1.5, 1.0); see `LiteralBeta`.
+    """
+
+    alpha: float = 1.5
+    beta: float = 1.0
+    scale: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check_beta(self.alpha, self.beta)
+        if not 0 < self.scale <= 1:
+            raise ConfigError(f"Beta: scale {self.scale} given, a number above 0 and up to 1 expected.")
+
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | str) -> Float[Tensor, " n"]:
+        """Draws `n` flow times."""
+        noise_level = self.scale * _beta(self.alpha, self.beta, n, generator) + (1 - self.scale)
+        return (1 - noise_level).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteralBeta:
+    """tau ~ Beta(alpha, beta), Algorithm 1 to the letter: favours nearly clean actions."""
+
+    alpha: float = 1.5
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_beta(self.alpha, self.beta)
+
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | str) -> Float[Tensor, " n"]:
+        """Draws `n` flow times."""
+        return _beta(self.alpha, self.beta, n, generator).to(device)
+
+
+TauSampling = Uniform | Beta | LiteralBeta
+
+
+def _check_beta(alpha: float, beta: float) -> None:
+    if alpha <= 0 or beta <= 0:
+        raise ConfigError(f"Beta distribution: alpha {alpha} and beta {beta} given, positive numbers expected.")
+
+
+def _beta(alpha: float, beta: float, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+    # torch.distributions takes no generator, the gamma draw beneath it does: Beta = G(alpha) / (G(alpha) + G(beta)).
+    shapes = torch.tensor([[alpha], [beta]], device=generator.device).expand(2, n).contiguous()
+    gammas = torch._standard_gamma(shapes, generator=generator)
+    return gammas[0] / gammas.sum(0)
+
+
+def step_times(steps: int) -> list[float]:
+    """Returns the `steps` + 1 times 0, 1/N, ..., 1 between which a solver of N = `steps` steps moves.
+
+    Deviation: Algorithm 2, line 8, evaluates at (n-1)/(N-1), which does not meet the previous step's end n/N.
+    """
+    return [n / steps for n in range(steps + 1)]
+
+
+def euler(
+    velocity: Velocity, noise: Float[Tensor, "b *shape"], steps: int = 10, stop_after: int | None = None
+) -> Float[Tensor, "b *shape"]:
+    """Carries noise (tau = 0) towards data (tau = 1) with uniform Euler steps (Algorithm 2, lines 7 to 10).
+
+    Args:
+        velocity: The network, see `Velocity`.
+        noise: The state at tau = 0.
+        steps: N, the number of steps from 0 to 1.
+        stop_after: Take only this many of them; the state returned is at tau = stop_after / steps.
+    """
+    taken = steps if stop_after is None else stop_after
+    if steps < 1 or not 0 <= taken <= steps:
+        raise ConfigError(f"euler: {taken} of {steps} steps asked for, 0 to {max(steps, 1)} of at least 1 expected.")
+    x = noise
+    for now, then in pairwise(step_times(steps)[: taken + 1]):
+        tau = torch.full((x.shape[0],), now, device=x.device)
+        x = x + (then - now) * velocity(x, tau).to(x.dtype)
+    return x

@@ -1,0 +1,238 @@
+"""LaMP as a whole; reads top to bottom like Figure 3.
+
+(a) `motion_loss` trains the Motion Expert; (b) `action_loss` trains guidance and Action Expert on its frozen hidden state;
+`act` is Algorithm 2 from the backbone's tokens on; `foresee` draws the whole scene flow, for pictures only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lamp.errors import ConfigError, MismatchError
+from lamp.flow_matching import (
+    Beta,
+    TauSampling,
+    Uniform,
+    euler,
+    gaussian,
+    interpolate,
+    masked_velocity_loss,
+    step_times,
+    velocity_target,
+)
+from lamp.model.action_expert import ActionExpert, ActionExpertConfig
+from lamp.model.guidance import GuidanceConfig, MotionGuidance
+from lamp.model.motion_expert import MotionExpert, MotionExpertConfig
+from lamp.types import Batch, Encoded, Guided
+
+Present = TypeVar("Present")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """z_m is read where the first step lands, tau = 1/N: two evaluations of the Motion Expert (as the release does)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Departure:
+    """z_m is read where the first step starts, tau = 0: one evaluation of the Motion Expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaMPConfig:
+    """Which parts there are, and how time runs in them.
+
+    One configuration serves both stages and the ablation: without `action` it is the Stage-1 model, without `motion` the
+    policy that has no motion prior. Guidance is built where both are present.
+    """
+
+    token_width: int
+    """Width of the backbone's tokens z."""
+    motion: MotionExpertConfig | None
+    guidance: GuidanceConfig | None
+    action: ActionExpertConfig | None
+    solver_steps: int = 10
+    """N: Euler steps from noise to data."""
+    hidden_at: Arrival | Departure = field(default_factory=Arrival)
+    motion_tau: TauSampling = field(default_factory=Uniform)
+    action_tau: TauSampling = field(default_factory=Beta)
+
+    def __post_init__(self) -> None:
+        if self.motion is None and self.action is None:
+            raise ConfigError("LaMP: neither a Motion Expert nor an Action Expert is configured; at least one is expected.")
+        if self.motion is not None and self.action is not None and self.guidance is None:
+            raise ConfigError("LaMP: a Motion Expert and an Action Expert are configured, and no guidance between them.")
+        for part in (self.motion, self.guidance, self.action):
+            if part is not None and part.token_width != self.token_width:
+                message = f"token_width {part.token_width} in {type(part).__name__}, {self.token_width} in LaMPConfig"
+                raise ConfigError(f"LaMP: {message}; both are the width of the backbone's tokens.")
+        if self.guidance and self.motion and self.guidance.motion_width != self.motion.width:
+            message = f"guidance expects motion_width {self.guidance.motion_width}"
+            raise ConfigError(f"LaMP: {message}, the Motion Expert's width is {self.motion.width}.")
+        if self.solver_steps < 1:
+            raise ConfigError(f"LaMP: solver_steps {self.solver_steps} given, at least 1 expected.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionLoss:
+    """L_motion (Eq. 3)."""
+
+    total: Float[Tensor, ""]
+    per_axis: Float[Tensor, " 3"]
+    """The same over (du, dv, dd) alone, detached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionLoss:
+    """L_action (Eq. 5)."""
+
+    total: Float[Tensor, ""]
+    per_dim: Float[Tensor, " a"]
+    """The same over each action value alone, detached."""
+
+
+class LaMP(nn.Module):
+    """P(A, M | z) = P(A | z, M) P(M | z) (Eq. 1): the Motion Expert, the guidance, the Action Expert."""
+
+    def __init__(self, config: LaMPConfig) -> None:
+        super().__init__()
+        self.config = config
+        both = config.motion is not None and config.action is not None
+        self.motion_expert = MotionExpert(config.motion) if config.motion else None
+        self.guidance = MotionGuidance(config.guidance) if config.guidance and both else None
+        self.action_expert = ActionExpert(config.action) if config.action else None
+
+    def motion_loss(self, batch: Batch, generator: torch.Generator, draws: int = 1) -> MotionLoss:
+        """Stage 1: the Motion Expert learns the velocity from noise to the observed scene flow.
+
+        Args:
+            batch: With `motion`.
+            generator: Source of noise and flow times.
+            draws: Noise draws per sample.
+        """
+        expert, motion = _present(self.motion_expert, "Motion Expert"), _present(batch.motion, "batch.motion")
+        encoded = _repeated(batch.encoded, draws)
+        data, mask = motion.values.repeat_interleave(draws, dim=0), motion.mask.repeat_interleave(draws, dim=0)
+        noise = gaussian(data.shape, generator, data.device)
+        tau = self.config.motion_tau.sample(len(data), generator, data.device)
+        predicted = expert(interpolate(noise, data, tau), tau, encoded)
+        target = velocity_target(noise, data)
+        return MotionLoss(total=masked_velocity_loss(predicted, target, mask), per_axis=_each(predicted, target, mask))
+
+    @torch.no_grad()
+    def motion_hidden(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
+        """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient."""
+        expert = _present(self.motion_expert, "Motion Expert")
+        taken = 1 if isinstance(self.config.hidden_at, Arrival) else 0
+        partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
+        tau = torch.full((len(noise),), step_times(self.config.solver_steps)[taken], device=noise.device)
+        return expert.hidden(partial, tau, encoded)
+
+    def guide(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None) -> Guided:
+        """Returns z_guided (Eq. 4), or z itself where the model has no motion prior."""
+        if self.guidance is None:
+            return Guided(tokens=encoded.tokens, mask=encoded.mask)
+        dtype = self.guidance.project.weight.dtype
+        z, z_m = encoded.tokens.to(dtype), _present(hidden, "motion hidden state").to(dtype)
+        return Guided(tokens=self.guidance(z, z_m), mask=encoded.mask)
+
+    def action_loss(self, batch: Batch, generator: torch.Generator, noise_draws: int = 2) -> ActionLoss:
+        """Stage 2 (Algorithm 1): guidance and Action Expert learn the velocity from noise to the expert's actions.
+
+        Args:
+            batch: With `state` and `actions`; `motion_hidden` spares the Motion Expert's evaluation.
+            generator: Source of motion noise, action noise and flow times.
+            noise_draws: Action-noise draws per sample, which share z_guided.
+        """
+        expert, actions = _present(self.action_expert, "Action Expert"), _present(batch.actions, "batch.actions")
+        state, hidden = _present(batch.state, "batch.state"), batch.motion_hidden
+        if hidden is None and self.motion_expert is not None:
+            noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), generator, actions.device)
+            hidden = self.motion_hidden(batch.encoded, noise)
+        context = expert.context(self.guide(batch.encoded, hidden))
+
+        data = actions[:, None].expand(-1, noise_draws, -1, -1)
+        noise = gaussian(data.shape, generator, data.device)
+        tau = self.config.action_tau.sample(data.shape[0] * noise_draws, generator, data.device)
+        tau = tau.unflatten(0, (-1, noise_draws))
+        predicted = expert(interpolate(noise, data, tau), tau, state, context)
+        target, mask = velocity_target(noise, data), _action_mask(batch, data)
+        return ActionLoss(total=masked_velocity_loss(predicted, target, mask), per_dim=_each(predicted, target, mask))
+
+    @torch.no_grad()
+    def act(
+        self,
+        encoded: Encoded,
+        state: Float[Tensor, "b s"],
+        *,
+        motion_noise: Float[Tensor, "b k t 3"] | None,
+        action_noise: Float[Tensor, "b h a"],
+    ) -> Float[Tensor, "b h a"]:
+        """Returns a normalised action chunk (Algorithm 2); a model without motion prior takes no `motion_noise`.
+
+        Deviation: the Action Expert does not see t_1, which is a constant of the solver.
+        """
+        expert = _present(self.action_expert, "Action Expert")
+        hidden = None
+        if self.motion_expert is not None:
+            hidden = self.motion_hidden(encoded, _present(motion_noise, "motion_noise"))
+        context = expert.context(self.guide(encoded, hidden))
+
+        def velocity(a: Float[Tensor, "b h a"], tau: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+            return expert(a[:, None], tau[:, None], state, context)[:, 0]
+
+        return euler(velocity, action_noise, self.config.solver_steps)
+
+    @torch.no_grad()
+    def foresee(
+        self, encoded: Encoded, noise: Float[Tensor, "b k t 3"], steps: int | None = None
+    ) -> Float[Tensor, "b k t 3"]:
+        """Returns fully denoised, normalised scene-flow increments: for pictures, no action depends on them."""
+        expert = _present(self.motion_expert, "Motion Expert")
+        return euler(lambda m, tau: expert(m, tau, encoded), noise, steps or self.config.solver_steps)
+
+    @property
+    def motion_shape(self) -> tuple[int, int, int] | None:
+        """(k, t, 3) of one sample's scene flow; None without a Motion Expert."""
+        motion = self.config.motion
+        return (motion.grid[0] * motion.grid[1], motion.horizon, 3) if motion else None
+
+    @property
+    def action_shape(self) -> tuple[int, int] | None:
+        """(h, a) of one action chunk; None without an Action Expert."""
+        action = self.config.action
+        return (action.chunk, action.action_dim) if action else None
+
+    def parameter_table(self) -> dict[str, int]:
+        """Returns how many parameters each part has; `lamp.model.counting` gets the same from the configuration."""
+        parts = ("motion_expert", "guidance", "action_expert")
+        table = {name: sum(p.numel() for p in part.parameters()) for name in parts if (part := getattr(self, name))}
+        return table | {"total": sum(table.values())}
+
+
+def _present(value: Present | None, what: str) -> Present:
+    if value is None:
+        raise MismatchError(f"LaMP: {what} is missing; this step needs it, and neither model nor batch brings it.")
+    return value
+
+
+def _repeated(encoded: Encoded, draws: int) -> Encoded:
+    tokens, mask = (x.repeat_interleave(draws, dim=0) for x in (encoded.tokens, encoded.mask))
+    return Encoded(tokens=tokens, mask=mask)
+
+
+def _action_mask(batch: Batch, data: Float[Tensor, "b r h a"]) -> Bool[Tensor, "b r h a"]:
+    if batch.action_mask is None:
+        return torch.ones(data.shape, dtype=torch.bool, device=data.device)
+    return batch.action_mask[:, None, :, None].expand(data.shape)
+
+
+def _each(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"]:
+    with torch.no_grad():
+        axes = zip(predicted.unbind(-1), target.unbind(-1), mask.unbind(-1), strict=True)
+        return torch.stack([masked_velocity_loss(*axis) for axis in axes])

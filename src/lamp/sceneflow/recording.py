@@ -1,0 +1,145 @@
+"""What a recorded episode of simulation holds, and putting the simulator back to any of its frames."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lamp.errors import DataError, MismatchError
+from lamp.geometry import rigid
+from lamp.sceneflow.rendering import MjModel, camera_id, camera_pose, load_mujoco
+
+AGREEMENT = 0.02
+"""m: bodies may be this far from where they were recorded (a fast body moves some mm between a state and its image)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One episode's simulation, at the moment of each frame."""
+
+    states: Float[np.ndarray, "l n"]
+    """Flattened MuJoCo states: time, qpos, qvel."""
+    body_poses: Float[np.ndarray, "l nbody 7"]
+    """World position (m) and quaternion (w, x, y, z) of every body."""
+    model_body_pos: Float[np.ndarray, "nbody 3"]
+    """The model's own body offsets, which a reset may change (fixtures)."""
+    model_body_quat: Float[np.ndarray, "nbody 4"]
+    metadata: dict[str, Any]
+    """Names the task and its initial state."""
+
+
+def recording_paths(root: Path) -> dict[int, Path]:
+    """Files of the recorded episodes of a dataset, by episode index.
+
+    Raises:
+        DataError: There are none.
+    """
+    folder = root / "simulation"
+    paths = {int(path.stem.removeprefix("episode-")): path for path in sorted(folder.glob("episode-[0-9]*.safetensors"))}
+    if not paths:
+        raise DataError(
+            f"no recorded simulation at {folder}/episode-*.safetensors; expected a dataset written by `lamp collect` "
+            "(scene flow from video alone is not supported)"
+        )
+    return paths
+
+
+def read_recording(path: Path) -> Recording:
+    """Reads one recorded episode.
+
+    Raises:
+        DataError: The file is missing, corrupt or incomplete.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Recording(
+            states=tensors["states"].astype(np.float64),
+            body_poses=tensors["body_poses"],
+            model_body_pos=tensors["model_body_pos"].astype(np.float64),
+            model_body_quat=tensors["model_body_quat"].astype(np.float64),
+            metadata={name: _plain(text) for name, text in metadata.items()},
+        )
+    except KeyError as missing:
+        raise DataError(f"the recorded simulation {path} has no array {missing}; collect the episode again") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read the recorded simulation {path} ({error}); collect the episode again") from None
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+class Playback:
+    """A recording in its simulator: the poses of all bodies at all frames, and the simulator put back to any of them.
+
+    All poses come from the recorded states, as the renderer's do, so that points and depth images agree exactly.
+    """
+
+    def __init__(self, model: MjModel, recording: Recording) -> None:
+        """Replays the kinematics of every frame.
+
+        Raises:
+            MismatchError: The recording is of another model.
+        """
+        mujoco = self._mujoco = load_mujoco()
+        _check(model, recording)
+        self.model, self.data = model, mujoco.MjData(model)
+        model.body_pos[:], model.body_quat[:] = recording.model_body_pos, recording.model_body_quat
+        self._qpos = recording.states[:, 1 : 1 + model.nq]
+        self.length = len(recording.states)
+        positions = np.empty((self.length, model.nbody, 3))
+        rotations = np.empty((self.length, model.nbody, 9))
+        cameras = torch.empty(self.length, model.ncam, 4, 4, dtype=torch.float64)
+        for frame in range(self.length):
+            self.restore(frame)
+            positions[frame], rotations[frame] = self.data.xpos, self.data.xmat
+            for index in range(model.ncam):
+                cameras[frame, index] = camera_pose(self.data, index)
+        _check_poses(model, positions, recording)
+        rotation = torch.from_numpy(rotations).unflatten(-1, (3, 3))
+        self.world_from_body: Float[Tensor, "l nbody 4 4"] = rigid(rotation, torch.from_numpy(positions))
+        self._cameras = cameras
+
+    def restore(self, frame: int) -> None:
+        """Puts the bodies, cameras and lights of `data` where they were at `frame`."""
+        self.data.qpos[:] = self._qpos[frame]
+        self._mujoco.mj_kinematics(self.model, self.data)
+        self._mujoco.mj_comPos(self.model, self.data)
+        self._mujoco.mj_camlight(self.model, self.data)
+
+    def camera_poses(self, camera: str) -> Float[Tensor, "l 4 4"]:
+        """``world_from_cam`` of a MuJoCo camera at every frame."""
+        return self._cameras[:, camera_id(self.model, camera)]
+
+
+def _check(model: MjModel, recording: Recording) -> None:
+    expected = 1 + model.nq + model.nv
+    if recording.states.shape[1] != expected or recording.model_body_pos.shape[0] != model.nbody:
+        raise MismatchError(
+            f"the recording {recording.metadata} has states of {recording.states.shape[1]} values and "
+            f"{recording.model_body_pos.shape[0]} bodies, but the simulation has {expected} and {model.nbody}; "
+            "expected the task, and the versions of the simulator's packages, that it was collected with"
+        )
+
+
+def _check_poses(model: MjModel, positions: np.ndarray, recording: Recording) -> None:
+    off = np.abs(positions - recording.body_poses[..., :3]).max(axis=(0, 2))
+    if (worst := int(off.argmax())) and off[worst] > AGREEMENT:
+        raise MismatchError(
+            f"restoring the recording {recording.metadata} puts body {model.body(worst).name!r} {off[worst]:.3f} m away from "
+            f"where it was recorded (at most {AGREEMENT} m expected); expected the task, and the versions of the "
+            "simulator's packages, that it was collected with"
+        )

@@ -1,0 +1,193 @@
+"""One pass of the simulator's renderer that gives, for every pixel, the body it shows and its depth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lamp.errors import ConfigError, MissingDependencyError
+from lamp.geometry import intrinsics_from_fovy, pose_from_mujoco_camera
+from lamp.types import Camera
+
+if TYPE_CHECKING:
+    from mujoco import MjData, MjModel
+else:
+    MjData = MjModel = Any
+
+NO_BODY = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a camera sees at one moment, in the orientation of the policy's images."""
+
+    depth: Float[Tensor, "h w"]
+    """m along the optical axis; infinite where there is no geometry."""
+    body: Int[Tensor, "h w"]
+    """MuJoCo body id, `NO_BODY` where there is no geometry."""
+    camera: Camera
+
+
+def load_mujoco() -> Any:
+    """Imports MuJoCo, rendering in software on one thread unless the environment says otherwise.
+
+    Raises:
+        MissingDependencyError: MuJoCo is not installed.
+    """
+    backend = os.environ.setdefault("MUJOCO_GL", "osmesa")
+    os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    try:
+        import mujoco
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the simulator cannot be imported ({error}); run `pip install lamp-vla[libero]` and "
+            "`apt-get install libosmesa6 libegl1 libgl1-mesa-dri`"
+        ) from None
+    return mujoco
+
+
+def camera_id(model: MjModel, name: str) -> int:
+    """Index of a camera.
+
+    Raises:
+        ConfigError: The model has no such camera.
+    """
+    names = [model.camera(index).name for index in range(model.ncam)]
+    if name not in names:
+        raise ConfigError(f"unknown camera {name!r} in the simulation; known: {', '.join(names) or 'none'}")
+    return names.index(name)
+
+
+def camera_intrinsics(model: MjModel, name: str, width: int, height: int, *, mirrored: bool) -> Float[Tensor, "3 3"]:
+    """Intrinsics of a model's camera in image fractions."""
+    fovy = float(model.cam_fovy[camera_id(model, name)])
+    return intrinsics_from_fovy(fovy, width, height, mirrored=mirrored)
+
+
+def camera_pose(data: MjData, index: int) -> Float[Tensor, "4 4"]:
+    """``world_from_cam`` of a camera in the present state."""
+    position = torch.from_numpy(data.cam_xpos[index].copy())
+    return pose_from_mujoco_camera(position, torch.from_numpy(data.cam_xmat[index].reshape(3, 3).copy()))
+
+
+class BodyDepthRenderer:
+    """Renders body ids and depth in one pass, without the multisampling that would blend ids.
+
+    Use as a context manager, or call `close`: it holds an OpenGL context.
+    """
+
+    def __init__(
+        self, model: MjModel, *, width: int, height: int, mirrored: bool, geom_groups: tuple[int, ...] = (0, 1, 2)
+    ) -> None:
+        mujoco = self._mujoco = load_mujoco()
+        self.model, self.width, self.height, self.mirrored = model, width, height, mirrored
+        self.geom_groups = geom_groups
+        self.near = float(model.vis.map.znear * model.stat.extent)
+        self._far = float(model.vis.map.zfar * model.stat.extent)
+        self._gl = _gl_context(mujoco, width, height)
+        with _plain_offscreen_buffer(model, width, height):
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        self._scene = mujoco.MjvScene(model, maxgeom=2 * model.ngeom + 1000)
+        self._options = mujoco.MjvOption()
+        self.ray_groups = np.array([group in geom_groups for group in range(len(self._options.geomgroup))], np.uint8)
+        self._options.geomgroup[:] = self.ray_groups
+        for decoration in (self._options.sitegroup, self._options.tendongroup, self._options.actuatorgroup):
+            decoration[:] = 0
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._colours = np.empty((height, width, 3), np.uint8)
+        self._depth = np.empty((height, width), np.float32)
+
+    def render(self, data: MjData, camera: str, world_from_cam: Float[Tensor, "4 4"] | None = None) -> View:
+        """Renders the present state through a camera of the model, or through the same camera held at another pose."""
+        mujoco, scene = self._mujoco, self._scene
+        index = camera_id(self.model, camera)
+        eye = mujoco.MjvCamera()
+        eye.type, eye.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
+        mujoco.mjv_updateScene(self.model, data, self._options, None, eye, mujoco.mjtCatBit.mjCAT_ALL, scene)
+        if world_from_cam is None:
+            world_from_cam = camera_pose(data, index)
+        else:
+            _hold(scene, world_from_cam)
+        scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        self._gl.make_current()
+        mujoco.mjr_render(self._rect, scene, self._context)
+        mujoco.mjr_readPixels(self._colours, self._depth, self._rect, self._context)
+        intrinsics = camera_intrinsics(self.model, camera, self.width, self.height, mirrored=self.mirrored)
+        body = self._upright(self._bodies())
+        depth = torch.where(body == NO_BODY, torch.inf, self._upright(self._metres()))
+        return View(depth=depth, body=body, camera=Camera(intrinsics=intrinsics, world_from_cam=world_from_cam))
+
+    def close(self) -> None:
+        """Frees the OpenGL context; further calls do nothing."""
+        if self._context is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._context = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _upright(self, buffer: np.ndarray) -> Tensor:
+        """Turns a bottom-up buffer into the policy's image: upright, and mirrored where the images are."""
+        return torch.from_numpy(np.ascontiguousarray(buffer[::-1, ::-1] if self.mirrored else buffer[::-1]))
+
+    def _metres(self) -> np.ndarray:
+        """Depth in m from the buffer, which is 1 at the near plane and 0 at the far plane."""
+        near, far = self.near, self._far
+        return (near * far / (self._depth.astype(np.float64) * (far - near) + near)).astype(np.float32)
+
+    def _bodies(self) -> np.ndarray:
+        """Body ids from the colours, which hold the drawn object's number plus one."""
+        scene = self._scene
+        numbers = self._colours.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
+        body_of = np.full(scene.ngeom + 1, NO_BODY, np.int32)
+        for drawn in scene.geoms[: scene.ngeom]:
+            if drawn.segid >= 0 and drawn.objtype == self._mujoco.mjtObj.mjOBJ_GEOM:
+                body_of[drawn.segid + 1] = self.model.geom_bodyid[drawn.objid]
+        return body_of[np.where(numbers <= scene.ngeom, numbers, 0)]
+
+
+def _hold(scene: Any, world_from_cam: Tensor) -> None:
+    """Puts the scene's camera (both eyes of it) at a pose of ours."""
+    pose = world_from_cam.numpy()
+    for eye in scene.camera:
+        eye.pos[:], eye.forward[:], eye.up[:] = pose[:3, 3], pose[:3, 2], -pose[:3, 1]
+
+
+def _gl_context(mujoco: Any, width: int, height: int) -> Any:
+    try:
+        context = mujoco.GLContext(width, height)
+        context.make_current()
+    except Exception as error:
+        raise MissingDependencyError(
+            f"no OpenGL context with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({error}); "
+            "run `apt-get install libosmesa6 libegl1 libgl1-mesa-dri` or set MUJOCO_GL to egl or osmesa"
+        ) from None
+    return context
+
+
+@contextmanager
+def _plain_offscreen_buffer(model: MjModel, width: int, height: int) -> Iterator[None]:
+    """Asks for a single-sampled offscreen buffer of this size while a context is made; the model is left as it was."""
+    quality, shape = model.vis.quality, model.vis.global_
+    before = quality.offsamples, quality.shadowsize, shape.offwidth, shape.offheight
+    try:
+        quality.offsamples, quality.shadowsize, shape.offwidth, shape.offheight = 0, 0, width, height
+        yield
+    finally:
+        quality.offsamples, quality.shadowsize, shape.offwidth, shape.offheight = before

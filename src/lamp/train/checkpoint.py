@@ -1,0 +1,147 @@
+"""Checkpoints: a folder of weights, their description, and the state that continues the run. Whole or absent, never pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lamp.errors import DataError, MismatchError
+from lamp.files import atomic_path
+from lamp.model.lamp import LaMP
+from lamp.train.description import Description, checkpoint_folder, read_description
+from lamp.train.state import TrainingState
+from lamp.train.tensors import content_hash, read_tensors, write_tensors
+
+WEIGHTS = "model.safetensors"
+TRAINING = "training"
+MOTION_PART = "motion_expert."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a checkpoint has to be; None accepts anything."""
+
+    kind: str | None = None
+    backbone_key: str | None = None
+    grid: tuple[int, int] | None = None
+    horizon: int | None = None
+    stride: int | None = None
+    cameras: tuple[str, ...] | None = None
+
+    def check(self, path: Path, found: Description) -> None:
+        """
+        Raises:
+            MismatchError: The checkpoint is something else.
+        """
+        flow = found.flow
+        cameras = tuple(camera.name for camera in found.backbone.cameras)
+        advice = {
+            "kind": "use `lamp train motion` for the first stage and `lamp train policy` for the second",
+            "backbone_key": "load it with the backbone it was trained on, or train again with this one",
+            "grid": "use the recipe it was trained with, or train again",
+            "horizon": "use the recipe it was trained with, or train again",
+            "stride": "use the recipe it was trained with, or train again",
+            "cameras": "give these cameras, in this order",
+        }
+        have = {
+            "kind": found.kind,
+            "backbone_key": found.backbone.key,
+            "grid": flow.grid if flow else None,
+            "horizon": flow.horizon if flow else None,
+            "stride": flow.stride if flow else None,
+            "cameras": cameras,
+        }
+        for name, value in have.items():
+            wanted = getattr(self, name)
+            if wanted is not None and wanted != value:
+                raise MismatchError(f"checkpoint {path} has {name} {value!r}; expected {wanted!r}: {advice[name]}.")
+
+
+def save_checkpoint(
+    path: Path, description: Description, weights: Mapping[str, Tensor], state: TrainingState | None = None
+) -> None:
+    """Writes a checkpoint folder in place of the previous one, which stays until the new one is complete."""
+    with atomic_path(path) as folder:
+        folder.mkdir()
+        write_tensors(folder / WEIGHTS, weights)
+        replace(description, weights_sha256=content_hash(weights)).write(folder)
+        if state is not None:
+            state.write(folder / TRAINING)
+
+
+def load_checkpoint(
+    path: Path, *, expected: Expected | None = None, device: torch.device | str = "cpu"
+) -> tuple[LaMP, Description]:
+    """Builds the model of a checkpoint and loads its weights, frozen and in evaluation mode.
+
+    Raises:
+        DataError: A file is missing or damaged.
+        MismatchError: The checkpoint is not what is expected; nothing of the weights has been read then.
+    """
+    folder = checkpoint_folder(path)
+    description = read_description(path)
+    (expected or Expected()).check(folder, description)
+    model = LaMP(description.model)
+    load_weights(folder, description, model)
+    model.requires_grad_(False)
+    return model.eval().to(device), description
+
+
+def load_weights(folder: Path, description: Description, model: LaMP) -> dict[str, Tensor]:
+    """Reads a checkpoint's weights into a model, after comparing their names and shapes.
+
+    Raises:
+        DataError: The file is damaged, or holds other values than its description says.
+        MismatchError: Weights are missing, superfluous or of another shape.
+    """
+    _check_names(folder / WEIGHTS, model.state_dict())
+    weights = read_tensors(folder / WEIGHTS)
+    _check_hash(folder, "weights", content_hash(weights), description.weights_sha256)
+    if description.motion_source is not None:
+        _check_hash(folder, "Motion Expert", content_hash(motion_weights(weights)), description.motion_source.sha256)
+    model.load_state_dict(weights)
+    return weights
+
+
+def load_state(path: Path, weights: Mapping[str, Tensor], trained: list[str]) -> TrainingState:
+    """Reads the state that continues the run of a checkpoint."""
+    missing = [name for name in trained if name not in weights]
+    if missing:
+        raise MismatchError(f"checkpoint {path} lacks {missing[0]}, which this run trains; expected the same recipe.")
+    return TrainingState.read(checkpoint_folder(path) / TRAINING, {name: weights[name] for name in trained})
+
+
+def motion_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The Motion Expert's part of a model's weights."""
+    return {name: value for name, value in weights.items() if name.startswith(MOTION_PART)}
+
+
+def _check_hash(folder: Path, what: str, found: str, stated: str) -> None:
+    if found != stated:
+        raise DataError(
+            f"the {what} in {folder} have sha256 {found[:12]}, its description says {stated[:12]}; "
+            "the checkpoint is damaged: restore it or train again."
+        )
+
+
+def _check_names(file: Path, wanted: Mapping[str, Tensor]) -> None:
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file} is not a whole safetensors file ({error}); restore it or train again.") from None
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    for problem, names in (("lacks", shapes.keys() - found.keys()), ("has an unknown", found.keys() - shapes.keys())):
+        if names:
+            raise MismatchError(
+                f"{file} {problem} {sorted(names)[0]} ({len(names)} in all); expected the {len(shapes)} weights of the model "
+                "that its description names: it was written by other code, or edited."
+            )
+    for name, shape in shapes.items():
+        if found[name] != shape:
+            raise MismatchError(f"{file}: {name} has shape {found[name]}; the model that its description names has {shape}.")

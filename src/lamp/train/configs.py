@@ -1,0 +1,144 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from lamp.data.normalise import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
+from lamp.errors import ConfigError
+from lamp.model.lamp import LaMPConfig
+from lamp.sceneflow.bounds import BoundsRule, MotionBounds
+from lamp.sceneflow.tracks import Supervision
+from lamp.train.optimiser import AdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float32:
+    """Full precision."""
+
+    def autocast(self, device: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16:
+    """Matrix products in bfloat16 (autocast); weights, optimizer and loss stay in float32."""
+
+    def autocast(self, device: str) -> AbstractContextManager[None]:
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+Precision = Float32 | BFloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how a stage is optimised; the same for both stages."""
+
+    steps: int
+    batch_size: int = 32
+    optimiser: AdamW = field(default_factory=AdamW)
+    min_lr: float = 1e-6
+    clip: float = 1.0
+    """Largest norm of the gradient over all trained parameters."""
+    precision: Precision = field(default_factory=Float32)
+    ema: float | None = None
+    """Decay of the averaged weights; where given, the averaged weights are the ones a checkpoint is used with."""
+    log_every: int = 10
+    checkpoint_every: int = 500
+    validate_every: int = 500
+    seed: int = 0
+    time_limit_s: float | None = None
+    """Stops cleanly after this long, unfinished; the cosine stays over `steps`, and the next call continues. [s]"""
+    time_budget_s: float | None = None
+    """Plans the whole run for this long: the schedule follows max(step / steps, elapsed / budget) and the run is finished when
+    that reaches 1. Such a run depends on the machine's speed, so it cannot be repeated exactly; its checkpoint says so. [s]"""
+    threads: int = 2
+    """CPU threads of this process: 2 for one training alone, 1 each for two side by side."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise ConfigError(f"ema is {self.ema}; it must lie between 0 and 1 (0.995, 0.999), or be None for no averaging.")
+        if self.clip <= 0.0:
+            raise ConfigError(f"clip is {self.clip}; it must be positive (the paper's code uses 1.0).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which episodes are held out; whole episodes, so that no frame is close to a held-out one."""
+
+    validation_share: float = 0.1
+    """At least one episode where this is above 0; 0 trains on everything."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.validation_share < 1.0:
+            raise ConfigError(f"validation_share is {self.validation_share}; it must lie in [0, 1), such as 0.1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionTraining:
+    """Stage 1 (Section III-F): the Motion Expert on scene flow; the backbone is frozen."""
+
+    model: LaMPConfig
+    loop: LoopConfig
+    flow_stride: int = 1
+    """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
+    bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
+    """How increments are mapped to [-1, 1]: fitted to the training episodes, or given."""
+    supervision: Supervision = field(default_factory=Supervision)
+    draws: int = 1
+    """Noise draws per sample and step."""
+    split: Split = field(default_factory=Split)
+    validation_samples: int = 64
+    """Held-out samples measured at each validation during the run."""
+    final_samples: int = 256
+    """Held-out samples of the measurement at the end, `flow.json`."""
+
+    def __post_init__(self) -> None:
+        if self.model.motion is None:
+            raise ConfigError("model.motion is None; Stage 1 trains the Motion Expert, so it needs a MotionExpertConfig.")
+        if self.model.action is not None:
+            raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyTraining:
+    """Stage 2 (Section III-G, Algorithm 1): guidance and Action Expert; backbone and Motion Expert are frozen."""
+
+    model: LaMPConfig
+    """`motion` must be that of the motion checkpoint, or None for the policy without motion."""
+    loop: LoopConfig
+    execute: int
+    """How many actions of a chunk are carried out before the policy is asked again."""
+    noise_draws: int = 2
+    """Noise draws of the action loss per sample, sharing one guided context."""
+    cached_hidden_draws: int = 0
+    """0 computes z_m at every step; n > 0 computes n draws for every training sample before the loop and picks one a step."""
+    state_noise: float = 0.0
+    """Standard deviation of the noise added to the normalised state in training."""
+    state_transform: StateTransform = field(default_factory=ContinuousRotation)
+    state_fit: NormaliserFit = field(default_factory=ByDeviation)
+    action_fit: NormaliserFit = field(default_factory=ByDeviation)
+    gripper: int | None = -1
+    """The action's dimension that holds the gripper (0 or 1), or None."""
+    split: Split = field(default_factory=Split)
+    validation_samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.model.action is None:
+            raise ConfigError("model.action is None; Stage 2 trains the Action Expert, so it needs an ActionExpertConfig.")
+        if not 1 <= self.execute <= self.model.action.chunk:
+            raise ConfigError(f"execute is {self.execute}; it must lie between 1 and the chunk, {self.model.action.chunk}.")
+        if self.cached_hidden_draws and self.model.motion is None:
+            raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")
+        for name in ("cached_hidden_draws", "state_noise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")

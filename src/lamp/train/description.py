@@ -1,0 +1,159 @@
+"""What a checkpoint says about itself: `lamp.json`. Everything needed to use it, and to refuse what does not fit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lamp.configuration import from_json, to_json
+from lamp.data.normalise import Normaliser, StateTransform
+from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.files import read_json, write_json
+from lamp.model.lamp import LaMPConfig
+from lamp.sceneflow.bounds import MotionBounds
+from lamp.train.configs import MotionTraining, PolicyTraining
+from lamp.train.provenance import CodeVersion
+
+FILE_NAME = "lamp.json"
+FORMAT = "lamp-checkpoint"
+VERSION = 1
+TIME_CONVENTION = "tau = 0 is noise, tau = 1 is data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraInput:
+    """A camera as the backbone reads it."""
+
+    name: str
+    size: int
+    """Side of the square image the backbone resizes to. [px]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRecord:
+    """The frozen backbone: it is not part of the checkpoint, so its key must match."""
+
+    key: str
+    """Content hash of its weights and settings."""
+    description: dict[str, Any]
+    cameras: tuple[CameraInput, ...]
+    """In the order in which the tokens are concatenated; the first is the reference camera of the scene flow."""
+    prompt: str = "{instruction}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRecord:
+    """The scene flow that the Motion Expert predicts."""
+
+    camera: str
+    grid: tuple[int, int]
+    """Rows and columns of keypoints."""
+    horizon: int
+    stride: int
+    """Frames of the dataset per flow step."""
+    fps: float
+    bounds: MotionBounds
+    clamped: tuple[float, float, float]
+    """Share of the training increments beyond the bounds, per axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecord:
+    """How observations and actions are mapped to what the model sees, and back."""
+
+    state_width: int
+    """Width of the raw state of an observation, before the transform."""
+    state_transform: StateTransform
+    state: Normaliser
+    actions: Normaliser
+    """Actions are in the dataset's units (LIBERO: gripper 1 = open)."""
+    chunk: int
+    execute: int
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionSource:
+    """The Stage-1 checkpoint a policy was trained on; its weights are in the policy's checkpoint."""
+
+    sha256: str
+    """Of the Motion Expert's weights."""
+    step: int
+    data: DataRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """The demonstrations."""
+
+    name: str
+    fingerprint: str
+    """Content hash of what was trained on."""
+    episodes: int
+    frames: int
+    """Training samples."""
+    tasks: tuple[str, ...]
+    validation_episodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """Everything about a checkpoint but its weights."""
+
+    kind: Literal["motion", "policy"]
+    model: LaMPConfig
+    backbone: BackboneRecord
+    flow: FlowRecord | None
+    policy: PolicyRecord | None
+    motion_source: MotionSource | None
+    training: MotionTraining | PolicyTraining
+    data: DataRecord
+    step: int
+    averaged: bool
+    """Whether the weights are the exponential moving average."""
+    exactly_reproducible: bool
+    """False where the schedule followed a time budget."""
+    code: CodeVersion
+    time_convention: str = TIME_CONVENTION
+    format: str = FORMAT
+    version: int = VERSION
+    weights_sha256: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / FILE_NAME, to_json(self))
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Finds the checkpoint in `path`: the folder itself, or the `checkpoint` folder of a run.
+
+    Raises:
+        DataError: There is none.
+    """
+    for folder in (path, path / "checkpoint"):
+        if (folder / "model.safetensors").is_file() or (folder / "training").is_dir():
+            return folder
+    have = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing" if path.is_dir() else "no folder"
+    raise DataError(f"no checkpoint at {path} (there is {have}); expected a folder with {FILE_NAME} and model.safetensors.")
+
+
+def read_description(path: Path) -> Description:
+    """Reads what a checkpoint (or the run that holds it) says about itself, without its weights.
+
+    Raises:
+        DataError: There is no checkpoint, or its description is damaged.
+        MismatchError: It was written by a version of the code that describes itself in another way.
+    """
+    file = checkpoint_folder(path) / FILE_NAME
+    obj = read_json(file, "checkpoint description")
+    if not isinstance(obj, dict) or obj.get("format") != FORMAT:
+        raise DataError(f"{file} is not the description of a checkpoint; expected format {FORMAT!r}.")
+    if obj.get("version") != VERSION:
+        raise MismatchError(f"{file} has version {obj.get('version')}; this code reads version {VERSION}.")
+    if obj.get("time_convention") != TIME_CONVENTION:
+        raise MismatchError(f"{file} says {obj.get('time_convention')!r}; this code's convention is {TIME_CONVENTION!r}.")
+    try:
+        return from_json(Description, obj, where=str(file))
+    except ConfigError as error:
+        raise DataError(str(error)) from None

@@ -1,0 +1,110 @@
+"""What a run writes down while it trains: `metrics.jsonl`, TensorBoard, and a line of progress."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from lamp.files import append_line, atomic_write_text, read_lines_json, to_line
+
+FILE_NAME = "metrics.jsonl"
+
+Value = float | int | str | list[float] | dict[str, float]
+
+
+class Interval:
+    """Sums of what the steps since the last log line reported; tensors stay on their device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.samples = 0
+        self.waited_s = 0.0
+        self.started = time.perf_counter()
+
+    def add(self, values: Mapping[str, Tensor], *, samples: int, waited_s: float) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.steps += 1
+        self.samples += samples
+        self.waited_s += waited_s
+
+    def read(self) -> dict[str, Value]:
+        """Returns the means, the rate in samples a second, and the share of time spent waiting for data."""
+        spent = max(time.perf_counter() - self.started, 1e-9)
+        means: dict[str, Value] = {name: (total / self.steps).tolist() for name, total in self._sums.items()}
+        return means | {"samples_per_s": round(self.samples / spent, 2), "data_wait_share": round(self.waited_s / spent, 4)}
+
+
+class Journal:
+    """Writes the metrics of one run; a continued run first drops what was written after its checkpoint.
+
+    One line is one JSON object: `kind` ("train" or "validation"), `step`, `elapsed_s`, and the values. "train" lines hold `loss`,
+    the losses by axis or by action dimension, `lr`, `grad_norm`, `gate`, `samples_per_s`, `data_wait_share`.
+    """
+
+    def __init__(self, out: Path, *, from_step: int) -> None:
+        self.path = out / FILE_NAME
+        if self.path.exists():
+            kept = [line for line in read_lines_json(self.path) if line["step"] <= from_step] if from_step else []
+            atomic_write_text(self.path, "".join(to_line(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+
+    def write(self, kind: str, step: int, elapsed_s: float, values: Mapping[str, Value]) -> None:
+        append_line(self.path, to_line({"kind": kind, "step": step, "elapsed_s": round(elapsed_s, 3), **values}))
+        for name, value in values.items():
+            for tag, number in _flat(f"{kind}/{name}", value):
+                self._board.add_scalar(tag, number, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def _flat(name: str, value: Value) -> list[tuple[str, float]]:
+    if isinstance(value, list):
+        return [(f"{name}/{index}", item) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        return [(f"{name}/{key}", item) for key, item in value.items()]
+    return [] if isinstance(value, str) else [(name, float(value))]
+
+
+class Progress:
+    """A line of progress: rewritten in place on a terminal, plain lines at most every few seconds elsewhere."""
+
+    def __init__(self, name: str, *, stream: TextIO | None = None, every_s: float = 5.0) -> None:
+        self.name = name
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
+        self.every_s = 0.2 if self.terminal else every_s
+        self._last = -math.inf
+        self._open = False
+
+    def show(self, text: str, *, force: bool = False) -> None:
+        now = time.perf_counter()
+        if not force and now - self._last < self.every_s:
+            return
+        self._last = now
+        self.stream.write(f"\r\x1b[2K{self.name}  {text}" if self.terminal else f"{self.name}  {text}\n")
+        self.stream.flush()
+        self._open = self.terminal
+
+    def close(self) -> None:
+        if self._open:
+            self.stream.write("\n")
+            self._open = False
+
+
+def clock(seconds: float) -> str:
+    """Formats a duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+

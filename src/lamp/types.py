@@ -1,0 +1,125 @@
+"""What the stages of LaMP hand to each other.
+
+Axes: ``b`` batch, ``k`` keypoint of the grid, ``t`` flow step, ``h`` action step, ``n`` token, ``d`` width, ``s`` state value,
+``a`` action value. Image positions ``u`` and ``v`` are fractions of the image's width and height, measured from its top left
+corner; depth ``d`` is in metres along the optical axis of the reference camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+Moved = TypeVar("Moved", bound="OnDevice")
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, OnDevice):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value
+
+
+class OnDevice:
+    """A frozen dataclass of tensors that can move between devices."""
+
+    def to(self: Moved, device: torch.device | str) -> Moved:
+        """Returns a copy whose tensors live on `device`."""
+        changes = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+        return replace(self, **changes)  # pyright: ignore[reportType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera(OnDevice):
+    """A pinhole camera at one moment.
+
+    The intrinsic matrix maps camera coordinates (x right, y down, z forward, metres) to image FRACTIONS, so that it does not
+    depend on the resolution. A negative focal length mirrors the image; LIBERO's customary 180-degree turn of an image that
+    MuJoCo reads bottom-up is such a mirror.
+    """
+
+    intrinsics: Float[Tensor, "*b 3 3"]
+    world_from_cam: Float[Tensor, "*b 4 4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracks(OnDevice):
+    """Absolute paths of grid points: where each point is now (step 0) and after each flow step, in the reference camera."""
+
+    points: Float[Tensor, "*b k t1 3"]
+    """(u, v, d) at t1 = t + 1 moments."""
+    visible: Bool[Tensor, "*b k t1"]
+    """Whether the point can be seen by the reference camera at that moment (inside the image and not occluded)."""
+    valid: Bool[Tensor, "*b k t1"]
+    """Whether the point is known at that moment: False past the episode's end, and where depth or tracking is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFlow(OnDevice):
+    """Dense 3-D scene flow M (Section III-C): K grid points, T increments (du, dv, dd) in one reference camera."""
+
+    start: Float[Tensor, "*b k 3"]
+    """(u, v, d) of each grid point at the present frame."""
+    increments: Float[Tensor, "*b k t 3"]
+    """Step-to-step displacements: fractions of image width and height, and metres."""
+    visible: Bool[Tensor, "*b k t"]
+    """Whether the point can be seen at the END of the step."""
+    mask: Bool[Tensor, "*b k t 3"]
+    """What supervises: True where both ends of the step are known for that axis."""
+    camera: Camera
+    """The reference camera: the camera of the present frame, held still over the horizon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion(OnDevice):
+    """Scene flow as the Motion Expert sees it: increments mapped to [-1, 1] by the dataset's bounds, and what supervises."""
+
+    values: Float[Tensor, "b k t 3"]
+    mask: Bool[Tensor, "b k t 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(OnDevice):
+    """z: the frozen backbone's tokens for the observation and the instruction."""
+
+    tokens: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+    """True where a token is real, False where it is padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided(OnDevice):
+    """z_guided (Eq. 4): tokens of the same shape as `Encoded`, with the motion prior added."""
+
+    tokens: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations(OnDevice):
+    """A batch of raw observations on their way into a backbone."""
+
+    images: dict[str, UInt8[Tensor, "b h w 3"]]
+    """One entry a camera; cameras may differ in size."""
+    instructions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(OnDevice):
+    """What a training step needs. Everything is normalised; Stage 1 reads `motion`, Stage 2 reads `state` and `actions`."""
+
+    encoded: Encoded
+    motion: Motion | None = None
+    state: Float[Tensor, "b s"] | None = None
+    actions: Float[Tensor, "b h a"] | None = None
+    action_mask: Bool[Tensor, "b h"] | None = None
+    """False past the end of the episode."""
+    motion_hidden: Float[Tensor, "b m dm"] | None = None
+    """z_m precomputed for this sample (one of several cached noise draws); None: the model computes it."""

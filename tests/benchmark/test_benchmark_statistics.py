@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamp.benchmark.statistics import Paired, Rate, mcnemar_exact, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # Newcombe (1998), Table I, the score method without continuity correction.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (8, 10, 0.4902, 0.9433),
+        (10, 10, 0.7225, 1.0),
+    ],
+)
+def test_wilson_agrees_with_published_intervals(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_rate_and_mirrors(counts: tuple[int, int]) -> None:
+    successes, trials = counts
+    low, high = wilson(successes, trials)
+    assert 0 <= low <= successes / trials <= high <= 1
+    assert wilson(trials - successes, trials) == pytest.approx((1 - high, 1 - low))
+
+
+def test_nothing_tried_says_nothing() -> None:
+    assert math.isnan(Rate(successes=0, trials=0).value)
+    assert Rate(successes=0, trials=0).interval == (0.0, 1.0)
+    with pytest.raises(ValueError, match="3 successes of 2"):
+        Rate(successes=3, trials=2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (0, 6, 0.03125), (8, 2, 0.109375), (3, 3, 1.0)]
+)
+def test_mcnemar_is_a_fair_coin_on_discordant_pairs(first: int, second: int, p: float) -> None:
+    assert mcnemar_exact(first, second) == pytest.approx(p)
+
+
+def test_paired_counts() -> None:
+    pair = Paired(first="a", second="b", both=4, only_first=5, only_second=1, neither=2)
+    assert pair.episodes == 12
+    assert pair.difference == pytest.approx(9 / 12 - 5 / 12)
+    assert pair.p_value == pytest.approx(2 * (1 + 6) / 64)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from lamp.configuration import from_json, to_json
+from lamp.data.normalise import (
+    ByDeviation,
+    ByQuantiles,
+    ByRange,
+    ContinuousRotation,
+    Identity,
+    MinMax,
+    Normaliser,
+    NormaliserFit,
+    RawState,
+    Standardise,
+    StateTransform,
+    Unchanged,
+)
+from lamp.errors import ConfigError, MismatchError
+
+FITS: list[NormaliserFit] = [ByDeviation(), ByRange(), ByQuantiles(), Unchanged()]
+numbers = st.floats(-50, 50, width=32)
+data = arrays.arrays(np.float32, st.tuples(st.integers(2, 20), st.just(3)), elements=numbers)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=data, fit=st.sampled_from(FITS), values=arrays.arrays(np.float32, (4, 2, 3), elements=numbers))
+def test_inverting_undoes_normalising(data: np.ndarray, fit: NormaliserFit, values: np.ndarray) -> None:
+    normaliser = fit.fit(data, binary=(-1,))
+    there = normaliser.normalise(values)
+    assert there.dtype == np.float32
+    np.testing.assert_allclose(normaliser.invert(there), values, atol=1e-3)
+    as_tensor = normaliser.normalise(torch.from_numpy(values))
+    np.testing.assert_array_equal(as_tensor.numpy(), there)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=data, fit=st.sampled_from(FITS))
+def test_json_round_trip(data: np.ndarray, fit: NormaliserFit) -> None:
+    normaliser = fit.fit(data, masked=(0,), binary=(2,))
+    assert from_json(Normaliser, json.loads(json.dumps(to_json(normaliser)))) == normaliser
+    assert from_json(NormaliserFit, to_json(fit)) == fit
+
+
+def test_each_normaliser_by_hand() -> None:
+    values = np.array([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]], np.float32)
+    np.testing.assert_allclose(MinMax.fit(values).normalise(values)[:, 0], [-1, 0, 1])
+    np.testing.assert_allclose(Standardise.fit(values).normalise(values)[:, 0], np.array([-1, 0, 1]) / np.sqrt(2 / 3), rtol=1e-6)
+    np.testing.assert_allclose(MinMax.fit(values).normalise(values)[:, 1], 0)
+    np.testing.assert_array_equal(Identity.fit(values).normalise(values), values)
+    wide = np.arange(101, dtype=np.float32)[:, None]
+    np.testing.assert_allclose(ByQuantiles(low=0.1, high=0.9).fit(wide).normalise(np.array([[10.0], [90.0]])), [[-1], [1]])
+
+
+def test_masked_dimensions_stay_and_binary_ones_become_signs() -> None:
+    values = np.random.default_rng(0).normal(5, 3, (50, 3)).astype(np.float32)
+    values[:, 2] = np.arange(50) % 2
+    found = Standardise.fit(values, masked=(1,), binary=(-1,)).normalise(values)
+    np.testing.assert_array_equal(found[:, 1], values[:, 1])
+    np.testing.assert_array_equal(found[:, 2], values[:, 2] * 2 - 1)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    normaliser = Standardise(mean=(0.0, 0.0), std=(1.0, 1.0))
+    with pytest.raises(MismatchError, match="3 dimensions; this normaliser is made for 2"):
+        normaliser.normalise(np.zeros((1, 3), np.float32))
+    with pytest.raises(ConfigError, match="distinct"):
+        Standardise(mean=(0.0,), std=(1.0,), masked=(0,), binary=(0,))
+    with pytest.raises(ConfigError, match="in 0 to 0"):
+        Standardise(mean=(0.0,), std=(1.0,), binary=(1,))
+
+
+@settings(max_examples=30, deadline=None)
+@given(axis=arrays.arrays(np.float64, 3, elements=st.floats(-1, 1)), angle=st.floats(0.0, 3.5))
+def test_rotation_columns_are_orthonormal_and_continuous_in_the_sign(axis: np.ndarray, angle: float) -> None:
+    if np.linalg.norm(axis) < 0.1:
+        axis = np.array([0.0, 0.0, 1.0])
+    unit = axis / np.linalg.norm(axis)
+    state = np.zeros((2, 8))
+    state[0, 3:6], state[1, 3:6] = unit * angle, unit * (angle - 2 * np.pi)
+    found = ContinuousRotation().apply(state)
+    assert found.shape == (2, 11)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-9)
+    first, second = found[0, 3:6], found[0, 6:9]
+    assert first @ first == pytest.approx(1) and second @ second == pytest.approx(1)
+    assert first @ second == pytest.approx(0, abs=1e-9)
+    # The axis is left in place by the rotation: R v = v.
+    rotation = np.stack([first, second, np.cross(first, second)], axis=1)
+    np.testing.assert_allclose(rotation @ unit, unit, atol=1e-9)
+    assert np.trace(rotation) == pytest.approx(1 + 2 * np.cos(angle), abs=1e-9)
+
+
+def test_rotation_by_hand_and_as_tensor() -> None:
+    state = np.arange(8, dtype=np.float32)
+    state[3:6] = [0, 0, np.pi / 2]
+    expected = [0, 1, 2, 0, 1, 0, -1, 0, 0, 6, 7]
+    found = ContinuousRotation().apply(torch.from_numpy(state))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(ContinuousRotation().apply(state), expected, atol=1e-6)
+    assert ContinuousRotation().width(8) == 11 and RawState().width(8) == 8
+    np.testing.assert_array_equal(RawState().apply(state), state)
+    with pytest.raises(MismatchError, match="no axis-angle at 3"):
+        ContinuousRotation().apply(np.zeros(5, np.float32))
+
+
+def test_state_transforms_round_trip_as_json() -> None:
+    for transform in (RawState(), ContinuousRotation(start=2)):
+        assert from_json(StateTransform, to_json(transform)) == transform

@@ -1,0 +1,150 @@
+"""Files are whole or absent, and logs survive a crash."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamp.errors import DataError
+from lamp.files import (
+    append_line,
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_text,
+    read_json,
+    read_lines_json,
+    write_json,
+)
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "deep" / "a.txt", "old and longer")
+    atomic_write_text(tmp_path / "deep" / "a.txt", "nü")
+    atomic_write_bytes(tmp_path / "deep" / "b", b"\x00\xff")
+    assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "nü"
+    assert (tmp_path / "deep" / "b").read_bytes() == b"\x00\xff"
+    assert names(tmp_path / "deep") == ["a.txt", "b"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    target = tmp_path / "weights.npy"
+    atomic_write_bytes(target, b"old")
+    with pytest.raises(RuntimeError), atomic_path(target) as staged:
+        assert staged.name == target.name
+        staged.write_bytes(b"half")
+        raise RuntimeError("killed")
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["weights.npy"]
+
+
+@pytest.mark.parametrize("system_call", [True, False])
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_call: bool) -> None:
+    if not system_call:
+        monkeypatch.setattr("lamp.files.ctypes.CDLL", lambda *_, **__: object())
+    target = tmp_path / "checkpoint"
+    for content in ("first", "second"):
+        with atomic_path(target) as staged:
+            staged.mkdir()
+            (staged / f"{content}.txt").write_text(content)
+            (staged / "sub").mkdir()
+    assert names(target) == ["second.txt", "sub"]
+    assert names(tmp_path) == ["checkpoint"]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing was written"), atomic_path(tmp_path / "x"):
+        pass
+
+
+@given(obj=JSON)
+@settings(max_examples=30, deadline=None)
+def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, obj: object) -> None:
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    write_json(path, obj)
+    assert read_json(path) == obj
+
+
+def test_json_takes_numpy_and_paths_but_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": np.arange(2), "c": Path("d")})
+    assert read_json(tmp_path / "x.json") == {"a": 0.5, "b": [0, 1], "c": "d"}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert read_json(tmp_path / "x.json")["a"] == 0.5
+
+
+def test_json_errors_name_the_file_and_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no checkpoint description at .*lamp\.json"):
+        read_json(tmp_path / "lamp.json", "checkpoint description")
+    (tmp_path / "lamp.json").write_text('{"a": 1')
+    with pytest.raises(DataError, match=r"checkpoint description .*lamp\.json is not valid JSON"):
+        read_json(tmp_path / "lamp.json", "checkpoint description")
+
+
+def test_log_appends_and_reads(tmp_path: Path) -> None:
+    log = tmp_path / "runs" / "log.jsonl"
+    assert read_lines_json(log) == []
+    append_line(log, '{"a": 1}')
+    append_line(log, '{"a": 2}')
+    assert read_lines_json(log) == [{"a": 1}, {"a": 2}]
+    with pytest.raises(ValueError, match="line break"):
+        append_line(log, "{}\n{}")
+
+
+@pytest.mark.parametrize("cut", range(1, len(b'{"episode": 12}')))
+def test_a_torn_last_line_is_dropped_and_never_continued(tmp_path: Path, cut: int) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"episode": 11}\n' + b'{"episode": 12}'[:cut])
+    assert read_lines_json(log) == [{"episode": 11}]
+    append_line(log, '{"episode": 13}')
+    assert read_lines_json(log) == [{"episode": 11}, {"episode": 13}]
+
+
+def test_a_whole_last_line_without_its_break_is_kept(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"episode": 11}')
+    assert read_lines_json(log) == [{"episode": 11}]
+    append_line(log, '{"episode": 12}')
+    assert read_lines_json(log) == [{"episode": 11}, {"episode": 12}]
+
+
+def test_damage_in_the_middle_is_an_error_with_its_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(DataError, match=r"line 2 of .*log\.jsonl"):
+        read_lines_json(log)
+
+
+def _append_many(path: Path, writer: int) -> None:
+    for number in range(20):
+        append_line(path, json.dumps([writer, number]))
+
+
+def test_several_processes_append_to_one_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_append_many, args=(log, writer)) for writer in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(read_lines_json(log)) == [[writer, number] for writer in range(3) for number in range(20)]

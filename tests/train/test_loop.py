@@ -1,0 +1,161 @@
+"""The loop on a toy stage: exact resume, schedule, averaging, clean stops."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lamp.errors import LampError
+from lamp.files import read_lines_json
+from lamp.train.configs import BFloat16, LoopConfig
+from lamp.train.loop import Loop, StepLoss
+from lamp.train.optimiser import AdamW
+from lamp.train.randomness import generator_at
+from lamp.train.state import TrainingState
+from lamp.types import Batch, Encoded
+
+CONFIG = LoopConfig(
+    steps=30, batch_size=8, optimiser=AdamW(lr=1e-2), ema=0.9, log_every=5, checkpoint_every=10, validate_every=15, threads=1
+)
+
+
+class Toy:
+    """Fits a linear map with dropout: the smallest thing that has trained and frozen parts and reads every kind of noise."""
+
+    name = "toy"
+
+    def __init__(self, interrupt_at: int | None = None, poison_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(4, 6)
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(6, 3))
+        self.position = 0
+        self.interrupt_at, self.poison_at = interrupt_at, poison_at
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.head.named_parameters())
+
+    def train_mode(self) -> None:
+        self.head.train()
+
+    def next_batch(self, step: int) -> Batch:
+        self.position += 1
+        if step == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        tokens = torch.randn(8, 1, 4, generator=generator_at("toy", self.position))
+        tokens = tokens * (math.nan if step == self.poison_at else 1.0)
+        return Batch(encoded=Encoded(tokens=tokens, mask=torch.ones(8, 1, dtype=torch.bool)))
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
+        noise = torch.randn(8, 1, 4, generator=generator)
+        error = self.head(self.frozen(batch.encoded.tokens + 0.1 * noise)) - 1.0
+        return StepLoss(total=error.float().square().mean(), parts={"per_dim": error.detach().square().mean((0, 1))})
+
+    def gauges(self) -> dict[str, float]:
+        return {"gate": 0.5}
+
+    def validate(self) -> dict[str, Any]:
+        return {"loss": float(self.head[1].weight.detach().square().sum())}
+
+    def sampler_state(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def restore_sampler(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def run(out: Path, config: LoopConfig = CONFIG, *, resume: TrainingState | None = None, **options: Any):
+    states: list[TrainingState] = []
+    stage = Toy(**options)
+
+    def save(state: TrainingState) -> None:
+        folder = out / f"state-{state.step}"
+        state.write(folder)
+        states.append(TrainingState.read(folder, {name: value.clone() for name, value in state.weights.items()}))
+
+    outcome = Loop(stage, config, out, save, resume).run()
+    return stage, outcome, states
+
+
+def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    straight, outcome, states = run(tmp_path / "straight")
+    torch.manual_seed(99)
+    resumed, again, _ = run(tmp_path / "resumed", resume=states[1])
+    assert outcome.finished and again.finished and states[1].step == 20
+    for name, value in straight.parameters().items():
+        assert torch.equal(value, resumed.parameters()[name])
+    assert resumed.position == straight.position == 30
+
+
+def test_logged_losses_do_not_depend_on_the_interruption(tmp_path: Path) -> None:
+    straight = tmp_path / "straight"
+    _, _, states = run(straight)
+    before = read_lines_json(straight / "metrics.jsonl")
+    for folder in straight.glob("state-*"):
+        folder.rename(tmp_path / folder.name)
+    run(straight, resume=states[0])
+    after = read_lines_json(straight / "metrics.jsonl")
+    assert [(line["kind"], line["step"], line["loss"]) for line in before] == [
+        (line["kind"], line["step"], line["loss"]) for line in after
+    ]
+    assert {line["step"] for line in after if line["kind"] == "train"} == {5, 10, 15, 20, 25, 30}
+    assert set(after[0]) >= {"loss", "per_dim", "lr", "grad_norm", "gate", "samples_per_s", "data_wait_share", "elapsed_s"}
+
+
+def test_the_cosine_ends_at_the_least_rate_over_the_real_steps(tmp_path: Path) -> None:
+    run(tmp_path)
+    rates = {line["step"]: line["lr"] for line in read_lines_json(tmp_path / "metrics.jsonl") if line["kind"] == "train"}
+    expected = 1e-6 + 0.5 * (1e-2 - 1e-6) * (1 + math.cos(math.pi * 29 / 30))
+    assert rates[30] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_request_to_stop_ends_after_the_step_and_can_be_continued(tmp_path: Path) -> None:
+    straight, _, _ = run(tmp_path / "straight")
+    _, outcome, states = run(tmp_path / "stopped", interrupt_at=12)
+    assert outcome.reason == "interrupted" and outcome.step == 13 and not states[-1].finished
+    resumed, again, _ = run(tmp_path / "stopped", resume=states[-1])
+    assert again.finished
+    assert all(torch.equal(value, resumed.parameters()[name]) for name, value in straight.parameters().items())
+
+
+def test_a_time_limit_stops_unfinished_and_a_time_budget_finishes(tmp_path: Path) -> None:
+    long = replace(CONFIG, steps=10_000_000, time_limit_s=0.3)
+    _, outcome, states = run(tmp_path / "limit", long)
+    assert outcome.reason == "time limit" and not states[-1].finished
+    rates = [line["lr"] for line in read_lines_json(tmp_path / "limit" / "metrics.jsonl") if "lr" in line]
+    assert rates[-1] == pytest.approx(1e-2, rel=1e-3)
+    _, outcome, states = run(tmp_path / "budget", replace(long, time_limit_s=None, time_budget_s=0.3))
+    assert outcome.finished and states[-1].finished
+    rates = [line["lr"] for line in read_lines_json(tmp_path / "budget" / "metrics.jsonl") if "lr" in line]
+    assert rates[-1] < 1e-3
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_is_never_saved(tmp_path: Path) -> None:
+    with pytest.raises(LampError, match=r"loss is nan after step 20.*smaller lr"):
+        run(tmp_path, poison_at=17)
+    assert sorted(path.name for path in tmp_path.glob("state-*")) == ["state-10"]
+
+
+def test_the_average_follows_its_closed_form(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=3, checkpoint_every=1)
+    _, _, states = run(tmp_path, config)
+    name = "1.weight"
+    torch.manual_seed(0)
+    expected = Toy().parameters()[name].detach().clone()
+    for step, state in enumerate(states, start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * state.raw[name]
+        assert state.average is not None
+        torch.testing.assert_close(state.average[name], expected)
+
+
+def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:
+    stage, outcome, _ = run(tmp_path, replace(CONFIG, precision=BFloat16(), steps=10))
+    assert outcome.finished and all(value.dtype == torch.float32 for value in stage.parameters().values())

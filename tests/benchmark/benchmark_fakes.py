@@ -41,8 +41,8 @@ class FakeSimulator:
         self.renders += 1
         image = np.zeros((64, 64, 3), np.uint8)
         image[:, : 1 + int(max(self.position, 0))] = 200
-        state = np.array([self.position, self.task], np.float32)
-        return Observation(images={"agentview": image, "wrist": image[:32, :32]}, state=state, instruction=self.instruction)
+        state = np.array([self.position, self.task, 0, 0.1, 0.2, 0.3, 0, 0], np.float32)
+        return Observation(images={"agentview": image, "wrist": image}, state=state, instruction=self.instruction)
 
     def step(self, action: np.ndarray) -> StepResult:
         time.sleep(self.pause_s)
@@ -80,7 +80,7 @@ class FakePolicy:
 
     execute = 4
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    def __init__(self, path: Path, device: str = "cpu", threads: int = 1) -> None:
         self.uses_motion = "without" not in path.name
         self.batches: list[int] = []
         self.seeds: list[tuple[int, ...]] = []

@@ -9,7 +9,14 @@ from lamp.errors import ConfigError
 
 @pytest.mark.parametrize(
     ("text", "states"),
-    [("3", (3,)), ("30:33", (30, 31, 32)), ("0:9:4", (0, 4, 8)), ("1,4:6", (1, 4, 5)), ("47:", (47, 48, 49)), (":2", (0, 1))],
+    [
+        ("3", (3,)),
+        ("30:33", (30, 31, 32)),
+        ("0:9:4", (0, 4, 8)),
+        ("1,4:6", (1, 4, 5)),
+        ("47:", (47, 48, 49)),
+        (":2", (0, 1)),
+    ],
 )
 def test_states_are_read_as_slices(text: str, states: tuple[int, ...]) -> None:
     assert parse_states(text) == states
@@ -29,7 +36,9 @@ def test_noise_seed_is_the_released_formula() -> None:
 
 def test_placement_does_not_depend_on_what_else_is_evaluated() -> None:
     few = plan(conditions=[("a", "x")], suite="libero_object", tasks=[4], states=[7], repeats=1, seed=3)
-    many = plan(conditions=[("b", ""), ("a", "x")], suite="libero_object", tasks=range(10), states=range(50), repeats=2, seed=3)
+    many = plan(
+        conditions=[("b", ""), ("a", "x")], suite="libero_object", tasks=range(10), states=range(50), repeats=2, seed=3
+    )
     assert len({episode.key for episode in many}) == len(many) == 2000
     assert len({episode.name for episode in many}) == 2000
     assert {episode.scene for episode in few} < {episode.scene for episode in many}

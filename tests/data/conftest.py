@@ -3,18 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.data.demonstrations import episode
+from demonstrations import write
 
-from lamp.data.lerobot import LeRobotDataset, LeRobotWriter, stage_episode
-
-LENGTHS = (20, 9, 33, 1)
-
-
-def write(root: Path, lengths: tuple[int, ...] = LENGTHS) -> LeRobotDataset:
-    for seed, length in enumerate(lengths):
-        stage_episode(root, f"episode-{seed}", episode(seed, length))
-    LeRobotWriter(root).finalize({"suite": "libero_object", "render_every": 2})
-    return LeRobotDataset(root)
+from lamp.data.lerobot import LeRobotDataset
 
 
 @pytest.fixture(scope="session")

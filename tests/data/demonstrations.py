@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from lamp.data.lerobot import EpisodeData
+from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
 
 CAMERAS = ("agentview", "wrist")
 SIDE = 64
@@ -47,6 +49,22 @@ def episode(seed: int, length: int = 20, *, render_every: int = 2, tasks: int = 
             camera: np.stack([numbered(image_number(seed, frame, camera)) for frame in shown]) for camera in CAMERAS
         },
         task=f"task {seed % tasks}",
-        extra={"suite": "libero_object", "task": seed % tasks, "initial_state": seed, "placement": {"bowl": [0.01, -0.02]}},
+        extra={
+            "suite": "libero_object",
+            "task": seed % tasks,
+            "initial_state": seed,
+            "placement": {"bowl": [0.01, -0.02]},
+        },
         simulation={"states": random.normal(size=(length, 5)), "body_poses": random.normal(size=(length, 3, 7))},
     )
+
+
+LENGTHS = (20, 9, 33, 1)
+
+
+def write(root: Path, lengths: tuple[int, ...] = LENGTHS) -> LeRobotDataset:
+    """Makes a dataset of the episodes with seeds 0, 1, 2 ..."""
+    for seed, length in enumerate(lengths):
+        stage_episode(root, f"episode-{seed}", episode(seed, length))
+    LeRobotWriter(root).finalize({"suite": "libero_object", "render_every": 2})
+    return LeRobotDataset(root)

@@ -53,11 +53,15 @@ def test_json_round_trip(data: np.ndarray, fit: NormaliserFit) -> None:
 def test_each_normaliser_by_hand() -> None:
     values = np.array([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]], np.float32)
     np.testing.assert_allclose(MinMax.fit(values).normalise(values)[:, 0], [-1, 0, 1])
-    np.testing.assert_allclose(Standardise.fit(values).normalise(values)[:, 0], np.array([-1, 0, 1]) / np.sqrt(2 / 3), rtol=1e-6)
+    np.testing.assert_allclose(
+        Standardise.fit(values).normalise(values)[:, 0], np.array([-1, 0, 1]) / np.sqrt(2 / 3), rtol=1e-6
+    )
     np.testing.assert_allclose(MinMax.fit(values).normalise(values)[:, 1], 0)
     np.testing.assert_array_equal(Identity.fit(values).normalise(values), values)
     wide = np.arange(101, dtype=np.float32)[:, None]
-    np.testing.assert_allclose(ByQuantiles(low=0.1, high=0.9).fit(wide).normalise(np.array([[10.0], [90.0]])), [[-1], [1]])
+    np.testing.assert_allclose(
+        ByQuantiles(low=0.1, high=0.9).fit(wide).normalise(np.array([[10.0], [90.0]])), [[-1], [1]]
+    )
 
 
 def test_masked_dimensions_stay_and_binary_ones_become_signs() -> None:

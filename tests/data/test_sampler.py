@@ -12,7 +12,13 @@ from lamp.errors import ConfigError, DataError, MismatchError
 
 
 @settings(max_examples=30, deadline=None)
-@given(size=st.integers(1, 40), batch=st.integers(1, 12), steps=st.integers(0, 30), seed=st.integers(0, 5), weighted=st.booleans())
+@given(
+    size=st.integers(1, 40),
+    batch=st.integers(1, 12),
+    steps=st.integers(0, 30),
+    seed=st.integers(0, 5),
+    weighted=st.booleans(),
+)
 def test_a_resumed_sampler_goes_on_exactly(size: int, batch: int, steps: int, seed: int, weighted: bool) -> None:
     weights = np.arange(1.0, size + 1) if weighted else None
     whole = Sampler(size, batch, seed=seed, weights=weights)

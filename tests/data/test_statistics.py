@@ -9,7 +9,9 @@ from hypothesis.extra import numpy as arrays
 from lamp.data.statistics import QUANTILES, FeatureStatistics, aggregate, image_statistics, statistics_of
 from lamp.errors import DataError
 
-values = arrays.arrays(np.float32, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.floats(-100, 100, width=32))
+values = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.floats(-100, 100, width=32)
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -45,5 +47,5 @@ def test_json_round_trip_and_missing_quantiles() -> None:
     again = FeatureStatistics.from_json(obj, where="here")
     np.testing.assert_array_equal(again.q99, found.q99)
     del obj["q10"]
-    with pytest.raises(DataError, match="stats.json: action lacks q10"):
+    with pytest.raises(DataError, match=r"stats\.json: action lacks q10"):
         FeatureStatistics.from_json(obj, where="stats.json: action")

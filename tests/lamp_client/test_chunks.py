@@ -90,7 +90,9 @@ def test_similarity_ensemble_weighs_by_the_cosine_to_the_newest() -> None:
     np.testing.assert_allclose(actions[2], [(e + 2 * e) / (1 + 2 * e), 2 / (1 + 2 * e)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("build", [lambda: OpenLoop(execute=0), lambda: Replan(every=0), lambda: TemporalEnsemble(window=0)])
+@pytest.mark.parametrize(
+    "build", [lambda: OpenLoop(execute=0), lambda: Replan(every=0), lambda: TemporalEnsemble(window=0)]
+)
 def test_counts_below_one_are_refused(build: object) -> None:
     with pytest.raises(InvalidValueError, match="at least 1"):
         build()  # pyright: ignore[reportCallIssue]

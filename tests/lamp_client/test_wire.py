@@ -35,7 +35,8 @@ LEAVES = st.one_of(
     hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
 )
 MESSAGES = st.recursive(
-    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3))
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
 )
 
 
@@ -93,7 +94,9 @@ def test_values_outside_the_protocol_are_not_sent(value: Any) -> None:
 
 def array_bytes(**fields: Any) -> bytes:
     array = {b"__ndarray__": True, b"data": b"\0" * 8, b"dtype": "<f4", b"shape": [2]}
-    return msgpack.packb({**array, **{key.encode(): value for key, value in fields.items()}})
+    encoded = msgpack.packb({**array, **{key.encode(): value for key, value in fields.items()}})
+    assert encoded is not None
+    return encoded
 
 
 @pytest.mark.parametrize(

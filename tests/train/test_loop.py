@@ -23,7 +23,14 @@ from lamp.train.state import TrainingState
 from lamp.types import Batch, Encoded
 
 CONFIG = LoopConfig(
-    steps=30, batch_size=8, optimiser=AdamW(lr=1e-2), ema=0.9, log_every=5, checkpoint_every=10, validate_every=15, threads=1
+    steps=30,
+    batch_size=8,
+    optimiser=AdamW(lr=1e-2),
+    ema=0.9,
+    log_every=5,
+    checkpoint_every=10,
+    validate_every=15,
+    threads=1,
 )
 
 
@@ -62,7 +69,7 @@ class Toy:
         return {"gate": 0.5}
 
     def validate(self) -> dict[str, Any]:
-        return {"loss": float(self.head[1].weight.detach().square().sum())}
+        return {"loss": float(self.parameters()["1.weight"].detach().square().sum())}
 
     def sampler_state(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -106,12 +113,23 @@ def test_logged_losses_do_not_depend_on_the_interruption(tmp_path: Path) -> None
         (line["kind"], line["step"], line["loss"]) for line in after
     ]
     assert {line["step"] for line in after if line["kind"] == "train"} == {5, 10, 15, 20, 25, 30}
-    assert set(after[0]) >= {"loss", "per_dim", "lr", "grad_norm", "gate", "samples_per_s", "data_wait_share", "elapsed_s"}
+    assert set(after[0]) >= {
+        "loss",
+        "per_dim",
+        "lr",
+        "grad_norm",
+        "gate",
+        "samples_per_s",
+        "data_wait_share",
+        "elapsed_s",
+    }
 
 
 def test_the_cosine_ends_at_the_least_rate_over_the_real_steps(tmp_path: Path) -> None:
     run(tmp_path)
-    rates = {line["step"]: line["lr"] for line in read_lines_json(tmp_path / "metrics.jsonl") if line["kind"] == "train"}
+    rates = {
+        line["step"]: line["lr"] for line in read_lines_json(tmp_path / "metrics.jsonl") if line["kind"] == "train"
+    }
     expected = 1e-6 + 0.5 * (1e-2 - 1e-6) * (1 + math.cos(math.pi * 29 / 30))
     assert rates[30] == pytest.approx(expected, rel=1e-9)
 

@@ -127,5 +127,7 @@ def expert_actions(data: Path, task: int) -> np.ndarray:
     found = sorted(line["episode_index"] for line in lines if line["task"] == task)
     if not found:
         tasks = sorted({line["task"] for line in lines})
-        raise DataError(f"{data} has no episode of task {task} to replay; it has tasks {', '.join(map(str, tasks)) or 'none'}")
+        raise DataError(
+            f"{data} has no episode of task {task} to replay; it has tasks {', '.join(map(str, tasks)) or 'none'}"
+        )
     return np.asarray(LeRobotDataset(data).column("action.executed", found[0]), dtype=np.float32)

@@ -10,10 +10,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.workers import Duty, Failure, Outcome, Post, Request, work
@@ -77,7 +78,8 @@ class Crew:
     def _hired(self, number: int) -> Worker:
         # Spawned, not forked: neither OpenGL nor torch's threads survive a fork.
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
+        ends: tuple[Any, Any] = context.Pipe()
+        ours, theirs = ends
         process = context.Process(target=work, args=(theirs, self.post), name=f"lamp-simulator-{number}", daemon=True)
         process.start()
         theirs.close()  # so that the worker's death is the end of the pipe
@@ -89,10 +91,9 @@ class Crew:
             return
         duty = pending.pop(self._choice(worker, pending))
         worker.duty, worker.task = duty, duty.episode.task
-        try:
+        # A worker that has died says so by the end of its pipe in the next round, where the episode goes back to the list.
+        with suppress(OSError):
             worker.connection.send(duty)
-        except OSError:
-            pass  # it has died; its pipe's end says so in the next round, where the episode goes back to the list
 
     def _choice(self, worker: Worker, pending: Sequence[Duty]) -> int:
         """The next episode of the worker's task, as opening a simulator takes seconds; else of the task that is most behind."""
@@ -131,10 +132,8 @@ class Crew:
     def _reply(self, asked: Sequence[tuple[Worker, Request]]) -> None:
         chunks = self.answer([request for _, request in asked])
         for (worker, _), chunk in zip(asked, chunks, strict=True):
-            try:
+            with suppress(OSError):  # as in `_assign`
                 worker.connection.send(chunk)
-            except OSError:
-                pass  # as in `_assign`
 
     def _received(self, worker: Worker, pending: list[Duty]) -> Request | Outcome | None:
         try:

@@ -133,7 +133,13 @@ def read_records(folder: Path) -> list[EpisodeRecord]:
 
 
 def plan(
-    *, conditions: Iterable[tuple[str, str]], suite: str, tasks: Sequence[int], states: Sequence[int], repeats: int, seed: int
+    *,
+    conditions: Iterable[tuple[str, str]],
+    suite: str,
+    tasks: Sequence[int],
+    states: Sequence[int],
+    repeats: int,
+    seed: int,
 ) -> list[Episode]:
     """Lists every episode of a run, conditions interleaved: while one waits for the policy, another simulates.
 

@@ -9,24 +9,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from lamp.benchmark import episodes as episode_lines
-from lamp.benchmark.controls import CONTROLS, Blank, Checkpoint, Condition, Replay, WrongInstruction, Zero, control
+from lamp.benchmark.controls import Checkpoint, Condition, Replay, Zero
 from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode, EpisodeRecord
 from lamp.benchmark.films import Artist, plain
-from lamp.benchmark.runs import Manifest, Run, checkpoint_hash
-from lamp.benchmark.suites import SUITES, LiberoSimulators, Simulators, parse_states
+from lamp.benchmark.policies import BatchPolicy, Policies, open_policy
+from lamp.benchmark.runs import Manifest, Run
+from lamp.benchmark.suites import LiberoSimulators, Simulators, parse_states
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
-from lamp.benchmark.workers import Duty, Outcome, Post, Request
+from lamp.benchmark.workers import Duty, Outcome, Post
 from lamp.configuration import to_json as config_to_json
-from lamp.errors import ConfigError, MismatchError, unknown
+from lamp.errors import ConfigError, unknown
 from lamp.files import atomic_write_text, write_json
 from lamp.version import code_version, package_versions
-from lamp_client.types import ActionChunk
 
-WITHOUT_EFFECT = ("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device")
+WITHOUT_EFFECT = ("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device", "threads")
 """Settings that change no result, or (paths) whose content is compared instead."""
 
 
@@ -62,8 +62,8 @@ class EvaluateConfig:
     """Policy episodes to film, spread over the tasks."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Simulator processes."""
-    gather_ms: float = 20.0
-    """How long the policy waits for further observations to batch [ms]."""
+    gather_ms: float = 2.0
+    """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
     label: str | None = None
     """Name of `checkpoint` in tables; None says with_motion or without_motion."""
     against_label: str | None = None
@@ -72,38 +72,17 @@ class EvaluateConfig:
     """Varies the placements of objects; policy noise follows the protocol's formula."""
     device: str = "cpu"
     """Where the policy computes."""
+    threads: int = 1
+    """CPU threads of the policy; the simulators need the other cores."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes_per_state", "workers"):
+        for name in ("episodes_per_state", "workers", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.execute is not None and self.execute < 1:
             raise ConfigError(f"execute is {self.execute}; expected at least 1, or nothing for the checkpoint's own")
-        for name in self.controls:
-            if name not in CONTROLS:
-                raise unknown("control", name, CONTROLS)
         if self.checkpoint is None and (self.against is not None or not self.controls):
             raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with replay or zero")
-
-
-@runtime_checkable
-class BatchPolicy(Protocol):
-    """What an evaluation needs of `lamp.policy.LaMPPolicy`."""
-
-    @property
-    def uses_motion(self) -> bool:
-        """Whether the motion prior guides the actions."""
-        ...
-
-    @property
-    def execute(self) -> int:
-        """Actions of a chunk to execute before replanning."""
-        ...
-
-    @property
-    def act_batch(self) -> Callable[..., list[ActionChunk]]:
-        """(observations, noise seeds, foresight=whether to predict points too) -> a chunk for each observation."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +128,7 @@ def evaluate(
     config: EvaluateConfig,
     *,
     artist: Artist = plain,
-    load: Callable[[Path, str], BatchPolicy] | None = None,
+    load: Callable[[Path, str, int], BatchPolicy] | None = None,
     simulators: Simulators | None = None,
 ) -> Summary:
     """Runs, or continues, an evaluation.
@@ -157,7 +136,7 @@ def evaluate(
     Args:
         config: What to evaluate.
         artist: Draws the policy's foresight over film frames.
-        load: Opens the policy of a checkpoint folder on a device; None takes LaMP's.
+        load: Opens the policy of (a checkpoint folder, a device, a number of threads); None takes LaMP's.
         simulators: Where the tasks come from; None takes LIBERO's.
 
     Raises:
@@ -170,9 +149,10 @@ def evaluate(
     )
     instructions = simulators.instructions()
     tasks = _tasks(config, len(instructions))
-    policies = _Policies(config, load or _Loaded)
-    conditions = {condition.name: condition for condition in policies.conditions()}
-    hashes = {name: policies.hash_of(condition) for name, condition in conditions.items()}
+    policies = Policies(lambda path: (load or open_policy)(path, config.device, config.threads))
+    checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
+    conditions = policies.conditions(checkpoints, config.controls, config.data)
+    hashes = policies.hashes(conditions)
     plan = episode_lines.plan(
         conditions=hashes.items(),
         suite=simulators.suite,
@@ -192,13 +172,11 @@ def evaluate(
                     simulators=simulators,
                     conditions=conditions,
                     instructions=instructions,
-                    execute=policies.execute(conditions.values()),
+                    execute=policies.execute(config.execute),
                     folder=config.out,
                     artist=artist,
                 )
-                crew = Crew(
-                    size=config.workers, post=post, answer=policies.answer, gather_s=config.gather_ms / 1000
-                )
+                crew = Crew(size=config.workers, post=post, answer=policies.answer, gather_s=config.gather_ms / 1000)
                 duties = _duties(pending, conditions, tasks, _filmed(plan, conditions, config.videos))
                 _collect(run, crew, duties, config, len(plan))
         finally:
@@ -291,81 +269,3 @@ def _record(
         code=code,
         packages=dict(packages),
     )
-
-
-class _Policies:
-    """The checkpoints of an evaluation, opened when first needed, and the conditions that ask them."""
-
-    def __init__(self, config: EvaluateConfig, load: Callable[[Path, str], BatchPolicy]) -> None:
-        self._config = config
-        self._load = load
-        self._opened: dict[Path, BatchPolicy] = {}
-        self._paths: dict[str, Path] = {}
-
-    def conditions(self) -> list[Condition]:
-        """Builds the conditions, policies first.
-
-        Raises:
-            ConfigError: Two conditions have the same name.
-        """
-        config, found = self._config, []
-        for path, label in ((config.checkpoint, config.label), (config.against, config.against_label)):
-            if path is not None:
-                found.append(Checkpoint(name=label or self._label(path), path=path))
-        found += [control(name, checkpoint=config.checkpoint, data=config.data) for name in config.controls]
-        names = [condition.name for condition in found]
-        if len(set(names)) != len(names):
-            raise ConfigError(f"conditions {', '.join(names)}: expected different names; give --label and --against-label")
-        self._paths = {c.name: c.path for c in found if isinstance(c, Checkpoint | WrongInstruction | Blank)}
-        return found
-
-    def hash_of(self, condition: Condition) -> str:
-        """Returns the content hash of the checkpoint a condition asks; empty where it asks none."""
-        path = self._paths.get(condition.name)
-        return checkpoint_hash(path) if path is not None else ""
-
-    def execute(self, conditions: Sequence[Condition] | Any) -> dict[str, int]:
-        """Returns how many actions of a chunk each condition executes."""
-        asking = [condition.name for condition in conditions if condition.name in self._paths]
-        return {name: self._config.execute or self._policy(self._paths[name]).execute for name in asking}
-
-    def answer(self, requests: Sequence[Request]) -> list[ActionChunk]:
-        """Answers requests of several workers, one forward pass for all that ask the same checkpoint."""
-        groups: dict[tuple[Path, bool], list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault((self._paths[request.episode.condition], request.foresight), []).append(index)
-        chunks: dict[int, ActionChunk] = {}
-        for (path, foresight), indices in groups.items():
-            answered = self._policy(path).act_batch(
-                [requests[index].observation for index in indices],
-                [requests[index].noise_seed for index in indices],
-                foresight=foresight,
-            )
-            chunks.update(zip(indices, answered, strict=True))
-        return [chunks[index] for index in range(len(requests))]
-
-    def _label(self, path: Path) -> str:
-        return "with_motion" if self._policy(path).uses_motion else "without_motion"
-
-    def _policy(self, path: Path) -> BatchPolicy:
-        if path not in self._opened:
-            self._opened[path] = self._load(path, self._config.device)
-        return self._opened[path]
-
-
-class _Loaded:
-    """LaMP's policy, with what its checkpoint says about itself."""
-
-    def __init__(self, path: Path, device: str) -> None:
-        from lamp.policy import LaMPPolicy
-        from lamp.train.description import read_description
-
-        description = read_description(path)
-        if description.policy is None:
-            raise MismatchError(f"{path} is a {description.kind} checkpoint; expected the policy's, of the second stage")
-        self.uses_motion = description.model.motion is not None
-        self.execute = description.policy.execute
-        self.act_batch = LaMPPolicy.from_checkpoint(path, device=device).act_batch
-
-
-__all__ = ["SUITES", "BatchPolicy", "EvaluateConfig", "Summary", "evaluate"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from lamp.data.video import encoder
 from lamp.files import atomic_path
@@ -46,8 +48,11 @@ def write_film(path: Path, frames: Sequence[np.ndarray]) -> None:
     height, width = (size // 2 * 2 for size in frames[0].shape[:2])
     name = encoder()
     options = {"crf": "25", "preset": "medium"} if name == "libx264" else {}
-    with atomic_path(path) as staged, av.open(str(staged), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(name, rate=FILM_FPS, options={**options, "threads": "1"})
+    with (
+        atomic_path(path) as staged,
+        av.open(str(staged), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        stream = cast(VideoStream, container.add_stream(name, rate=FILM_FPS, options={**options, "threads": "1"}))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, FILM_FPS)
         for number, image in enumerate(frames):

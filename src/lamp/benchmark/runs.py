@@ -49,7 +49,9 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
-            raise ConfigError(f"another process is evaluating into {folder}; wait for it or choose another --out") from None
+            raise ConfigError(
+                f"another process is evaluating into {folder}; wait for it or choose another --out"
+            ) from None
         try:
             _claim(folder, manifest)
             self.records = read_records(folder) if (folder / EPISODES).exists() else []
@@ -76,7 +78,9 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

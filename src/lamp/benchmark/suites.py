@@ -21,8 +21,10 @@ TASKS_PER_SUITE = 10
 class Simulator(Env, Protocol):
     """A task that an evaluation can put into an initial state."""
 
-    placement: Mapping[str, Any]
-    """Name of each displaced object -> its offset (x, y) in [m]."""
+    @property
+    def placement(self) -> Mapping[str, Any]:
+        """Name of each displaced object -> its offset (x, y) in [m]."""
+        ...
 
     def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
         """Goes to a stored initial state, displaces objects if so configured, and lets everything settle."""
@@ -35,7 +37,8 @@ class Simulator(Env, Protocol):
 class Simulators(Protocol):
     """Makes the simulators of a suite; travels to worker processes, so it must pickle."""
 
-    suite: str
+    @property
+    def suite(self) -> str: ...
 
     def instructions(self) -> tuple[str, ...]:
         """The instruction of every task of the suite, in order."""
@@ -98,10 +101,14 @@ def parse_states(text: str, available: int = 50) -> tuple[int, ...]:
             stop = numbers[1] if numbers[1] is not None else available
             states.extend(range(numbers[0] or 0, stop, (numbers[2] if numbers[2:] else None) or 1))
         else:
-            raise ConfigError(f"initial states {text!r}: expected numbers or slices such as '30:50', '0:50:5' or '0,3,40:50'")
+            raise ConfigError(
+                f"initial states {text!r}: expected numbers or slices such as '30:50', '0:50:5' or '0,3,40:50'"
+            )
     outside = [state for state in states if not 0 <= state < available]
     if outside:
-        raise ConfigError(f"initial states {text!r}: there is no state {outside[0]}; the suite has 0 to {available - 1}")
+        raise ConfigError(
+            f"initial states {text!r}: there is no state {outside[0]}; the suite has 0 to {available - 1}"
+        )
     if not states or len(set(states)) != len(states):
         raise ConfigError(f"initial states {text!r}: expected at least one state and none twice")
     return tuple(states)

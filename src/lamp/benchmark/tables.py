@@ -112,7 +112,13 @@ def counted(rate: Rate) -> str:
 
 
 def _cells(table: SuccessTable) -> list[list[str]]:
-    head = ["condition", *(f"task {task}" for task in table.tasks), "total (Wilson 95%)", "at the last step", "steps to success"]
+    head = [
+        "condition",
+        *(f"task {task}" for task in table.tasks),
+        "total (Wilson 95%)",
+        "at the last step",
+        "steps to success",
+    ]
     body = [
         [
             row.condition,
@@ -140,7 +146,12 @@ def to_markdown(tables: Sequence[SuccessTable]) -> str:
     parts = []
     for table in tables:
         head, *body = _cells(table)
-        lines = [f"### {table.suite}", "", *(f"{t}. {name}" for t, name in zip(table.tasks, table.names, strict=True)), ""]
+        lines = [
+            f"### {table.suite}",
+            "",
+            *(f"{t}. {name}" for t, name in zip(table.tasks, table.names, strict=True)),
+            "",
+        ]
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in body]
         lines += ["", *(f"- {sentence(pair)}" for pair in table.pairs)]
@@ -155,7 +166,10 @@ def to_text(tables: Sequence[SuccessTable]) -> str:
         cells = _cells(table)
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         lines = [f"{table.suite}"]
-        lines += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines += [
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
         lines += ["  " + sentence(pair) for pair in table.pairs]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
@@ -178,7 +192,12 @@ def _row_json(row: Row, tasks: Sequence[int]) -> dict[str, Any]:
 
 
 def _pair_json(pair: Paired) -> dict[str, Any]:
-    counts = {"both": pair.both, "only_first": pair.only_first, "only_second": pair.only_second, "neither": pair.neither}
+    counts = {
+        "both": pair.both,
+        "only_first": pair.only_first,
+        "only_second": pair.only_second,
+        "neither": pair.neither,
+    }
     found = {"episodes": pair.episodes, "difference": pair.difference, "p_value": pair.p_value}
     return {"first": pair.first, "second": pair.second, **counts, **found}
 

@@ -161,9 +161,7 @@ class Recorded:
         """Starts again from the first action."""
         self._step = 0
 
-    def next_action(
-        self, observe: Callable[[], Observation], policy: RemotePolicy, noise_seed: tuple[int, ...]
-    ) -> np.ndarray:
+    def next_action(self, observe: Callable[[], Observation], policy: Any, noise_seed: tuple[int, ...]) -> np.ndarray:
         """Returns the next recorded action."""
         action = self._actions[min(self._step, len(self._actions) - 1)]
         self._step += 1

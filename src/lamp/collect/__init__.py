@@ -1,0 +1,1 @@
+"""Demonstrations from a scripted expert: privileged poses in, a LeRobot dataset with simulator states out."""

@@ -21,6 +21,16 @@ FINGER = (0.036, 0.066)
 """Where an open finger begins and ends along the closing direction, from the hand's middle in [m]."""
 HAND = (0.105, 0.034, 0.030)
 """The palm: half length along the closing direction, half width across it, height above the pads in [m]."""
+MARGIN = 0.006
+"""Distance that the gripper keeps from everything but the object [m]."""
+EASY_REACH = 0.70
+"""Up to this horizontal distance from its base the arm moves freely; a stretched arm cannot be drawn back [m]."""
+WIDTH_COST = 30.0
+"""Cost of one metre of half width, in half turns of the wrist: a box is worth turning for, an uneven can is not."""
+BLOCKED_COST = 0.2
+"""Cost of one point in the gripper's way, in half turns of the wrist."""
+REACH_COST = 20.0
+"""Cost of one metre beyond it, in half turns of the wrist."""
 YAWS = np.deg2rad(np.arange(-90, 90, 10))
 
 
@@ -36,16 +46,10 @@ class Grasp:
     """Half of what the fingers will enclose in [m]."""
 
     def pose(self, scene: Scene) -> tuple[Vector, float]:
-        """Position in [m] and yaw in [rad] of the hand for the object's present pose; yaw is in (-pi/2, pi/2]."""
+        """Position in [m] and yaw in [rad] of the hand for the object's present pose."""
         rotation = scene.object_rotation
         direction = rotation @ self.closing
-        yaw = float(np.arctan2(-direction[0], direction[1]))
-        return scene.object_position + rotation @ self.point, _half_turn(yaw)
-
-
-def _half_turn(yaw: float) -> float:
-    """The same direction of closing with the smallest turn of the wrist."""
-    return float((yaw + np.pi / 2 - 1e-6) % np.pi - np.pi / 2 + 1e-6)
+        return scene.object_position + rotation @ self.point, float(np.arctan2(-direction[0], direction[1]))
 
 
 def _axes(yaw: float) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
@@ -68,6 +72,8 @@ def _candidates(points: Points, height: float) -> list[tuple[Vector, float, floa
     """(hand position, yaw, half width) of every way the fingers could enclose the object at this height."""
     band = points[(points[:, 2] > height - TIP) & (points[:, 2] < height + 0.012)]
     found = []
+    if not len(band):
+        return found
     middle = (band[:, :2].min(axis=0) + band[:, :2].max(axis=0)) / 2
     for yaw in YAWS:
         along_axis, across_axis = _axes(yaw)
@@ -97,38 +103,42 @@ def _rim_candidates(points: Points, height: float) -> list[tuple[Vector, float, 
     return found
 
 
-def plan_grasp(scene: Scene) -> Grasp | None:
-    """Chooses the grasp of the object as it lies now, or None where every one is blocked.
+def plan_grasp(scene: Scene, to_goal: Vector) -> Grasp | None:
+    """Chooses the grasp of the object as it lies now, or None where there is nothing to enclose.
 
-    Preferred are, in this order: nothing in the gripper's way, a small turn of the wrist, a narrow enclosure. There is no
-    chance in it: the same state gives the same grasp.
+    Preferred are, in this order: nothing in the gripper's way here and at the goal, a small turn of the wrist, a narrow
+    enclosure, and for a rim the side that the arm reaches most easily. The same state always gives the same grasp.
+
+    Args:
+        to_goal: How far the object is to be moved in [m].
     """
-    everything, own = scene.world_points()
-    points, others = everything[own], everything[~own]
-    top, bottom = points[:, 2].max(), points[:, 2].min()
+    volumes = scene.volumes()
+    points, top, bottom = volumes.object, volumes.top, volumes.bottom
     height = max(top - PALM_CLEARANCE, min((top + bottom) / 2, bottom + 0.03), bottom + TIP + 0.002)
     found = _candidates(points, height)
     rim = not found
     if rim:
         found = _rim_candidates(points, height)
-    best, best_cost = None, np.inf
-    for centre, yaw, half_width in found:
-        if half_width > MAX_OPENING / 2 - 0.004:
-            continue
-        # The object itself must not be in the way either; its own sample points are exact, so they need no margin.
-        blocked = _blocked(others, centre, yaw, 0.006) + (0 if rim else _blocked(points, centre, yaw, 0.0))
-        cost = 1000.0 * min(blocked, 50) / 50 * (blocked > 0) + abs(yaw) / np.pi + 4.0 * half_width
-        if rim:  # among equals, the side of the rim that lies nearer to the robot is the easier one to reach
-            cost += 0.2 * (centre[0] - points[:, 0].mean())
-        if cost < best_cost:
-            best, best_cost = (centre, yaw, half_width), cost
-    if best is None:
+
+    def cost(candidate: tuple[Vector, float, float]) -> float:
+        centre, yaw, half_width = candidate
+        blocked = _blocked(volumes.obstacles, centre, yaw, MARGIN)
+        blocked += _blocked(volumes.others, centre + to_goal, yaw, MARGIN)
+        if not rim:
+            return (
+                BLOCKED_COST * (blocked + _blocked(points, centre, yaw, 0.0))
+                + abs(yaw) / np.pi
+                + WIDTH_COST * half_width
+            )
+        reach = max(float(np.linalg.norm(at[:2] - scene.base_position[:2])) for at in (centre, centre + to_goal))
+        return BLOCKED_COST * blocked + abs(yaw) / np.pi + REACH_COST * max(0.0, reach - EASY_REACH)
+
+    if not found:
         return None
-    centre, yaw, half_width = best
-    world_from_object = scene.object_rotation
-    closing = np.append(_axes(yaw)[0], 0.0)
+    centre, yaw, half_width = min(found, key=cost)
+    object_from_world = scene.object_rotation.T
     return Grasp(
-        point=world_from_object.T @ (centre - scene.object_position),
-        closing=world_from_object.T @ closing,
+        point=object_from_world @ (centre - scene.object_position),
+        closing=object_from_world @ np.append(_axes(yaw)[0], 0.0),
         half_width=half_width,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lamp.collect.grasping import TIP
+from lamp.collect.grasping import PALM_CLEARANCE, TIP
 from lamp.collect.scene import Points, Scene
 
 DEEP = 0.03
@@ -38,7 +38,7 @@ class Place:
 
 def find_place(scene: Scene) -> Place:
     """Reads the goal's surface from its collision geometry."""
-    points, centre = scene.target_points(), scene.target_position[:2]
+    points, centre = scene.volumes().goal, scene.target_position[:2]
     distance = np.linalg.norm(points[:, :2] - centre, axis=1)
     near = points[distance < FOOTPRINT]
     floor = float(near[:, 2].max()) if len(near) else float(points[:, 2].min())
@@ -75,7 +75,7 @@ def release_height(place: Place, *, below: float) -> float:
     Over a container the finger tips stay above the rim, but for what is so tall that it would topple in the fall: that is let
     down between the walls.
     """
-    resting = place.floor + below + 0.004
+    resting = place.floor + below + 0.002
     if not place.is_container:
         return resting
-    return max(resting, place.rim - 0.010 if below > TALL else place.rim + TIP + 0.004)
+    return max(resting, place.rim - PALM_CLEARANCE if below > TALL else place.rim + TIP + 0.004)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from lamp.collect.expert import CLOSE, OPEN, Expert, Phase
+from lamp.collect.expert import Expert, Phase
 from lamp.collect.noise import Disturbance
 from lamp.collect.scene import Scene
+from lamp.collect.skills import CLOSE, OPEN
 from lamp_client.envs.libero import LiberoEnv
 
 HOLD = 4
@@ -88,12 +88,12 @@ def fresh_frames(length: int, render_every: int) -> Bool[np.ndarray, "l"]:
 
 def render(env: LiberoEnv, trajectory: Trajectory, render_every: int) -> dict[str, UInt8[np.ndarray, "l h w 3"]]:
     """Renders a trajectory's states from every camera, in the environment in which it was simulated."""
-    fresh = fresh_frames(trajectory.length, render_every)
-    images: dict[str, Any] = {camera: [] for camera in env.cameras}
-    for index, state in enumerate(trajectory.states):
-        if fresh[index]:
+    images: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
+    for state, fresh in zip(trajectory.states, fresh_frames(trajectory.length, render_every), strict=True):
+        if fresh:
             env.restore(state)
-            observed = env.observe().images
-        for camera in env.cameras:
-            images[camera].append(observed[camera] if fresh[index] else images[camera][-1])
-    return {camera: np.stack(frames) for camera, frames in images.items()}
+            seen = env.observe().images
+            for camera in env.cameras:
+                images[camera].append(seen[camera])
+    repeats = np.arange(trajectory.length) // render_every
+    return {camera: np.stack(frames)[repeats] for camera, frames in images.items()}

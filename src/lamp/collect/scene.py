@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from lamp.errors import ConfigError
 
@@ -30,6 +31,32 @@ def _samples(kind: int, low: Vector, high: Vector) -> Points:
     return points[np.sum(((points[:, :2] - centre) / radii) ** 2, axis=1) <= 1.0 + 1e-9]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Volumes:
+    """The collision volume of the scene without robot, table and floor, as points in the world in [m]."""
+
+    object: Float[np.ndarray, "o 3"]
+    """What is to be moved."""
+    goal: Float[np.ndarray, "g 3"]
+    """The container, surface or fixture to bring it to."""
+    others: Float[np.ndarray, "p 3"]
+
+    @property
+    def obstacles(self) -> Float[np.ndarray, "q 3"]:
+        """All that the moved object must not touch on its way."""
+        return np.concatenate([self.goal, self.others])
+
+    @property
+    def top(self) -> float:
+        """Height of the object's highest point in [m]."""
+        return float(self.object[:, 2].max())
+
+    @property
+    def bottom(self) -> float:
+        """Height of the object's lowest point in [m]."""
+        return float(self.object[:, 2].min())
+
+
 class Scene:
     """A privileged, read-only view of a LIBERO environment whose goal is to bring one object to one place.
 
@@ -45,10 +72,12 @@ class Scene:
         if len(goals) != 1 or len(goals[0]) != 3 or goals[0][0] not in ("in", "on"):
             raise ConfigError(f"the scripted expert brings one object to one place; this task's goal is {goals}.")
         _, self.object_name, self.target_name = goals[0]
-        self.object_body: int = robosuite.obj_body_id[self.object_name]
+        self.object_body = int(model.body_rootid[robosuite.obj_body_id[self.object_name]])
         self._site = model.site("gripper0_grip_site").id
         self._finger_qpos = [model.jnt_qposadr[model.joint(f"gripper0_finger_joint{i}").id] for i in (1, 2)]
         self._finger_qvel = [model.jnt_dofadr[model.joint(f"gripper0_finger_joint{i}").id] for i in (1, 2)]
+        self._arm_qvel = [model.jnt_dofadr[model.joint(f"robot0_joint{i}").id] for i in range(1, 8)]
+        self._base = model.body("robot0_base").id
         self._index_geoms()
 
     def _index_geoms(self) -> None:
@@ -61,33 +90,28 @@ class Scene:
         arena_body = np.array([name in ("world", "floor") or "table" in name for name in names])
         things = np.flatnonzero(collides & ~robot_body[geom_body] & ~arena_body[geom_body])
         aabb = np.asarray(model.geom_aabb)
-        clouds = [_samples(int(model.geom_type[g]), aabb[g, :3] - aabb[g, 3:], aabb[g, :3] + aabb[g, 3:]) for g in things]
+        clouds = [
+            _samples(int(model.geom_type[g]), aabb[g, :3] - aabb[g, 3:], aabb[g, :3] + aabb[g, 3:]) for g in things
+        ]
         self._local: Points = np.concatenate(clouds)
         self._geom: Int[np.ndarray, "n"] = np.repeat(things, [len(cloud) for cloud in clouds])
         self._root: Int[np.ndarray, "n"] = roots[self._geom]
         finger = [np.array([side in name for name in names]) for side in ("left", "right")]
         tips = [np.array([f"finger_joint{i}_tip" in name for name in names]) for i in (1, 2)]
         self._finger_geoms = [np.flatnonzero((finger[i] | tips[i])[geom_body] & robot_body[geom_body]) for i in (0, 1)]
-        self._object_geoms = np.flatnonzero(roots == model.body_rootid[self.object_body])
+        self._object_geoms = np.flatnonzero(roots == self.object_body)
+        goal = self.target_name
+        if goal in self.robosuite.object_sites_dict:
+            goal = self.robosuite.object_sites_dict[goal].parent_name
+        self._goal_root = int(model.body_rootid[self.robosuite.obj_body_id[goal]])
+        self._goal_geoms = np.flatnonzero(roots == self._goal_root)
 
-    def world_points(self) -> tuple[Points, Bool[np.ndarray, "n"]]:
-        """The scene's collision volume without robot, table and floor, and which points are the object's."""
+    def volumes(self) -> Volumes:
+        """Where everything is now."""
         rotations = np.asarray(self.data.geom_xmat).reshape(-1, 3, 3)[self._geom]
         points = np.asarray(self.data.geom_xpos)[self._geom] + np.einsum("nij,nj->ni", rotations, self._local)
-        return points, self._root == self.model.body_rootid[self.object_body]
-
-    def object_points(self) -> Points:
-        """Points that fill the object's collision volume, in the world in [m]."""
-        points, own = self.world_points()
-        return points[own]
-
-    def target_points(self) -> Points:
-        """Points that fill the goal's container, surface or fixture, in the world in [m]."""
-        name = self.target_name
-        if name in self.robosuite.object_sites_dict:
-            name = self.robosuite.object_sites_dict[name].parent_name
-        points, _ = self.world_points()
-        return points[self._root == self.model.body_rootid[self.robosuite.obj_body_id[name]]]
+        own, goal = self._root == self.object_body, self._root == self._goal_root
+        return Volumes(object=points[own], goal=points[goal], others=points[~own & ~goal])
 
     @property
     def object_position(self) -> Vector:
@@ -104,6 +128,11 @@ class Scene:
         if self.target_name in self.robosuite.object_sites_dict:
             return np.array(self.data.site_xpos[self.model.site(self.target_name).id])
         return np.array(self.data.xpos[self.robosuite.obj_body_id[self.target_name]])
+
+    @property
+    def base_position(self) -> Vector:
+        """Where the arm stands, in the world in [m]."""
+        return np.array(self.data.xpos[self._base])
 
     @property
     def hand_position(self) -> Vector:
@@ -128,12 +157,25 @@ class Scene:
         return float(right - left)
 
     @property
+    def still(self) -> bool:
+        """Whether no joint of the arm moves by more than 0.02 rad/s."""
+        return bool(np.abs(self.data.qvel[self._arm_qvel]).max() < 0.02)
+
+    @property
     def touching(self) -> tuple[bool, bool]:
         """Whether the left and the right finger touch the object."""
         pairs = np.asarray(self.data.contact.geom[: self.data.ncon])
         own = np.isin(pairs, self._object_geoms).any(axis=1)
         left, right = (bool((own & np.isin(pairs, geoms).any(axis=1)).any()) for geoms in self._finger_geoms)
         return left, right
+
+    @property
+    def resting(self) -> bool:
+        """Whether the object touches what it is to be brought to."""
+        pairs = np.asarray(self.data.contact.geom[: self.data.ncon])
+        return bool(
+            (np.isin(pairs, self._object_geoms).any(axis=1) & np.isin(pairs, self._goal_geoms).any(axis=1)).any()
+        )
 
     @property
     def success(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,9 @@ class StagedEpisode:
         try:
             return load_file(self.folder / "frames.safetensors")
         except (SafetensorError, OSError) as error:
-            raise DataError(f"cannot read the staged episode {self.folder} ({error}); remove it and record it again") from None
+            raise DataError(
+                f"cannot read the staged episode {self.folder} ({error}); remove it and record it again"
+            ) from None
 
     def video(self, camera: str) -> Path:
         """The camera's encoded frames."""
@@ -98,7 +101,11 @@ class StagedEpisode:
 def staged_names(root: Path) -> list[str]:
     """Names of the episodes that wait in the staging folder, sorted."""
     folder = root / STAGING
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".") if folder.is_dir() else []
+    return (
+        sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+        if folder.is_dir()
+        else []
+    )
 
 
 def recorded_names(root: Path) -> list[str]:
@@ -131,7 +138,9 @@ def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData,
         raise DataError(f"an episode named {name!r} is in {root} already; choose another name or skip it")
     with atomic_path(folder) as target:
         target.mkdir()
-        save_file({key: np.ascontiguousarray(values) for key, values in episode.frames.items()}, target / "frames.safetensors")
+        save_file(
+            {key: np.ascontiguousarray(values) for key, values in episode.frames.items()}, target / "frames.safetensors"
+        )
         for camera, images in episode.images.items():
             write_video(target / f"{camera}.mp4", images, fps)
         if episode.simulation is not None:
@@ -164,7 +173,9 @@ def read_staged(root: Path, name: str) -> StagedEpisode:
     found = read_json(folder / "episode.json", "staged episode's description")
     sizes = {camera: (int(height), int(width)) for camera, (height, width) in found["image_sizes"].items()}
     where = f"statistics of the staged episode {name}"
-    images = {camera: FeatureStatistics.from_json(stats, where=where) for camera, stats in found["image_statistics"].items()}
+    images = {
+        camera: FeatureStatistics.from_json(stats, where=where) for camera, stats in found["image_statistics"].items()
+    }
     known = {key: found[key] for key in ("task", "length", "fps", "extra", "codec")}
     return StagedEpisode(name=name, folder=folder, image_sizes=sizes, image_statistics=images, **known)
 
@@ -172,6 +183,13 @@ def read_staged(root: Path, name: str) -> StagedEpisode:
 def remove_staged(root: Path, name: str) -> None:
     """Removes one staged episode; a no-op where there is none."""
     shutil.rmtree(root / STAGING / name, ignore_errors=True)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes what killed workers left half-staged; younger than an hour, it may be one that is still at work."""
+    for path in (root / STAGING).glob(".tmp-*"):
+        if time.time() - path.stat().st_mtime > 3600:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def features_of(frames: Mapping[str, np.ndarray]) -> dict[str, Feature]:

@@ -8,73 +8,33 @@ keeps in RAM what fits, and shares it between processes.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import pickle
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from jaxtyping import Int64
 from torch import Tensor
 
+from lamp.data.encoding import (
+    SHARED,
+    FeatureBackbone,
+    PartlyConstant,
+    cache_folder,
+    camera_names,
+    encode_all,
+    episode_path,
+    is_stale,
+    load_mapped,
+    read_manifest,
+    write_shared,
+)
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.errors import DataError, LampError, MismatchError
-from lamp.files import atomic_path, read_json, write_json
+from lamp.errors import DataError, MismatchError
 from lamp.types import Encoded
 
-MANIFEST = "manifest.json"
-SHARED = "shared.safetensors"
-IMAGES_AT_ONCE = 16
-
-
-@runtime_checkable
-class FeatureBackbone(Protocol):
-    """What the cache needs of a frozen backbone. It must be picklable, to be sent to worker processes."""
-
-    @property
-    def key(self) -> str:
-        """Identifies weights and settings; different tokens mean a different key."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        ...
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Cameras in the order of their tokens."""
-        ...
-
-    def image_tokens(self, camera: str, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b n d"]:
-        """Tokens of a camera's images."""
-        ...
-
-    def text_tokens(self, instructions: Sequence[str]) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
-        """Tokens of instructions, and which of them are real."""
-        ...
-
-
-@runtime_checkable
-class PartlyConstant(Protocol):
-    """A backbone some of whose channels (position, type) are the same for every image: only the others are stored."""
-
-    @property
-    def varying_channels(self) -> slice:
-        """The channels that depend on the image."""
-        ...
-
-    def constant_tokens(self, camera: str) -> Float[Tensor, "n d"]:
-        """A camera's tokens with the right values in all other channels."""
-        ...
+__all__ = ["FeatureBackbone", "FeatureCache", "FrameIndex", "PartlyConstant", "cache_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +69,9 @@ class FrameIndex:
         place = np.searchsorted(present, wanted)
         known = (place < len(present)) & (present[np.minimum(place, len(present) - 1)] == wanted)
         if not known.all():
-            raise DataError(f"frame {wanted[~known][0]} of episode {episode} repeats an earlier image; use a fresh frame")
+            raise DataError(
+                f"frame {wanted[~known][0]} of episode {episode} repeats an earlier image; use a fresh frame"
+            )
         return self.first[episode] + place
 
 
@@ -124,7 +86,7 @@ class FeatureCache:
         """
         self.dataset, self.key = dataset, key
         self.folder = cache_folder(dataset, key)
-        self.manifest = _read_manifest(self.folder, key)
+        self.manifest = read_manifest(self.folder, key)
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
         self._varying = slice(*self.manifest["varying"])
@@ -151,13 +113,13 @@ class FeatureCache:
             progress: Is told how many episodes are done, and of how many.
         """
         folder = cache_folder(dataset, backbone.key)
-        missing = [camera for camera in backbone.cameras if camera not in dataset.cameras]
+        missing = [camera for camera in camera_names(backbone) if camera not in dataset.cameras]
         if missing:
             raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")
-        _write_shared(dataset, backbone, folder)
-        todo = [index for index in range(len(dataset)) if _stale(dataset, folder, index)]
+        write_shared(dataset, backbone, folder)
+        todo = [index for index in range(len(dataset)) if is_stale(dataset, folder, index)]
         done = len(dataset) - len(todo)
-        for _ in _encode_all(dataset, backbone, folder, todo, processes):
+        for _ in encode_all(dataset, backbone, folder, todo, processes):
             done += 1
             if progress is not None:
                 progress(done, len(dataset))
@@ -165,22 +127,27 @@ class FeatureCache:
 
     def _check_episodes(self) -> None:
         total = len(self.dataset)
-        missing = [index for index in range(total) if not _episode_path(self.folder, index).exists()]
+        missing = [index for index in range(total) if not episode_path(self.folder, index).exists()]
         if missing:
-            raise DataError(f"{self.folder} lacks {len(missing)} of {total} episodes; complete it with `lamp cache`")
+            raise DataError(
+                f"{self.folder} lacks {len(missing)} of {total} episodes; "
+                f"complete it with `lamp cache features {self.dataset.root}`"
+            )
         for index in range(total):
-            if _stale(self.dataset, self.folder, index):
+            if is_stale(self.dataset, self.folder, index):
                 raise MismatchError(
-                    f"{_episode_path(self.folder, index)} was made from other data than episode {index} now holds; "
-                    "bring it up to date with `lamp cache`"
+                    f"{episode_path(self.folder, index)} was made from other data than episode {index} now holds; "
+                    f"bring it up to date with `lamp cache features {self.dataset.root}`"
                 )
 
     def _read_shared(self) -> None:
-        tensors, metadata = _load(self.folder / SHARED)
+        tensors, metadata = load_mapped(self.folder / SHARED)
         instructions = json.loads(metadata["instructions"])
         absent = [task for task in self.dataset.tasks if task not in instructions]
         if absent:
-            raise MismatchError(f"{self.folder} lacks the instruction {absent[0]!r}; complete it with `lamp cache`")
+            raise MismatchError(
+                f"{self.folder} lacks the instruction {absent[0]!r}; complete it with `lamp cache features {self.dataset.root}`"
+            )
         self._text, self._text_mask = tensors["text"], tensors["text_mask"]
         self._constant = {camera: tensors[f"constant.{camera}"] for camera in self.cameras}
         of_episode = [instructions.index(episode.task) for episode in self.dataset.episodes]
@@ -197,7 +164,7 @@ class FeatureCache:
 
     def _episode(self, episode: int) -> dict[str, Tensor]:
         if episode not in self._mapped:
-            self._mapped[episode] = _load(_episode_path(self.folder, episode))[0]
+            self._mapped[episode] = load_mapped(episode_path(self.folder, episode))[0]
         return self._mapped[episode]
 
     def encoded(self, rows: Int64[np.ndarray, "b"]) -> Encoded:
@@ -218,128 +185,3 @@ class FeatureCache:
         instruction = torch.from_numpy(self._instruction[rows])
         tokens[:, start:], mask[:, start:] = self._text[instruction], self._text_mask[instruction]
         return Encoded(tokens=tokens, mask=mask)
-
-
-def cache_folder(dataset: LeRobotDataset, key: str) -> Path:
-    """Where a backbone's features of a dataset are."""
-    return dataset.root / "features" / key
-
-
-def _episode_path(folder: Path, episode: int) -> Path:
-    return folder / f"episode-{episode:06d}.safetensors"
-
-
-def _read_manifest(folder: Path, key: str) -> dict[str, Any]:
-    if not (folder / MANIFEST).exists():
-        others = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
-        raise DataError(
-            f"there are no features of the backbone {key} in {folder.parent}; make them with `lamp cache`. "
-            f"Present: {', '.join(others) or 'none'}."
-        )
-    manifest = read_json(folder / MANIFEST, "feature cache's description")
-    if manifest.get("format") != "lamp-features" or manifest.get("version") != 1 or manifest.get("key") != key:
-        raise MismatchError(
-            f"{folder} holds {manifest.get('format')} {manifest.get('version')} of the backbone {manifest.get('key')}; "
-            f"expected lamp-features 1 of {key}"
-        )
-    return manifest
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Maps a file into memory; tensors are read as they are used."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot read {path} ({error}); remove it and run `lamp cache` again") from None
-
-
-def _stale(dataset: LeRobotDataset, folder: Path, episode: int) -> bool:
-    """Whether an episode's features are missing, unreadable, or made from something else."""
-    try:
-        with safe_open(_episode_path(folder, episode), framework="pt") as file:
-            return (file.metadata() or {}).get("fingerprint") != dataset.fingerprint(episode)
-    except (SafetensorError, OSError):
-        return True
-
-
-@torch.no_grad()
-def _write_shared(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path) -> None:
-    """Writes what all episodes share: the description, the instructions' tokens, the constant channels."""
-    varying, constant = slice(0, backbone.width), {}
-    if isinstance(backbone, PartlyConstant):
-        varying = slice(*backbone.varying_channels.indices(backbone.width)[:2])
-        constant = {camera: backbone.constant_tokens(camera) for camera in backbone.cameras}
-    else:
-        for camera in backbone.cameras:
-            height, width = dataset.image_sizes[camera]
-            blank = backbone.image_tokens(camera, torch.zeros(1, height, width, 3, dtype=torch.uint8))
-            constant[camera] = torch.zeros(blank.shape[1:])
-    text, mask = backbone.text_tokens(dataset.tasks)
-    shared = {"text": text.float(), "text_mask": mask}
-    shared |= {f"constant.{camera}": tokens.float() for camera, tokens in constant.items()}
-    with atomic_path(folder / SHARED) as path:
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in shared.items()}
-        save_file(contiguous, path, metadata={"instructions": json.dumps(dataset.tasks)})
-    manifest = {
-        "format": "lamp-features",
-        "version": 1,
-        "key": backbone.key,
-        "backbone": getattr(backbone, "description", {}),
-        "cameras": list(backbone.cameras),
-        "width": backbone.width,
-        "varying": [varying.start, varying.stop],
-    }
-    write_json(folder / MANIFEST, manifest)
-
-
-@torch.no_grad()
-def _encode_episode(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path, episode: int) -> None:
-    varying = backbone.varying_channels if isinstance(backbone, PartlyConstant) else slice(None)
-    frames = np.flatnonzero(dataset.fresh(episode))
-    found: dict[str, Tensor] = {}
-    for camera in backbone.cameras:
-        images = torch.from_numpy(dataset.frames(camera, episode, frames))
-        parts = [backbone.image_tokens(camera, part)[..., varying].half().cpu() for part in images.split(IMAGES_AT_ONCE)]
-        found[camera] = torch.cat(parts).contiguous()
-        if not found[camera].isfinite().all():
-            raise DataError(f"the backbone's tokens of episode {episode}, camera {camera}, do not fit into 16-bit floats")
-    with atomic_path(_episode_path(folder, episode)) as path:
-        save_file(found, path, metadata={"fingerprint": dataset.fingerprint(episode)})
-
-
-_worker: tuple[LeRobotDataset, FeatureBackbone, Path] | None = None
-
-
-def _start_worker(dataset: LeRobotDataset, backbone: bytes, folder: Path) -> None:
-    global _worker
-    torch.set_num_threads(1)
-    _worker = dataset, pickle.loads(backbone), folder
-
-
-def _work(episode: int) -> int:
-    assert _worker is not None
-    _encode_episode(*_worker, episode)
-    return episode
-
-
-def _encode_all(
-    dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path, episodes: Sequence[int], processes: int
-) -> Iterator[int]:
-    """Encodes episodes, here or in workers, and yields each one that is done."""
-    if processes <= 1 or len(episodes) <= 1:
-        for episode in episodes:
-            _encode_episode(dataset, backbone, folder, episode)
-            yield episode
-        return
-    # As plain bytes: by itself multiprocessing would put the weights into shared memory, of which containers have little.
-    packed = pickle.dumps(backbone)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(episodes)), context, _start_worker, (dataset, packed, folder)) as pool:
-        try:
-            for future in as_completed([pool.submit(_work, episode) for episode in episodes]):
-                yield future.result()
-        except BrokenProcessPool:
-            raise LampError("a worker process died while computing features (out of memory?); use fewer processes") from None
-        finally:
-            pool.shutdown(cancel_futures=True)

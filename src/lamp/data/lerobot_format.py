@@ -65,7 +65,11 @@ class Slot:
 
     def next(self) -> Slot:
         """The slot after this one."""
-        return Slot(chunk=self.chunk, file=self.file + 1) if self.file + 1 < CHUNK_SIZE else Slot(chunk=self.chunk + 1, file=0)
+        return (
+            Slot(chunk=self.chunk, file=self.file + 1)
+            if self.file + 1 < CHUNK_SIZE
+            else Slot(chunk=self.chunk + 1, file=0)
+        )
 
     def path(self, root: Path, template: str, video_key: str = "") -> Path:
         """The file in this slot under one of the path templates."""
@@ -105,7 +109,13 @@ def tasks_table(tasks: Sequence[str]) -> pa.Table:
     """The task list as pandas would write it: the task string is the index, `task_index` the only column."""
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
     columns = [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {
+            "name": "task_index",
+            "field_name": "task_index",
+            "pandas_type": "int64",
+            "numpy_type": "int64",
+            "metadata": None,
+        },
         {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
     ]
     pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, UInt8
 
+from lamp.data.episode_table import Episode, EpisodeTable, read_parquet
 from lamp.data.lerobot_format import (
     BOOKKEEPING,
     CODEBASE_VERSION,
     DATA_PATH,
-    EPISODES_PATH,
     IMAGE_PREFIX,
     INFO_PATH,
     LAMP_EPISODES_PATH,
@@ -39,33 +36,6 @@ from lamp.files import read_json, read_lines_json
 
 FRESH = "observation.fresh"
 """False where a frame repeats the image rendered for an earlier one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoSpan:
-    """Where an episode's frames are in a camera's video files."""
-
-    slot: Slot
-    first: int
-    """Number, in the file, of the episode's first frame."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One episode's place in the dataset."""
-
-    index: int
-    length: int
-    task: str
-    """The instruction in words."""
-    start: int
-    """The dataset's number of the first frame."""
-    slot: Slot
-    """The data file that holds it."""
-    row: int
-    """Its first row in that file."""
-    videos: Mapping[str, VideoSpan]
-    """Per camera, under its short name."""
 
 
 class LeRobotDataset:
@@ -101,7 +71,8 @@ class LeRobotDataset:
         self.cameras = tuple(name.removeprefix(IMAGE_PREFIX) for name in pictures)
         self._camera_keys = dict(zip(self.cameras, pictures, strict=True))
         self.image_sizes: dict[str, tuple[int, int]] = {
-            camera: (int(pictures[key]["shape"][0]), int(pictures[key]["shape"][1])) for camera, key in self._camera_keys.items()
+            camera: (int(pictures[key]["shape"][0]), int(pictures[key]["shape"][1]))
+            for camera, key in self._camera_keys.items()
         }
         self.features = {
             name: Feature(dtype=entry["dtype"], shape=tuple(entry["shape"]), names=_names(entry.get("names")))
@@ -121,59 +92,23 @@ class LeRobotDataset:
     @cached_property
     def tasks(self) -> list[str]:
         """The instructions, by task index."""
-        table = self._parquet(self.root / TASKS_PATH)
+        table = read_parquet(self.root / TASKS_PATH)
         text = next((name for name in table.column_names if name != "task_index"), None)
         if text is None or "task_index" not in table.column_names:
-            raise DataError(f"{self.root / TASKS_PATH} has the columns {table.column_names}; expected task and task_index")
+            raise DataError(
+                f"{self.root / TASKS_PATH} has the columns {table.column_names}; expected task and task_index"
+            )
         pairs = sorted(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
         return [task for _, task in pairs]
 
     @cached_property
+    def _table(self) -> EpisodeTable:
+        return EpisodeTable(root=self.root, total=len(self), fps=self.fps, camera_keys=self._camera_keys)
+
+    @cached_property
     def episodes(self) -> list[Episode]:
         """All episodes, by index."""
-        videos = [
-            f"videos/{key}/{name}"
-            for key in self._camera_keys.values()
-            for name in ("chunk_index", "file_index", "from_timestamp")
-        ]
-        rows = self._episode_rows(["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos])
-        if [row["episode_index"] for row in rows] != list(range(len(self))):
-            raise DataError(
-                f"the episode table of {self.root} does not list episodes 0 to {len(self) - 1} once each; "
-                "a file of meta/episodes is missing"
-            )
-        found, next_row = [], {}
-        for row in rows:
-            slot = Slot(chunk=row["data/chunk_index"], file=row["data/file_index"])
-            first_row = next_row.get(slot, 0)
-            next_row[slot] = first_row + row["length"]
-            found.append(self._episode(row, slot, first_row))
-        return found
-
-    def _episode_rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        files = sorted((self.root / "meta/episodes").glob("chunk-*/file-*.parquet"))
-        if not files:
-            raise DataError(f"{self.root} has no episode table; expected {EPISODES_PATH.format(chunk_index=0, file_index=0)}")
-        rows = [row for file in files for row in self._parquet(file, ["episode_index", *columns]).to_pylist()]
-        return sorted((row for row in rows if row["episode_index"] < len(self)), key=lambda row: row["episode_index"])
-
-    def _episode(self, row: Mapping[str, Any], slot: Slot, first_row: int) -> Episode:
-        videos = {
-            camera: VideoSpan(
-                slot=Slot(chunk=row[f"videos/{key}/chunk_index"], file=row[f"videos/{key}/file_index"]),
-                first=round(row[f"videos/{key}/from_timestamp"] * self.fps),
-            )
-            for camera, key in self._camera_keys.items()
-        }
-        return Episode(
-            index=row["episode_index"],
-            length=row["length"],
-            task=row["tasks"][0],
-            start=row["dataset_from_index"],
-            slot=slot,
-            row=first_row,
-            videos=videos,
-        )
+        return self._table.episodes()
 
     def episode(self, index: int) -> Episode:
         """One episode.
@@ -196,7 +131,9 @@ class LeRobotDataset:
         values = self._file_column(place.slot, name)[place.row : place.row + place.length]
         if len(values) != place.length:
             path = place.slot.path(self.root, self.info.get("data_path", DATA_PATH))
-            raise DataError(f"{path} lacks rows of episode {episode}: {len(values)} of {place.length}; it is incomplete")
+            raise DataError(
+                f"{path} lacks rows of episode {episode}: {len(values)} of {place.length}; it is incomplete"
+            )
         return values
 
     def all_values(self, name: str) -> np.ndarray:
@@ -209,23 +146,8 @@ class LeRobotDataset:
             raise unknown("feature", name, (*self.features, *BOOKKEEPING))
         if (slot, name) not in self._columns:
             path = slot.path(self.root, self.info.get("data_path", DATA_PATH))
-            self._columns[slot, name] = from_arrow(self._parquet(path, [name])[name], feature, f"{name} of {path}")
+            self._columns[slot, name] = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
         return self._columns[slot, name]
-
-    @staticmethod
-    def _parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-        if not path.is_file():
-            raise DataError(f"no file {path}; the dataset is incomplete")
-        try:
-            with pq.ParquetFile(path) as file:
-                present = file.schema_arrow.names
-                missing = [name for name in columns or () if name not in present]
-                if missing:
-                    raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
-                return file.read(columns=list(columns) if columns is not None else None)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
 
     def fresh(self, episode: int) -> Bool[np.ndarray, "l"]:
         """Which frames have an image of their own, rather than a repetition; all, where the dataset does not say."""
@@ -255,7 +177,7 @@ class LeRobotDataset:
         """
         path, place = self.video_path(camera, episode), self.episode(episode)
         wanted = np.arange(place.length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
-        if len(wanted) and not (0 <= wanted.min() and wanted.max() < place.length):
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= place.length):
             raise unknown("frame", int(wanted.max()), (f"0 to {place.length - 1} in episode {episode}",))
         return read_frames(path, wanted + place.videos[camera].first, self.fps)
 
@@ -273,16 +195,12 @@ class LeRobotDataset:
         return FeatureStatistics.from_json(found[name], where=f"{self.root / STATISTICS_PATH}: {name}")
 
     def episode_statistics(self, name: str) -> list[FeatureStatistics]:
-        """A feature's statistics in each episode, from the episode table.
+        """A feature's statistics in each episode; cameras go by either name.
 
         Raises:
-            DataError: The table lacks them.
+            DataError: The episode table lacks them.
         """
-        prefix = f"stats/{self._camera_keys.get(name, name)}/"
-        names = [field.name for field in fields(FeatureStatistics)]
-        rows = self._episode_rows([prefix + name for name in names])
-        where = f"the episode table of {self.root}: {prefix}"
-        return [FeatureStatistics.from_json({name: row[prefix + name] for name in names}, where=where) for row in rows]
+        return self._table.statistics(self._camera_keys.get(name, name))
 
     @cached_property
     def lamp(self) -> dict[str, Any]:
@@ -316,13 +234,10 @@ class LeRobotDataset:
 
     def files(self) -> set[Path]:
         """All data, video and episode files that the dataset refers to."""
-        data, episodes = self.info.get("data_path", DATA_PATH), (self.root / "meta/episodes").glob("chunk-*/file-*.parquet")
+        data = self.info.get("data_path", DATA_PATH)
         found = {episode.slot.path(self.root, data) for episode in self.episodes}
         found |= {self.video_path(camera, episode.index) for camera in self.cameras for episode in self.episodes}
-        for path in episodes:
-            if min(self._parquet(path, ["episode_index"])["episode_index"].to_pylist(), default=len(self)) < len(self):
-                found.add(path)
-        return found
+        return found | self._table.files()
 
     def validate(self) -> None:
         """Checks that every file is there, readable, and holds as many rows and frames as the description says.
@@ -332,7 +247,9 @@ class LeRobotDataset:
         """
         frames = sum(episode.length for episode in self.episodes)
         if frames != self.info["total_frames"]:
-            raise DataError(f"the episodes of {self.root} add up to {frames} frames; expected {self.info['total_frames']}")
+            raise DataError(
+                f"the episodes of {self.root} add up to {frames} frames; expected {self.info['total_frames']}"
+            )
         for name in (*self.features, *BOOKKEEPING):
             for episode in self.episodes:
                 self.column(name, episode.index)
@@ -340,9 +257,13 @@ class LeRobotDataset:
         tasks = set(self.tasks)
         for episode in self.episodes:
             if not np.array_equal(self.column("frame_index", episode.index), np.arange(episode.length)):
-                raise DataError(f"the frame_index of episode {episode.index} does not count from 0 to {episode.length - 1}")
+                raise DataError(
+                    f"the frame_index of episode {episode.index} does not count from 0 to {episode.length - 1}"
+                )
             if (self.column("episode_index", episode.index) != episode.index).any() or episode.task not in tasks:
-                raise DataError(f"the rows of episode {episode.index} in {self.root} are not its own; the tables disagree")
+                raise DataError(
+                    f"the rows of episode {episode.index} in {self.root} are not its own; the tables disagree"
+                )
         self._validate_videos()
 
     def _validate_videos(self) -> None:

@@ -42,7 +42,9 @@ class Affine:
             raise ConfigError(f"{type(self).__name__} has {len(centre)} and {len(scale)} values; expected as many")
         outside = [index for index in (*self.masked, *self.binary) if not 0 <= index < len(centre)]
         if outside or set(self.masked) & set(self.binary):
-            raise ConfigError(f"masked {self.masked} and binary {self.binary} must be distinct and in 0 to {len(centre) - 1}")
+            raise ConfigError(
+                f"masked {self.masked} and binary {self.binary} must be distinct and in 0 to {len(centre) - 1}"
+            )
 
     @property
     def width(self) -> int:
@@ -62,7 +64,7 @@ class Affine:
             raise MismatchError(f"values have {values.shape[-1]} dimensions; this normaliser is made for {self.width}")
         centre, scale = self.centre_and_scale()
         if isinstance(values, Tensor):
-            return tuple(torch.as_tensor(part, dtype=values.dtype, device=values.device) for part in (centre, scale))
+            return values.new_tensor(centre), values.new_tensor(scale)
         return centre.astype(values.dtype), scale.astype(values.dtype)
 
     def normalise(self, values: Values) -> Values:
@@ -95,7 +97,9 @@ class Standardise(Affine):
         return self.mean, self.std
 
     @classmethod
-    def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Standardise:
+    def fit(
+        cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
+    ) -> Standardise:
         """From data."""
         mean, std = _plain(values.mean(0, dtype=np.float64)), _plain(values.std(0, dtype=np.float64))
         return cls(mean=mean, std=std, **_dimensions(values, masked, binary))
@@ -152,7 +156,9 @@ class Identity(Affine):
         return (0.0,) * self.dimensions, (1.0,) * self.dimensions
 
     @classmethod
-    def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Identity:
+    def fit(
+        cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
+    ) -> Identity:
         """From data, of which only the width matters."""
         return cls(dimensions=values.shape[1], **_dimensions(values, masked, binary))
 
@@ -164,7 +170,9 @@ Normaliser = Standardise | MinMax | Quantile | Identity
 class ByDeviation:
     """Recipe setting: fit `Standardise`."""
 
-    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Standardise:
+    def fit(
+        self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
+    ) -> Standardise:
         """Fits the normaliser to data."""
         return Standardise.fit(values, masked=masked, binary=binary)
 
@@ -173,7 +181,9 @@ class ByDeviation:
 class ByRange:
     """Recipe setting: fit `MinMax`."""
 
-    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> MinMax:
+    def fit(
+        self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
+    ) -> MinMax:
         """Fits the normaliser to data."""
         return MinMax.fit(values, masked=masked, binary=binary)
 
@@ -185,7 +195,9 @@ class ByQuantiles:
     low: float = 0.01
     high: float = 0.99
 
-    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Quantile:
+    def fit(
+        self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
+    ) -> Quantile:
         """Fits the normaliser to data."""
         return Quantile.fit(values, masked=masked, binary=binary, between=(self.low, self.high))
 
@@ -194,7 +206,9 @@ class ByQuantiles:
 class Unchanged:
     """Recipe setting: leave values as they are (but for binary dimensions)."""
 
-    def fit(self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> Identity:
+    def fit(
+        self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
+    ) -> Identity:
         """Fits the normaliser to data."""
         return Identity.fit(values, masked=masked, binary=binary)
 
@@ -238,7 +252,9 @@ class ContinuousRotation:
             MismatchError: The state is too narrow to hold a rotation there.
         """
         if state.shape[-1] < self.start + 3:
-            raise MismatchError(f"a state of {state.shape[-1]} values has no axis-angle at {self.start}; expected 8 for LIBERO")
+            raise MismatchError(
+                f"a state of {state.shape[-1]} values has no axis-angle at {self.start}; expected 8 for LIBERO"
+            )
         if isinstance(state, Tensor):
             return torch.as_tensor(self.apply(state.detach().cpu().numpy()), dtype=state.dtype, device=state.device)
         before, angles, after = np.split(state, [self.start, self.start + 3], axis=-1)

@@ -41,7 +41,9 @@ def split_episodes(tasks: Sequence[str], *, validation_share: float, seed: int =
         ConfigError: The share is not in [0, 1).
     """
     if not 0 <= validation_share < 1:
-        raise ConfigError(f"a validation share of {validation_share} is not possible; expected 0 <= share < 1, such as 0.1")
+        raise ConfigError(
+            f"a validation share of {validation_share} is not possible; expected 0 <= share < 1, such as 0.1"
+        )
     generator = np.random.default_rng(seed)
     groups = [np.flatnonzero(np.array(tasks) == task) for task in dict.fromkeys(tasks)]
     shuffled = [generator.permutation(group) for group in groups]
@@ -115,7 +117,8 @@ class PolicySamples:
         self.frame: Int64[np.ndarray, "n"] = features.index.frame[self.rows]
         """Its frame in that episode."""
         states = [
-            dataset.column(STATE, episode)[self.frame[self.episode == episode]].astype(np.float32) for episode in episodes
+            dataset.column(STATE, episode)[self.frame[self.episode == episode]].astype(np.float32)
+            for episode in episodes
         ]
         self._states = torch.from_numpy(scaling.scaled_state(np.concatenate(states)))
         held, first, ends = [], {}, {}

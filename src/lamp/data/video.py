@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
@@ -51,7 +53,7 @@ def encoder() -> str:
     for name in _ENCODERS:
         try:
             av.Codec(name, "w")
-        except av.error.FFmpegError:
+        except FFmpegError:
             continue
         return name
     raise DataError(f"the installed PyAV cannot encode video; expected one of the encoders {', '.join(_ENCODERS)}")
@@ -70,10 +72,15 @@ def write_video(path: Path, images: UInt8[np.ndarray, "n h w 3"], fps: int) -> N
     """
     count, height, width, _ = images.shape
     if count == 0 or height % 2 or width % 2:
-        raise DataError(f"cannot encode {count} frames of {height}x{width} for {path.name}; expected frames of even size")
+        raise DataError(
+            f"cannot encode {count} frames of {height}x{width} for {path.name}; expected frames of even size"
+        )
     name = encoder()
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream(name, rate=fps, options={**_ENCODERS[name], "g": str(KEYFRAME_EVERY), "threads": "1"})
+        stream = container.add_stream(
+            name, rate=fps, options={**_ENCODERS[name], "g": str(KEYFRAME_EVERY), "threads": "1"}
+        )
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = Fraction(1, fps)
@@ -96,7 +103,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream.codec_context.thread_count = 1
             stream.thread_type = "NONE"
             yield container, stream
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise DataError(f"cannot read the video {path} ({error.strerror}); it is truncated or corrupt") from None
 
 
@@ -115,14 +122,14 @@ def video_info(path: Path) -> VideoInfo:
         )
 
 
-def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float) -> UInt8[np.ndarray, "n h w 3"]:
+def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float | int) -> UInt8[np.ndarray, "n h w 3"]:
     """Decodes the frames with the given numbers, which must be sorted; repeats are allowed.
 
     Raises:
         DataError: The file is missing, truncated or corrupt, or lacks one of the frames.
     """
     wanted = [int(number) for number in numbers]
-    if any(later < earlier for earlier, later in zip(wanted, wanted[1:], strict=False)) or (wanted and wanted[0] < 0):
+    if any(later < earlier for earlier, later in pairwise(wanted)) or (wanted and wanted[0] < 0):
         raise ValueError("frame numbers must be sorted and not negative")
     with _opened(path) as (container, stream):
         out = np.empty((len(wanted), stream.codec_context.height, stream.codec_context.width, 3), np.uint8)
@@ -138,7 +145,7 @@ def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float) -> 
 class _Decoder:
     """Walks forward through a video, seeking to the keyframe before a frame that is far ahead."""
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, fps: float):
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, fps: float | int):
         self.path, self.container, self.stream = path, container, stream
         if stream.time_base is None:
             raise DataError(f"the video {path} has no time base; it is corrupt")
@@ -159,7 +166,9 @@ class _Decoder:
             if found < number:
                 continue
             if found > number:
-                raise DataError(f"the video {self.path} jumps over frame {number} to {found}; it does not run at {self.fps} fps")
+                raise DataError(
+                    f"the video {self.path} jumps over frame {number} to {found}; it does not run at {self.fps} fps"
+                )
             self.next = found + 1
             return frame.to_ndarray(format="rgb24")
         raise DataError(f"the video {self.path} ends before frame {number}; it is truncated")

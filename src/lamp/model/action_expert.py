@@ -45,14 +45,18 @@ class ActionExpertConfig:
     """Values of proprioception; 0 where the policy sees none."""
     attention: Joint | Prefix = field(default_factory=Joint)
     time_channels: int = 32
-    """Sines and cosines of 1000 tau beside each action."""
+    """Sines and cosines of tau beside each action."""
+    time_frequencies: tuple[float, float] = (1.0, 100.0)
+    """The slowest and the fastest of them, in rad over the whole flow time (the release: 0.01 and 1)."""
     positions: int = 1024
     """Learned positions: for the actions, then for the context tokens."""
 
     def __post_init__(self) -> None:
         check_heads("Action Expert", self.width, self.heads)
         if self.positions <= self.chunk:
-            raise ConfigError(f"Action Expert: {self.positions} positions leave no context beside a chunk of {self.chunk}.")
+            raise ConfigError(
+                f"Action Expert: {self.positions} positions given, more than the chunk of {self.chunk} expected."
+            )
         depth = self.attention.context_layers if isinstance(self.attention, Prefix) else None
         if depth is not None and not 0 <= depth <= self.layers:
             raise ConfigError(f"Action Expert: context_layers {depth} given, 0 to {self.layers} (layers) expected.")
@@ -105,6 +109,7 @@ class ActionExpert(nn.Module):
         depth = self.config.layers - 1 if depth is None else min(depth, self.config.layers - 1)
         layers, mask = [], guided.mask[:, None, None]
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             query, key_value = block.project(tokens)
             layers.append(key_value)
             if index < depth:
@@ -125,7 +130,9 @@ class ActionExpert(nn.Module):
 
     def _embed(self, actions: Tensor, tau: Tensor, state: Tensor) -> Float[Tensor, "b r h d"]:
         b, r, h, _ = actions.shape
-        time = sinusoid(1000 * tau, self.config.time_channels)[:, :, None].expand(b, r, h, -1)
+        slowest, fastest = self.config.time_frequencies
+        time = sinusoid(fastest * tau, self.config.time_channels, max_period=fastest / slowest)
+        time = time[:, :, None].expand(b, r, h, -1)
         tokens = torch.cat([actions, time, state[:, None, None].expand(b, r, h, -1)], dim=-1)
         return self.action_in(tokens.to(self.action_in.weight.dtype)) + self.positions[:h]
 

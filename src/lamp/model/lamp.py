@@ -64,9 +64,13 @@ class LaMPConfig:
 
     def __post_init__(self) -> None:
         if self.motion is None and self.action is None:
-            raise ConfigError("LaMP: neither a Motion Expert nor an Action Expert is configured; at least one is expected.")
+            raise ConfigError(
+                "LaMP: neither a Motion Expert nor an Action Expert is configured; at least one is expected."
+            )
         if self.motion is not None and self.action is not None and self.guidance is None:
-            raise ConfigError("LaMP: a Motion Expert and an Action Expert are configured, and no guidance between them.")
+            raise ConfigError(
+                "LaMP: a Motion Expert and an Action Expert are configured, and no guidance between them."
+            )
         for part in (self.motion, self.guidance, self.action):
             if part is not None and part.token_width != self.token_width:
                 message = f"token_width {part.token_width} in {type(part).__name__}, {self.token_width} in LaMPConfig"
@@ -120,8 +124,9 @@ class LaMP(nn.Module):
         data, mask = motion.values.repeat_interleave(draws, dim=0), motion.mask.repeat_interleave(draws, dim=0)
         noise = gaussian(data.shape, generator, data.device)
         tau = self.config.motion_tau.sample(len(data), generator, data.device)
-        predicted = expert(interpolate(noise, data, tau), tau, encoded)
-        target = velocity_target(noise, data)
+        noisy = interpolate(noise, data, tau)
+        scale = expert.error_scale(tau, noisy)
+        predicted, target = expert(noisy, tau, encoded) / scale, velocity_target(noise, data) / scale
         return MotionLoss(total=masked_velocity_loss(predicted, target, mask), per_axis=_each(predicted, target, mask))
 
     @torch.no_grad()

@@ -6,9 +6,9 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lamp.errors import ConfigError
 
@@ -28,7 +28,7 @@ def attention(
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _plain_attention(query, key, value, mask, dropout)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -41,7 +41,7 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     bias = bias.expand(b * heads, q, key.shape[2])
     # baddbmm adds the mask while it multiplies: one pass less over the largest tensor of the network.
     scores = torch.baddbmm(bias, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=e**-0.5)
-    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    weights = functional.dropout(scores.softmax(-1), dropout, training=dropout > 0)
     return torch.bmm(weights, value.flatten(0, 1)).unflatten(0, (b, heads))
 
 
@@ -73,7 +73,7 @@ class Mlp(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(functional.gelu(self.up(x), approximate="tanh"))
 
 
 class KeyValue(NamedTuple):
@@ -153,10 +153,13 @@ class AdaLayerNorm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.modulate = nn.Linear(time_width, 6 * width)
+        nn.init.zeros_(self.modulate.weight)
+        # Shifts and scales start at 0 and gates at 1: a plain pre-norm block, which learnt a little faster than gates at 0.
+        self.modulate.bias = nn.Parameter(torch.tensor([0.0, 0.0, 1.0] * 2).repeat_interleave(width))
 
     def modulations(self, time: Float[Tensor, "b dt"]) -> tuple[Modulation, Modulation]:
         """Returns the modulation of the motion tokens and that of the condition tokens."""
-        parts = self.modulate(F.silu(time))[:, None].chunk(6, dim=-1)
+        parts = self.modulate(functional.silu(time))[:, None].chunk(6, dim=-1)
         return Modulation(*parts[:3]), Modulation(*parts[3:])
 
     def forward(self, x: Float[Tensor, "b n d"], modulation: Modulation) -> Float[Tensor, "b n d"]:
@@ -171,14 +174,18 @@ def sinusoid(values: Float[Tensor, "*b"], width: int, max_period: float = 10_000
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+CELLS_PER_UNIT = 1.875
+"""Token rows or columns that move a spatial sinusoid by one unit, as in CogVideoX."""
+
+
 def grid_positions(frames: int, rows: int, columns: int, width: int) -> Float[Tensor, "n width"]:
     """Fixed 3-D positions of tokens in (frame, row, column) order: a quarter of the width for time, the rest for space."""
     if width % 16:
         raise ConfigError(f"3-D sinusoidal positions need a width that 16 divides, width {width} was given.")
     axes = [torch.arange(n, dtype=torch.float32) for n in (frames, rows, columns)]
     frame, row, column = torch.meshgrid(*axes, indexing="ij")
-    parts = [sinusoid(frame, width // 4), sinusoid(column, 3 * width // 8), sinusoid(row, 3 * width // 8)]
-    return torch.cat(parts, dim=-1).flatten(0, 2)
+    space = [sinusoid(axis / CELLS_PER_UNIT, 3 * width // 8) for axis in (column, row)]
+    return torch.cat([sinusoid(frame, width // 4), *space], dim=-1).flatten(0, 2)
 
 
 class TimeEmbedding(nn.Module):
@@ -195,4 +202,4 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, tau: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         embedded = sinusoid(1000 * tau, self.channels)
-        return self.second(F.silu(self.first(embedded.to(self.first.weight.dtype))))
+        return self.second(functional.silu(self.first(embedded.to(self.first.weight.dtype))))

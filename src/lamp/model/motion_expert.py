@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lamp.errors import ConfigError
+from lamp.flow_matching import Preconditioning
 from lamp.model.layers import (
     AdaLayerNorm,
     Mlp,
@@ -47,6 +49,8 @@ class MotionExpertConfig:
     hidden_layer: int = -1
     """The block whose output is z_m, counted from the end where negative: the paper's is the last."""
     time_channels: int = 512
+    preconditioning: Preconditioning | None = None
+    """Predict what the noisy motion does not tell by itself; None: the velocity, as the paper."""
 
     def __post_init__(self) -> None:
         check_heads("Motion Expert", self.width, self.heads)
@@ -140,23 +144,40 @@ class MotionExpert(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.modulate_out = nn.Linear(width, 2 * width)
         self.velocity_out = nn.Linear(width, config.token_values)
-        nn.init.zeros_(self.velocity_out.weight)
-        nn.init.zeros_(self.velocity_out.bias)
+        for layer in (self.modulate_out, self.velocity_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"], encoded: Encoded
     ) -> Float[Tensor, "b k t 3"]:
         """Returns the predicted velocity (Eq. 3)."""
         time = self.time(tau)
-        tokens = self.norm(self._run(motion, time, encoded, self.config.layers))
-        shift, scale = self.modulate_out(nn.functional.silu(time))[:, None].chunk(2, dim=-1)
-        return self.unpatchify(self.velocity_out(self.norm_out(tokens) * (1 + scale) + shift))
+        tokens = self.norm(self._run(self._scaled(motion, tau), time, encoded, self.config.layers))
+        shift, scale = self.modulate_out(functional.silu(time))[:, None].chunk(2, dim=-1)
+        predicted = self.unpatchify(self.velocity_out(self.norm_out(tokens) * (1 + scale) + shift))
+        if self.config.preconditioning is None:
+            return predicted
+        _, skip, out = self.config.preconditioning.coefficients(tau, motion)
+        return skip * motion + out * predicted.float()
+
+    def error_scale(self, tau: Float[Tensor, " b"], motion: Float[Tensor, "b k t 3"]) -> Tensor:
+        """The unit in which the loss measures the velocity's error: 1 but for a preconditioned network."""
+        if self.config.preconditioning is None:
+            return torch.ones((), device=motion.device)
+        return self.config.preconditioning.coefficients(tau, motion)[2]
 
     def hidden(
         self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"], encoded: Encoded
     ) -> Float[Tensor, "b m d"]:
         """Returns z_m: the motion tokens as they leave block `hidden_layer`, before any final norm."""
-        return self._run(motion, self.time(tau), encoded, self.config.hidden_layer % self.config.layers + 1)
+        depth = self.config.hidden_layer % self.config.layers + 1
+        return self._run(self._scaled(motion, tau), self.time(tau), encoded, depth)
+
+    def _scaled(self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"]) -> Float[Tensor, "b k t 3"]:
+        if self.config.preconditioning is None:
+            return motion
+        return self.config.preconditioning.coefficients(tau, motion)[0] * motion
 
     def _run(self, motion: Tensor, time: Tensor, encoded: Encoded, depth: int) -> Float[Tensor, "b m d"]:
         dtype = self.motion_in.weight.dtype

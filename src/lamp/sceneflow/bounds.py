@@ -30,7 +30,9 @@ class MotionBounds:
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(self.low, self.high, strict=True)):
-            raise ConfigError(f"motion bounds {self.low} to {self.high}: expected finite numbers, low < high on each axis")
+            raise ConfigError(
+                f"motion bounds {self.low} to {self.high}: expected finite numbers, low < high on each axis"
+            )
 
     def normalise(self, increments: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3"]:
         """Maps increments to [-1, 1], clamped; symmetric bounds keep 0 exactly 0."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lamp.sceneflow.following import Paths
 from lamp.sceneflow.recording import Playback
-from lamp.sceneflow.rendering import BodyDepthRenderer, View, load_mujoco
+from lamp.sceneflow.rendering import BodyDepthRenderer, View
+from lamp_client.envs.rendering import import_mujoco
 
 TOLERANCE = 0.002
 """m: a surface hides a point only if it is nearer by more than this."""
@@ -103,21 +104,22 @@ def _meets_a_box(playback: Playback, geoms: np.ndarray, eye: np.ndarray, rays: n
     centre, half = np.split(playback.model.geom_aabb[geoms], 2, axis=1)
     start = np.einsum("gi,gij->gj", eye - playback.data.geom_xpos[geoms], rotation) - centre
     half = np.where(half.any(axis=1, keepdims=True), half + 1e-3, np.inf)  # planes have no box
-    entry, leave = 0.0, 1.0
+    shape = len(rays), len(start)
+    entry, leave = np.zeros(shape), np.ones(shape)
     for axis in range(3):
         with np.errstate(divide="ignore", invalid="ignore"):
             per_ray = 1 / (rays @ rotation[:, :, axis].T)
             one, other = (-half[:, axis] - start[:, axis]) * per_ray, (half[:, axis] - start[:, axis]) * per_ray
         entry = np.maximum(entry, np.fmin(one, other))
         leave = np.minimum(leave, np.fmax(one, other))
-    return (entry <= leave).any(axis=1)
+    return np.asarray((entry <= leave).any(axis=1))
 
 
 def _hidden(
     playback: Playback, renderer: BodyDepthRenderer, eye: np.ndarray, rays: np.ndarray, depths: np.ndarray
 ) -> np.ndarray:
     """Whether each ray meets, between the near plane and its end at the given depth (m), a surface well before its end."""
-    cast, model, data, geom = load_mujoco().mj_ray, playback.model, playback.data, np.empty(1, np.int32)
+    cast, model, data, geom = import_mujoco().mj_ray, playback.model, playback.data, np.empty(1, np.int32)
     starts = renderer.near / depths
     origins = eye + starts[:, None] * rays
     hits = [cast(model, data, *pair, renderer.ray_groups, True, -1, geom) for pair in zip(origins, rays, strict=True)]

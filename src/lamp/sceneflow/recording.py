@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from lamp.errors import DataError, MismatchError
 from lamp.geometry import rigid
-from lamp.sceneflow.rendering import MjModel, camera_id, camera_pose, load_mujoco
+from lamp.sceneflow.rendering import MjModel, camera_id, camera_pose
+from lamp_client.envs.rendering import import_mujoco
 
 AGREEMENT = 0.02
 """m: bodies may be this far from where they were recorded (a fast body moves some mm between a state and its image)."""
@@ -43,7 +46,8 @@ def recording_paths(root: Path) -> dict[int, Path]:
         DataError: There are none.
     """
     folder = root / "simulation"
-    paths = {int(path.stem.removeprefix("episode-")): path for path in sorted(folder.glob("episode-[0-9]*.safetensors"))}
+    found = sorted(folder.glob("episode-[0-9]*.safetensors"))
+    paths = {int(path.stem.removeprefix("episode-")): path for path in found}
     if not paths:
         raise DataError(
             f"no recorded simulation at {folder}/episode-*.safetensors; expected a dataset written by `lamp collect` "
@@ -52,27 +56,38 @@ def recording_paths(root: Path) -> dict[int, Path]:
     return paths
 
 
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Metadata and number of frames of a recorded episode, without reading it.
+
+    Raises:
+        DataError: The file is missing, corrupt or incomplete.
+    """
+    with _readable(path), safe_open(path, framework="np") as file:
+        return _metadata(file), file.get_slice("states").get_shape()[0]
+
+
 def read_recording(path: Path) -> Recording:
     """Reads one recorded episode.
 
     Raises:
         DataError: The file is missing, corrupt or incomplete.
     """
+    with _readable(path), safe_open(path, framework="np") as file:
+        names = ("states", "body_poses", "model_body_pos", "model_body_quat")
+        arrays = {name: file.get_tensor(name).astype(np.float64) for name in names}
+        return Recording(**arrays, metadata=_metadata(file))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Recording(
-            states=tensors["states"].astype(np.float64),
-            body_poses=tensors["body_poses"],
-            model_body_pos=tensors["model_body_pos"].astype(np.float64),
-            model_body_quat=tensors["model_body_quat"].astype(np.float64),
-            metadata={name: _plain(text) for name, text in metadata.items()},
-        )
-    except KeyError as missing:
-        raise DataError(f"the recorded simulation {path} has no array {missing}; collect the episode again") from None
+        yield
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read the recorded simulation {path} ({error}); collect the episode again") from None
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    return {name: _plain(text) for name, text in (file.metadata() or {}).items()}
 
 
 def _plain(text: str) -> Any:
@@ -94,7 +109,7 @@ class Playback:
         Raises:
             MismatchError: The recording is of another model.
         """
-        mujoco = self._mujoco = load_mujoco()
+        mujoco = self._mujoco = import_mujoco()
         _check(model, recording)
         self.model, self.data = model, mujoco.MjData(model)
         model.body_pos[:], model.body_quat[:] = recording.model_body_pos, recording.model_body_quat
@@ -139,7 +154,7 @@ def _check_poses(model: MjModel, positions: np.ndarray, recording: Recording) ->
     off = np.abs(positions - recording.body_poses[..., :3]).max(axis=(0, 2))
     if (worst := int(off.argmax())) and off[worst] > AGREEMENT:
         raise MismatchError(
-            f"restoring the recording {recording.metadata} puts body {model.body(worst).name!r} {off[worst]:.3f} m away from "
-            f"where it was recorded (at most {AGREEMENT} m expected); expected the task, and the versions of the "
+            f"restoring the recording {recording.metadata} puts body {model.body(worst).name!r} {off[worst]:.3f} m away "
+            f"from where it was recorded (at most {AGREEMENT} m expected); expected the task, and the versions of the "
             "simulator's packages, that it was collected with"
         )

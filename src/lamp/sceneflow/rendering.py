@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 from lamp.errors import ConfigError, MissingDependencyError
 from lamp.geometry import intrinsics_from_fovy, pose_from_mujoco_camera
 from lamp.types import Camera
+from lamp_client.envs.rendering import import_mujoco
 
-if TYPE_CHECKING:
-    from mujoco import MjData, MjModel
-else:
-    MjData = MjModel = Any
+MjModel: TypeAlias = Any
+MjData: TypeAlias = Any
+"""`mujoco.MjModel` and `mujoco.MjData`; MuJoCo is imported only when it is used."""
 
 NO_BODY = -1
 
@@ -34,25 +34,6 @@ class View:
     body: Int[Tensor, "h w"]
     """MuJoCo body id, `NO_BODY` where there is no geometry."""
     camera: Camera
-
-
-def load_mujoco() -> Any:
-    """Imports MuJoCo, rendering in software on one thread unless the environment says otherwise.
-
-    Raises:
-        MissingDependencyError: MuJoCo is not installed.
-    """
-    backend = os.environ.setdefault("MUJOCO_GL", "osmesa")
-    os.environ.setdefault("PYOPENGL_PLATFORM", backend)
-    os.environ.setdefault("LP_NUM_THREADS", "1")
-    try:
-        import mujoco
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the simulator cannot be imported ({error}); run `pip install lamp-vla[libero]` and "
-            "`apt-get install libosmesa6 libegl1 libgl1-mesa-dri`"
-        ) from None
-    return mujoco
 
 
 def camera_id(model: MjModel, name: str) -> int:
@@ -88,7 +69,7 @@ class BodyDepthRenderer:
     def __init__(
         self, model: MjModel, *, width: int, height: int, mirrored: bool, geom_groups: tuple[int, ...] = (0, 1, 2)
     ) -> None:
-        mujoco = self._mujoco = load_mujoco()
+        mujoco = self._mujoco = import_mujoco()
         self.model, self.width, self.height, self.mirrored = model, width, height, mirrored
         self.geom_groups = geom_groups
         self.near = float(model.vis.map.znear * model.stat.extent)
@@ -136,7 +117,7 @@ class BodyDepthRenderer:
             self._gl.free()
             self._context = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> BodyDepthRenderer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -144,4 +144,6 @@ def _check_names(file: Path, wanted: Mapping[str, Tensor]) -> None:
             )
     for name, shape in shapes.items():
         if found[name] != shape:
-            raise MismatchError(f"{file}: {name} has shape {found[name]}; the model that its description names has {shape}.")
+            raise MismatchError(
+                f"{file}: {name} has shape {found[name]}; the model that its description names has {shape}."
+            )

@@ -12,6 +12,7 @@ from lamp.errors import ConfigError
 from lamp.model.lamp import LaMPConfig
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.tracks import Supervision
+from lamp.train.backbones import BackboneConfig
 from lamp.train.optimiser import AdamW
 
 
@@ -19,7 +20,7 @@ from lamp.train.optimiser import AdamW
 class Float32:
     """Full precision."""
 
-    def autocast(self, device: str) -> AbstractContextManager[None]:
+    def autocast(self, device: str) -> AbstractContextManager[object]:
         return nullcontext()
 
 
@@ -27,7 +28,7 @@ class Float32:
 class BFloat16:
     """Matrix products in bfloat16 (autocast); weights, optimizer and loss stay in float32."""
 
-    def autocast(self, device: str) -> AbstractContextManager[None]:
+    def autocast(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
 
 
@@ -65,7 +66,9 @@ class LoopConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
-            raise ConfigError(f"ema is {self.ema}; it must lie between 0 and 1 (0.995, 0.999), or be None for no averaging.")
+            raise ConfigError(
+                f"ema is {self.ema}; it must lie between 0 and 1 (0.995, 0.999), or be None for no averaging."
+            )
         if self.clip <= 0.0:
             raise ConfigError(f"clip is {self.clip}; it must be positive (the paper's code uses 1.0).")
 
@@ -89,6 +92,7 @@ class MotionTraining:
 
     model: LaMPConfig
     loop: LoopConfig
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     flow_stride: int = 1
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
@@ -97,14 +101,16 @@ class MotionTraining:
     draws: int = 1
     """Noise draws per sample and step."""
     split: Split = field(default_factory=Split)
-    validation_samples: int = 64
-    """Held-out samples measured at each validation during the run."""
-    final_samples: int = 256
-    """Held-out samples of the measurement at the end, `flow.json`."""
+    validation_samples: int = 32
+    """Held-out samples measured at each validation during the run; each takes all solver steps once."""
+    final_samples: int = 128
+    """Held-out samples of the measurement at the end, `flow.json`; each takes all solver steps four times."""
 
     def __post_init__(self) -> None:
         if self.model.motion is None:
-            raise ConfigError("model.motion is None; Stage 1 trains the Motion Expert, so it needs a MotionExpertConfig.")
+            raise ConfigError(
+                "model.motion is None; Stage 1 trains the Motion Expert, so it needs a MotionExpertConfig."
+            )
         if self.model.action is not None:
             raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
 
@@ -116,6 +122,7 @@ class PolicyTraining:
     model: LaMPConfig
     """`motion` must be that of the motion checkpoint, or None for the policy without motion."""
     loop: LoopConfig
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     execute: int
     """How many actions of a chunk are carried out before the policy is asked again."""
     noise_draws: int = 2
@@ -134,9 +141,13 @@ class PolicyTraining:
 
     def __post_init__(self) -> None:
         if self.model.action is None:
-            raise ConfigError("model.action is None; Stage 2 trains the Action Expert, so it needs an ActionExpertConfig.")
+            raise ConfigError(
+                "model.action is None; Stage 2 trains the Action Expert, so it needs an ActionExpertConfig."
+            )
         if not 1 <= self.execute <= self.model.action.chunk:
-            raise ConfigError(f"execute is {self.execute}; it must lie between 1 and the chunk, {self.model.action.chunk}.")
+            raise ConfigError(
+                f"execute is {self.execute}; it must lie between 1 and the chunk, {self.model.action.chunk}."
+            )
         if self.cached_hidden_draws and self.model.motion is None:
             raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")
         for name in ("cached_hidden_draws", "state_noise"):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lamp.configuration import from_json, to_json
-from lamp.data.normalise import Normaliser, StateTransform
+from lamp.data.samples import PolicyScaling
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import read_json, write_json
 from lamp.model.lamp import LaMPConfig
 from lamp.sceneflow.bounds import MotionBounds
 from lamp.train.configs import MotionTraining, PolicyTraining
-from lamp.train.provenance import CodeVersion
 
 FILE_NAME = "lamp.json"
 FORMAT = "lamp-checkpoint"
@@ -26,8 +25,9 @@ class CameraInput:
     """A camera as the backbone reads it."""
 
     name: str
-    size: int
-    """Side of the square image the backbone resizes to. [px]"""
+    height: int
+    """Of the recorded images, which the backbone resizes itself. [px]"""
+    width: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +64,11 @@ class PolicyRecord:
 
     state_width: int
     """Width of the raw state of an observation, before the transform."""
-    state_transform: StateTransform
-    state: Normaliser
-    actions: Normaliser
+    scaling: PolicyScaling
     """Actions are in the dataset's units (LIBERO: gripper 1 = open)."""
     chunk: int
     execute: int
     fps: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class MotionSource:
-    """The Stage-1 checkpoint a policy was trained on; its weights are in the policy's checkpoint."""
-
-    sha256: str
-    """Of the Motion Expert's weights."""
-    step: int
-    data: DataRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +83,16 @@ class DataRecord:
     """Training samples."""
     tasks: tuple[str, ...]
     validation_episodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionSource:
+    """The Stage-1 checkpoint a policy was trained on; its weights are in the policy's checkpoint."""
+
+    sha256: str
+    """Of the Motion Expert's weights."""
+    step: int
+    data: DataRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +112,12 @@ class Description:
     """Whether the weights are the exponential moving average."""
     exactly_reproducible: bool
     """False where the schedule followed a time budget."""
-    code: CodeVersion
+    code: str
+    packages: dict[str, str]
     time_convention: str = TIME_CONVENTION
     format: str = FORMAT
     version: int = VERSION
     weights_sha256: str = ""
-    packages: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE_NAME, to_json(self))
@@ -135,7 +133,9 @@ def checkpoint_folder(path: Path) -> Path:
         if (folder / "model.safetensors").is_file() or (folder / "training").is_dir():
             return folder
     have = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing" if path.is_dir() else "no folder"
-    raise DataError(f"no checkpoint at {path} (there is {have}); expected a folder with {FILE_NAME} and model.safetensors.")
+    raise DataError(
+        f"no checkpoint at {path} (there is {have}); expected a folder with {FILE_NAME} and model.safetensors."
+    )
 
 
 def read_description(path: Path) -> Description:
@@ -152,7 +152,9 @@ def read_description(path: Path) -> Description:
     if obj.get("version") != VERSION:
         raise MismatchError(f"{file} has version {obj.get('version')}; this code reads version {VERSION}.")
     if obj.get("time_convention") != TIME_CONVENTION:
-        raise MismatchError(f"{file} says {obj.get('time_convention')!r}; this code's convention is {TIME_CONVENTION!r}.")
+        raise MismatchError(
+            f"{file} says {obj.get('time_convention')!r}; this code's convention is {TIME_CONVENTION!r}."
+        )
     try:
         return from_json(Description, obj, where=str(file))
     except ConfigError as error:

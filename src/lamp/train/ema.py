@@ -24,7 +24,10 @@ class Ema:
     def update(self, step: int) -> None:
         """Takes in the parameters after optimizer step `step` (the first is 1)."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1.0 - decay)
+        # One fused call; torch does not list it among its public names.
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            list(self.average.values()), [p.detach() for p in self.parameters.values()], 1.0 - decay
+        )
 
     @contextmanager
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """z_m of every training sample, computed once: Stage 2 then trains without the Motion Expert.
 
-Each sample gets several noise draws; each draw has its own address (seed, draw, episode, frame), so the values depend neither on the
-batches in which they were computed nor on where an interrupted computation went on.
+Each sample gets several noise draws; each draw has its own address (seed, draw, episode, frame), so the noise depends neither on
+the batches in which the states were computed nor on where an interrupted computation went on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class HiddenCache:
             self._compute(model, samples, shape, loop, report)
         hidden = np.load(self.path, mmap_mode="r", allow_pickle=False)
         if hidden.shape != shape or hidden.dtype != np.float16:
-            raise MismatchError(f"{self.path} holds {hidden.dtype} {hidden.shape}; expected float16 {shape}: remove it.")
+            raise MismatchError(
+                f"{self.path} holds {hidden.dtype} {hidden.shape}; expected float16 {shape}: remove it."
+            )
         return hidden
 
     def _compute(
@@ -90,7 +92,9 @@ class HiddenCache:
             indices = np.arange(start, min(start + SAMPLES_AT_ONCE, total))
             values = hidden_states(model, samples, indices, draws=shape[1], loop=loop)
             if not np.isfinite(values).all():
-                raise DataError("a hidden state of the Motion Expert does not fit into 16-bit floats; set cached_hidden_draws to 0.")
+                raise DataError(
+                    "a hidden state of the Motion Expert does not fit into 16-bit floats; set cached_hidden_draws to 0."
+                )
             array[indices] = values
             array.flush()
             atomic_write_text(self._progress, json.dumps({"done": int(indices[-1]) + 1}) + "\n")
@@ -108,9 +112,12 @@ def hidden_states(
     encoded = samples.features.encoded(samples.rows[indices]).to(loop.device)
     of_draw = []
     for draw in range(draws):
-        noise = torch.stack([
-            motion_noise(model, loop.seed, "hidden", draw, int(samples.episode[i]), int(samples.frame[i])) for i in indices
-        ])
+        noise = torch.stack(
+            [
+                motion_noise(model, loop.seed, "hidden", draw, int(samples.episode[i]), int(samples.frame[i]))
+                for i in indices
+            ]
+        )
         with loop.precision.autocast(loop.device):
             of_draw.append(model.motion_hidden(encoded, noise.to(loop.device)).float().cpu())
     return torch.stack(of_draw, dim=1).half().numpy()

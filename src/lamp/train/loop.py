@@ -58,7 +58,7 @@ class Stage(Protocol):
         ...
 
     def validate(self) -> dict[str, Value]:
-        """Measures the held-out episodes, with the same noise every time."""
+        """Measures the held-out episodes, with the same noise every time; empty where none are held out."""
         ...
 
     def sampler_state(self) -> dict[str, Any]: ...
@@ -94,12 +94,13 @@ class Loop:
         self.optimiser = config.optimiser.build(self.parameters)
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None
         self.step = 0
+        self.samples = 0
+        """Taken in by this call."""
         self.elapsed_before_s = 0.0
         self.started = time.perf_counter()
         seed_everything(config.seed, "start")
         if resume is not None:
             self._restore(resume)
-        self.first_step = self.step
 
     def run(self) -> Outcome:
         """Trains until the schedule is done, the time limit is reached, or the process is asked to stop."""
@@ -121,7 +122,7 @@ class Loop:
             progress.close()
             journal.close()
         session_s = time.perf_counter() - self.started
-        rate = (self.step - self.first_step) * self.config.batch_size / max(session_s, 1e-9)
+        rate = self.samples / max(session_s, 1e-9)
         return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate)
 
     @property
@@ -133,7 +134,8 @@ class Loop:
     def fraction(self) -> float:
         """Where the schedule is: 0 at the start, 1 at the end."""
         by_steps = self.step / self.config.steps
-        return by_steps if self.config.time_budget_s is None else max(by_steps, self.elapsed_s / self.config.time_budget_s)
+        budget = self.config.time_budget_s
+        return by_steps if budget is None else max(by_steps, self.elapsed_s / budget)
 
     def state(self, *, finished: bool) -> TrainingState:
         """Everything that a later call needs to go on as if nothing had happened."""
@@ -158,7 +160,7 @@ class Loop:
         if self.ema is not None and state.average is not None:
             self.ema.restore(state.average)
         restore_global_states(state.random_tensors, state.random_plain)
-        self.stage.restore_sampler(state.sampler)
+        self.stage.restore_sampler(dict(state.sampler))
         self.step, self.elapsed_before_s = state.step, state.elapsed_s
 
     def _stop_reason(self, stop: threading.Event) -> Reason | None:
@@ -187,7 +189,9 @@ class Loop:
         if self.ema is not None:
             self.ema.update(self.step)
         values = {"loss": loss.total, **loss.parts, "grad_norm": norm}
-        interval.add(values, samples=config.batch_size, waited_s=waited)
+        samples = len(batch.encoded.tokens)
+        self.samples += samples
+        interval.add(values, samples=samples, waited_s=waited)
 
     def _report(self, interval: Interval, journal: Journal, progress: Progress, reason: Reason | None) -> Interval:
         """Writes what is due after this step; returns the interval that the next step adds to."""
@@ -211,6 +215,8 @@ class Loop:
         else:
             with self.ema.applied():
                 measured = self.stage.validate()
+        if not measured:
+            return
         journal.write("validation", self.step, self.elapsed_s, measured)
         numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
         progress.show("validation  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()), force=True)

@@ -41,7 +41,10 @@ class Interval:
         """Returns the means, the rate in samples a second, and the share of time spent waiting for data."""
         spent = max(time.perf_counter() - self.started, 1e-9)
         means: dict[str, Value] = {name: (total / self.steps).tolist() for name, total in self._sums.items()}
-        return means | {"samples_per_s": round(self.samples / spent, 2), "data_wait_share": round(self.waited_s / spent, 4)}
+        return means | {
+            "samples_per_s": round(self.samples / spent, 2),
+            "data_wait_share": round(self.waited_s / spent, 4),
+        }
 
 
 class Journal:
@@ -107,4 +110,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-

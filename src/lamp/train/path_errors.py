@@ -1,8 +1,8 @@
 """How far predicted paths of points are from the true ones, in pixels and in metres.
 
-Positions are `start + cumulative sum of increments`. A point counts at a step where all its steps up to there are known. ADE is the
-mean distance over a point's known steps, FDE the distance at the last step (points known to the end only); both are then averaged
-over points. A point MOVES when its true path leaves its start by more than `MOVING` of the image at any known step.
+Positions are `start + cumulative sum of increments`. A point counts at a step where all its steps up to there are known. ADE is
+the mean distance over a point's known steps, FDE the distance at the last step (points known to the end only); both are then
+averaged over points. A point MOVES when its true path leaves its start by more than `MOVING` of the image at any known step.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class PathErrorSums:
             apart = unproject(path, intrinsics) - unproject(truth, intrinsics)
             metres = torch.linalg.vector_norm(apart, dim=-1)
             for group, chosen in ((True, moving), (False, ~moving)):
-                sums = torch.cat([
-                    _sums(pixels, known_steps(flow.mask, depth=False), chosen),
-                    _sums(metres, known_steps(flow.mask, depth=True), chosen),
-                ])
+                sums = torch.cat(
+                    [
+                        _sums(pixels, known_steps(flow.mask, depth=False), chosen),
+                        _sums(metres, known_steps(flow.mask, depth=True), chosen),
+                    ]
+                )
                 self._sums[name, group] = self._sums.get((name, group), torch.zeros(8, dtype=torch.float64)) + sums
 
     def means(self, name: str, *, moving: bool) -> PathErrors:
@@ -86,7 +88,7 @@ def _mean(total: float, count: float) -> float | None:
     return total / count if count else None
 
 
-def _sums(error: Tensor, known: Tensor, chosen: Tensor) -> Float[Tensor, "4"]:
+def _sums(error: Tensor, known: Tensor, chosen: Tensor) -> Float[Tensor, 4]:
     """Sum of the points' mean errors, their number, sum of the last step's errors, their number."""
     error = torch.where(known, error, torch.zeros_like(error))
     steps = known.sum(-1)

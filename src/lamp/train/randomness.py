@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def global_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, plain
 
 
-def restore_global_states(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+def restore_global_states(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Puts back what `global_states` returned."""
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -39,7 +39,7 @@ def time_colour(share: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def moving_points(points: Float[np.ndarray, "k t1 c"], threshold: float) -> Bool[np.ndarray, "k"]:
+def moving_points(points: Float[np.ndarray, "k t1 c"], threshold: float) -> Bool[np.ndarray, k]:
     """Says which points leave their start by at least `threshold` [fraction of the image]."""
     offsets = points[:, :, :2] - points[:, :1, :2]
     return np.linalg.norm(np.nan_to_num(offsets), axis=-1).max(axis=1) >= threshold
@@ -87,13 +87,13 @@ def draw_foresight(
 def _draw(
     draw: ImageDraw.ImageDraw,
     points: Float[np.ndarray, "k t1 c"],
-    moving: Bool[np.ndarray, "k"],
+    moving: Bool[np.ndarray, k],
     size: tuple[int, int],
     stroke: int,
     style: OverlayStyle,
 ) -> None:
     places = points[:, :, :2] * np.asarray(size, dtype=np.float64)
-    known = np.isfinite(places).all(axis=-1)
+    known = np.asarray(np.isfinite(places).all(axis=-1))
     steps = points.shape[1] - 1
     if style.dots:
         for (x, y), seen in zip(places[~moving, 0], known[~moving, 0], strict=True):
@@ -109,10 +109,24 @@ def _draw(
                 _dot(draw, x1, y1, stroke / 2, colour)
     for path, seen in zip(places[moving], known[moving], strict=True):
         if seen[0]:
-            _dot(draw, *path[0], stroke * 0.8, (*NOW, 255))
+            _dot(draw, path[0, 0], path[0, 1], stroke * 0.8, (*NOW, 255))
         if seen[-1]:
-            _dot(draw, *path[-1], stroke * 1.1, (*LATER, 255))
+            _dot(draw, path[-1, 0], path[-1, 1], stroke * 1.1, (*LATER, 255))
 
 
 def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: tuple[int, int, int, int]) -> None:
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForesightArtist:
+    """Draws what a policy foresaw over film frames; to be passed to `lamp.benchmark.evaluating.evaluate`."""
+
+    style: OverlayStyle = field(default_factory=lambda: OverlayStyle(scale=2, moving=0.02))
+    """Single predictions add noise to still points, so that a point has to move further than in pictures to be shown."""
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], foresight: Float[np.ndarray, "k t1 3"] | None
+    ) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """Returns the enlarged frame, with the foresight over it where there is one."""
+        return enlarged(image, self.style.scale) if foresight is None else draw_foresight(image, foresight, self.style)

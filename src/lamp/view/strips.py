@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from lamp.files import atomic_write_bytes
 
 PAPER = (250, 250, 248)
 INK = (60, 62, 66)
+CAPTION = "Description"
+"""The PNG text chunk that holds a picture's caption."""
 
 
 def evenly(count: int, shown: int) -> list[int]:
@@ -49,13 +52,21 @@ def strip(frames: Sequence[UInt8[np.ndarray, "h w 3"]], *, shown: int = 8, gap: 
     return row_of([frames[index] for index in evenly(len(frames), shown)], gap=gap)
 
 
-def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Encodes an image as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+def encode_png(image: UInt8[np.ndarray, "h w 3"], caption: str = "") -> bytes:
+    """Encodes an image as PNG, with a caption inside the file."""
+    buffer, text = io.BytesIO(), PngInfo()
+    if caption:
+        text.add_itxt(CAPTION, caption)
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True, pnginfo=text)
     return buffer.getvalue()
 
 
-def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"], caption: str = "") -> None:
     """Writes an image as a PNG file, atomically."""
-    atomic_write_bytes(path, encode_png(image))
+    atomic_write_bytes(path, encode_png(image, caption))
+
+
+def read_caption(path: Path) -> str:
+    """Returns the caption inside a picture's file; empty where there is none."""
+    with Image.open(path) as image:
+        return str(image.info.get(CAPTION, ""))

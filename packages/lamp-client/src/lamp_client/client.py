@@ -169,12 +169,12 @@ class WebsocketPolicy:
 
     def _connect(self) -> Any:
         try:
-            import websockets
             from websockets.sync.client import connect
+            from websockets.version import version
         except ImportError as error:
             raise MissingSoftwareError("websockets is not installed.", hint="pip install websockets") from error
         options: dict[str, Any] = {"compression": None, "max_size": self._max_bytes}
-        if int(websockets.__version__.split(".")[0]) >= 15:
+        if int(version.split(".")[0]) >= 15:
             # A policy may think longer than the default patience of keepalive, and is reached without a proxy.
             options.update(ping_interval=None, proxy=None)
         if self._api_key is not None:

@@ -35,7 +35,9 @@ class RequestLayout:
         for camera, key in self.images:
             if camera not in observation.images:
                 has = ", ".join(observation.images)
-                raise InvalidValueError(f"the observation has no camera {camera!r}, which the request needs; it has {has}.")
+                raise InvalidValueError(
+                    f"the observation has no camera {camera!r}, which the request needs; it has {has}."
+                )
             image = observation.images[camera]
             message[key] = image if self.image_size is None else resize(image, self.image_size)
         expected = sum(size for _, size in self.state)
@@ -58,7 +60,9 @@ class RequestLayout:
         needed = [key for _, key in self.images] + [key for key, _ in self.state] + [self.prompt]
         missing = [key for key in needed if key not in message]
         if missing:
-            raise WireError(f"the request lacks {', '.join(map(repr, missing))}; expected {', '.join(map(repr, needed))}.")
+            raise WireError(
+                f"the request lacks {', '.join(map(repr, missing))}; expected {', '.join(map(repr, needed))}."
+            )
         parts = []
         for key, size in self.state:
             part = np.asarray(message[key], dtype=np.float32).reshape(-1)

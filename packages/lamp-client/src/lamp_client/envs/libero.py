@@ -9,7 +9,7 @@ import numpy as np
 
 from lamp_client.envs import StepResult, libero_simulation
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask, load_task
-from lamp_client.envs.placement import MAX_SHIFT, Placement, displace, draw, movable_objects, stands
+from lamp_client.envs.placement import MAX_SHIFT, Placement, draw, movable_objects, stands
 from lamp_client.envs.rendering import Renderer, RenderQuality, import_mujoco
 from lamp_client.errors import InvalidValueError, SimulationError, UnknownNameError
 from lamp_client.types import Observation
@@ -66,9 +66,11 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 class LiberoEnv:
     """One LIBERO task in simulation.
 
-    `step` costs physics only; images are rendered when `observe` is called and at no other time. robosuite's own images and
-    poses lag the joint positions by one physics substep (2 ms) inside `step`; ours do not, so an observation is a function
-    of the snapshot taken at the same moment.
+    `step` costs physics only; images are rendered when `observe` is called and at no other time.
+
+    Deviation: the observation that robosuite's `step` returns was sampled one physics substep before the last and shows body
+    poses another substep older, 4 ms behind in all (up to 2 mm at the gripper in full motion). Ours is of this very moment, and
+    so a function of the snapshot taken with it; it equals robosuite's forced update bit for bit.
 
     Args:
         task: From `load_task`.
@@ -76,7 +78,7 @@ class LiberoEnv:
         render: See `RenderQuality`.
         placement_shift: Objects standing freely on the table are displaced by up to this much along x and along y [m] at
             reset. What they are to be put on or into (basket, plate), and objects on or in something, stay.
-        seed: Seeds the fixtures' placement (alike at each reset) and the displacements.
+        seed: Seeds, with the initial state's index, where the fixtures are, and the displacements.
 
     Raises:
         MissingSoftwareError: if LIBERO or OpenGL is not installed.
@@ -107,7 +109,7 @@ class LiberoEnv:
         self._mujoco = import_mujoco()
         self._renderer: Renderer | None = None
         self.robosuite = libero_simulation.build(task.bddl_path)
-        self._start_from(task.initial_states[0])
+        self._start_from(0)
 
     @property
     def instruction(self) -> str:
@@ -124,7 +126,7 @@ class LiberoEnv:
         return sim.model._model, sim.data._data
 
     def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
-        """Goes to a stored initial state, displaces objects if so configured, and lets everything settle.
+        """Goes to a stored initial state and lets everything settle; displaces objects, if so configured, and settles again.
 
         Args:
             initial_state: Index of the stored state.
@@ -140,22 +142,23 @@ class LiberoEnv:
         self.initial_state = initial_state
         if placement_seed is None or self.placement_shift == 0.0:
             self.placement = {}
-            self._start_from(states[initial_state])
+            self._start_from(initial_state)
             self._settle()
             return
-        self._start_from(states[initial_state])
+        # Some stored states start with objects in the air or in one another, so objects are displaced once they have settled.
+        self._start_from(initial_state)
         self._settle()
-        undisturbed = self.snapshot()
+        settled = self.snapshot().state
+        self._settle()
+        undisturbed = self.snapshot().body_poses
         names = movable_objects(self.robosuite)
         suite = list(LIBERO_SUITES).index(self.task.suite)
         for attempt in range(_PLACEMENT_ATTEMPTS):
             seeds = (self.seed, suite, self.task.index, initial_state, placement_seed, attempt)
-            self.restore(undisturbed.state)
+            self.restore(settled)
             self.placement = draw(self.robosuite, names, self.placement_shift, np.random.default_rng(seeds))
-            self._start_from(states[initial_state])
-            displace(self.robosuite, self.placement)
             self._settle()
-            if stands(self.robosuite, self.placement, undisturbed.body_poses, self.snapshot().body_poses):
+            if stands(self.robosuite, self.placement, undisturbed, self.snapshot().body_poses):
                 return
         raise SimulationError(
             f"no valid displacement of up to {self.placement_shift} m in {_PLACEMENT_ATTEMPTS} attempts for "
@@ -245,8 +248,9 @@ class LiberoEnv:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_from(self, state: np.ndarray) -> None:
-        libero_simulation.reset_to(self.robosuite, state, self.seed)
+    def _start_from(self, initial_state: int) -> None:
+        # The stored states do not say where cabinets and stoves are: LIBERO draws that anew, within 2 cm, at each reset.
+        libero_simulation.reset_to(self.robosuite, self.task.initial_states[initial_state], (self.seed, initial_state))
 
     def _settle(self) -> None:
         for _ in range(SETTLING_STEPS):

@@ -54,7 +54,7 @@ def build(bddl_path: Path) -> Any:
     return env
 
 
-def reset_to(env: Any, state: np.ndarray, seed: int) -> None:
+def reset_to(env: Any, state: np.ndarray, seed: tuple[int, ...]) -> None:
     """Resets robot, controller and fixtures, then puts every joint where `state` has it.
 
     What follows depends on `state` and `seed` alone, not on what the environment did before: the library draws the fixtures'
@@ -123,9 +123,9 @@ def _forward_done(sim: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
+def _numpy_seed(seed: tuple[int, ...]) -> Iterator[None]:
     state = np.random.get_state()
-    np.random.seed(seed)
+    np.random.seed(list(seed))
     try:
         yield
     finally:

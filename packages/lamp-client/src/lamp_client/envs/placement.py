@@ -38,10 +38,10 @@ def movable_objects(env: Any) -> tuple[str, ...]:
 
 
 def draw(env: Any, names: Iterable[str], shift: float, generator: np.random.Generator) -> Placement:
-    """Draws a displacement within +-`shift` along x and y for each object of a scene that has settled.
+    """Displaces each object of a scene that has settled by a uniform draw within +-`shift` along x and y.
 
     A draw is rejected if the object would touch something new, or come nearer to another object than their bounding circles
-    allow. An object for which no draw fits stays, with [0, 0]. Leaves the objects displaced.
+    allow. Heights and orientations are kept. An object for which no draw fits stays, with [0, 0].
     """
     model, data = env.sim.model._model, env.sim.data._data
     bodies = {name: env.obj_body_id[name] for name in env.objects_dict}
@@ -58,23 +58,13 @@ def draw(env: Any, names: Iterable[str], shift: float, generator: np.random.Gene
             others = (other for other in bodies if other != name)
             if not all(_apart(name, place, other, places, original, radii) for other in others):
                 continue
-            displace(env, {name: offset.tolist()})
+            _move(env, name, offset)
             if _touching(model, data, bodies[name]) <= touched:
                 places[name] = place
                 placement[name] = [float(offset[0]), float(offset[1])]
                 break
-            displace(env, {name: (-offset).tolist()})
+            _move(env, name, -offset)
     return placement
-
-
-def displace(env: Any, placement: Placement) -> None:
-    """Moves each object by its displacement, its height and orientation kept."""
-    for name, offset in placement.items():
-        joint = env.objects_dict[name].joints[-1]
-        pose = np.array(env.sim.data.get_joint_qpos(joint))
-        pose[:2] += offset
-        env.sim.data.set_joint_qpos(joint, pose)
-    env.sim.forward()
 
 
 def stands(env: Any, placement: Placement, undisturbed: np.ndarray, settled: np.ndarray) -> bool:
@@ -111,6 +101,14 @@ def _apart(
     started = float(np.linalg.norm(original[name] - original[other]))
     needed = min(radii[name] + radii[other] + _CLEARANCE, started)
     return float(np.linalg.norm(place - places[other])) >= needed
+
+
+def _move(env: Any, name: str, offset: np.ndarray) -> None:
+    joint = env.objects_dict[name].joints[-1]
+    pose = np.array(env.sim.data.get_joint_qpos(joint))
+    pose[:2] += offset
+    env.sim.data.set_joint_qpos(joint, pose)
+    env.sim.forward()
 
 
 def _members(model: Any, body: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from lamp_client.errors import MissingSoftwareError, SimulationError, UnknownNameError
 
 RenderQuality = Literal["exact", "fast"]
-"""``exact``: multisampling as the model says, equal to robosuite's images. ``fast``: no multisampling, less than half the time."""
+"""``exact``: multisampling as the model says, equal to robosuite's images. ``fast``: no multisampling, half the time."""
 
 _HIDDEN_GEOM_GROUP = 0
 """robosuite keeps collision shapes in this group and does not draw it."""

@@ -1,0 +1,284 @@
+"""The commands of the line: each reads its flags and calls the function that does the work, imported only then."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from lamp.errors import ConfigError, MismatchError
+from lamp.flags import parse, parse_beside, value_of
+
+if TYPE_CHECKING:
+    from lamp.recipes import Recipe
+    from lamp.train.backbones import BackboneConfig
+
+ANY_RECIPE = "demo"
+"""Fills the help text of a command that needs a recipe and was given none."""
+
+
+def _with_flag(arguments: Sequence[str], flag: str) -> Sequence[str]:
+    """Lets the one folder a command is about stand without its flag: `lamp flow build DIR`."""
+    if arguments and not arguments[0].startswith("-"):
+        return [flag, *arguments]
+    return arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectFlags:
+    """Records demonstrations of LIBERO tasks with a scripted expert; a stopped collection goes on where it was."""
+
+    recipe: str | None = None
+    """Where the other flags' defaults come from: a name that `lamp recipe list` shows."""
+
+
+def _collect(arguments: Sequence[str]) -> None:
+    from lamp.collect.collecting import collect
+    from lamp.collect.jobs import CollectConfig
+
+    settings = None
+    if name := value_of("--recipe", arguments):
+        _need("--out", arguments, "collect")
+        settings = _recipe(name).collect
+    _, config = parse_beside(CollectFlags, CollectConfig, arguments, "collect", settings)
+    print(collect(config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowFlags:
+    """Computes a dataset's 3-D scene flow from its recorded simulation; a stopped build goes on where it was."""
+
+    recipe: str | None = None
+    """Where the other flags' defaults come from: a name that `lamp recipe list` shows."""
+
+
+def _flow_build(arguments: Sequence[str]) -> None:
+    from lamp.sceneflow.building import FlowBuildConfig, build
+
+    settings, words = None, _with_flag(arguments, "--data")
+    if name := value_of("--recipe", arguments):
+        _need("--data", words, "flow build")
+        settings = _recipe(name).flow
+    _, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings)
+    build(config)
+
+
+def _need(flag: str, arguments: Sequence[str], command: str) -> None:
+    """Asks for the folder, which a recipe cannot know.
+
+    Raises:
+        ConfigError: It is not among the arguments.
+    """
+    if value_of(flag, arguments) is None and not {"-h", "--help"} & set(arguments):
+        raise ConfigError(f"Missing from lamp {command}: {flag} PATH (lamp {command} --help lists the flags)")
+
+
+def _recipe(name: str) -> Recipe:
+    from lamp.recipes import recipe
+
+    return recipe(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFlags:
+    """Computes the frozen backbone's tokens of a dataset's images and instructions; `lamp train` does the same if needed."""
+
+    data: tyro.conf.Positional[Path]
+    """The dataset."""
+    recipe: str = "demo"
+    """The recipe whose backbone it is."""
+
+
+def _cache_features(arguments: Sequence[str]) -> None:
+    flags = parse(CacheFlags, arguments, "cache features")
+    _ensure_features(flags.data, _recipe(flags.recipe).backbone)
+
+
+def _ensure_features(data: Path, config: BackboneConfig) -> None:
+    from lamp.data.features import FeatureCache
+    from lamp.data.lerobot import LeRobotDataset
+    from lamp.train.backbones import build_backbone
+
+    def progress(done: int, total: int) -> None:
+        print(f"features of {done} of {total} episodes", file=sys.stderr)
+
+    FeatureCache.build(LeRobotDataset(data), build_backbone(config), processes=os.cpu_count() or 1, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionFlags:
+    """Stage 1: trains the Motion Expert on the dataset's scene flow."""
+
+    recipe: str
+    """Where all other settings come from, a name that `lamp recipe list` shows; each can be changed by its own flag."""
+    data: Path
+    """The dataset."""
+    out: Path
+    """The run's folder; an unfinished run in it is continued."""
+    fresh: bool = False
+    """Start again, and remove an earlier run."""
+
+
+def _train_motion(arguments: Sequence[str]) -> None:
+    from lamp.train.configs import MotionTraining
+    from lamp.train.motion import train_motion
+
+    chosen = _recipe(value_of("--recipe", arguments) or ANY_RECIPE)
+    flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
+    if value_of("--flow-stride", arguments) is None:
+        training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
+    _ensure_features(flags.data, training.backbone)
+    train_motion(training, flags.data, flags.out, fresh=flags.fresh)
+
+
+def _flow_stride(chosen: Recipe, data: Path) -> int:
+    """Stored flow steps that make one of the recipe's: a store may be finer than the one that the recipe builds.
+
+    Raises:
+        MismatchError: The stored steps do not add up to the recipe's.
+    """
+    from lamp.sceneflow.building import FOLDER
+    from lamp.sceneflow.store import SceneFlowStore
+
+    store = SceneFlowStore(data / FOLDER)
+    frames, stored = chosen.flow.stride * chosen.motion.flow_stride, store.description.sampling.stride
+    if frames % stored:
+        raise MismatchError(
+            f"{store.path} has a flow step every {stored} frames, the recipe {chosen.name} one every {frames}; "
+            f"build it again with `lamp flow build {data} --recipe {chosen.name} --overwrite`, or give --flow-stride"
+        )
+    return frames // stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFlags(MotionFlags):
+    """Stage 2: trains the guidance and the Action Expert, or, without --motion, a policy that has no motion prior."""
+
+    motion: Path | None = None
+    """Stage 1's checkpoint or run."""
+
+
+def _train_policy(arguments: Sequence[str]) -> None:
+    from lamp.train.configs import PolicyTraining
+    from lamp.train.policy import train_policy
+
+    chosen = _recipe(value_of("--recipe", arguments) or ANY_RECIPE)
+    guided = value_of("--motion", arguments) is not None
+    settings = chosen.policy if guided else chosen.without_motion
+    flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
+    if not guided:
+        print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
+    _ensure_features(flags.data, training.backbone)
+    train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+
+    print(evaluate(parse(EvaluateConfig, arguments, "evaluate")).text)
+
+
+def _view(arguments: Sequence[str]) -> None:
+    from lamp.view.foresight import ViewConfig, view
+
+    view(parse(ViewConfig, _with_flag(arguments, "--data"), "view"))
+
+
+def _report(arguments: Sequence[str]) -> None:
+    from lamp.view.report import ReportConfig, report
+
+    print(report(parse(ReportConfig, _with_flag(arguments, "--run"), "report")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags:
+    """Runs a recipe from nothing to a report: collect, scene flow, both stages, evaluation; an interrupted run goes on."""
+
+    out: Path
+    """The folder of everything."""
+    recipe: str = "demo"
+    """A name that `lamp recipe list` shows."""
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    flags = parse(DemoFlags, arguments, "demo")
+    from lamp.experiment import run
+
+    run(_recipe(flags.recipe), flags.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoFlags:
+    """Says what a folder is: dataset, scene-flow store, feature cache, training run, checkpoint or evaluation."""
+
+    path: tyro.conf.Positional[Path]
+    """The folder."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _info(arguments: Sequence[str]) -> None:
+    flags = parse(InfoFlags, arguments, "info")
+    from lamp.info import describe, to_text
+
+    description = describe(flags.path)
+    print(json.dumps(description, indent=2, ensure_ascii=False) if flags.json else to_text(description))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFlags:
+    """Lists the recipes, each with what it is for."""
+
+
+def _recipe_list(arguments: Sequence[str]) -> None:
+    parse(ListFlags, arguments, "recipe list")
+    from lamp.recipes import RECIPES
+
+    width = max(map(len, RECIPES))
+    for name, build in RECIPES.items():
+        print(f"{name:<{width}}  {build().summary}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags:
+    """Prints a recipe's full configuration as JSON."""
+
+    name: tyro.conf.Positional[str]
+    """The recipe."""
+
+
+def _recipe_show(arguments: Sequence[str]) -> None:
+    name = parse(ShowFlags, arguments, "recipe show").name
+    from lamp.configuration import to_json
+
+    print(json.dumps(to_json(_recipe(name)), indent=2, ensure_ascii=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of the line: what it is for, and what runs it."""
+
+    summary: str
+    run: Callable[[Sequence[str]], None]
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(summary="run everything once, small, from demonstrations to a report", run=_demo),
+    "collect": Command(summary="record demonstrations of LIBERO tasks with a scripted expert", run=_collect),
+    "flow build": Command(summary="compute the 3-D scene flow of a dataset", run=_flow_build),
+    "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
+    "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
+    "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
+    "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
+    "view": Command(summary="draw predicted beside true scene flow", run=_view),
+    "report": Command(summary="write the HTML report of a run", run=_report),
+    "info": Command(summary="say what a folder is and what is in it", run=_info),
+    "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
+    "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),
+}

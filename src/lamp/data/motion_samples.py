@@ -1,0 +1,162 @@
+"""Stage-1 samples: observations with the scene flow that follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from lamp.data.features import FeatureCache
+from lamp.errors import DataError
+from lamp.sceneflow.bounds import BoundsRule, MotionBounds
+from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
+from lamp.types import Batch, Camera, SceneFlow
+
+MEMORY_LIMIT = 6 << 30
+"""Scene flow is kept in memory up to this many bytes, and read again each time beyond."""
+
+
+class MotionSamples:
+    """(observation, scene flow) for every stored frame of some episodes.
+
+    An episode's scene flow is read and retimed when one of its samples is first asked for.
+    """
+
+    def __init__(
+        self,
+        features: FeatureCache,
+        store: SceneFlowStore,
+        *,
+        episodes: Sequence[int],
+        horizon: int,
+        stride: int = 1,
+        bounds: MotionBounds | BoundsRule,
+        supervision: Supervision | None = None,
+        camera: str | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
+        """
+        Args:
+            features: The backbone's tokens of all fresh frames of the dataset.
+            store: The dataset's scene flow.
+            episodes: Which episodes to take.
+            horizon: Flow steps of a sample.
+            stride: Stored flow steps per flow step of a sample.
+            bounds: What maps to [-1, 1], or the rule to find it from these episodes.
+            supervision: Which increments supervise.
+            camera: The reference camera; the store's first by default.
+            memory_limit: Bytes of scene flow to keep.
+
+        Raises:
+            DataError: There are no episodes to take, or the store lacks one, or holds frames that are not fresh.
+            MismatchError: The store's horizon is too short.
+        """
+        if not episodes:
+            raise DataError(f"no episodes of {store.path} to take samples from; expected at least one")
+        self.features, self.store, self.horizon, self.stride = features, store, horizon, stride
+        self.episodes = tuple(episodes)
+        self.camera = camera or store.description.cameras[0]
+        self._supervision, self._memory_limit = supervision, memory_limit
+        self._kept: dict[int, SceneFlow] = {}
+        self._kept_bytes = 0
+        stored = {episode: store.frames(episode, self.camera).astype(np.int64) for episode in episodes}
+        self.frame: Int64[np.ndarray, "n"] = np.concatenate([stored[episode] for episode in episodes])
+        """The present frame of each sample, in its episode."""
+        self.episode: Int64[np.ndarray, "n"] = np.repeat(
+            episodes, [len(stored[episode]) for episode in episodes]
+        ).astype(np.int64)
+        """The episode of each sample."""
+        self.rows: Int64[np.ndarray, "n"] = np.concatenate(
+            [features.index.rows(episode, frames) for episode, frames in stored.items()]
+        )
+        if len(self.rows) == 0:
+            raise DataError(f"the scene flow of {store.path} holds no frames of episodes {self.episodes}")
+        self._place = {
+            key: index for index, key in enumerate(zip(self.episode.tolist(), self.frame.tolist(), strict=True))
+        }
+        # Even with given bounds: a store that is too short should be refused here, not at some batch.
+        retime(store.read(episodes[0], self.frame[:1], self.camera)[0], stride=stride, horizon=horizon)
+        self.bounds: MotionBounds = (
+            bounds
+            if isinstance(bounds, MotionBounds)
+            else bounds.fit(self._episode_flow(episode) for episode in episodes)
+        )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.rows)
+
+    def _episode_flow(self, episode: int) -> SceneFlow:
+        if episode in self._kept:
+            return self._kept[episode]
+        frames = self.store.frames(episode, self.camera)
+        tracks, camera = self.store.read(episode, frames, self.camera)
+        retimed = retime(tracks, stride=self.stride, horizon=self.horizon)
+        flow = flow_from_tracks(retimed, camera, supervision=self._supervision)
+        # Slices of what was read would keep all of it in memory.
+        flow = _picked(flow, lambda tensor: tensor.clone())
+        size = sum(tensor.nbytes for tensor in (flow.start, flow.increments, flow.visible, flow.mask))
+        if self._kept_bytes + size <= self._memory_limit:
+            self._kept[episode] = flow
+            self._kept_bytes += size
+        return flow
+
+    def flow(self, indices: Int64[np.ndarray, "b"]) -> SceneFlow:
+        """The scene flow of some samples, in image fractions and metres."""
+        episodes = self.episode[indices]
+        order = np.argsort(episodes, kind="stable")
+        taken, cuts = np.unique(episodes[order], return_index=True)
+        parts = []
+        for episode, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
+            first = int(np.argmax(self.episode == episode))
+            local = torch.from_numpy(indices[places] - first)
+            parts.append(_picked(self._episode_flow(episode), lambda tensor, local=local: tensor[local]))
+        back = torch.from_numpy(np.argsort(order))
+        return _joined(parts, back)
+
+    def earlier(self, indices: Int64[np.ndarray, "b"]) -> Int64[np.ndarray, "b"]:
+        """The samples one flow step (of these samples) before, -1 where there is none."""
+        step = self.stride * self.store.description.sampling.stride
+        keys = zip(self.episode[indices].tolist(), (self.frame[indices] - step).tolist(), strict=True)
+        return np.array([self._place.get(key, -1) for key in keys], np.int64)
+
+    def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> Batch:
+        """Collates samples; every epoch is alike."""
+        return Batch(encoded=self.features.encoded(self.rows[indices]), motion=self.bounds.motion(self.flow(indices)))
+
+    def clamp_rate(self) -> tuple[float, float, float]:
+        """Share of these samples' supervising increments that lie beyond the bounds, per axis."""
+        clamped, counted = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+        for episode in self.episodes:
+            flow = self._episode_flow(episode)
+            count = flow.mask.sum((0, 1, 2)).double()
+            clamped += torch.tensor(self.bounds.clamp_rate(flow), dtype=torch.float64) * count
+            counted += count
+        du, dv, dd = (clamped / counted.clamp(min=1)).tolist()
+        return du, dv, dd
+
+
+def _tensors(flow: SceneFlow | Camera) -> list[str]:
+    return [field.name for field in fields(flow) if field.name != "camera"]
+
+
+def _picked(flow: SceneFlow, pick: Callable[[Tensor], Tensor]) -> SceneFlow:
+    """Applies a function to every tensor."""
+    camera = Camera(**{name: pick(getattr(flow.camera, name)) for name in _tensors(flow.camera)})
+    return SceneFlow(camera=camera, **{name: pick(getattr(flow, name)) for name in _tensors(flow)})
+
+
+def _joined(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
+    """Puts batches together, then into an order."""
+    camera = Camera(
+        **{name: torch.cat([getattr(part.camera, name) for part in parts])[order] for name in _tensors(parts[0].camera)}
+    )
+    return SceneFlow(
+        camera=camera,
+        **{name: torch.cat([getattr(part, name) for part in parts])[order] for name in _tensors(parts[0])},
+    )

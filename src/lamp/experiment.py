@@ -1,0 +1,180 @@
+"""Runs a recipe from nothing to a report, stage by stage; an interrupted run goes on where it stopped.
+
+out/data/              demonstrations, scene flow, features
+out/motion/            Stage 1
+out/policy_with/       Stage 2
+out/policy_without/    Stage 2 without the motion prior
+out/evaluation*/       episodes, tables, films
+out/pictures/          foresight beside the truth
+out/summary.json       the figures
+out/report.html        the report
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lamp.benchmark.evaluating import Summary, evaluate
+from lamp.collect.collecting import collect
+from lamp.data.features import FeatureCache
+from lamp.data.lerobot import LeRobotDataset
+from lamp.files import read_json, write_json
+from lamp.model.small import SmallBackbone
+from lamp.recipes import Recipe
+from lamp.sceneflow.building import build
+from lamp.train.motion import train_motion
+from lamp.train.policy import train_policy
+from lamp.version import code_version, package_versions
+from lamp.view.foresight import ViewConfig, view
+from lamp.view.overlay import ForesightArtist
+from lamp.view.report import ReportConfig, report
+
+STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")
+
+
+class Clock:
+    """Wall time of each stage over all sessions of a run, kept in a file so that an interruption loses none of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = read_json(path, "stage times") if path.is_file() else {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage, and says on the terminal where the run is."""
+        print(f"== {name.replace('_', ' ')} ({STAGES.index(name) + 1} of {len(STAGES)})", flush=True)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            write_json(self._path, self.seconds)
+
+    def rounded(self) -> dict[str, float]:
+        """Seconds of each stage, in order, and in total."""
+        done = {name: round(self.seconds[name], 1) for name in STAGES if name in self.seconds}
+        return {**done, "total": round(sum(self.seconds.values()), 1)}
+
+
+def run(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Runs a recipe in a folder and returns what summary.json says."""
+    out.mkdir(parents=True, exist_ok=True)
+    clock = Clock(out / "seconds.json")
+    data = out / "data"
+    with clock.stage("collect"):
+        collect(replace(recipe.collect, out=data))
+    with clock.stage("flow"):
+        build(replace(recipe.flow, data=data))
+    with clock.stage("features"):
+        _cache_features(recipe, data)
+    with clock.stage("train_motion"):
+        train_motion(recipe.motion, data, out / "motion")
+    with clock.stage("train_policy"):
+        _train_policies(recipe, out)
+    with clock.stage("evaluate"):
+        summaries = [_evaluate(recipe, index, out) for index in range(len(recipe.evaluations))]
+    with clock.stage("report"):
+        _pictures(recipe, out)
+        summary = _summary(recipe, out, clock, summaries)
+        write_json(out / "summary.json", summary)
+        report(ReportConfig(run=out))
+    summary["seconds"] = clock.rounded()
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _cache_features(recipe: Recipe, data: Path) -> None:
+    def progress(done: int, total: int) -> None:
+        print(f"features of {done} of {total} episodes", flush=True)
+
+    backbone = SmallBackbone(recipe.backbone)
+    FeatureCache.build(LeRobotDataset(data), backbone, processes=os.cpu_count() or 1, progress=progress)
+
+
+def _train_policies(recipe: Recipe, out: Path) -> None:
+    """Trains both policies side by side, a process each: on few cores that is faster than one after the other."""
+    data, motion = out / "data", out / "motion" / "checkpoint"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=2, mp_context=context) as pool:
+        futures = [
+            pool.submit(train_policy, recipe.policy, data, out / "policy_with", motion),
+            pool.submit(train_policy, recipe.without_motion, data, out / "policy_without", None),
+        ]
+        for future in futures:
+            future.result()
+
+
+def _evaluate(recipe: Recipe, index: int, out: Path) -> Summary:
+    planned = recipe.evaluations[index]
+    config = replace(
+        planned,
+        checkpoint=out / "policy_with" / "checkpoint",
+        against=out / "policy_without" / "checkpoint",
+        data=out / "data",
+        out=out / planned.out,
+    )
+    summary = evaluate(config, artist=ForesightArtist())
+    print(summary.text, flush=True)
+    return summary
+
+
+def _pictures(recipe: Recipe, out: Path) -> None:
+    """Draws predicted beside true flow for frames of held-out episodes."""
+    held_out = read_json(out / "motion" / "flow.json", "flow errors")["episodes"]
+    for episode in held_out[:3]:
+        view(
+            ViewConfig(
+                data=out / "data",
+                checkpoint=out / "motion" / "checkpoint",
+                episode=episode,
+                out=out / "pictures" / f"episode-{episode:03d}.png",
+            )
+        )
+
+
+def _summary(recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary]) -> dict[str, Any]:
+    flow = read_json(out / "motion" / "flow.json", "flow errors")
+    moving, static = flow["moving"], flow["static"]
+    return {
+        "title": f"LaMP: {recipe.name}",
+        "lead": recipe.summary,
+        "seconds": clock.rounded(),
+        "success": _counts(summaries[-1]),
+        "evaluations": {summary.folder.name: _counts(summary) for summary in summaries},
+        "flow": {
+            "moving": {
+                "ade_px": moving["one_sample"]["ade_px"],
+                "fde_px": moving["one_sample"]["fde_px"],
+                "zero_motion_ade_px": moving["zero_motion"]["ade_px"],
+                "constant_velocity_ade_px": moving["constant_velocity"]["ade_px"],
+                "mean_of_4_ade_px": moving["mean_of_4"]["ade_px"],
+            },
+            "static": {"ade_px": static["one_sample"]["ade_px"]},
+            "image_px": flow["image_px"],
+            "samples": flow["samples"],
+        },
+        "facts": {
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+            "python": platform.python_version(),
+            "code": code_version(),
+            "packages": package_versions(),
+        },
+    }
+
+
+def _counts(summary: Summary) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for record in summary.records:
+        entry = counts.setdefault(record.condition, {"successes": 0, "episodes": 0})
+        entry["successes"] += record.success
+        entry["episodes"] += 1
+    return counts

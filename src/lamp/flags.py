@@ -1,0 +1,84 @@
+"""Flags of the command line, read from dataclasses, with a recipe's values as their defaults."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, make_dataclass
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from lamp.errors import ConfigError
+
+T = TypeVar("T")
+Own = TypeVar("Own")
+
+
+def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
+    """Reads flags into a dataclass; a mistake becomes a `ConfigError` in place of tyro's box of text."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            if default is None:
+                return tyro.cli(kind, prog=f"lamp {command}", args=arguments)
+            return tyro.cli(kind, prog=f"lamp {command}", args=arguments, default=default)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise ConfigError(f"{_one_line(complaint.getvalue())} (lamp {command} --help lists the flags)") from None
+
+
+def _one_line(box: str) -> str:
+    """Condenses tyro's framed message: the frame, its title and the hints below the message go."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯─ \t")
+        if text and not line.startswith("╭"):
+            sections[-1].append(text)
+        elif "──" in line:
+            sections.append([])
+    told = [" ".join(_without_descriptions(section)) for section in sections if section]
+    told = [text for text in told if not text.startswith(("For full helptext", "Argument helptext"))]
+    return "; ".join(told) or "the flags could not be read"
+
+
+def _without_descriptions(section: list[str]) -> list[str]:
+    """Of a list of missing flags only the flags themselves are kept."""
+    if not section[0].startswith("Missing from"):
+        return section
+    return [section[0], ", ".join(line for line in section[1:] if line.startswith("-"))]
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value given for a flag, before the flags are parsed: it decides what the others' defaults are."""
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None
+
+
+def parse_beside(
+    own: type[Own], kind: type[T], arguments: Sequence[str], command: str, settings: T | None = None
+) -> tuple[Own, T]:
+    """Reads a command's own flags, and a configuration's beside them, such as `--loop.steps`.
+
+    Args:
+        own: A dataclass of the command's flags.
+        kind: The configuration's class.
+        arguments: The command line after the command's words.
+        command: The command's words.
+        settings: Where the configuration's defaults come from; None: from its class.
+    """
+    beside = Annotated[tyro.conf.AvoidSubcommands[kind], tyro.conf.arg(name="")]
+    flags = make_dataclass("Flags", [("settings", beside)], bases=(own,), frozen=True, kw_only=True)
+    flags.__doc__ = own.__doc__
+    default: Any = None
+    if settings is not None:
+        mine = {field.name: tyro.MISSING if field.default is MISSING else field.default for field in fields(own)}  # pyright: ignore[reportArgumentType]
+        default = flags(settings=settings, **mine)
+    found: Any = parse(flags, arguments, command, default)
+    return found, found.settings

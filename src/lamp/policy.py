@@ -1,0 +1,241 @@
+"""Observation -> action chunk: normalise, encode, act, invert (Algorithm 2), for one observation or a batch."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lamp.data.features import FeatureBackbone
+from lamp.errors import MismatchError
+from lamp.model.lamp import LaMP
+from lamp.sceneflow.tracks import grid_points, integrate
+from lamp.train.backbones import build_backbone
+from lamp.train.checkpoint import Expected, load_checkpoint
+from lamp.train.configs import Float32, Precision
+from lamp.train.description import Description, PolicyRecord, checkpoint_folder, read_description
+from lamp.train.randomness import generator_at
+from lamp.types import Encoded
+from lamp_client.types import ActionChunk, Observation
+
+INSTRUCTIONS_KEPT = 1024
+
+
+class LaMPPolicy:
+    """A trained policy. Actions come in the dataset's units (LIBERO: gripper 1 = open); the environment's adapter converts."""
+
+    def __init__(
+        self,
+        model: LaMP,
+        description: Description,
+        backbone: FeatureBackbone,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision | None = None,
+    ) -> None:
+        if description.policy is None or description.kind != "policy":
+            raise MismatchError(f"this is a {description.kind} checkpoint; acting needs a policy: `lamp train policy`.")
+        self.model, self.description, self.backbone = model.eval().to(device), description, backbone
+        if isinstance(backbone, nn.Module):
+            backbone.eval().to(device)
+        self.device = str(device)
+        self.precision = precision or Float32()
+        self.record: PolicyRecord = description.policy
+        self.instruction_cache: OrderedDict[str, tuple[Float[Tensor, "n d"], Bool[Tensor, n]]] = OrderedDict()
+        """Text tokens and mask of the instructions seen lately; the least recently used goes first."""
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        backbone: FeatureBackbone | None = None,
+        precision: Precision | None = None,
+    ) -> LaMPPolicy:
+        """Opens a policy checkpoint (its folder, or the run that holds it).
+
+        Args:
+            path: The checkpoint.
+            device: Where to compute.
+            backbone: The frozen backbone, where the caller has it; None builds the one that the checkpoint names.
+            precision: Of the networks; float32 by default.
+
+        Raises:
+            DataError: There is no checkpoint, or it is damaged.
+            MismatchError: It is no policy, or was trained on another backbone.
+        """
+        path = Path(path)
+        description = read_description(path)
+        expected = Expected(kind="policy")
+        expected.check(checkpoint_folder(path), description)
+        if backbone is None:
+            backbone = build_backbone(description.training.backbone)
+        expected = Expected(kind="policy", backbone_key=backbone.key)
+        model, description = load_checkpoint(path, expected=expected, device=device)
+        return cls(model, description, backbone, device=device, precision=precision)
+
+    @property
+    def uses_motion(self) -> bool:
+        """Whether the motion prior guides the actions."""
+        return self.model.motion_expert is not None
+
+    @property
+    def execute(self) -> int:
+        """Actions of a chunk to carry out before asking again."""
+        return self.record.execute
+
+    @property
+    def chunk(self) -> int:
+        """Actions in a chunk."""
+        return self.record.chunk
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a client may want to know, as plain values."""
+        return {
+            "policy": "lamp",
+            "cameras": {camera.name: [camera.height, camera.width] for camera in self.description.backbone.cameras},
+            "state_width": self.record.state_width,
+            "action_width": self.record.scaling.actions.width,
+            "chunk": self.chunk,
+            "execute": self.execute,
+            "fps": self.record.fps,
+            "uses_motion": self.uses_motion,
+            "step": self.description.step,
+            "weights_sha256": self.description.weights_sha256,
+            "code": self.description.code,
+        }
+
+    def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
+        """Returns the next actions for one observation; without a seed, the noise is new every time."""
+        return self.act_batch([observation], [noise_seed or (secrets.randbits(62),)])[0]
+
+    @torch.inference_mode()
+    def act_batch(
+        self, observations: Sequence[Observation], noise_seeds: Sequence[tuple[int, ...]], foresight: bool = False
+    ) -> list[ActionChunk]:
+        """Returns the next actions for several observations in one pass.
+
+        A sample's noise depends on its seed alone, not on the batch it is in.
+
+        Args:
+            observations: Of the cameras, image sizes and state width that the policy was trained with.
+            noise_seeds: One for each.
+            foresight: Also denoise the whole scene flow, for pictures; no action depends on it. The points start on the grid
+                with a depth of 0, so their depth is RELATIVE to the unknown depth of the start. None for a policy without motion.
+
+        Raises:
+            MismatchError: An observation does not fit the policy.
+        """
+        if len(observations) != len(noise_seeds):
+            raise MismatchError(
+                f"{len(noise_seeds)} noise seeds for {len(observations)} observations; expected one for each."
+            )
+        if not observations:
+            return []
+        for observation in observations:
+            self._check(observation)
+        timing, moment = {}, time.perf_counter()
+        encoded, state = self._encode(observations), self._state(observations)
+        timing["encode"], moment = _since(moment, self.device)
+        motion_noise = self._noise(self.model.motion_shape, noise_seeds, "motion")
+        action_noise = self._noise(self.model.action_shape, noise_seeds, "action")
+        assert action_noise is not None
+        with self.precision.autocast(self.device):
+            acted = self.model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
+            timing["act"], moment = _since(moment, self.device)
+            pictures: Sequence[np.ndarray | None] = [None] * len(observations)
+            if foresight and motion_noise is not None:
+                pictures = list(self._foresee(encoded, motion_noise))
+                timing["foresight"], moment = _since(moment, self.device)
+        actions = self.record.scaling.actions.invert(acted.float().cpu().numpy()).astype(np.float32)
+        gate = self.gate
+        return [
+            ActionChunk(actions=chunk, timing_ms=dict(timing), foresight=picture, gate=gate)
+            for chunk, picture in zip(actions, pictures, strict=True)
+        ]
+
+    @property
+    def gate(self) -> float | None:
+        """How far the motion gate is open; None without a motion prior."""
+        return None if self.model.guidance is None else float(self.model.guidance.opening().detach())
+
+    def _check(self, observation: Observation) -> None:
+        for camera in self.description.backbone.cameras:
+            image = observation.images.get(camera.name)
+            if image is None:
+                have = ", ".join(observation.images) or "none"
+                raise MismatchError(
+                    f"the observation has no camera {camera.name!r}; it has {have}. Expected {self._cameras}."
+                )
+            if image.shape[:2] != (camera.height, camera.width):
+                height, width = image.shape[:2]
+                raise MismatchError(
+                    f"image {camera.name!r} is {width}x{height}; expected {self._cameras}, as in training."
+                )
+        if observation.state.shape != (self.record.state_width,):
+            width = self.record.state_width
+            raise MismatchError(
+                f"the state has {observation.state.shape[0]} values; this policy was trained with {width}."
+            )
+
+    @property
+    def _cameras(self) -> str:
+        return ", ".join(
+            f"{camera.name} {camera.width}x{camera.height}" for camera in self.description.backbone.cameras
+        )
+
+    def _encode(self, observations: Sequence[Observation]) -> Encoded:
+        """The backbone's tokens: cameras in order, then the instruction."""
+        parts = []
+        for camera in self.description.backbone.cameras:
+            images = torch.from_numpy(np.stack([observation.images[camera.name] for observation in observations]))
+            parts.append(self.backbone.image_tokens(camera.name, images.to(self.device)))
+        prompts = [self.description.backbone.prompt.format(instruction=item.instruction) for item in observations]
+        text, mask = zip(*(self._instruction(prompt) for prompt in prompts), strict=True)
+        tokens = torch.cat([*parts, torch.stack(text)], dim=1).to(self.device)
+        real = torch.ones(len(observations), tokens.shape[1] - text[0].shape[0], dtype=torch.bool, device=self.device)
+        return Encoded(tokens=tokens, mask=torch.cat([real, torch.stack(mask).to(self.device)], dim=1))
+
+    def _instruction(self, prompt: str) -> tuple[Tensor, Tensor]:
+        if prompt not in self.instruction_cache:
+            tokens, mask = self.backbone.text_tokens([prompt])
+            self.instruction_cache[prompt] = (tokens[0], mask[0])
+            if len(self.instruction_cache) > INSTRUCTIONS_KEPT:
+                self.instruction_cache.popitem(last=False)
+        self.instruction_cache.move_to_end(prompt)
+        return self.instruction_cache[prompt]
+
+    def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "b s"]:
+        raw = np.stack([observation.state for observation in observations])
+        return torch.from_numpy(self.record.scaling.scaled_state(raw)).to(self.device)
+
+    def _noise(self, shape: tuple[int, ...] | None, seeds: Sequence[tuple[int, ...]], use: str) -> Tensor | None:
+        if shape is None:
+            return None
+        return torch.stack([torch.randn(shape, generator=generator_at(*seed, use)) for seed in seeds]).to(self.device)
+
+    def _foresee(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[np.ndarray, "b k t1 3"]:
+        flow = self.description.flow
+        assert flow is not None
+        increments = flow.bounds.denormalise(self.model.foresee(encoded, noise).float().cpu())
+        grid = grid_points(*flow.grid).float()
+        start = torch.cat([grid, torch.zeros(len(grid), 1)], dim=1).expand(len(increments), -1, -1)
+        return integrate(start, increments).numpy().astype(np.float32)
+
+
+def _since(moment: float, device: str) -> tuple[float, float]:
+    """Returns the milliseconds since `moment`, once the device is done, and the present moment."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    now = time.perf_counter()
+    return 1000.0 * (now - moment), now

@@ -1,0 +1,228 @@
+"""Recipes: named functions that return everything an experiment needs, from collection to evaluation.
+
+`lamp recipe list` names them and `lamp recipe show NAME` prints one in full. An ablation is a recipe that changes another
+with `dataclasses.replace`; nothing is read from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lamp.benchmark.evaluating import EvaluateConfig
+from lamp.collect.collecting import CollectConfig
+from lamp.errors import unknown
+from lamp.flow_matching import Preconditioning
+from lamp.model.action_expert import ActionExpertConfig, Prefix
+from lamp.model.guidance import GuidanceConfig
+from lamp.model.lamp import LaMPConfig
+from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.small import SmallBackboneConfig
+from lamp.sceneflow.building import FlowBuildConfig
+from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Precision
+from lamp.train.optimiser import AdamW
+
+HERE = Path(".")
+"""Stands for a folder that is filled in when the experiment runs."""
+
+SMALL_TOKENS = 400
+"""Width of the embedded backbone's tokens."""
+
+SMALL_BACKBONE = SmallBackboneConfig(cameras=(("agentview", 160), ("wrist", 128)), text_tokens=24)
+"""The agentview's 10x10 tokens are the 2x2 patches of the 20x20 scene-flow grid."""
+
+SMALL_MOTION_STD = (0.08, 0.08, 0.08)
+"""Standard deviation of normalised increments, still points included (`lamp flow build` prints the bounds behind them)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment from nothing to a table: collect, scene flow, features, Stage 1, Stage 2, evaluation."""
+
+    name: str
+    summary: str
+    collect: CollectConfig
+    flow: FlowBuildConfig
+    backbone: SmallBackboneConfig
+    motion: MotionTraining
+    policy: PolicyTraining
+    without_motion: PolicyTraining
+    """The same policy without the motion prior."""
+    evaluations: tuple[EvaluateConfig, ...]
+    """Each is run with both policies; its `out` is the name of its folder."""
+
+
+def recipe(name: str) -> Recipe:
+    """Builds a recipe by its name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]()
+
+
+def demo() -> Recipe:
+    """Two tasks of LIBERO-Object with shifted objects, 15 demonstrations each: `make demo`."""
+    motion_loop = small_loop(steps=900, lr=1e-3, seed=1)
+    policy_loop = small_loop(steps=1500, lr=6e-4, seed=2, threads=1)
+    return small(
+        name="demo",
+        summary="LIBERO-Object tasks 0 and 1, objects shifted by up to 4 cm, 15 demonstrations each; minutes on 2 cores",
+        collect=small_collection("libero_object", (0, 1), episodes=15, shift=0.04),
+        motion_loop=motion_loop,
+        policy_loop=policy_loop,
+        evaluations=(
+            EvaluateConfig(
+                suite="libero_object",
+                task=(0, 1),
+                states="30:40",
+                placement_shift=0.04,
+                controls=("replay", "zero", "wrong_instruction"),
+                render="fast",
+                videos=2,
+                out=Path("evaluation"),
+            ),
+        ),
+    )
+
+
+def libero_object_small() -> Recipe:
+    """Three tasks of LIBERO-Object, 60 demonstrations each with shifted objects: about two hours on 2 cores."""
+    return small_study("libero_object", (0, 1, 5), shift=0.04)
+
+
+def libero_spatial_small() -> Recipe:
+    """Three tasks of LIBERO-Spatial, where two identical bowls make the instruction decide."""
+    return small_study("libero_spatial", (0, 2, 8), shift=0.0)
+
+
+def small_study(suite: str, tasks: tuple[int, ...], *, shift: float) -> Recipe:
+    """A study that two cores can do: 60 demonstrations a task, both policies, standard and shifted initial states."""
+    evaluation = EvaluateConfig(
+        suite=suite,
+        task=tasks,
+        states="30:50",
+        controls=("replay", "zero", "wrong_instruction", "blank"),
+        render="fast",
+        videos=3,
+        out=Path("evaluation_standard"),
+    )
+    evaluations = (evaluation,)
+    if shift > 0:
+        evaluations += (replace(evaluation, placement_shift=shift, out=Path("evaluation_shifted")),)
+    numbers = ", ".join(map(str, tasks))
+    return small(
+        name=f"{suite}_small",
+        summary=f"{suite} tasks {numbers}, 60 demonstrations each"
+        + (f", objects shifted by up to {shift} m" if shift else ""),
+        collect=small_collection(suite, tasks, episodes=60, shift=shift),
+        motion_loop=small_loop(steps=4000, lr=1e-3, seed=1),
+        policy_loop=small_loop(steps=8000, lr=6e-4, seed=2, threads=1),
+        evaluations=evaluations,
+    )
+
+
+def small(
+    *,
+    name: str,
+    summary: str,
+    collect: CollectConfig,
+    motion_loop: LoopConfig,
+    policy_loop: LoopConfig,
+    evaluations: tuple[EvaluateConfig, ...],
+) -> Recipe:
+    """LaMP on the embedded backbone: 2 to 3 million parameters an expert, scene flow of 20x20 points over 32 frames."""
+    motion = small_motion()
+    guided = PolicyTraining(
+        model=LaMPConfig(
+            token_width=SMALL_TOKENS, motion=motion, guidance=small_guidance(motion), action=small_action()
+        ),
+        backbone=SMALL_BACKBONE,
+        loop=policy_loop,
+        execute=8,
+        noise_draws=6,
+        cached_hidden_draws=2,
+        state_noise=0.1,
+    )
+    plain = LaMPConfig(token_width=SMALL_TOKENS, motion=None, guidance=None, action=small_action())
+    return Recipe(
+        name=name,
+        summary=summary,
+        collect=collect,
+        flow=FlowBuildConfig(data=HERE, stride=4, horizon=8),
+        backbone=SMALL_BACKBONE,
+        motion=MotionTraining(
+            model=LaMPConfig(token_width=SMALL_TOKENS, motion=motion, guidance=None, action=None),
+            backbone=SMALL_BACKBONE,
+            loop=motion_loop,
+        ),
+        policy=guided,
+        without_motion=replace(guided, model=plain, cached_hidden_draws=0),
+        evaluations=evaluations,
+    )
+
+
+def small_collection(suite: str, tasks: tuple[int, ...], *, episodes: int, shift: float) -> CollectConfig:
+    """Noisy demonstrations, rendered fast at every second step."""
+    return CollectConfig(
+        suite=suite, task=tasks, episodes=episodes, out=HERE, placement_shift=shift, render="fast", render_every=2
+    )
+
+
+def small_motion() -> MotionExpertConfig:
+    """20x20 points, every 4th of 32 frames; all eight steps of a 2x2 patch make one token: 100 tokens."""
+    return MotionExpertConfig(
+        token_width=SMALL_TOKENS,
+        width=192,
+        layers=3,
+        heads=4,
+        horizon=8,
+        frames_per_token=8,
+        time_channels=128,
+        preconditioning=Preconditioning(data_std=SMALL_MOTION_STD),
+    )
+
+
+def small_guidance(motion: MotionExpertConfig) -> GuidanceConfig:
+    """Eq. 4 at the embedded backbone's width."""
+    return GuidanceConfig(token_width=SMALL_TOKENS, motion_width=motion.width, heads=8)
+
+
+def small_action() -> ActionExpertConfig:
+    """Twelve actions; the context is computed once for all solver steps and noise draws."""
+    return ActionExpertConfig(
+        token_width=SMALL_TOKENS,
+        width=192,
+        layers=4,
+        heads=4,
+        chunk=12,
+        state_dim=11,
+        attention=Prefix(),
+        positions=320,
+    )
+
+
+def small_loop(*, steps: int, lr: float, seed: int, threads: int = 2, precision: Precision | None = None) -> LoopConfig:
+    """The optimiser of the small recipes."""
+    return LoopConfig(
+        steps=steps,
+        batch_size=32,
+        optimiser=AdamW(lr=lr),
+        precision=precision or BFloat16(),
+        ema=0.995,
+        checkpoint_every=500,
+        validate_every=300,
+        log_every=20,
+        seed=seed,
+        threads=threads,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "libero_object_small": libero_object_small,
+    "libero_spatial_small": libero_spatial_small,
+}

@@ -1,0 +1,226 @@
+"""The scene-flow store: raw tracks on disk, Zarr v3, readable frame by frame.
+
+``DIR/sceneflow/zarr.json`` describes the store, ``DIR/sceneflow/episode-000000/<camera>/`` holds one episode:
+
+- ``points`` (frame, keypoint, moment, 3) float32: u, v as fractions of the image's width and height, depth in m,
+- ``visible``, ``valid`` (frame, keypoint, moment) bool: as in `lamp.types.Tracks`,
+- ``intrinsics`` (frame, 3, 3) and ``world_from_cam`` (frame, 4, 4) float64: the reference camera,
+- ``frames`` (frame,) int32: the present frame of each entry, ascending.
+
+One chunk holds one reference frame (a random read takes about 1 ms, and larger chunks save no space), one shard an episode.
+An episode's folder appears whole or not at all, and lists the sizes of its files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from jaxtyping import Int
+
+from lamp.configuration import from_json, to_json
+from lamp.errors import ConfigError, DataError, MismatchError, unknown
+from lamp.files import atomic_path
+from lamp.sceneflow.episode_files import CameraFlow, StoredEpisode, check_files, readable, write_camera
+from lamp.sceneflow.following import Sampling
+from lamp.types import Camera, Tracks
+
+FORMAT = "lamp-sceneflow"
+VERSION = 1
+UNITS = {"u": "fraction of image width", "v": "fraction of image height", "d": "m along the optical axis"}
+AXES = {"points": ["frame", "keypoint", "moment", "uvd"], "visible": ["frame", "keypoint", "moment"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreDescription:
+    """What is stored, the same for every episode."""
+
+    sampling: Sampling
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    """Width and height in px of the images whose pixel centres the grid points are on."""
+    mirrored: bool
+    """Whether the images are mirrored left to right, as LIBERO's customarily are."""
+    every: int
+    """Reference frames are every n-th of the frames with an image of their own."""
+    estimator: str
+    """How the scene flow was found, with a version."""
+    source: str
+    """Name of the dataset it belongs to."""
+
+
+class SceneFlowStore:
+    """Random access to a scene-flow store.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+        MismatchError: It is of another format or version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "zarr.json").is_file():
+            raise DataError(
+                f"no scene-flow store at {self.path}; expected `lamp flow build {self.path.parent}` to make it"
+            )
+        with readable(self.path):
+            attributes = dict(zarr.open_group(self.path, mode="r", zarr_format=3).attrs)
+        if attributes.get("format") != FORMAT or attributes.get("version") != VERSION:
+            raise MismatchError(
+                f"{self.path} is {attributes.get('format')!r} version {attributes.get('version')!r}; "
+                f"expected {FORMAT!r} version {VERSION}"
+            )
+        self.description: StoreDescription = from_json(
+            StoreDescription, attributes.get("description"), where=f"description of {self.path}"
+        )
+        self._episode = lru_cache(maxsize=512)(self._open_episode)
+
+    @classmethod
+    def create(cls, path: Path, description: StoreDescription) -> SceneFlowStore:
+        """Makes an empty store, or opens the one that is there if it is described alike.
+
+        Raises:
+            MismatchError: There is one that is described otherwise.
+        """
+        path = Path(path)
+        if (path / "zarr.json").exists():
+            store = cls(path)
+            store._check_same(description)
+            return store
+        path.mkdir(parents=True, exist_ok=True)
+        attributes = {"format": FORMAT, "version": VERSION, "units": UNITS, "axes": AXES}
+        with atomic_path(path / "zarr.json") as staged:
+            group = zarr.create_group(staged.parent, zarr_format=3)
+            group.update_attributes(attributes | {"description": to_json(description)})
+        return cls(path)
+
+    @property
+    def episodes(self) -> tuple[int, ...]:
+        """Indices of the stored episodes."""
+        return tuple(sorted(int(path.name.removeprefix("episode-")) for path in self.path.glob("episode-[0-9]*")))
+
+    def frames(self, episode: int, camera: str | None = None) -> Int[np.ndarray, "f"]:
+        """Stored reference frames of an episode, ascending."""
+        return self._episode(episode, self._camera(camera)).frames
+
+    def read(
+        self, episode: int, frames: Sequence[int] | np.ndarray, camera: str | None = None
+    ) -> tuple[Tracks, Camera]:
+        """Tracks of some reference frames of an episode, in the order asked for, and their reference cameras (float32).
+
+        Args:
+            episode: Episode index.
+            frames: Reference frames, all of them stored.
+            camera: Name of the camera; the store's first by default.
+
+        Raises:
+            ConfigError: The camera is not stored.
+            DataError: The episode or a frame is not stored, or the file is corrupt.
+        """
+        stored = self._episode(episode, self._camera(camera))
+        rows = stored.rows(np.asarray(frames, dtype=np.int64))
+        points, visible, valid = (stored.entries(name, rows) for name in ("points", "visible", "valid"))
+        intrinsics, pose = (
+            torch.from_numpy(array[rows]).float() for array in (stored.intrinsics, stored.world_from_cam)
+        )
+        tracks = Tracks(
+            points=torch.from_numpy(points), visible=torch.from_numpy(visible), valid=torch.from_numpy(valid)
+        )
+        return tracks, Camera(intrinsics=intrinsics, world_from_cam=pose)
+
+    def write(self, episode: int, flows: Mapping[str, CameraFlow]) -> None:
+        """Adds or replaces an episode; a reader sees it whole or not at all."""
+        if tuple(flows) != self.description.cameras:
+            raise ConfigError(f"scene flow in {tuple(flows)}; expected {self.description.cameras}")
+        with atomic_path(self._folder(episode)) as staged:
+            group = zarr.create_group(staged, zarr_format=3)
+            for camera, flow in flows.items():
+                write_camera(group.create_group(camera), flow)
+            sizes = {
+                str(path.relative_to(staged)): path.stat().st_size for path in staged.glob("*/**/*") if path.is_file()
+            }
+            group.update_attributes({"episode": episode, "files": sizes})
+        self._episode.cache_clear()
+
+    def is_whole(self, episode: int) -> bool:
+        """Whether an episode is stored with all its files."""
+        try:
+            for camera in self.description.cameras:
+                self._open_episode(episode, camera)
+        except DataError:
+            return False
+        return True
+
+    def check(self, *, grid: tuple[int, int], span: int) -> None:
+        """Checks the store against what a model needs.
+
+        Args:
+            grid: Rows and columns of keypoints.
+            span: Stored flow steps that the model's horizon covers: its horizon times the retiming stride.
+
+        Raises:
+            MismatchError: They do not fit.
+        """
+        sampling = self.description.sampling
+        if tuple(grid) != sampling.grid or span > sampling.horizon:
+            raise MismatchError(
+                f"{self.path} holds a {sampling.grid[0]}x{sampling.grid[1]} grid over {sampling.horizon} flow steps of "
+                f"{sampling.stride} frames, but {grid[0]}x{grid[1]} over {span} is needed; choose a model that fits, or build "
+                f"again with `lamp flow build {self.path.parent} --overwrite --grid {grid[0]} {grid[1]} --horizon {span}`"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What `lamp info` shows."""
+        episodes = self.episodes
+        frames = sum(len(self.frames(episode)) for episode in episodes)
+        size = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        per_frame = size / max(frames * len(self.description.cameras), 1)
+        counts = {
+            "episodes": len(episodes),
+            "reference_frames": frames,
+            "bytes": size,
+            "bytes_per_frame": round(per_frame),
+        }
+        return {"format": f"{FORMAT} {VERSION}", **counts, **asdict(self.description)}
+
+    def _folder(self, episode: int) -> Path:
+        return self.path / f"episode-{episode:06d}"
+
+    def _camera(self, camera: str | None) -> str:
+        cameras = self.description.cameras
+        if camera is not None and camera not in cameras:
+            raise unknown("camera of the scene-flow store", camera, cameras)
+        return camera or cameras[0]
+
+    def _open_episode(self, episode: int, camera: str) -> StoredEpisode:
+        folder = self._folder(episode)
+        if not folder.is_dir():
+            raise DataError(
+                f"episode {episode} is not in the scene-flow store {self.path} ({len(self.episodes)} episodes are); "
+                f"run `lamp flow build {self.path.parent}` to add it"
+            )
+        with readable(folder):
+            check_files(folder)
+            return StoredEpisode.open(folder, camera)
+
+    def _check_same(self, wanted: StoreDescription) -> None:
+        found, asked = to_json(self.description), to_json(wanted)
+        other = [name for name in asked if found[name] != asked[name]]
+        if other:
+            values = "; ".join(f"{name} {found[name]} there, {asked[name]} asked for" for name in other)
+            raise MismatchError(
+                f"the scene-flow store {self.path} was built otherwise ({values}); ask for the same, or --overwrite"
+            )
+
+
+def remove(path: Path) -> None:
+    """Removes a store, its description first, so that a half-removed one is no store."""
+    (path / "zarr.json").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)

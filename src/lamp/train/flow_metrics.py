@@ -1,0 +1,118 @@
+"""How good the predicted scene flow is, on held-out episodes, beside predictions that need no network.
+
+- `one_sample`: all solver steps from one noise.
+- `mean_of_4`: the mean of four such samples (the first is `one_sample`).
+- `zero_motion`: nothing moves.
+- `constant_velocity`: every point goes on as it came. Its velocity is the flow step that led to the present frame, of the tracked
+  point that ended nearest to it; nothing later is used. Zero where the episode has no record that early.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lamp.configuration import to_json
+from lamp.data.motion_samples import MotionSamples
+from lamp.files import write_json
+from lamp.model.lamp import LaMP
+from lamp.train.configs import LoopConfig
+from lamp.train.hidden import motion_noise
+from lamp.train.path_errors import IMAGE_PX, MOVING, PathErrors, PathErrorSums, known_steps
+from lamp.types import Encoded, SceneFlow
+
+FILE_NAME = "flow.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowReport:
+    """Errors of each predictor over moving points and, apart, over static ones."""
+
+    moving: dict[str, PathErrors]
+    static: dict[str, PathErrors]
+    samples: int
+    """Frames that were measured."""
+    episodes: tuple[int, ...]
+    """The episodes they are from."""
+    horizon: int
+    stride: int
+    """Frames per flow step."""
+    clamped: tuple[float, float, float]
+    """Share of these episodes' true increments that the bounds clamp, per axis."""
+    image_px: int = IMAGE_PX
+    """Pixels are those of an image of this side."""
+    moving_threshold: float = MOVING
+    """A point moves when its true path leaves its start by more than this share of the image."""
+
+    def write(self, path: Path) -> None:
+        write_json(path, to_json(self))
+
+
+@torch.inference_mode()
+def measure_flow(
+    model: LaMP, data: MotionSamples, indices: Int64[np.ndarray, n], *, loop: LoopConfig, samples: int = 4
+) -> FlowReport:
+    """Measures a Motion Expert on some samples, with noise that depends on the seed, episode and frame alone."""
+    sums = PathErrorSums()
+    names = ("one_sample", *((f"mean_of_{samples}",) if samples > 1 else ()), "zero_motion", "constant_velocity")
+    for start in range(0, len(indices), loop.batch_size):
+        part = indices[start : start + loop.batch_size]
+        truth = data.flow(part)
+        encoded = data.features.encoded(data.rows[part]).to(loop.device)
+        drawn = [_sampled(model, data, part, encoded, draw, loop) for draw in range(samples)]
+        predicted = {
+            "one_sample": drawn[0],
+            f"mean_of_{samples}": torch.stack(drawn).mean(0),
+            "zero_motion": torch.zeros_like(truth.increments),
+            "constant_velocity": constant_velocity(data, part),
+        }
+        sums.add(truth, {name: predicted[name] for name in names})
+    return FlowReport(
+        moving={name: sums.means(name, moving=True) for name in names},
+        static={name: sums.means(name, moving=False) for name in names},
+        samples=len(indices),
+        episodes=tuple(sorted({int(episode) for episode in data.episode[indices]})),
+        horizon=data.horizon,
+        stride=data.stride * data.store.description.sampling.stride,
+        clamped=data.clamp_rate(),
+    )
+
+
+def _sampled(
+    model: LaMP, data: MotionSamples, part: np.ndarray, encoded: Encoded, draw: int, loop: LoopConfig
+) -> Float[Tensor, "b k t 3"]:
+    """Increments of one full sample, in image fractions and metres."""
+    addresses = [(loop.seed, "flow", draw, int(data.episode[i]), int(data.frame[i])) for i in part]
+    noise = torch.stack([motion_noise(model, *address) for address in addresses]).to(loop.device)
+    with loop.precision.autocast(loop.device):
+        values = model.foresee(encoded, noise)
+    return data.bounds.denormalise(values.float().cpu())
+
+
+def constant_velocity(data: MotionSamples, part: Int64[np.ndarray, b]) -> Float[Tensor, "b k t 3"]:
+    """Increments that repeat what was observed one flow step ago (see the module's text)."""
+    now = data.flow(part)
+    velocity = torch.zeros_like(now.start)
+    earlier = data.earlier(part)
+    has = np.flatnonzero(earlier >= 0)
+    if len(has):
+        before = data.flow(earlier[has])
+        velocity[has] = _arriving(before, now.start[has])
+    return velocity[:, :, None].expand_as(now.increments).clone()
+
+
+def _arriving(before: SceneFlow, start: Float[Tensor, "b k 3"]) -> Float[Tensor, "b k 3"]:
+    """The first step of the earlier record's point that ended nearest to each start; zero where none is known."""
+    step = before.increments[:, :, 0]
+    ended = (before.start + step)[..., :2]
+    known = known_steps(before.mask[:, :, :1], depth=False)[:, :, 0]
+    apart = torch.cdist(start[..., :2], ended).masked_fill(~known[:, None], torch.inf)
+    nearest = apart.min(dim=2)
+    taken = step.gather(1, nearest.indices[..., None].expand_as(start))
+    taken = torch.where(before.mask[:, :, 0].gather(1, nearest.indices[..., None].expand_as(start)), taken, 0.0)
+    return torch.where(nearest.values.isfinite()[..., None], taken, 0.0)

@@ -1,0 +1,168 @@
+"""`lamp train motion`: Stage 1 from data to a motion checkpoint, and its measurement on held-out episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import lamp.version
+from lamp.configuration import to_json
+from lamp.data.features import FeatureBackbone
+from lamp.data.motion_samples import MotionSamples
+from lamp.errors import ConfigError, MismatchError
+from lamp.files import to_line
+from lamp.model.lamp import LaMP
+from lamp.model.motion_expert import MotionExpertConfig
+from lamp.sceneflow.bounds import BoundsRule, MotionBounds
+from lamp.sceneflow.store import SceneFlowStore
+from lamp.train.backbones import build_backbone
+from lamp.train.checkpoint import Expected, load_checkpoint
+from lamp.train.configs import LoopConfig, MotionTraining
+from lamp.train.description import Description, FlowRecord
+from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
+from lamp.train.randomness import seed_everything
+from lamp.train.running import TrainingResult, run_stage
+from lamp.train.sources import Sources
+from lamp.train.stages import MotionStage, spread
+
+SCENE_FLOW = "sceneflow"
+
+
+def train_motion(
+    config: MotionTraining, data: Path, out: Path, *, fresh: bool = False, backbone: FeatureBackbone | None = None
+) -> TrainingResult:
+    """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
+
+    Continues the unfinished run that `out` holds.
+
+    Args:
+        config: Everything about the run.
+        data: The dataset's folder, with scene flow (`lamp flow build`) and the backbone's features (`lamp cache`).
+        out: Where the run is kept.
+        fresh: Start again, and remove what an earlier run left in `out`.
+        backbone: The frozen backbone, where the caller has it; only its key is asked.
+
+    Raises:
+        DataError: Something is missing or damaged.
+        MismatchError: Things that do not belong together, such as a scene flow of another grid.
+    """
+    torch.set_num_threads(config.loop.threads)
+    key = (backbone or build_backbone(config.backbone)).key
+    sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
+    samples = motion_samples(config, sources, sources.split.train, config.bounds)
+    held_out = sources.split.validation
+    validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None
+    seed_everything(config.loop.seed, "weights")
+    model = LaMP(config.model).to(config.loop.device)
+    stage = MotionStage(model, config, samples, validation)
+    result = run_stage(stage, config.loop, _describe(config, sources, samples), out, fresh=fresh)
+    report = out / FILE_NAME
+    if result.outcome.finished and validation is not None and not report.exists():
+        trained, _ = load_checkpoint(result.checkpoint, device=config.loop.device)
+        indices = spread(len(validation), config.final_samples)
+        measure_flow(trained, validation, indices, loop=config.loop).write(report)
+    return result
+
+
+def evaluate_flow(
+    checkpoint: Path,
+    data: Path,
+    episodes: Sequence[int] | None = None,
+    *,
+    frames: int | None = None,
+    loop: LoopConfig | None = None,
+) -> FlowReport:
+    """Measures a motion checkpoint on episodes of a dataset.
+
+    Args:
+        checkpoint: A Stage-1 checkpoint or run.
+        data: A dataset with scene flow and the features of the checkpoint's backbone.
+        episodes: Which; by default those that the checkpoint was not trained on, if `data` is what it was trained on.
+        frames: At most this many frames, evenly spread; all by default.
+        loop: Batch size, precision, device and seed; those of the training by default.
+
+    Raises:
+        ConfigError: No episode is given and none was held out, or the dataset has no such episode.
+        MismatchError: The checkpoint and the data do not fit.
+    """
+    model, description = load_checkpoint(checkpoint, expected=Expected(kind="motion"))
+    config = description.training
+    assert isinstance(config, MotionTraining) and description.flow is not None
+    settings = loop or config.loop
+    sources = Sources.open(data, description.backbone.key, config.split, token_width=config.model.token_width)
+    chosen = tuple(description.data.validation_episodes if episodes is None else episodes)
+    last = len(sources.dataset) - 1
+    if not chosen:
+        raise ConfigError(f"no episode to measure {checkpoint} on: none was held out; name some of 0 to {last}.")
+    for episode in chosen:
+        if not 0 <= episode <= last:
+            raise ConfigError(f"episode {episode} is not in {data}; it has 0 to {last}.")
+    samples = motion_samples(config, sources, chosen, description.flow.bounds)
+    indices = spread(len(samples), frames or len(samples))
+    return measure_flow(model.to(settings.device), samples, indices, loop=settings)
+
+
+def motion_samples(
+    config: MotionTraining, sources: Sources, episodes: Sequence[int], bounds: BoundsRule | MotionBounds
+) -> MotionSamples:
+    """Opens the scene flow of some episodes.
+
+    Raises:
+        DataError: There is no scene flow, or not of all episodes.
+        MismatchError: It has another grid or camera, or is too short.
+    """
+    motion = _motion(config)
+    store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
+    store.check(grid=motion.grid, span=motion.horizon * config.flow_stride)
+    camera = sources.features.cameras[0]
+    if camera not in store.description.cameras:
+        have = ", ".join(store.description.cameras)
+        raise MismatchError(
+            f"{store.path} has the cameras {have}; expected the backbone's first, {camera!r}: build it for that."
+        )
+    return MotionSamples(
+        sources.features,
+        store,
+        episodes=episodes,
+        horizon=motion.horizon,
+        stride=config.flow_stride,
+        bounds=bounds,
+        supervision=config.supervision,
+        camera=camera,
+    )
+
+
+def _motion(config: MotionTraining) -> MotionExpertConfig:
+    if config.model.motion is None:
+        raise ConfigError("model.motion is None; Stage 1 needs a MotionExpertConfig.")
+    return config.model.motion
+
+
+def _describe(config: MotionTraining, sources: Sources, samples: MotionSamples) -> Description:
+    motion, store = _motion(config), samples.store.description
+    flow = FlowRecord(
+        camera=samples.camera,
+        grid=motion.grid,
+        horizon=motion.horizon,
+        stride=config.flow_stride * store.sampling.stride,
+        fps=sources.dataset.fps,
+        bounds=samples.bounds,
+        clamped=samples.clamp_rate(),
+    )
+    return Description(
+        kind="motion",
+        model=config.model,
+        backbone=sources.backbone,
+        flow=flow,
+        policy=None,
+        motion_source=None,
+        training=config,
+        data=sources.record(samples=len(samples), also=[to_line(to_json(store))]),
+        step=0,
+        averaged=config.loop.ema is not None,
+        exactly_reproducible=config.loop.time_budget_s is None,
+        code=lamp.version.code_version(),
+        packages=lamp.version.package_versions(),
+    )

@@ -1,0 +1,219 @@
+"""`lamp train policy`: Stage 2 from data (and a motion checkpoint) to a policy's checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import lamp.version
+from lamp.configuration import to_json
+from lamp.data.features import FeatureBackbone
+from lamp.data.samples import ACTION, STATE, PolicySamples, PolicyScaling, stacked
+from lamp.errors import ConfigError, MismatchError
+from lamp.files import to_line
+from lamp.model.lamp import LaMP
+from lamp.train.backbones import build_backbone
+from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
+from lamp.train.configs import PolicyTraining
+from lamp.train.description import Description, FlowRecord, MotionSource, PolicyRecord
+from lamp.train.hidden import HiddenCache
+from lamp.train.metrics import Progress
+from lamp.train.randomness import seed_everything
+from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_stage
+from lamp.train.sources import Sources
+from lamp.train.stages import PolicyStage
+from lamp.train.tensors import content_hash
+
+
+def train_policy(
+    config: PolicyTraining,
+    data: Path,
+    out: Path,
+    motion_checkpoint: Path | None = None,
+    *,
+    fresh: bool = False,
+    backbone: FeatureBackbone | None = None,
+) -> TrainingResult:
+    """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
+
+    Args:
+        config: Everything about the run.
+        data: The dataset's folder, with the backbone's features (`lamp cache`).
+        out: Where the run is kept.
+        motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
+        fresh: Start again, and remove what an earlier run left in `out`.
+        backbone: The frozen backbone, where the caller has it; only its key is asked.
+
+    Raises:
+        ConfigError: Motion checkpoint and configuration do not agree on whether there is a motion prior.
+        DataError: Something is missing or damaged.
+        MismatchError: Things that do not belong together.
+    """
+    torch.set_num_threads(config.loop.threads)
+    key = (backbone or build_backbone(config.backbone)).key
+    sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
+    model, motion = build_model(config, sources, motion_checkpoint)
+    scaling = fit_scaling(config, sources)
+    samples, validation = (
+        _samples(config, sources, scaling, episodes) for episodes in (sources.split.train, sources.split.validation)
+    )
+    assert samples is not None
+    description = _describe(config, sources, scaling, samples, motion)
+    stage = PolicyStage(model.to(config.loop.device), config, samples, validation)
+
+    def prepare() -> None:
+        if config.cached_hidden_draws:
+            for part, draws in ((samples, config.cached_hidden_draws), (validation, 1)):
+                if part is not None:
+                    _cache_hidden(model, part, draws, config, description, out)
+
+    result = run_stage(stage, config.loop, description, out, fresh=fresh, prepare=prepare)
+    if result.outcome.finished:
+        shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionOrigin:
+    """What is known of the Motion Expert that is built in."""
+
+    source: MotionSource
+    flow: FlowRecord
+
+
+def build_model(
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None
+) -> tuple[LaMP, MotionOrigin | None]:
+    """Builds the model, with the weights of the motion checkpoint in its Motion Expert.
+
+    Raises:
+        ConfigError: There is a checkpoint and no Motion Expert in the configuration, or the other way round.
+        MismatchError: The checkpoint has another Motion Expert or backbone.
+    """
+    if (motion_checkpoint is None) != (config.model.motion is None):
+        has, lacks = (
+            ("a Motion Expert", "checkpoint") if motion_checkpoint is None else ("a checkpoint", "Motion Expert")
+        )
+        raise ConfigError(
+            f"there is {has} but no {lacks}: give --motion CHECKPOINT with a recipe that has a motion prior, "
+            "or neither of both for a policy without motion."
+        )
+    seed_everything(config.loop.seed, "weights")
+    model = LaMP(config.model)
+    if motion_checkpoint is None or config.model.motion is None:
+        return model, None
+    wanted = config.model.motion
+    expected = Expected(kind="motion", backbone_key=sources.backbone.key, grid=wanted.grid, horizon=wanted.horizon)
+    trained, description = load_checkpoint(motion_checkpoint, expected=expected)
+    found = first_difference(to_json(description.model.motion), to_json(wanted), "model.motion")
+    if found is not None:
+        name, have, asked = found
+        raise MismatchError(
+            f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {asked!r}."
+        )
+    weights = motion_weights(trained.state_dict())
+    model.load_state_dict(weights, strict=False)
+    assert description.flow is not None
+    source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
+    return model, MotionOrigin(source=source, flow=description.flow)
+
+
+def fit_scaling(config: PolicyTraining, sources: Sources) -> PolicyScaling:
+    """Fits the normalisers to the training episodes.
+
+    Raises:
+        MismatchError: The data's state or action width is not the model's.
+    """
+    action = config.model.action
+    assert action is not None
+    states = config.state_transform.apply(stacked(sources.dataset, STATE, sources.split.train))
+    actions = stacked(sources.dataset, ACTION, sources.split.train)
+    for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
+        if found.shape[1] != wanted:
+            raise MismatchError(
+                f"{sources.dataset.root} has {name}s of {found.shape[1]} values (after the state transform); "
+                f"the model's {name}_dim is {wanted}: expected the same."
+            )
+    binary: Sequence[int] = () if config.gripper is None else (config.gripper % actions.shape[1],)
+    return PolicyScaling(
+        state_transform=config.state_transform,
+        state=config.state_fit.fit(states),
+        actions=config.action_fit.fit(actions, binary=binary),
+    )
+
+
+def _samples(
+    config: PolicyTraining, sources: Sources, scaling: PolicyScaling, episodes: Sequence[int]
+) -> PolicySamples | None:
+    assert config.model.action is not None
+    if not episodes:
+        return None
+    chunk = config.model.action.chunk
+    return PolicySamples(sources.dataset, sources.features, episodes=episodes, chunk=chunk, scaling=scaling)
+
+
+def _cache_hidden(
+    model: LaMP, samples: PolicySamples, draws: int, config: PolicyTraining, description: Description, out: Path
+) -> None:
+    assert description.motion_source is not None
+    depends = {
+        "motion": description.motion_source.sha256,
+        "data": description.data.fingerprint,
+        "episodes": samples.episodes,
+        "hidden_at": to_json(config.model.hidden_at),
+        "solver_steps": config.model.solver_steps,
+        "precision": to_json(config.loop.precision),
+        "draws": draws,
+        "seed": config.loop.seed,
+    }
+    cache = HiddenCache(folder=out / HIDDEN, key=hashlib.sha256(to_line(depends).encode()).hexdigest()[:16])
+    progress = Progress("motion hidden states")
+    try:
+        samples.motion_hidden = cache.fill(
+            model.eval(),
+            samples,
+            draws=draws,
+            loop=config.loop,
+            report=lambda done, total: progress.show(
+                f"{done}/{total} samples, {draws} draws each", force=done == total
+            ),
+        )
+    finally:
+        progress.close()
+
+
+def _describe(
+    config: PolicyTraining,
+    sources: Sources,
+    scaling: PolicyScaling,
+    samples: PolicySamples,
+    motion: MotionOrigin | None,
+) -> Description:
+    assert config.model.action is not None
+    policy = PolicyRecord(
+        state_width=sources.dataset.features[STATE].shape[0],
+        scaling=scaling,
+        chunk=config.model.action.chunk,
+        execute=config.execute,
+        fps=sources.dataset.fps,
+    )
+    return Description(
+        kind="policy",
+        model=config.model,
+        backbone=sources.backbone,
+        flow=motion.flow if motion else None,
+        policy=policy,
+        motion_source=motion.source if motion else None,
+        training=config,
+        data=sources.record(samples=len(samples)),
+        step=0,
+        averaged=config.loop.ema is not None,
+        exactly_reproducible=config.loop.time_budget_s is None,
+        code=lamp.version.code_version(),
+        packages=lamp.version.package_versions(),
+    )

@@ -1,0 +1,178 @@
+"""A run's folder: what is in it, continuing what is unfinished, and going from a prepared stage to its final checkpoint.
+
+out/lamp.json          the resolved configuration
+out/metrics.jsonl      one line per log interval and validation; out/tensorboard holds the same
+out/checkpoint/        the latest checkpoint, whole at any moment
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lamp.version
+from lamp.configuration import to_json
+from lamp.errors import LampError, MismatchError
+from lamp.files import write_json
+from lamp.model.lamp import LaMP
+from lamp.train.checkpoint import load_state, load_weights, save_checkpoint
+from lamp.train.configs import LoopConfig
+from lamp.train.description import FILE_NAME, Description, read_description
+from lamp.train.loop import Loop, Outcome, Stage
+from lamp.train.metrics import FILE_NAME as METRICS
+from lamp.train.state import TrainingState
+
+CHECKPOINT = "checkpoint"
+HIDDEN = "hidden"
+MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", HIDDEN, METRICS, FILE_NAME, "flow.json")
+FREE_TO_CHANGE = ("log_every", "checkpoint_every", "validate_every", "time_limit_s", "threads", "device")
+"""Loop settings that a continued run may change: the weights do not depend on them, but for rounding (threads, device)."""
+
+
+@runtime_checkable
+class ModelStage(Stage, Protocol):
+    """A stage of a LaMP model."""
+
+    model: LaMP
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training call leaves behind."""
+
+    checkpoint: Path
+    description: Description
+    outcome: Outcome
+    """Of this call; a run that was finished before took no time."""
+
+
+def run_stage(
+    stage: ModelStage,
+    loop: LoopConfig,
+    description: Description,
+    out: Path,
+    *,
+    fresh: bool,
+    prepare: Callable[[], None] = lambda: None,
+) -> TrainingResult:
+    """Trains a stage in `out`, from where an earlier call stopped.
+
+    Args:
+        stage: What is trained.
+        loop: How.
+        description: What the checkpoint will say; the step is filled in.
+        out: The run's folder.
+        fresh: Remove an earlier run first.
+        prepare: Called before the first step of this call, if there is one.
+
+    Raises:
+        MismatchError: `out` holds a run with other settings or data.
+        KeyboardInterrupt: The user asked to stop; a checkpoint has been written.
+    """
+    path = out / CHECKPOINT
+    with _locked(out):
+        if fresh:
+            clear(out)
+        state = _continued(stage, description, path)
+        if state is not None and state.finished:
+            print(
+                f"{stage.name}: {out} is already finished (step {state.step}); --fresh starts again.", file=sys.stderr
+            )
+            outcome = Outcome(reason="finished", step=state.step, elapsed_s=state.elapsed_s, samples_per_s=0.0)
+            return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
+        if state is not None:
+            print(f"{stage.name}: continuing {out} from step {state.step}.", file=sys.stderr)
+        write_json(out / FILE_NAME, _run_record(description))
+        prepare()
+
+        def save(now: TrainingState) -> None:
+            weights = {**stage.model.state_dict(), **now.weights}
+            save_checkpoint(path, replace(description, step=now.step), weights, now)
+
+        outcome = Loop(stage, loop, out, save, state).run()
+    if outcome.reason == "interrupted":
+        raise KeyboardInterrupt
+    return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
+
+
+def clear(out: Path) -> None:
+    """Removes what a run has made in its folder, and nothing else."""
+    for name in MADE_BY_A_RUN:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _continued(stage: ModelStage, description: Description, path: Path) -> TrainingState | None:
+    if not path.exists():
+        return None
+    previous = read_description(path)
+    _check_same(path, previous, description)
+    weights = load_weights(path, previous, stage.model)
+    return load_state(path, weights, list(stage.parameters()))
+
+
+def _check_same(path: Path, previous: Description, now: Description) -> None:
+    for what in ("kind", "model", "training", "backbone", "flow", "policy", "data", "motion_source"):
+        one, other = (_comparable(getattr(item, what), what) for item in (previous, now))
+        found = first_difference(one, other, what)
+        if found is not None:
+            name, before, after = found
+            raise MismatchError(
+                f"{path} was trained with {name} = {before!r}, now it is {after!r}; expected the same to continue it. "
+                "Use the same settings, another --out, or --fresh to start again."
+            )
+
+
+def _comparable(value: Any, what: str) -> Any:
+    plain = to_json(value)
+    if what == "training":
+        plain["loop"] = {key: item for key, item in plain["loop"].items() if key not in FREE_TO_CHANGE}
+    return plain
+
+
+def first_difference(one: Any, other: Any, name: str) -> tuple[str, Any, Any] | None:
+    """Finds where two plain JSON values first differ: the dotted name and both values."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in [*one, *(key for key in other if key not in one)]:
+            found = first_difference(one.get(key), other.get(key), f"{name}.{key}")
+            if found is not None:
+                return found
+        return None
+    return None if one == other else (name, one, other)
+
+
+def _run_record(description: Description) -> dict[str, Any]:
+    return {
+        "format": "lamp-run",
+        "version": 1,
+        "stage": description.kind,
+        "training": to_json(description.training),
+        "data": to_json(description.data),
+        "code": lamp.version.code_version(),
+        "packages": lamp.version.package_versions(),
+    }
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keeps a second process from training in the same folder; the lock dies with the process."""
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LampError(f"another process is training in {out}; wait for it, or choose another --out.") from None
+        yield
+    finally:
+        os.close(descriptor)

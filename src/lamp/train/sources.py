@@ -1,0 +1,75 @@
+"""The data of a run: dataset, the frozen backbone's cached tokens, and which episodes are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamp.data.features import FeatureCache
+from lamp.data.lerobot import LeRobotDataset
+from lamp.data.samples import EpisodeSplit, split_episodes
+from lamp.errors import MismatchError
+from lamp.train.configs import Split
+from lamp.train.description import BackboneRecord, CameraInput, DataRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What both stages read."""
+
+    dataset: LeRobotDataset
+    features: FeatureCache
+    backbone: BackboneRecord
+    split: EpisodeSplit
+
+    @classmethod
+    def open(cls, data: Path, key: str, split: Split, *, token_width: int) -> Sources:
+        """Opens a dataset and its cached features.
+
+        Args:
+            data: The dataset's folder.
+            key: Of the backbone.
+            split: Which episodes to hold out.
+            token_width: Of the model.
+
+        Raises:
+            DataError: The dataset or the features are not there.
+            MismatchError: The features have another width than the model's tokens.
+        """
+        dataset = LeRobotDataset(data)
+        features = FeatureCache(dataset, key)
+        if features.width != token_width:
+            raise MismatchError(
+                f"the features of {key} are {features.width} wide, the model's token_width is {token_width}; expected the same."
+            )
+        sizes = [dataset.image_sizes[name] for name in features.cameras]
+        cameras = tuple(
+            CameraInput(name=name, height=height, width=width)
+            for name, (height, width) in zip(features.cameras, sizes, strict=True)
+        )
+        record = BackboneRecord(key=key, description=features.manifest["backbone"], cameras=cameras)
+        tasks = [episode.task for episode in dataset.episodes]
+        chosen = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
+        return cls(dataset=dataset, features=features, backbone=record, split=chosen)
+
+    def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
+        """Describes what is trained on.
+
+        Args:
+            samples: Training samples.
+            also: Further content that the run depends on, such as the scene flow's.
+        """
+        digest = hashlib.sha256("\n".join([self.backbone.key, *also]).encode())
+        for episode in (*self.split.train, *self.split.validation):
+            digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
+        trained = {self.dataset.episodes[episode].task for episode in self.split.train}
+        return DataRecord(
+            name=self.dataset.root.resolve().name,
+            fingerprint=digest.hexdigest()[:32],
+            episodes=len(self.split.train),
+            frames=samples,
+            tasks=tuple(task for task in self.dataset.tasks if task in trained),
+            validation_episodes=self.split.validation,
+        )

@@ -1,0 +1,161 @@
+"""The two stages (Section III-F): what is trained, what is frozen, on which samples, and how held-out episodes are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from lamp.data.motion_samples import MotionSamples
+from lamp.data.sampler import Sampler
+from lamp.data.samples import PolicySamples
+from lamp.model.lamp import LaMP
+from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
+from lamp.train.flow_metrics import measure_flow
+from lamp.train.loop import StepLoss
+from lamp.train.metrics import Value
+from lamp.train.randomness import generator_at
+from lamp.types import Batch
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Samples of some episodes."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Int64[np.ndarray, b], *, epoch: int = 0) -> Batch: ...
+
+
+def spread(total: int, wanted: int) -> Int64[np.ndarray, n]:
+    """Returns up to `wanted` indices, evenly spread over `total`: the same ones every time."""
+    return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(np.int64))
+
+
+class MotionStage:
+    """Stage 1: the Motion Expert, all of it, on scene flow (L_motion, Eq. 3)."""
+
+    name = "motion"
+
+    def __init__(
+        self, model: LaMP, config: MotionTraining, samples: MotionSamples, validation: MotionSamples | None
+    ) -> None:
+        self.model, self.config, self.samples, self.validation = model, config, samples, validation
+        self.model.requires_grad_(True)
+        self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def train_mode(self) -> None:
+        self.model.train()
+
+    def next_batch(self, step: int) -> Batch:
+        pick = next(self.sampler)
+        return self.samples.batch(pick.indices, epoch=pick.epoch)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
+        loss = self.model.motion_loss(batch, generator, self.config.draws)
+        return StepLoss(total=loss.total, parts={"per_axis": loss.per_axis})
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    def validate(self) -> dict[str, Value]:
+        if self.validation is None:
+            return {}
+        self.model.eval()
+        indices = spread(len(self.validation), self.config.validation_samples)
+        measured = held_out_loss(self.loss, self.validation, indices, self.config.loop)
+        flow = measure_flow(self.model, self.validation, indices, loop=self.config.loop, samples=1)
+        return measured | {
+            f"ade_px_{name}": errors.ade_px for name, errors in flow.moving.items() if errors.ade_px is not None
+        }
+
+    def sampler_state(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def restore_sampler(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
+
+
+class PolicyStage:
+    """Stage 2 (Algorithm 1): guidance and Action Expert (L_action, Eq. 5); the Motion Expert is frozen."""
+
+    def __init__(
+        self, model: LaMP, config: PolicyTraining, samples: PolicySamples, validation: PolicySamples | None
+    ) -> None:
+        self.model, self.config, self.samples, self.validation = model, config, samples, validation
+        self.name = "policy" if model.guidance is not None else "policy without motion"
+        self.trained = [part for part in (model.guidance, model.action_expert) if part is not None]
+        model.requires_grad_(False)
+        for part in self.trained:
+            part.requires_grad_(True)
+        self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def train_mode(self) -> None:
+        self.model.eval()
+        for part in self.trained:
+            part.train()
+
+    def next_batch(self, step: int) -> Batch:
+        pick = next(self.sampler)
+        batch = self.samples.batch(pick.indices, epoch=pick.epoch)
+        return self._with_noisy_state(batch, step) if self.config.state_noise else batch
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
+        loss = self.model.action_loss(batch, generator, self.config.noise_draws)
+        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim})
+
+    def gauges(self) -> dict[str, float]:
+        guidance = self.model.guidance
+        return {} if guidance is None else {"gate": float(guidance.opening().detach())}
+
+    def validate(self) -> dict[str, Value]:
+        if self.validation is None:
+            return {}
+        self.model.eval()
+        indices = spread(len(self.validation), self.config.validation_samples)
+        return held_out_loss(self.loss, self.validation, indices, self.config.loop)
+
+    def sampler_state(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def restore_sampler(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
+
+    def _with_noisy_state(self, batch: Batch, step: int) -> Batch:
+        assert batch.state is not None
+        noise = torch.randn(batch.state.shape, generator=generator_at(self.config.loop.seed, "state", step))
+        return replace(batch, state=batch.state + self.config.state_noise * noise)
+
+
+@torch.no_grad()
+def held_out_loss(
+    loss: Callable[[Batch, torch.Generator], StepLoss],
+    samples: Samples,
+    indices: Int64[np.ndarray, n],
+    loop: LoopConfig,
+) -> dict[str, Value]:
+    """Returns the mean loss over some samples and its parts, with the same noise every time."""
+    sums: dict[str, Tensor] = {}
+    for number, part in enumerate(batches(indices, loop.batch_size)):
+        with loop.precision.autocast(loop.device):
+            step = loss(samples.batch(part).to(loop.device), generator_at(loop.seed, "validation", number))
+        for name, value in {"loss": step.total, **step.parts}.items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu() * len(part)
+    return {name: (total / len(indices)).tolist() for name, total in sums.items()}
+
+
+def batches(indices: Int64[np.ndarray, n], size: int) -> Iterator[Int64[np.ndarray, b]]:
+    """Cuts indices into batches, the last one smaller where they do not divide."""
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

@@ -1,0 +1,188 @@
+"""Reads what a report shows: metrics, episode lines, flow errors, facts of the dataset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamp.benchmark.episodes import EpisodeRecord, read_records
+from lamp.benchmark.statistics import Paired
+from lamp.benchmark.tables import Row, SuccessTable, tabulate
+from lamp.files import read_json, read_lines_json
+
+SAID_OTHERWISE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
+UNITS = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """A run's metrics.jsonl: lines of kind "train" and "validation"."""
+
+    lines: Sequence[Mapping[str, Any]]
+
+    def values(self, kind: str, name: str, index: int | None = None) -> list[tuple[float, float]]:
+        """Returns (step, value) of a metric, or of one entry of a metric that is a list; what is missing is left out."""
+        found = []
+        for line in self.lines:
+            value = line.get(name)
+            if line.get("kind") != kind or value is None:
+                continue
+            if index is not None:
+                value = value[index] if isinstance(value, list) and index < len(value) else None
+            if isinstance(value, int | float) and math.isfinite(value):
+                found.append((float(line["step"]), float(value)))
+        return found
+
+    def names(self, kind: str, prefix: str) -> list[str]:
+        """Returns the metrics of a kind of line whose name begins so, in order of appearance."""
+        return list(
+            dict.fromkeys(
+                name for line in self.lines if line.get("kind") == kind for name in line if name.startswith(prefix)
+            )
+        )
+
+    @property
+    def steps(self) -> int:
+        """The last step."""
+        return max((int(line["step"]) for line in self.lines), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Training time until the last line [s]."""
+        return max((float(line.get("elapsed_s", 0.0)) for line in self.lines), default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRow:
+    """Errors of one predictor: ADE and FDE over moving and static points, pixels of a 256-pixel image; None where unknown."""
+
+    name: str
+    moving: tuple[float | None, float | None]
+    static: tuple[float | None, float | None]
+    moving_mm: float | None
+    """ADE of the moving points in space [mm]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that was found."""
+
+    motion: Curves | None
+    policies: Mapping[str, Curves]
+    folders: tuple[Path, ...]
+    records: tuple[tuple[EpisodeRecord, ...], ...]
+    """The episodes of each evaluation folder."""
+    planned: tuple[int, ...]
+    flow: tuple[FlowRow, ...]
+    flow_facts: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+    @property
+    def tables(self) -> list[SuccessTable]:
+        """The success tables, a suite each and a folder each."""
+        return [table for records in self.records for table in tabulate(records)]
+
+    def row(self, condition: str) -> Row | None:
+        """The first table's row of a condition."""
+        rows = [row for table in self.tables for row in table.rows if row.condition == condition]
+        return rows[0] if rows else None
+
+    @property
+    def pair(self) -> Paired | None:
+        """The comparison of the policies with and without motion."""
+        pairs = [pair for table in self.tables for pair in table.pairs if pair.second == "without_motion"]
+        return pairs[0] if pairs else None
+
+
+def gather(
+    *,
+    motion: Path | None,
+    policies: Mapping[str, Path],
+    evaluations: Sequence[Path],
+    flow: Path | None,
+    data: Path | None,
+) -> Evidence:
+    """Reads all parts that are there.
+
+    Raises:
+        DataError: A part is there, but damaged.
+    """
+    flow_json = read_json(flow, "flow errors") if flow is not None and flow.is_file() else {}
+    manifests = [read_json(folder / "run.json", "evaluation manifest") for folder in evaluations]
+    return Evidence(
+        motion=_curves(motion),
+        policies={name: curves for name, path in policies.items() if (curves := _curves(path)) is not None},
+        folders=tuple(evaluations),
+        records=tuple(tuple(read_records(folder)) for folder in evaluations),
+        planned=tuple(int(manifest["planned"]) for manifest in manifests),
+        flow=_flow_rows(flow_json),
+        flow_facts={key: value for key, value in flow_json.items() if isinstance(value, int | float | str | bool)},
+        data=_dataset(data),
+    )
+
+
+def _curves(path: Path | None) -> Curves | None:
+    return Curves(lines=read_lines_json(path)) if path is not None and path.is_file() else None
+
+
+def _flow_rows(obj: Mapping[str, Any]) -> tuple[FlowRow, ...]:
+    moving, static = obj.get("moving", {}), obj.get("static", {})
+    rows = []
+    for name, errors in moving.items():
+        still = static.get(name, {})
+        metres = errors.get("ade_m")
+        rows.append(
+            FlowRow(
+                name=name.replace("_", " "),
+                moving=(_number(errors.get("ade_px")), _number(errors.get("fde_px"))),
+                static=(_number(still.get("ade_px")), _number(still.get("fde_px"))),
+                moving_mm=None if metres is None else 1000.0 * metres,
+            )
+        )
+    return tuple(rows)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _dataset(folder: Path | None) -> dict[str, Any]:
+    """Facts of a dataset from its description; no table or picture is read."""
+    if folder is None or not (folder / "meta" / "info.json").is_file():
+        return {}
+    info = read_json(folder / "meta" / "info.json", "dataset description")
+    collected = (
+        read_json(folder / "meta" / "lamp.json", "collection record")
+        if (folder / "meta" / "lamp.json").is_file()
+        else {}
+    )
+    lines = read_lines_json(folder / "meta" / "lamp_episodes.jsonl")
+    found: dict[str, Any] = {
+        "episodes": info.get("total_episodes"),
+        "frames": info.get("total_frames"),
+        "frames per second": info.get("fps"),
+        "tasks": info.get("total_tasks"),
+    }
+    if lines:
+        lengths = [line["length"] for line in lines]
+        states = sorted({line["initial_state"] for line in lines})
+        found["episode length in frames"] = f"{min(lengths)} to {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}"
+        found["initial states"] = spans(states)
+        by_task = sorted({line["task"] for line in lines})
+        found["episodes per task"] = {f"task {task}": sum(line["task"] == task for line in lines) for task in by_task}
+    shown = {name: value for name, value in collected.items() if name not in SAID_OTHERWISE}
+    return found | {UNITS.get(name, name.replace("_", " ")): value for name, value in shown.items()}
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Writes sorted whole numbers shortly: `0-4, 7, 30-49`."""
+    parts: list[list[int]] = []
+    for value in numbers:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

@@ -1,0 +1,184 @@
+"""`lamp view`: a frame of a dataset, the scene flow that followed it, and what a motion prior foresaw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lamp.data.features import FeatureBackbone
+from lamp.data.lerobot import LeRobotDataset
+from lamp.errors import MismatchError
+from lamp.model.lamp import LaMP
+from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.tracks import grid_points, integrate, retime
+from lamp.train.backbones import build_backbone
+from lamp.train.checkpoint import load_checkpoint
+from lamp.train.description import Description
+from lamp.types import Encoded
+from lamp.view.overlay import OverlayStyle, draw_foresight
+from lamp.view.strips import row_of, write_png
+
+STYLE = OverlayStyle(scale=2, moving=0.02)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """What `lamp view` draws."""
+
+    data: Path
+    """Dataset folder with scene flow."""
+    checkpoint: Path | None = None
+    """A checkpoint of either stage that has a motion prior; None draws the true scene flow only."""
+    episode: int = 0
+    """Episode of the dataset."""
+    frame: int | None = None
+    """Frame of the episode; the nearest one with scene flow is shown. None takes the one with most motion."""
+    out: Path = Path("outputs/view.png")
+    """The PNG file."""
+    samples: int = 4
+    """Predictions that are averaged; one alone adds noise to points that are still."""
+    seed: int = 0
+    """Noise of the predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A drawn frame."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    episode: int
+    frame: int
+    caption: str
+
+
+def view(config: ViewConfig) -> View:
+    """Draws a frame and writes the PNG file.
+
+    Raises:
+        DataError: The dataset, its scene flow or the checkpoint is missing.
+        ConfigError: There is no such episode.
+    """
+    looking = Looking(config.data, config.checkpoint, samples=config.samples, seed=config.seed)
+    shown = looking.draw(config.episode, config.frame)
+    write_png(config.out, shown.image, shown.caption)
+    return shown
+
+
+class Foreseer:
+    """The motion prior of a checkpoint of either stage.
+
+    Args:
+        checkpoint: Its folder, or the run that holds it.
+        backbone: The frozen backbone, where the caller has it.
+
+    Raises:
+        MismatchError: The checkpoint has no motion prior, or another backbone.
+    """
+
+    def __init__(self, checkpoint: Path, *, backbone: FeatureBackbone | None = None) -> None:
+        self.model: LaMP
+        self.description: Description
+        self.model, self.description = load_checkpoint(checkpoint)
+        if self.model.motion_expert is None or self.description.flow is None:
+            raise MismatchError(f"{checkpoint} has no motion prior to look at; expected a checkpoint trained with one")
+        self.flow = self.description.flow
+        self.backbone = backbone or build_backbone(self.description.training.backbone)
+        if self.backbone.key != self.description.backbone.key:
+            raise MismatchError(
+                f"{checkpoint} was trained on another backbone; expected {self.description.backbone.key}"
+            )
+
+    @torch.inference_mode()
+    def points(
+        self, images: dict[str, UInt8[np.ndarray, "_ _ 3"]], instruction: str, *, samples: int, seed: int
+    ) -> Float[np.ndarray, "k t1 3"]:
+        """Returns the mean of some predicted paths (u, v, depth relative to the start) in the reference camera."""
+        encoded = self._encoded(images, instruction)
+        shape = self.model.motion_shape
+        assert shape is not None
+        noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
+        drawn = [self.model.foresee(encoded, one[None]) for one in noise]
+        increments = self.flow.bounds.denormalise(torch.cat(drawn).mean(0).float())
+        grid = grid_points(*self.flow.grid).float()
+        return integrate(torch.cat([grid, torch.zeros(len(grid), 1)], dim=1), increments).numpy()
+
+    def _encoded(self, images: dict[str, np.ndarray], instruction: str) -> Encoded:
+        parts: list[Tensor] = []
+        for camera in self.description.backbone.cameras:
+            if camera.name not in images:
+                raise MismatchError(f"no camera {camera.name!r}; the dataset has {', '.join(images)}")
+            parts.append(self.backbone.image_tokens(camera.name, torch.from_numpy(images[camera.name].copy())[None]))
+        text, mask = self.backbone.text_tokens([self.description.backbone.prompt.format(instruction=instruction)])
+        seen = torch.ones(1, sum(part.shape[1] for part in parts), dtype=torch.bool)
+        return Encoded(tokens=torch.cat([*parts, text], dim=1), mask=torch.cat([seen, mask], dim=1))
+
+
+class Looking:
+    """Draws frames of a dataset; the checkpoint is opened once, when first needed."""
+
+    def __init__(
+        self,
+        data: Path,
+        checkpoint: Path | None = None,
+        *,
+        samples: int = 4,
+        seed: int = 0,
+        backbone: FeatureBackbone | None = None,
+    ) -> None:
+        self.dataset = LeRobotDataset(data)
+        self.store = SceneFlowStore(data / "sceneflow")
+        self.samples = samples
+        self.seed = seed
+        self._checkpoint = checkpoint
+        self._backbone = backbone
+
+    @cached_property
+    def foreseer(self) -> Foreseer | None:
+        """The motion prior; None where no checkpoint was given."""
+        return None if self._checkpoint is None else Foreseer(self._checkpoint, backbone=self._backbone)
+
+    def draw(self, episode: int, frame: int | None = None) -> View:
+        """Draws the frame, its true scene flow and, with a checkpoint, the predicted one, beside each other."""
+        task = self.dataset.episode(episode).task
+        stored = self.store.frames(episode)
+        frame = self.liveliest(episode) if frame is None else int(stored[np.abs(stored - frame).argmin()])
+        images = {camera: self.dataset.frames(camera, episode, [frame])[0] for camera in self.dataset.cameras}
+        image = images[self.store.description.cameras[0]]
+        pictures = [
+            draw_foresight(image, np.zeros((0, 2, 2)), STYLE),
+            draw_foresight(image, self.truth(episode, frame), STYLE),
+        ]
+        captions = ["observation", "true motion"]
+        if self.foreseer is not None:
+            paths = self.foreseer.points(images, task, samples=self.samples, seed=self.seed)
+            pictures.append(draw_foresight(image, paths, STYLE))
+            captions.append("predicted motion" + (f", mean of {self.samples}" if self.samples > 1 else ""))
+        caption = f"{task} (episode {episode}, frame {frame})"
+        return View(image=row_of(pictures, captions), episode=episode, frame=frame, caption=caption)
+
+    def truth(self, episode: int, frame: int) -> Float[np.ndarray, "k t1 3"]:
+        """Returns the true paths, as long as the motion prior's where there is one; not-a-number where unknown."""
+        tracks, _ = self.store.read(episode, [frame])
+        if self.foreseer is not None:
+            flow = self.foreseer.flow
+            # The description counts a flow step in frames, the store may itself keep only every n-th.
+            tracks = retime(
+                tracks, stride=max(1, flow.stride // self.store.description.sampling.stride), horizon=flow.horizon
+            )
+        points = tracks.points[0].clone()
+        points[~tracks.valid[0]] = torch.nan
+        return points.numpy()
+
+    def liveliest(self, episode: int) -> int:
+        """Returns the frame after which the points move most in all."""
+        stored = self.store.frames(episode)
+        tracks, _ = self.store.read(episode, stored)
+        away = (tracks.points[:, :, :, :2] - tracks.points[:, :, :1, :2]).norm(dim=-1)
+        moved = torch.where(tracks.valid, away, torch.zeros(())).amax(dim=2).sum(dim=1)
+        return int(stored[int(moved.argmax())])

@@ -1,0 +1,257 @@
+"""The command line: finds commands, reports mistakes on one line with exit code 2, stays fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+import lamp
+from lamp import cli, commands
+from lamp.commands import COMMANDS, Command
+from lamp.errors import ConfigError, DataError
+from lamp.flags import parse
+from lamp_client.errors import LampClientError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An example."""
+
+    suite: str
+    task: tuple[int, ...] = ()
+    render: Literal["exact", "fast"] = "exact"
+    out: Path = Path("out")
+
+
+def add(monkeypatch: pytest.MonkeyPatch, run: object, name: str = "example") -> None:
+    monkeypatch.setitem(COMMANDS, name, Command(summary="an example", run=run))  # pyright: ignore[reportArgumentType]
+
+
+def test_flags_are_read_from_the_dataclass() -> None:
+    flags = ["--suite", "libero_object", "--task", "0", "3", "--out", "x/y"]
+    assert parse(Example, flags, "example") == Example(suite="libero_object", task=(0, 3), out=Path("x/y"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], r"--suite STR"),
+        (["--suite", "a", "--frames", "3"], r"Unrecognized options: --frames"),
+        (["--suite", "a", "--render", "slow"], r"'slow'.*--render.*exact.*fast"),
+        (["--suite", "a", "--task", "one"], r"--task.*'one'"),
+    ],
+)
+def test_mistakes_in_flags_become_one_line(flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        parse(Example, flags, "example")
+    assert "\n" not in str(error.value)
+    assert not set("│╭╰─") & set(str(error.value))
+    assert "lamp example --help" in str(error.value)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_overview_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_help_of_a_group_shows_its_commands_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "train motion" in out and "train policy" in out and "collect" not in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lamp {lamp.__version__}\n"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--help"]) == 0
+    assert f"usage: lamp {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_refuses_an_unknown_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--no-such-flag"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lamp: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["colect"], "did you mean 'collect'?"),
+        (["flow"], "'lamp flow' needs one more word. Known: flow build."),
+        (["flow", "biuld"], "did you mean 'flow build'?"),
+        (["train", "--recipe", "demo"], "Known: train motion, train policy"),
+    ],
+)
+def test_unknown_commands_name_the_nearest(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [DataError("no data\nat x"), LampClientError("no data at x"), PermissionError(13, "no data", "x")]
+)
+def test_errors_of_users_are_one_line_and_code_2(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(flags: Sequence[str]) -> None:
+        raise error
+
+    add(monkeypatch, run)
+    assert cli.main(["example"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("lamp: no data") and told.count("\n") == 1
+
+
+def test_errors_of_ours_keep_their_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(flags: Sequence[str]) -> None:
+        raise KeyError("bug")
+
+    add(monkeypatch, run)
+    with pytest.raises(KeyError):
+        cli.main(["example"])
+
+
+def test_an_interrupt_says_that_work_continues(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(flags: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    add(monkeypatch, run)
+    assert cli.main(["example"]) == 130
+    assert "continues where it stopped" in capsys.readouterr().err
+
+
+def test_two_words_win_over_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    add(monkeypatch, lambda flags: seen.append(["one", *flags]), "word")
+    add(monkeypatch, lambda flags: seen.append(["two", *flags]), "word more")
+    assert cli.main(["word", "more", "x"]) == cli.main(["word", "other"]) == 0
+    assert seen == [["two", "x"], ["one", "other"]]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from lamp import cli; cli.main(['--help']); print(sorted({'torch', 'mujoco', 'av'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = 'from lamp import cli; raise SystemExit(cli.main(["--help"]))'
+    command = f"{sys.executable} -c '{code}' | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "0"
+    assert done.stderr == ""
+
+
+def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from lamp.recipes import RECIPES
+
+    assert cli.main(["recipe", "list"]) == 0
+    assert all(name in capsys.readouterr().out for name in list(RECIPES)[:1])
+    for name in RECIPES:
+        assert cli.main(["recipe", "show", name]) == 0
+        assert isinstance(json.loads(capsys.readouterr().out), dict)
+    assert cli.main(["recipe", "show", "no-such-recipe"]) == 2
+    assert f"Known: {', '.join(RECIPES)}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the training functions are called with; nothing is trained."""
+    from lamp.train import motion, policy
+
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(commands, "_ensure_features", lambda data, config: None)
+    monkeypatch.setattr(motion, "train_motion", lambda *values, fresh: calls.append((*values, fresh)))
+    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh: calls.append((*values, fresh)))
+    return calls
+
+
+def store(folder: Path, stride: int) -> None:
+    from lamp.sceneflow.building import FlowBuildConfig
+    from lamp.sceneflow.store import SceneFlowStore
+
+    SceneFlowStore.create(folder / "sceneflow", FlowBuildConfig(data=folder, stride=stride).description)
+
+
+@pytest.mark.parametrize(("stored", "expected"), [(4, 1), (2, 2), (1, 4)])
+def test_training_keeps_the_recipe_s_pace_over_a_finer_store(
+    stored: int, expected: int, trained: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    store(tmp_path, stored)
+    words = ["train", "motion", "--recipe", "demo", "--data", str(tmp_path), "--out", "run", "--loop.steps", "7"]
+    assert cli.main(words) == 0
+    ((training, data, out, fresh),) = trained
+    assert (training.flow_stride, training.loop.steps, data, out, fresh) == (expected, 7, tmp_path, Path("run"), False)
+
+
+def test_training_refuses_a_store_of_another_pace(
+    trained: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path, 3)
+    words = ["train", "motion", "--recipe", "demo", "--data", str(tmp_path), "--out", "run"]
+    assert cli.main(words) == 2
+    assert "flow step every 3 frames, the recipe demo one every 4" in capsys.readouterr().err
+    assert cli.main([*words, "--flow-stride", "1"]) == 0
+    assert [call[0].flow_stride for call in trained] == [1]
+
+
+def test_a_policy_has_a_motion_prior_where_it_is_given_one(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "policy", "--recipe", "demo", "--data", "data", "--out", "run"]
+    assert cli.main(words) == 0
+    assert "without the motion prior" in capsys.readouterr().err
+    assert cli.main([*words, "--motion", "motion", "--fresh"]) == 0
+    assert capsys.readouterr().err == ""
+    (plain, *_), (guided, *rest) = trained
+    assert plain.model.motion is None and guided.model.motion is not None
+    assert rest == [Path("data"), Path("run"), Path("motion"), True]
+
+
+def test_a_recipe_gives_the_defaults_but_not_the_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lamp.collect import collecting
+    from lamp.recipes import recipe
+
+    seen: list[Any] = []
+    monkeypatch.setattr(collecting, "collect", lambda config: seen.append(config) or "done")
+    assert cli.main(["collect", "--recipe", "demo"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert cli.main(["collect", "--recipe", "demo", "--out", "x", "--episodes", "3"]) == 0
+    assert seen == [replace(recipe("demo").collect, out=Path("x"), episodes=3)]
+
+
+def test_the_plain_forms_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamp.benchmark import evaluating
+    from lamp.collect import collecting
+    from lamp.sceneflow import building
+
+    seen: list[Any] = []
+    for module, name in ((collecting, "collect"), (building, "build"), (evaluating, "evaluate")):
+        monkeypatch.setattr(module, name, lambda config: seen.append(config) or SimpleNamespace(text=""))
+    collect = "collect --suite libero_object --task 0 --episodes 5 --out DIR"
+    evaluate = "evaluate --checkpoint DIR --suite libero_object --task 0 1 --states 30:50 --out DIR"
+    for words in (collect, "flow build DIR", evaluate):
+        assert cli.main(words.split()) == 0
+    collected, built, evaluated = seen
+    assert (collected.task, collected.episodes, collected.out) == ((0,), 5, Path("DIR"))
+    assert built.data == Path("DIR")
+    assert (evaluated.checkpoint, evaluated.task, evaluated.states) == (Path("DIR"), (0, 1), "30:50")

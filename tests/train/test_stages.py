@@ -1,0 +1,268 @@
+"""The stages on tiny data: what is frozen, exact resume, overfitting, golden losses, a killed process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_training
+
+from lamp.errors import LampError, MismatchError
+from lamp.files import read_lines_json
+from lamp.train.checkpoint import load_checkpoint
+from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split
+from lamp.train.description import read_description
+from lamp.train.motion import evaluate_flow, train_motion
+from lamp.train.optimiser import AdamW
+from lamp.train.policy import train_policy
+from lamp.train.running import TrainingResult
+from lamp.train.stages import PolicyStage
+from lamp.types import Batch
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
+BACKBONE = PatchBackbone()
+
+
+def motion(data: Path, out: Path, config: MotionTraining | None = None, **options: bool) -> TrainingResult:
+    return train_motion(config or motion_training(), data, out, backbone=BACKBONE, **options)
+
+
+def policy(data: Path, out: Path, config: PolicyTraining, prior: Path | None = None, **options: bool) -> TrainingResult:
+    return train_policy(config, data, out, prior, backbone=BACKBONE, **options)
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_lines_json(run / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def prior(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stage-1 run."""
+    out = tmp_path_factory.mktemp("prior") / "motion"
+    motion(data, out, motion_training(loop=loop(steps=4)))
+    return out
+
+
+def test_stage_two_leaves_the_motion_expert_alone_and_moves_the_rest(data: Path, prior: Path, tmp_path: Path) -> None:
+    start, end = tmp_path / "start", tmp_path / "end"
+    policy(
+        data, start, policy_training(loop=loop(steps=1, optimiser=AdamW(lr=0.0, weight_decay=0.0), min_lr=0.0)), prior
+    )
+    policy(data, end, policy_training(loop=loop(steps=4)), prior)
+    before, after, given = weights(start), weights(end), weights(prior)
+    for name, value in after.items():
+        if name.startswith("motion_expert."):
+            assert torch.equal(value, given[name])
+        elif name != "action_expert.positions":  # only as many positions as there are tokens are ever used
+            assert not torch.equal(value, before[name]), name
+    gates = [line["gate"] for line in read_lines_json(end / "metrics.jsonl") if line["kind"] == "train"]
+    assert gates and all(0.3 < gate < 0.7 for gate in gates)
+
+
+def test_the_policy_without_motion_has_no_guidance(data: Path, tmp_path: Path) -> None:
+    policy(data, tmp_path, policy_training(with_motion=False, loop=loop(steps=2)))
+    assert {name.split(".")[0] for name in weights(tmp_path)} == {"action_expert"}
+    assert all("gate" not in line for line in read_lines_json(tmp_path / "metrics.jsonl"))
+
+
+@contextmanager
+def stopping_at(step: int) -> Iterator[None]:
+    """Breaks a policy run off in the middle of a step."""
+    take = PolicyStage.next_batch
+
+    def next_batch(self: PolicyStage, now: int) -> Batch:
+        if now == step:
+            raise KeyboardInterrupt
+        return take(self, now)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PolicyStage, "next_batch", next_batch)
+        yield
+
+
+@pytest.mark.parametrize("draws", [0, 2])
+def test_a_broken_off_policy_run_continues_bit_for_bit(data: Path, prior: Path, tmp_path: Path, draws: int) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    config = policy_training(cached_hidden_draws=draws)
+    policy(data, straight, config, prior)
+    with stopping_at(7):
+        policy(data, stopped, config, prior)
+    assert read_description(stopped).step == 4
+    torch.manual_seed(5)
+    assert policy(data, stopped, config, prior).outcome.finished
+    assert same(weights(straight), weights(stopped))
+    raw = [load_file(run / "checkpoint" / "training" / "raw.safetensors") for run in (straight, stopped)]
+    assert same(*raw)
+    assert losses(straight) == losses(stopped)
+    assert not (stopped / "hidden").exists()
+
+
+def test_cached_hidden_states_do_not_depend_on_an_interruption(
+    data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = policy_training(cached_hidden_draws=2)
+    with stopping_at(0):
+        policy(data, tmp_path / "whole", config, prior)
+    monkeypatch.setattr("lamp.train.hidden.SAMPLES_AT_ONCE", 7)
+    reports = iter([None, None, KeyboardInterrupt()])
+
+    def show(self: object, text: str, *, force: bool = False) -> None:
+        stop = next(reports)
+        if stop is not None:
+            raise stop
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lamp.train.metrics.Progress.show", show)
+        policy(data, tmp_path / "parts", config, prior)
+    assert any(path.name.endswith(".partial.npy") for path in (tmp_path / "parts" / "hidden").iterdir())
+    with stopping_at(0):
+        policy(data, tmp_path / "parts", config, prior)
+    one, other = (sorted((tmp_path / name / "hidden").iterdir()) for name in ("whole", "parts"))
+    assert [path.name for path in one] == [path.name for path in other] and len(one) == 2
+    for path, again in zip(one, other, strict=True):
+        first, second = np.load(path).astype(np.float32), np.load(again).astype(np.float32)
+        assert first.shape[1] in (1, 2) and np.abs(first).max() > 0.1
+        np.testing.assert_allclose(first, second, atol=2e-3)
+
+
+def test_a_finished_run_is_left_alone_and_fresh_starts_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = policy_training(with_motion=False, loop=loop(steps=4))
+    policy(data, tmp_path, config)
+    stamp = (tmp_path / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    policy(data, tmp_path, config)
+    assert (tmp_path / "checkpoint" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert "already finished" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("mine")
+    policy(data, tmp_path, config, fresh=True)
+    assert (tmp_path / "checkpoint" / "model.safetensors").stat().st_mtime_ns != stamp
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_with_other_settings_is_not_continued(data: Path, tmp_path: Path) -> None:
+    config = policy_training(with_motion=False, loop=loop(steps=4))
+    policy(data, tmp_path, config)
+    other = replace(config, state_noise=0.3)
+    with pytest.raises(MismatchError, match=r"training\.state_noise = 0\.1, now it is 0\.3.*--fresh"):
+        policy(data, tmp_path, other)
+
+
+def test_two_processes_do_not_train_in_one_folder(data: Path, tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(LampError, match="another process is training in"):
+            policy(data, tmp_path, policy_training(with_motion=False))
+
+
+def test_one_batch_is_overfitted(data: Path, tmp_path: Path) -> None:
+    settings = loop(steps=150, batch_size=64, ema=None, optimiser=AdamW(lr=1e-2), log_every=5, checkpoint_every=150)
+    config = policy_training(
+        with_motion=False,
+        loop=replace(settings, validate_every=150),
+        state_noise=0.0,
+        noise_draws=6,
+        split=Split(validation_share=0.8),
+    )
+    wider = replace(config.model, action=replace(ACTION, width=48))
+    policy(data, tmp_path, replace(config, model=wider))
+    curve = losses(tmp_path)
+    assert curve[-1] < 0.2 * curve[0]
+
+
+def test_stage_one_learns_and_measures_itself(data: Path, tmp_path: Path) -> None:
+    settings = loop(steps=150, batch_size=16, optimiser=AdamW(lr=1e-2), log_every=5, checkpoint_every=150)
+    motion(data, tmp_path, motion_training(loop=replace(settings, validate_every=150)))
+    curve = losses(tmp_path)
+    assert curve[-1] < 0.75 * curve[0]
+    report = json.loads((tmp_path / "flow.json").read_text())
+    moving = report["moving"]
+    assert moving["one_sample"]["ade_px"] < moving["zero_motion"]["ade_px"]
+    assert moving["mean_of_4"]["ade_px"] < moving["one_sample"]["ade_px"]
+    assert moving["one_sample"]["points"] == moving["zero_motion"]["points"] > 0
+    assert report["static"]["zero_motion"]["ade_px"] == pytest.approx(0.0, abs=1e-4)
+    # A constant speed is continued exactly wherever an earlier record exists: all frames but an episode's first.
+    assert moving["constant_velocity"]["ade_px"] < 0.2 * moving["zero_motion"]["ade_px"]
+    again = evaluate_flow(tmp_path, data, frames=16)
+    assert again.moving["one_sample"].ade_px == pytest.approx(moving["one_sample"]["ade_px"])
+    everything = evaluate_flow(tmp_path, data, [0])
+    assert everything.episodes == (0,) and everything.samples == 12
+
+
+def test_losses_are_golden(data: Path, prior: Path, tmp_path: Path) -> None:
+    """Twenty steps of each stage with a fixed seed; `LAMP_UPDATE_GOLDEN=1` writes them anew."""
+    settings: LoopConfig = loop(steps=20, log_every=1, checkpoint_every=20, validate_every=20)
+    motion(data, tmp_path / "motion", motion_training(loop=settings))
+    policy(data, tmp_path / "guided", policy_training(loop=settings), tmp_path / "motion")
+    policy(data, tmp_path / "plain", policy_training(with_motion=False, loop=settings))
+    found = {name: losses(tmp_path / name) for name in ("motion", "guided", "plain")}
+    if os.environ.get("LAMP_UPDATE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    for name, curve in golden.items():
+        assert len(curve) == 20 and found[name] == pytest.approx(curve, rel=1e-3), name
+
+
+CHILD = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+import time
+from pathlib import Path
+from training_fakes import ACTION, PatchBackbone, loop, policy_training
+import lamp.train.stages as stages
+from lamp.train.policy import train_policy
+
+take = stages.PolicyStage.next_batch
+def slowly(self, step):
+    time.sleep(float(sys.argv[5]))
+    return take(self, step)
+stages.PolicyStage.next_batch = slowly
+config = policy_training(loop=loop(steps=40, checkpoint_every=5, validate_every=20))
+train_policy(config, Path(sys.argv[2]), Path(sys.argv[4]), Path(sys.argv[3]), backbone=PatchBackbone())
+"""
+
+
+def test_a_run_killed_with_kill_9_continues_bit_for_bit(data: Path, prior: Path, tmp_path: Path) -> None:
+    def command(out: Path, pause: float) -> list[str]:
+        return [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(data), str(prior), str(out), str(pause)]
+
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    with subprocess.Popen(command(killed, 0.05), stderr=subprocess.DEVNULL) as process:
+        state = killed / "checkpoint" / "training" / "state.json"
+        deadline = time.monotonic() + 60
+        while not (state.exists() and json.loads(state.read_text())["step"] >= 10):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.12)  # into the steps after a checkpoint
+        process.send_signal(signal.SIGKILL)
+    step = json.loads(state.read_text())["step"]
+    assert 10 <= step < 40 and step % 5 == 0
+    subprocess.run(command(killed, 0.0), check=True, capture_output=True, timeout=120)
+    policy(data, straight, policy_training(loop=loop(steps=40, checkpoint_every=5, validate_every=20)), prior)
+    assert same(weights(killed), weights(straight))
+    assert losses(killed) == losses(straight)
+    model, description = load_checkpoint(killed)
+    assert description.step == 40 and model.action_shape == (5, 7)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from training_fakes import (  # pyright: ignore[reportMissingImports]
+    GRID,
+    HORIZON,
+    SIDE,
+    STRIDE,
+    PatchBackbone,
+    loop,
+    motion_training,
+    policy_training,
+    write_dataset,
+)
+
+from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.sceneflow.store import SceneFlowStore
+from lamp.train.motion import train_motion
+from lamp.train.policy import train_policy
+from lamp.view.foresight import Foreseer, Looking, ViewConfig, view
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, a motion run, a guided policy and a plain one."""
+    root, short = tmp_path_factory.mktemp("foresight"), loop(steps=2)
+    data = write_dataset(root / "data", episodes=4)
+    train_motion(motion_training(loop=short), data, root / "motion", backbone=PatchBackbone())
+    train_policy(policy_training(loop=short), data, root / "guided", root / "motion", backbone=PatchBackbone())
+    train_policy(policy_training(with_motion=False, loop=short), data, root / "plain", backbone=PatchBackbone())
+    return root
+
+
+def test_without_a_checkpoint_the_true_motion_is_drawn(root: Path, tmp_path: Path) -> None:
+    shown = view(ViewConfig(data=root / "data", episode=1, frame=5, out=tmp_path / "view.png"))
+    assert shown.frame in (4, 6) and shown.caption == f"task 1 (episode 1, frame {shown.frame})"
+    picture = np.asarray(Image.open(tmp_path / "view.png"))
+    assert picture.shape[1] == 2 * 2 * SIDE + 8
+    plain, drawn = picture[: 2 * SIDE, : 2 * SIDE], picture[: 2 * SIDE, 2 * SIDE + 8 :]
+    changed = (plain != drawn).any(axis=-1)
+    # Points of the upper half move, so lines are drawn there; the lower half holds faint dots only.
+    assert changed[:SIDE].sum() > 3 * changed[SIDE:].sum() > 0
+
+
+def test_the_true_paths_are_those_of_the_store(root: Path) -> None:
+    looking = Looking(root / "data", root / "motion", backbone=PatchBackbone())
+    paths = looking.truth(2, 4)
+    assert paths.shape == (GRID[0] * GRID[1], HORIZON + 1, 3)
+    tracks, _ = SceneFlowStore(root / "data" / "sceneflow").read(2, [4])
+    np.testing.assert_array_equal(paths, tracks.points[0, :, ::STRIDE].numpy())
+    late = looking.truth(2, 22)
+    assert np.isnan(late[:, -1]).all() and np.isfinite(late[:, 0]).all()
+
+
+def test_the_liveliest_frame_leaves_time_to_move(root: Path) -> None:
+    frame = Looking(root / "data").liveliest(0)
+    assert frame + HORIZON * STRIDE < 24
+
+
+@pytest.mark.parametrize("run", ["motion", "guided"])
+def test_either_stage_foresees_and_repeats_itself(root: Path, run: str) -> None:
+    looking = Looking(root / "data", root / run, samples=2, backbone=PatchBackbone())
+    shown = looking.draw(0)
+    assert shown.image.shape[1] == 3 * 2 * SIDE + 2 * 8
+    np.testing.assert_array_equal(shown.image, looking.draw(0).image)
+    foreseer = looking.foreseer
+    assert foreseer is not None
+    images = {camera: looking.dataset.frames(camera, 0, [4])[0] for camera in looking.dataset.cameras}
+    one = foreseer.points(images, "task 0", samples=1, seed=0)
+    other = foreseer.points(images, "task 0", samples=1, seed=1)
+    assert one.shape == (GRID[0] * GRID[1], HORIZON + 1, 3) and not np.array_equal(one, other)
+    np.testing.assert_array_equal(one[:, 0], other[:, 0])
+
+
+def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="no motion prior"):
+        Foreseer(root / "plain", backbone=PatchBackbone())
+    with pytest.raises(ConfigError, match="unknown episode '9'"):
+        Looking(root / "data").draw(9)
+    with pytest.raises(DataError, match="not a LeRobot dataset"):
+        view(ViewConfig(data=tmp_path))

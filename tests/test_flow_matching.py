@@ -11,6 +11,7 @@ from lamp.errors import ConfigError
 from lamp.flow_matching import (
     Beta,
     LiteralBeta,
+    Preconditioning,
     Uniform,
     euler,
     gaussian,
@@ -163,6 +164,23 @@ def test_bad_beta_is_refused():
         Beta(alpha=-1.0)
     with pytest.raises(ConfigError, match="scale 2"):
         Beta(scale=2.0)
+
+
+def test_preconditioning_splits_the_velocity_into_what_the_state_tells_and_the_rest():
+    """Against the regression of drawn velocities on drawn states: `skip` is its slope, `out` what it leaves over."""
+    n, stds, tau = 200_000, torch.tensor([0.1, 0.5, 2.0]), 0.3
+    noise, data = torch.randn(n, 3, generator=seeded(1)), torch.randn(n, 3, generator=seeded(2)) * stds
+    state, velocity = interpolate(noise, data, torch.full((n,), tau)), velocity_target(noise, data)
+    scale_in, skip, out = Preconditioning(data_std=(0.1, 0.5, 2.0)).coefficients(torch.full((1,), tau), state)
+    slope = (state * velocity).mean(0) / state.square().mean(0)
+    torch.testing.assert_close(skip[0], slope, atol=0.01, rtol=0.01)
+    torch.testing.assert_close(out[0], (velocity - slope * state).std(0), atol=0.01, rtol=0.01)
+    torch.testing.assert_close((scale_in * state).std(0), torch.ones(3), atol=0.01, rtol=0)
+
+
+def test_bad_preconditioning_is_refused():
+    with pytest.raises(ConfigError, match="positive numbers"):
+        Preconditioning(data_std=(0.1, 0.0, 0.1))
 
 
 def test_gaussian_repeats_with_the_generator():

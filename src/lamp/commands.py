@@ -180,8 +180,9 @@ def _train_policy(arguments: Sequence[str]) -> None:
 
 def _evaluate(arguments: Sequence[str]) -> None:
     from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+    from lamp.view.overlay import ForesightArtist
 
-    print(evaluate(parse(EvaluateConfig, arguments, "evaluate")).text)
+    print(evaluate(parse(EvaluateConfig, arguments, "evaluate"), artist=ForesightArtist()).text)
 
 
 def _view(arguments: Sequence[str]) -> None:

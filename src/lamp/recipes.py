@@ -200,7 +200,7 @@ def small_action() -> ActionExpertConfig:
         heads=4,
         chunk=12,
         state_dim=11,
-        attention=Prefix(),
+        attention=Prefix(context_layers=2),
         positions=320,
     )
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from lamp.collect.grasping import MAX_OPENING, PALM_CLEARANCE, Grasp, plan_grasp
 from lamp.collect.placing import Place, climb_needed, obstacle_height, release_height
 from lamp.collect.scene import Scene, Volumes
-from lamp.collect.skills import nearest_turn, rotation_vector, world_from_hand
+from lamp.collect.skills import DOWN, nearest_turn, rotation_vector, world_from_hand
 
 Points = Float[np.ndarray, "n 3"]
 
@@ -74,9 +74,9 @@ def test_a_box_is_grasped_across_its_narrow_side(angle: float) -> None:
     np.testing.assert_allclose(grasp.point[:2], 0.0, atol=0.004)
 
 
-def test_a_wide_box_is_not_enclosed_along_its_length() -> None:
+def test_a_long_box_is_not_enclosed_along_its_length() -> None:
     grasp = planned(StillLife(box((-0.02, -0.05, 0.0), (0.02, 0.05, 0.03))))
-    assert abs(grasp.closing[0]) == pytest.approx(1.0, abs=1e-6)
+    assert abs(grasp.closing[0]) > np.cos(np.deg2rad(11))
     assert grasp.half_width < MAX_OPENING / 2
 
 
@@ -116,8 +116,7 @@ def test_a_far_bowl_is_grasped_on_the_robots_side() -> None:
     assert grasp.point[:2] @ to_base > 0.0
 
 
-def test_what_is_wide_everywhere_and_not_hollow_has_no_free_grasp() -> None:
-    assert plan_grasp(StillLife(np.zeros((1, 3)) + [[0.0, 0.0, 0.05]]), np.zeros(3)) is not None
+def test_what_the_fingers_cannot_meet_has_no_grasp() -> None:
     assert plan_grasp(StillLife(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])), np.zeros(3)) is None
 
 
@@ -156,7 +155,5 @@ def test_half_a_turn_of_the_hand_closes_along_the_same_line() -> None:
 
 
 def test_a_rotation_vector_turns_one_hand_into_the_other() -> None:
-    from lamp.collect.skills import DOWN
-
     np.testing.assert_allclose(rotation_vector(world_from_hand(0.4) @ DOWN.T), [0.0, 0.0, 0.4], atol=1e-12)
     np.testing.assert_allclose(rotation_vector(np.eye(3)), 0.0, atol=1e-12)

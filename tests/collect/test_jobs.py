@@ -74,7 +74,7 @@ def test_empty_ranges_of_states_are_refused(states: tuple[int, int]) -> None:
 
 
 def test_an_unknown_suite_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="libero_objekt.*did you mean 'libero_object'"):
+    with pytest.raises(ConfigError, match=r"libero_objekt.*did you mean 'libero_object'"):
         CollectConfig(suite="libero_objekt")
 
 
@@ -92,10 +92,9 @@ def test_settings_out_of_range_are_named(setting: dict[str, int]) -> None:
 
 
 def test_episodes_that_would_repeat_each_other_are_refused() -> None:
-    quiet = {"placement_shift": 0.0, "action_noise": 0.0, "perturbation_probability": 0.0}
-    CollectConfig(suite="libero_object", episodes=30, **quiet)
+    quiet = replace(CONFIG, episodes=30, placement_shift=0.0, action_noise=0.0, perturbation_probability=0.0)
     with pytest.raises(ConfigError, match="repeat"):
-        CollectConfig(suite="libero_object", episodes=31, **quiet)
+        replace(quiet, episodes=31)
 
 
 def test_no_task_means_all_that_the_expert_can_do() -> None:

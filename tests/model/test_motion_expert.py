@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from lamp.errors import ConfigError
+from lamp.flow_matching import Preconditioning
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
 
 
@@ -103,6 +104,21 @@ def test_a_new_expert_predicts_zero(config, batch):
     assert (velocity == 0).all()
 
 
+def test_a_preconditioned_expert_predicts_what_the_state_does_not_tell(config, expert, batch):
+    preconditioning = Preconditioning(data_std=(0.1, 0.2, 0.3))
+    ours = MotionExpert(replace(config.motion, preconditioning=preconditioning))
+    motion, tau = batch.motion.values, torch.tensor([0.3, 0.7])
+    scale_in, skip, out = preconditioning.coefficients(tau, motion)
+    torch.testing.assert_close(ours(motion, tau, batch.encoded), skip * motion)  # a new network says nothing of its own
+    ours.load_state_dict(expert.state_dict())
+    within = expert(scale_in * motion, tau, batch.encoded)
+    torch.testing.assert_close(ours(motion, tau, batch.encoded), skip * motion + out * within)
+    hidden = expert.hidden(scale_in * motion, tau, batch.encoded)
+    torch.testing.assert_close(ours.hidden(motion, tau, batch.encoded), hidden)
+    torch.testing.assert_close(ours.error_scale(tau, motion), out)
+    assert expert.error_scale(tau, motion) == 1
+
+
 def test_hidden_is_the_chosen_blocks_output_before_the_final_norm(config, expert, batch):
     seen = []
     for block in expert.blocks:
@@ -122,6 +138,7 @@ def test_hidden_is_the_chosen_blocks_output_before_the_final_norm(config, expert
         ({"patch": 3}, r"patch 3 does not divide the grid \(20, 20\)"),
         ({"frames_per_token": 5}, "frames_per_token 5 does not divide the horizon 32"),
         ({"hidden_layer": 12}, "hidden_layer 12 given, -12 to 11 expected"),
+        ({"preconditioning": Preconditioning(data_std=(0.1,))}, "three numbers"),
         ({"heads": 7}, "7 heads do not divide width 1024"),
     ],
 )

@@ -27,6 +27,8 @@ EASY_REACH = 0.70
 """Up to this horizontal distance from its base the arm moves freely; a stretched arm cannot be drawn back [m]."""
 WIDTH_COST = 30.0
 """Cost of one metre of half width, in half turns of the wrist: a box is worth turning for, an uneven can is not."""
+OBSTRUCTED_COST = 3.0
+"""Cost of anything being in the gripper's way at all, in half turns of the wrist."""
 BLOCKED_COST = 0.2
 """Cost of one point in the gripper's way, in half turns of the wrist."""
 REACH_COST = 20.0
@@ -68,9 +70,26 @@ def _blocked(points: Points, centre: Vector, yaw: float, margin: float) -> int:
     return int(np.count_nonzero(finger | hand))
 
 
-def _candidates(points: Points, height: float) -> list[tuple[Vector, float, float]]:
-    """(hand position, yaw, half width) of every way the fingers could enclose the object at this height."""
-    band = points[(points[:, 2] > height - TIP) & (points[:, 2] < height + 0.012)]
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """One way to grasp, in the world."""
+
+    centre: Vector
+    yaw: float
+    half_width: float
+    """Half of what the fingers enclose in [m]."""
+    spread: float = 0.0
+    """Half the object's width along the closing direction in [m]: least where a box is met squarely."""
+
+
+def _band(points: Points, height: float) -> Float[np.ndarray, "m 3"]:
+    """The part of the object that the finger pads can touch with the hand at this height."""
+    return points[(points[:, 2] > height - TIP) & (points[:, 2] < height + 0.012)]
+
+
+def _candidates(points: Points, height: float) -> list[_Candidate]:
+    """Every way in which the fingers could enclose the object at this height."""
+    band = _band(points, height)
     found = []
     if not len(band):
         return found
@@ -80,14 +99,15 @@ def _candidates(points: Points, height: float) -> list[tuple[Vector, float, floa
         along, across = (band[:, :2] - middle) @ along_axis, (band[:, :2] - middle) @ across_axis
         slot = along[np.abs(across) < PAD_HALF_WIDTH + 0.003]
         if len(slot) and np.ptp(slot) < 0.072:
-            shift = (slot.min() + slot.max()) / 2
-            found.append((np.append(middle + shift * along_axis, height), float(yaw), float(np.ptp(slot)) / 2))
+            centre = np.append(middle + (slot.min() + slot.max()) / 2 * along_axis, height)
+            half_width, spread = float(np.ptp(slot)) / 2, float(np.ptp(along)) / 2
+            found.append(_Candidate(centre=centre, yaw=float(yaw), half_width=half_width, spread=spread))
     return found
 
 
-def _rim_candidates(points: Points, height: float) -> list[tuple[Vector, float, float]]:
+def _rim_candidates(points: Points, height: float) -> list[_Candidate]:
     """The same for a hollow object too wide to enclose: one finger inside, one outside of its wall."""
-    band = points[(points[:, 2] > height - TIP) & (points[:, 2] < height + 0.012)]
+    band = _band(points, height)
     middle = (points[:, :2].min(axis=0) + points[:, :2].max(axis=0)) / 2
     found = []
     for yaw in YAWS:
@@ -98,16 +118,16 @@ def _rim_candidates(points: Points, height: float) -> list[tuple[Vector, float, 
             if not len(wall):
                 continue
             outer, inner = wall.max(), max(wall.min(), wall.max() - 0.03)
-            centre = middle + side * (outer + inner) / 2 * along_axis
-            found.append((np.append(centre, height), float(yaw), float(outer - inner) / 2))
+            centre = np.append(middle + side * (outer + inner) / 2 * along_axis, height)
+            found.append(_Candidate(centre=centre, yaw=float(yaw), half_width=float(outer - inner) / 2))
     return found
 
 
 def plan_grasp(scene: Scene, to_goal: Vector) -> Grasp | None:
     """Chooses the grasp of the object as it lies now, or None where there is nothing to enclose.
 
-    Preferred are, in this order: nothing in the gripper's way here and at the goal, a small turn of the wrist, a narrow
-    enclosure, and for a rim the side that the arm reaches most easily. The same state always gives the same grasp.
+    What counts: nothing in the gripper's way here and at the goal, a small turn of the wrist, a box met squarely, and for a
+    rim the side that the arm reaches most easily. The same state always gives the same grasp.
 
     Args:
         to_goal: How far the object is to be moved in [m].
@@ -120,25 +140,25 @@ def plan_grasp(scene: Scene, to_goal: Vector) -> Grasp | None:
     if rim:
         found = _rim_candidates(points, height)
 
-    def cost(candidate: tuple[Vector, float, float]) -> float:
-        centre, yaw, half_width = candidate
+    def cost(candidate: _Candidate) -> float:
+        centre, yaw = candidate.centre, candidate.yaw
         blocked = _blocked(volumes.obstacles, centre, yaw, MARGIN)
         blocked += _blocked(volumes.others, centre + to_goal, yaw, MARGIN)
         if not rim:
-            return (
-                BLOCKED_COST * (blocked + _blocked(points, centre, yaw, 0.0))
-                + abs(yaw) / np.pi
-                + WIDTH_COST * half_width
-            )
+            blocked += _blocked(points, centre, yaw, 0.0)
+        in_the_way = BLOCKED_COST * blocked + OBSTRUCTED_COST * (blocked > 0)
+        turn = abs(yaw) / np.pi
+        if not rim:
+            return in_the_way + turn + WIDTH_COST * candidate.spread
         reach = max(float(np.linalg.norm(at[:2] - scene.base_position[:2])) for at in (centre, centre + to_goal))
-        return BLOCKED_COST * blocked + abs(yaw) / np.pi + REACH_COST * max(0.0, reach - EASY_REACH)
+        return in_the_way + turn + REACH_COST * max(0.0, reach - EASY_REACH)
 
     if not found:
         return None
-    centre, yaw, half_width = min(found, key=cost)
+    best = min(found, key=cost)
     object_from_world = scene.object_rotation.T
     return Grasp(
-        point=object_from_world @ (centre - scene.object_position),
-        closing=object_from_world @ np.append(_axes(yaw)[0], 0.0),
-        half_width=half_width,
+        point=object_from_world @ (best.centre - scene.object_position),
+        closing=object_from_world @ np.append(_axes(best.yaw)[0], 0.0),
+        half_width=best.half_width,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
 
 PLAIN_INTERVAL = 10.0
 """Least time between two lines where the output is not a terminal [s]."""
@@ -23,8 +22,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Shows the number of recorded episodes; rewrites its line on a terminal, adds one now and then elsewhere."""
 
-    def __init__(self, total: int, before: int, stream: TextIO | None = None) -> None:
-        self.stream = stream if stream is not None else sys.stderr
+    def __init__(self, total: int, before: int) -> None:
+        self.stream = sys.stderr
         self.total, self.before, self.done, self.failed = total, before, before, 0
         self.begun = time.monotonic()
         self._written = 0.0

@@ -63,6 +63,9 @@ class MotionExpertConfig:
         if not -self.layers <= self.hidden_layer < self.layers:
             limits = f"{-self.layers} to {self.layers - 1}"
             raise ConfigError(f"Motion Expert: hidden_layer {self.hidden_layer} given, {limits} expected.")
+        if self.preconditioning and len(self.preconditioning.data_std) != 3:
+            given = self.preconditioning.data_std
+            raise ConfigError(f"Motion Expert: data_std {given} given, three numbers (du, dv, dd) expected.")
 
     @property
     def token_grid(self) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from lamp.benchmark.tables import Row, SuccessTable, tabulate
 from lamp.files import read_json, read_lines_json
 
 SAID_OTHERWISE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
-UNITS = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
+UNITS: dict[str, str] = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ def _dataset(folder: Path | None) -> dict[str, Any]:
         found["initial states"] = spans(states)
         by_task = sorted({line["task"] for line in lines})
         found["episodes per task"] = {f"task {task}": sum(line["task"] == task for line in lines) for task in by_task}
-    shown = {name: value for name, value in collected.items() if name not in SAID_OTHERWISE}
+    shown: dict[str, Any] = {name: value for name, value in collected.items() if name not in SAID_OTHERWISE}
     return found | {UNITS.get(name, name.replace("_", " ")): value for name, value in shown.items()}
 
 

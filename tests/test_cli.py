@@ -246,7 +246,7 @@ def test_the_plain_forms_are_understood(monkeypatch: pytest.MonkeyPatch) -> None
 
     seen: list[Any] = []
     for module, name in ((collecting, "collect"), (building, "build"), (evaluating, "evaluate")):
-        monkeypatch.setattr(module, name, lambda config: seen.append(config) or SimpleNamespace(text=""))
+        monkeypatch.setattr(module, name, lambda config, **_: seen.append(config) or SimpleNamespace(text=""))
     collect = "collect --suite libero_object --task 0 --episodes 5 --out DIR"
     evaluate = "evaluate --checkpoint DIR --suite libero_object --task 0 1 --states 30:50 --out DIR"
     for words in (collect, "flow build DIR", evaluate):

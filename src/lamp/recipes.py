@@ -66,7 +66,7 @@ def recipe(name: str) -> Recipe:
 
 def demo() -> Recipe:
     """Two tasks of LIBERO-Object with shifted objects, 15 demonstrations each: `make demo`."""
-    motion_loop = small_loop(steps=900, lr=1e-3, seed=1)
+    motion_loop = small_loop(steps=350, lr=1.2e-3, seed=1)
     policy_loop = small_loop(steps=1500, lr=6e-4, seed=2, threads=1)
     return small(
         name="demo",
@@ -168,7 +168,15 @@ def small(
 def small_collection(suite: str, tasks: tuple[int, ...], *, episodes: int, shift: float) -> CollectConfig:
     """Noisy demonstrations, rendered fast at every second step."""
     return CollectConfig(
-        suite=suite, task=tasks, episodes=episodes, out=HERE, placement_shift=shift, render="fast", render_every=2
+        suite=suite,
+        task=tasks,
+        episodes=episodes,
+        out=HERE,
+        placement_shift=shift,
+        perturbation_probability=0.5,
+        fumble_probability=0.5,
+        render="fast",
+        render_every=2,
     )
 
 

@@ -57,7 +57,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CollectRepo
     out, script = folder / "data", folder / "killed.py"
     script.write_text(KILLED.format(config=tiny(out)).replace("PosixPath", "Path"))
     with subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not staged_names(out):
             assert process.poll() is None and time.monotonic() < deadline, "nothing was staged"
             time.sleep(0.02)

@@ -8,6 +8,8 @@ import pytest
 from lamp.collect.expert import Decision, Phase
 from lamp.collect.noise import (
     CORRELATION,
+    FUMBLE_DISTANCE,
+    FUMBLE_STEPS,
     METRES_PER_STEP,
     PUSH_DISTANCE,
     ROTATION_SHARE,
@@ -101,3 +103,28 @@ def test_the_seed_decides_everything() -> None:
 
     np.testing.assert_array_equal(sequence(11), sequence(11))
     assert not np.array_equal(sequence(11), sequence(12))
+
+
+def test_a_fumble_closes_the_gripper_beside_the_object_and_only_there() -> None:
+    for seed in range(30):
+        disturbance = Disturbance(seed, std=0.0, push_probability=0.0, fumble_probability=1.0)
+        for phase, reach in ((Phase.APPROACH, 0.2), (Phase.CARRY, 0.0), (Phase.CLOSE, 0.0)):
+            far = decision(phase=phase, reach=reach)
+            np.testing.assert_array_equal(disturbance.executed(far), far.action)
+        near = decision(phase=Phase.APPROACH, reach=0.005)
+        executed = np.stack([disturbance.executed(near) for _ in range(30)])
+        closing = executed[:, 6] == 1.0
+        assert FUMBLE_STEPS[0] <= closing.sum() <= FUMBLE_STEPS[1]
+        assert closing[: closing.sum()].all()
+        aside = ~np.isclose(executed[:, :3], near.action[:3]).all(axis=1)
+        assert FUMBLE_DISTANCE[0] <= aside.sum() * METRES_PER_STEP <= FUMBLE_DISTANCE[1] + METRES_PER_STEP
+        assert near.action[6] == -1.0, "the recorded action is the clean one: open"
+
+
+def test_fumbles_change_neither_noise_nor_pushes_of_a_seed() -> None:
+    for seed in (4, (1, 2)):
+        plain = Disturbance(seed, std=0.15, push_probability=0.5)
+        fumbling = Disturbance(seed, std=0.15, push_probability=0.5, fumble_probability=1.0)
+        away = [decision(phase=Phase.CARRY) for _ in range(20)]
+        np.testing.assert_array_equal([plain.executed(one) for one in away], [fumbling.executed(one) for one in away])
+        assert plain.pushed == fumbling.pushed and not plain.fumbled and fumbling.fumbled

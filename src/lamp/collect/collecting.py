@@ -24,6 +24,7 @@ from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.errors import DataError, LampError, MismatchError
 from lamp.files import read_json, write_json
 from lamp.version import code_version, package_versions
+from lamp_client.envs.libero import LiberoEnv
 
 __all__ = ["CollectConfig", "CollectReport", "TaskReport", "collect"]
 
@@ -89,29 +90,26 @@ def collect(config: CollectConfig) -> CollectReport:
         _agree(root, config)
         for torn in (root / STAGING).glob(".tmp-*"):
             shutil.rmtree(torn, ignore_errors=True)
-        writer = LeRobotWriter(root, fps=FPS, robot_type="panda", cameras=("agentview", "wrist"))
-        attempts = Attempts.read(root)
-        jobs = jobs_of(config)
-        there = writer.names()
-        progress = Progress(len(jobs), sum(job.name in there for job in jobs))
-        before = progress.done
-        todo = [job for job in jobs if job.name not in there]
-        _record(config, todo, attempts, progress)
+        writer = LeRobotWriter(root, fps=FPS, robot_type="panda", cameras=tuple(LiberoEnv.cameras))
+        attempts, jobs, before = Attempts.read(root), jobs_of(config), writer.names()
         names = [job.name for job in jobs]
+        progress = Progress(len(jobs), len(before.intersection(names)))
+        _record(config, [job for job in jobs if job.name not in before], attempts, progress)
         if not writer.names():
             reasons = ", ".join(f"{reason} x {count}" for reason, count in attempts.failures(names).items())
             raise DataError(
                 f"none of {attempts.count(names)} attempts succeeded ({reasons}); nothing to make a dataset of"
             )
         writer.finalize(_description(config, attempts))
+        after = writer.names()
         return CollectReport(
             out=root,
-            episodes=len(LeRobotDataset(root)),
-            recorded=progress.done - before,
+            episodes=len(after),
+            recorded=len(after - before),
             seconds=time.monotonic() - begun,
             attempts=attempts.count(names),
             failures=dict(attempts.failures(names)),
-            given_up=tuple(sorted(set(names) - writer.names())),
+            given_up=tuple(sorted(set(names) - after)),
             tasks=_task_reports(root, attempts),
         )
 

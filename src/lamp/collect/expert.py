@@ -92,8 +92,11 @@ class Expert:
         """The phase that the present state calls for."""
         match self.phase:
             case Phase.APPROACH:
-                ready = now.goal is not None and now.misalignment < 1.0 and abs(now.goal[2] - now.hand[2]) < 0.006
-                return Phase.CLOSE if ready else Phase.APPROACH
+                if now.goal is None or now.misalignment > 1.0:
+                    return Phase.APPROACH
+                # What stops the hand on its last centimetre may be what it is to grasp.
+                close = abs(now.goal[2] - now.hand[2]) < (0.015 if now.still else 0.006)
+                return Phase.CLOSE if close else Phase.APPROACH
             case Phase.CLOSE:
                 stalled = abs(now.closing_speed) < 0.01 and now.opening < 0.075
                 if now.opening < 0.002 or (stalled and not any(now.touching)):

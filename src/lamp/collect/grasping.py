@@ -27,10 +27,9 @@ EASY_REACH = 0.70
 """Up to this horizontal distance from its base the arm moves freely; a stretched arm cannot be drawn back [m]."""
 WIDTH_COST = 30.0
 """Cost of one metre of half width, in half turns of the wrist: a box is worth turning for, an uneven can is not."""
-OBSTRUCTED_COST = 3.0
-"""Cost of anything being in the gripper's way at all, in half turns of the wrist."""
-BLOCKED_COST = 0.2
-"""Cost of one point in the gripper's way, in half turns of the wrist."""
+FINGER_COST, NEAR_COST, HAND_COST = 1.0, 0.1, 0.05
+"""Cost of a point in a finger's way, near a finger, and in the way of the palm, in half turns of the wrist: a finger that
+lands on something cannot go on, a palm mostly touches what gives way."""
 REACH_COST = 20.0
 """Cost of one metre beyond it, in half turns of the wrist."""
 YAWS = np.deg2rad(np.arange(-90, 90, 10))
@@ -59,15 +58,23 @@ def _axes(yaw: float) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
     return np.array([-np.sin(yaw), np.cos(yaw)]), np.array([np.cos(yaw), np.sin(yaw)])
 
 
-def _blocked(points: Points, centre: Vector, yaw: float, margin: float) -> int:
-    """Counts points that the open gripper would touch at the grasp or on the straight way down to it."""
+def _obstruction(points: Points, centre: Vector, yaw: float, margin: float, *, own: bool = False) -> float:
+    """What the open gripper would touch at the grasp or on the straight way down to it, in half turns of the wrist.
+
+    Args:
+        own: The points are the object's own; otherwise they must not lie between the fingers either.
+    """
     along_axis, across_axis = _axes(yaw)
     offset = points - centre
     along, across = np.abs(offset[:, :2] @ along_axis), np.abs(offset[:, :2] @ across_axis)
-    finger = (along > FINGER[0] - margin) & (along < FINGER[1] + margin)
-    finger &= (across < PAD_HALF_WIDTH + margin) & (offset[:, 2] > -TIP)
+    inner = FINGER[0] if own else -np.inf
+
+    def fingers(margin: float) -> int:
+        inside = (along > inner - margin) & (along < FINGER[1] + margin) & (across < PAD_HALF_WIDTH + margin)
+        return int(np.count_nonzero(inside & (offset[:, 2] > -TIP)))
+
     hand = (along < HAND[0] + margin) & (across < HAND[1] + margin) & (offset[:, 2] > HAND[2])
-    return int(np.count_nonzero(finger | hand))
+    return FINGER_COST * fingers(0.0) + NEAR_COST * fingers(margin) + HAND_COST * int(np.count_nonzero(hand))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +149,11 @@ def plan_grasp(scene: Scene, to_goal: Vector) -> Grasp | None:
 
     def cost(candidate: _Candidate) -> float:
         centre, yaw = candidate.centre, candidate.yaw
-        blocked = _blocked(volumes.obstacles, centre, yaw, MARGIN)
-        blocked += _blocked(volumes.others, centre + to_goal, yaw, MARGIN)
-        if not rim:
-            blocked += _blocked(points, centre, yaw, 0.0)
-        in_the_way = BLOCKED_COST * blocked + OBSTRUCTED_COST * (blocked > 0)
+        in_the_way = _obstruction(volumes.obstacles, centre, yaw, MARGIN)
+        in_the_way += _obstruction(volumes.others, centre + to_goal, yaw, MARGIN)
         turn = abs(yaw) / np.pi
         if not rim:
-            return in_the_way + turn + WIDTH_COST * candidate.spread
+            return in_the_way + _obstruction(points, centre, yaw, 0.0, own=True) + turn + WIDTH_COST * candidate.spread
         reach = max(float(np.linalg.norm(at[:2] - scene.base_position[:2])) for at in (centre, centre + to_goal))
         return in_the_way + turn + REACH_COST * max(0.0, reach - EASY_REACH)
 

@@ -46,6 +46,8 @@ class CollectConfig:
     """Standard deviation of the correlated noise on the executed actions; the recorded action is the clean one."""
     perturbation_probability: float = 0.3
     """Probability that an episode has a push of 1 to 3 cm before the grasp."""
+    fumble_probability: float = 0.0
+    """Probability that an episode has the gripper close too early and beside the object, and shows how to come back from it."""
     render: Literal["exact", "fast"] = "fast"
     """Multisampled as in LIBERO, or without multisampling at half the time."""
     render_every: int = 1
@@ -70,7 +72,8 @@ class CollectConfig:
         for name, least in (("episodes", 1), ("render_every", 1), ("workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more.")
-        for name, most in (("placement_shift", 0.15), ("action_noise", 1.0), ("perturbation_probability", 1.0)):
+        probabilities = (("perturbation_probability", 1.0), ("fumble_probability", 1.0))
+        for name, most in (("placement_shift", 0.15), ("action_noise", 1.0), *probabilities):
             if not 0.0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 to {most:g}.")
 

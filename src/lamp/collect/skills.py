@@ -18,6 +18,10 @@ ROTATION_UNIT = 0.5
 GAIN = 1.2
 """Share of the remaining way asked for in one step. The arm covers a quarter of what is asked, one step late: the fastest gain
 that does not overshoot."""
+MAX_CLIMB = 0.4
+"""What is higher than this above the goal hangs on the hand and cannot be climbed over [m]."""
+WIDE_OPEN = 0.07
+"""Opening from which on the hand may come down on an object [m]."""
 OPEN, CLOSE = -1.0, 1.0
 DOWN: Rotation = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 """world_from_hand of a hand that points straight down and closes along the world's y axis (yaw 0)."""
@@ -73,14 +77,15 @@ class Situation:
 
     @property
     def misalignment(self) -> float:
-        """How far the hand is from standing over the grasp; up to 1 the fingers pass the object on both sides."""
+        """How far the hand is from standing over the grasp, open; up to 1 the fingers pass the object on both sides."""
         if self.goal is None:
             return float("inf")
         offset = (self.goal - self.hand)[:2]
         along = abs(float(offset @ [-np.sin(self.yaw), np.cos(self.yaw)]))
         across = abs(float(offset @ [np.cos(self.yaw), np.sin(self.yaw)]))
         free = float(np.clip(0.6 * (0.036 - self.half_width), 0.003, 0.012))
-        return max(along / free, across / 0.012, abs(nearest_turn(self.yaw - self.turn)) / 0.15)
+        shut = max(0.0, WIDE_OPEN - self.opening) / 0.005
+        return max(along / free, across / 0.012, abs(nearest_turn(self.yaw - self.turn)) / 0.15, shut)
 
 
 def look(scene: Scene, grasp: Grasp | None) -> Situation:
@@ -115,7 +120,8 @@ def choose_grasp(scene: Scene, now: Situation) -> Grasp | None:
 
 def reach(now: Situation) -> Action:
     """A funnel: high while off to the side, down to the grasp as the hand comes to stand over it."""
-    if now.goal is None:
+    # What a shut hand holds by mistake is let go before the hand rises, not dropped from above.
+    if now.goal is None or (all(now.touching) and now.opening < WIDE_OPEN):
         return move(now, now.hand, now.turn, OPEN)
     aside = float(np.hypot(*(now.goal - now.hand)[:2]))
     width = 0.06 + 0.05 * ramp(aside, 0.05, 0.15)
@@ -142,6 +148,7 @@ def carry(now: Situation) -> Action:
     free = CLEARANCE + now.below
     release = release_height(now.place, below=now.below)
     cruise = max(obstacle_height(now.volumes.obstacles, start, end, radius) + free, release)
+    cruise = min(cruise, release + MAX_CLIMB)
     lowering = (0.02, 0.05) if now.place.is_container else (0.008, 0.03)
     height = release + (cruise - release) * ramp(float(np.linalg.norm(now.offset)), *lowering)
     needed = climb_needed(now.volumes.obstacles, start, end, radius) + free

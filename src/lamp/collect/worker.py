@@ -95,12 +95,15 @@ def attempt_job(env: LiberoEnv, config: CollectConfig, job: Job, attempt: int) -
         outcome = "no valid placement"
     else:
         disturbance = Disturbance(
-            start.noise_seed, std=config.action_noise, push_probability=config.perturbation_probability
+            start.noise_seed,
+            std=config.action_noise,
+            push_probability=config.perturbation_probability,
+            fumble_probability=config.fumble_probability,
         )
         trajectory = simulate(env, disturbance)
         outcome, steps = trajectory.outcome, trajectory.length
         if outcome == "success":
-            episode = episode_data(env, config, job, start, trajectory, attempts=attempt + 1, pushed=disturbance.pushed)
+            episode = episode_data(env, config, job, start, trajectory, attempts=attempt + 1, disturbance=disturbance)
             stage_episode(config.out, job.name, episode, fps=FPS)
     done = Attempt(
         job=job.name, attempt=attempt, outcome=outcome, steps=steps, seconds=round(time.monotonic() - begun, 2)
@@ -117,7 +120,7 @@ def episode_data(
     trajectory: Trajectory,
     *,
     attempts: int,
-    pushed: bool,
+    disturbance: Disturbance,
 ) -> EpisodeData:
     """Renders a trajectory and puts it into the dataset's terms."""
     positions, quaternions = env.model_poses()
@@ -141,7 +144,8 @@ def episode_data(
             "length": trajectory.length,
             "attempts": attempts,
             "retries": trajectory.retries,
-            "pushed": pushed,
+            "pushed": disturbance.pushed,
+            "fumbled": disturbance.fumbled,
         },
         simulation={
             "states": trajectory.states,

@@ -131,6 +131,8 @@ class PolicyTraining:
     """0 computes z_m at every step; n > 0 computes n draws for every training sample before the loop and picks one a step."""
     state_noise: float = 0.0
     """Standard deviation of the noise added to the normalised state in training."""
+    token_dropout: float = 0.0
+    """Share of the backbone's tokens hidden from guidance and Action Expert in each training sample."""
     state_transform: StateTransform = field(default_factory=ContinuousRotation)
     state_fit: NormaliserFit = field(default_factory=ByDeviation)
     action_fit: NormaliserFit = field(default_factory=ByDeviation)
@@ -150,6 +152,8 @@ class PolicyTraining:
             )
         if self.cached_hidden_draws and self.model.motion is None:
             raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")
+        if not 0.0 <= self.token_dropout < 1.0:
+            raise ConfigError(f"token_dropout is {self.token_dropout}; it must lie in [0, 1), such as 0.3.")
         for name in ("cached_hidden_draws", "state_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")

@@ -109,7 +109,8 @@ class PolicyStage:
     def next_batch(self, step: int) -> Batch:
         pick = next(self.sampler)
         batch = self.samples.batch(pick.indices, epoch=pick.epoch)
-        return self._with_noisy_state(batch, step) if self.config.state_noise else batch
+        batch = self._with_noisy_state(batch, step) if self.config.state_noise else batch
+        return self._with_fewer_tokens(batch, step) if self.config.token_dropout else batch
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
         loss = self.model.action_loss(batch, generator, self.config.noise_draws)
@@ -136,6 +137,11 @@ class PolicyStage:
         assert batch.state is not None
         noise = torch.randn(batch.state.shape, generator=generator_at(self.config.loop.seed, "state", step))
         return replace(batch, state=batch.state + self.config.state_noise * noise)
+
+    def _with_fewer_tokens(self, batch: Batch, step: int) -> Batch:
+        mask = batch.encoded.mask
+        kept = torch.rand(mask.shape, generator=generator_at(self.config.loop.seed, "tokens", step))
+        return replace(batch, encoded=replace(batch.encoded, mask=mask & (kept >= self.config.token_dropout)))
 
 
 @torch.no_grad()

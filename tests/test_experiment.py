@@ -1,0 +1,53 @@
+"""The whole path on the real simulator, tiny: demonstrations, scene flow, both stages, evaluation, report; then once more."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lamp.experiment import run
+from lamp.files import read_lines_json
+from lamp.recipes import Recipe, recipe
+
+
+def tiny() -> Recipe:
+    """The demo with every number as small as it can be."""
+    demo = recipe("demo")
+    loop = replace(
+        demo.motion.loop, steps=4, batch_size=4, log_every=2, checkpoint_every=2, validate_every=4, threads=1
+    )
+    policy = replace(demo.policy, loop=loop, noise_draws=1, cached_hidden_draws=1, validation_samples=4)
+    return replace(
+        demo,
+        collect=replace(demo.collect, task=(0,), episodes=2, render_every=8, workers=2),
+        flow=replace(demo.flow, every=2, workers=1),
+        motion=replace(demo.motion, loop=loop, validation_samples=2, final_samples=2),
+        policy=policy,
+        without_motion=replace(policy, model=demo.without_motion.model, cached_hidden_draws=0),
+        evaluations=(
+            replace(demo.evaluations[0], task=(0,), states="30:31", controls=("replay", "zero"), videos=1, workers=2),
+        ),
+    )
+
+
+@pytest.mark.sim
+def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path) -> None:
+    made, out = tiny(), tmp_path / "run"
+    summary = run(made, out)
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert {"collect", "flow", "train_motion", "train_policy", "evaluate", "total"} <= summary["seconds"].keys()
+    assert summary["success"].keys() == {"with_motion", "without_motion", "replay", "zero"}
+    assert all(entry["episodes"] == 1 for entry in summary["success"].values())
+    assert summary["success"]["zero"]["successes"] == 0
+    assert summary["flow"]["moving"]["zero_motion_ade_px"] > 1
+    page = (out / "report.html").read_text()
+    assert "<video" in page and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    lines = read_lines_json(out / "evaluation" / "episodes.jsonl")
+    run(made, out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == done
+    assert read_lines_json(out / "evaluation" / "episodes.jsonl") == lines

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import zarr
 from demonstrations import write
 from training_fakes import PatchBackbone, loop, motion_training, write_dataset
 
@@ -24,6 +25,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("info") / "demonstrations"
     write(root)
     SceneFlowStore.create(root / "sceneflow", FlowBuildConfig(data=root, stride=2, horizon=16).description)
+    zarr.create_group(root / "sceneflow" / "part", zarr_format=3)
     write_json(root / "features" / "abc" / "manifest.json", {"format": "lamp-features", "key": "abc", "width": 400})
     (root / "features" / "abc" / "episode-000000.safetensors").write_bytes(b"0" * 2_000_000)
     return root
@@ -33,7 +35,7 @@ def test_dataset_and_what_is_inside(dataset: Path) -> None:
     found = describe(dataset)
     assert found["kind"] == "dataset"
     assert found["episodes"] > 0 and set(found["cameras"]) == {"agentview", "wrist"}
-    assert found["inside"] == {"scene-flow store": "sceneflow", "feature cache": "features/abc"}
+    assert found["inside"] == {"features/abc": "feature cache", "sceneflow": "scene-flow store"}
 
 
 def test_scene_flow_store(dataset: Path) -> None:

@@ -28,9 +28,9 @@ from lamp.collect.collecting import collect
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.files import read_json, write_json
-from lamp.model.small import SmallBackbone
 from lamp.recipes import Recipe
 from lamp.sceneflow.building import build
+from lamp.train.backbones import build_backbone
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
 from lamp.version import code_version, package_versions
@@ -96,7 +96,7 @@ def _cache_features(recipe: Recipe, data: Path) -> None:
     def progress(done: int, total: int) -> None:
         print(f"features of {done} of {total} episodes", flush=True)
 
-    backbone = SmallBackbone(recipe.backbone)
+    backbone = build_backbone(recipe.backbone)
     FeatureCache.build(LeRobotDataset(data), backbone, processes=os.cpu_count() or 1, progress=progress)
 
 

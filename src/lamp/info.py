@@ -28,8 +28,7 @@ def _dataset(path: Path) -> dict[str, Any]:
     from lamp.data.lerobot import LeRobotDataset
 
     found = LeRobotDataset(path).describe()
-    parts = {name: folder for name, folder in _inside(path) if name != "dataset"}
-    return found | {"inside": {name: str(folder.relative_to(path)) for name, folder in parts.items()}}
+    return found | {"inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)}}
 
 
 def _scene_flow(path: Path) -> dict[str, Any]:
@@ -109,14 +108,15 @@ def describe(path: Path) -> dict[str, Any]:
     raise DataError(f"{path} is none of LaMP's folders ({known}){hint}")
 
 
-def _inside(path: Path) -> Iterator[tuple[str, Path]]:
-    """Finds recognisable folders up to two levels down."""
-    for pattern in ("*", "*/*"):
-        for folder in sorted(path.glob(pattern)):
-            if folder.is_dir() and not folder.name.startswith("."):
-                kind = next((kind for kind in KINDS if kind.fits(folder)), None)
-                if kind is not None:
-                    yield kind.name, folder
+def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:
+    """Finds recognisable folders up to two levels down; what is inside one of them is its own affair."""
+    for folder in sorted(path.iterdir()) if depth else ():
+        if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith("."):
+            kind = next((kind for kind in KINDS if kind.fits(folder)), None)
+            if kind is not None:
+                yield kind.name, folder
+            else:
+                yield from _inside(folder, depth - 1)
 
 
 def to_text(value: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.building import FlowBuildConfig
-from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Precision
+from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimiser import AdamW
 
 HERE = Path(".")
@@ -29,7 +29,7 @@ HERE = Path(".")
 SMALL_TOKENS = 400
 """Width of the embedded backbone's tokens."""
 
-SMALL_BACKBONE = SmallBackboneConfig(cameras=(("agentview", 160), ("wrist", 128)), text_tokens=24)
+SMALL_BACKBONE = SmallBackboneConfig(cameras=(("agentview", 160), ("wrist", 192)), text_tokens=24)
 """The agentview's 10x10 tokens are the 2x2 patches of the 20x20 scene-flow grid."""
 
 SMALL_MOTION_STD = (0.08, 0.08, 0.08)
@@ -65,13 +65,13 @@ def recipe(name: str) -> Recipe:
 
 
 def demo() -> Recipe:
-    """Two tasks of LIBERO-Object with shifted objects, 15 demonstrations each: `make demo`."""
-    motion_loop = small_loop(steps=350, lr=1.2e-3, seed=1)
-    policy_loop = small_loop(steps=1500, lr=6e-4, seed=2, threads=1)
+    """Two tasks of LIBERO-Object with shifted objects, 16 demonstrations each: `make demo`."""
+    motion_loop = small_loop(steps=260, lr=1.2e-3, seed=1)
+    policy_loop = small_loop(steps=1250, batch_size=16, lr=6e-4, seed=2, threads=1)
     return small(
         name="demo",
-        summary="LIBERO-Object tasks 0 and 1, objects shifted by up to 4 cm, 15 demonstrations each; minutes on 2 cores",
-        collect=small_collection("libero_object", (0, 1), episodes=15, shift=0.04),
+        summary="LIBERO-Object tasks 0 and 1, objects shifted by up to 4 cm, 16 demonstrations each; minutes on 2 cores",
+        collect=small_collection("libero_object", (0, 1), episodes=16, shift=0.04),
         motion_loop=motion_loop,
         policy_loop=policy_loop,
         evaluations=(
@@ -120,7 +120,7 @@ def small_study(suite: str, tasks: tuple[int, ...], *, shift: float) -> Recipe:
         + (f", objects shifted by up to {shift} m" if shift else ""),
         collect=small_collection(suite, tasks, episodes=60, shift=shift),
         motion_loop=small_loop(steps=4000, lr=1e-3, seed=1),
-        policy_loop=small_loop(steps=8000, lr=6e-4, seed=2, threads=1),
+        policy_loop=small_loop(steps=14000, batch_size=16, lr=6e-4, seed=2, threads=1),
         evaluations=evaluations,
     )
 
@@ -146,6 +146,7 @@ def small(
         noise_draws=6,
         cached_hidden_draws=2,
         state_noise=0.1,
+        token_dropout=0.3,
     )
     plain = LaMPConfig(token_width=SMALL_TOKENS, motion=None, guidance=None, action=small_action())
     return Recipe(
@@ -196,7 +197,7 @@ def small_motion() -> MotionExpertConfig:
 
 def small_guidance(motion: MotionExpertConfig) -> GuidanceConfig:
     """Eq. 4 at the embedded backbone's width."""
-    return GuidanceConfig(token_width=SMALL_TOKENS, motion_width=motion.width, heads=8)
+    return GuidanceConfig(token_width=SMALL_TOKENS, motion_width=motion.width, heads=8, dropout=0.0)
 
 
 def small_action() -> ActionExpertConfig:
@@ -208,18 +209,18 @@ def small_action() -> ActionExpertConfig:
         heads=4,
         chunk=12,
         state_dim=11,
-        attention=Prefix(context_layers=2),
+        attention=Prefix(context_layers=1),
         positions=320,
     )
 
 
-def small_loop(*, steps: int, lr: float, seed: int, threads: int = 2, precision: Precision | None = None) -> LoopConfig:
+def small_loop(*, steps: int, lr: float, seed: int, batch_size: int = 32, threads: int = 2) -> LoopConfig:
     """The optimiser of the small recipes."""
     return LoopConfig(
         steps=steps,
-        batch_size=32,
+        batch_size=batch_size,
         optimiser=AdamW(lr=lr),
-        precision=precision or BFloat16(),
+        precision=BFloat16(),
         ema=0.995,
         checkpoint_every=500,
         validate_every=300,

@@ -33,7 +33,7 @@ class OnDevice:
     def to(self: Moved, device: torch.device | str) -> Moved:
         """Returns a copy whose tensors live on `device`."""
         changes = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}  # pyright: ignore[reportArgumentType]
-        return replace(self, **changes)  # pyright: ignore[reportType]
+        return replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, kw_only=True)

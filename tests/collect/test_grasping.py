@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import Float
 
 from lamp.collect.grasping import MAX_OPENING, PALM_CLEARANCE, Grasp, plan_grasp
-from lamp.collect.placing import Place, climb_needed, obstacle_height, release_height
+from lamp.collect.placing import Place, climb_needed, find_place, obstacle_height, release_height
 from lamp.collect.scene import Scene, Volumes
 from lamp.collect.skills import DOWN, nearest_turn, rotation_vector, world_from_hand
 
@@ -157,3 +157,11 @@ def test_half_a_turn_of_the_hand_closes_along_the_same_line() -> None:
 def test_a_rotation_vector_turns_one_hand_into_the_other() -> None:
     np.testing.assert_allclose(rotation_vector(world_from_hand(0.4) @ DOWN.T), [0.0, 0.0, 0.4], atol=1e-12)
     np.testing.assert_allclose(rotation_vector(np.eye(3)), 0.0, atol=1e-12)
+
+
+def test_a_place_is_read_from_the_goals_shape() -> None:
+    walls = [box((x - 0.005, -0.07, 0.0), (x + 0.005, 0.07, 0.14)) for x in (-0.07, 0.07)]
+    basket = np.concatenate([box((-0.07, -0.07, 0.0), (0.07, 0.07, 0.02)), *walls])
+    basket += [0.3, 0.1, 0.0]
+    place = find_place(basket, np.array([0.3, 0.1]))
+    assert place.floor == pytest.approx(0.02) and place.rim == pytest.approx(0.14) and place.is_container

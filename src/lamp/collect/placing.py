@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.collect.grasping import PALM_CLEARANCE, TIP
-from lamp.collect.scene import Points, Scene
+from lamp.collect.scene import Points
 
 DEEP = 0.03
 """A goal whose rim stands at least this far above its floor is a container, and the fingers stay above its rim [m]."""
@@ -36,13 +36,12 @@ class Place:
         return self.rim - self.floor > DEEP
 
 
-def find_place(scene: Scene) -> Place:
-    """Reads the goal's surface from its collision geometry."""
-    points, centre = scene.volumes().goal, scene.target_position[:2]
-    distance = np.linalg.norm(points[:, :2] - centre, axis=1)
-    near = points[distance < FOOTPRINT]
-    floor = float(near[:, 2].max()) if len(near) else float(points[:, 2].min())
-    around = points[distance < 0.09]
+def find_place(goal: Points, centre: Float[np.ndarray, "2"]) -> Place:
+    """Reads the goal's surface from its collision volume around the centre."""
+    distance = np.linalg.norm(goal[:, :2] - centre, axis=1)
+    near = goal[distance < FOOTPRINT]
+    floor = float(near[:, 2].max()) if len(near) else float(goal[:, 2].min())
+    around = goal[distance < 0.09]
     return Place(centre=centre, floor=floor, rim=float(around[:, 2].max()) if len(around) else floor)
 
 

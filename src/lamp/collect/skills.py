@@ -90,7 +90,8 @@ class Situation:
 
 def look(scene: Scene, grasp: Grasp | None) -> Situation:
     """Reads the present situation."""
-    place, rotation = find_place(scene), scene.hand_rotation
+    volumes, rotation = scene.volumes(), scene.hand_rotation
+    place = find_place(volumes.goal, scene.target_position[:2])
     turn = float(np.arctan2(-rotation[0, 0], rotation[1, 0]))
     goal, yaw = (None, turn) if grasp is None else grasp.pose(scene)
     return Situation(
@@ -102,7 +103,7 @@ def look(scene: Scene, grasp: Grasp | None) -> Situation:
         resting=scene.resting,
         still=scene.still,
         success=scene.success,
-        volumes=scene.volumes(),
+        volumes=volumes,
         place=place,
         offset=place.centre - scene.object_position[:2],
         goal=goal,

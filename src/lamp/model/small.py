@@ -130,9 +130,13 @@ class SmallBackbone(nn.Module):
         """The channels of an image token that depend on the image; `constant_tokens` has the others."""
         return slice(0, IMAGE)
 
-    @cached_property
+    @property
     def key(self) -> str:
         """SHA-256 over weights and settings."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
         for _, path in sorted(self._paths.items()):
             digest.update(hashlib.sha256(path.read_bytes()).digest())

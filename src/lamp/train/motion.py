@@ -39,7 +39,7 @@ def train_motion(
 
     Args:
         config: Everything about the run.
-        data: The dataset's folder, with scene flow (`lamp flow build`) and the backbone's features (`lamp cache`).
+        data: The dataset's folder, with scene flow (`lamp flow build`) and the backbone's features (`lamp cache features`).
         out: Where the run is kept.
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only its key is asked.

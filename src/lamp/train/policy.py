@@ -43,7 +43,7 @@ def train_policy(
 
     Args:
         config: Everything about the run.
-        data: The dataset's folder, with the backbone's features (`lamp cache`).
+        data: The dataset's folder, with the backbone's features (`lamp cache features`).
         out: Where the run is kept.
         motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
         fresh: Start again, and remove what an earlier run left in `out`.

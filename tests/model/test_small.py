@@ -150,7 +150,7 @@ def test_key_says_weights_and_settings(backbone):
     assert backbone.key == again.key
     assert len(backbone.key) == 64
     again.config = SmallBackboneConfig(text_tokens=24)
-    del again.key
+    del again._key
     assert again.key != backbone.key
     assert backbone.description["cameras"] == [["agentview", 224], ["wrist", 128]]
 

@@ -90,7 +90,7 @@ def demo() -> Recipe:
 
 
 def libero_object_small() -> Recipe:
-    """Three tasks of LIBERO-Object, 60 demonstrations each with shifted objects: about two hours on 2 cores."""
+    """Three tasks of LIBERO-Object, 60 demonstrations each with shifted objects; sized for some hours on 2 cores."""
     return small_study("libero_object", (0, 1, 5), shift=0.04)
 
 

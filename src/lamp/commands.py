@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -101,14 +100,9 @@ def _cache_features(arguments: Sequence[str]) -> None:
 
 
 def _ensure_features(data: Path, config: BackboneConfig) -> None:
-    from lamp.data.features import FeatureCache
-    from lamp.data.lerobot import LeRobotDataset
-    from lamp.train.backbones import build_backbone
+    from lamp.train.backbones import ensure_features
 
-    def progress(done: int, total: int) -> None:
-        print(f"features of {done} of {total} episodes", file=sys.stderr)
-
-    FeatureCache.build(LeRobotDataset(data), build_backbone(config), processes=os.cpu_count() or 1, progress=progress)
+    ensure_features(data, config)
 
 
 @dataclass(frozen=True, kw_only=True)

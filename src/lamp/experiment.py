@@ -25,12 +25,10 @@ from typing import Any
 
 from lamp.benchmark.evaluating import Summary, evaluate
 from lamp.collect.collecting import collect
-from lamp.data.features import FeatureCache
-from lamp.data.lerobot import LeRobotDataset
 from lamp.files import read_json, write_json
 from lamp.recipes import Recipe
 from lamp.sceneflow.building import build
-from lamp.train.backbones import build_backbone
+from lamp.train.backbones import ensure_features
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
 from lamp.version import code_version, package_versions
@@ -75,7 +73,7 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
     with clock.stage("flow"):
         build(replace(recipe.flow, data=data))
     with clock.stage("features"):
-        _cache_features(recipe, data)
+        ensure_features(data, recipe.backbone)
     with clock.stage("train_motion"):
         train_motion(recipe.motion, data, out / "motion")
     with clock.stage("train_policy"):
@@ -90,14 +88,6 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
     summary["seconds"] = clock.rounded()
     write_json(out / "summary.json", summary)
     return summary
-
-
-def _cache_features(recipe: Recipe, data: Path) -> None:
-    def progress(done: int, total: int) -> None:
-        print(f"features of {done} of {total} episodes", flush=True)
-
-    backbone = build_backbone(recipe.backbone)
-    FeatureCache.build(LeRobotDataset(data), backbone, processes=os.cpu_count() or 1, progress=progress)
 
 
 def _train_policies(recipe: Recipe, out: Path) -> None:

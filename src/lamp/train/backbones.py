@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lamp.data.features import FeatureBackbone
+import os
+import sys
+from pathlib import Path
+
+from lamp.data.features import FeatureBackbone, FeatureCache
+from lamp.data.lerobot import LeRobotDataset
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 
 BackboneConfig = SmallBackboneConfig
@@ -11,5 +16,13 @@ BackboneConfig = SmallBackboneConfig
 
 def build_backbone(config: BackboneConfig) -> FeatureBackbone:
     """Loads the frozen backbone that the settings describe."""
-    # The key is a cached property, which the protocol's plain property does not admit.
-    return SmallBackbone(config)  # pyright: ignore[reportReturnType]
+    return SmallBackbone(config)
+
+
+def ensure_features(data: Path, config: BackboneConfig) -> None:
+    """Computes what the dataset's feature cache lacks for a backbone, in a process a core, and says how far it is."""
+
+    def progress(done: int, total: int) -> None:
+        print(f"features of {done} of {total} episodes", file=sys.stderr, flush=True)
+
+    FeatureCache.build(LeRobotDataset(data), build_backbone(config), processes=os.cpu_count() or 1, progress=progress)

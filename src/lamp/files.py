@@ -168,6 +168,26 @@ def append_line(path: PathLike, text: str) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def locked(path: PathLike, otherwise: str) -> Iterator[None]:
+    """Holds a lock file for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        DataError: Another process holds it; the message is `otherwise`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(otherwise) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def read_lines_json(path: PathLike) -> list[Any]:
     """Reads a log of JSON lines; a last line cut short by a crash is dropped, a missing file is an empty log.
 

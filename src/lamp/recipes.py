@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lamp.benchmark.evaluating import EvaluateConfig
 from lamp.collect.collecting import CollectConfig
+from lamp.data.normalise import ByDeviation
 from lamp.errors import unknown
 from lamp.flow_matching import Preconditioning
 from lamp.model.action_expert import ActionExpertConfig, Prefix
@@ -147,6 +148,7 @@ def small(
         cached_hidden_draws=2,
         state_noise=0.1,
         token_dropout=0.3,
+        action_fit=ByDeviation(least=0.2),
     )
     plain = LaMPConfig(token_width=SMALL_TOKENS, motion=None, guidance=None, action=small_action())
     return Recipe(

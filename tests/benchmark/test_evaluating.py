@@ -20,7 +20,7 @@ from lamp.benchmark.crew import SimulationStoppedError
 from lamp.benchmark.episodes import read_records
 from lamp.benchmark.evaluating import EvaluateConfig, Summary, evaluate
 from lamp.data.video import video_info
-from lamp.errors import ConfigError
+from lamp.errors import ConfigError, DataError
 from lamp.files import read_json
 
 SCRIPT = Path(__file__).with_name("benchmark_fakes.py")
@@ -194,7 +194,7 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     try:
         _until(tmp_path, 1, process)
         config = EvaluateConfig(controls=("zero",), suite="fake", states="0:2", out=tmp_path / "out", workers=1)
-        with pytest.raises(ConfigError, match="another process is evaluating"):
+        with pytest.raises(DataError, match="another process is evaluating"):
             evaluate(config, simulators=FakeSimulators())
     finally:
         process.kill()

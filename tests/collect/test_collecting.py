@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lamp.collect.collecting import CollectConfig, CollectReport, collect
+from lamp.collect.collecting import LOCK_PATH, CollectConfig, CollectReport, collect
 from lamp.collect.jobs import ATTEMPTS_PATH, Attempt, jobs_of, log_attempt
 from lamp.collect.noise import Disturbance
 from lamp.collect.progress import Progress, duration
 from lamp.collect.recording import HOLD, dataset_action, fresh_frames, simulate
 from lamp.data.lerobot import LeRobotDataset, recorded_names, staged_names
 from lamp.errors import DataError, MismatchError
-from lamp.files import read_lines_json, write_json
+from lamp.files import locked, read_lines_json, write_json
 
 CREAM_CHEESE = 1
 """libero_object's shortest task."""
@@ -88,6 +88,8 @@ def test_the_dataset_holds_what_the_contract_says(resumed: tuple[Path, CollectRe
         assert clean.shape == executed.shape == (episode.length, 7)
         assert set(np.unique(clean[:, 6])) == {0.0, 1.0}
         np.testing.assert_array_equal(clean[:, 6], executed[:, 6])
+        followed = ~dataset.overridden(episode.index)
+        assert followed.mean() > 0.9 and np.abs(clean - executed)[followed, :3].max() < 0.8
         assert 0.01 < np.abs(clean - executed)[:, :3].mean() < 0.5
         assert (clean[-HOLD:, 6] == 1.0).all() and np.abs(clean[-HOLD:, :3]).max() < 0.01, "ends open, at rest"
         assert dataset.column("observation.state", episode.index).shape == (episode.length, 8)
@@ -145,9 +147,7 @@ def test_a_foreign_dataset_is_not_extended(tmp_path: Path) -> None:
 
 
 def test_two_collections_do_not_share_a_folder(tmp_path: Path) -> None:
-    from lamp.collect.collecting import _only_one
-
-    with _only_one(tmp_path), pytest.raises(DataError, match="another collection is running"):
+    with locked(tmp_path / LOCK_PATH, ""), pytest.raises(DataError, match="another collection is running"):
         collect(tiny(tmp_path))
 
 

@@ -83,8 +83,12 @@ def test_a_push_comes_near_the_grasp_and_only_there() -> None:
             clean = decision(phase=phase, reach=reach)
             np.testing.assert_array_equal(disturbance.executed(clean), clean.action)
         near = decision(phase=Phase.APPROACH, reach=0.0)
-        pushes = [disturbance.executed(near)[:3] for _ in range(10)]
+        pushes, overriding = [], []
+        for _ in range(10):
+            pushes.append(disturbance.executed(near)[:3])
+            overriding.append(disturbance.overriding)
         pushed = [push for push in pushes if not np.array_equal(push, near.action[:3])]
+        assert overriding == [not np.array_equal(push, near.action[:3]) for push in pushes]
         assert PUSH_DISTANCE[0] <= len(pushed) * METRES_PER_STEP <= PUSH_DISTANCE[1] + METRES_PER_STEP
         for push in pushed:
             np.testing.assert_array_equal(push, pushed[0])
@@ -116,6 +120,7 @@ def test_a_fumble_closes_the_gripper_beside_the_object_and_only_there() -> None:
         closing = executed[:, 6] == 1.0
         assert FUMBLE_STEPS[0] <= closing.sum() <= FUMBLE_STEPS[1]
         assert closing[: closing.sum()].all()
+        assert not disturbance.overriding
         aside = ~np.isclose(executed[:, :3], near.action[:3]).all(axis=1)
         assert FUMBLE_DISTANCE[0] <= aside.sum() * METRES_PER_STEP <= FUMBLE_DISTANCE[1] + METRES_PER_STEP
         assert near.action[6] == -1.0, "the recorded action is the clean one: open"

@@ -58,6 +58,9 @@ def test_each_normaliser_by_hand() -> None:
     )
     np.testing.assert_allclose(MinMax.fit(values).normalise(values)[:, 1], 0)
     np.testing.assert_array_equal(Identity.fit(values).normalise(values), values)
+    still = ByDeviation(least=2.0).fit(values)
+    assert still.std == (2.0, 2.0)
+    np.testing.assert_allclose(still.normalise(values)[:, 0], [-0.5, 0, 0.5])
     wide = np.arange(101, dtype=np.float32)[:, None]
     np.testing.assert_allclose(
         ByQuantiles(low=0.1, high=0.9).fit(wide).normalise(np.array([[10.0], [90.0]])), [[-1], [1]]

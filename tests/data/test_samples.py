@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from backbones import Compact
-from demonstrations import LENGTHS, write
+from demonstrations import LENGTHS, episode, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lamp.data.episodes import stage_episode
 from lamp.data.features import FeatureCache
-from lamp.data.lerobot import LeRobotDataset
+from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.data.normalise import ContinuousRotation, MinMax, Standardise
 from lamp.data.samples import PolicySamples, PolicyScaling, split_episodes, stacked
 from lamp.errors import ConfigError, DataError, MismatchError
@@ -60,6 +64,21 @@ def test_batches_hold_what_follows_each_frame(
         np.testing.assert_allclose(batch.state[row].numpy(), state[0], rtol=1e-6)
         torch.testing.assert_close(batch.encoded.tokens[row], cache.encoded(cache.index.rows(place, [frame])).tokens[0])
     assert set(batch.actions[..., 6].unique().tolist()) == {-1.0, 1.0}
+
+
+def test_actions_after_an_overridden_one_do_not_count(tmp_path: Path, scaling: PolicyScaling) -> None:
+    recorded = episode(0, 20)
+    overridden = np.zeros(20, bool)
+    overridden[[6, 7, 15]] = True
+    stage_episode(tmp_path, "pushed", replace(recorded, frames={**recorded.frames, "action.overridden": overridden}))
+    LeRobotWriter(tmp_path).finalize({})
+    dataset = LeRobotDataset(tmp_path)
+    cache = FeatureCache.build(dataset, Compact())
+    samples = PolicySamples(dataset, cache, episodes=(0,), chunk=CHUNK, scaling=scaling)
+    _, mask = samples.chunks(np.arange(len(samples)))
+    counted = dict(zip(samples.frame.tolist(), mask.sum(1).tolist(), strict=True))
+    assert counted == {0: 6, 2: 5, 4: 3, 6: 1, 8: 6, 10: 6, 12: 4, 14: 2, 16: 4, 18: 2}
+    assert mask[:, 0].all(), "the expert's action at the visited state itself always counts"
 
 
 def test_hidden_states_take_turns_by_epoch(samples: PolicySamples) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from lamp.benchmark.episodes import EPISODES, Episode, EpisodeRecord, read_records
 from lamp.errors import ConfigError, DataError
-from lamp.files import append_line, read_json, write_json
+from lamp.files import append_line, locked, read_json, write_json
 
 MANIFEST = "run.json"
 FORMAT = "lamp-evaluation"
@@ -38,26 +38,18 @@ class Run:
     """An evaluation folder opened for writing, by one process at a time.
 
     Raises:
-        ConfigError: The folder holds an evaluation with other settings, or another process is writing to it.
+        ConfigError: The folder holds an evaluation with other settings.
+        DataError: Another process is writing to it.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[str] | None = open(folder / ".lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise ConfigError(
-                f"another process is evaluating into {folder}; wait for it or choose another --out"
-            ) from None
-        try:
+        busy = f"another process is evaluating into {folder}; wait for it or choose another --out"
+        with ExitStack() as stack:
+            stack.enter_context(locked(folder / ".lock", busy))
             _claim(folder, manifest)
             self.records = read_records(folder) if (folder / EPISODES).exists() else []
-        except BaseException:
-            self.close()
-            raise
+            self._held = stack.pop_all()
 
     def pending(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Returns the episodes that no line records yet, in order."""
@@ -71,9 +63,7 @@ class Run:
 
     def close(self) -> None:
         """Lets other processes write to the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._held.close()
 
     def __enter__(self) -> Run:
         return self

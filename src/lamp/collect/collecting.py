@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import multiprocessing
 import os
 import queue
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from lamp.configuration import to_json
 from lamp.data.episodes import STAGING
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.errors import DataError, LampError, MismatchError
-from lamp.files import read_json, write_json
+from lamp.files import locked, read_json, write_json
 from lamp.version import code_version, package_versions
 from lamp_client.envs.libero import LiberoEnv
 
@@ -86,7 +83,8 @@ def collect(config: CollectConfig) -> CollectReport:
     """
     begun = time.monotonic()
     root = Path(config.out)
-    with _only_one(root):
+    busy = f"another collection is running in {root}; wait for it or choose another folder"
+    with locked(root / LOCK_PATH, busy):
         _agree(root, config)
         for torn in (root / STAGING).glob(".tmp-*"):
             shutil.rmtree(torn, ignore_errors=True)
@@ -112,19 +110,6 @@ def collect(config: CollectConfig) -> CollectReport:
             given_up=tuple(sorted(set(names) - after)),
             tasks=_task_reports(root, attempts),
         )
-
-
-@contextlib.contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock ends with the process, however it ends."""
-    path = root / LOCK_PATH
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another collection is running in {root}; wait for it or choose another folder") from None
-        yield
 
 
 def _settings(config: CollectConfig) -> dict[str, Any]:

@@ -81,17 +81,22 @@ class Disturbance:
         self._fumble_steps = int(generator.integers(*FUMBLE_STEPS, endpoint=True)) if self.fumbled else 0
         self._fumble_reach = float(generator.uniform(*FUMBLE_REACH))
         self._fumbling = False
+        self.overriding = False
+        """Whether the last executed action was a push or a fumble instead of the clean one."""
 
     def executed(self, decision: Decision) -> Float[np.ndarray, "7"]:
         """The action to execute in place of the clean one; the gripper's command stays as it is but in a fumble."""
         action = decision.action.copy()
         noise = self._noise.sample() * (1.0 - PRECISION_SHARE * decision.precision)
+        self.overriding = False
         if self._push_steps and decision.phase is Phase.APPROACH and decision.reach < self._push_reach:
             self._push_steps -= 1
+            self.overriding = True
             action[:3] = self._push
         self._fumbling |= decision.phase is Phase.APPROACH and decision.reach < self._fumble_reach
         if self._fumbling and self._fumble_steps:
             self._fumble_steps -= 1
+            self.overriding = True
             action[6] = CLOSE
             if self._aside_steps:
                 self._aside_steps -= 1

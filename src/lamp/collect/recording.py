@@ -30,6 +30,8 @@ class Trajectory:
     """The expert's action at the visited state, gripper 1 = open, 0 = closed."""
     executed: Float[np.ndarray, "l 7"]
     """The action that was executed, in the same convention."""
+    overridden: Bool[np.ndarray, "l"]
+    """Where it was a push or a fumble instead of the clean action with noise."""
     outcome: str
     """`success`, or why the episode is of no use."""
     retries: int
@@ -50,7 +52,7 @@ def simulate(env: LiberoEnv, disturbance: Disturbance) -> Trajectory:
     """Lets the expert act in an environment that was just reset, until it is done or the task's step limit is reached."""
     scene = Scene(*env.simulation, env.robosuite)
     expert = Expert(scene)
-    snapshots, proprioception, clean, executed = [], [], [], []
+    snapshots, proprioception, clean, executed, overridden = [], [], [], [], []
     held = 0
     while held < HOLD and len(snapshots) < env.step_limit:
         snapshots.append(env.snapshot())
@@ -59,6 +61,7 @@ def simulate(env: LiberoEnv, disturbance: Disturbance) -> Trajectory:
         action = disturbance.executed(decision)
         clean.append(dataset_action(decision.action))
         executed.append(dataset_action(action))
+        overridden.append(disturbance.overriding)
         env.step(action)
         held = held + 1 if expert.done else 0
     success = expert.done and scene.success
@@ -68,6 +71,7 @@ def simulate(env: LiberoEnv, disturbance: Disturbance) -> Trajectory:
         proprioception=np.stack(proprioception),
         clean=np.stack(clean),
         executed=np.stack(executed),
+        overridden=np.array(overridden),
         outcome="success" if success else _reason(expert, scene),
         retries=expert.retries,
     )

@@ -130,6 +130,7 @@ def episode_data(
             "observation.fresh": fresh_frames(trajectory.length, config.render_every),
             "action": trajectory.clean.astype(np.float32),
             "action.executed": trajectory.executed.astype(np.float32),
+            "action.overridden": trajectory.overridden,
         },
         images=render(env, trajectory, config.render_every),
         task=env.instruction,

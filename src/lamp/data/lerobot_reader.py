@@ -36,6 +36,8 @@ from lamp.files import read_json, read_lines_json
 
 FRESH = "observation.fresh"
 """False where a frame repeats the image rendered for an earlier one."""
+OVERRIDDEN = "action.overridden"
+"""True where something else than the action with its noise was executed: what was meant to follow it did not."""
 
 
 class LeRobotDataset:
@@ -154,6 +156,12 @@ class LeRobotDataset:
         if FRESH not in self.features:
             return np.ones(self.episode(episode).length, bool)
         return self.column(FRESH, episode).astype(bool)
+
+    def overridden(self, episode: int) -> Bool[np.ndarray, "l"]:
+        """After which frames the episode did not go as the recorded action says; none, where the dataset does not say."""
+        if OVERRIDDEN not in self.features:
+            return np.zeros(self.episode(episode).length, bool)
+        return self.column(OVERRIDDEN, episode).astype(bool)
 
     def video_path(self, camera: str, episode: int) -> Path:
         """The video file that holds the episode's frames.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from lamp.data.episodes import (
 from lamp.data.lerobot_format import INFO_PATH, LAMP_PATH, Feature
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError
-from lamp.files import write_json
+from lamp.files import locked, write_json
 
 
 class LeRobotWriter:
@@ -83,7 +81,7 @@ class LeRobotWriter:
             DataError: There is nothing to make a dataset of, or an episode is corrupt, or another process is at it.
             MismatchError: Episodes differ in features, cameras, image sizes or frame rate.
         """
-        with self._locked():
+        with locked(self.root / STAGING / ".lock", f"another process is finalising {self.root}; wait for it"):
             old = LeRobotDataset(self.root) if (self.root / INFO_PATH).exists() else None
             done = set(recorded_names(self.root))
             staged = [read_staged(self.root, name) for name in staged_names(self.root) if name not in done]
@@ -97,13 +95,3 @@ class LeRobotWriter:
                 remove_staged(self.root, name)
             remove_leftovers(self.root)
             return len(staged)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        (self.root / STAGING).mkdir(parents=True, exist_ok=True)
-        with open(self.root / STAGING / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(f"another process is finalising {self.root}; wait for it") from None
-            yield

@@ -98,11 +98,16 @@ class Standardise(Affine):
 
     @classmethod
     def fit(
-        cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
+        cls,
+        values: Float[np.ndarray, "n d"],
+        *,
+        masked: Sequence[int] = (),
+        binary: Sequence[int] = (),
+        least: float = 0.0,
     ) -> Standardise:
-        """From data."""
-        mean, std = _plain(values.mean(0, dtype=np.float64)), _plain(values.std(0, dtype=np.float64))
-        return cls(mean=mean, std=std, **_dimensions(values, masked, binary))
+        """From data; dimensions with a deviation below `least` are divided by that instead."""
+        mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+        return cls(mean=_plain(mean), std=_plain(np.maximum(std, least)), **_dimensions(values, masked, binary))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +175,19 @@ Normaliser = Standardise | MinMax | Quantile | Identity
 class ByDeviation:
     """Recipe setting: fit `Standardise`."""
 
+    least: float = 0.0
+    """Smallest deviation to divide by: a dimension that hardly varies (the tilt of a hand that points down) then stays small,
+    and its noise does not fill the loss."""
+
+    def __post_init__(self) -> None:
+        if self.least < 0:
+            raise ConfigError(f"ByDeviation: least {self.least} given, 0 or more expected")
+
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Standardise:
         """Fits the normaliser to data."""
-        return Standardise.fit(values, masked=masked, binary=binary)
+        return Standardise.fit(values, masked=masked, binary=binary, least=self.least)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,13 @@ def stacked(dataset: LeRobotDataset, name: str, episodes: Sequence[int]) -> Floa
     return values.astype(np.float32).reshape(len(values), -1)
 
 
+def _followed_until(overridden: Bool[np.ndarray, "l"]) -> Int64[np.ndarray, "l"]:
+    """For each frame, the end of the actions that follow from it: one past the next overridden one, or the episode's end."""
+    length = len(overridden)
+    ends = np.where(overridden, np.arange(1, length + 1), length)
+    return np.minimum.accumulate(ends[::-1])[::-1].copy()
+
+
 class PolicySamples:
     """(observation, state, action chunk) for every fresh frame of some episodes, in memory but for the features."""
 
@@ -121,15 +128,15 @@ class PolicySamples:
             for episode in episodes
         ]
         self._states = torch.from_numpy(scaling.scaled_state(np.concatenate(states)))
-        held, first, ends = [], {}, {}
+        held, first, ends = [], [], []
         for episode in episodes:
             actions = scaling.actions.normalise(dataset.column(ACTION, episode).astype(np.float32))
-            first[episode] = sum(len(part) for part in held)
-            ends[episode] = first[episode] + len(actions)
+            start, frames = sum(len(part) for part in held), self.frame[self.episode == episode]
+            first.append(start + frames)
+            ends.append(start + _followed_until(dataset.overridden(episode))[frames])
             held += [actions, np.repeat(actions[-1:], chunk - 1, axis=0)]
         self._actions = torch.from_numpy(np.concatenate(held))
-        self._first = torch.tensor([first[episode] for episode in self.episode.tolist()]) + torch.from_numpy(self.frame)
-        self._ends = torch.tensor([ends[episode] for episode in self.episode.tolist()])
+        self._first, self._ends = torch.from_numpy(np.concatenate(first)), torch.from_numpy(np.concatenate(ends))
         self._hidden: Float16[np.ndarray, "n draws m dm"] | None = None
         self.motion_hidden = motion_hidden
 
@@ -153,7 +160,11 @@ class PolicySamples:
         self._hidden = hidden
 
     def chunks(self, indices: Int64[np.ndarray, "b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
-        """Normalised action chunks, and which of their actions are within the episode; past its end the last is held."""
+        """Normalised action chunks, and which of their actions count; past the episode's end the last is held.
+
+        An action counts within the episode, and up to the first one that was overridden: those after it answer a push that
+        the observation cannot tell of.
+        """
         places = self._first[torch.from_numpy(indices)][:, None] + torch.arange(self.chunk)
         return self._actions[places], places < self._ends[torch.from_numpy(indices)][:, None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import shutil
@@ -10,7 +9,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lamp.errors import ConfigError, DataError, unknown
+from lamp.files import locked
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.following import Sampling
 from lamp.sceneflow.frames import reference_frames
@@ -144,7 +143,8 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
     """
     recordings = recording_paths(config.data)
     path = config.data / FOLDER
-    with _alone(config.data / f".{FOLDER}.lock"):
+    busy = f"another `lamp flow build` is at work on {config.data}; wait for it or stop it"
+    with locked(config.data / f".{FOLDER}.lock", busy):
         if config.overwrite:
             remove(path)
         store = SceneFlowStore.create(path, config.description)
@@ -288,14 +288,3 @@ def _sample(store: SceneFlowStore) -> Iterator[SceneFlow]:
         frames = store.frames(episode)
         tracks, camera = store.read(episode, frames[:: max(len(frames) // 8, 1)])
         yield flow_from_tracks(tracks, camera, supervision=Supervision(hidden_points=True))
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keeps a second build of the same store out."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"another `lamp flow build` is at work on {path.parent}; wait for it or stop it") from None
-        yield

@@ -7,20 +7,17 @@ out/checkpoint/        the latest checkpoint, whole at any moment
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.errors import LampError, MismatchError
-from lamp.files import write_json
+from lamp.errors import MismatchError
+from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
 from lamp.train.checkpoint import load_state, load_weights, save_checkpoint
 from lamp.train.configs import LoopConfig
@@ -77,7 +74,7 @@ def run_stage(
         KeyboardInterrupt: The user asked to stop; a checkpoint has been written.
     """
     path = out / CHECKPOINT
-    with _locked(out):
+    with locked(out / ".lock", f"another process is training in {out}; wait for it, or choose another --out."):
         if fresh:
             clear(out)
         state = _continued(stage, description, path)
@@ -161,18 +158,3 @@ def _run_record(description: Description) -> dict[str, Any]:
         "code": lamp.version.code_version(),
         "packages": lamp.version.package_versions(),
     }
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keeps a second process from training in the same folder; the lock dies with the process."""
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LampError(f"another process is training in {out}; wait for it, or choose another --out.") from None
-        yield
-    finally:
-        os.close(descriptor)

@@ -16,12 +16,12 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from lamp.benchmark.evaluating import Summary, evaluate
 from lamp.collect.collecting import collect
@@ -35,6 +35,9 @@ from lamp.version import code_version, package_versions
 from lamp.view.foresight import ViewConfig, view
 from lamp.view.overlay import ForesightArtist
 from lamp.view.report import ReportConfig, report
+
+Work = ParamSpec("Work")
+Result = TypeVar("Result")
 
 STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")
 
@@ -74,10 +77,12 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
         build(replace(recipe.flow, data=data))
     with clock.stage("features"):
         ensure_features(data, recipe.backbone)
-    with clock.stage("train_motion"):
-        train_motion(recipe.motion, data, out / "motion")
-    with clock.stage("train_policy"):
-        _train_policies(recipe, out)
+    with _in_another_process(train_policy, recipe.without_motion, data, out / "policy_without", None) as plain_policy:
+        with clock.stage("train_motion"):
+            train_motion(recipe.motion, data, out / "motion")
+        with clock.stage("train_policy"):
+            train_policy(recipe.policy, data, out / "policy_with", out / "motion" / "checkpoint")
+            plain_policy.result()
     with clock.stage("evaluate"):
         summaries = [_evaluate(recipe, index, out) for index in range(len(recipe.evaluations))]
     with clock.stage("report"):
@@ -90,17 +95,14 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
     return summary
 
 
-def _train_policies(recipe: Recipe, out: Path) -> None:
-    """Trains both policies side by side, a process each: on few cores that is faster than one after the other."""
-    data, motion = out / "data", out / "motion" / "checkpoint"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=2, mp_context=context) as pool:
-        futures = [
-            pool.submit(train_policy, recipe.policy, data, out / "policy_with", motion),
-            pool.submit(train_policy, recipe.without_motion, data, out / "policy_without", None),
-        ]
-        for future in futures:
-            future.result()
+@contextmanager
+def _in_another_process(
+    work: Callable[Work, Result], *args: Work.args, **named: Work.kwargs
+) -> Iterator[Future[Result]]:
+    """Works beside the block, which should ask for the result: on few cores, two processes of one thread each train faster
+    than one of two threads after another."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.submit(work, *args, **named)
 
 
 def _evaluate(recipe: Recipe, index: int, out: Path) -> Summary:

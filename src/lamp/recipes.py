@@ -67,7 +67,7 @@ def recipe(name: str) -> Recipe:
 
 def demo() -> Recipe:
     """Two tasks of LIBERO-Object with shifted objects, 16 demonstrations each: `make demo`."""
-    motion_loop = small_loop(steps=240, lr=1.2e-3, seed=1)
+    motion_loop = small_loop(steps=240, lr=1.2e-3, seed=1, threads=1)
     policy_loop = small_loop(steps=1250, batch_size=16, lr=6e-4, seed=2, threads=1)
     return small(
         name="demo",
@@ -122,7 +122,7 @@ def small_study(suite: str, tasks: tuple[int, ...], *, episodes: int, policy_ste
         summary=f"{suite} tasks {numbers}, {episodes} demonstrations each"
         + (f", objects shifted by up to {shift} m" if shift else ""),
         collect=small_collection(suite, tasks, episodes=episodes, shift=shift),
-        motion_loop=small_loop(steps=1500, lr=1e-3, seed=1),
+        motion_loop=small_loop(steps=1500, lr=1e-3, seed=1, threads=1),
         policy_loop=replace(
             small_loop(steps=policy_steps, batch_size=16, lr=6e-4, seed=2, threads=1), validate_every=1000
         ),

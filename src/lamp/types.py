@@ -123,3 +123,5 @@ class Batch(OnDevice):
     """False past the end of the episode."""
     motion_hidden: Float[Tensor, "b m dm"] | None = None
     """z_m precomputed for this sample (one of several cached noise draws); None: the model computes it."""
+    prior_seen: Bool[Tensor, " b"] | None = None
+    """False where the motion prior is withheld from a sample; None: nowhere."""

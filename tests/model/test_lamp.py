@@ -160,6 +160,19 @@ def test_the_motion_prior_matters_once_the_gate_is_open(config, model, batch, no
     assert torch.equal(closed.guide(batch.encoded, torch.randn(2, 24, 32)).tokens, batch.encoded.tokens)
 
 
+def test_a_sample_that_has_not_seen_the_prior_is_not_guided(model, batch, noises):
+    model.eval()
+    hidden = model.motion_hidden(batch.encoded, noises[0])
+    with torch.no_grad():
+        model.guidance.g.fill_(5.0)
+    everywhere, nowhere = model.guide(batch.encoded, hidden), batch.encoded
+    seen = torch.arange(len(hidden)) % 2 == 0
+    guided = model.guide(batch.encoded, hidden, seen)
+    assert torch.equal(guided.tokens[seen], everywhere.tokens[seen])
+    assert torch.equal(guided.tokens[~seen], nowhere.tokens[~seen])
+    assert not torch.equal(guided.tokens[seen], nowhere.tokens[seen])
+
+
 def test_foresee_follows_the_solver(model, batch, noises):
     seen = []
     model.motion_expert.register_forward_hook(lambda _module, args, _output: seen.append(args[1][0].item()))

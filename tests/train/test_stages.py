@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_training
 
-from lamp.errors import LampError, MismatchError
+from lamp.errors import ConfigError, LampError, MismatchError
 from lamp.files import read_lines_json
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split
@@ -30,8 +30,8 @@ from lamp.train.motion import evaluate_flow, train_motion
 from lamp.train.optimiser import AdamW
 from lamp.train.policy import train_policy
 from lamp.train.running import TrainingResult
-from lamp.train.stages import PolicyStage
-from lamp.types import Batch
+from lamp.train.stages import PolicyStage, with_fewer_tokens
+from lamp.types import Batch, Encoded
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
 BACKBONE = PatchBackbone()
@@ -85,6 +85,31 @@ def test_the_policy_without_motion_has_no_guidance(data: Path, tmp_path: Path) -
     policy(data, tmp_path, policy_training(with_motion=False, loop=loop(steps=2)))
     assert {name.split(".")[0] for name in weights(tmp_path)} == {"action_expert"}
     assert all("gate" not in line for line in read_lines_json(tmp_path / "metrics.jsonl"))
+
+
+def test_hidden_tokens_are_drawn_anew_at_every_step_and_never_shown_where_there_are_none() -> None:
+    real = torch.arange(1000) < 900
+    batch = Batch(encoded=Encoded(tokens=torch.zeros(8, 1000, 1), mask=real.expand(8, -1)))
+    first, second = (with_fewer_tokens(batch, 0.3, 0, step).encoded.mask for step in (1, 2))
+    assert not torch.equal(first, second) and not first[:, 900:].any()
+    assert abs(first[:, :900].float().mean() - 0.7) < 0.02
+    assert torch.equal(first, with_fewer_tokens(batch, 0.3, 0, 1).encoded.mask)
+    assert with_fewer_tokens(batch, 0.0, 0, 1) is batch
+
+
+def test_dropouts_are_settings_of_the_run_and_change_it(data: Path, prior: Path, tmp_path: Path) -> None:
+    plain, fewer = tmp_path / "plain", tmp_path / "fewer"
+    motion(data, plain, motion_training(loop=loop(steps=2)))
+    motion(data, fewer, motion_training(loop=loop(steps=2), token_dropout=0.5))
+    assert losses(plain) != losses(fewer)
+    config = policy_training(loop=loop(steps=2))
+    policy(data, tmp_path / "with", config, prior)
+    policy(data, tmp_path / "seldom", replace(config, prior_dropout=0.9), prior)
+    assert losses(tmp_path / "with") != losses(tmp_path / "seldom")
+    with pytest.raises(ConfigError, match="prior_dropout is 1.0; it must lie in"):
+        replace(config, prior_dropout=1.0)
+    with pytest.raises(ConfigError, match="there is no prior"):
+        policy_training(with_motion=False, prior_dropout=0.5)
 
 
 @contextmanager

@@ -138,13 +138,16 @@ class LaMP(nn.Module):
         tau = torch.full((len(noise),), step_times(self.config.solver_steps)[taken], device=noise.device)
         return expert.hidden(partial, tau, encoded)
 
-    def guide(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None) -> Guided:
-        """Returns z_guided (Eq. 4), or z itself where the model has no motion prior."""
+    def guide(
+        self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None, seen: Bool[Tensor, " b"] | None = None
+    ) -> Guided:
+        """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it."""
         if self.guidance is None:
             return Guided(tokens=encoded.tokens, mask=encoded.mask)
         dtype = self.guidance.project.weight.dtype
         z, z_m = encoded.tokens.to(dtype), _present(hidden, "motion hidden state").to(dtype)
-        return Guided(tokens=self.guidance(z, z_m), mask=encoded.mask)
+        guided = self.guidance(z, z_m)
+        return Guided(tokens=guided if seen is None else guided.where(seen[:, None, None], z), mask=encoded.mask)
 
     def action_loss(self, batch: Batch, generator: torch.Generator, noise_draws: int = 2) -> ActionLoss:
         """Stage 2 (Algorithm 1): guidance and Action Expert learn the velocity from noise to the expert's actions.
@@ -159,7 +162,7 @@ class LaMP(nn.Module):
         if hidden is None and self.motion_expert is not None:
             noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), generator, actions.device)
             hidden = self.motion_hidden(batch.encoded, noise)
-        context = expert.context(self.guide(batch.encoded, hidden))
+        context = expert.context(self.guide(batch.encoded, hidden, batch.prior_seen))
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)
         noise = gaussian(data.shape, generator, data.device)

@@ -100,6 +100,8 @@ class MotionTraining:
     supervision: Supervision = field(default_factory=Supervision)
     draws: int = 1
     """Noise draws per sample and step."""
+    token_dropout: float = 0.0
+    """Share of the backbone's tokens hidden from the Motion Expert in each training sample."""
     split: Split = field(default_factory=Split)
     validation_samples: int = 32
     """Held-out samples measured at each validation during the run; each takes all solver steps once."""
@@ -113,6 +115,7 @@ class MotionTraining:
             )
         if self.model.action is not None:
             raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
+        _check_share("token_dropout", self.token_dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,9 @@ class PolicyTraining:
     """Standard deviation of the noise added to the normalised state in training."""
     token_dropout: float = 0.0
     """Share of the backbone's tokens hidden from guidance and Action Expert in each training sample."""
+    prior_dropout: float = 0.0
+    """Share of the training samples from which the motion prior is withheld. z_m is better on the episodes that Stage 1 was
+    trained on than on any other; where these are also Stage 2's, and few, the Action Expert must not lean on it."""
     state_transform: StateTransform = field(default_factory=ContinuousRotation)
     state_fit: NormaliserFit = field(default_factory=ByDeviation)
     action_fit: NormaliserFit = field(default_factory=ByDeviation)
@@ -152,8 +158,15 @@ class PolicyTraining:
             )
         if self.cached_hidden_draws and self.model.motion is None:
             raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")
-        if not 0.0 <= self.token_dropout < 1.0:
-            raise ConfigError(f"token_dropout is {self.token_dropout}; it must lie in [0, 1), such as 0.3.")
+        if self.prior_dropout and self.model.motion is None:
+            raise ConfigError("prior_dropout is set, but model.motion is None: there is no prior; set it to 0.")
+        _check_share("token_dropout", self.token_dropout)
+        _check_share("prior_dropout", self.prior_dropout)
         for name in ("cached_hidden_draws", "state_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(f"{name} is {value}; it must lie in [0, 1), such as 0.3.")

@@ -57,7 +57,8 @@ class MotionStage:
 
     def next_batch(self, step: int) -> Batch:
         pick = next(self.sampler)
-        return self.samples.batch(pick.indices, epoch=pick.epoch)
+        batch = self.samples.batch(pick.indices, epoch=pick.epoch)
+        return with_fewer_tokens(batch, self.config.token_dropout, self.config.loop.seed, step)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
         loss = self.model.motion_loss(batch, generator, self.config.draws)
@@ -110,7 +111,8 @@ class PolicyStage:
         pick = next(self.sampler)
         batch = self.samples.batch(pick.indices, epoch=pick.epoch)
         batch = self._with_noisy_state(batch, step) if self.config.state_noise else batch
-        return self._with_fewer_tokens(batch, step) if self.config.token_dropout else batch
+        batch = self._without_prior(batch, step) if self.config.prior_dropout else batch
+        return with_fewer_tokens(batch, self.config.token_dropout, self.config.loop.seed, step)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
         loss = self.model.action_loss(batch, generator, self.config.noise_draws)
@@ -138,10 +140,18 @@ class PolicyStage:
         noise = torch.randn(batch.state.shape, generator=generator_at(self.config.loop.seed, "state", step))
         return replace(batch, state=batch.state + self.config.state_noise * noise)
 
-    def _with_fewer_tokens(self, batch: Batch, step: int) -> Batch:
-        mask = batch.encoded.mask
-        kept = torch.rand(mask.shape, generator=generator_at(self.config.loop.seed, "tokens", step))
-        return replace(batch, encoded=replace(batch.encoded, mask=mask & (kept >= self.config.token_dropout)))
+    def _without_prior(self, batch: Batch, step: int) -> Batch:
+        drawn = torch.rand(len(batch.encoded.mask), generator=generator_at(self.config.loop.seed, "prior", step))
+        return replace(batch, prior_seen=drawn >= self.config.prior_dropout)
+
+
+def with_fewer_tokens(batch: Batch, share: float, seed: int, step: int) -> Batch:
+    """Hides a share of the backbone's tokens, drawn anew at every step."""
+    if not share:
+        return batch
+    mask = batch.encoded.mask
+    kept = torch.rand(mask.shape, generator=generator_at(seed, "tokens", step)) >= share
+    return replace(batch, encoded=replace(batch.encoded, mask=mask & kept))
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_dropouts_are_settings_of_the_run_and_change_it(data: Path, prior: Path,
     policy(data, tmp_path / "with", config, prior)
     policy(data, tmp_path / "seldom", replace(config, prior_dropout=0.9), prior)
     assert losses(tmp_path / "with") != losses(tmp_path / "seldom")
-    with pytest.raises(ConfigError, match="prior_dropout is 1.0; it must lie in"):
+    with pytest.raises(ConfigError, match=r"prior_dropout is 1\.0; it must lie in"):
         replace(config, prior_dropout=1.0)
     with pytest.raises(ConfigError, match="there is no prior"):
         policy_training(with_motion=False, prior_dropout=0.5)

@@ -139,6 +139,7 @@ class PolicySamples:
         self._first, self._ends = torch.from_numpy(np.concatenate(first)), torch.from_numpy(np.concatenate(ends))
         self._hidden: Float16[np.ndarray, "n draws m dm"] | None = None
         self.motion_hidden = motion_hidden
+        self._prior_seen: Bool[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -158,6 +159,10 @@ class PolicySamples:
         if hidden is not None and (len(hidden) != len(self) or hidden.shape[1] < 1):
             raise MismatchError(f"the hidden states cover {len(hidden)} samples; expected {len(self)}, one entry each")
         self._hidden = hidden
+
+    def show_prior_in(self, episodes: Sequence[int]) -> None:
+        """Lets only the samples of these episodes see the motion prior."""
+        self._prior_seen = torch.from_numpy(np.isin(self.episode, np.asarray(episodes, np.int64)))
 
     def chunks(self, indices: Int64[np.ndarray, "b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
         """Normalised action chunks, and which of their actions count; past the episode's end the last is held.
@@ -181,4 +186,5 @@ class PolicySamples:
             actions=actions,
             action_mask=mask,
             motion_hidden=hidden,
+            prior_seen=None if self._prior_seen is None else self._prior_seen[torch.from_numpy(indices)],
         )

@@ -119,6 +119,20 @@ class MotionTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllEpisodes:
+    """Every training sample sees the motion prior: right where Stage 1 had other data than Stage 2, or very much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnseenEpisodes:
+    """Only samples of episodes that Stage 1 held out see the motion prior; the others train the policy without it.
+
+    z_m is better on the episodes that Stage 1 was trained on than on any other. A policy that sees it there leans on it, and
+    is led astray on new scenes.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyTraining:
     """Stage 2 (Section III-G, Algorithm 1): guidance and Action Expert; backbone and Motion Expert are frozen."""
 
@@ -137,8 +151,9 @@ class PolicyTraining:
     token_dropout: float = 0.0
     """Share of the backbone's tokens hidden from guidance and Action Expert in each training sample."""
     prior_dropout: float = 0.0
-    """Share of the training samples from which the motion prior is withheld. z_m is better on the episodes that Stage 1 was
-    trained on than on any other; where these are also Stage 2's, and few, the Action Expert must not lean on it."""
+    """Share of the training samples from which the motion prior is withheld, drawn anew at every step."""
+    prior_on: AllEpisodes | UnseenEpisodes = field(default_factory=AllEpisodes)
+    """In which episodes training samples see the motion prior at all."""
     state_transform: StateTransform = field(default_factory=ContinuousRotation)
     state_fit: NormaliserFit = field(default_factory=ByDeviation)
     action_fit: NormaliserFit = field(default_factory=ByDeviation)

@@ -83,6 +83,8 @@ class DataRecord:
     """Training samples."""
     tasks: tuple[str, ...]
     validation_episodes: tuple[int, ...]
+    dataset: str = ""
+    """Content hash of the whole dataset, held-out episodes included; empty where it was not noted."""
 
 
 @dataclass(frozen=True, kw_only=True)

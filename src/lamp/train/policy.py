@@ -19,7 +19,7 @@ from lamp.files import to_line
 from lamp.model.lamp import LaMP
 from lamp.train.backbones import build_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
-from lamp.train.configs import PolicyTraining
+from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, PolicyRecord
 from lamp.train.hidden import HiddenCache
 from lamp.train.metrics import Progress
@@ -63,6 +63,8 @@ def train_policy(
         _samples(config, sources, scaling, episodes) for episodes in (sources.split.train, sources.split.validation)
     )
     assert samples is not None
+    if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
+        samples.show_prior_in(_unseen(sources, motion))
     description = _describe(config, sources, scaling, samples, motion)
     stage = PolicyStage(model.to(config.loop.device), config, samples, validation)
 
@@ -145,6 +147,16 @@ def fit_scaling(config: PolicyTraining, sources: Sources) -> PolicyScaling:
         state=config.state_fit.fit(states),
         actions=config.action_fit.fit(actions, binary=binary),
     )
+
+
+def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
+    episodes = sources.unseen_by(motion.source.data)
+    if not episodes:
+        raise ConfigError(
+            "prior_on is UnseenEpisodes, but Stage 1 was trained on every episode that Stage 2 has: train it with a larger "
+            "split.validation_share (0.5) or on other data, or choose AllEpisodes."
+        )
+    return episodes
 
 
 def _samples(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lamp.data.features import FeatureCache
@@ -72,4 +73,17 @@ class Sources:
             frames=samples,
             tasks=tuple(task for task in self.dataset.tasks if task in trained),
             validation_episodes=self.split.validation,
+            dataset=self.content,
         )
+
+    @cached_property
+    def content(self) -> str:
+        """Content hash of the whole dataset."""
+        prints = (self.dataset.fingerprint(episode) for episode in range(len(self.dataset)))
+        return hashlib.sha256("\n".join(prints).encode()).hexdigest()[:32]
+
+    def unseen_by(self, other: DataRecord) -> tuple[int, ...]:
+        """Training episodes that another training, of Stage 1, did not see: all, where it had another dataset."""
+        if other.dataset != self.content:
+            return self.split.train
+        return tuple(episode for episode in self.split.train if episode in set(other.validation_episodes))

@@ -142,7 +142,8 @@ class PolicyStage:
 
     def _without_prior(self, batch: Batch, step: int) -> Batch:
         drawn = torch.rand(len(batch.encoded.mask), generator=generator_at(self.config.loop.seed, "prior", step))
-        return replace(batch, prior_seen=drawn >= self.config.prior_dropout)
+        seen = drawn >= self.config.prior_dropout
+        return replace(batch, prior_seen=seen if batch.prior_seen is None else seen & batch.prior_seen)
 
 
 def with_fewer_tokens(batch: Batch, share: float, seed: int, step: int) -> Batch:

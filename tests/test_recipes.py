@@ -13,6 +13,7 @@ from lamp.errors import ConfigError
 from lamp.model.counting import expected_parameters
 from lamp.model.lamp import LaMP
 from lamp.recipes import RECIPES, Recipe, recipe
+from lamp.train.configs import AllEpisodes
 
 NAMES = tuple(RECIPES)
 
@@ -32,6 +33,8 @@ def test_the_stages_of_a_recipe_fit_together(name: str) -> None:
         made.policy,
         model=replace(made.policy.model, motion=None, guidance=None),
         cached_hidden_draws=0,
+        prior_dropout=0.0,
+        prior_on=AllEpisodes(),
     ), "with and without the motion prior differ in nothing else"
     assert made.motion.backbone == made.policy.backbone == made.backbone
     motion = made.motion.model.motion

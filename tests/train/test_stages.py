@@ -24,7 +24,7 @@ from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_
 from lamp.errors import ConfigError, LampError, MismatchError
 from lamp.files import read_lines_json
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split
+from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
 from lamp.train.description import read_description
 from lamp.train.motion import evaluate_flow, train_motion
 from lamp.train.optimiser import AdamW
@@ -110,6 +110,36 @@ def test_dropouts_are_settings_of_the_run_and_change_it(data: Path, prior: Path,
         replace(config, prior_dropout=1.0)
     with pytest.raises(ConfigError, match="there is no prior"):
         policy_training(with_motion=False, prior_dropout=0.5)
+
+
+def test_the_prior_is_shown_only_where_stage_one_did_not_look(data: Path, tmp_path: Path) -> None:
+    motion(data, tmp_path / "half", motion_training(loop=loop(steps=2), split=Split(validation_share=0.5)))
+    shown: list[Tensor] = []
+    take = PolicyStage.next_batch
+
+    def next_batch(self: PolicyStage, step: int) -> Batch:
+        batch = take(self, step)
+        assert batch.prior_seen is not None
+        shown.append(batch.prior_seen)
+        return batch
+
+    config = policy_training(loop=loop(steps=8), prior_on=UnseenEpisodes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PolicyStage, "next_batch", next_batch)
+        result = policy(data, tmp_path / "policy", config, tmp_path / "half" / "checkpoint")
+    share = torch.cat(shown).float().mean()
+    source = result.description.motion_source
+    assert source is not None and source.data.dataset == result.description.data.dataset != ""
+    held_out = set(source.data.validation_episodes) - set(result.description.data.validation_episodes)
+    assert 0 < len(held_out) < result.description.data.episodes
+    assert share == pytest.approx(len(held_out) / result.description.data.episodes, abs=0.2)
+
+
+def test_a_prior_that_saw_every_episode_cannot_be_shown_on_unseen_ones(data: Path, tmp_path: Path) -> None:
+    motion(data, tmp_path / "all", motion_training(loop=loop(steps=2), split=Split(validation_share=0.0)))
+    config = policy_training(loop=loop(steps=2), prior_on=UnseenEpisodes())
+    with pytest.raises(ConfigError, match="Stage 1 was trained on every episode"):
+        policy(data, tmp_path / "policy", config, tmp_path / "all" / "checkpoint")
 
 
 @contextmanager

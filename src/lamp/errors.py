@@ -34,5 +34,5 @@ def unknown(kind: str, value: object, known: Iterable[object]) -> ConfigError:
     """Builds the error for a name that is not among the known ones, with the nearest match first."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return ConfigError(f"unknown {kind} {str(value)!r}{hint} Known: {', '.join(names) if names else 'none'}.")

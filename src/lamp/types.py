@@ -101,6 +101,11 @@ class Guided(OnDevice):
     tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
 
+    @classmethod
+    def of(cls, encoded: Encoded) -> Guided:
+        """z itself, without a motion prior."""
+        return cls(tokens=encoded.tokens, mask=encoded.mask)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observations(OnDevice):

@@ -157,10 +157,35 @@ def stopping_at(step: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("draws", [0, 2])
-def test_a_broken_off_policy_run_continues_bit_for_bit(data: Path, prior: Path, tmp_path: Path, draws: int) -> None:
+def test_a_prior_that_joins_late_leaves_the_guidance_alone_until_then(data: Path, prior: Path, tmp_path: Path) -> None:
+    still = AdamW(lr=3e-3, weight_decay=0.0)
+    config = policy_training(loop=loop(steps=8, optimiser=still, ema=None), prior_from=0.5, prior_dropout=0.0)
+    start = policy_training(loop=loop(steps=1, optimiser=AdamW(lr=0.0, weight_decay=0.0), min_lr=0.0, ema=None))
+    policy(data, tmp_path / "start", start, prior)
+    before, seen = weights(tmp_path / "start"), []
+    take = PolicyStage.next_batch
+
+    def next_batch(self: PolicyStage, step: int) -> Batch:
+        guidance = self.model.guidance
+        assert guidance is not None
+        moved = any(not torch.equal(value, before[f"guidance.{name}"]) for name, value in guidance.named_parameters())
+        batch = take(self, step)
+        assert batch.prior_seen is not None
+        seen.append((moved, batch.prior_seen.all().item(), batch.prior_seen.any().item()))
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PolicyStage, "next_batch", next_batch)
+        policy(data, tmp_path / "late", config, prior)
+    assert seen == [(False, False, False)] * 4 + [(False, True, True)] + [(True, True, True)] * 3
+
+
+@pytest.mark.parametrize(("draws", "late"), [(0, 0.0), (2, 0.0), (2, 0.8)])
+def test_a_broken_off_policy_run_continues_bit_for_bit(
+    data: Path, prior: Path, tmp_path: Path, draws: int, late: float
+) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    config = policy_training(cached_hidden_draws=draws)
+    config = policy_training(cached_hidden_draws=draws, prior_from=late)
     policy(data, straight, config, prior)
     with stopping_at(7):
         policy(data, stopped, config, prior)

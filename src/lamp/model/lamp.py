@@ -143,7 +143,7 @@ class LaMP(nn.Module):
     ) -> Guided:
         """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it."""
         if self.guidance is None:
-            return Guided(tokens=encoded.tokens, mask=encoded.mask)
+            return Guided.of(encoded)
         dtype = self.guidance.project.weight.dtype
         z, z_m = encoded.tokens.to(dtype), _present(hidden, "motion hidden state").to(dtype)
         guided = self.guidance(z, z_m)
@@ -159,10 +159,12 @@ class LaMP(nn.Module):
         """
         expert, actions = _present(self.action_expert, "Action Expert"), _present(batch.actions, "batch.actions")
         state, hidden = _present(batch.state, "batch.state"), batch.motion_hidden
-        if hidden is None and self.motion_expert is not None:
+        withheld = batch.prior_seen is not None and not batch.prior_seen.any()
+        if hidden is None and self.motion_expert is not None and not withheld:
             noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), generator, actions.device)
             hidden = self.motion_hidden(batch.encoded, noise)
-        context = expert.context(self.guide(batch.encoded, hidden, batch.prior_seen))
+        guided = Guided.of(batch.encoded) if withheld else self.guide(batch.encoded, hidden, batch.prior_seen)
+        context = expert.context(guided)
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)
         noise = gaussian(data.shape, generator, data.device)

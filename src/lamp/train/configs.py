@@ -152,6 +152,9 @@ class PolicyTraining:
     """Share of the backbone's tokens hidden from guidance and Action Expert in each training sample."""
     prior_dropout: float = 0.0
     """Share of the training samples from which the motion prior is withheld, drawn anew at every step."""
+    prior_from: float = 0.0
+    """Share of the steps after which the motion prior joins. One that is there from the start is leant on, since its coarse
+    answer is learnt sooner than a fine one from the tokens; the Action Expert then never learns to look closely."""
     prior_on: AllEpisodes | UnseenEpisodes = field(default_factory=AllEpisodes)
     """In which episodes training samples see the motion prior at all."""
     state_transform: StateTransform = field(default_factory=ContinuousRotation)
@@ -173,10 +176,12 @@ class PolicyTraining:
             )
         if self.cached_hidden_draws and self.model.motion is None:
             raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")
-        if self.prior_dropout and self.model.motion is None:
-            raise ConfigError("prior_dropout is set, but model.motion is None: there is no prior; set it to 0.")
+        for name in ("prior_dropout", "prior_from"):
+            if getattr(self, name) and self.model.motion is None:
+                raise ConfigError(f"{name} is set, but model.motion is None: there is no prior; set it to 0.")
         _check_share("token_dropout", self.token_dropout)
         _check_share("prior_dropout", self.prior_dropout)
+        _check_share("prior_from", self.prior_from)
         for name in ("cached_hidden_draws", "state_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")

@@ -111,7 +111,7 @@ class PolicyStage:
         pick = next(self.sampler)
         batch = self.samples.batch(pick.indices, epoch=pick.epoch)
         batch = self._with_noisy_state(batch, step) if self.config.state_noise else batch
-        batch = self._without_prior(batch, step) if self.config.prior_dropout else batch
+        batch = self._without_prior(batch, step) if self.config.prior_dropout or self.config.prior_from else batch
         return with_fewer_tokens(batch, self.config.token_dropout, self.config.loop.seed, step)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
@@ -142,7 +142,8 @@ class PolicyStage:
 
     def _without_prior(self, batch: Batch, step: int) -> Batch:
         drawn = torch.rand(len(batch.encoded.mask), generator=generator_at(self.config.loop.seed, "prior", step))
-        seen = drawn >= self.config.prior_dropout
+        waiting = step < self.config.prior_from * self.config.loop.steps
+        seen = drawn >= (1.0 if waiting else self.config.prior_dropout)
         return replace(batch, prior_seen=seen if batch.prior_seen is None else seen & batch.prior_seen)
 
 

@@ -10,6 +10,7 @@ from lamp.errors import ConfigError
 from lamp.flow_matching import Beta
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.released.sizes import POLICY, Part, ReleasedSizes
+from lamp.sceneflow.bounds import RELEASED_BOUNDS
 
 NOISE_SCALE = 0.999
 FIXED: dict[str, Any] = {
@@ -106,11 +107,17 @@ class _Reader:
             value = value[key]
         return default if value is None else value
 
-    def number(self, path: str, default: float, *, whole: bool = False) -> Any:
+    def whole(self, path: str, default: int) -> int:
         value = self.get(path, default)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise ConfigError(f"{self.where}: {path} is {value!r}; expected a {'whole ' if whole else ''}number.")
+        if type(value) is not int:
+            raise ConfigError(f"{self.where}: {path} is {value!r}; expected a whole number.")
         return value
+
+    def number(self, path: str, default: float) -> float:
+        value = self.get(path, default)
+        if not _is_number(value):
+            raise ConfigError(f"{self.where}: {path} is {value!r}; expected a number.")
+        return float(value)
 
     def text(self, path: str) -> str | None:
         value = self.get(path)
@@ -118,12 +125,23 @@ class _Reader:
             raise ConfigError(f"{self.where}: {path} is {value!r}; expected text.")
         return value
 
-    def numbers(self, path: str, default: tuple[float, ...], *, whole: bool = False) -> tuple[Any, ...]:
+    def axes(self, path: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
         values = self.get(path, default)
-        right = isinstance(values, list | tuple) and len(values) == len(default)
-        if not right or any(isinstance(x, bool) or not isinstance(x, int if whole else int | float) for x in values):
-            raise ConfigError(f"{self.where}: {path} is {values!r}; expected {len(default)} numbers.")
-        return tuple(x if whole else float(x) for x in values)
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
+            raise ConfigError(f"{self.where}: {path} is {values!r}; expected 3 numbers.")
+        u, v, d = values
+        return float(u), float(v), float(d)
+
+    def size(self, path: str) -> tuple[int, int]:
+        """Width and height."""
+        values = self.get(path)
+        if not isinstance(values, list | tuple) or len(values) != 2 or any(type(x) is not int for x in values):
+            raise ConfigError(f"{self.where}: {path} is {values!r}; expected 2 whole numbers, such as [224, 224].")
+        return values[0], values[1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_config(obj: Mapping[str, Any], where: str) -> ReleasedConfig:
@@ -134,28 +152,27 @@ def read_config(obj: Mapping[str, Any], where: str) -> ReleasedConfig:
     """
     read = _Reader(obj, where)
     _check(read)
-    sizes = {name: read.number(path, _default(name), whole=True) for name, path in SIZES.items()}
-    sizes["H"] = read.number(LAST_ACTION, ReleasedSizes.H - 1, whole=True) + 1
-    low = read.numbers("framework.motion_expert.action_min", (-0.05, -0.05, -0.04))
-    high = read.numbers("framework.motion_expert.action_max", (0.05, 0.05, 0.04))
+    sizes = {name: read.whole(path, _default(name)) for name, path in SIZES.items()}
+    sizes["H"] = read.whole(LAST_ACTION, ReleasedSizes.H - 1) + 1
+    width, height = read.size(IMAGE_SIZE)
     steps, hidden_at = _solver(read)
     return ReleasedConfig(
-        sizes=ReleasedSizes(**sizes),
+        sizes=ReleasedSizes.of(sizes),
         base_vlm=str(read.text("framework.qwenvl.base_vlm")),
         revision=read.text("framework.qwenvl.revision"),
         prompt=read.text(PROMPT),
-        image_size=read.numbers(IMAGE_SIZE, (224, 224), whole=True)[::-1],
+        image_size=(height, width),
         steps=steps,
         hidden_at=hidden_at,
-        dropout=float(read.number("framework.motion_expert.guidance_dropout", 0.1)),
+        dropout=read.number("framework.motion_expert.guidance_dropout", 0.1),
         action_tau=Beta(
-            alpha=float(read.number("framework.action_model.noise_beta_alpha", 1.5)),
-            beta=float(read.number("framework.action_model.noise_beta_beta", 1.0)),
+            alpha=read.number("framework.action_model.noise_beta_alpha", 1.5),
+            beta=read.number("framework.action_model.noise_beta_beta", 1.0),
             scale=NOISE_SCALE,
         ),
         mask_z=read.get("framework.action_model.use_mask_z", False) is True,
-        bounds_low=low,  # pyright: ignore[reportArgumentType]
-        bounds_high=high,  # pyright: ignore[reportArgumentType]
+        bounds_low=read.axes("framework.motion_expert.action_min", RELEASED_BOUNDS.low),
+        bounds_high=read.axes("framework.motion_expert.action_max", RELEASED_BOUNDS.high),
     )
 
 
@@ -182,8 +199,8 @@ def _solver(read: _Reader) -> tuple[int, Arrival | Departure]:
     Raises:
         ConfigError: The two solvers differ, or z_m is read after more than one step.
     """
-    motion = read.number("framework.motion_expert.motion_infer_steps", 10, whole=True)
-    action = read.number("framework.action_model.num_inference_timesteps", 10, whole=True)
+    motion = read.whole("framework.motion_expert.motion_infer_steps", 10)
+    action = read.whole("framework.action_model.num_inference_timesteps", 10)
     tau = read.number("framework.motion_expert.tau_v_infer", 0.1)
     if motion != action or motion < 1:
         raise ConfigError(

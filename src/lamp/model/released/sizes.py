@@ -63,9 +63,7 @@ class ReleasedSizes:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "S" else 1
-            if type(value) is not int or not least <= value <= LARGEST:
-                raise ConfigError(f"released sizes: {field.name} is {value!r}; expected {least} to {LARGEST}.")
+            _check_size(field.name, getattr(self, field.name))
         if self.m_heads * self.m_hd != self.latent:
             heads = f"{self.m_heads} heads of {self.m_hd} (m_heads, m_hd)"
             raise ConfigError(f"released sizes: {heads} do not make the width latent = {self.latent}.")
@@ -82,6 +80,8 @@ class ReleasedSizes:
         if missing or other:
             problem = f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(map(str, other)) or 'none'}"
             raise ConfigError(f"released sizes: {problem}. Expected exactly {', '.join(known)}.")
+        for name in known:
+            _check_size(name, obj[name])
         return cls(**obj)
 
     def config(self, parts: frozenset[Part] = POLICY, *, dropout: float = 0.1) -> LaMPConfig:
@@ -122,6 +122,12 @@ class ReleasedSizes:
             positions=self.maxlen,
         )
         return LaMPConfig(token_width=self.vl, motion=motion, guidance=guidance, action=action)
+
+
+def _check_size(name: str, value: object) -> None:
+    least = 0 if name == "S" else 1
+    if type(value) is not int or not least <= value <= LARGEST:
+        raise ConfigError(f"released sizes: {name} is {value!r}; expected a whole number of {least} to {LARGEST}.")
 
 
 def sizes_of(config: LaMPConfig) -> ReleasedSizes:

@@ -168,7 +168,9 @@ class Reference:
         n = condition.shape[1]
 
         def modulated(part: str) -> tuple[Tensor, Tensor]:
-            shift, scale, gate, c_shift, c_scale, c_gate = self.linear(time, f"{block}{part}.linear")[:, None].chunk(6, -1)
+            shift, scale, gate, c_shift, c_scale, c_gate = self.linear(time, f"{block}{part}.linear")[:, None].chunk(
+                6, -1
+            )
             both = [
                 self.norm(condition, f"{block}{part}.norm") * (1 + c_scale) + c_shift,
                 self.norm(x, f"{block}{part}.norm") * (1 + scale) + shift,
@@ -197,7 +199,9 @@ class Reference:
         z = z.double()
         attention = torch.nn.MultiheadAttention(self.c["vl"], self.c["g_heads"], batch_first=True).double().eval()
         prefix = "motion_guidance.cross_attn."
-        attention.load_state_dict({name.removeprefix(prefix): w for name, w in self.w.items() if name.startswith(prefix)})
+        attention.load_state_dict(
+            {name.removeprefix(prefix): w for name, w in self.w.items() if name.startswith(prefix)}
+        )
         motion = self.norm(self.linear(hidden, "motion_guidance.motion_proj"), "motion_guidance.norm_motion")
         with torch.no_grad():
             found, _ = attention(self.norm(z, "motion_guidance.norm_vl"), motion, motion, need_weights=False)
@@ -211,7 +215,9 @@ class Reference:
         time = [math.cos(a) for a in angles] + [math.sin(a) for a in angles] + [0.0] * (self.c["dim_time"] % 2)
         parts = [noisy.double(), torch.tensor(time, dtype=torch.float64).expand(b, h, -1)]
         parts += [state.double()[:, None].expand(b, h, -1)]
-        x = torch.cat([self.linear(torch.cat(parts, -1), f"{e}action_encoder"), self.linear(guided, f"{e}vlm_proj")], dim=1)
+        x = torch.cat(
+            [self.linear(torch.cat(parts, -1), f"{e}action_encoder"), self.linear(guided, f"{e}vlm_proj")], dim=1
+        )
         x = x + self.w[f"{e}pos_emb"][:, : x.shape[1]]
         for index in range(self.c["act_depth"]):
             block = f"{e}blocks.{index}."
@@ -248,7 +254,9 @@ class Reference:
         }
 
 
-def write_golden(path: Path, c: dict[str, int], *, batch: int = 2, tokens: int = 11, seed: int = 1, **changes: Any) -> Path:
+def write_golden(
+    path: Path, c: dict[str, int], *, batch: int = 2, tokens: int = 11, seed: int = 1, **changes: Any
+) -> Path:
     """Writes a file laid out like the golden file; `changes` replace tensors by name, or drop them where None."""
     weights, inputs = random_weights(c, seed), random_inputs(c, batch, tokens, seed + 1)
     tensors = {f"weights.{name}": value for name, value in weights.items()}

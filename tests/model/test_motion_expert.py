@@ -220,4 +220,6 @@ def test_whole_time_sees_no_more_than_thousandths(config, expert, batch):
     whole.load_state_dict(expert.state_dict())
     at = [whole(batch.motion.values, torch.full((2,), tau), batch.encoded) for tau in (0.3, 0.3005, 0.301)]
     assert torch.equal(at[0], at[1]) and not torch.equal(at[0], at[2])
-    torch.testing.assert_close(at[0], expert(batch.motion.values, torch.full((2,), 0.3), batch.encoded), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        at[0], expert(batch.motion.values, torch.full((2,), 0.3), batch.encoded), atol=1e-4, rtol=0
+    )

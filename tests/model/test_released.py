@@ -134,7 +134,10 @@ class TestThereAndBack:
         different = {name for name in weights if not torch.equal(again[name], weights[name])}
         assert different == {*folded, "action_model.action_encoder.weight"}
         torch.testing.assert_close(
-            again["action_model.action_encoder.weight"], weights["action_model.action_encoder.weight"], atol=3e-7, rtol=0
+            again["action_model.action_encoder.weight"],
+            weights["action_model.action_encoder.weight"],
+            atol=3e-7,
+            rtol=0,
         )
         # What is left of the two layers is their product, and the table as the second sees it.
         first, second = weights["motion_head.vlm_proj.weight"], weights[text]
@@ -207,7 +210,9 @@ class TestLoad:
         message = str(error.value)
         missing, unknown, shape = (message.index(word) for word in ("missing: ", "unknown: ", "of another shape: "))
         assert "motion_guidance.gate" in message[missing:unknown] and "proj_out.bias" in message[missing:unknown]
-        assert "action_model.extra.weight" in message[unknown:shape] and "qwen_vl_interface.head" in message[unknown:shape]
+        assert (
+            "action_model.extra.weight" in message[unknown:shape] and "qwen_vl_interface.head" in message[unknown:shape]
+        )
         assert "action_model.pos_emb (1, 63, 32), expected (1, 64, 32)" in message[shape:]
 
     @pytest.mark.parametrize(

@@ -111,7 +111,10 @@ class TestImport:
         assert found.flow.bounds == RELEASED_BOUNDS
         assert (found.policy.chunk, found.policy.execute, found.policy.state_width) == (10, 10, 8)
         assert found.backbone.prompt == PROMPT
-        assert [(camera.name, camera.height) for camera in found.backbone.cameras] == [("agentview", 256), ("wrist", 256)]
+        assert [(camera.name, camera.height) for camera in found.backbone.cameras] == [
+            ("agentview", 256),
+            ("wrist", 256),
+        ]
         description = found.backbone.description
         assert description["feature_layer"] == "pre_norm" and description["image_size"] == [224, 224]
         assert (description["source"], description["revision"]) == ("Qwen/Qwen3-VL-4B-Instruct", "ebb281ec")
@@ -129,9 +132,7 @@ class TestImport:
         expected = released_actions(actions)
         torch.testing.assert_close(policy.scaling.actions.invert(actions), expected, atol=1e-6, rtol=1e-6)
         again = policy.scaling.actions.normalise(torch.from_numpy(expected))
-        torch.testing.assert_close(
-            again[:, :5], torch.from_numpy(actions).clip(-1, 1)[:, :5], atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(again[:, :5], torch.from_numpy(actions).clip(-1, 1)[:, :5], atol=1e-5, rtol=1e-5)
         assert (again[:, 5] == 0).all() and torch.equal(again[:, 6] == 1, torch.from_numpy(actions[:, 6] > 0.5))
 
     def test_the_policy_acts_as_the_release(self, checkpoint: Path) -> None:
@@ -185,7 +186,9 @@ class TestImport:
             config = changed(config, f"framework.motion_expert.{key}", ...)
         config = changed(config, "framework.action_model.use_mask_z", ...)
         config = changed(config, "datasets.vla_data.CoT_prompt", ...)
-        folder = write_release(tmp_path / "r", config=config, statistics={"libero": STATISTICS["franka"]}, manifest=False)
+        folder = write_release(
+            tmp_path / "r", config=config, statistics={"libero": STATISTICS["franka"]}, manifest=False
+        )
         found = read_description(import_released(str(folder), tmp_path / "out").checkpoint)
         assert found.backbone.prompt == "{instruction}" and found.step == 0 and found.policy is not None
         raised = found.policy.scaling.scaled_state(np.full((1, 8), 1.0, np.float32))
@@ -210,6 +213,7 @@ class RandomBackbone:
     """Tokens of the golden width, and the prompts that were read."""
 
     width, key = 40, "random"
+    description: dict[str, Any] = {"kind": "random"}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.read: list[str] = []
@@ -220,7 +224,9 @@ class RandomBackbone:
 
     def text_tokens(self, instructions: Sequence[str]) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
         self.read += instructions
-        tokens = torch.stack([torch.randn(4, 40, generator=torch.Generator().manual_seed(len(t))) for t in instructions])
+        tokens = torch.stack(
+            [torch.randn(4, 40, generator=torch.Generator().manual_seed(len(t))) for t in instructions]
+        )
         mask = torch.tensor([[True] * 3 + [len(text) % 2 == 0] for text in instructions])
         return tokens, mask
 
@@ -314,7 +320,9 @@ class TestExport:
         shown = replace(scaling, state=replace(scaling.state, hidden=(3,)))
         cases = {
             "hides the values": replace(found, policy=replace(found.policy, scaling=shown)),
-            "cameras are agentview": replace(found, backbone=replace(found.backbone, cameras=found.backbone.cameras[:1])),
+            "cameras are agentview": replace(
+                found, backbone=replace(found.backbone, cameras=found.backbone.cameras[:1])
+            ),
             "backbone is 'small'": replace(found, backbone=replace(found.backbone, description={"kind": "small"})),
         }
         for reason, description in cases.items():
@@ -361,7 +369,11 @@ class TestRefused:
             ("framework.action_model.depth", "2", "depth is '2'; expected a whole number"),
             ("framework.action_model.depth", True, "depth is True; expected a whole number"),
             ("framework.action_model.hidden_size", 0, "act_dim is 0"),
-            ("framework.action_model.num_inference_timesteps", 5, "motion_infer_steps is 10, num_inference_timesteps 5"),
+            (
+                "framework.action_model.num_inference_timesteps",
+                5,
+                "motion_infer_steps is 10, num_inference_timesteps 5",
+            ),
             ("framework.motion_expert.use_rotary_embeddings", True, "use_rotary_embeddings is True"),
             ("framework.motion_expert.patch_size_t", 2, "patch_size_t is 2"),
             ("framework.motion_expert.tau_v_infer", 0.5, "tau_v_infer is 0.5; expected 0 or one step, 0.1"),
@@ -394,7 +406,7 @@ class TestRefused:
 
     def test_a_policy_needs_statistics(self, tmp_path: Path) -> None:
         folder = write_release(tmp_path / "r", statistics=None)
-        with pytest.raises(DataError, match="needs its dataset_statistics.json"):
+        with pytest.raises(DataError, match=r"needs its dataset_statistics\.json"):
             import_released(str(folder), tmp_path / "out")
 
     def test_sizes_that_are_not_the_weights(self, tmp_path: Path) -> None:
@@ -448,14 +460,16 @@ class TestRefused:
         with pytest.raises(DataError, match="not YAML"):
             import_released(str(folder), tmp_path / "out")
         (folder / "config.yaml").unlink()
-        with pytest.raises(DataError, match="no config.yaml"):
+        with pytest.raises(DataError, match=r"no config\.yaml"):
             import_released(str(folder), tmp_path / "out")
 
 
 class TestHub:
     """Sources that are no folders."""
 
-    def test_an_unreachable_hub(self, no_hub: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unreachable_hub(
+        self, no_hub: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         out = tmp_path / "out"
         assert cli.main(["import-released", "summerwang11/LaMP-LIBERO", str(out), "--revision", "abc"]) == 2
         message = capsys.readouterr().err
@@ -470,7 +484,9 @@ class TestHub:
             import_released(source, tmp_path / "out")
         assert no_hub == []
 
-    def test_what_was_fetched_is_on_record(self, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_was_fetched_is_on_record(
+        self, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         snapshot = Path(shutil.copytree(release, tmp_path / "snapshots" / "0123abcd"))
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
         found = read_description(import_released("summerwang11/LaMP-LIBERO", tmp_path / "out").checkpoint)
@@ -516,7 +532,7 @@ class TestVlm:
         for name in self.weights():
             assert torch.equal(back[name], weights[name]) and back[name].dtype == weights[name].dtype
         (folder / "model-00002-of-00002.safetensors").unlink()
-        with pytest.raises(DataError, match="which model.safetensors.index.json names"):
+        with pytest.raises(DataError, match=r"which model\.safetensors\.index\.json names"):
             export_released(found.checkpoint, tmp_path / "other")
 
     def test_without_the_hub_they_are_kept_and_a_note_says_what_to_do(
@@ -526,7 +542,10 @@ class TestVlm:
         assert cli.main(["import-released", str(release), str(tmp_path / "out")]) == 0
         captured = capsys.readouterr()
         assert "a policy checkpoint" in captured.out
-        assert "hf download Qwen/Qwen3-VL-4B-Instruct --local-dir FOLDER" in captured.err and "--vlm FOLDER" in captured.err
+        assert (
+            "hf download Qwen/Qwen3-VL-4B-Instruct --local-dir FOLDER" in captured.err
+            and "--vlm FOLDER" in captured.err
+        )
         assert (no_hub[0]["id"], no_hub[0]["revision"]) == ("Qwen/Qwen3-VL-4B-Instruct", "ebb281ec")
         assert (tmp_path / "out" / "vlm" / "model-00001-of-00001.safetensors").is_file()
         training = read_description(tmp_path / "out").training

@@ -59,7 +59,9 @@ def open_artifact(source: str, revision: str | None = None) -> Artifact:
     """
     local = Path(source).expanduser()
     if local.is_file():
-        raise DataError(f"{source} is a file; expected the folder that holds it, with {CONFIG_FILE} and {STATISTICS_FILE}.")
+        raise DataError(
+            f"{source} is a file; expected the folder that holds it, with {CONFIG_FILE} and {STATISTICS_FILE}."
+        )
     folder = local if local.is_dir() else download(source, revision, DOWNLOADED)
     manifest = _manifest(folder)
     checkpoint = _checkpoint(folder, manifest)
@@ -94,7 +96,9 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
     except ImportError:
-        message = f"{hub_id} is no folder, and fetching it from the hub needs huggingface_hub: pip install huggingface_hub."
+        message = (
+            f"{hub_id} is no folder, and fetching it from the hub needs huggingface_hub: pip install huggingface_hub."
+        )
         raise MissingDependencyError(f"{message} {instead}") from None
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
@@ -103,7 +107,7 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
     except Exception as error:
         # Which errors a failing network raises depends on the versions of three HTTP libraries.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"no folder {hub_id}, and the hub does not give it: {reason} {instead}") from None
+        raise DataError(f"no folder {hub_id}, and the hub does not give it: {reason.rstrip('.')}. {instead}") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -119,7 +123,9 @@ def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Path:
         raise DataError(f"{folder} has the .pt files {have}; expected exactly one.")
     named = manifest.get("checkpoint")
     if isinstance(named, dict) and named.get("name") != found[0].name:
-        raise DataError(f"{folder / MANIFEST_FILE} names the checkpoint {named.get('name')!r}; there is {found[0].name}.")
+        raise DataError(
+            f"{folder / MANIFEST_FILE} names the checkpoint {named.get('name')!r}; there is {found[0].name}."
+        )
     return found[0]
 
 
@@ -134,7 +140,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
     manifest = _mapping(read_json(file, "checkpoint manifest"), file)
     records = manifest.get("files", [])
-    records = [*records, manifest["checkpoint"]] if isinstance(records, list) and manifest.get("checkpoint") else records
+    records = (
+        [*records, manifest["checkpoint"]] if isinstance(records, list) and manifest.get("checkpoint") else records
+    )
     unique = {str(record): record for record in records} if isinstance(records, list) else {}
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise DataError(f"{file}: {records!r} is no list of files; expected records of name, size and sha256.")

@@ -74,7 +74,10 @@ COSINES_FIRST = Fold(inward=_swap_halves, outward=_swap_halves)
 
 
 def _condition_in(
-    project: Float[Tensor, "e v"], text: Float[Tensor, "d e"], bias: Float[Tensor, " d"], filling: Float[Tensor, "1 c e"]
+    project: Float[Tensor, "e v"],
+    text: Float[Tensor, "d e"],
+    bias: Float[Tensor, " d"],
+    filling: Float[Tensor, "1 c e"],
 ) -> Tensors:
     text = text.double()
     return text @ project.double(), bias, filling[0].double() @ text.T

@@ -173,7 +173,10 @@ def check_shapes(
     Raises:
         MismatchError: The names or shapes are not those of a released model of these sizes; all are listed.
     """
-    for size, stem in (("m_layers", "motion_head.decoder.cogvideox.transformer_blocks."), ("act_depth", "action_model.blocks.")):
+    for size, stem in (
+        ("m_layers", "motion_head.decoder.cogvideox.transformer_blocks."),
+        ("act_depth", "action_model.blocks."),
+    ):
         depth = len({name.removeprefix(stem).split(".")[0] for name in found if name.startswith(stem)})
         stated = getattr(sizes, size)
         # Said first, and apart: every layer too few or too many is a dozen names.
@@ -190,7 +193,9 @@ def check_shapes(
         if names
     ]
     if problems:
-        raise MismatchError(f"{where} is not a released model of the sizes it should have. Tensors {'; '.join(problems)}.")
+        raise MismatchError(
+            f"{where} is not a released model of the sizes it should have. Tensors {'; '.join(problems)}."
+        )
 
 
 def _other_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

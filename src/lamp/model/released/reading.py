@@ -111,7 +111,9 @@ def sizes_from(path: Path) -> ReleasedSizes:
     try:
         obj = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{path}: its metadata {CONFIG!r} is not JSON ({error}); expected a mapping of sizes.") from None
+        raise ConfigError(
+            f"{path}: its metadata {CONFIG!r} is not JSON ({error}); expected a mapping of sizes."
+        ) from None
     if not isinstance(obj, dict):
         raise ConfigError(f"{path}: its metadata {CONFIG!r} is {obj!r}; expected a mapping of sizes.")
     return ReleasedSizes.of(obj)

@@ -105,9 +105,7 @@ class ReleasedSizes:
         )
         if "action_model" not in parts:
             return LaMPConfig(token_width=self.vl, motion=motion, guidance=None, action=None)
-        guidance = GuidanceConfig(
-            token_width=self.vl, motion_width=self.latent, heads=self.g_heads, dropout=dropout
-        )
+        guidance = GuidanceConfig(token_width=self.vl, motion_width=self.latent, heads=self.g_heads, dropout=dropout)
         action = ActionExpertConfig(
             token_width=self.vl,
             width=self.act_dim,

@@ -20,7 +20,15 @@ from lamp.model.released.sizes import MOTION
 from lamp.sceneflow.bounds import MotionBounds
 from lamp.train.checkpoint import motion_weights, save_checkpoint
 from lamp.train.configs import Imported, ImportedVlm
-from lamp.train.description import BackboneRecord, CameraInput, DataRecord, Description, FlowRecord, MotionSource, PolicyRecord
+from lamp.train.description import (
+    BackboneRecord,
+    CameraInput,
+    DataRecord,
+    Description,
+    FlowRecord,
+    MotionSource,
+    PolicyRecord,
+)
 from lamp.train.released.vlm import description_files, write_vlm
 from lamp.train.tensors import content_hash
 

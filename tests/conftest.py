@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
@@ -22,9 +23,10 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Skips what needs a GPU or a package that is only an oracle, where it is not there."""
+    lacking = {} if torch.cuda.is_available() else {"gpu": "no GPU on this machine"}
+    if find_spec("diffusers") is None:
+        lacking["diffusers"] = "diffusers is not installed: pip install -e '.[oracle]'"
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+        for name in lacking.keys() & item.keywords:
+            item.add_marker(pytest.mark.skip(reason=lacking[name]))

@@ -256,6 +256,75 @@ def _recipe_show(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportFlags:
+    """Makes a checkpoint of the authors' released LaMP-LIBERO or LaMP-Motion-Expert, with all its conventions."""
+
+    source: tyro.conf.Positional[str]
+    """A folder with config.yaml, dataset_statistics.json and one .pt, or a hub id such as summerwang11/LaMP-LIBERO."""
+    out: tyro.conf.Positional[Path]
+    """The new checkpoint's folder."""
+    revision: str | None = None
+    """The hub's branch or commit."""
+    vlm: Path | None = None
+    """A folder with the VLM's config.json and tokenizer; by default, the hub is asked for those that config.yaml names."""
+
+
+def _import_released(arguments: Sequence[str]) -> None:
+    flags = parse(ImportFlags, arguments, "import-released")
+    from lamp.train.released import import_released
+
+    found = import_released(flags.source, flags.out, revision=flags.revision, vlm=flags.vlm)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{found.checkpoint}: a {found.kind} checkpoint (lamp info {found.checkpoint})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags:
+    """Writes a checkpoint as the authors' code reads it: config.yaml, dataset_statistics.json, one .pt and a manifest."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """One that was imported, or whose model and scaling are the release's."""
+    out: tyro.conf.Positional[Path]
+    """The new folder."""
+    vlm: Path | None = None
+    """A folder with the VLM's weights as transformers saves them; by default, those that an import has kept."""
+
+
+def _export_released(arguments: Sequence[str]) -> None:
+    flags = parse(ExportFlags, arguments, "export-released")
+    from lamp.train.released import export_released
+
+    found = export_released(flags.checkpoint, flags.out, vlm=flags.vlm)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{found.folder}: a released {found.kind}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFlags:
+    """Computes the golden vectors of a file with released weights, and compares: exit code 1 beyond 1e-4."""
+
+    file: tyro.conf.Positional[Path]
+    """Weights (weights.*), inputs and outputs (golden.*) in safetensors, with the sizes in the metadata's `config`."""
+
+
+def _check_released(arguments: Sequence[str]) -> None:
+    flags = parse(CheckFlags, arguments, "check-released")
+    from lamp.model.released.golden import TOLERANCE, check
+
+    errors = check(flags.file)
+    width = max(map(len, errors))
+    for name, error in errors.items():
+        print(f"golden.{name:<{width}}  {error:.3g}")
+    # Written so that a NaN, which compares with nothing, fails too.
+    failing = [name for name, error in errors.items() if not error <= TOLERANCE]
+    if failing:
+        print(f"beyond {TOLERANCE}: {', '.join(failing)}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """One command of the line: what it is for, and what runs it."""
 
@@ -273,6 +342,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "report": Command(summary="write the HTML report of a run", run=_report),
+    "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),
+    "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),
+    "check-released": Command(summary="compare golden vectors of released weights with ours", run=_check_released),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
     "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),

@@ -14,6 +14,7 @@ from lamp.data.normalise import (
     ByDeviation,
     ByQuantiles,
     ByRange,
+    ClampedRange,
     ContinuousRotation,
     Identity,
     MinMax,
@@ -122,3 +123,19 @@ def test_rotation_by_hand_and_as_tensor() -> None:
 def test_state_transforms_round_trip_as_json() -> None:
     for transform in (RawState(), ContinuousRotation(start=2)):
         assert from_json(StateTransform, to_json(transform)) == transform
+
+
+def test_clamped_range_by_hand() -> None:
+    ours = ClampedRange(low=(-2.0, 3.0, 0.0, 5.0), high=(2.0, 5.0, 1.0, 5.0), switches=(2,), hidden=(1,))
+    values = np.array([[1.0, 4.5, 0.51, 7.0], [-4.0, 3.0, 0.5, 5.0]], np.float32)
+    # A range, a hidden value, a switch, and a value that never varied.
+    np.testing.assert_array_equal(ours.normalise(values), np.array([[0.5, 0, 1, 0], [-2, 0, 0, 0]], np.float32))
+    said = np.array([[0.5, 0.0, 0.51, 0.7], [-3.0, 9.0, 0.5, -8.0]], np.float32)
+    np.testing.assert_array_equal(ours.invert(said), np.array([[1, 4, 1, 5], [-2, 5, 0, 5]], np.float32))
+    for there in (ours.normalise, ours.invert):
+        assert there(said).dtype == np.float32
+        np.testing.assert_array_equal(there(torch.from_numpy(said)).numpy(), there(said))
+    assert from_json(Normaliser, json.loads(json.dumps(to_json(ours)))) == ours
+    for wrong in ({"switches": (4,)}, {"hidden": (-1,)}):
+        with pytest.raises(ConfigError, match="must be in 0 to 3"):
+            ClampedRange(low=ours.low, high=ours.high, **wrong)

@@ -11,7 +11,7 @@ from lamp.model.action_expert import ActionExpertConfig, Prefix
 from lamp.model.counting import expected_parameters
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
-from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.motion_expert import MotionExpertConfig, RepeatAndPad
 
 DEMO = LaMPConfig(
     token_width=400,
@@ -29,7 +29,7 @@ PAPER = LaMPConfig(
 )
 
 
-@pytest.mark.parametrize("size", ["tiny", "demo", "paper", "no motion", "stage 1"])
+@pytest.mark.parametrize("size", ["tiny", "demo", "paper", "no motion", "stage 1", "released conditioning"])
 def test_modules_and_formula_agree(config, size):
     config = {
         "tiny": config,
@@ -37,6 +37,7 @@ def test_modules_and_formula_agree(config, size):
         "paper": PAPER,
         "no motion": replace(PAPER, motion=None),
         "stage 1": replace(PAPER, action=None),
+        "released conditioning": replace(DEMO, motion=replace(DEMO.motion, conditioning=RepeatAndPad(tokens=17))),
     }[size]
     with torch.device("meta"):
         assert LaMP(config).parameter_table() == expected_parameters(config)

@@ -11,6 +11,7 @@ from lamp.errors import ConfigError
 from lamp.model.layers import (
     Block,
     CrossAttention,
+    TimeEmbedding,
     attention,
     check_heads,
     grid_positions,
@@ -113,3 +114,20 @@ def test_sizes_that_do_not_fit_are_refused():
         check_heads("this", 12, 5)
     with pytest.raises(ConfigError, match="width 24"):
         grid_positions(1, 2, 2, 24)
+
+
+def test_whole_time_is_the_integer_part_of_1000_tau():
+    plain, whole = TimeEmbedding(8, 16), TimeEmbedding(8, 16, whole=True)
+    whole.load_state_dict(plain.state_dict())
+    thousandths = torch.arange(1001)
+    # Every k / 1000 in float32, and what ten, seven and four solver steps make of it; just before the next, still k.
+    assert torch.equal(whole(thousandths / 1000), plain_at(plain, thousandths))
+    assert torch.equal(whole(thousandths / 1000 + 9.9e-4), plain_at(plain, thousandths))
+    for steps in (10, 7, 4):
+        taus = torch.tensor([n / steps for n in range(steps)])
+        assert torch.equal(whole(taus), plain_at(plain, torch.tensor([n * 1000 // steps for n in range(steps)])))
+
+
+def plain_at(embedding, thousandths):
+    embedded = sinusoid(thousandths.float(), embedding.channels)
+    return embedding.second(torch.nn.functional.silu(embedding.first(embedded)))

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from lamp.errors import ConfigError
 from lamp.flow_matching import Preconditioning
-from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
+from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig, RepeatAndPad
+from lamp.types import Encoded
 
 
 @pytest.fixture
@@ -151,3 +152,74 @@ def test_the_papers_sizes():
     assert MotionExpertConfig(token_width=2560).tokens == 1600
     assert MotionExpertConfig(token_width=2560, frames_per_token=1).tokens == 3200
     assert MotionExpertConfig(token_width=400, horizon=8, frames_per_token=8).tokens == 100
+
+
+def repeated(config, tokens: int) -> MotionExpert:
+    expert = MotionExpert(replace(config.motion, conditioning=RepeatAndPad(tokens=tokens)))
+    with torch.no_grad():
+        for parameter in expert.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)) * 0.1)
+    return expert
+
+
+@pytest.mark.parametrize(
+    ("real", "wanted", "rows"),
+    [
+        ([0, 1, 2], 8, "012012ab"),
+        ([0, 1, 2], 6, "012012"),
+        ([0, 1, 2], 3, "012"),
+        ([0, 1, 2], 2, "01"),
+        ([1, 3, 4], 2, "13"),
+        ([2, 3], 5, "2323a"),
+        ([3], 4, "3333"),
+        ([0, 1, 2, 3, 4], 9, "01234abcd"),
+        ([0, 1, 2, 3, 4], 1, "0"),
+        ([], 2, "ab"),
+    ],
+)
+def test_condition_tokens_are_cut_or_repeated_whole_and_filled(config, real, wanted, rows):
+    expert = repeated(config, wanted)
+    tokens = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, real], mask[0] = True, True  # the other sample of the batch has other tokens
+    condition, seen = expert.condition(Encoded(tokens=tokens, mask=mask))
+    assert seen is None and condition.shape == (2, wanted, 32)
+    projected = expert.condition_in(tokens[1])
+    letters = {letter: expert.filling[index] + expert.condition_in.bias for index, letter in enumerate("abcd"[:wanted])}
+    expected = torch.stack([letters[row] if row in letters else projected[int(row)] for row in rows])
+    if real:
+        torch.testing.assert_close(condition[1], expected)
+    assert condition.isfinite().all()
+
+
+def test_repeated_tokens_do_not_depend_on_the_batch(config, batch, with_other_padding):
+    expert, values, tau = repeated(config, 13), batch.motion.values, torch.tensor([0.3, 0.7])
+    together = expert(values, tau, with_other_padding(batch.encoded))
+    for index in range(2):
+        real = batch.encoded.tokens[index][batch.encoded.mask[index]][None]
+        alone = Encoded(tokens=real, mask=torch.ones(real.shape[:2], dtype=torch.bool))
+        ours = expert(values[index : index + 1], tau[index : index + 1], alone)
+        torch.testing.assert_close(together[index : index + 1], ours, atol=1e-5, rtol=1e-5)
+
+
+def test_the_filling_is_learnt(config, batch):
+    expert = repeated(config, 13)
+    expert(batch.motion.values, torch.tensor([0.3, 0.7]), batch.encoded).square().mean().backward()
+    assert expert.filling.grad is not None and (expert.filling.grad[:2] != 0).any()
+    # 11 and 8 tokens fill 13 rows up with 2 and 5 more.
+    assert (expert.filling.grad[5:] == 0).all()
+
+
+def test_no_condition_tokens_at_all():
+    with pytest.raises(ConfigError, match="0 tokens given"):
+        RepeatAndPad(tokens=0)
+
+
+def test_whole_time_sees_no_more_than_thousandths(config, expert, batch):
+    whole = MotionExpert(replace(config.motion, whole_time=True))
+    whole.load_state_dict(expert.state_dict())
+    at = [whole(batch.motion.values, torch.full((2,), tau), batch.encoded) for tau in (0.3, 0.3005, 0.301)]
+    assert torch.equal(at[0], at[1]) and not torch.equal(at[0], at[2])
+    torch.testing.assert_close(
+        at[0], expert(batch.motion.values, torch.full((2,), 0.3), batch.encoded), atol=1e-4, rtol=0
+    )

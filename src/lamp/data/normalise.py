@@ -63,9 +63,7 @@ class Affine:
         if values.shape[-1] != self.width:
             raise MismatchError(f"values have {values.shape[-1]} dimensions; this normaliser is made for {self.width}")
         centre, scale = self.centre_and_scale()
-        if isinstance(values, Tensor):
-            return values.new_tensor(centre), values.new_tensor(scale)
-        return centre.astype(values.dtype), scale.astype(values.dtype)
+        return _like(values, centre), _like(values, scale)
 
     def normalise(self, values: Values) -> Values:
         """To what the models see.
@@ -152,6 +150,48 @@ class Quantile(Affine):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClampedRange(Affine):
+    """`MinMax` to the letter of the authors' release: clamped on the way back; a dimension without a range becomes 0."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    switches: tuple[int, ...] = ()
+    """Dimensions that are 1 above 0.5 and 0 otherwise, in the data's units and for the model alike (a gripper)."""
+    hidden: tuple[int, ...] = ()
+    """Dimensions that the model sees as 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        width = len(self.low)
+        if any(not 0 <= index < width for index in (*self.switches, *self.hidden)):
+            raise ConfigError(f"switches {self.switches} and hidden {self.hidden} must be in 0 to {width - 1}")
+
+    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
+        return _middle(self.low, self.high)
+
+    def normalise(self, values: Values) -> Values:
+        """To what the model sees."""
+        ranged, switch = self._kinds(values)
+        return super().normalise(values) * ranged * self._seen(values) + (values > 0.5) * switch * self._seen(values)
+
+    def invert(self, values: Values) -> Values:
+        """Back to the data's units; a hidden dimension does not come back."""
+        ranged, switch = self._kinds(values)
+        return super().invert(values.clip(-1, 1) * ranged) * (1 - switch) + (values > 0.5) * switch
+
+    def _kinds(self, values: Any) -> tuple[Any, Any]:
+        """1 for dimensions with a range, and 1 for switches; 0 otherwise."""
+        ranged, switch = np.array(self._affine()[1]) >= SMALLEST_SPREAD, np.zeros(self.width)
+        switch[list(self.switches)] = 1
+        return _like(values, ranged * (1 - switch)), _like(values, switch)
+
+    def _seen(self, values: Any) -> Any:
+        seen = np.ones(self.width)
+        seen[list(self.hidden)] = 0
+        return _like(values, seen)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Identity(Affine):
     """Values as they are."""
 
@@ -168,7 +208,7 @@ class Identity(Affine):
         return cls(dimensions=values.shape[1], **_dimensions(values, masked, binary))
 
 
-Normaliser = Standardise | MinMax | Quantile | Identity
+Normaliser = Standardise | MinMax | Quantile | ClampedRange | Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +342,10 @@ def _dimensions(
         name: tuple(index + width if -width <= index < 0 else index for index in chosen)
         for name, chosen in (("masked", masked), ("binary", binary))
     }
+
+
+def _like(values: Any, constants: np.ndarray) -> Any:
+    return values.new_tensor(constants) if isinstance(values, Tensor) else constants.astype(values.dtype)
 
 
 def _plain(values: np.ndarray) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
-from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.motion_expert import MotionExpertConfig, RepeatAndPad
 
 
 def expected_parameters(config: LaMPConfig) -> dict[str, int]:
@@ -24,6 +24,8 @@ def motion_expert_parameters(config: MotionExpertConfig) -> int:
     """Each block: attention 4 d^2, MLP 8 d^2, and two AdaLN of 6 d^2 each; biases and norms are linear in d."""
     d, values, head = config.width, config.token_values, config.width // config.heads
     inputs = _linear(config.token_width, d) + _linear(values, d)
+    if isinstance(config.conditioning, RepeatAndPad):
+        inputs += config.conditioning.tokens * d
     time = _linear(config.time_channels, d) + _linear(d, d)
     ada_norm = _norm(d) + _linear(d, 6 * d)
     block = _attention(d) + 2 * _norm(head) + _mlp(d) + 2 * ada_norm

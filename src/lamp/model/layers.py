@@ -188,18 +188,26 @@ def grid_positions(frames: int, rows: int, columns: int, width: int) -> Float[Te
     return torch.cat([sinusoid(frame, width // 4), *space], dim=-1).flatten(0, 2)
 
 
+WHOLE_TIME_SLACK = 1e-3
+"""Keeps 1000 tau, where tau is a float32 such as 0.3, from falling below the whole number it stands for."""
+
+
 class TimeEmbedding(nn.Module):
-    """Sinusoid of 1000 tau and a two-layer MLP.
+    """Sinusoid of 1000 tau (or of its integer part, where `whole`) and a two-layer MLP.
 
     Deviation: the paper does not say how time is embedded; raw tau in [0, 1] would barely move a sinusoid.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, whole: bool = False) -> None:
         super().__init__()
         self.channels = channels
+        self.whole = whole
         self.first = nn.Linear(channels, width)
         self.second = nn.Linear(width, width)
 
     def forward(self, tau: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        embedded = sinusoid(1000 * tau, self.channels)
+        time = 1000 * tau.float()
+        if self.whole:
+            time = (time + WHOLE_TIME_SLACK).floor()
+        embedded = sinusoid(time, self.channels)
         return self.second(functional.silu(self.first(embedded.to(self.first.weight.dtype))))

@@ -6,7 +6,7 @@ time drives AdaLN in every block, as in CogVideoX.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +30,30 @@ from lamp.types import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)
+class JointTokens:
+    """Motion tokens attend to the backbone's tokens as they are; padding is masked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatAndPad:
+    """Motion tokens attend to exactly `tokens` of them, without a mask: more are cut; fewer are repeated, whole, as often as
+    they fit, and learned rows fill the rest. The release's way.
+
+    Deviation: in a batch, the release repeats the padding too. Here it is left out first, so that a sample gets what it would
+    get alone.
+    """
+
+    tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ConfigError(f"RepeatAndPad: {self.tokens} tokens given, at least 1 expected (256 in the release).")
+
+
+Conditioning = JointTokens | RepeatAndPad
+
+
+@dataclass(frozen=True, kw_only=True)
 class MotionExpertConfig:
     """Sizes of the Motion Expert; the defaults are the paper's (Table III)."""
 
@@ -48,7 +72,11 @@ class MotionExpertConfig:
     """Flow steps packed into a token's channels. Deviation: the paper's patch is one step; 1600 tokens fit better than 3200."""
     hidden_layer: int = -1
     """The block whose output is z_m, counted from the end where negative: the paper's is the last."""
+    conditioning: Conditioning = field(default_factory=JointTokens)
+    """How z enters. Deviation: the paper says via AdaLN, which cannot hold a set of tokens of any length."""
     time_channels: int = 512
+    whole_time: bool = False
+    """Embed the integer part of 1000 tau, as the released weights were trained; False: 1000 tau itself."""
     preconditioning: Preconditioning | None = None
     """Predict what the noisy motion does not tell by itself; None: the velocity, as the paper."""
 
@@ -104,7 +132,7 @@ class MotionBlock(nn.Module):
         condition: Float[Tensor, "b n d"],
         motion: Float[Tensor, "b m d"],
         time: Float[Tensor, "b d"],
-        mask: Bool[Tensor, "b 1 1 nm"],
+        mask: Bool[Tensor, "b 1 1 nm"] | None,
         *,
         last: bool = False,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
@@ -139,9 +167,11 @@ class MotionExpert(nn.Module):
         self.config = config
         width = config.width
         self.condition_in = nn.Linear(config.token_width, width)
+        if isinstance(config.conditioning, RepeatAndPad):
+            self.filling = nn.Parameter(torch.randn(config.conditioning.tokens, width) * 0.01)
         self.motion_in = nn.Linear(config.token_values, width)
         self.register_buffer("positions", grid_positions(*config.token_grid, width), persistent=False)
-        self.time = TimeEmbedding(config.time_channels, width)
+        self.time = TimeEmbedding(config.time_channels, width, whole=config.whole_time)
         self.blocks = nn.ModuleList(MotionBlock(width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.norm_out = nn.LayerNorm(width)
@@ -183,13 +213,31 @@ class MotionExpert(nn.Module):
         return self.config.preconditioning.coefficients(tau, motion)[0] * motion
 
     def _run(self, motion: Tensor, time: Tensor, encoded: Encoded, depth: int) -> Float[Tensor, "b m d"]:
-        dtype = self.motion_in.weight.dtype
-        condition = self.condition_in(encoded.tokens.to(dtype))
-        tokens = self.motion_in(self.patchify(motion).to(dtype)) + self.positions
-        mask = torch.cat([encoded.mask, encoded.mask.new_ones(tokens.shape[:2])], dim=1)[:, None, None]
+        condition, seen = self.condition(encoded)
+        tokens = self.motion_in(self.patchify(motion).to(self.motion_in.weight.dtype)) + self.positions
+        mask = None if seen is None else torch.cat([seen, seen.new_ones(tokens.shape[:2])], dim=1)[:, None, None]
         for index, block in enumerate(self.blocks[:depth], start=1):
             condition, tokens = block(condition, tokens, time, mask, last=index == depth)
         return tokens
+
+    def condition(self, encoded: Encoded) -> tuple[Float[Tensor, "b c d"], Bool[Tensor, "b c"] | None]:
+        """Returns the condition tokens, and which of them are real: None where all are."""
+        tokens = self.condition_in(encoded.tokens.to(self.condition_in.weight.dtype))
+        if isinstance(self.config.conditioning, JointTokens):
+            return tokens, encoded.mask
+        # Row p of the result is token p mod n, while p is within a whole number of repetitions. Every size and address stays
+        # on the device, so that nothing waits for the host.
+        real = encoded.mask.sum(1, keepdim=True).clamp(min=1)
+        place = torch.arange(self.config.conditioning.tokens, device=tokens.device).expand(len(tokens), -1)
+        first = encoded.mask.int().argsort(dim=1, descending=True, stable=True)
+        chosen = first.gather(1, place % real)
+        repeated = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
+        filled = place.shape[1] // real * real
+        rest = (place - filled).clamp(min=0)
+        whole = (place < filled) | (real > place.shape[1])
+        # The projection's bias is part of every row, as if the rows had come through it.
+        filling = (self.filling + self.condition_in.bias).to(tokens.dtype)
+        return torch.where(whole[..., None], repeated, filling[rest]), None
 
     def patchify(self, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m v"]:
         """Cuts a grid (row by row) of paths into tokens of (axis, flow step, row, column) values."""

@@ -8,14 +8,24 @@ from pathlib import Path
 
 from lamp.data.features import FeatureBackbone, FeatureCache
 from lamp.data.lerobot import LeRobotDataset
+from lamp.errors import MismatchError
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 
 BackboneConfig = SmallBackboneConfig
 """Settings of any backbone that a run can be trained on."""
 
 
-def build_backbone(config: BackboneConfig) -> FeatureBackbone:
-    """Loads the frozen backbone that the settings describe."""
+def build_backbone(config: BackboneConfig | None) -> FeatureBackbone:
+    """Loads the frozen backbone that the settings describe.
+
+    Raises:
+        MismatchError: There are no settings: imported weights whose VLM this version does not build.
+    """
+    if config is None:
+        raise MismatchError(
+            "this checkpoint was imported and holds no settings of its backbone (`lamp info` says which VLM it needs); expected "
+            "the backbone itself, as the argument `backbone`."
+        )
     return SmallBackbone(config)
 
 

@@ -32,6 +32,13 @@ class Expected:
     horizon: int | None = None
     stride: int | None = None
     cameras: tuple[str, ...] | None = None
+    image_sizes: tuple[tuple[int, int], ...] | None = None
+    """Height and width of each camera's images. [px]"""
+    chunk: int | None = None
+    vlm: str | None = None
+    """Hub id or folder of the vision-language model."""
+    feature_layer: str | None = None
+    """Where the VLM's tokens are read: pre_norm or post_norm."""
 
     def check(self, path: Path, found: Description) -> None:
         """
@@ -47,6 +54,10 @@ class Expected:
             "horizon": "use the recipe it was trained with, or train again",
             "stride": "use the recipe it was trained with, or train again",
             "cameras": "give these cameras, in this order",
+            "image_sizes": "render or record at these sizes",
+            "chunk": "use the recipe it was trained with, or train again",
+            "vlm": "use the VLM it was trained with, or train again",
+            "feature_layer": "read the VLM's tokens there, or train again",
         }
         have = {
             "kind": found.kind,
@@ -55,6 +66,10 @@ class Expected:
             "horizon": flow.horizon if flow else None,
             "stride": flow.stride if flow else None,
             "cameras": cameras,
+            "image_sizes": tuple((camera.height, camera.width) for camera in found.backbone.cameras),
+            "chunk": found.policy.chunk if found.policy else None,
+            "vlm": found.backbone.description.get("source"),
+            "feature_layer": found.backbone.description.get("feature_layer"),
         }
         for name, value in have.items():
             wanted = getattr(self, name)

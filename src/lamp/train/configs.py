@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -185,6 +186,40 @@ class PolicyTraining:
         for name in ("cached_hidden_draws", "state_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedVlm:
+    """The vision-language model that imported weights belong to."""
+
+    source: str
+    """Hub id of the model it was trained from."""
+    revision: str | None
+    folder: str | None
+    """Where the checkpoint holds the weights it was trained to, as transformers reads them; None: they are the source's."""
+    sha256: str | None
+    """Of those weights."""
+    described: bool
+    """Whether that folder also has the VLM's configuration and tokenizer, so that it stands for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """No run of ours: weights of the authors' release, by `lamp import-released`."""
+
+    source: str
+    """Hub id, or the folder's name."""
+    revision: str | None
+    """The hub's commit."""
+    sha256: str
+    """Of the `.pt` file."""
+    config: dict[str, Any]
+    """`config.yaml` as it was."""
+    statistics: dict[str, Any]
+    """`dataset_statistics.json` as it was."""
+    vlm: ImportedVlm
+    backbone: BackboneConfig | None = None
+    """Settings that build the VLM; None: it has to be brought along."""
 
 
 def _check_share(name: str, value: float) -> None:

@@ -12,7 +12,7 @@ from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import read_json, write_json
 from lamp.model.lamp import LaMPConfig
 from lamp.sceneflow.bounds import MotionBounds
-from lamp.train.configs import MotionTraining, PolicyTraining
+from lamp.train.configs import Imported, MotionTraining, PolicyTraining
 
 FILE_NAME = "lamp.json"
 FORMAT = "lamp-checkpoint"
@@ -80,7 +80,7 @@ class DataRecord:
     """Content hash of what was trained on."""
     episodes: int
     frames: int
-    """Training samples."""
+    """Training samples; like `episodes`, 0 for imported weights, which do not say."""
     tasks: tuple[str, ...]
     validation_episodes: tuple[int, ...]
     dataset: str = ""
@@ -107,7 +107,7 @@ class Description:
     flow: FlowRecord | None
     policy: PolicyRecord | None
     motion_source: MotionSource | None
-    training: MotionTraining | PolicyTraining
+    training: MotionTraining | PolicyTraining | Imported
     data: DataRecord
     step: int
     averaged: bool

@@ -89,7 +89,11 @@ def evaluate_flow(
     """
     model, description = load_checkpoint(checkpoint, expected=Expected(kind="motion"))
     config = description.training
-    assert isinstance(config, MotionTraining) and description.flow is not None
+    if not isinstance(config, MotionTraining):
+        raise MismatchError(
+            f"{checkpoint} was imported, and its scene flow's sampling is not known; expected one that `lamp train motion` wrote."
+        )
+    assert description.flow is not None
     settings = loop or config.loop
     sources = Sources.open(data, description.backbone.key, config.split, token_width=config.model.token_width)
     chosen = tuple(description.data.validation_episodes if episodes is None else episodes)

@@ -1,0 +1,7 @@
+"""The authors' released checkpoints: their tensors as ours, and ours as theirs. `lamp.train.released` makes checkpoints of them."""
+
+from lamp.model.released.golden import check
+from lamp.model.released.reading import load, read_pt
+from lamp.model.released.sizes import ReleasedSizes
+
+__all__ = ["ReleasedSizes", "check", "load", "read_pt"]

@@ -1,0 +1,210 @@
+"""The folder of a release: `config.yaml`, `dataset_statistics.json`, one `.pt`, and perhaps `checkpoint_manifest.json`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamp.errors import DataError, MissingDependencyError
+from lamp.files import read_json
+from lamp.model.released.config import ReleasedConfig, read_config
+
+CONFIG_FILE = "config.yaml"
+STATISTICS_FILE = "dataset_statistics.json"
+MANIFEST_FILE = "checkpoint_manifest.json"
+EMBODIMENTS = ("libero", "franka")
+"""Under which the statistics may stand, in this order."""
+DOWNLOADED = ("*.yaml", "*.json", "*.pt", "README.md")
+"""All that a manifest names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Smallest and largest value of each dimension in the training data."""
+
+    state_low: tuple[float, ...]
+    state_high: tuple[float, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """What a release's folder says, before its weights are read."""
+
+    folder: Path
+    source: str
+    """The hub id or the folder's name."""
+    revision: str | None
+    """The hub's commit."""
+    config: ReleasedConfig
+    raw_config: dict[str, Any]
+    statistics: Statistics | None
+    """None where the file is missing; the Motion Expert alone needs none."""
+    raw_statistics: dict[str, Any]
+    checkpoint: Path
+    manifest: dict[str, Any]
+    """Empty where there is none."""
+
+
+def open_artifact(source: str, revision: str | None = None) -> Artifact:
+    """Opens a release, a local folder or a hub id, and checks everything but its weights' names.
+
+    Raises:
+        ConfigError: `config.yaml` describes something else than the published code builds.
+        DataError: A file is missing or damaged, or the hub cannot be reached.
+        MissingDependencyError: A hub id is given, and `huggingface_hub` is not installed.
+    """
+    local = Path(source).expanduser()
+    if local.is_file():
+        raise DataError(
+            f"{source} is a file; expected the folder that holds it, with {CONFIG_FILE} and {STATISTICS_FILE}."
+        )
+    folder = local if local.is_dir() else download(source, revision, DOWNLOADED)
+    manifest = _manifest(folder)
+    checkpoint = _checkpoint(folder, manifest)
+    raw_config = _mapping(_yaml(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    config = read_config(raw_config, str(folder / CONFIG_FILE))
+    statistics = folder / STATISTICS_FILE
+    raw_statistics = _mapping(read_json(statistics, "dataset statistics"), statistics) if statistics.exists() else {}
+    return Artifact(
+        folder=folder,
+        source=folder.resolve().name if local.is_dir() else source,
+        revision=None if local.is_dir() else folder.name,
+        config=config,
+        raw_config=raw_config,
+        statistics=_statistics(raw_statistics, statistics, config) if raw_statistics else None,
+        raw_statistics=raw_statistics,
+        checkpoint=checkpoint,
+        manifest=manifest,
+    )
+
+
+def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """Fetches files of a hub's repository, and returns their folder, whose name is the commit.
+
+    Raises:
+        DataError: It is no hub id, or the hub cannot be reached.
+        MissingDependencyError: `huggingface_hub` is not installed.
+    """
+    instead = f"Fetch it elsewhere with `hf download {hub_id} --local-dir FOLDER` and give that FOLDER instead."
+    if hub_id.startswith((".", "/", "~")) or hub_id.count("/") != 1:
+        raise DataError(f"no folder {hub_id}; expected a folder, or a hub id such as summerwang11/LaMP-LIBERO.")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        message = (
+            f"{hub_id} is no folder, and fetching it from the hub needs huggingface_hub: pip install huggingface_hub."
+        )
+        raise MissingDependencyError(f"{message} {instead}") from None
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+    except HFValidationError as error:
+        raise DataError(f"no folder {hub_id}, and it is no hub id either ({error}).") from None
+    except Exception as error:
+        # Which errors a failing network raises depends on the versions of three HTTP libraries.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"no folder {hub_id}, and the hub does not give it: {reason.rstrip('.')}. {instead}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Path:
+    found = sorted(folder.glob("*.pt"))
+    if len(found) != 1:
+        have = ", ".join(path.name for path in found) or "none"
+        raise DataError(f"{folder} has the .pt files {have}; expected exactly one.")
+    named = manifest.get("checkpoint")
+    if isinstance(named, dict) and named.get("name") != found[0].name:
+        raise DataError(
+            f"{folder / MANIFEST_FILE} names the checkpoint {named.get('name')!r}; there is {found[0].name}."
+        )
+    return found[0]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Reads the manifest, and compares size and sha256 of every file that it names.
+
+    Raises:
+        DataError: A file is missing or differs, or the manifest is damaged.
+    """
+    file = folder / MANIFEST_FILE
+    if not file.exists():
+        return {}
+    manifest = _mapping(read_json(file, "checkpoint manifest"), file)
+    records = manifest.get("files", [])
+    records = (
+        [*records, manifest["checkpoint"]] if isinstance(records, list) and manifest.get("checkpoint") else records
+    )
+    unique = {str(record): record for record in records} if isinstance(records, list) else {}
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise DataError(f"{file}: {records!r} is no list of files; expected records of name, size and sha256.")
+    for check in (_check_size, _check_sha256):  # a size is known at once, a sum takes minutes
+        for record in unique.values():
+            check(folder, record)
+    return manifest
+
+
+def _check_size(folder: Path, record: dict[str, Any]) -> None:
+    name, size = record.get("name"), record.get("size")
+    if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+        raise DataError(f"{folder / MANIFEST_FILE} names {name!r}; expected a file of the same folder.")
+    if not (folder / name).is_file():
+        raise DataError(f"{folder / MANIFEST_FILE} names {name}, which is missing; fetch the whole folder again.")
+    found = (folder / name).stat().st_size
+    if size is not None and found != size:
+        raise DataError(f"{folder / name} has {found} bytes; {MANIFEST_FILE} says {size}: fetch it again.")
+
+
+def _check_sha256(folder: Path, record: dict[str, Any]) -> None:
+    stated = record.get("sha256")
+    if stated and (found := sha256_of(folder / record["name"])) != stated:
+        raise DataError(
+            f"{folder / record['name']} has sha256 {found}; {MANIFEST_FILE} says {stated}: it is damaged or another file, "
+            "fetch it again."
+        )
+
+
+def _statistics(obj: dict[str, Any], file: Path, config: ReleasedConfig) -> Statistics:
+    name = next((name for name in EMBODIMENTS if name in obj), None)
+    if name is None:
+        have = ", ".join(obj) or "nothing"
+        raise DataError(f"{file} has statistics of {have}; expected {' or '.join(EMBODIMENTS)}.")
+
+    def ends(kind: str, width: int) -> list[tuple[float, ...]]:
+        entry = obj[name].get(kind) if isinstance(obj[name], dict) else None
+        found = [entry.get(end) if isinstance(entry, dict) else None for end in ("min", "max")]
+        for end, values in zip(("min", "max"), found, strict=True):
+            numbers = isinstance(values, list) and all(isinstance(x, int | float) for x in values)
+            if not numbers or len(values) != width:
+                raise DataError(f"{file}: {name}.{kind}.{end} is {values!r}; expected {width} numbers.")
+        return [tuple(float(x) for x in values) for values in found if values is not None]
+
+    (state_low, state_high), (action_low, action_high) = ends("state", config.sizes.S), ends("action", config.sizes.A)
+    return Statistics(state_low=state_low, state_high=state_high, action_low=action_low, action_high=action_high)
+
+
+def _yaml(file: Path) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise MissingDependencyError(f"reading {file} needs PyYAML: pip install pyyaml.") from None
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no {file.name} at {file.parent}; expected the folder of a release.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not YAML ({' '.join(str(error).split())}); fetch it again.") from None
+
+
+def _mapping(obj: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(obj, dict) or not all(isinstance(key, str) for key in obj):
+        raise DataError(f"{file} holds no mapping with names; expected the file of a release.")
+    return obj

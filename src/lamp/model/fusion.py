@@ -6,10 +6,10 @@ correspond. Here each action has a learned query that gathers what it needs from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lamp.model.action_expert import ActionExpertConfig
@@ -104,3 +104,13 @@ def build_fusion(config: FusionConfig, action: ActionExpertConfig) -> Fusion:
 def joined_width(config: FusionConfig | None) -> int:
     """Width of what the Action Expert finds beside each action token: 0 where there is nothing."""
     return config.motion_width if isinstance(config, ConcatFusion) else 0
+
+
+def withheld(guided: Guided, encoded: Encoded, seen: Bool[Tensor, " b"]) -> Guided:
+    """Takes the motion prior away from the samples that have not `seen` it: they keep z, and nothing is added or joined."""
+    tokens = guided.tokens.where(seen[:, None, None], encoded.tokens.to(guided.tokens.dtype))
+    if guided.motion is None:
+        return replace(guided, tokens=tokens)
+    values = guided.motion.values
+    values = values.masked_fill(~seen.reshape(-1, *(1,) * (values.ndim - 1)), 0.0)
+    return replace(guided, tokens=tokens, motion=replace(guided.motion, values=values))

@@ -26,7 +26,7 @@ from lamp.flow_matching import (
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
-from lamp.model.fusion import FusionConfig, build_fusion, joined_width
+from lamp.model.fusion import FusionConfig, build_fusion, joined_width, withheld
 from lamp.model.guidance import GuidanceConfig, MotionGuidance
 from lamp.model.motion_expert import MotionExpert, MotionExpertConfig
 from lamp.types import Batch, Encoded, Guided
@@ -147,11 +147,17 @@ class LaMP(nn.Module):
         tau = torch.full((len(noise),), step_times(self.config.solver_steps)[taken], device=noise.device)
         return expert.hidden(partial, tau, encoded)
 
-    def guide(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None) -> Guided:
-        """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or it enters at the actions."""
+    def guide(
+        self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None, seen: Bool[Tensor, " b"] | None = None
+    ) -> Guided:
+        """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it.
+
+        In the ablations that bring the prior to the actions, z stays as it is and the prior comes beside it.
+        """
         guided = Guided(tokens=encoded.tokens, mask=encoded.mask)
         if self.guidance is not None:
             guided = self.guidance.guide(encoded, _present(hidden, "motion hidden state"))
+            guided = guided if seen is None else withheld(guided, encoded, seen)
         if self.config.action is None or not self.config.action.sees_t_1:
             return guided
         t_1 = torch.full((len(encoded.mask),), step_times(self.config.solver_steps)[1], device=encoded.mask.device)

@@ -8,14 +8,25 @@ from pathlib import Path
 
 from lamp.data.features import FeatureBackbone, FeatureCache
 from lamp.data.lerobot import LeRobotDataset
+from lamp.errors import ConfigError
+from lamp.model.backbone import BackboneShape
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 
-BackboneConfig = SmallBackboneConfig
+BackboneConfig = SmallBackboneConfig | BackboneShape
 """Settings of any backbone that a run can be trained on."""
 
 
 def build_backbone(config: BackboneConfig) -> FeatureBackbone:
-    """Loads the frozen backbone that the settings describe."""
+    """Loads the frozen backbone that the settings describe.
+
+    Raises:
+        ConfigError: They describe its shape alone.
+    """
+    if isinstance(config, BackboneShape):
+        raise ConfigError(
+            f"backbone {config.name!r} is known by its shape alone and computes no tokens; "
+            "expected a backbone with weights, such as the SmallBackboneConfig of the recipe demo."
+        )
     return SmallBackbone(config)
 
 

@@ -165,8 +165,11 @@ def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["recipe", "list"]) == 0
     assert all(name in capsys.readouterr().out for name in list(RECIPES)[:1])
     for name in RECIPES:
+        assert cli.main(["recipe", "show", name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["name"] == name
         assert cli.main(["recipe", "show", name]) == 0
-        assert isinstance(json.loads(capsys.readouterr().out), dict)
+        shown = capsys.readouterr().out
+        assert f"name:    {name}\n" in shown and "parameters:\n" in shown
     assert cli.main(["recipe", "show", "no-such-recipe"]) == 2
     assert f"Known: {', '.join(RECIPES)}" in capsys.readouterr().err
 
@@ -225,18 +228,38 @@ def test_a_policy_has_a_motion_prior_where_it_is_given_one(
     assert rest == [Path("data"), Path("run"), Path("motion"), True]
 
 
+def test_recipes_of_another_kind_are_told_apart(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", "data", "--out", "run"]
+    for command, name, message in (
+        (["demo"], "paper_libero", "'paper_libero' is a TrainingRecipe; expected a whole experiment: demo,"),
+        (["train", "policy"], "bench_mid", "'bench_mid' is a ModelRecipe; expected one with training: demo,"),
+        (["train", "motion"], "small_no_motion", "'small_no_motion' has no motion prior to train"),
+    ):
+        flags = words[2:] if command == ["demo"] else words
+        assert cli.main([*command, "--recipe", name, *flags]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["train", "motion", "--recipe", "paper_libero", *words]) == 0
+    assert cli.main(["train", "policy", "--recipe", "small_no_motion", *words]) == 0
+    assert cli.main(["train", "policy", "--recipe", "small_add", "--motion", "motion", *words]) == 0
+    motion, alone, added = (call[0] for call in trained)
+    assert motion.flow_stride == 1 and motion.loop.batch_size == 512
+    assert alone.model.motion is None and type(added.model.guidance).__name__ == "AddFusion"
+
+
 def test_a_recipe_gives_the_defaults_but_not_the_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lamp.collect import collecting
-    from lamp.recipes import recipe
+    from lamp.recipes import experiment
 
     seen: list[Any] = []
     monkeypatch.setattr(collecting, "collect", lambda config: seen.append(config) or "done")
     assert cli.main(["collect", "--recipe", "demo"]) == 2
     assert "--out" in capsys.readouterr().err
     assert cli.main(["collect", "--recipe", "demo", "--out", "x", "--episodes", "3"]) == 0
-    assert seen == [replace(recipe("demo").collect, out=Path("x"), episodes=3)]
+    assert seen == [replace(experiment("demo").collect, out=Path("x"), episodes=3)]
 
 
 def test_the_plain_forms_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:

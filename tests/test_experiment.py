@@ -10,12 +10,12 @@ import pytest
 
 from lamp.experiment import run
 from lamp.files import read_lines_json
-from lamp.recipes import Recipe, recipe
+from lamp.recipes import Recipe, experiment
 
 
 def tiny() -> Recipe:
     """The demo with every number as small as it can be."""
-    demo = recipe("demo")
+    demo = experiment("demo")
     loop = replace(
         demo.motion.loop, steps=4, batch_size=4, log_every=2, checkpoint_every=2, validate_every=4, threads=1
     )

@@ -15,7 +15,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
-    from lamp.recipes import Recipe
+    from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
 
 ANY_RECIPE = "demo"
@@ -44,7 +44,7 @@ def _collect(arguments: Sequence[str]) -> None:
     settings = None
     if name := value_of("--recipe", arguments):
         _need("--out", arguments, "collect")
-        settings = _recipe(name).collect
+        settings = _experiment(name).collect
     _, config = parse_beside(CollectFlags, CollectConfig, arguments, "collect", settings)
     print(collect(config))
 
@@ -63,7 +63,7 @@ def _flow_build(arguments: Sequence[str]) -> None:
     settings, words = None, _with_flag(arguments, "--data")
     if name := value_of("--recipe", arguments):
         _need("--data", words, "flow build")
-        settings = _recipe(name).flow
+        settings = _experiment(name).flow
     _, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings)
     build(config)
 
@@ -78,10 +78,16 @@ def _need(flag: str, arguments: Sequence[str], command: str) -> None:
         raise ConfigError(f"Missing from lamp {command}: {flag} PATH (lamp {command} --help lists the flags)")
 
 
-def _recipe(name: str) -> Recipe:
-    from lamp.recipes import recipe
+def _experiment(name: str) -> Recipe:
+    from lamp.recipes import experiment
 
-    return recipe(name)
+    return experiment(name)
+
+
+def _training(name: str) -> Recipe | TrainingRecipe:
+    from lamp.recipes import training
+
+    return training(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,7 @@ class CacheFlags:
 
 def _cache_features(arguments: Sequence[str]) -> None:
     flags = parse(CacheFlags, arguments, "cache features")
-    _ensure_features(flags.data, _recipe(flags.recipe).backbone)
+    _ensure_features(flags.data, _training(flags.recipe).backbone)
 
 
 def _ensure_features(data: Path, config: BackboneConfig) -> None:
@@ -120,12 +126,15 @@ class MotionFlags:
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
+    from lamp.recipes import Recipe
     from lamp.train.configs import MotionTraining
     from lamp.train.motion import train_motion
 
-    chosen = _recipe(value_of("--recipe", arguments) or ANY_RECIPE)
+    chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
+    if chosen.motion is None:
+        raise ConfigError(f"recipe {chosen.name!r} has no motion prior to train; `lamp train policy` is all it needs")
     flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
-    if value_of("--flow-stride", arguments) is None:
+    if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     _ensure_features(flags.data, training.backbone)
     train_motion(training, flags.data, flags.out, fresh=flags.fresh)
@@ -162,7 +171,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.configs import PolicyTraining
     from lamp.train.policy import train_policy
 
-    chosen = _recipe(value_of("--recipe", arguments) or ANY_RECIPE)
+    chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
     guided = value_of("--motion", arguments) is not None
     settings = chosen.policy if guided else chosen.without_motion
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
@@ -205,7 +214,7 @@ def _demo(arguments: Sequence[str]) -> None:
     flags = parse(DemoFlags, arguments, "demo")
     from lamp.experiment import run
 
-    run(_recipe(flags.recipe), flags.out)
+    run(_experiment(flags.recipe), flags.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,17 +251,27 @@ def _recipe_list(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowFlags:
-    """Prints a recipe's full configuration as JSON."""
+    """Prints a recipe's full configuration, and how many parameters its models have."""
 
     name: tyro.conf.Positional[str]
     """The recipe."""
+    json: bool = False
+    """Print the configuration as JSON."""
 
 
 def _recipe_show(arguments: Sequence[str]) -> None:
-    name = parse(ShowFlags, arguments, "recipe show").name
+    flags = parse(ShowFlags, arguments, "recipe show")
     from lamp.configuration import to_json
+    from lamp.info import to_text
+    from lamp.model.counting import expected_parameters
+    from lamp.recipes import recipe
 
-    print(json.dumps(to_json(_recipe(name)), indent=2, ensure_ascii=False))
+    made = recipe(flags.name)
+    if flags.json:
+        print(json.dumps(to_json(made), indent=2, ensure_ascii=False))
+        return
+    counts = {name: expected_parameters(model) for name, model in made.models.items()}
+    print(to_text({**to_json(made), "parameters": counts}))
 
 
 @dataclass(frozen=True, kw_only=True)

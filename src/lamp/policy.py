@@ -166,8 +166,8 @@ class LaMPPolicy:
 
     @property
     def gate(self) -> float | None:
-        """How far the motion gate is open; None without a motion prior."""
-        return None if self.model.guidance is None else float(self.model.guidance.opening().detach())
+        """How far the motion gate is open; None where there is none."""
+        return self.model.gate
 
     def _check(self, observation: Observation) -> None:
         for camera in self.description.backbone.cameras:

@@ -95,11 +95,29 @@ class Encoded(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AddedMotion(OnDevice):
+    """The motion prior of the Add ablation: what each layer of the Action Expert adds to each action token."""
+
+    values: Float[Tensor, "b l h d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedMotion(OnDevice):
+    """The motion prior of the Concat+MLP ablation: what stands beside each action token before the first layer."""
+
+    values: Float[Tensor, "b h dm"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guided(OnDevice):
-    """z_guided (Eq. 4): tokens of the same shape as `Encoded`, with the motion prior added."""
+    """What the Action Expert is conditioned on: z_guided (Eq. 4), tokens of the same shape as `Encoded`."""
 
     tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
+    motion: AddedMotion | JoinedMotion | None = None
+    """The motion prior where it does not enter through the tokens but at the actions."""
+    t_1: Float[Tensor, " b"] | None = None
+    """The solver's first time after 0, for an Action Expert that sees it."""
 
     @classmethod
     def of(cls, encoded: Encoded) -> Guided:

@@ -60,4 +60,6 @@ def test_the_reference_gives_the_release_s_outputs() -> None:
             "actions": model.act(z, golden["state"], noise, golden["action_noise"]),
         }
     for name, value in found.items():
-        torch.testing.assert_close(value, golden[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, golden[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )

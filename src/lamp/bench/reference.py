@@ -152,7 +152,11 @@ class ActionModel(nn.Module):
         self.norm, self.action_decoder = nn.LayerNorm(width), nn.Linear(width, action_dim)
 
     def forward(
-        self, actions: Float[Tensor, "b h a"], noise_level: float, state: Float[Tensor, "b s"], z: Float[Tensor, "b n d"]
+        self,
+        actions: Float[Tensor, "b h a"],
+        noise_level: float,
+        state: Float[Tensor, "b s"],
+        z: Float[Tensor, "b n d"],
     ) -> Float[Tensor, "b h a"]:
         b, h, _ = actions.shape
         half = self.time_channels // 2
@@ -204,9 +208,13 @@ class ReleaseArrangement(nn.Module):
             time_channels=action.time_channels,
             positions=action.positions,
         )
-        return cls(head, Guidance(token_width=config.token_width, motion_width=motion.width, heads=guidance.heads), model)
+        return cls(
+            head, Guidance(token_width=config.token_width, motion_width=motion.width, heads=guidance.heads), model
+        )
 
-    def motion_hidden(self, z: Float[Tensor, "b n d"], noise: Float[Tensor, "b f c rows columns"]) -> Float[Tensor, "b m w"]:
+    def motion_hidden(
+        self, z: Float[Tensor, "b n d"], noise: Float[Tensor, "b f c rows columns"]
+    ) -> Float[Tensor, "b m w"]:
         """One Euler step to 1/10, and what a second evaluation there leaves behind."""
         condition = self.motion_head.condition(z)
         velocity, _ = self.motion_head(noise, 0.0, condition)

@@ -1,6 +1,8 @@
 """The Action Expert (Section III-E, Eq. 5): a transformer that predicts the velocity of an action chunk.
 
 The state and the embedded flow time are concatenated to every noisy action token; the guided tokens z_guided are the context.
+Where the motion prior does not come through z_guided (the ablations of `lamp.model.fusion`), it is added or joined to the action
+tokens.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.layers import Block, KeyValue, check_heads, sinusoid
-from lamp.types import Guided
+from lamp.types import AddedMotion, Guided, JoinedMotion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,9 @@ class ActionExpertConfig:
     """The slowest and the fastest of them, in rad over the whole flow time (the release: 0.01 and 1)."""
     positions: int = 1024
     """Learned positions: for the actions, then for the context tokens."""
+    sees_t_1: bool = False
+    """Whether t_1, the solver's first time after 0, is embedded beside tau (Algorithms 1 and 2). Deviation: it does not by
+    default, since it is a constant."""
 
     def __post_init__(self) -> None:
         check_heads("Action Expert", self.width, self.heads)
@@ -63,47 +69,83 @@ class ActionExpertConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointContext:
-    """The context as tokens."""
+class Context:
+    """What does not depend on the actions, computed once for all solver steps and noise draws."""
 
-    tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
+    motion: AddedMotion | JoinedMotion | None = None
+    t_1: Float[Tensor, " b"] | None = None
+
+    def added(self, layer: int) -> Float[Tensor, "b h d"] | None:
+        """What the motion prior adds to the action tokens before a layer (Add)."""
+        return self.motion.values[:, layer] if isinstance(self.motion, AddedMotion) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixContext:
+class JointContext(Context):
+    """The context as tokens."""
+
+    tokens: Float[Tensor, "b n d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixContext(Context):
     """The context as each block's keys and values."""
 
     layers: list[KeyValue]
-    mask: Bool[Tensor, "b n"]
+
+
+class JoinMotion(nn.Module):
+    """[action token; motion] through a two-layer MLP, back to the token's width (Concat+MLP)."""
+
+    def __init__(self, width: int, motion_width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width + motion_width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b r h d"], motion: Float[Tensor, "b h dm"]) -> Float[Tensor, "b r h d"]:
+        both = torch.cat([x, motion[:, None].to(x.dtype).expand(-1, x.shape[1], -1, -1)], dim=-1)
+        return self.out(functional.gelu(self.mix(both), approximate="tanh"))
 
 
 class ActionExpert(nn.Module):
-    """v_phi(a^tau, tau, z_guided, s_t)."""
+    """v_phi(a^tau, tau, z_guided, s_t), and t_1 where the configuration says so."""
 
-    def __init__(self, config: ActionExpertConfig) -> None:
+    def __init__(self, config: ActionExpertConfig, joined_width: int = 0) -> None:
+        """
+        Args:
+            config: Sizes.
+            joined_width: Width of the motion that is joined to each action token; 0: none is.
+        """
         super().__init__()
         self.config = config
-        self.action_in = nn.Linear(config.action_dim + config.time_channels + config.state_dim, config.width)
+        times = config.time_channels * (2 if config.sees_t_1 else 1)
+        self.action_in = nn.Linear(config.action_dim + times + config.state_dim, config.width)
         self.context_in = nn.Linear(config.token_width, config.width)
         self.positions = nn.Parameter(torch.randn(config.positions, config.width) * 0.02)
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.velocity_out = nn.Linear(config.width, config.action_dim)
+        self.join = JoinMotion(config.width, joined_width) if joined_width else None
 
     def context(self, guided: Guided) -> JointContext | PrefixContext:
         """Computes, once, what does not depend on the actions.
 
         Raises:
-            MismatchError: Where there are more tokens than learned positions.
+            MismatchError: Where there are more tokens than learned positions, or the motion or t_1 that it needs is missing.
         """
         chunk, n = self.config.chunk, guided.tokens.shape[1]
         if chunk + n > self.config.positions:
             room = self.config.positions - chunk
             raise MismatchError(f"Action Expert: {n} context tokens given, at most {room} expected; raise `positions`.")
+        if (self.join is not None) != isinstance(guided.motion, JoinedMotion):
+            given, expected = type(guided.motion).__name__, "JoinedMotion" if self.join else "none or AddedMotion"
+            raise MismatchError(f"Action Expert: motion of type {given} given, {expected} expected.")
+        if self.config.sees_t_1 and guided.t_1 is None:
+            raise MismatchError("Action Expert: sees_t_1 is set and no t_1 was given; use LaMP.guide.")
         tokens = self.context_in(guided.tokens.to(self.context_in.weight.dtype)) + self.positions[chunk : chunk + n]
         if isinstance(self.config.attention, Joint):
-            return JointContext(tokens=tokens, mask=guided.mask)
+            return JointContext(tokens=tokens, mask=guided.mask, motion=guided.motion, t_1=guided.t_1)
         depth = self.config.attention.context_layers
         # No block reads what the last one makes of the context.
         depth = self.config.layers - 1 if depth is None else min(depth, self.config.layers - 1)
@@ -114,7 +156,7 @@ class ActionExpert(nn.Module):
             layers.append(key_value)
             if index < depth:
                 tokens = block.attend(tokens, query, key_value, mask)
-        return PrefixContext(layers=layers, mask=guided.mask)
+        return PrefixContext(layers=layers, mask=guided.mask, motion=guided.motion, t_1=guided.t_1)
 
     def forward(
         self,
@@ -124,17 +166,23 @@ class ActionExpert(nn.Module):
         context: JointContext | PrefixContext,
     ) -> Float[Tensor, "b r h a"]:
         """Returns the predicted velocity (Eq. 5) of r noise draws per sample, which share state and context."""
-        x = self._embed(actions, tau, state)
+        x = self._embed(actions, tau, state, context.t_1)
+        if self.join is not None and isinstance(context.motion, JoinedMotion):
+            x = self.join(x, context.motion.values)
         x = self._beside(x, context) if isinstance(context, PrefixContext) else self._together(x, context)
         return self.velocity_out(self.norm(x))
 
-    def _embed(self, actions: Tensor, tau: Tensor, state: Tensor) -> Float[Tensor, "b r h d"]:
+    def _embed(self, actions: Tensor, tau: Tensor, state: Tensor, t_1: Tensor | None = None) -> Tensor:
         b, r, h, _ = actions.shape
-        slowest, fastest = self.config.time_frequencies
-        time = sinusoid(fastest * tau, self.config.time_channels, max_period=fastest / slowest)
-        time = time[:, :, None].expand(b, r, h, -1)
-        tokens = torch.cat([actions, time, state[:, None, None].expand(b, r, h, -1)], dim=-1)
+        parts = [actions, self._times(tau)[:, :, None].expand(b, r, h, -1), state[:, None, None].expand(b, r, h, -1)]
+        if self.config.sees_t_1 and t_1 is not None:
+            parts.append(self._times(t_1)[:, None, None].expand(b, r, h, -1))
+        tokens = torch.cat(parts, dim=-1)
         return self.action_in(tokens.to(self.action_in.weight.dtype)) + self.positions[:h]
+
+    def _times(self, tau: Float[Tensor, "*b"]) -> Float[Tensor, "*b c"]:
+        slowest, fastest = self.config.time_frequencies
+        return sinusoid(fastest * tau, self.config.time_channels, max_period=fastest / slowest)
 
     def _beside(self, x: Float[Tensor, "b r h d"], context: PrefixContext) -> Float[Tensor, "b r h d"]:
         b, r, h, _ = x.shape
@@ -143,7 +191,9 @@ class ActionExpert(nn.Module):
         apart = (draw[:, None] == draw).expand(b, -1, -1)
         mask = torch.cat([apart, context.mask[:, None].expand(-1, r * h, -1)], dim=-1)[:, None]
         x = x.flatten(1, 2)
-        for block, prefix in zip(self.blocks, context.layers, strict=True):
+        for index, (block, prefix) in enumerate(zip(self.blocks, context.layers, strict=True)):
+            if (added := context.added(index)) is not None:
+                x = x + added.repeat(1, r, 1)
             x = block(x, mask, prefix)
         return x.unflatten(1, (r, h))
 
@@ -152,6 +202,9 @@ class ActionExpert(nn.Module):
         tokens = torch.cat([x.flatten(0, 1), context.tokens.repeat_interleave(r, dim=0)], dim=1)
         seen = torch.cat([context.mask.new_ones(b, h), context.mask], dim=1)
         mask = seen.repeat_interleave(r, dim=0)[:, None, None]
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
+            if (added := context.added(index)) is not None:
+                beyond = tokens.shape[1] - h
+                tokens = tokens + functional.pad(added.repeat_interleave(r, dim=0), (0, 0, 0, beyond))
             tokens = block(tokens, mask)
         return tokens[:, :h].unflatten(0, (b, r))

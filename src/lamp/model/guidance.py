@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamp.model.layers import CrossAttention, check_heads
+from lamp.types import Encoded, Guided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,11 @@ class MotionGuidance(nn.Module):
         if isinstance(config.gate, ZeroOut):
             nn.init.zeros_(self.cross_attention.out.weight)
             nn.init.zeros_(self.cross_attention.out.bias)
+
+    def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
+        """Returns the tokens that the Action Expert reads in place of z."""
+        dtype = self.project.weight.dtype
+        return Guided(tokens=self(encoded.tokens.to(dtype), z_m.to(dtype)), mask=encoded.mask)
 
     def opening(self) -> Float[Tensor, " 1"]:
         """Returns how far the gate is open: sigma(g), in (0, 1), or tanh(g)."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -26,6 +26,7 @@ from lamp.flow_matching import (
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
+from lamp.model.fusion import FusionConfig, build_fusion, joined_width, withheld
 from lamp.model.guidance import GuidanceConfig, MotionGuidance
 from lamp.model.motion_expert import MotionExpert, MotionExpertConfig
 from lamp.types import Batch, Encoded, Guided
@@ -54,7 +55,8 @@ class LaMPConfig:
     token_width: int
     """Width of the backbone's tokens z."""
     motion: MotionExpertConfig | None
-    guidance: GuidanceConfig | None
+    guidance: FusionConfig | None
+    """How the motion prior reaches the Action Expert: Eq. 4, or an ablation."""
     action: ActionExpertConfig | None
     solver_steps: int = 10
     """N: Euler steps from noise to data."""
@@ -71,7 +73,8 @@ class LaMPConfig:
             raise ConfigError(
                 "LaMP: a Motion Expert and an Action Expert are configured, and no guidance between them."
             )
-        for part in (self.motion, self.guidance, self.action):
+        gated = self.guidance if isinstance(self.guidance, GuidanceConfig) else None
+        for part in (self.motion, gated, self.action):
             if part is not None and part.token_width != self.token_width:
                 message = f"token_width {part.token_width} in {type(part).__name__}, {self.token_width} in LaMPConfig"
                 raise ConfigError(f"LaMP: {message}; both are the width of the backbone's tokens.")
@@ -80,6 +83,11 @@ class LaMPConfig:
             raise ConfigError(f"LaMP: {message}, the Motion Expert's width is {self.motion.width}.")
         if self.solver_steps < 1:
             raise ConfigError(f"LaMP: solver_steps {self.solver_steps} given, at least 1 expected.")
+
+    @property
+    def fusion(self) -> FusionConfig | None:
+        """The guidance that is built: None where one of the two that it connects is missing."""
+        return self.guidance if self.motion and self.action else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +114,10 @@ class LaMP(nn.Module):
     def __init__(self, config: LaMPConfig) -> None:
         super().__init__()
         self.config = config
-        both = config.motion is not None and config.action is not None
+        fusion, action = config.fusion, config.action
         self.motion_expert = MotionExpert(config.motion) if config.motion else None
-        self.guidance = MotionGuidance(config.guidance) if config.guidance and both else None
-        self.action_expert = ActionExpert(config.action) if config.action else None
+        self.guidance = build_fusion(fusion, action) if fusion and action else None
+        self.action_expert = ActionExpert(action, joined_width(fusion)) if action else None
 
     def motion_loss(self, batch: Batch, generator: torch.Generator, draws: int = 1) -> MotionLoss:
         """Stage 1: the Motion Expert learns the velocity from noise to the observed scene flow.
@@ -120,9 +128,9 @@ class LaMP(nn.Module):
             draws: Noise draws per sample.
         """
         expert, motion = _present(self.motion_expert, "Motion Expert"), _present(batch.motion, "batch.motion")
-        encoded = _repeated(batch.encoded, draws)
-        data, mask = motion.values.repeat_interleave(draws, dim=0), motion.mask.repeat_interleave(draws, dim=0)
-        noise = gaussian(data.shape, generator, data.device)
+        encoded, mask = _repeated(batch.encoded, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
+        data = expert.within(motion.values.repeat_interleave(draws, dim=0))
+        noise = expert.within(gaussian(data.shape, generator, data.device))
         tau = self.config.motion_tau.sample(len(data), generator, data.device)
         noisy = interpolate(noise, data, tau)
         scale = expert.error_scale(tau, noisy)
@@ -133,6 +141,7 @@ class LaMP(nn.Module):
     def motion_hidden(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
         """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient."""
         expert = _present(self.motion_expert, "Motion Expert")
+        noise = expert.within(noise)
         taken = 1 if isinstance(self.config.hidden_at, Arrival) else 0
         partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
         tau = torch.full((len(noise),), step_times(self.config.solver_steps)[taken], device=noise.device)
@@ -141,13 +150,22 @@ class LaMP(nn.Module):
     def guide(
         self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None, seen: Bool[Tensor, " b"] | None = None
     ) -> Guided:
-        """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it."""
-        if self.guidance is None:
-            return Guided.of(encoded)
-        dtype = self.guidance.project.weight.dtype
-        z, z_m = encoded.tokens.to(dtype), _present(hidden, "motion hidden state").to(dtype)
-        guided = self.guidance(z, z_m)
-        return Guided(tokens=guided if seen is None else guided.where(seen[:, None, None], z), mask=encoded.mask)
+        """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it.
+
+        In the ablations that bring the prior to the actions, z stays as it is and the prior comes beside it.
+        """
+        guided = Guided.of(encoded)
+        if self.guidance is not None and not self._unguided(seen):
+            guided = self.guidance.guide(encoded, _present(hidden, "motion hidden state"))
+            guided = guided if seen is None else withheld(guided, encoded, seen)
+        if self.config.action is None or not self.config.action.sees_t_1:
+            return guided
+        t_1 = torch.full((len(encoded.mask),), step_times(self.config.solver_steps)[1], device=encoded.mask.device)
+        return replace(guided, t_1=t_1)
+
+    def _unguided(self, seen: Bool[Tensor, " b"] | None) -> bool:
+        """Whether no sample has seen the prior, so that guidance need not be computed."""
+        return isinstance(self.guidance, MotionGuidance) and seen is not None and not bool(seen.any())
 
     def action_loss(self, batch: Batch, generator: torch.Generator, noise_draws: int = 2) -> ActionLoss:
         """Stage 2 (Algorithm 1): guidance and Action Expert learn the velocity from noise to the expert's actions.
@@ -159,12 +177,10 @@ class LaMP(nn.Module):
         """
         expert, actions = _present(self.action_expert, "Action Expert"), _present(batch.actions, "batch.actions")
         state, hidden = _present(batch.state, "batch.state"), batch.motion_hidden
-        withheld = batch.prior_seen is not None and not batch.prior_seen.any()
-        if hidden is None and self.motion_expert is not None and not withheld:
+        if hidden is None and self.motion_expert is not None and not self._unguided(batch.prior_seen):
             noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), generator, actions.device)
             hidden = self.motion_hidden(batch.encoded, noise)
-        guided = Guided.of(batch.encoded) if withheld else self.guide(batch.encoded, hidden, batch.prior_seen)
-        context = expert.context(guided)
+        context = expert.context(self.guide(batch.encoded, hidden, batch.prior_seen))
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)
         noise = gaussian(data.shape, generator, data.device)
@@ -185,7 +201,7 @@ class LaMP(nn.Module):
     ) -> Float[Tensor, "b h a"]:
         """Returns a normalised action chunk (Algorithm 2); a model without motion prior takes no `motion_noise`.
 
-        Deviation: the Action Expert does not see t_1, which is a constant of the solver.
+        Deviation: the Action Expert sees t_1, a constant of the solver, only where its configuration says so.
         """
         expert = _present(self.action_expert, "Action Expert")
         hidden = None
@@ -204,7 +220,12 @@ class LaMP(nn.Module):
     ) -> Float[Tensor, "b k t 3"]:
         """Returns fully denoised, normalised scene-flow increments: for pictures, no action depends on them."""
         expert = _present(self.motion_expert, "Motion Expert")
-        return euler(lambda m, tau: expert(m, tau, encoded), noise, steps or self.config.solver_steps)
+        return euler(lambda m, tau: expert(m, tau, encoded), expert.within(noise), steps or self.config.solver_steps)
+
+    @property
+    def gate(self) -> float | None:
+        """How far the gate of Eq. 4 is open; None where there is none."""
+        return float(self.guidance.opening().detach()) if isinstance(self.guidance, MotionGuidance) else None
 
     @property
     def motion_shape(self) -> tuple[int, int, int] | None:

@@ -147,20 +147,24 @@ class Modulation(NamedTuple):
 
 
 class AdaLayerNorm(nn.Module):
-    """LayerNorm shared by the motion and the condition tokens, each with its own modulation by time (as in CogVideoX)."""
+    """LayerNorm shared by the motion and the condition tokens, each with its own modulation by time (as in CogVideoX).
 
-    def __init__(self, width: int, time_width: int) -> None:
+    Where there are no condition tokens, one stream is enough.
+    """
+
+    def __init__(self, width: int, time_width: int, streams: int = 2) -> None:
         super().__init__()
+        self.streams = streams
         self.norm = nn.LayerNorm(width)
-        self.modulate = nn.Linear(time_width, 6 * width)
+        self.modulate = nn.Linear(time_width, 3 * streams * width)
         nn.init.zeros_(self.modulate.weight)
         # Shifts and scales start at 0 and gates at 1: a plain pre-norm block, which learnt a little faster than gates at 0.
-        self.modulate.bias = nn.Parameter(torch.tensor([0.0, 0.0, 1.0] * 2).repeat_interleave(width))
+        self.modulate.bias = nn.Parameter(torch.tensor([0.0, 0.0, 1.0] * streams).repeat_interleave(width))
 
     def modulations(self, time: Float[Tensor, "b dt"]) -> tuple[Modulation, Modulation]:
-        """Returns the modulation of the motion tokens and that of the condition tokens."""
-        parts = self.modulate(functional.silu(time))[:, None].chunk(6, dim=-1)
-        return Modulation(*parts[:3]), Modulation(*parts[3:])
+        """Returns the modulation of the motion tokens and that of the condition tokens: the same where there is one stream."""
+        parts = self.modulate(functional.silu(time))[:, None].chunk(3 * self.streams, dim=-1)
+        return Modulation(*parts[:3]), Modulation(*parts[-3:])
 
     def forward(self, x: Float[Tensor, "b n d"], modulation: Modulation) -> Float[Tensor, "b n d"]:
         return self.norm(x) * (1 + modulation.scale) + modulation.shift
@@ -178,11 +182,27 @@ CELLS_PER_UNIT = 1.875
 """Token rows or columns that move a spatial sinusoid by one unit, as in CogVideoX."""
 
 
-def grid_positions(frames: int, rows: int, columns: int, width: int) -> Float[Tensor, "n width"]:
-    """Fixed 3-D positions of tokens in (frame, row, column) order: a quarter of the width for time, the rest for space."""
+def grid_positions(
+    frames: int, rows: int, columns: int, width: int, scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> Float[Tensor, "n width"]:
+    """Fixed 3-D positions of tokens in (frame, row, column) order: a quarter of the width for time, the rest for space.
+
+    Args:
+        frames: Tokens along time.
+        rows: Along the image's height.
+        columns: Along its width.
+        width: Of a token.
+        scale: Tokens of another grid for each token of this one, along (time, height, width): positions are in that grid's
+            coordinates. Token j is a cell with its centre at j + 1/2, so there it is at (j + 1/2) scale - 1/2; a scale of 1
+            gives exactly j.
+
+    Raises:
+        ConfigError: The width cannot be shared out.
+    """
     if width % 16:
         raise ConfigError(f"3-D sinusoidal positions need a width that 16 divides, width {width} was given.")
-    axes = [torch.arange(n, dtype=torch.float32) for n in (frames, rows, columns)]
+    counts = zip((frames, rows, columns), scale, strict=True)
+    axes = [(torch.arange(n, dtype=torch.float32) + 0.5) * ratio - 0.5 for n, ratio in counts]
     frame, row, column = torch.meshgrid(*axes, indexing="ij")
     space = [sinusoid(axis / CELLS_PER_UNIT, 3 * width // 8) for axis in (column, row)]
     return torch.cat([sinusoid(frame, width // 4), *space], dim=-1).flatten(0, 2)

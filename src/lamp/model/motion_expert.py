@@ -1,7 +1,7 @@
 """The Motion Expert (Section III-B): a 3-D transformer that predicts the velocity of dense 3-D scene flow.
 
 Tokens are 2x2 blocks of grid points, several flow steps at a time; they attend jointly with the backbone's tokens z_t, and
-time drives AdaLN in every block, as in CogVideoX.
+time drives AdaLN in every block, as in CogVideoX. `Conditioning` has the other ways in for z_t.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from lamp.types import Encoded
 
 @dataclass(frozen=True, kw_only=True)
 class JointTokens:
-    """Motion tokens attend to the backbone's tokens as they are; padding is masked."""
+    """Joint attention over [z_t; motion], padding masked; AdaLN carries time alone (as the release does).
+
+    Deviation: the paper says "via Adaptive LayerNorm", see `AdaLNPooled`; pooling gives up where in the image a token is from.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLNPooled:
+    """AdaLN carries time and the mean of z_t, and attention is among motion tokens alone: the paper's words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,40 @@ class RepeatAndPad:
             raise ConfigError(f"RepeatAndPad: {self.tokens} tokens given, at least 1 expected (256 in the release).")
 
 
-Conditioning = JointTokens | RepeatAndPad
+Conditioning = JointTokens | AdaLNPooled | RepeatAndPad
+"""How z_t enters the Motion Expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialFlow:
+    """(du, dv, dd): dense 3-D scene flow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlow:
+    """(du, dv): the 2D-Flow ablation. Tensors keep their third axis, which is zero in noise, input and prediction and does not
+    supervise.
+
+    Deviation: the paper masks depth "during training"; noise of an unused axis would still reach z_m.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceGrid:
+    """The grid on which weights were first trained: token positions stay in its coordinates (see `lamp.model.resizing`)."""
+
+    grid: tuple[int, int]
+    """Rows and columns of grid points over the same image."""
+    horizon: int
+    """Flow steps."""
+    pace: float = 1.0
+    """Reference flow steps for each flow step now. 1 keeps the pace: a shorter horizon ends earlier. The reference's horizon
+    over the present one keeps the span: fewer, longer steps."""
+
+    def __post_init__(self) -> None:
+        if min(*self.grid, self.horizon) < 1 or self.pace <= 0:
+            given = f"grid {self.grid}, horizon {self.horizon}, pace {self.pace}"
+            raise ConfigError(f"reference grid: {given} given, positive numbers expected, such as (20, 20), 32, 1.0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +113,16 @@ class MotionExpertConfig:
     """Flow steps packed into a token's channels. Deviation: the paper's patch is one step; 1600 tokens fit better than 3200."""
     hidden_layer: int = -1
     """The block whose output is z_m, counted from the end where negative: the paper's is the last."""
-    conditioning: Conditioning = field(default_factory=JointTokens)
-    """How z enters. Deviation: the paper says via AdaLN, which cannot hold a set of tokens of any length."""
     time_channels: int = 512
     whole_time: bool = False
     """Embed the integer part of 1000 tau, as the released weights were trained; False: 1000 tau itself."""
     preconditioning: Preconditioning | None = None
     """Predict what the noisy motion does not tell by itself; None: the velocity, as the paper."""
+    conditioning: Conditioning = field(default_factory=JointTokens)
+    flow: SpatialFlow | ImageFlow = field(default_factory=SpatialFlow)
+    """What is predicted for each point and step."""
+    reference: ReferenceGrid | None = None
+    """Where the weights come from another grid or horizon: whose coordinates token positions keep. None: this grid's own."""
 
     def __post_init__(self) -> None:
         check_heads("Motion Expert", self.width, self.heads)
@@ -112,19 +156,30 @@ class MotionExpertConfig:
         """Scene-flow values in one token."""
         return 3 * self.frames_per_token * self.patch**2
 
+    @property
+    def position_scale(self) -> tuple[float, float, float]:
+        """Tokens of the reference grid for each token of this one, along (time, height, width)."""
+        if self.reference is None:
+            return 1.0, 1.0, 1.0
+        (rows, columns), (own_rows, own_columns) = self.reference.grid, self.grid
+        return self.reference.pace, rows / own_rows, columns / own_columns
+
 
 class MotionBlock(nn.Module):
-    """Joint attention over [condition; motion] and an MLP, both shared, with each stream modulated by time on its own."""
+    """Joint attention over [condition; motion] and an MLP, both shared, with each stream modulated by time on its own.
 
-    def __init__(self, width: int, heads: int) -> None:
+    There may be no condition tokens, and then one stream is enough.
+    """
+
+    def __init__(self, width: int, heads: int, streams: int = 2) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_attention = AdaLayerNorm(width, width)
+        self.norm_attention = AdaLayerNorm(width, width, streams)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.norm_query = nn.LayerNorm(width // heads, eps=1e-6)
         self.norm_key = nn.LayerNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width)
-        self.norm_mlp = AdaLayerNorm(width, width)
+        self.norm_mlp = AdaLayerNorm(width, width, streams)
         self.mlp = Mlp(width)
 
     def forward(
@@ -165,18 +220,22 @@ class MotionExpert(nn.Module):
     def __init__(self, config: MotionExpertConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
+        width, pooled = config.width, isinstance(config.conditioning, AdaLNPooled)
         self.condition_in = nn.Linear(config.token_width, width)
         if isinstance(config.conditioning, RepeatAndPad):
             self.filling = nn.Parameter(torch.randn(config.conditioning.tokens, width) * 0.01)
         self.motion_in = nn.Linear(config.token_values, width)
-        self.register_buffer("positions", grid_positions(*config.token_grid, width), persistent=False)
+        positions = grid_positions(*config.token_grid, width, config.position_scale)
+        self.register_buffer("positions", positions, persistent=False)
         self.time = TimeEmbedding(config.time_channels, width, whole=config.whole_time)
-        self.blocks = nn.ModuleList(MotionBlock(width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            MotionBlock(width, config.heads, streams=1 if pooled else 2) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.norm_out = nn.LayerNorm(width)
         self.modulate_out = nn.Linear(width, 2 * width)
         self.velocity_out = nn.Linear(width, config.token_values)
+        self.pooled = nn.Linear(width, width) if pooled else None
         for layer in (self.modulate_out, self.velocity_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -185,14 +244,14 @@ class MotionExpert(nn.Module):
         self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"], encoded: Encoded
     ) -> Float[Tensor, "b k t 3"]:
         """Returns the predicted velocity (Eq. 3)."""
-        time = self.time(tau)
-        tokens = self.norm(self._run(self._scaled(motion, tau), time, encoded, self.config.layers))
-        shift, scale = self.modulate_out(functional.silu(time))[:, None].chunk(2, dim=-1)
+        driver = self._driver(tau, encoded)
+        tokens = self.norm(self._run(self._scaled(motion, tau), driver, encoded, self.config.layers))
+        shift, scale = self.modulate_out(functional.silu(driver))[:, None].chunk(2, dim=-1)
         predicted = self.unpatchify(self.velocity_out(self.norm_out(tokens) * (1 + scale) + shift))
-        if self.config.preconditioning is None:
-            return predicted
-        _, skip, out = self.config.preconditioning.coefficients(tau, motion)
-        return skip * motion + out * predicted.float()
+        if self.config.preconditioning is not None:
+            _, skip, out = self.config.preconditioning.coefficients(tau, motion)
+            predicted = skip * motion + out * predicted.float()
+        return self.within(predicted)
 
     def error_scale(self, tau: Float[Tensor, " b"], motion: Float[Tensor, "b k t 3"]) -> Tensor:
         """The unit in which the loss measures the velocity's error: 1 but for a preconditioned network."""
@@ -205,23 +264,49 @@ class MotionExpert(nn.Module):
     ) -> Float[Tensor, "b m d"]:
         """Returns z_m: the motion tokens as they leave block `hidden_layer`, before any final norm."""
         depth = self.config.hidden_layer % self.config.layers + 1
-        return self._run(self._scaled(motion, tau), self.time(tau), encoded, depth)
+        return self._run(self._scaled(motion, tau), self._driver(tau, encoded), encoded, depth)
+
+    def within(self, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b k t 3"]:
+        """Returns what the expert models of some motion: an `ImageFlow` has no depth."""
+        if isinstance(self.config.flow, SpatialFlow):
+            return motion
+        return functional.pad(motion[..., :2], (0, 1))
+
+    def supervised(self, mask: Bool[Tensor, "b k t 3"]) -> Bool[Tensor, "b k t 3"]:
+        """Returns what of a mask supervises this expert."""
+        if isinstance(self.config.flow, SpatialFlow):
+            return mask
+        return functional.pad(mask[..., :2], (0, 1), value=False)
 
     def _scaled(self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"]) -> Float[Tensor, "b k t 3"]:
+        motion = self.within(motion)
         if self.config.preconditioning is None:
             return motion
         return self.config.preconditioning.coefficients(tau, motion)[0] * motion
 
-    def _run(self, motion: Tensor, time: Tensor, encoded: Encoded, depth: int) -> Float[Tensor, "b m d"]:
+    def _driver(self, tau: Float[Tensor, " b"], encoded: Encoded) -> Float[Tensor, "b d"]:
+        """What drives AdaLN: time, and the mean of z_t where it enters that way."""
+        time = self.time(tau)
+        if self.pooled is None:
+            return time
+        total = encoded.tokens.masked_fill(~encoded.mask[..., None], 0.0).sum(1)
+        mean = total / encoded.mask.sum(1, keepdim=True).clamp(min=1)
+        return time + self.pooled(functional.silu(self.condition_in(mean.to(self.condition_in.weight.dtype))))
+
+    def _run(self, motion: Tensor, driver: Tensor, encoded: Encoded, depth: int) -> Float[Tensor, "b m d"]:
+        dtype = self.motion_in.weight.dtype
+        tokens = self.motion_in(self.patchify(motion).to(dtype)) + self.positions
         condition, seen = self.condition(encoded)
-        tokens = self.motion_in(self.patchify(motion).to(self.motion_in.weight.dtype)) + self.positions
         mask = None if seen is None else torch.cat([seen, seen.new_ones(tokens.shape[:2])], dim=1)[:, None, None]
         for index, block in enumerate(self.blocks[:depth], start=1):
-            condition, tokens = block(condition, tokens, time, mask, last=index == depth)
+            condition, tokens = block(condition, tokens, driver, mask, last=index == depth)
         return tokens
 
     def condition(self, encoded: Encoded) -> tuple[Float[Tensor, "b c d"], Bool[Tensor, "b c"] | None]:
-        """Returns the condition tokens, and which of them are real: None where all are."""
+        """Returns the condition tokens that attend jointly with the motion tokens, and which are real: None where all are."""
+        if isinstance(self.config.conditioning, AdaLNPooled):
+            empty = self.condition_in.weight.new_empty(len(encoded.mask), 0, self.config.width)
+            return empty, encoded.mask[:, :0]
         tokens = self.condition_in(encoded.tokens.to(self.condition_in.weight.dtype))
         if isinstance(self.config.conditioning, JointTokens):
             return tokens, encoded.mask

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from lamp.data.features import FeatureBackbone, FeatureCache
 from lamp.data.lerobot import LeRobotDataset
-from lamp.errors import MismatchError
+from lamp.errors import ConfigError, MismatchError
+from lamp.model.backbone import BackboneShape
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 
-BackboneConfig = SmallBackboneConfig
+BackboneConfig = SmallBackboneConfig | BackboneShape
 """Settings of any backbone that a run can be trained on."""
 
 
@@ -19,12 +20,18 @@ def build_backbone(config: BackboneConfig | None) -> FeatureBackbone:
     """Loads the frozen backbone that the settings describe.
 
     Raises:
+        ConfigError: They describe its shape alone.
         MismatchError: There are no settings: imported weights whose VLM this version does not build.
     """
     if config is None:
         raise MismatchError(
             "this checkpoint was imported and holds no settings of its backbone (`lamp info` says which VLM it needs); expected "
             "the backbone itself, as the argument `backbone`."
+        )
+    if isinstance(config, BackboneShape):
+        raise ConfigError(
+            f"backbone {config.name!r} is known by its shape alone and computes no tokens; "
+            "expected a backbone with weights, such as the SmallBackboneConfig of the recipe demo."
         )
     return SmallBackbone(config)
 

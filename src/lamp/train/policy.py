@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -112,7 +112,10 @@ def build_model(
     wanted = config.model.motion
     expected = Expected(kind="motion", backbone_key=sources.backbone.key, grid=wanted.grid, horizon=wanted.horizon)
     trained, description = load_checkpoint(motion_checkpoint, expected=expected)
-    found = first_difference(to_json(description.model.motion), to_json(wanted), "model.motion")
+    assert description.model.motion is not None
+    # Which layer z_m is read from is Stage 2's choice: Stage 1 trains them all alike.
+    given = replace(description.model.motion, hidden_layer=wanted.hidden_layer)
+    found = first_difference(to_json(given), to_json(wanted), "model.motion")
     if found is not None:
         name, have, asked = found
         raise MismatchError(
@@ -175,6 +178,7 @@ def _cache_hidden(
     assert description.motion_source is not None
     depends = {
         "motion": description.motion_source.sha256,
+        "motion_expert": to_json(config.model.motion),
         "data": description.data.fingerprint,
         "episodes": samples.episodes,
         "hidden_at": to_json(config.model.hidden_at),

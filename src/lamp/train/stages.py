@@ -119,8 +119,8 @@ class PolicyStage:
         return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim})
 
     def gauges(self) -> dict[str, float]:
-        guidance = self.model.guidance
-        return {} if guidance is None else {"gate": float(guidance.opening().detach())}
+        opening = self.model.gate
+        return {} if opening is None else {"gate": opening}
 
     def validate(self) -> dict[str, Value]:
         if self.validation is None:

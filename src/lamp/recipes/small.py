@@ -1,25 +1,20 @@
-"""Recipes: named functions that return everything an experiment needs, from collection to evaluation.
-
-`lamp recipe list` names them and `lamp recipe show NAME` prints one in full. An ablation is a recipe that changes another
-with `dataclasses.replace`; nothing is read from a file.
-"""
+"""LaMP on the embedded backbone: recipes that a laptop runs from collection to evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lamp.benchmark.evaluating import EvaluateConfig
 from lamp.collect.collecting import CollectConfig
 from lamp.data.normalise import ByDeviation
-from lamp.errors import unknown
 from lamp.flow_matching import Preconditioning
 from lamp.model.action_expert import ActionExpertConfig, Prefix
 from lamp.model.guidance import GuidanceConfig, ZeroOut
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.small import SmallBackboneConfig
+from lamp.recipes.kinds import Recipe, without_motion
 from lamp.sceneflow.building import FlowBuildConfig
 from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
 from lamp.train.optimiser import AdamW
@@ -35,34 +30,6 @@ SMALL_BACKBONE = SmallBackboneConfig(cameras=(("agentview", 160), ("wrist", 128)
 
 SMALL_MOTION_STD = (0.08, 0.08, 0.08)
 """Standard deviation of normalised increments, still points included (`lamp flow build` prints the bounds behind them)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """An experiment from nothing to a table: collect, scene flow, features, Stage 1, Stage 2, evaluation."""
-
-    name: str
-    summary: str
-    collect: CollectConfig
-    flow: FlowBuildConfig
-    backbone: SmallBackboneConfig
-    motion: MotionTraining
-    policy: PolicyTraining
-    without_motion: PolicyTraining
-    """The same policy without the motion prior."""
-    evaluations: tuple[EvaluateConfig, ...]
-    """Each is run with both policies; its `out` is the name of its folder."""
-
-
-def recipe(name: str) -> Recipe:
-    """Builds a recipe by its name.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]()
 
 
 def demo() -> Recipe:
@@ -163,7 +130,6 @@ def small(
         token_dropout=0.3,
         action_fit=ByDeviation(least=0.2),
     )
-    plain = LaMPConfig(token_width=SMALL_TOKENS, motion=None, guidance=None, action=small_action())
     return Recipe(
         name=name,
         summary=summary,
@@ -177,7 +143,7 @@ def small(
             token_dropout=0.3,
         ),
         policy=guided,
-        without_motion=replace(guided, model=plain, cached_hidden_draws=0),
+        without_motion=without_motion(guided),
         evaluations=evaluations,
     )
 
@@ -245,10 +211,3 @@ def small_loop(*, steps: int, lr: float, seed: int, batch_size: int = 32, thread
         seed=seed,
         threads=threads,
     )
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "demo": demo,
-    "libero_object_small": libero_object_small,
-    "libero_spatial_small": libero_spatial_small,
-}

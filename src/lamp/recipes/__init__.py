@@ -1,0 +1,71 @@
+"""Recipes: named functions that return everything an experiment, a training or a measurement needs.
+
+`lamp recipe list` names them and `lamp recipe show NAME` prints one in full. An ablation is a recipe that changes another
+with `dataclasses.replace`; nothing is read from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lamp.errors import ConfigError, unknown
+from lamp.recipes.ablations import ABLATIONS
+from lamp.recipes.bench import bench_mid, bench_mid_fast
+from lamp.recipes.kinds import AnyRecipe, ModelRecipe, Recipe, TrainingRecipe
+from lamp.recipes.paper import paper_libero, paper_libero_packed, paper_real, paper_simpler
+from lamp.recipes.small import demo, libero_object_small, libero_spatial_small
+
+__all__ = ["RECIPES", "AnyRecipe", "ModelRecipe", "Recipe", "TrainingRecipe", "experiment", "recipe", "training"]
+
+RECIPES: dict[str, Callable[[], AnyRecipe]] = {
+    "demo": demo,
+    "libero_object_small": libero_object_small,
+    "libero_spatial_small": libero_spatial_small,
+    "paper_libero": paper_libero,
+    "paper_libero_packed": paper_libero_packed,
+    "paper_simpler": paper_simpler,
+    "paper_real": paper_real,
+    "bench_mid": bench_mid,
+    "bench_mid_fast": bench_mid_fast,
+    **ABLATIONS,
+}
+
+
+def recipe(name: str) -> AnyRecipe:
+    """Builds a recipe by its name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]()
+
+
+def experiment(name: str) -> Recipe:
+    """Builds a recipe that is a whole experiment.
+
+    Raises:
+        ConfigError: There is none of that name, or it has no collection and evaluation.
+    """
+    made = recipe(name)
+    if isinstance(made, Recipe):
+        return made
+    raise _other_kind(made, "a whole experiment", Recipe)
+
+
+def training(name: str) -> Recipe | TrainingRecipe:
+    """Builds a recipe that can be trained.
+
+    Raises:
+        ConfigError: There is none of that name, or it is a model alone.
+    """
+    made = recipe(name)
+    if isinstance(made, Recipe | TrainingRecipe):
+        return made
+    raise _other_kind(made, "one with training", Recipe, TrainingRecipe)
+
+
+def _other_kind(made: AnyRecipe, wanted: str, *kinds: type) -> ConfigError:
+    fitting = ", ".join(name for name in RECIPES if isinstance(recipe(name), kinds))
+    return ConfigError(f"recipe {made.name!r} is a {type(made).__name__}; expected {wanted}: {fitting}.")

@@ -1,0 +1,88 @@
+"""What a recipe may be: a whole experiment, the training of both stages, or a model alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lamp.benchmark.evaluating import EvaluateConfig
+from lamp.collect.collecting import CollectConfig
+from lamp.model.lamp import LaMPConfig
+from lamp.sceneflow.building import FlowBuildConfig
+from lamp.train.backbones import BackboneConfig
+from lamp.train.configs import MotionTraining, PolicyTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment from nothing to a table: collect, scene flow, features, Stage 1, Stage 2, evaluation."""
+
+    name: str
+    summary: str
+    collect: CollectConfig
+    flow: FlowBuildConfig
+    backbone: BackboneConfig
+    motion: MotionTraining
+    policy: PolicyTraining
+    without_motion: PolicyTraining
+    """The same policy without the motion prior."""
+    evaluations: tuple[EvaluateConfig, ...]
+    """Each is run with both policies; its `out` is the name of its folder."""
+
+    @property
+    def models(self) -> dict[str, LaMPConfig]:
+        """The model of each training."""
+        policies = {"policy": self.policy.model, "without_motion": self.without_motion.model}
+        return {"motion": self.motion.model, **policies}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """Both stages of training, on data that is there already."""
+
+    name: str
+    summary: str
+    motion: MotionTraining | None
+    """None: there is no motion prior to train."""
+    policy: PolicyTraining
+    gpus: int = 1
+    """How many the paper shares each batch among; `loop.batch_size` counts all samples of a step."""
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The frozen backbone of both stages."""
+        return self.policy.backbone
+
+    @property
+    def without_motion(self) -> PolicyTraining:
+        """The same policy without the motion prior."""
+        return without_motion(self.policy)
+
+    @property
+    def models(self) -> dict[str, LaMPConfig]:
+        """The model of each training."""
+        motion = {"motion": self.motion.model} if self.motion else {}
+        return {**motion, "policy": self.policy.model}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """A model alone, for measuring it with random weights."""
+
+    name: str
+    summary: str
+    model: LaMPConfig
+    tokens: int
+    """Backbone tokens of one observation."""
+
+    @property
+    def models(self) -> dict[str, LaMPConfig]:
+        """The model, by the name that the other kinds use."""
+        return {"policy": self.model}
+
+
+AnyRecipe = Recipe | TrainingRecipe | ModelRecipe
+
+
+def without_motion(policy: PolicyTraining) -> PolicyTraining:
+    """Returns the same training without the motion prior: the No-Motion ablation."""
+    return replace(policy, model=replace(policy.model, motion=None, guidance=None), cached_hidden_draws=0)

@@ -1,0 +1,197 @@
+"""The ablations' fusions: each against a twin that is written out, and what every fusion has to keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lamp.errors import ConfigError, MismatchError
+from lamp.flow_matching import gaussian
+from lamp.model.action_expert import ActionExpert, Joint, Prefix
+from lamp.model.fusion import AddFusion, ConcatFusion, MotionPool
+from lamp.model.lamp import LaMP, LaMPConfig
+from lamp.types import AddedMotion, Guided, JoinedMotion
+
+DRAWS = 3
+ATTENTIONS = [Joint(), Prefix(), Prefix(context_layers=1)]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=["gated", "add", "concat_mlp"])
+def fused(request, config) -> LaMPConfig:
+    small = {"motion_width": 32, "heads": 4}
+    kinds = {"gated": config.guidance, "add": AddFusion(**small), "concat_mlp": ConcatFusion(**small)}
+    return replace(config, guidance=kinds[request.param])
+
+
+def built(config: LaMPConfig) -> LaMP:
+    model, generator = LaMP(config).eval(), seeded(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+@pytest.fixture
+def inputs(batch):
+    actions, tau = torch.randn(2, DRAWS, 5, 7, generator=seeded(2)), torch.rand(2, DRAWS, generator=seeded(4))
+    return actions, tau, batch.state
+
+
+def naive(expert: ActionExpert, guided: Guided, actions, tau, state) -> torch.Tensor:
+    """One sample and one draw at a time, without any cache, with the motion written out."""
+    velocity, attention = torch.zeros_like(actions), expert.config.attention
+    joint = isinstance(attention, Joint)
+    depth = len(expert.blocks) if joint or attention.context_layers is None else attention.context_layers
+    for b in range(actions.shape[0]):
+        real = guided.mask[b]
+        for r in range(actions.shape[1]):
+            c = (expert.context_in(guided.tokens[b]) + expert.positions[5 : 5 + len(real)])[real][None]
+            x = expert._embed(actions[b : b + 1, r : r + 1], tau[b : b + 1, r : r + 1], state[b : b + 1])[0]
+            if isinstance(guided.motion, JoinedMotion):
+                assert expert.join is not None
+                rows = []
+                for action in range(5):
+                    both = torch.cat([x[0, action], guided.motion.values[b, action]])
+                    rows.append(expert.join.out(functional.gelu(expert.join.mix(both), approximate="tanh")))
+                x = torch.stack(rows)[None]
+            for index, block in enumerate(expert.blocks):
+                if isinstance(guided.motion, AddedMotion):
+                    x = x + guided.motion.values[b, index]
+                both = torch.cat([x, c], dim=1)
+                everything = block(both, torch.ones(1, 1, 1, both.shape[1], dtype=torch.bool))
+                x = everything[:, :5]
+                if joint:
+                    c = everything[:, 5:]
+                elif index < depth:
+                    c = block(c, torch.ones(1, 1, 1, c.shape[1], dtype=torch.bool))
+            velocity[b, r] = expert.velocity_out(expert.norm(x))[0]
+    return velocity
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
+def test_the_action_expert_equals_a_twin_that_writes_the_motion_out(fused, batch, inputs, attention):
+    model = built(replace(fused, action=replace(fused.action, attention=attention)))
+    assert model.action_expert
+    guided = model.guide(batch.encoded, torch.randn(2, 24, 32, generator=seeded(6)))
+    ours = model.action_expert(*inputs, model.action_expert.context(guided))
+    torch.testing.assert_close(ours, naive(model.action_expert, guided, *inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_the_pool_is_attention_with_a_query_for_each_action():
+    pool, z_m = MotionPool(chunk=5, width=32, heads=4), torch.randn(2, 24, 32, generator=seeded(6)) * 30
+    nn.init.normal_(pool.queries, generator=seeded(1))
+    twin, norm = nn.MultiheadAttention(32, 4, batch_first=True), nn.LayerNorm(32)
+    with torch.no_grad():
+        twin.in_proj_weight.copy_(torch.cat([pool.cross_attention.query.weight, pool.cross_attention.key_value.weight]))
+        twin.in_proj_bias.copy_(torch.cat([pool.cross_attention.query.bias, pool.cross_attention.key_value.bias]))
+    twin.out_proj.load_state_dict(pool.cross_attention.out.state_dict())
+    queries = torch.stack([pool.queries, pool.queries])
+    expected = twin(queries, norm(z_m), norm(z_m))[0]
+    torch.testing.assert_close(pool(z_m), expected)
+    shuffled = z_m[:, torch.randperm(24, generator=seeded(2))]
+    torch.testing.assert_close(pool(shuffled), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_add_has_one_linear_map_for_each_layer(config, batch):
+    model = built(replace(config, guidance=AddFusion(motion_width=32, heads=4)))
+    z_m = torch.randn(2, 24, 32, generator=seeded(6))
+    guided = model.guide(batch.encoded, z_m)
+    assert torch.equal(guided.tokens, batch.encoded.tokens)
+    assert isinstance(guided.motion, AddedMotion)
+    assert guided.motion.values.shape == (2, 3, 5, 48)
+    pooled, maps = model.guidance.pool(z_m), model.guidance.to_layers
+    for layer in range(3):
+        rows = slice(48 * layer, 48 * (layer + 1))
+        expected = pooled @ maps.weight[rows].T + maps.bias[rows]
+        torch.testing.assert_close(guided.motion.values[:, layer], expected)
+
+
+def test_training_and_inference_fuse_alike(fused, batch):
+    """Given the noise, Stage 2 and `act` condition on the same, with z_m computed on the way or cached."""
+    model, seen = built(fused), []
+    guide = model.guide
+    model.guide = lambda *args: seen.append(guide(*args)) or seen[-1]  # pyright: ignore[reportAttributeAccessIssue]
+    noise = gaussian((2, *model.motion_shape), seeded(7), "cpu")
+    plain = model.action_loss(batch, seeded(7)).total
+    generator = seeded(7)
+    gaussian((2, *model.motion_shape), generator, "cpu")
+    hidden = model.motion_hidden(batch.encoded, noise)
+    cached = model.action_loss(replace(batch, motion_hidden=hidden), generator).total
+    torch.testing.assert_close(cached, plain)
+    model.act(batch.encoded, batch.state, motion_noise=noise, action_noise=torch.zeros(2, 5, 7))
+    assert len(seen) == 3
+    for other in seen[1:]:
+        torch.testing.assert_close(other.tokens, seen[0].tokens)
+        if seen[0].motion is not None:
+            torch.testing.assert_close(other.motion.values, seen[0].motion.values)
+
+
+def test_the_motion_prior_matters_and_padding_does_not(fused, batch, with_other_padding):
+    model = built(fused)
+    noise = gaussian((2, *model.motion_shape), seeded(1), "cpu")
+    runs = [(batch.encoded, noise), (with_other_padding(batch.encoded), noise), (batch.encoded, noise.flip(0))]
+    start = torch.randn(2, 5, 7, generator=seeded(2))
+    first, padded, other = (model.act(z, batch.state, motion_noise=m, action_noise=start) for z, m in runs)
+    torch.testing.assert_close(first, padded)
+    assert (first - other).abs().max() > 1e-4
+
+
+def test_a_sample_that_has_not_seen_the_prior_has_none_of_it(fused, batch):
+    model = built(fused)
+    hidden = torch.randn(2, 24, 32, generator=seeded(6))
+    seen = torch.tensor([True, False])
+    whole, partly = model.guide(batch.encoded, hidden), model.guide(batch.encoded, hidden, seen)
+    assert torch.equal(partly.tokens[0], whole.tokens[0])
+    assert torch.equal(partly.tokens[1], batch.encoded.tokens[1])
+    if whole.motion is None:
+        assert not torch.equal(whole.tokens[1], batch.encoded.tokens[1])
+        return
+    assert type(partly.motion) is type(whole.motion)
+    assert torch.equal(partly.motion.values[0], whole.motion.values[0])
+    assert (partly.motion.values[1] == 0).all() and whole.motion.values[1].abs().max() > 0
+
+
+def test_every_parameter_learns_but_the_frozen_and_the_unused(fused, batch):
+    model = built(fused)
+    model.action_loss(batch, seeded()).total.backward()
+    assert model.guidance and model.action_expert and model.motion_expert
+    assert all(p.grad is None for p in model.motion_expert.parameters())
+    for part in (model.guidance, model.action_expert):
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
+
+
+def test_only_eq_4_has_a_gate(fused):
+    model = LaMP(fused)
+    assert (model.gate is None) == isinstance(fused.guidance, AddFusion | ConcatFusion)
+
+
+def test_bfloat16_fuses_too(fused, batch):
+    model = built(fused)
+    noise, start = torch.zeros(2, *(model.motion_shape or ())), torch.zeros(2, 5, 7)
+    exact = model.act(batch.encoded, batch.state, motion_noise=noise, action_noise=start)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.act(batch.encoded, batch.state, motion_noise=noise, action_noise=start)
+    assert functional.cosine_similarity(exact.flatten(1), rough.flatten(1)).min() > 0.99
+
+
+def test_motion_at_the_wrong_place_is_refused(config, batch):
+    concat = LaMP(replace(config, guidance=ConcatFusion(motion_width=32, heads=4)))
+    assert concat.action_expert
+    guided = Guided(tokens=batch.encoded.tokens, mask=batch.encoded.mask)
+    with pytest.raises(MismatchError, match="motion of type NoneType given, JoinedMotion expected"):
+        concat.action_expert.context(guided)
+    with pytest.raises(MismatchError, match="motion of type JoinedMotion given, none or AddedMotion expected"):
+        joined = replace(guided, motion=JoinedMotion(values=torch.zeros(2, 5, 32)))
+        ActionExpert(config.action).context(joined)
+    with pytest.raises(ConfigError, match="5 heads do not divide width 32"):
+        AddFusion(motion_width=32, heads=5)
+    with pytest.raises(ConfigError, match="guidance expects motion_width 31"):
+        replace(config, guidance=ConcatFusion(motion_width=31, heads=1))

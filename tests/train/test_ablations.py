@@ -1,0 +1,194 @@
+"""Every small recipe, its sizes shrunk, through both stages on tiny data and into a policy that acts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_fakes import (
+    CAMERAS,
+    GRID,
+    HORIZON,
+    SIDE,
+    STRIDE,
+    WIDTH,
+    PatchBackbone,
+    loop,
+    motion_training,
+    policy_training,
+)
+
+from lamp.errors import ConfigError, MismatchError
+from lamp.model.action_expert import ActionExpertConfig
+from lamp.model.fusion import FusionConfig
+from lamp.model.guidance import GuidanceConfig
+from lamp.model.lamp import LaMPConfig
+from lamp.model.motion_expert import ImageFlow, MotionExpertConfig
+from lamp.model.resizing import resized
+from lamp.policy import LaMPPolicy
+from lamp.recipes import training
+from lamp.recipes.ablations import ABLATIONS
+from lamp.train.checkpoint import load_checkpoint
+from lamp.train.configs import MotionTraining, PolicyTraining, Split
+from lamp.train.description import read_description
+from lamp.train.motion import evaluate_flow, train_motion
+from lamp.train.policy import train_policy
+from lamp.train.resizing import resize_checkpoint
+from lamp_client.types import Observation
+
+BACKBONE = PatchBackbone()
+SMALL = [name for name in ABLATIONS if name.startswith("small_")]
+SHORT = loop(steps=2, batch_size=4, log_every=1, checkpoint_every=2, validate_every=2)
+BARE = {"loop": SHORT, "split": Split(validation_share=0.3), "validation_samples": 2}
+
+
+def tiny_motion(config: MotionExpertConfig) -> MotionExpertConfig:
+    reference = config.reference
+    if reference is not None:  # as far from the present grid as it was
+        (rows, columns), (own_rows, own_columns) = reference.grid, config.grid
+        grid = rows * GRID[0] // own_rows, columns * GRID[1] // own_columns
+        reference = replace(reference, grid=grid, horizon=reference.horizon * HORIZON // config.horizon)
+    return replace(
+        config,
+        token_width=WIDTH,
+        width=16,
+        heads=2,
+        grid=GRID,
+        horizon=HORIZON,
+        frames_per_token=min(config.frames_per_token, HORIZON),
+        time_channels=16,
+        reference=reference,
+    )
+
+
+def tiny_fusion(config: FusionConfig) -> FusionConfig:
+    if isinstance(config, GuidanceConfig):
+        return replace(config, token_width=WIDTH, motion_width=16, heads=2)
+    return replace(config, motion_width=16, heads=2)
+
+
+def tiny_action(config: ActionExpertConfig) -> ActionExpertConfig:
+    return replace(config, token_width=WIDTH, width=16, layers=2, heads=2, chunk=5, time_channels=8, positions=64)
+
+
+def tiny_model(config: LaMPConfig) -> LaMPConfig:
+    return replace(
+        config,
+        token_width=WIDTH,
+        motion=tiny_motion(config.motion) if config.motion else None,
+        guidance=tiny_fusion(config.guidance) if config.guidance else None,
+        action=tiny_action(config.action) if config.action else None,
+    )
+
+
+def tiny(name: str) -> tuple[MotionTraining | None, PolicyTraining]:
+    """Both trainings of a recipe with everything kept but sizes and lengths."""
+    made = training(name)
+    motion, policy = made.motion, replace(made.policy, model=tiny_model(made.policy.model), **BARE, execute=3)
+    if motion is not None:
+        motion = replace(motion, model=tiny_model(motion.model), **BARE, final_samples=2, flow_stride=STRIDE)
+    return motion, replace(policy, noise_draws=2)
+
+
+def trained(name: str, data: Path, out: Path) -> LaMPPolicy:
+    motion, policy = tiny(name)
+    prior = None
+    if motion is not None:
+        prior = out / "motion"
+        train_motion(motion, data, prior, backbone=BACKBONE)
+        assert read_description(prior).model == motion.model
+    result = train_policy(policy, data, out / "policy", prior, backbone=BACKBONE)
+    assert result.outcome.finished and result.description.model == policy.model
+    return LaMPPolicy.from_checkpoint(out / "policy", backbone=BACKBONE)
+
+
+def observation() -> Observation:
+    random = np.random.default_rng(0)
+    images = {camera: random.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8) for camera in CAMERAS}
+    return Observation(images=images, state=random.normal(size=8).astype(np.float32), instruction="task 0")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_variant_trains_and_acts(name: str, data: Path, tmp_path: Path) -> None:
+    policy = trained(name, data, tmp_path)
+    (chunk,) = policy.act_batch([observation()], [(1,)], foresight=True)
+    assert chunk.actions.shape == (5, 7) and np.isfinite(chunk.actions).all()
+    assert policy.uses_motion == (name != "small_no_motion") == (chunk.foresight is not None)
+    assert (chunk.gate is None) == (name in {"small_no_motion", "small_add", "small_concat_mlp"})
+    if name == "small_flow_2d":
+        assert chunk.foresight is not None and (chunk.foresight[..., 2] == 0).all()
+        assert np.abs(np.diff(chunk.foresight[..., :2], axis=1)).max() > 0
+    trained_by_stage_2 = load_file(tmp_path / "policy" / "checkpoint" / "training" / "raw.safetensors")
+    parts = {key.split(".")[0] for key in trained_by_stage_2}
+    assert parts == ({"action_expert"} if name == "small_no_motion" else {"guidance", "action_expert"})
+
+
+def test_the_tiny_recipes_still_differ() -> None:
+    """What the sizes are shrunk to must not level the variants."""
+    found = {name: tiny(name) for name in SMALL}
+    same_as_base = {"small_gated", "small_gate_zero_out", "small_arrival", "small_joint_tokens", "small_tau_beta"}
+    different = [name for name in SMALL if name not in same_as_base]
+    for index, name in enumerate(different):
+        for other in [*different[index + 1 :], "small_gated"]:
+            assert found[name] != found[other], (name, other)
+
+
+@pytest.fixture(scope="module")
+def prior(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stage-1 run on 4x4 points, 4 steps of 2 frames."""
+    out = tmp_path_factory.mktemp("prior") / "motion"
+    train_motion(motion_training(**BARE, final_samples=2), data, out, backbone=BACKBONE)
+    return out
+
+
+def test_one_stage_1_serves_every_layer_of_z_m(data: Path, prior: Path, tmp_path: Path) -> None:
+    motion = read_description(prior).model.motion
+    assert motion is not None
+    for layer in (0, 1):
+        policy = policy_training(**BARE, cached_hidden_draws=1)
+        model = replace(policy.model, motion=replace(motion, hidden_layer=layer))
+        train_policy(replace(policy, model=model), data, tmp_path / str(layer), prior, backbone=BACKBONE)
+    losses = [load_file(tmp_path / str(layer) / "checkpoint" / "model.safetensors") for layer in (0, 1)]
+    assert any(not torch.equal(value, losses[1][key]) for key, value in losses[0].items() if "guidance" in key)
+    flat = policy_training(**BARE)
+    flat = replace(flat, model=replace(flat.model, motion=replace(motion, flow=ImageFlow())))
+    with pytest.raises(
+        MismatchError, match=r"model\.motion\.flow\.type = 'SpatialFlow'; the recipe asks for 'ImageFlow'"
+    ):
+        train_policy(flat, data, tmp_path / "flat", prior, backbone=BACKBONE)
+
+
+def test_a_motion_checkpoint_serves_another_grid_and_horizon(data: Path, prior: Path, tmp_path: Path) -> None:
+    before = read_description(prior)
+    out = tmp_path / "resized"
+    resize_checkpoint(prior, out, grid=(8, 4), horizon=8, pace=0.5)
+    model, found = load_checkpoint(out)
+    assert found.model.motion is not None and before.model.motion is not None
+    assert found.model.motion == resized(before.model.motion, grid=(8, 4), horizon=8, pace=0.5)
+    assert found.flow is not None and before.flow is not None
+    assert (found.flow.grid, found.flow.horizon, found.flow.stride) == ((8, 4), 8, 1)
+    assert found.flow.bounds.high == tuple(end / 2 for end in before.flow.bounds.high)
+    given = load_file(prior / "checkpoint" / "model.safetensors")
+    assert all(torch.equal(value, given[key]) for key, value in model.state_dict().items())
+
+    policy = policy_training(**BARE)
+    policy = replace(policy, model=replace(policy.model, motion=found.model.motion))
+    train_policy(policy, data, tmp_path / "policy", out, backbone=BACKBONE)
+    acting = LaMPPolicy.from_checkpoint(tmp_path / "policy", backbone=BACKBONE)
+    (chunk,) = acting.act_batch([observation()], [(1,)], foresight=True)
+    assert chunk.foresight is not None and chunk.foresight.shape == (32, 9, 3)
+    with pytest.raises(ConfigError, match="holds a checkpoint already"):
+        resize_checkpoint(prior, out)
+    with pytest.raises(ConfigError, match=r"pace 0\.75 makes 1\.5 frames of the 2"):
+        resize_checkpoint(prior, tmp_path / "odd", pace=0.75)
+
+
+def test_an_unchanged_grid_measures_the_same(data: Path, prior: Path, tmp_path: Path) -> None:
+    resize_checkpoint(prior, tmp_path / "same")
+    one, other = (evaluate_flow(run, data, frames=4) for run in (prior, tmp_path / "same"))
+    assert one.moving["one_sample"] == other.moving["one_sample"]
+    assert read_description(tmp_path / "same") == read_description(prior)

@@ -21,6 +21,7 @@ from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.building import FlowBuildConfig
+from lamp.train.backbones import BackboneConfig
 from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimiser import AdamW
 
@@ -45,7 +46,7 @@ class Recipe:
     summary: str
     collect: CollectConfig
     flow: FlowBuildConfig
-    backbone: SmallBackboneConfig
+    backbone: BackboneConfig
     motion: MotionTraining
     policy: PolicyTraining
     without_motion: PolicyTraining

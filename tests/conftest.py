@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
@@ -30,3 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in lacking.keys() & item.keywords:
             item.add_marker(pytest.mark.skip(reason=lacking[name]))
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3-VL; read only."""
+    from tiny_qwen import write_tiny_qwen
+
+    return write_tiny_qwen(tmp_path_factory.mktemp("hub") / "tiny-qwen")

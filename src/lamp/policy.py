@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamp.data.features import FeatureBackbone
+from lamp.data.features import FrozenBackbone
+from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.tracks import grid_points, integrate
@@ -23,10 +23,8 @@ from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import Float32, Precision
 from lamp.train.description import Description, PolicyRecord, checkpoint_folder, read_description
 from lamp.train.randomness import generator_at
-from lamp.types import Encoded
+from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
-
-INSTRUCTIONS_KEPT = 1024
 
 
 class LaMPPolicy:
@@ -36,21 +34,19 @@ class LaMPPolicy:
         self,
         model: LaMP,
         description: Description,
-        backbone: FeatureBackbone,
+        backbone: FrozenBackbone,
         *,
         device: torch.device | str = "cpu",
         precision: Precision | None = None,
     ) -> None:
         if description.policy is None or description.kind != "policy":
             raise MismatchError(f"this is a {description.kind} checkpoint; acting needs a policy: `lamp train policy`.")
-        self.model, self.description, self.backbone = model.eval().to(device), description, backbone
+        self.model, self.description, self.encoder = model.eval().to(device), description, ObservationEncoder(backbone)
         if isinstance(backbone, nn.Module):
             backbone.eval().to(device)
         self.device = str(device)
         self.precision = precision or Float32()
         self.record: PolicyRecord = description.policy
-        self.instruction_cache: OrderedDict[str, tuple[Float[Tensor, "n d"], Bool[Tensor, n]]] = OrderedDict()
-        """Text tokens and mask of the instructions seen lately; the least recently used goes first."""
 
     @classmethod
     def from_checkpoint(
@@ -58,7 +54,7 @@ class LaMPPolicy:
         path: Path | str,
         *,
         device: torch.device | str = "cpu",
-        backbone: FeatureBackbone | None = None,
+        backbone: FrozenBackbone | None = None,
         precision: Precision | None = None,
     ) -> LaMPPolicy:
         """Opens a policy checkpoint (its folder, or the run that holds it).
@@ -78,8 +74,8 @@ class LaMPPolicy:
         expected = Expected(kind="policy")
         expected.check(checkpoint_folder(path), description)
         if backbone is None:
-            backbone = build_backbone(description.training.backbone)
-        expected = Expected(kind="policy", backbone_key=backbone.key)
+            backbone = build_backbone(description.training.backbone, recorded=description.backbone.description)
+        expected = Expected(kind="policy", backbone_key=backbone.key, backbone=backbone.description)
         model, description = load_checkpoint(path, expected=expected, device=device)
         return cls(model, description, backbone, device=device, precision=precision)
 
@@ -195,25 +191,15 @@ class LaMPPolicy:
         )
 
     def _encode(self, observations: Sequence[Observation]) -> Encoded:
-        """The backbone's tokens: cameras in order, then the instruction."""
-        parts = []
-        for camera in self.description.backbone.cameras:
-            images = torch.from_numpy(np.stack([observation.images[camera.name] for observation in observations]))
-            parts.append(self.backbone.image_tokens(camera.name, images.to(self.device)))
-        prompts = [self.description.backbone.prompt.format(instruction=item.instruction) for item in observations]
-        text, mask = zip(*(self._instruction(prompt) for prompt in prompts), strict=True)
-        tokens = torch.cat([*parts, torch.stack(text)], dim=1).to(self.device)
-        real = torch.ones(len(observations), tokens.shape[1] - text[0].shape[0], dtype=torch.bool, device=self.device)
-        return Encoded(tokens=tokens, mask=torch.cat([real, torch.stack(mask).to(self.device)], dim=1))
-
-    def _instruction(self, prompt: str) -> tuple[Tensor, Tensor]:
-        if prompt not in self.instruction_cache:
-            tokens, mask = self.backbone.text_tokens([prompt])
-            self.instruction_cache[prompt] = (tokens[0], mask[0])
-            if len(self.instruction_cache) > INSTRUCTIONS_KEPT:
-                self.instruction_cache.popitem(last=False)
-        self.instruction_cache.move_to_end(prompt)
-        return self.instruction_cache[prompt]
+        cameras = [camera.name for camera in self.description.backbone.cameras]
+        images = {
+            camera: torch.from_numpy(np.stack([observation.images[camera] for observation in observations]))
+            for camera in cameras
+        }
+        instructions = tuple(observation.instruction for observation in observations)
+        return self.encoder.encode(Observations(images=images, instructions=instructions).to(self.device)).to(
+            self.device
+        )
 
     def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "b s"]:
         raw = np.stack([observation.state for observation in observations])

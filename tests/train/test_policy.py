@@ -129,7 +129,7 @@ def test_instructions_are_encoded_once(runs: Path) -> None:
     policy = LaMPPolicy.from_checkpoint(runs / "plain", backbone=Counting())
     for seed in (0, 2, 4, 1):
         policy.act(observation(seed), noise_seed=(1,))
-    assert Counting.asked == 2 and list(policy.instruction_cache) == ["task 0", "task 1"]
+    assert Counting.asked == 2 and list(policy.encoder.instruction_cache) == ["task 0", "task 1"]
 
 
 def test_observations_that_do_not_fit_are_refused(policy: LaMPPolicy) -> None:

@@ -1,11 +1,16 @@
-"""Making the files of a feature cache: what a backbone must offer, and encoding episodes, in parallel where asked."""
+"""Making the files of a feature cache: what a backbone must offer, and encoding episodes, in parallel where asked.
+
+There are two kinds of frozen backbone. A `FeatureBackbone` looks at each image and reads each instruction by itself, so that
+tokens of either can be kept and put together later. A `SequenceBackbone`, such as a vision-language model, makes one sequence
+of them in which each token depends on those before it: it encodes whole observations.
+"""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,18 +23,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lamp.configuration import to_json
 from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.data.padding import Padding
 from lamp.errors import DataError, LampError, MismatchError
 from lamp.files import atomic_path, read_json, write_json
+from lamp.types import Encoded, Observations
 
 MANIFEST = "manifest.json"
 SHARED = "shared.safetensors"
-IMAGES_AT_ONCE = 16
+TOKENS = "tokens"
+IMAGES_AT_ONCE, OBSERVATIONS_AT_ONCE = 16, 8
+PARTS, SEQUENCES = 1, 2
+"""Versions of the files: tokens of images and of instructions apart; whole sequences."""
 
 
 @runtime_checkable
 class FeatureBackbone(Protocol):
-    """What the cache needs of a frozen backbone. It must be picklable, to be sent to worker processes."""
+    """A frozen backbone whose tokens of one image or instruction do not depend on the others.
+
+    It must be picklable, to be sent to worker processes.
+    """
 
     @property
     def key(self) -> str:
@@ -56,6 +70,47 @@ class FeatureBackbone(Protocol):
 
 
 @runtime_checkable
+class SequenceBackbone(Protocol):
+    """A frozen backbone whose tokens of images and instruction depend on each other.
+
+    How many tokens an observation has depends on its instruction alone: each camera's images have one size.
+    """
+
+    @property
+    def key(self) -> str:
+        """Identifies weights and settings; different tokens mean a different key."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """JSON values; among them ``cameras``, a list of [name, size in px] in the order of their tokens."""
+        ...
+
+    @property
+    def padding(self) -> Padding:
+        """On which side `encode` pads."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of every padded sequence; None: as many as the longest of its batch has."""
+        ...
+
+    def encode(self, observations: Observations) -> Encoded:
+        """Tokens of whole observations, zero where there is padding."""
+        ...
+
+
+FrozenBackbone = FeatureBackbone | SequenceBackbone
+"""What tokens can be cached of, and what a policy can act with."""
+
+
+@runtime_checkable
 class PartlyConstant(Protocol):
     """A backbone some of whose channels (position, type) are the same for every image: only the others are stored."""
 
@@ -69,7 +124,7 @@ class PartlyConstant(Protocol):
         ...
 
 
-def camera_names(backbone: FeatureBackbone) -> tuple[str, ...]:
+def camera_names(backbone: FrozenBackbone) -> tuple[str, ...]:
     """A backbone's cameras, in the order of their tokens."""
     return tuple(name for name, _ in backbone.description["cameras"])
 
@@ -92,10 +147,11 @@ def read_manifest(folder: Path, key: str) -> dict[str, Any]:
             f"Present: {', '.join(others) or 'none'}."
         )
     manifest = read_json(folder / MANIFEST, "feature cache's description")
-    if manifest.get("format") != "lamp-features" or manifest.get("version") != 1 or manifest.get("key") != key:
+    known = manifest.get("format") == "lamp-features" and manifest.get("version") in (PARTS, SEQUENCES)
+    if not known or manifest.get("key") != key:
         raise MismatchError(
             f"{folder} holds {manifest.get('format')} {manifest.get('version')} of the backbone {manifest.get('key')}; "
-            f"expected lamp-features 1 of {key}"
+            f"expected lamp-features {PARTS} or {SEQUENCES} of {key}"
         )
     return manifest
 
@@ -118,9 +174,26 @@ def is_stale(dataset: LeRobotDataset, folder: Path, episode: int) -> bool:
         return True
 
 
+def write_shared(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> None:
+    """Writes what all episodes share: the description and, where they are computed apart, the instructions' tokens."""
+    manifest = {
+        "format": "lamp-features",
+        "version": PARTS,
+        "key": backbone.key,
+        "backbone": backbone.description,
+        "cameras": list(camera_names(backbone)),
+        "width": backbone.width,
+    }
+    if isinstance(backbone, FeatureBackbone):
+        manifest |= {"varying": _write_parts(dataset, backbone, folder)}
+    else:
+        manifest |= {"version": SEQUENCES, "padding": to_json(backbone.padding), "length": backbone.length}
+    write_json(folder / MANIFEST, manifest)
+
+
 @torch.no_grad()
-def write_shared(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path) -> None:
-    """Writes what all episodes share: the description, the instructions' tokens, the constant channels."""
+def _write_parts(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path) -> list[int]:
+    """Writes the instructions' tokens and the constant channels; returns which channels vary."""
     varying, constant = slice(0, backbone.width), {}
     if isinstance(backbone, PartlyConstant):
         varying = slice(*backbone.varying_channels.indices(backbone.width)[:2])
@@ -136,38 +209,52 @@ def write_shared(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Pat
     with atomic_path(folder / SHARED) as path:
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in shared.items()}
         save_file(contiguous, path, metadata={"instructions": json.dumps(dataset.tasks)})
-    manifest = {
-        "format": "lamp-features",
-        "version": 1,
-        "key": backbone.key,
-        "backbone": backbone.description,
-        "cameras": list(camera_names(backbone)),
-        "width": backbone.width,
-        "varying": [varying.start, varying.stop],
-    }
-    write_json(folder / MANIFEST, manifest)
+    return [varying.start, varying.stop]
+
+
+def _encode_episode(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path, episode: int) -> None:
+    frames = np.flatnonzero(dataset.fresh(episode))
+    images = {camera: torch.from_numpy(dataset.frames(camera, episode, frames)) for camera in camera_names(backbone)}
+    if isinstance(backbone, FeatureBackbone):
+        found = _image_parts(backbone, images, episode)
+    else:
+        found = {TOKENS: _sequences(backbone, images, dataset.episode(episode).task)}
+    with atomic_path(episode_path(folder, episode)) as path:
+        save_file(found, path, metadata={"fingerprint": dataset.fingerprint(episode)})
 
 
 @torch.no_grad()
-def _encode_episode(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path, episode: int) -> None:
+def _image_parts(backbone: FeatureBackbone, images: Mapping[str, Tensor], episode: int) -> dict[str, Tensor]:
     varying = backbone.varying_channels if isinstance(backbone, PartlyConstant) else slice(None)
-    frames = np.flatnonzero(dataset.fresh(episode))
     found: dict[str, Tensor] = {}
-    for camera in camera_names(backbone):
-        images = torch.from_numpy(dataset.frames(camera, episode, frames))
+    for camera, of_camera in images.items():
         parts = [
-            backbone.image_tokens(camera, part)[..., varying].half().cpu() for part in images.split(IMAGES_AT_ONCE)
+            backbone.image_tokens(camera, part)[..., varying].half().cpu() for part in of_camera.split(IMAGES_AT_ONCE)
         ]
         found[camera] = torch.cat(parts).contiguous()
         if not found[camera].isfinite().all():
             raise DataError(
                 f"the backbone's tokens of episode {episode}, camera {camera}, do not fit into 16-bit floats"
             )
-    with atomic_path(episode_path(folder, episode)) as path:
-        save_file(found, path, metadata={"fingerprint": dataset.fingerprint(episode)})
+    return found
 
 
-_worker: tuple[LeRobotDataset, FeatureBackbone, Path] | None = None
+@torch.no_grad()
+def _sequences(backbone: SequenceBackbone, images: Mapping[str, Tensor], instruction: str) -> Float[Tensor, "f n d"]:
+    """The real tokens of an episode's frames, in the backbone's own number format: what it gives is kept to the bit."""
+    frames = len(next(iter(images.values())))
+    found = []
+    for start in range(0, frames, OBSERVATIONS_AT_ONCE):
+        part = {camera: of_camera[start : start + OBSERVATIONS_AT_ONCE] for camera, of_camera in images.items()}
+        count = len(next(iter(part.values())))
+        encoded = backbone.encode(Observations(images=part, instructions=(instruction,) * count))
+        found.append(encoded.tokens[encoded.mask].unflatten(0, (count, -1)).cpu())
+        if not found[-1].isfinite().all():
+            raise DataError(f"the backbone's tokens of {instruction!r} are not finite numbers; use it in float32")
+    return torch.cat(found)
+
+
+_worker: tuple[LeRobotDataset, FrozenBackbone, Path] | None = None
 
 
 def _start_worker(dataset: LeRobotDataset, backbone: bytes, folder: Path) -> None:
@@ -183,7 +270,7 @@ def _work(episode: int) -> int:
 
 
 def encode_all(
-    dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path, episodes: Sequence[int], processes: int
+    dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path, episodes: Sequence[int], processes: int
 ) -> Iterator[int]:
     """Encodes episodes, here or in workers, and yields each one that is done."""
     if processes <= 1 or len(episodes) <= 1:

@@ -1,4 +1,4 @@
-"""The frozen backbone's tokens, computed once: image tokens per fresh frame and camera, text tokens per instruction.
+"""The frozen backbone's tokens, computed once per fresh frame, or apart per image and per instruction where it allows that.
 
 A cache lives under ``features/<key>/`` in the dataset's folder, where the key identifies the backbone's weights and settings.
 Each episode is a file of its own, written whole or not at all; files are mapped into memory, so that the operating system
@@ -7,34 +7,42 @@ keeps in RAM what fits, and shares it between processes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from lamp.data.encoding import (
-    SHARED,
+    MANIFEST,
+    SEQUENCES,
     FeatureBackbone,
+    FrozenBackbone,
     PartlyConstant,
+    SequenceBackbone,
     cache_folder,
     camera_names,
     encode_all,
     episode_path,
     is_stale,
-    load_mapped,
     read_manifest,
     write_shared,
 )
+from lamp.data.layouts import Located, Parts, Sequences
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError
 from lamp.types import Encoded
 
-__all__ = ["FeatureBackbone", "FeatureCache", "FrameIndex", "PartlyConstant", "cache_folder"]
+__all__ = [
+    "FeatureBackbone",
+    "FeatureCache",
+    "FrameIndex",
+    "FrozenBackbone",
+    "PartlyConstant",
+    "SequenceBackbone",
+    "cache_folder",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +94,19 @@ class FeatureCache:
         """
         self.dataset, self.key = dataset, key
         self.folder = cache_folder(dataset, key)
-        self.manifest = read_manifest(self.folder, key)
+        self.manifest: dict[str, Any] = read_manifest(self.folder, key)
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
-        self._varying = slice(*self.manifest["varying"])
         self._check_episodes()
         self.index = FrameIndex.of(dataset)
-        self._read_shared()
-        self._mapped: dict[int, dict[str, Tensor]] = {}
+        layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
+        self._layout = layout(self.folder, self.manifest, [episode.task for episode in dataset.episodes])
 
     @classmethod
     def build(
         cls,
         dataset: LeRobotDataset,
-        backbone: FeatureBackbone,
+        backbone: FrozenBackbone,
         *,
         processes: int = 1,
         progress: Callable[[int, int], None] | None = None,
@@ -140,48 +147,30 @@ class FeatureCache:
                     f"bring it up to date with `lamp cache features {self.dataset.root}`"
                 )
 
-    def _read_shared(self) -> None:
-        tensors, metadata = load_mapped(self.folder / SHARED)
-        instructions = json.loads(metadata["instructions"])
-        absent = [task for task in self.dataset.tasks if task not in instructions]
-        if absent:
-            raise MismatchError(
-                f"{self.folder} lacks the instruction {absent[0]!r}; complete it with `lamp cache features {self.dataset.root}`"
-            )
-        self._text, self._text_mask = tensors["text"], tensors["text_mask"]
-        self._constant = {camera: tensors[f"constant.{camera}"] for camera in self.cameras}
-        of_episode = [instructions.index(episode.task) for episode in self.dataset.episodes]
-        self._instruction = np.array(of_episode)[self.index.episode]
+    @staticmethod
+    def is_complete(dataset: LeRobotDataset, key: str) -> bool:
+        """Whether a backbone's cache of a dataset lacks nothing and is up to date."""
+        folder = cache_folder(dataset, key)
+        return (folder / MANIFEST).exists() and not any(
+            is_stale(dataset, folder, episode) for episode in range(len(dataset))
+        )
 
-    @cached_property
-    def tokens(self) -> int:
-        """Tokens of one observation."""
-        return sum(len(constant) for constant in self._constant.values()) + self._text.shape[1]
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of every observation; None where that depends on which ones are in the batch."""
+        return self._layout.tokens
 
     def __len__(self) -> int:
         """Number of rows: fresh frames of the dataset."""
         return len(self.index.frame)
 
-    def _episode(self, episode: int) -> dict[str, Tensor]:
-        if episode not in self._mapped:
-            self._mapped[episode] = load_mapped(episode_path(self.folder, episode))[0]
-        return self._mapped[episode]
-
     def encoded(self, rows: Int64[np.ndarray, "b"]) -> Encoded:
-        """Assembles the tokens of some rows of `index`: cameras in order, then the instruction."""
-        tokens = torch.empty(len(rows), self.tokens, self.width)
-        mask = torch.ones(len(rows), self.tokens, dtype=torch.bool)
-        start = 0
+        """The tokens of some rows of `index`, in the backbone's order."""
         order = np.argsort(self.index.episode[rows], kind="stable")
         episodes, cuts = np.unique(self.index.episode[rows][order], return_index=True)
-        places = np.split(order, cuts[1:])
-        for camera, constant in self._constant.items():
-            part = tokens[:, start : start + len(constant)]
-            part[:] = constant
-            for episode, place in zip(episodes.tolist(), places, strict=True):
-                local = torch.from_numpy(rows[place] - self.index.first[episode])
-                part[torch.from_numpy(place), :, self._varying] = self._episode(episode)[camera][local].float()
-            start += len(constant)
-        instruction = torch.from_numpy(self._instruction[rows])
-        tokens[:, start:], mask[:, start:] = self._text[instruction], self._text_mask[instruction]
-        return Encoded(tokens=tokens, mask=mask)
+        return self._layout.encoded(
+            [
+                Located(episode=episode, places=place, frames=rows[place] - self.index.first[episode])
+                for episode, place in zip(episodes.tolist(), np.split(order, cuts[1:]), strict=True)
+            ]
+        )

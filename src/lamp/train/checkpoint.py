@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,8 @@ class Expected:
 
     kind: str | None = None
     backbone_key: str | None = None
+    backbone: Mapping[str, Any] | None = None
+    """What the expected backbone says of itself: where keys differ, the message names how."""
     grid: tuple[int, int] | None = None
     horizon: int | None = None
     stride: int | None = None
@@ -49,7 +52,7 @@ class Expected:
         cameras = tuple(camera.name for camera in found.backbone.cameras)
         advice = {
             "kind": "use `lamp train motion` for the first stage and `lamp train policy` for the second",
-            "backbone_key": "load it with the backbone it was trained on, or train again with this one",
+            "backbone_key": f"{self._unlike(found)}load it with the backbone it was trained on, or train again with this one",
             "grid": "use the recipe it was trained with, or train again",
             "horizon": "use the recipe it was trained with, or train again",
             "stride": "use the recipe it was trained with, or train again",
@@ -75,6 +78,12 @@ class Expected:
             wanted = getattr(self, name)
             if wanted is not None and wanted != value:
                 raise MismatchError(f"checkpoint {path} has {name} {value!r}; expected {wanted!r}: {advice[name]}.")
+
+    def _unlike(self, found: Description) -> str:
+        """Names what differs between the checkpoint's backbone and the expected one, as far as both say it."""
+        have, wanted = found.backbone.description, self.backbone or {}
+        differing = [name for name in wanted if have.get(name) != wanted[name]]
+        return "".join(f"its {name} is {have.get(name)!r}, here it is {wanted[name]!r}; " for name in differing)
 
 
 def save_checkpoint(

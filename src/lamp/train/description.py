@@ -40,6 +40,7 @@ class BackboneRecord:
     cameras: tuple[CameraInput, ...]
     """In the order in which the tokens are concatenated; the first is the reference camera of the scene flow."""
     prompt: str = "{instruction}"
+    """What the backbone makes of an instruction, by itself, before it reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)

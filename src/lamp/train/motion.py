@@ -9,7 +9,7 @@ import torch
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.data.features import FeatureBackbone
+from lamp.data.features import FrozenBackbone
 from lamp.data.motion_samples import MotionSamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
@@ -17,7 +17,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.train.backbones import build_backbone
+from lamp.train.backbones import backbone_key
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
@@ -31,7 +31,7 @@ SCENE_FLOW = "sceneflow"
 
 
 def train_motion(
-    config: MotionTraining, data: Path, out: Path, *, fresh: bool = False, backbone: FeatureBackbone | None = None
+    config: MotionTraining, data: Path, out: Path, *, fresh: bool = False, backbone: FrozenBackbone | None = None
 ) -> TrainingResult:
     """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
 
@@ -49,7 +49,7 @@ def train_motion(
         MismatchError: Things that do not belong together, such as a scene flow of another grid.
     """
     torch.set_num_threads(config.loop.threads)
-    key = (backbone or build_backbone(config.backbone)).key
+    key = backbone.key if backbone else backbone_key(config.backbone)
     sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
     samples = motion_samples(config, sources, sources.split.train, config.bounds)
     held_out = sources.split.validation

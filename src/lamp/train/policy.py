@@ -12,12 +12,12 @@ import torch
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.data.features import FeatureBackbone
+from lamp.data.features import FrozenBackbone
 from lamp.data.samples import ACTION, STATE, PolicySamples, PolicyScaling, stacked
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
 from lamp.model.lamp import LaMP
-from lamp.train.backbones import build_backbone
+from lamp.train.backbones import backbone_key
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, PolicyRecord
@@ -37,7 +37,7 @@ def train_policy(
     motion_checkpoint: Path | None = None,
     *,
     fresh: bool = False,
-    backbone: FeatureBackbone | None = None,
+    backbone: FrozenBackbone | None = None,
 ) -> TrainingResult:
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
 
@@ -55,7 +55,7 @@ def train_policy(
         MismatchError: Things that do not belong together.
     """
     torch.set_num_threads(config.loop.threads)
-    key = (backbone or build_backbone(config.backbone)).key
+    key = backbone.key if backbone else backbone_key(config.backbone)
     sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
     model, motion = build_model(config, sources, motion_checkpoint)
     scaling = fit_scaling(config, sources)
@@ -110,7 +110,13 @@ def build_model(
     if motion_checkpoint is None or config.model.motion is None:
         return model, None
     wanted = config.model.motion
-    expected = Expected(kind="motion", backbone_key=sources.backbone.key, grid=wanted.grid, horizon=wanted.horizon)
+    expected = Expected(
+        kind="motion",
+        backbone_key=sources.backbone.key,
+        backbone=sources.backbone.description,
+        grid=wanted.grid,
+        horizon=wanted.horizon,
+    )
     trained, description = load_checkpoint(motion_checkpoint, expected=expected)
     assert description.model.motion is not None
     # Which layer z_m is read from is Stage 2's choice: Stage 1 trains them all alike.

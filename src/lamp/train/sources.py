@@ -50,7 +50,9 @@ class Sources:
             CameraInput(name=name, height=height, width=width)
             for name, (height, width) in zip(features.cameras, sizes, strict=True)
         )
-        record = BackboneRecord(key=key, description=features.manifest["backbone"], cameras=cameras)
+        description = features.manifest["backbone"]
+        prompt = description.get("prompt", "{instruction}")
+        record = BackboneRecord(key=key, description=description, cameras=cameras, prompt=prompt)
         tasks = [episode.task for episode in dataset.episodes]
         chosen = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
         return cls(dataset=dataset, features=features, backbone=record, split=chosen)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
 
-from lamp.data.features import FeatureBackbone
+from lamp.data.features import FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
+from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.store import SceneFlowStore
@@ -20,7 +20,7 @@ from lamp.sceneflow.tracks import grid_points, integrate, retime
 from lamp.train.backbones import build_backbone
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.description import Description
-from lamp.types import Encoded
+from lamp.types import Observations
 from lamp.view.overlay import OverlayStyle, draw_foresight
 from lamp.view.strips import row_of, write_png
 
@@ -81,25 +81,26 @@ class Foreseer:
         MismatchError: The checkpoint has no motion prior, or another backbone.
     """
 
-    def __init__(self, checkpoint: Path, *, backbone: FeatureBackbone | None = None) -> None:
+    def __init__(self, checkpoint: Path, *, backbone: FrozenBackbone | None = None) -> None:
         self.model: LaMP
         self.description: Description
         self.model, self.description = load_checkpoint(checkpoint)
         if self.model.motion_expert is None or self.description.flow is None:
             raise MismatchError(f"{checkpoint} has no motion prior to look at; expected a checkpoint trained with one")
         self.flow = self.description.flow
-        self.backbone = backbone or build_backbone(self.description.training.backbone)
-        if self.backbone.key != self.description.backbone.key:
-            raise MismatchError(
-                f"{checkpoint} was trained on another backbone; expected {self.description.backbone.key}"
-            )
+        recorded = self.description.backbone
+        backbone = backbone or build_backbone(self.description.training.backbone, recorded=recorded.description)
+        if backbone.key != recorded.key:
+            raise MismatchError(f"{checkpoint} was trained on another backbone; expected {recorded.key}")
+        self.encoder = ObservationEncoder(backbone)
 
     @torch.inference_mode()
     def points(
         self, images: dict[str, UInt8[np.ndarray, "_ _ 3"]], instruction: str, *, samples: int, seed: int
     ) -> Float[np.ndarray, "k t1 3"]:
         """Returns the mean of some predicted paths (u, v, depth relative to the start) in the reference camera."""
-        encoded = self._encoded(images, instruction)
+        batch = {camera: torch.from_numpy(image.copy())[None] for camera, image in images.items()}
+        encoded = self.encoder.encode(Observations(images=batch, instructions=(instruction,)))
         shape = self.model.motion_shape
         assert shape is not None
         noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
@@ -107,16 +108,6 @@ class Foreseer:
         increments = self.flow.bounds.denormalise(torch.cat(drawn).mean(0).float())
         grid = grid_points(*self.flow.grid).float()
         return integrate(torch.cat([grid, torch.zeros(len(grid), 1)], dim=1), increments).numpy()
-
-    def _encoded(self, images: dict[str, np.ndarray], instruction: str) -> Encoded:
-        parts: list[Tensor] = []
-        for camera in self.description.backbone.cameras:
-            if camera.name not in images:
-                raise MismatchError(f"no camera {camera.name!r}; the dataset has {', '.join(images)}")
-            parts.append(self.backbone.image_tokens(camera.name, torch.from_numpy(images[camera.name].copy())[None]))
-        text, mask = self.backbone.text_tokens([self.description.backbone.prompt.format(instruction=instruction)])
-        seen = torch.ones(1, sum(part.shape[1] for part in parts), dtype=torch.bool)
-        return Encoded(tokens=torch.cat([*parts, text], dim=1), mask=torch.cat([seen, mask], dim=1))
 
 
 class Looking:
@@ -129,7 +120,7 @@ class Looking:
         *,
         samples: int = 4,
         seed: int = 0,
-        backbone: FeatureBackbone | None = None,
+        backbone: FrozenBackbone | None = None,
     ) -> None:
         self.dataset = LeRobotDataset(data)
         self.store = SceneFlowStore(data / "sceneflow")

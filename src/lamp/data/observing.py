@@ -1,0 +1,58 @@
+"""From observations to tokens while acting: the same tokens that the feature cache holds, whichever kind of backbone it is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lamp.data.encoding import FrozenBackbone, SequenceBackbone, camera_names
+from lamp.errors import MismatchError
+from lamp.types import Encoded, Observations
+
+INSTRUCTIONS_KEPT = 1024
+
+
+class ObservationEncoder:
+    """Encodes observations; instructions that are read apart from images are read once and kept.
+
+    Args:
+        backbone: The frozen backbone.
+    """
+
+    def __init__(self, backbone: FrozenBackbone) -> None:
+        self.backbone = backbone
+        self.instruction_cache: OrderedDict[str, tuple[Float[Tensor, "n d"], Bool[Tensor, n]]] = OrderedDict()
+        """Text tokens and mask of the instructions seen lately; the least recently used goes first."""
+
+    def encode(self, observations: Observations) -> Encoded:
+        """Returns the backbone's tokens: cameras in order, then the instruction.
+
+        Raises:
+            MismatchError: A camera is missing.
+        """
+        cameras = camera_names(self.backbone)
+        missing = [camera for camera in cameras if camera not in observations.images]
+        if missing:
+            have = ", ".join(observations.images) or "none"
+            raise MismatchError(f"no camera {missing[0]!r}; it has {have}. Expected {', '.join(cameras)}.")
+        if isinstance(self.backbone, SequenceBackbone):
+            return self.backbone.encode(observations)
+        images = [self.backbone.image_tokens(camera, observations.images[camera]) for camera in cameras]
+        text, text_mask = zip(*(self._read(instruction) for instruction in observations.instructions), strict=True)
+        device = images[0].device
+        tokens = torch.cat([*images, torch.stack(text).to(device)], dim=1)
+        seen = torch.ones(len(tokens), sum(part.shape[1] for part in images), dtype=torch.bool, device=device)
+        return Encoded(tokens=tokens, mask=torch.cat([seen, torch.stack(text_mask).to(device)], dim=1))
+
+    def _read(self, instruction: str) -> tuple[Tensor, Tensor]:
+        assert not isinstance(self.backbone, SequenceBackbone)
+        if instruction not in self.instruction_cache:
+            tokens, mask = self.backbone.text_tokens([instruction])
+            self.instruction_cache[instruction] = (tokens[0], mask[0])
+            if len(self.instruction_cache) > INSTRUCTIONS_KEPT:
+                self.instruction_cache.popitem(last=False)
+        self.instruction_cache.move_to_end(instruction)
+        return self.instruction_cache[instruction]

@@ -1,0 +1,299 @@
+"""Qwen3-VL, the paper's vision-language backbone: any size of it, as transformers computes it, frozen.
+
+Its last decoder layer's output is z. Attention is causal, so padding that follows cannot change a token: sequences are always
+computed with their padding on the right and moved afterwards, which makes the side of the padding a matter of layout alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lamp.data.padding import LeftPadding, Padding, RightPadding, padded
+from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
+from lamp.model.backbone import frozen
+from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
+from lamp.model.qwen_images import PatchRule
+from lamp.model.qwen_text import BARE_PROMPT, PromptTokenizer, check_prompt
+from lamp.types import Encoded, Observations
+
+REVISION = 1
+"""Raised whenever the same weights and settings would give other tokens."""
+INSTRUCTIONS_KEPT = 1024
+PROVENANCE = ("model", "commit")
+"""What of a description says where the weights came from; what they are is told by their content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreNorm:
+    """The last decoder layer's output as it is: what the release was trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostNorm:
+    """The same after the language model's final norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sdpa:
+    """PyTorch's own attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlashAttention:
+    """The `flash-attn` package, on a GPU and in bfloat16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3VLBackboneConfig:
+    """Which Qwen3-VL, what it is shown, and which of its numbers are z."""
+
+    model: str = "Qwen/Qwen3-VL-4B-Instruct"
+    """Name on the hub, or a local folder."""
+    commit: str | None = None
+    """Commit, tag or branch on the hub; None: the newest. The commit that was found is recorded."""
+    cameras: tuple[tuple[str, int], ...] = (("agentview", 224), ("wrist", 224))
+    """(name, side in pixels) of each camera, in order: images are resized to it, and then as the model itself asks for."""
+    prompt: str = BARE_PROMPT
+    """Text around {instruction}; `lamp.model.qwen_text.RELEASE_PROMPT` is the release's."""
+    layer: PreNorm | PostNorm = field(default_factory=PreNorm)
+    padding: RightPadding | LeftPadding = field(default_factory=RightPadding)
+    text_tokens: int | None = 32
+    """Room for the prompt in every sequence; None: as much as the longest prompt of a batch needs."""
+    bfloat16: bool = True
+    """Weights and arithmetic in bfloat16, as they are published; else in float32."""
+    attention: Sdpa | FlashAttention = field(default_factory=Sdpa)
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.cameras]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"Qwen3-VL: cameras {names} given, one or several different names expected.")
+        for name, side in self.cameras:
+            if side < 1:
+                raise ConfigError(f"Qwen3-VL: camera {name!r} at {side} px, at least 1 px expected, such as 224.")
+        if self.text_tokens is not None and self.text_tokens < 1:
+            raise ConfigError(f"Qwen3-VL: text_tokens {self.text_tokens} given, at least 1 expected, or None.")
+        if isinstance(self.attention, FlashAttention) and not self.bfloat16:
+            raise ConfigError("Qwen3-VL: FlashAttention given in float32; expected bfloat16, or Sdpa.")
+        check_prompt(self.prompt)
+
+    def pinned(self, recorded: Mapping[str, Any]) -> Qwen3VLBackboneConfig:
+        """Returns the same with the commit that a description recorded, where the settings name none."""
+        return replace(self, commit=self.commit or recorded.get("commit"))
+
+    def find(self) -> QwenIdentity:
+        """Finds the model's files, downloading them where they are not there, and says what backbone they make."""
+        return QwenIdentity(config=self, folder=find_model(self.model, self.commit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenIdentity:
+    """Which backbone it is, known from the files before any weights are loaded."""
+
+    config: Qwen3VLBackboneConfig
+    folder: ModelFolder
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint records, as JSON values."""
+        config = self.config
+        return {
+            "kind": "qwen3_vl",
+            "revision": REVISION,
+            "model": config.model,
+            "commit": self.folder.revision,
+            "content": self.folder.content,
+            "cameras": [list(camera) for camera in config.cameras],
+            "prompt": config.prompt,
+            "layer": type(config.layer).__name__,
+            "padding": type(config.padding).__name__,
+            "text_tokens": config.text_tokens,
+            "bfloat16": config.bfloat16,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 over the files and the settings; a copy of the model elsewhere has the same."""
+        said = {name: value for name, value in self.description.items() if name not in PROVENANCE}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenInputs:
+    """What the model is run on: sequences padded on the right."""
+
+    ids: Int[Tensor, "b n"]
+    positions: Int[Tensor, "3 b n"]
+    """Of each token in time, rows and columns (M-RoPE)."""
+    patches: Float[Tensor, "p v"]
+    """Of all images, one observation after the other."""
+    grid: Int[Tensor, "i 3"]
+    """Frames, rows and columns of patches of each image."""
+    lengths: tuple[int, ...]
+    """Real tokens of each sequence."""
+
+
+class Qwen3VLBackbone(nn.Module):
+    """z_t = phi_vl(O_t, l): tokens of each camera's image and of the chat around them, in the order they are read.
+
+    Raises:
+        DataError: The model is not where the settings say, or its files are damaged.
+        MismatchError: What is there is no Qwen3-VL.
+        MissingDependencyError: transformers is not installed.
+    """
+
+    def __init__(self, config: Qwen3VLBackboneConfig) -> None:
+        super().__init__()
+        self.config, self.identity = config, config.find()
+        folder = self.identity.folder
+        try:
+            self.rule = PatchRule.read(folder.path)
+            self.tokenizer = PromptTokenizer(folder.path / TOKENIZER, config.prompt)
+            self.vlm: Any = _load(folder, config)
+        except ImportError as error:
+            raise missing(error) from error
+        room = config.text_tokens
+        self._length = None if room is None else self.tokenizer.turn_length(self._image_tokens, room)
+        self._turns: dict[str, tuple[Tensor, Tensor]] = {}
+        frozen(self)
+
+    def train(self, mode: bool = True) -> Qwen3VLBackbone:
+        """Stays in evaluation mode: the backbone is frozen in both stages."""
+        return super().train(False)
+
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return self.vlm.config.text_config.hidden_size
+
+    @property
+    def key(self) -> str:
+        """SHA-256 over the model's files and the settings."""
+        return self.identity.key
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Model, commit, content, cameras, prompt, feature layer, padding."""
+        return self.identity.description
+
+    @property
+    def padding(self) -> Padding:
+        """On which side sequences are padded."""
+        return self.config.padding
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of every padded sequence, where `text_tokens` fixes them."""
+        return self._length
+
+    def prepare(self, observations: Observations) -> QwenInputs:
+        """Makes the model's inputs, on the model's device.
+
+        Raises:
+            DataError: A prompt is longer than `text_tokens`.
+            MismatchError: A camera is missing.
+        """
+        absent = [name for name, _ in self.config.cameras if name not in observations.images]
+        if absent:
+            given = ", ".join(observations.images) or "none"
+            raise MismatchError(f"Qwen3-VL: cameras {absent} expected and not given; given: {given}.")
+        device, turns = self.vlm.device, [self._turn(text) for text in observations.instructions]
+        ids = nn.utils.rnn.pad_sequence([ids for ids, _ in turns], batch_first=True)
+        positions = nn.utils.rnn.pad_sequence([positions.T for _, positions in turns], batch_first=True)
+        patches = [self.rule.patches(observations.images[name].to(device), side) for name, side in self.config.cameras]
+        return QwenInputs(
+            ids=ids.to(device),
+            positions=positions.permute(2, 0, 1).to(device),
+            patches=torch.cat(patches, dim=1).flatten(0, 1),
+            grid=self._grid.repeat(len(turns), 1).to(device),
+            lengths=tuple(len(ids) for ids, _ in turns),
+        )
+
+    @torch.no_grad()
+    def forward(self, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
+        """Returns the last decoder layer's output; what it holds past a sequence's end means nothing."""
+        with torch.autocast(self.vlm.device.type, enabled=False):
+            # No mask: with causal attention the padding on the right is never seen.
+            found = self.vlm(
+                input_ids=inputs.ids,
+                position_ids=inputs.positions,
+                pixel_values=inputs.patches,
+                image_grid_thw=inputs.grid,
+            )
+        return found.last_hidden_state
+
+    def encode(self, observations: Observations) -> Encoded:
+        """Returns the tokens of whole observations, padded as the settings say."""
+        inputs = self.prepare(observations)
+        rows = zip(self(inputs), inputs.lengths, strict=True)
+        return padded([row[:length] for row, length in rows], self.config.padding, self.length)
+
+    @property
+    def _image_tokens(self) -> Sequence[int]:
+        return [self.rule.tokens(side) for _, side in self.config.cameras]
+
+    @property
+    def _grid(self) -> Int[Tensor, "i 3"]:
+        return torch.tensor([(1, *self.rule.grid(side)) for _, side in self.config.cameras])
+
+    def _turn(self, instruction: str) -> tuple[Int[Tensor, " n"], Int[Tensor, "3 n"]]:
+        """The ids and positions of one sequence; they depend on the instruction alone."""
+        if instruction in self._turns:
+            return self._turns[instruction]
+        used, room = len(self.tokenizer.read(instruction)), self.config.text_tokens
+        if room is not None and used > room:
+            raise DataError(
+                f"Qwen3-VL: the prompt of {instruction!r} has {used} tokens, text_tokens is {room}; raise it."
+            )
+        ids = self.tokenizer.turn(instruction, self._image_tokens)
+        kinds = (ids == self.tokenizer.image_id).int()
+        positions, _ = self.vlm.get_rope_index(ids[None], kinds[None], image_grid_thw=self._grid)
+        if len(self._turns) >= INSTRUCTIONS_KEPT:
+            self._turns.clear()
+        self._turns[instruction] = ids, positions[:, 0]
+        return self._turns[instruction]
+
+
+def _load(folder: ModelFolder, config: Qwen3VLBackboneConfig) -> Any:
+    """Loads the model without its head for words; of its final norm only what the feature layer needs."""
+    from transformers import Qwen3VLForConditionalGeneration
+    from transformers.utils import is_flash_attn_2_available
+
+    flash = isinstance(config.attention, FlashAttention)
+    if flash and not is_flash_attn_2_available():
+        raise MissingDependencyError(
+            "Qwen3-VL: FlashAttention needs a GPU and package 'flash_attn'; install it (pip install flash-attn), or use Sdpa."
+        )
+    try:
+        whole, report = Qwen3VLForConditionalGeneration.from_pretrained(
+            folder.path,
+            dtype=torch.bfloat16 if config.bfloat16 else torch.float32,
+            attn_implementation="flash_attention_2" if flash else "sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    # A damaged file, a header that is none, a configuration with impossible sizes: each raises its own exception.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        message = f"cannot load the model in {folder.path} ({reason})"
+        raise DataError(f"{message}; expected the whole files of a Qwen3-VL model.") from error
+    # Weights that are not in the files would silently be random ones.
+    if lost := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise DataError(
+            f"{folder.path} lacks {lost[0]} ({len(lost)} weights in all); restore the folder: some of it is missing."
+        )
+    vlm = whole.model
+    vlm.config.text_config.use_cache = False
+    if isinstance(config.layer, PreNorm):
+        # What the language model returns is then the last decoder layer's output, in every version of transformers.
+        vlm.language_model.norm = nn.Identity()
+    return vlm

@@ -9,7 +9,7 @@ from lamp.collect.collecting import CollectConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.sceneflow.building import FlowBuildConfig
 from lamp.train.backbones import BackboneConfig
-from lamp.train.configs import MotionTraining, PolicyTraining
+from lamp.train.configs import AllEpisodes, MotionTraining, PolicyTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,4 +85,7 @@ AnyRecipe = Recipe | TrainingRecipe | ModelRecipe
 
 def without_motion(policy: PolicyTraining) -> PolicyTraining:
     """Returns the same training without the motion prior: the No-Motion ablation."""
-    return replace(policy, model=replace(policy.model, motion=None, guidance=None), cached_hidden_draws=0)
+    plain = replace(policy.model, motion=None, guidance=None)
+    return replace(
+        policy, model=plain, cached_hidden_draws=0, prior_dropout=0.0, prior_from=0.0, prior_on=AllEpisodes()
+    )

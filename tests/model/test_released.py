@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -359,11 +360,9 @@ class TestCommand:
 @pytest.mark.diffusers
 @pytest.mark.parametrize("sizes", [TINY, ODD, WHOLE], ids=["tiny", "odd", "whole"])
 def test_the_motion_expert_equals_diffusers_transformer(sizes: dict[str, int]) -> None:
-    from diffusers import CogVideoXTransformer3DModel
-    from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-
+    diffusers, parts = import_module("diffusers"), import_module("diffusers.models.embeddings")
     weights, latent = random_weights(sizes, 8), sizes["latent"]
-    network = CogVideoXTransformer3DModel(
+    network = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=sizes["m_heads"],
         attention_head_dim=sizes["m_hd"],
         in_channels=3 * sizes["pack"],
@@ -380,7 +379,8 @@ def test_the_motion_expert_equals_diffusers_transformer(sizes: dict[str, int]) -
         max_text_seq_length=sizes["cond"],
         use_rotary_positional_embeddings=False,
     )
-    network.time_proj, network.time_embedding = Timesteps(512, True, 0), TimestepEmbedding(512, latent)
+    network.time_proj = parts.Timesteps(512, True, 0)
+    network.time_embedding = parts.TimestepEmbedding(512, latent)
     network.load_state_dict({n.removeprefix(NETWORK): v for n, v in weights.items() if n.startswith(NETWORK)})
     z = torch.randn(2, sizes["cond"], sizes["vl"], generator=torch.Generator().manual_seed(1))
     noise = random_inputs(sizes, 2, 1, 9)["motion_noise"]

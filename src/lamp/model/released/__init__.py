@@ -1,4 +1,4 @@
-"""The authors' released checkpoints: their tensors as ours, ours as theirs. `lamp.train.released` makes checkpoints of them."""
+"""The authors' released weights: their tensors as ours, and ours as theirs. `lamp.train.released` makes checkpoints of them."""
 
 from lamp.model.released.golden import check
 from lamp.model.released.reading import load, read_pt

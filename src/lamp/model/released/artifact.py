@@ -178,17 +178,21 @@ def _statistics(obj: dict[str, Any], file: Path, config: ReleasedConfig) -> Stat
         have = ", ".join(obj) or "nothing"
         raise DataError(f"{file} has statistics of {have}; expected {' or '.join(EMBODIMENTS)}.")
 
-    def ends(kind: str, width: int) -> list[tuple[float, ...]]:
+    def end(kind: str, which: str, width: int) -> tuple[float, ...]:
         entry = obj[name].get(kind) if isinstance(obj[name], dict) else None
-        found = [entry.get(end) if isinstance(entry, dict) else None for end in ("min", "max")]
-        for end, values in zip(("min", "max"), found, strict=True):
-            numbers = isinstance(values, list) and all(isinstance(x, int | float) for x in values)
-            if not numbers or len(values) != width:
-                raise DataError(f"{file}: {name}.{kind}.{end} is {values!r}; expected {width} numbers.")
-        return [tuple(float(x) for x in values) for values in found if values is not None]
+        values = entry.get(which) if isinstance(entry, dict) else None
+        numbers = isinstance(values, list) and all(isinstance(x, int | float) for x in values)
+        if not isinstance(values, list) or not numbers or len(values) != width:
+            raise DataError(f"{file}: {name}.{kind}.{which} is {values!r}; expected {width} numbers.")
+        return tuple(float(x) for x in values)
 
-    (state_low, state_high), (action_low, action_high) = ends("state", config.sizes.S), ends("action", config.sizes.A)
-    return Statistics(state_low=state_low, state_high=state_high, action_low=action_low, action_high=action_high)
+    state, action = config.sizes.S, config.sizes.A
+    return Statistics(
+        state_low=end("state", "min", state),
+        state_high=end("state", "max", state),
+        action_low=end("action", "min", action),
+        action_high=end("action", "max", action),
+    )
 
 
 def _yaml(file: Path) -> Any:

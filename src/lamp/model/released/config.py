@@ -56,8 +56,6 @@ SIZES = {
     "maxlen": "framework.action_model.max_len_seq",
 }
 """Where each size stands; `H` is one more than `LAST_ACTION`."""
-CODE_DEFAULTS = {"S": 0}
-"""Where the published code's default is not the published weights' value."""
 LAST_ACTION = "framework.action_model.future_action_window_size"
 PROMPT = "datasets.vla_data.CoT_prompt"
 IMAGE_SIZE = "datasets.vla_data.image_size"
@@ -177,7 +175,8 @@ def read_config(obj: Mapping[str, Any], where: str) -> ReleasedConfig:
 
 
 def _default(size: str) -> int:
-    return CODE_DEFAULTS.get(size, getattr(ReleasedSizes, size))
+    # Of the state's width alone, the published code's default is not the published weights' value.
+    return 0 if size == "S" else getattr(ReleasedSizes, size)
 
 
 def _check(read: _Reader) -> None:

@@ -11,8 +11,11 @@ import torch
 
 from lamp.data.normalise import ByDeviation, ByQuantiles, ByRange
 from lamp.data.sampler import Sampler
+from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
+from lamp.model.backbone import BackboneShape
 from lamp.model.counting import expected_parameters
+from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.recipes import TrainingRecipe, training
@@ -141,14 +144,14 @@ def test_what_the_text_says_beside_the_tables(name: str) -> None:
     """Sections III-C to III-E and Algorithm 1."""
     made = paper(name)
     model = made.policy.model
-    assert model.motion is not None and model.guidance is not None
+    assert model.motion is not None and isinstance(model.guidance, GuidanceConfig)
     assert made.motion is not None and made.motion.model.motion == model.motion
     assert model.motion.grid[0] * model.motion.grid[1] == 400 and model.motion.horizon == 32
     assert model.motion.token_grid == (32, 10, 10)
     assert model.solver_steps == 10
     assert type(model.hidden_at).__name__ == "Arrival" and type(model.guidance.gate).__name__ == "Sigmoid"
     assert made.motion.backbone == made.policy.backbone == made.backbone
-    assert made.backbone.token_width == model.token_width == 2560
+    assert isinstance(made.backbone, BackboneShape) and made.backbone.token_width == model.token_width == 2560
 
 
 def motion_expert_by_hand(values: int) -> int:
@@ -209,7 +212,5 @@ def test_the_defaults_of_the_classes_are_the_papers_sizes() -> None:
 
 
 def test_a_backbone_that_is_only_a_shape_says_so() -> None:
-    from lamp.errors import ConfigError
-
     with pytest.raises(ConfigError, match="'Qwen3-VL-4B' is known by its shape alone"):
         build_backbone(paper("paper_real").backbone)

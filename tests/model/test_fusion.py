@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def fused(request, config) -> LaMPConfig:
     return replace(config, guidance=kinds[request.param])
 
 
-def built(config: LaMPConfig) -> LaMP:
+def built(config: LaMPConfig) -> Any:
+    """A model whose parts are known to be there."""
     model, generator = LaMP(config).eval(), seeded(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -118,7 +120,7 @@ def test_training_and_inference_fuse_alike(fused, batch):
     """Given the noise, Stage 2 and `act` condition on the same, with z_m computed on the way or cached."""
     model, seen = built(fused), []
     guide = model.guide
-    model.guide = lambda *args: seen.append(guide(*args)) or seen[-1]  # pyright: ignore[reportAttributeAccessIssue]
+    model.guide = lambda *args: seen.append(guide(*args)) or seen[-1]
     noise = gaussian((2, *model.motion_shape), seeded(7), "cpu")
     plain = model.action_loss(batch, seeded(7)).total
     generator = seeded(7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def built(config: LaMPConfig) -> LaMP:
+def built(config: LaMPConfig) -> Any:
+    """A model whose parts are known to be there."""
     model, generator = LaMP(config).eval(), seeded(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -34,11 +36,11 @@ def built(config: LaMPConfig) -> LaMP:
     return model
 
 
-def motion(config: LaMPConfig, **changes) -> LaMPConfig:
+def motion(config: Any, **changes) -> LaMPConfig:
     return replace(config, motion=replace(config.motion, **changes))
 
 
-def variants(config: LaMPConfig) -> dict[str, LaMPConfig]:
+def variants(config: Any) -> dict[str, LaMPConfig]:
     return {
         "base": config,
         "flow_2d": motion(config, flow=ImageFlow()),
@@ -80,7 +82,7 @@ def with_depth(values: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 @pytest.fixture(params=[None, Preconditioning(data_std=(0.1, 0.2, 0.3))], ids=["plain", "preconditioned"])
-def flat(request, config) -> LaMP:
+def flat(request, config) -> Any:
     return built(motion(config, flow=ImageFlow(), preconditioning=request.param))
 
 
@@ -112,7 +114,8 @@ def test_depth_does_not_supervise_in_2d(flat, batch):
 
 def test_the_image_axes_learn_as_they_do_in_3d(config, batch):
     """Where the input carries no depth, 2-D and 3-D experts of the same weights say the same of (du, dv)."""
-    flat, deep = LaMP(motion(config, flow=ImageFlow())), built(config)
+    flat: Any = LaMP(motion(config, flow=ImageFlow()))
+    deep = built(config)
     flat.load_state_dict(deep.state_dict())
     values = batch.motion.values * torch.tensor([1.0, 1.0, 0.0])
     ours, theirs = (model.motion_expert(values, TAU, batch.encoded) for model in (flat, deep))
@@ -125,7 +128,7 @@ def test_the_image_axes_learn_as_they_do_in_3d(config, batch):
 
 
 @pytest.fixture
-def pooled(config) -> LaMP:
+def pooled(config) -> Any:
     return built(motion(config, conditioning=AdaLNPooled()))
 
 

@@ -197,7 +197,9 @@ class LaMPPolicy:
             for camera in cameras
         }
         instructions = tuple(observation.instruction for observation in observations)
-        return self.encoder.encode(Observations(images=images, instructions=instructions).to(self.device)).to(self.device)
+        return self.encoder.encode(Observations(images=images, instructions=instructions).to(self.device)).to(
+            self.device
+        )
 
     def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "b s"]:
         raw = np.stack([observation.state for observation in observations])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class Reader:
 
     key: str = "reader"
     cameras: tuple[str, ...] = ("agentview", "wrist")
-    padding: Padding = RightPadding()
+    padding: Padding = field(default_factory=RightPadding)
     length: int | None = None
     dtype: torch.dtype = torch.bfloat16
     width: int = WIDTH
@@ -55,9 +55,7 @@ def direct(dataset: LeRobotDataset, backbone: Reader, rows: list[tuple[int, int]
         camera: torch.from_numpy(np.concatenate([dataset.frames(camera, e, [f]) for e, f in rows]))
         for camera in backbone.cameras
     }
-    return backbone.encode(
-        Observations(images=images, instructions=tuple(dataset.episode(e).task for e, _ in rows))
-    )
+    return backbone.encode(Observations(images=images, instructions=tuple(dataset.episode(e).task for e, _ in rows)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -107,7 +105,9 @@ def test_a_cache_is_complete_or_says_that_it_is_not(dataset: LeRobotDataset) -> 
 
 
 def test_sequences_that_cannot_be_kept_are_refused(dataset: LeRobotDataset) -> None:
-    with pytest.raises(DataError, match="a sequence has 8 tokens; at most 7 expected: raise the backbone's text_tokens"):
+    with pytest.raises(
+        DataError, match="a sequence has 8 tokens; at most 7 expected: raise the backbone's text_tokens"
+    ):
         FeatureCache.build(dataset, Reader(length=7))
     broken = Reader(key="broken", dtype=torch.float16)
     object.__setattr__(broken, "encode", lambda given: replace(Reader().encode(given), tokens=infinite(given)))

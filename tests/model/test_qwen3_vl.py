@@ -50,9 +50,7 @@ def backbone(config: Qwen3VLBackboneConfig) -> Qwen3VLBackbone:
 def observations() -> Observations:
     generator = torch.Generator().manual_seed(4)
     sizes = {"wrist": (2, 80, 100, 3), "agentview": (2, 96, 96, 3)}
-    images = {
-        name: torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for name, size in sizes.items()
-    }
+    images = {name: torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for name, size in sizes.items()}
     return Observations(images=images, instructions=("pick up the milk", "put both moka pots on the stove"))
 
 
@@ -194,9 +192,7 @@ def test_bfloat16_is_near_and_stays_bfloat16(
     assert cosine[encoded.mask].min() > 0.99
 
 
-def test_the_key_says_content_and_settings(
-    config: Qwen3VLBackboneConfig, qwen_folder: Path, tmp_path: Path
-) -> None:
+def test_the_key_says_content_and_settings(config: Qwen3VLBackboneConfig, qwen_folder: Path, tmp_path: Path) -> None:
     here = config.find()
     copy = Path(shutil.copytree(qwen_folder, tmp_path / "copy"))
     assert replace(config, model=str(copy)).find().key == here.key and len(here.key) == 64
@@ -233,7 +229,9 @@ def test_a_name_is_looked_up_among_local_copies(
     assert config.find().folder.path.parent.name == "Qwen"
 
 
-def test_the_commit_that_the_hub_gave_is_recorded(qwen_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_commit_that_the_hub_gave_is_recorded(
+    qwen_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub
 
     asked: list[tuple[str, str | None]] = []
@@ -288,7 +286,11 @@ def spoil_config(folder: Path, **changes: object) -> None:
         (lambda f: spoil_config(f, model_type="llama"), MismatchError, "of type 'llama'; expected a Qwen3-VL"),
         (lambda f: spoil_config(f, model_type="qwen3_vl_moe"), MismatchError, "of type 'qwen3_vl_moe'"),
         (lambda f: (f / "config.json").write_text("{"), DataError, r"config\.json is not valid JSON"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"version https://git-lfs"), DataError, "cannot load the model"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"version https://git-lfs"),
+            DataError,
+            "cannot load the model",
+        ),
         (
             lambda f: spoiled_weights(f, lambda t: t.pop("model.language_model.layers.1.mlp.up_proj.weight")),
             DataError,
@@ -318,14 +320,15 @@ def test_observations_that_do_not_fit_are_refused(backbone: Qwen3VLBackbone, obs
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    for changes, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"cameras": ()}, "one or several different names expected"),
         ({"cameras": (("front", 224), ("front", 224))}, "different names expected"),
         ({"cameras": (("front", 0),)}, "at least 1 px expected"),
         ({"text_tokens": 0}, "at least 1 expected, or None"),
         ({"prompt": "do it"}, "exactly once"),
         ({"attention": FlashAttention(), "bfloat16": False}, "expected bfloat16, or Sdpa"),
-    ):
+    )
+    for changes, message in refused:
         with pytest.raises(ConfigError, match=message):
             Qwen3VLBackboneConfig(**changes)
 
@@ -346,7 +349,7 @@ def test_missing_packages_are_named_with_their_cure(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependencyError, match=r"package 'transformers'; install it: pip install 'lamp-vla\[vlm\]'"):
+    with pytest.raises(MissingDependencyError, match=r"package 'transformers'; install it: pip install 'transformers"):
         Qwen3VLBackbone(config)
     with pytest.raises(MissingDependencyError, match="package 'huggingface_hub'"):
         Qwen3VLBackboneConfig().find()

@@ -214,9 +214,7 @@ def _write_parts(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Pat
 
 def _encode_episode(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path, episode: int) -> None:
     frames = np.flatnonzero(dataset.fresh(episode))
-    images = {
-        camera: torch.from_numpy(dataset.frames(camera, episode, frames)) for camera in camera_names(backbone)
-    }
+    images = {camera: torch.from_numpy(dataset.frames(camera, episode, frames)) for camera in camera_names(backbone)}
     if isinstance(backbone, FeatureBackbone):
         found = _image_parts(backbone, images, episode)
     else:

@@ -36,7 +36,9 @@ def check_prompt(prompt: str) -> None:
         ConfigError: The prompt has no place for the instruction, or several.
     """
     if prompt.count(INSTRUCTION) != 1:
-        raise ConfigError(f"prompt {prompt!r} given; {INSTRUCTION} expected in it exactly once, such as {BARE_PROMPT!r}.")
+        raise ConfigError(
+            f"prompt {prompt!r} given; {INSTRUCTION} expected in it exactly once, such as {BARE_PROMPT!r}."
+        )
 
 
 class PromptTokenizer:

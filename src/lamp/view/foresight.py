@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from lamp.data.features import FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
@@ -92,9 +91,7 @@ class Foreseer:
         recorded = self.description.backbone
         backbone = backbone or build_backbone(self.description.training.backbone, recorded=recorded.description)
         if backbone.key != recorded.key:
-            raise MismatchError(
-                f"{checkpoint} was trained on another backbone; expected {recorded.key}"
-            )
+            raise MismatchError(f"{checkpoint} was trained on another backbone; expected {recorded.key}")
         self.encoder = ObservationEncoder(backbone)
 
     @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class Reader:
 
     key: str = "reader"
     cameras: tuple[str, ...] = ("agentview", "wrist")
-    padding: Padding = RightPadding()
+    padding: Padding = field(default_factory=RightPadding)
     length: int | None = None
     dtype: torch.dtype = torch.bfloat16
     width: int = WIDTH

@@ -9,21 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+MARKS = ("object_ref", "box", "quad", "vision")
 CONTROL = [
-    "endoftext",
-    "im_start",
-    "im_end",
-    "object_ref_start",
-    "object_ref_end",
-    "box_start",
-    "box_end",
-    "quad_start",
-    "quad_end",
-    "vision_start",
-    "vision_end",
-    "vision_pad",
-    "image_pad",
-    "video_pad",
+    *("endoftext", "im_start", "im_end"),
+    *(f"{mark}_{end}" for mark in MARKS for end in ("start", "end")),
+    *("vision_pad", "image_pad", "video_pad"),
 ]
 WIDTH = 32
 

@@ -23,10 +23,12 @@ from training_fakes import (
 )
 
 import lamp.model.qwen3_vl as qwen3_vl
+from lamp.commands import MotionFlags
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.padding import LeftPadding
 from lamp.errors import MismatchError
+from lamp.flags import parse_beside
 from lamp.model.lamp import LaMPConfig
 from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackboneConfig
 from lamp.model.qwen_text import RELEASE_PROMPT
@@ -40,6 +42,7 @@ from lamp.train.randomness import generator_at
 from lamp.view.foresight import Foreseer
 from lamp_client.types import Observation
 
+REQUIRED = ("--recipe", "demo", "--data", "data", "--out", "out")
 SHORT = loop(steps=3, batch_size=4)
 MODEL = LaMPConfig(
     token_width=WIDTH,
@@ -126,10 +129,18 @@ def test_it_acts_as_the_model_does_on_the_cached_tokens(
 def test_the_motion_prior_can_be_looked_at(runs: Path, demonstrations: Path) -> None:
     observation = observed(demonstrations, 0, 4)
     foreseer = Foreseer(runs / "motion")
-    one = foreseer.points(observation.images, observation.instruction, samples=1, seed=0)
-    black = {name: np.zeros_like(image) for name, image in observation.images.items()}
+    images = dict(observation.images)
+    one = foreseer.points(images, observation.instruction, samples=1, seed=0)
+    black = {name: np.zeros_like(image) for name, image in images.items()}
     assert one.shape[-1] == 3 and np.isfinite(one).all()
     assert not np.array_equal(one, foreseer.points(black, observation.instruction, samples=1, seed=0))
+
+
+def test_the_folder_and_the_settings_are_flags(config: Qwen3VLBackboneConfig) -> None:
+    words = ["--backbone.model", "models/copy", "--backbone.cameras", "front", "448", "--backbone.text-tokens", "None"]
+    _, found = parse_beside(MotionFlags, MotionTraining, [*REQUIRED, *words], "train motion", motion_config(config))
+    expected = replace(config, model="models/copy", cameras=(("front", 448),), text_tokens=None)
+    assert found == replace(motion_config(config), backbone=expected)
 
 
 @pytest.mark.parametrize(

@@ -272,8 +272,10 @@ def _load(folder: ModelFolder, config: Qwen3VLBackboneConfig) -> Any:
         raise MissingDependencyError(
             "Qwen3-VL: FlashAttention needs a GPU and package 'flash_attn'; install it (pip install flash-attn), or use Sdpa."
         )
+    # With `output_loading_info` a pair comes back, which the type does not say.
+    load: Any = Qwen3VLForConditionalGeneration.from_pretrained
     try:
-        whole, report = Qwen3VLForConditionalGeneration.from_pretrained(
+        whole, report = load(
             folder.path,
             dtype=torch.bfloat16 if config.bfloat16 else torch.float32,
             attn_implementation="flash_attention_2" if flash else "sdpa",

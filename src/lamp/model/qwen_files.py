@@ -19,7 +19,7 @@ WEIGHTS = "*.safetensors"
 MODEL_TYPE = "qwen3_vl"
 MODELS_VARIABLE = "LAMP_MODELS"
 """Environment variable: a folder of local copies, looked up by the name on the hub, or its last part."""
-INSTALL = "pip install 'lamp-vla[vlm]'"
+INSTALL = "pip install 'transformers>=5.23,<6'"
 BLOCK = 1 << 24
 
 

@@ -98,7 +98,7 @@ def resize(images: UInt8[Tensor, "b h w 3"], size: tuple[int, int]) -> UInt8[Ten
 
 
 def _resampled(images: UInt8[Tensor, "b old w 3"], size: int) -> UInt8[Tensor, "b new w 3"]:
-    places, weights = (part.to(images.device) for part in _kernel(images.shape[1], size))
+    places, weights = _kernel(images.shape[1], size, images.device)
     values = images.int()
     total = torch.full((), 1 << (PRECISION - 1), dtype=torch.int32, device=images.device)
     for place, weight in zip(places, weights, strict=True):
@@ -107,7 +107,7 @@ def _resampled(images: UInt8[Tensor, "b old w 3"], size: int) -> UInt8[Tensor, "
 
 
 @lru_cache(maxsize=64)
-def _kernel(old: int, new: int) -> tuple[Int[Tensor, "taps new"], Int[Tensor, "taps new"]]:
+def _kernel(old: int, new: int, device: torch.device) -> tuple[Int[Tensor, "taps new"], Int[Tensor, "taps new"]]:
     """Which old pixels make each new one, and their weights in units of 2^-PRECISION, which sum to nearly one."""
     scale = old / new
     stretch = max(scale, 1.0)  # when shrinking, the kernel grows with the distance between new pixels
@@ -120,7 +120,7 @@ def _kernel(old: int, new: int) -> tuple[Int[Tensor, "taps new"], Int[Tensor, "t
         for tap, value in enumerate(raw):
             share = value / sum(raw) * (1 << PRECISION)
             places[tap, index], weights[tap, index] = first + tap, int(share + math.copysign(0.5, share))
-    return places, weights
+    return places.to(device), weights.to(device)
 
 
 def _cubic(x: float) -> float:

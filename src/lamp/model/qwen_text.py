@@ -65,7 +65,7 @@ class PromptTokenizer:
         absent = [name for name, found in ids.items() if found is None]
         if absent:
             raise DataError(f"{file} has no token {', '.join(absent)}; expected the tokenizer of a Qwen3-VL model.")
-        self._ids: dict[str, int] = ids
+        self._ids = {name: found for name, found in ids.items() if found is not None}
         # Whatever a user writes is read as text, also where it looks like a control token.
         self._tokenizer.encode_special_tokens = True
 

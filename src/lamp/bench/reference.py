@@ -47,7 +47,7 @@ class MotionHead(nn.Module):
             from diffusers.models.embeddings import TimestepEmbedding, Timesteps
         except ImportError as error:
             raise MissingDependencyError(
-                f"the reference needs package {error.name!r}; install it: pip install 'lamp-vla[bench]'"
+                f"the reference needs package {error.name!r}; install it: pip install 'lamp-vla[oracle]'"
             ) from error
         model = CogVideoXTransformer3DModel(
             num_attention_heads=heads,

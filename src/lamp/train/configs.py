@@ -129,8 +129,8 @@ class AllEpisodes:
 class UnseenEpisodes:
     """Only samples of episodes that Stage 1 held out see the motion prior; the others train the policy without it.
 
-    z_m is better on the episodes that Stage 1 was trained on than on any other. A policy that sees it there leans on it, and
-    is led astray on new scenes.
+    z_m may be better on the episodes that Stage 1 was trained on than on any other, and a policy that sees it there expects
+    too much of it.
     """
 
 

@@ -11,6 +11,7 @@ import pytest
 from lamp.experiment import run
 from lamp.files import read_lines_json
 from lamp.recipes import Recipe, experiment
+from lamp.recipes.kinds import without_motion
 
 
 def tiny() -> Recipe:
@@ -26,7 +27,7 @@ def tiny() -> Recipe:
         flow=replace(demo.flow, every=2, workers=1),
         motion=replace(demo.motion, loop=loop, validation_samples=2, final_samples=2),
         policy=policy,
-        without_motion=replace(policy, model=demo.without_motion.model, cached_hidden_draws=0),
+        without_motion=without_motion(policy),
         evaluations=(
             replace(demo.evaluations[0], task=(0,), states="30:31", controls=("replay", "zero"), videos=1, workers=2),
         ),

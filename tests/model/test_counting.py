@@ -31,6 +31,7 @@ PAPER = LaMPConfig(
 
 @pytest.mark.parametrize("size", ["tiny", "demo", "paper", "no motion", "stage 1", "released conditioning"])
 def test_modules_and_formula_agree(config, size):
+    assert DEMO.motion is not None
     config = {
         "tiny": config,
         "demo": DEMO,

@@ -16,6 +16,7 @@ from training_fakes import MOTION, PatchBackbone, loop, motion_training, policy_
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
+from lamp.train.configs import PolicyTraining
 from lamp.train.description import TIME_CONVENTION, read_description
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
@@ -52,6 +53,7 @@ def edit(folder: Path, **changes: Any) -> None:
 def test_a_checkpoint_says_everything_about_itself(policy: Path, motion: Path, data: Path) -> None:
     found = read_description(policy)
     assert found.kind == "policy" and found.time_convention == TIME_CONVENTION and found.step == 2
+    assert isinstance(found.training, PolicyTraining)
     assert found.training == policy_training(loop=SHORT) and found.model == found.training.model
     assert found.backbone.key == "patches-1"
     assert [(camera.name, camera.height, camera.width) for camera in found.backbone.cameras] == [

@@ -23,6 +23,15 @@ CONDITION_TOKENS = 256
 STEPS = 10
 
 
+class MotionDecoder(nn.Module):
+    """The transformer and the rows that fill its condition, named as in the release."""
+
+    def __init__(self, condition_tokens: int, width: int, cogvideox: Any) -> None:
+        super().__init__()
+        self.learnable_padding_tokens = nn.Parameter(torch.randn(1, condition_tokens, width) * 0.02)
+        self.cogvideox = cogvideox
+
+
 class MotionHead(nn.Module):
     """Condition by repetition and padding, then CogVideoX; the last block's output is caught on the way."""
 
@@ -33,11 +42,10 @@ class MotionHead(nn.Module):
         super().__init__()
         self.condition_tokens = condition_tokens
         self.vlm_proj = nn.Linear(token_width, width, bias=False)
-        self.decoder = nn.Module()
-        self.decoder.learnable_padding_tokens = nn.Parameter(torch.randn(1, condition_tokens, width) * 0.02)
-        self.decoder.cogvideox = self._transformer(width, heads, layers, grid, frames, channels, time_channels)
+        cogvideox = self._transformer(width, heads, layers, grid, frames, channels, time_channels)
+        self.decoder = MotionDecoder(condition_tokens, width, cogvideox)
         self.last_block: Tensor | None = None
-        self.decoder.cogvideox.transformer_blocks[-1].register_forward_hook(self._catch)
+        cogvideox.transformer_blocks[-1].register_forward_hook(self._catch)
 
     def _transformer(
         self, width: int, heads: int, layers: int, grid: tuple[int, int], frames: int, channels: int, time_channels: int
@@ -121,6 +129,17 @@ class Attention(nn.Module):
         return self.proj(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
+class ActionMlp(nn.Module):
+    """Linear to four times the width, GELU (tanh form), linear back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+
+
 class ActionBlock(nn.Module):
     """A pre-norm transformer block."""
 
@@ -128,12 +147,11 @@ class ActionBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = Attention(width, heads)
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = ActionMlp(width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp.fc2(functional.gelu(self.mlp.fc1(self.norm2(x)), approximate="tanh"))
+        return x + self.mlp(self.norm2(x))
 
 
 class ActionModel(nn.Module):

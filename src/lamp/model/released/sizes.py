@@ -135,6 +135,10 @@ def sizes_of(config: LaMPConfig) -> ReleasedSizes:
         MismatchError: The release's arithmetic cannot express the model; all reasons are listed.
     """
     motion, guidance, action = config.motion, config.guidance, config.action
+    if guidance is not None and not isinstance(guidance, GuidanceConfig):
+        raise MismatchError(
+            f"the release fuses by gated cross-attention; this model's guidance is {type(guidance).__name__}: it cannot be exported."
+        )
     if motion is None:
         raise MismatchError("a released model needs a Motion Expert; this one has model.motion = None.")
     cond = motion.conditioning.tokens if isinstance(motion.conditioning, RepeatAndPad) else ReleasedSizes.cond

@@ -13,6 +13,7 @@ from lamp.data.normalise import ClampedRange, RawState
 from lamp.errors import MismatchError, MissingDependencyError
 from lamp.files import atomic_path, write_json
 from lamp.flow_matching import Beta
+from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.released.artifact import CONFIG_FILE, MANIFEST_FILE, STATISTICS_FILE, sha256_of
 from lamp.model.released.config import ReleasedConfig, to_raw
@@ -116,7 +117,7 @@ def to_config(description: Description) -> ReleasedConfig:
         image_size=(height, width),
         steps=model.solver_steps,
         hidden_at=model.hidden_at,
-        dropout=model.guidance.dropout if model.guidance else 0.1,
+        dropout=model.guidance.dropout if isinstance(model.guidance, GuidanceConfig) else 0.1,
         action_tau=_action_tau(model),
         mask_z=policy is not None and _ranges(policy)[0].hidden == (HEIGHT,),
         bounds_low=flow.bounds.low,

@@ -136,9 +136,7 @@ def sizes_of(config: LaMPConfig) -> ReleasedSizes:
     """
     motion, guidance, action = config.motion, config.guidance, config.action
     if guidance is not None and not isinstance(guidance, GuidanceConfig):
-        raise MismatchError(
-            f"the release fuses by gated cross-attention; this model has {type(guidance).__name__}."
-        )
+        raise MismatchError(f"the release fuses by gated cross-attention; this model has {type(guidance).__name__}.")
     if motion is None:
         raise MismatchError("a released model needs a Motion Expert; this one has model.motion = None.")
     cond = motion.conditioning.tokens if isinstance(motion.conditioning, RepeatAndPad) else ReleasedSizes.cond

@@ -13,9 +13,8 @@ from lamp.bench.reference import ActionModel, Guidance, MotionHead, ReleaseArran
 
 GOLDEN = Path(__file__).parents[1] / "fixtures/golden.safetensors"
 
-pytest.importorskip("diffusers", reason="the reference is built from diffusers: pip install 'lamp-vla[oracle]'")
 
-
+@pytest.mark.diffusers
 def test_the_reference_gives_the_release_s_outputs() -> None:
     with safe_open(GOLDEN, framework="pt") as file:
         sizes = json.loads(file.metadata()["config"])

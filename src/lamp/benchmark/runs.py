@@ -12,7 +12,7 @@ from typing import Any
 
 from lamp.benchmark.episodes import EPISODES, Episode, EpisodeRecord, read_records
 from lamp.errors import ConfigError, DataError
-from lamp.files import append_line, locked, read_json, write_json
+from lamp.files import append_line, locked, read_json, sha256_of, write_json
 
 MANIFEST = "run.json"
 FORMAT = "lamp-evaluation"
@@ -112,6 +112,5 @@ def checkpoint_hash(checkpoint: Path) -> str:
             raise DataError(f"{folder} is no checkpoint: {file.name} is missing; expected a folder that training wrote")
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
-from lamp.files import read_json
+from lamp.files import read_json, sha256_of
 
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer.json", "preprocessor_config.json"
 WEIGHTS = "*.safetensors"
@@ -20,7 +20,6 @@ MODEL_TYPE = "qwen3_vl"
 MODELS_VARIABLE = "LAMP_MODELS"
 """Environment variable: a folder of local copies, looked up by the name on the hub, or its last part."""
 INSTALL = "pip install 'transformers>=5.23,<6'"
-BLOCK = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class ModelFolder:
         """SHA-256 of all files that tokens depend on: the same for a download and for a copy of it."""
         files = sorted([self.path / name for name in (CONFIG, TOKENIZER, IMAGES)] + list(self.path.glob(WEIGHTS)))
         with ThreadPoolExecutor() as pool:
-            hashes = pool.map(_sha256, files)
+            hashes = pool.map(sha256_of, files)
             lines = [f"{file.name} {found}" for file, found in zip(files, hashes, strict=True)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -115,11 +114,3 @@ def _downloaded(model: str, revision: str | None) -> Path:
 def missing(error: ImportError) -> MissingDependencyError:
     """The error for a package that the model needs and that is missing, or broken."""
     return MissingDependencyError(f"Qwen3-VL needs package {error.name or error!r}; install it: {INSTALL}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError, unknown
+from lamp.files import sha256_of
 from lamp.model.backbone import frozen
 from lamp.model.layers import sinusoid
 from lamp.model.minilm import MiniLM
@@ -139,7 +140,7 @@ class SmallBackbone(nn.Module):
     def _key(self) -> str:
         digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
         for _, path in sorted(self._paths.items()):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
         return digest.hexdigest()
 
     @property

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lamp.errors import DataError, MissingDependencyError
-from lamp.files import read_json
+from lamp.files import read_json, sha256_of
 from lamp.model.released.config import ReleasedConfig, read_config
 
 CONFIG_FILE = "config.yaml"
@@ -108,12 +107,6 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
         # Which errors a failing network raises depends on the versions of three HTTP libraries.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"no folder {hub_id}, and the hub does not give it: {reason.rstrip('.')}. {instead}") from None
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Path:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lamp.data.normalise import ClampedRange, RawState
 from lamp.errors import MismatchError, MissingDependencyError
-from lamp.files import atomic_path, write_json
+from lamp.files import atomic_path, sha256_of, write_json
 from lamp.flow_matching import Beta
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
-from lamp.model.released.artifact import CONFIG_FILE, MANIFEST_FILE, STATISTICS_FILE, sha256_of
+from lamp.model.released.artifact import CONFIG_FILE, MANIFEST_FILE, STATISTICS_FILE
 from lamp.model.released.config import ReleasedConfig, to_raw
 from lamp.model.released.keys import VLM, to_theirs
 from lamp.model.released.sizes import MOTION, POLICY, sizes_of

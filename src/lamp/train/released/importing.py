@@ -11,8 +11,8 @@ import lamp.version
 from lamp.data.normalise import ClampedRange, RawState
 from lamp.data.samples import PolicyScaling
 from lamp.errors import ConfigError, DataError
-from lamp.files import atomic_path
-from lamp.model.released.artifact import Artifact, open_artifact, sha256_of
+from lamp.files import atomic_path, sha256_of
+from lamp.model.released.artifact import Artifact, open_artifact
 from lamp.model.released.config import ReleasedConfig
 from lamp.model.released.keys import VLM, parts_of, to_ours
 from lamp.model.released.reading import read_pt

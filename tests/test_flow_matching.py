@@ -69,9 +69,8 @@ def test_euler_evaluates_where_the_previous_step_ended(noise):
         return torch.zeros_like(x)
 
     euler(velocity, noise, 4)
-    assert [tau.tolist() for tau in seen] == [[n / 4] * 4 for n in range(4)]
+    assert seen == [n / 4 for n in range(4)]
     assert step_times(4) == [0, 0.25, 0.5, 0.75, 1]
-    assert seen[0].dtype == torch.float32
 
 
 def test_euler_on_a_linear_field(noise):

@@ -41,7 +41,7 @@ def test_the_rest_is_uncorrelated_with_the_state_and_has_the_promised_scale(tau:
 def test_the_linear_part_alone_carries_noise_to_gaussian_data() -> None:
     preconditioning = Preconditioning(data_std=STD)
     noise = torch.randn(50_000, 3, generator=torch.Generator().manual_seed(1))
-    data = euler(lambda x, tau: preconditioning.coefficients(tau, x)[1] * x, noise, steps=400)
+    data = euler(lambda x, tau: preconditioning.coefficients(torch.tensor([tau]), x)[1] * x, noise, steps=400)
     torch.testing.assert_close(data.std(0) / torch.tensor(STD), torch.ones(3), atol=0.03, rtol=0)
 
 

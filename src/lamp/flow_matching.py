@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lamp.errors import ConfigError
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""v(x^tau, tau): the state and one flow time per sample, (b,), give the velocity, of the state's shape."""
+Velocity = Callable[[Tensor, float], Tensor]
+"""v(x^tau, tau): the state and a flow time give the velocity, of the state's shape. In a solver, all samples are at one time."""
 
 
 def interpolate(
@@ -142,6 +142,11 @@ class Preconditioning:
         return variance.rsqrt(), (tau * s**2 - (1 - tau)) / variance, s * variance.rsqrt()
 
 
+def flow_times(tau: Float[Tensor, "*lead"] | float, axes: int, device: torch.device) -> Float[Tensor, "*lead"]:
+    """Returns flow times as a tensor of so many axes; a number stands for every sample, along axes of length 1."""
+    return tau if isinstance(tau, Tensor) else torch.full((1,) * axes, tau, device=device)
+
+
 def step_times(steps: int) -> list[float]:
     """Returns the `steps` + 1 times 0, 1/N, ..., 1 between which a solver of N = `steps` steps moves.
 
@@ -166,6 +171,5 @@ def euler(
         raise ConfigError(f"euler: {taken} of {steps} steps asked for, 0 to {max(steps, 1)} of at least 1 expected.")
     x = noise
     for now, then in pairwise(step_times(steps)[: taken + 1]):
-        tau = torch.full((x.shape[0],), now, device=x.device)
-        x = x + (then - now) * velocity(x, tau).to(x.dtype)
+        x = x + (then - now) * velocity(x, now).to(x.dtype)
     return x

@@ -92,6 +92,13 @@ class Encoded(OnDevice):
     tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
     """True where a token is real, False where it is padding."""
+    whole: bool = False
+    """Nothing is padding, and the host knows it: attention then goes without a mask, which is faster."""
+
+    @property
+    def padding_mask(self) -> Bool[Tensor, "b n"] | None:
+        """The mask, where one is needed."""
+        return None if self.whole else self.mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +125,18 @@ class Guided(OnDevice):
     """The motion prior where it does not enter through the tokens but at the actions."""
     t_1: Float[Tensor, " b"] | None = None
     """The solver's first time after 0, for an Action Expert that sees it."""
+    whole: bool = False
+    """As in `Encoded`."""
 
     @classmethod
     def of(cls, encoded: Encoded) -> Guided:
         """z itself, without a motion prior."""
-        return cls(tokens=encoded.tokens, mask=encoded.mask)
+        return cls(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole)
+
+    @property
+    def padding_mask(self) -> Bool[Tensor, "b n"] | None:
+        """The mask, where one is needed."""
+        return None if self.whole else self.mask
 
 
 @dataclass(frozen=True, kw_only=True)

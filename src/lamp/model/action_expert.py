@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lamp.errors import ConfigError, MismatchError
+from lamp.flow_matching import flow_times
 from lamp.model.layers import Block, KeyValue, check_heads, sinusoid
 from lamp.types import AddedMotion, Guided, JoinedMotion
 
@@ -72,7 +73,8 @@ class ActionExpertConfig:
 class Context:
     """What does not depend on the actions, computed once for all solver steps and noise draws."""
 
-    mask: Bool[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"] | None
+    """Which tokens are real; None where all are."""
     motion: AddedMotion | JoinedMotion | None = None
     t_1: Float[Tensor, " b"] | None = None
 
@@ -83,9 +85,11 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class JointContext(Context):
-    """The context as tokens."""
+    """The context as tokens, and what they are asked and offer in the first block, before they have seen any action."""
 
     tokens: Float[Tensor, "b n d"]
+    query: Float[Tensor, "b heads n e"]
+    first: KeyValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,29 +148,35 @@ class ActionExpert(nn.Module):
         if self.config.sees_t_1 and guided.t_1 is None:
             raise MismatchError("Action Expert: sees_t_1 is set and no t_1 was given; use LaMP.guide.")
         tokens = self.context_in(guided.tokens.to(self.context_in.weight.dtype)) + self.positions[chunk : chunk + n]
+        real = guided.padding_mask
         if isinstance(self.config.attention, Joint):
-            return JointContext(tokens=tokens, mask=guided.mask, motion=guided.motion, t_1=guided.t_1)
+            query, first = self._block(0).project(tokens)
+            return JointContext(
+                tokens=tokens, query=query, first=first, mask=real, motion=guided.motion, t_1=guided.t_1
+            )
         depth = self.config.attention.context_layers
         # No block reads what the last one makes of the context.
         depth = self.config.layers - 1 if depth is None else min(depth, self.config.layers - 1)
-        layers, mask = [], guided.mask[:, None, None]
-        for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            query, key_value = block.project(tokens)
+        layers, mask = [], None if real is None else real[:, None, None]
+        for index in range(self.config.layers):
+            query, key_value = self._block(index).project(tokens)
             layers.append(key_value)
             if index < depth:
-                tokens = block.attend(tokens, query, key_value, mask)
-        return PrefixContext(layers=layers, mask=guided.mask, motion=guided.motion, t_1=guided.t_1)
+                tokens = self._block(index).attend(tokens, query, key_value, mask)
+        return PrefixContext(layers=layers, mask=real, motion=guided.motion, t_1=guided.t_1)
 
     def forward(
         self,
         actions: Float[Tensor, "b r h a"],
-        tau: Float[Tensor, "b r"],
+        tau: Float[Tensor, "b r"] | float,
         state: Float[Tensor, "b s"],
         context: JointContext | PrefixContext,
     ) -> Float[Tensor, "b r h a"]:
-        """Returns the predicted velocity (Eq. 5) of r noise draws per sample, which share state and context."""
-        x = self._embed(actions, tau, state, context.t_1)
+        """Returns the predicted velocity (Eq. 5) of r noise draws per sample, which share state and context.
+
+        `tau` may be one flow time for all.
+        """
+        x = self._embed(actions, flow_times(tau, 2, actions.device), state, context.t_1)
         if self.join is not None and isinstance(context.motion, JoinedMotion):
             x = self.join(x, context.motion.values)
         x = self._beside(x, context) if isinstance(context, PrefixContext) else self._together(x, context)
@@ -184,27 +194,49 @@ class ActionExpert(nn.Module):
         slowest, fastest = self.config.time_frequencies
         return sinusoid(fastest * tau, self.config.time_channels, max_period=fastest / slowest)
 
+    def _block(self, index: int) -> Block:
+        block = self.blocks[index]
+        assert isinstance(block, Block)
+        return block
+
     def _beside(self, x: Float[Tensor, "b r h d"], context: PrefixContext) -> Float[Tensor, "b r h d"]:
         b, r, h, _ = x.shape
-        # The draws lie side by side in one sequence, so that they share the context's keys; the mask keeps them apart.
-        draw = torch.arange(r, device=x.device).repeat_interleave(h)
-        apart = (draw[:, None] == draw).expand(b, -1, -1)
-        mask = torch.cat([apart, context.mask[:, None].expand(-1, r * h, -1)], dim=-1)[:, None]
+        mask = None
+        if r > 1 or context.mask is not None:
+            # The draws lie side by side in one sequence, so that they share the context's keys; the mask keeps them apart.
+            draw = torch.arange(r, device=x.device).repeat_interleave(h)
+            apart = (draw[:, None] == draw).expand(b, -1, -1)
+            n = context.layers[0].keys.shape[2]
+            real = apart.new_ones(b, n) if context.mask is None else context.mask
+            mask = torch.cat([apart, real[:, None].expand(-1, r * h, -1)], dim=-1)[:, None]
         x = x.flatten(1, 2)
-        for index, (block, prefix) in enumerate(zip(self.blocks, context.layers, strict=True)):
+        for index, prefix in enumerate(context.layers):
             if (added := context.added(index)) is not None:
                 x = x + added.repeat(1, r, 1)
-            x = block(x, mask, prefix)
+            x = self._block(index)(x, mask, prefix)
         return x.unflatten(1, (r, h))
 
     def _together(self, x: Float[Tensor, "b r h d"], context: JointContext) -> Float[Tensor, "b r h d"]:
         b, r, h, _ = x.shape
-        tokens = torch.cat([x.flatten(0, 1), context.tokens.repeat_interleave(r, dim=0)], dim=1)
-        seen = torch.cat([context.mask.new_ones(b, h), context.mask], dim=1)
-        mask = seen.repeat_interleave(r, dim=0)[:, None, None]
-        for index, block in enumerate(self.blocks):
+        mask = None
+        if context.mask is not None:
+            seen = torch.cat([context.mask.new_ones(b, h), context.mask], dim=1)
+            mask = seen.repeat_interleave(r, dim=0)[:, None, None]
+        asked, keys, values, beyond = (
+            part.repeat_interleave(r, dim=0) for part in (context.query, *context.first, context.tokens)
+        )
+        tokens = torch.cat([x.flatten(0, 1), beyond], dim=1)
+        for index in range(self.config.layers):
+            block = self._block(index)
             if (added := context.added(index)) is not None:
-                beyond = tokens.shape[1] - h
-                tokens = tokens + functional.pad(added.repeat_interleave(r, dim=0), (0, 0, 0, beyond))
-            tokens = block(tokens, mask)
-        return tokens[:, :h].unflatten(0, (b, r))
+                tokens = tokens + functional.pad(added.repeat_interleave(r, dim=0), (0, 0, 0, beyond.shape[1]))
+            if index == 0:
+                query, own = block.project(tokens[:, :h])
+                query, offered = torch.cat([query, asked], dim=2), own.then(KeyValue(keys, values))
+            else:
+                query, offered = block.project(tokens)
+            if index == self.config.layers - 1:
+                # Nobody reads what the last block would make of the context.
+                tokens, query = tokens[:, :h], query[:, :, :h]
+            tokens = block.attend(tokens, query, offered, mask)
+        return tokens.unflatten(0, (b, r))

@@ -74,7 +74,7 @@ class MotionAddition(nn.Module):
     def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
         """Returns z as it is, and what every layer adds to the action tokens."""
         added = self.to_layers(self.pool(z_m)).unflatten(-1, (self.layers, -1)).transpose(1, 2)
-        return Guided(tokens=encoded.tokens, mask=encoded.mask, motion=AddedMotion(values=added))
+        return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=AddedMotion(values=added))
 
 
 class MotionConcatenation(nn.Module):
@@ -86,7 +86,7 @@ class MotionConcatenation(nn.Module):
 
     def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
         """Returns z as it is, and what stands beside the action tokens."""
-        return Guided(tokens=encoded.tokens, mask=encoded.mask, motion=JoinedMotion(values=self.pool(z_m)))
+        return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=JoinedMotion(values=self.pool(z_m)))
 
 
 Fusion = MotionGuidance | MotionAddition | MotionConcatenation

@@ -68,7 +68,7 @@ class MotionGuidance(nn.Module):
     def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
         """Returns the tokens that the Action Expert reads in place of z."""
         dtype = self.project.weight.dtype
-        return Guided(tokens=self(encoded.tokens.to(dtype), z_m.to(dtype)), mask=encoded.mask)
+        return Guided(tokens=self(encoded.tokens.to(dtype), z_m.to(dtype)), mask=encoded.mask, whole=encoded.whole)
 
     def opening(self) -> Float[Tensor, " 1"]:
         """Returns how far the gate is open: sigma(g), in (0, 1), or tanh(g)."""

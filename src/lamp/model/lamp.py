@@ -144,8 +144,7 @@ class LaMP(nn.Module):
         noise = expert.within(noise)
         taken = 1 if isinstance(self.config.hidden_at, Arrival) else 0
         partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
-        tau = torch.full((len(noise),), step_times(self.config.solver_steps)[taken], device=noise.device)
-        return expert.hidden(partial, tau, encoded)
+        return expert.hidden(partial, step_times(self.config.solver_steps)[taken], encoded)
 
     def guide(
         self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None, seen: Bool[Tensor, " b"] | None = None
@@ -209,10 +208,7 @@ class LaMP(nn.Module):
             hidden = self.motion_hidden(encoded, _present(motion_noise, "motion_noise"))
         context = expert.context(self.guide(encoded, hidden))
 
-        def velocity(a: Float[Tensor, "b h a"], tau: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
-            return expert(a[:, None], tau[:, None], state, context)[:, 0]
-
-        return euler(velocity, action_noise, self.config.solver_steps)
+        return euler(lambda a, tau: expert(a[:, None], tau, state, context)[:, 0], action_noise, self.config.solver_steps)
 
     @torch.no_grad()
     def foresee(
@@ -254,7 +250,7 @@ def _present(value: Present | None, what: str) -> Present:
 
 def _repeated(encoded: Encoded, draws: int) -> Encoded:
     tokens, mask = (x.repeat_interleave(draws, dim=0) for x in (encoded.tokens, encoded.mask))
-    return Encoded(tokens=tokens, mask=mask)
+    return replace(encoded, tokens=tokens, mask=mask)
 
 
 def _action_mask(batch: Batch, data: Float[Tensor, "b r h a"]) -> Bool[Tensor, "b r h a"]:

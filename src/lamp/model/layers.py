@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lamp.errors import ConfigError
+from lamp.model import onednn
 
 
 def attention(
@@ -24,8 +25,10 @@ def attention(
 
     Which kernel: torch's fused attention everywhere but in bfloat16 on a CPU, where its backward pass is slow. There, forward
     and backward over 276 tokens (batch 32, 4 heads of 48) took 112 ms fused and 49 ms as plain products on one thread, 61 and
-    30 ms on two; in float32, 158 and 177 ms.
+    30 ms on two; in float32, 158 and 177 ms. Large float32 attention on a CPU that nobody learns from goes through oneDNN.
     """
+    if onednn.fits(query, key, mask, dropout):
+        return onednn.attention(query, key, value, mask)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _plain_attention(query, key, value, mask, dropout)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
@@ -82,6 +85,10 @@ class KeyValue(NamedTuple):
     keys: Float[Tensor, "b heads n e"]
     values: Float[Tensor, "b heads n e"]
 
+    def then(self, other: KeyValue) -> KeyValue:
+        """Returns these and then those of other tokens."""
+        return KeyValue(torch.cat([self.keys, other.keys], dim=2), torch.cat([self.values, other.values], dim=2))
+
 
 class Block(nn.Module):
     """A pre-norm transformer block whose attention may reach beyond its own tokens to a prefix computed earlier."""
@@ -105,20 +112,18 @@ class Block(nn.Module):
         x: Float[Tensor, "b q d"],
         query: Float[Tensor, "b heads q e"],
         seen: KeyValue,
-        mask: Bool[Tensor, "#b 1 #q n"],
+        mask: Bool[Tensor, "#b 1 #q n"] | None,
     ) -> Float[Tensor, "b q d"]:
         """Adds to `x` what its queries find in `seen`, then the MLP."""
         x = x + self.out(merge_heads(attention(query, seen.keys, seen.values, mask)))
         return x + self.mlp(self.norm_mlp(x))
 
     def forward(
-        self, x: Float[Tensor, "b q d"], mask: Bool[Tensor, "#b 1 #q n"], prefix: KeyValue | None = None
+        self, x: Float[Tensor, "b q d"], mask: Bool[Tensor, "#b 1 #q n"] | None, prefix: KeyValue | None = None
     ) -> Float[Tensor, "b q d"]:
         """Attends over [x; prefix]; `mask` says which of those keys each token may see."""
         query, own = self.project(x)
-        if prefix is not None:
-            own = KeyValue(torch.cat([own.keys, prefix.keys], dim=2), torch.cat([own.values, prefix.values], dim=2))
-        return self.attend(x, query, own, mask)
+        return self.attend(x, query, own if prefix is None else own.then(prefix), mask)
 
 
 class CrossAttention(nn.Module):

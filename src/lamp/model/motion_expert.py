@@ -6,7 +6,9 @@ time drives AdaLN in every block, as in CogVideoX. `Conditioning` has the other 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lamp.errors import ConfigError
-from lamp.flow_matching import Preconditioning
+from lamp.flow_matching import Preconditioning, flow_times
 from lamp.model.layers import (
     AdaLayerNorm,
     Mlp,
@@ -165,6 +167,22 @@ class MotionExpertConfig:
         return self.reference.pace, rows / own_rows, columns / own_columns
 
 
+class BlockMoment(NamedTuple):
+    """What one flow time does to a block: (motion, condition) before the attention, and before the MLP."""
+
+    attention: tuple[Modulation, Modulation]
+    mlp: tuple[Modulation, Modulation]
+
+
+class Moment(NamedTuple):
+    """All that one flow time does to the network; of batch size 1 where every sample is at that time."""
+
+    tau: Float[Tensor, " b"]
+    blocks: list[BlockMoment]
+    shift: Float[Tensor, "b 1 d"]
+    scale: Float[Tensor, "b 1 d"]
+
+
 class MotionBlock(nn.Module):
     """Joint attention over [condition; motion] and an MLP, both shared, with each stream modulated by time on its own.
 
@@ -182,18 +200,21 @@ class MotionBlock(nn.Module):
         self.norm_mlp = AdaLayerNorm(width, width, streams)
         self.mlp = Mlp(width)
 
+    def moment(self, time: Float[Tensor, "b d"]) -> BlockMoment:
+        """Returns what the embedded flow time does to this block."""
+        return BlockMoment(self.norm_attention.modulations(time), self.norm_mlp.modulations(time))
+
     def forward(
         self,
         condition: Float[Tensor, "b n d"],
         motion: Float[Tensor, "b m d"],
-        time: Float[Tensor, "b d"],
+        moment: BlockMoment,
         mask: Bool[Tensor, "b 1 1 nm"] | None,
         *,
         last: bool = False,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
         """Returns both streams; in the `last` block nobody reads the condition again, so it is returned as it came."""
-        on_motion, on_condition = self.norm_attention.modulations(time)
-        then_motion, then_condition = self.norm_mlp.modulations(time)
+        (on_motion, on_condition), (then_motion, then_condition) = moment
         joint = [self.norm_attention(condition, on_condition), self.norm_attention(motion, on_motion)]
         query, key, value = (
             split_heads(part, self.heads) for part in self.query_key_value(torch.cat(joint, dim=1)).chunk(3, dim=-1)
@@ -236,20 +257,20 @@ class MotionExpert(nn.Module):
         self.modulate_out = nn.Linear(width, 2 * width)
         self.velocity_out = nn.Linear(width, config.token_values)
         self.pooled = nn.Linear(width, width) if pooled else None
+        self._fixed: dict[float, Moment] = {}
         for layer in (self.modulate_out, self.velocity_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"], encoded: Encoded
+        self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"] | float, encoded: Encoded
     ) -> Float[Tensor, "b k t 3"]:
-        """Returns the predicted velocity (Eq. 3)."""
-        driver = self._driver(tau, encoded)
-        tokens = self.norm(self._run(self._scaled(motion, tau), driver, encoded, self.config.layers))
-        shift, scale = self.modulate_out(functional.silu(driver))[:, None].chunk(2, dim=-1)
-        predicted = self.unpatchify(self.velocity_out(self.norm_out(tokens) * (1 + scale) + shift))
+        """Returns the predicted velocity (Eq. 3); `tau` may be one flow time for all."""
+        moment = self.moment(tau, encoded)
+        tokens = self.norm(self._run(motion, moment, encoded, self.config.layers))
+        predicted = self.unpatchify(self.velocity_out(self.norm_out(tokens) * (1 + moment.scale) + moment.shift))
         if self.config.preconditioning is not None:
-            _, skip, out = self.config.preconditioning.coefficients(tau, motion)
+            _, skip, out = self.config.preconditioning.coefficients(moment.tau, motion)
             predicted = skip * motion + out * predicted.float()
         return self.within(predicted)
 
@@ -260,11 +281,28 @@ class MotionExpert(nn.Module):
         return self.config.preconditioning.coefficients(tau, motion)[2]
 
     def hidden(
-        self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"], encoded: Encoded
+        self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"] | float, encoded: Encoded
     ) -> Float[Tensor, "b m d"]:
         """Returns z_m: the motion tokens as they leave block `hidden_layer`, before any final norm."""
         depth = self.config.hidden_layer % self.config.layers + 1
-        return self._run(self._scaled(motion, tau), self._driver(tau, encoded), encoded, depth)
+        return self._run(motion, self.moment(tau, encoded), encoded, depth)
+
+    def moment(self, tau: Float[Tensor, " b"] | float, encoded: Encoded) -> Moment:
+        """Returns what time (and the mean of z_t, where it enters that way) does to every block."""
+        if isinstance(tau, float) and tau in self._fixed:
+            return self._fixed[tau]
+        tau = flow_times(tau, 1, self.positions.device)
+        driver = self._driver(tau, encoded)
+        shift, scale = self.modulate_out(functional.silu(driver))[:, None].chunk(2, dim=-1)
+        blocks = [block.moment(driver) for block in self.blocks if isinstance(block, MotionBlock)]
+        return Moment(tau, blocks, shift, scale)
+
+    def fix_times(self, times: Sequence[float]) -> None:
+        """Computes the moments of some flow times once and for all: the weights must not change any more."""
+        if self.pooled is None:
+            nothing = self.positions.new_zeros(1, 0, self.config.token_width)
+            seen = Encoded(tokens=nothing, mask=nothing[..., 0].bool())
+            self._fixed = {tau: self.moment(tau, seen) for tau in times}
 
     def within(self, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b k t 3"]:
         """Returns what the expert models of some motion: an `ImageFlow` has no depth."""
@@ -278,13 +316,13 @@ class MotionExpert(nn.Module):
             return mask
         return functional.pad(mask[..., :2], (0, 1), value=False)
 
-    def _scaled(self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"]) -> Float[Tensor, "b k t 3"]:
+    def _scaled(self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " #b"]) -> Float[Tensor, "b k t 3"]:
         motion = self.within(motion)
         if self.config.preconditioning is None:
             return motion
         return self.config.preconditioning.coefficients(tau, motion)[0] * motion
 
-    def _driver(self, tau: Float[Tensor, " b"], encoded: Encoded) -> Float[Tensor, "b d"]:
+    def _driver(self, tau: Float[Tensor, " #b"], encoded: Encoded) -> Float[Tensor, "#b d"]:
         """What drives AdaLN: time, and the mean of z_t where it enters that way."""
         time = self.time(tau)
         if self.pooled is None:
@@ -293,23 +331,23 @@ class MotionExpert(nn.Module):
         mean = total / encoded.mask.sum(1, keepdim=True).clamp(min=1)
         return time + self.pooled(functional.silu(self.condition_in(mean.to(self.condition_in.weight.dtype))))
 
-    def _run(self, motion: Tensor, driver: Tensor, encoded: Encoded, depth: int) -> Float[Tensor, "b m d"]:
-        dtype = self.motion_in.weight.dtype
-        tokens = self.motion_in(self.patchify(motion).to(dtype)) + self.positions
+    def _run(self, motion: Tensor, moment: Moment, encoded: Encoded, depth: int) -> Float[Tensor, "b m d"]:
+        scaled = self.patchify(self._scaled(motion, moment.tau)).to(self.motion_in.weight.dtype)
+        tokens = self.motion_in(scaled) + self.positions
         condition, seen = self.condition(encoded)
         mask = None if seen is None else torch.cat([seen, seen.new_ones(tokens.shape[:2])], dim=1)[:, None, None]
-        for index, block in enumerate(self.blocks[:depth], start=1):
-            condition, tokens = block(condition, tokens, driver, mask, last=index == depth)
+        for index, (block, then) in enumerate(zip(self.blocks[:depth], moment.blocks, strict=False), start=1):
+            condition, tokens = block(condition, tokens, then, mask, last=index == depth)
         return tokens
 
     def condition(self, encoded: Encoded) -> tuple[Float[Tensor, "b c d"], Bool[Tensor, "b c"] | None]:
         """Returns the condition tokens that attend jointly with the motion tokens, and which are real: None where all are."""
         if isinstance(self.config.conditioning, AdaLNPooled):
             empty = self.condition_in.weight.new_empty(len(encoded.mask), 0, self.config.width)
-            return empty, encoded.mask[:, :0]
+            return empty, None
         tokens = self.condition_in(encoded.tokens.to(self.condition_in.weight.dtype))
         if isinstance(self.config.conditioning, JointTokens):
-            return tokens, encoded.mask
+            return tokens, encoded.padding_mask
         # Row p of the result is token p mod n, while p is within a whole number of repetitions. Every size and address stays
         # on the device, so that nothing waits for the host.
         real = encoded.mask.sum(1, keepdim=True).clamp(min=1)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -110,6 +114,17 @@ def test_a_whole_batch_needs_no_mask(model: LaMP, batch: Batch, monkeypatch: pyt
     masks.clear()
     actor.act(batch.encoded, batch.state, **noises(model, 2))
     assert any(mask is not None for mask in masks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch's compiler needs g++ on a CPU")
+def test_blocks_compile_whole_and_once_for_all_layers() -> None:
+    command = [sys.executable, "-m", "tests.model.compiled_blocks"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    for found in json.loads(run.stdout).values():
+        assert found["cosine"] >= 0.999
+        # Four layers each. A motion block and the last of them; projecting and attending, in context and actions.
+        assert 4 <= found["pieces"] <= 8
 
 
 @needs_onednn

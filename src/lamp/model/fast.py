@@ -1,15 +1,16 @@
 """The fast path: the same networks and the same arithmetic, prepared for nothing but acting.
 
 What does not change from one observation to the next is computed once (flow times and all that they modulate), and products go
-through the fastest kernels at hand: on a CPU in float32, oneDNN's, with weights laid out for them; on a GPU, torch's compiler
-and one CUDA graph from the backbone's tokens to the actions, so that the host launches one thing a chunk.
+through the fastest kernels at hand: on a CPU in float32, oneDNN's, with weights laid out for them; on a GPU, blocks go through
+torch's compiler and one CUDA graph runs from the backbone's tokens to the actions, so that the host launches one thing a chunk.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,9 +18,13 @@ from torch import Tensor, nn
 
 from lamp.flow_matching import step_times
 from lamp.model import onednn
-from lamp.model.lamp import Arrival, LaMP
-from lamp.model.layers import Mlp
+from lamp.model.lamp import LaMP
+from lamp.model.layers import Block, Mlp
+from lamp.model.motion_expert import MotionBlock
 from lamp.types import Encoded
+
+WARM_UP = 3
+"""Calls before a CUDA graph is recorded, in which the compiler and the libraries choose their kernels."""
 
 
 def prepared(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
@@ -38,8 +43,7 @@ def prepared(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
         if _device(twin).type == "cpu" and dtype == torch.float32 and onednn.available():
             _pack(twin)
         if twin.motion_expert is not None:
-            last = 1 if isinstance(model.config.hidden_at, Arrival) else 0
-            twin.motion_expert.fix_times(step_times(model.config.solver_steps)[: last + 1])
+            twin.motion_expert.fix_times(step_times(model.config.solver_steps)[: model.config.evaluations["motion"]])
     return twin
 
 
@@ -57,6 +61,17 @@ def _pack(module: nn.Module) -> None:
             _pack(child)
 
 
+def compile_blocks(model: LaMP) -> None:
+    """Has torch's compiler fuse each kind of block. It is compiled once for all layers and solver steps: the whole model as one
+    piece would take many minutes."""
+    for module in model.modules():
+        if isinstance(module, MotionBlock):
+            module.compile(fullgraph=True, dynamic=False)
+        elif isinstance(module, Block):
+            module.project = torch.compile(module.project, fullgraph=True, dynamic=False)
+            module.attend = torch.compile(module.attend, fullgraph=True, dynamic=False)
+
+
 class FastActor:
     """Acts like `LaMP.act`. On a GPU, the first call of each shape takes a while: it compiles and records."""
 
@@ -69,8 +84,9 @@ class FastActor:
         """
         self.model = prepared(model, dtype)
         self.device = _device(self.model)
-        self._graphs: dict[Hashable, _Graph] = {}
-        self._compiled = compiled
+        if compiled and self.device.type == "cuda":
+            compile_blocks(self.model)
+        self._graphs: dict[Hashable, Recorded] = {}
 
     @torch.inference_mode()
     def act(
@@ -86,41 +102,47 @@ class FastActor:
         encoded = replace(encoded, whole=encoded.whole or bool(encoded.mask.all()))
         if self.device.type != "cuda":
             return self.model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
-        given = (encoded.tokens, encoded.mask, state, motion_noise, action_noise)
-        key = (encoded.whole, *(None if tensor is None else (tuple(tensor.shape), tensor.dtype) for tensor in given))
+        given = {
+            "tokens": encoded.tokens,
+            "mask": encoded.mask,
+            "state": state,
+            "motion_noise": motion_noise,
+            "action_noise": action_noise,
+        }
+        key = (encoded.whole, *((name, tensor if tensor is None else tensor.shape) for name, tensor in given.items()))
         if key not in self._graphs:
-            self._graphs[key] = _Graph(self.model, encoded.whole, given, compiled=self._compiled)
+            whole = encoded.whole
+
+            def act(tokens: Tensor, mask: Tensor, **rest: Any) -> Tensor:
+                return self.model.act(Encoded(tokens=tokens, mask=mask, whole=whole), **rest)
+
+            self._graphs[key] = Recorded(act, given)
         return self._graphs[key](given)
 
 
-Given = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
-"""Tokens, mask, state, motion noise, action noise."""
+class Recorded:
+    """A function of tensors on a GPU, recorded once as a CUDA graph and replayed: one launch, whatever it holds."""
 
-
-class _Graph:
-    """`LaMP.act` for one set of shapes, recorded once and replayed."""
-
-    def __init__(self, model: LaMP, whole: bool, given: Given, *, compiled: bool) -> None:
-        self._model, self._whole = model, whole
-        self._act = torch.compile(self._plain, fullgraph=True, dynamic=False) if compiled else self._plain
-        self._inputs: Given = tuple(None if tensor is None else tensor.clone() for tensor in given)  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(self, function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> None:
+        """
+        Args:
+            function: Does nothing that depends on the tensors' values.
+            given: Its arguments by name, of the shapes and types that it will have; None stays None.
+        """
+        self._inputs = {name: tensor if tensor is None else tensor.clone() for name, tensor in given.items()}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._act(*self._inputs)
+            for _ in range(WARM_UP):
+                function(**self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._output = self._act(*self._inputs)
+            self._output = function(**self._inputs)
 
-    def _plain(self, tokens: Tensor, mask: Tensor, state: Tensor, motion: Tensor | None, noise: Tensor) -> Tensor:
-        encoded = Encoded(tokens=tokens, mask=mask, whole=self._whole)
-        return self._model.act(encoded, state, motion_noise=motion, action_noise=noise)
-
-    def __call__(self, given: Given) -> Tensor:
-        for place, tensor in zip(self._inputs, given, strict=True):
-            if place is not None and tensor is not None:
+    def __call__(self, given: Mapping[str, Tensor | None]) -> Tensor:
+        for name, place in self._inputs.items():
+            if place is not None and (tensor := given[name]) is not None:
                 place.copy_(tensor)
         self._graph.replay()
         return self._output.clone()

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,10 +38,15 @@ Present = TypeVar("Present")
 class Arrival:
     """z_m is read where the first step lands, tau = 1/N: two evaluations of the Motion Expert (as the release does)."""
 
+    STEPS: ClassVar[int] = 1
+    """Taken before z_m is read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Departure:
     """z_m is read where the first step starts, tau = 0: one evaluation of the Motion Expert."""
+
+    STEPS: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,12 @@ class LaMPConfig:
             raise ConfigError(f"LaMP: {message}, the Motion Expert's width is {self.motion.width}.")
         if self.solver_steps < 1:
             raise ConfigError(f"LaMP: solver_steps {self.solver_steps} given, at least 1 expected.")
+
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """How often a chunk of actions asks each network."""
+        motion = self.hidden_at.STEPS + 1 if self.motion else 0
+        return {"motion": motion, "guidance": int(self.fusion is not None), "action": self.solver_steps if self.action else 0}
 
     @property
     def fusion(self) -> FusionConfig | None:
@@ -142,7 +153,7 @@ class LaMP(nn.Module):
         """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient."""
         expert = _present(self.motion_expert, "Motion Expert")
         noise = expert.within(noise)
-        taken = 1 if isinstance(self.config.hidden_at, Arrival) else 0
+        taken = self.config.hidden_at.STEPS
         partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
         return expert.hidden(partial, step_times(self.config.solver_steps)[taken], encoded)
 
@@ -202,12 +213,18 @@ class LaMP(nn.Module):
 
         Deviation: the Action Expert sees t_1, a constant of the solver, only where its configuration says so.
         """
-        expert = _present(self.action_expert, "Action Expert")
         hidden = None
         if self.motion_expert is not None:
             hidden = self.motion_hidden(encoded, _present(motion_noise, "motion_noise"))
-        context = expert.context(self.guide(encoded, hidden))
+        return self.decode(self.guide(encoded, hidden), state, action_noise)
 
+    @torch.no_grad()
+    def decode(
+        self, guided: Guided, state: Float[Tensor, "b s"], action_noise: Float[Tensor, "b h a"]
+    ) -> Float[Tensor, "b h a"]:
+        """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10)."""
+        expert = _present(self.action_expert, "Action Expert")
+        context = expert.context(guided)
         return euler(lambda a, tau: expert(a[:, None], tau, state, context)[:, 0], action_noise, self.config.solver_steps)
 
     @torch.no_grad()

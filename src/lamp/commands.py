@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -343,6 +343,22 @@ def _check_released(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+def _bench_infer(arguments: Sequence[str]) -> None:
+    from lamp.bench.infer import InferConfig, bench_infer, to_text
+
+    config = parse(InferConfig, arguments, "bench infer")
+    result = bench_infer(config)
+    print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
+
+
+def _bench_train_step(arguments: Sequence[str]) -> None:
+    from lamp.bench.train_step import TrainStepConfig, bench_train_step, to_text
+
+    config = parse(TrainStepConfig, arguments, "bench train-step")
+    result = bench_train_step(config)
+    print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """One command of the line: what it is for, and what runs it."""
@@ -364,6 +380,8 @@ COMMANDS: dict[str, Command] = {
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),
     "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),
     "check-released": Command(summary="compare golden vectors of released weights with ours", run=_check_released),
+    "bench infer": Command(summary="measure what a chunk of actions costs, stage by stage", run=_bench_infer),
+    "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
     "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),

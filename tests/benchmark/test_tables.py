@@ -83,6 +83,10 @@ def test_controls_change_one_input_only() -> None:
     assert (
         wrong.instruction == "a" and wrong.images["agentview"] is image
     )  # the next task's is the same, the one after is not
+    known = WrongInstruction(path=Path("c"), among=(1, 3)).altered(seen, task=1, instructions=("a", "b", "c", "d"))
+    assert known.instruction == "d"  # of a task that is evaluated, before the next task's
+    only = WrongInstruction(path=Path("c"), among=(1,)).altered(seen, task=1, instructions=("a", "b", "c", "d"))
+    assert only.instruction == "c"
     blank = Blank(path=Path("c")).altered(seen, task=1, instructions=("a", "b"))
     assert blank.instruction == "b" and blank.images["agentview"].std() == 0 and blank.state is seen.state
     with pytest.raises(ConfigError, match="two different instructions"):

@@ -35,14 +35,16 @@ class WrongInstruction:
 
     path: Path
     name: str = "wrong_instruction"
+    among: tuple[int, ...] = ()
+    """Tasks whose instructions come first, such as those that are evaluated: a policy may not know the words of others."""
     blind = False
 
     def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
         """Returns what the policy is shown."""
-        for step in range(1, len(instructions)):
-            other = instructions[(task + step) % len(instructions)]
-            if other != observation.instruction:
-                return dataclasses.replace(observation, instruction=other)
+        turns = [(task + step) % len(instructions) for step in range(1, len(instructions))]
+        for turn in sorted(turns, key=lambda turn: turn not in self.among):
+            if instructions[turn] != observation.instruction:
+                return dataclasses.replace(observation, instruction=instructions[turn])
         raise ConfigError("the control wrong_instruction needs a suite with at least two different instructions")
 
 
@@ -95,8 +97,8 @@ ORDER = ("with_motion", "policy", "without_motion", *CONTROLS)
 """The order of conditions in tables; others follow the policies by name."""
 
 
-def control(name: str, *, checkpoint: Path | None, data: Path | None) -> Condition:
-    """Builds the control of that name.
+def control(name: str, *, checkpoint: Path | None, data: Path | None, tasks: tuple[int, ...] = ()) -> Condition:
+    """Builds the control of that name, for an evaluation of some tasks.
 
     Raises:
         ConfigError: No such control, or what it needs was not given.
@@ -110,7 +112,7 @@ def control(name: str, *, checkpoint: Path | None, data: Path | None) -> Conditi
     if name in ("wrong_instruction", "blank"):
         if checkpoint is None:
             raise ConfigError(f"the control {name} needs --checkpoint: it asks the policy with one input taken away")
-        return WrongInstruction(path=checkpoint) if name == "wrong_instruction" else Blank(path=checkpoint)
+        return WrongInstruction(path=checkpoint, among=tasks) if name == "wrong_instruction" else Blank(path=checkpoint)
     raise unknown("control", name, CONTROLS)
 
 

@@ -151,7 +151,7 @@ def evaluate(
     tasks = _tasks(config, len(instructions))
     policies = Policies(lambda path: (load or open_policy)(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
-    conditions = policies.conditions(checkpoints, config.controls, config.data)
+    conditions = policies.conditions(checkpoints, config.controls, config.data, tasks)
     hashes = policies.hashes(conditions)
     plan = episode_lines.plan(
         conditions=hashes.items(),

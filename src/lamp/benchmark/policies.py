@@ -46,7 +46,11 @@ class Policies:
         self._paths: dict[str, Path] = {}
 
     def conditions(
-        self, checkpoints: Iterable[tuple[Path | None, str | None]], controls: Iterable[str], data: Path | None
+        self,
+        checkpoints: Iterable[tuple[Path | None, str | None]],
+        controls: Iterable[str],
+        data: Path | None,
+        tasks: tuple[int, ...] = (),
     ) -> dict[str, Condition]:
         """Builds the conditions by name, policies first.
 
@@ -54,6 +58,7 @@ class Policies:
             checkpoints: Folders and names; where a name is None, the checkpoint's own is taken: with or without motion.
             controls: Names of controls; those that ask a policy ask the first checkpoint.
             data: The dataset that the replay control repeats.
+            tasks: Those that are evaluated.
 
         Raises:
             ConfigError: Two conditions have the same name, or a control lacks what it needs.
@@ -61,7 +66,7 @@ class Policies:
         given = [(path, name) for path, name in checkpoints if path is not None]
         first = given[0][0] if given else None
         found: list[Condition] = [Checkpoint(name=name or self._own_name(path), path=path) for path, name in given]
-        found += [control(name, checkpoint=first, data=data) for name in controls]
+        found += [control(name, checkpoint=first, data=data, tasks=tasks) for name in controls]
         names = [condition.name for condition in found]
         if len(set(names)) != len(names):
             raise ConfigError(

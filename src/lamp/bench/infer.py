@@ -1,0 +1,205 @@
+"""`lamp bench infer`: what one chunk of actions costs, stage by stage, and how that compares with another way in the same run."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lamp.bench.machine import Machine, describe_machine
+from lamp.bench.reference import ReleaseArrangement
+from lamp.bench.stages import Run, Stage, flops_of, runs, stage
+from lamp.bench.subjects import Subject, subject
+from lamp.bench.timing import Timing, measure
+from lamp.errors import ConfigError
+from lamp.model.fast import FastActor
+from lamp.model.lamp import LaMP
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """Measures one chunk of actions with random weights: time, arithmetic and memory of each stage, against the machine's limits."""
+
+    recipe: str = "bench_mid"
+    """Whose policy: a name that `lamp recipe list` shows."""
+    batch: int = 1
+    """Observations at a time."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks; time and noise stay in float32."""
+    against: Literal["reference", "plain"] = "reference"
+    """What to compare with: `reference` is the same sizes as the authors' release arranges them, in diffusers' CogVideoX
+    transformer and plain PyTorch modules; `plain` is our own model without the fast path."""
+    vlm: bool = True
+    """Run the recipe's vision-language model too; it is the same on both sides."""
+    threads: int = 1
+    """Of the CPU."""
+    seconds: float = 30.0
+    """About how long to measure."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "threads", "seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device is 'cuda' and torch finds no GPU here; expected 'cpu', or a machine with one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferResult:
+    """What was measured."""
+
+    recipe: str
+    batch: int
+    against: str
+    ratio: float
+    """The other way's median over ours."""
+    ours: Timing
+    other: Timing
+    stages: dict[str, Stage]
+    host_s: float
+    """What a whole chunk takes beyond its stages."""
+    floors_s: float
+    """Sum of the stages' floors."""
+    over_floors: float
+    """Our median over that sum."""
+    evaluations: dict[str, int]
+    parameters: int
+    peak_bytes: int
+    """Most memory held: of the device where there is one, else of this process, both ways included."""
+    largest_difference: float
+    """Between the plain path's actions and the fast path's."""
+    machine: Machine
+
+
+def bench_infer(config: InferConfig) -> InferResult:
+    """Measures a recipe's policy.
+
+    Raises:
+        ConfigError: The recipe has no policy, or its policy has no counterpart in the reference.
+    """
+    torch.set_num_threads(config.threads)
+    device, dtype = torch.device(config.device), getattr(torch, config.precision)
+    measured = subject(config.recipe, batch=config.batch, device=device, dtype=dtype, vlm=config.vlm)
+    machine = describe_machine(device, dtype)
+    actor = FastActor(measured.model, dtype)
+    with torch.inference_mode():
+        difference = (actor.act(**measured.inputs) - measured.model.act(**measured.inputs)).abs().max()
+        ways = {"ours": _whole(measured, lambda: actor.act(**measured.inputs)), "other": _other(measured, config, dtype)}
+        parts = runs(measured, actor.model)
+        whole = measure(ways, device, seconds=config.seconds * 2 / 3)
+        timed = measure(parts, device, seconds=config.seconds / 3)
+        flops = flops_of(measured)
+    stages = _stages(measured, actor.model, flops, timed, machine, dtype.itemsize)
+    floors = sum(found.floor_s for found in stages.values())
+    return InferResult(
+        recipe=config.recipe,
+        batch=config.batch,
+        against=config.against,
+        ratio=whole["other"].p50_s / whole["ours"].p50_s,
+        ours=whole["ours"],
+        other=whole["other"],
+        stages=stages,
+        host_s=max(0.0, whole["ours"].p50_s - sum(found.seconds for found in stages.values())),
+        floors_s=floors,
+        over_floors=whole["ours"].p50_s / floors,
+        evaluations=measured.model.config.evaluations | ({"vlm": 1} if measured.see else {}),
+        parameters=sum(found.parameters for found in stages.values()),
+        peak_bytes=_peak(device),
+        largest_difference=float(difference),
+        machine=machine,
+    )
+
+
+def _whole(measured: Subject, act: Run) -> Run:
+    see = measured.see
+    if see is None:
+        return act
+
+    def run() -> None:
+        see()
+        act()
+
+    return run
+
+
+def _other(measured: Subject, config: InferConfig, dtype: torch.dtype) -> Run:
+    if config.against == "plain":
+        return _whole(measured, _plain(measured, dtype))
+    return _whole(measured, _reference(measured, dtype))
+
+
+def _plain(measured: Subject, dtype: torch.dtype) -> Run:
+    def run() -> Tensor:
+        with torch.autocast(measured.state.device.type, dtype, enabled=dtype != torch.float32):
+            return measured.model.act(**measured.inputs)
+
+    return run
+
+
+def _reference(measured: Subject, dtype: torch.dtype) -> Callable[[], Tensor]:
+    config, device = measured.model.config, measured.state.device
+    model = ReleaseArrangement.of(config).eval().to(device, dtype)
+    assert config.motion is not None
+    frames, (rows, columns) = config.motion.horizon // config.motion.frames_per_token, config.motion.grid
+    batch, channels = len(measured.state), 3 * config.motion.frames_per_token
+    motion = torch.randn(batch, frames, channels, rows, columns, device=device, dtype=dtype)
+    z, state, actions = (x.to(dtype) for x in (measured.encoded.tokens, measured.state, measured.action_noise))
+    return lambda: model.act(z, state, motion, actions)
+
+
+def _stages(
+    measured: Subject, model: LaMP, flops: dict[str, float], timed: dict[str, Timing], machine: Machine, itemsize: int
+) -> dict[str, Stage]:
+    parts = {
+        "vlm": measured.vlm,
+        "motion": model.motion_expert,
+        "guidance": model.guidance,
+        "action": model.action_expert,
+    }
+    evaluations = model.config.evaluations | {"vlm": 1}
+    return {
+        name: stage(flops[name], parts[name], evaluations[name], itemsize, time, machine.ceilings)
+        for name, time in timed.items()
+    }
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def to_text(result: InferResult) -> str:
+    """A table for a terminal."""
+    machine, limits = result.machine, result.machine.ceilings
+    lines = [
+        f"{result.recipe}, batch {result.batch}, {machine.precision}, {machine.name}, "
+        + ("one thread" if machine.threads == 1 else f"{machine.threads} threads"),
+        f"measured here: matrix products {limits.matrix_flops / 1e9:,.0f} GFLOP/s, copies {limits.copy_bytes / 1e9:,.1f} GB/s",
+        "",
+        f"{'stage':<10}{'ms':>9}{'GFLOP':>9}{'of matrix rate':>16}{'weights MB':>12}{'of copy rate':>14}{'floor ms':>10}{'asked':>7}",
+    ]
+    lines += [
+        f"{name:<10}{1e3 * s.seconds:>9.2f}{s.flops / 1e9:>9.2f}{s.of_matrix_rate:>16.0%}{s.weight_bytes / 1e6:>12.1f}"
+        f"{s.of_copy_rate:>14.0%}{1e3 * s.floor_s:>10.2f}{s.evaluations:>7}"
+        for name, s in result.stages.items()
+    ]
+    lines += [
+        f"{'host':<10}{1e3 * result.host_s:>9.2f}",
+        "",
+        f"one chunk: {1e3 * result.ours.p50_s:.2f} ms (p95 {1e3 * result.ours.p95_s:.2f}, {result.ours.runs} runs), "
+        f"{result.over_floors:.2f}x the sum of the floors; {result.parameters / 1e6:.1f} M parameters; "
+        f"most memory {result.peak_bytes / 2**30:.2f} GiB",
+        f"{result.against}: {1e3 * result.other.p50_s:.2f} ms (p95 {1e3 * result.other.p95_s:.2f}, {result.other.runs} runs)",
+        f"{result.against} / ours: {result.ratio:.2f}",
+        f"largest difference between the plain and the fast path's actions: {result.largest_difference:.1e}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""What the speed benchmarks count and compare; how fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import lamp.bench.subjects as subjects
+from lamp.bench.infer import InferConfig, bench_infer, to_text
+from lamp.bench.machine import Ceilings
+from lamp.bench.qwen import QwenSizes, random_qwen
+from lamp.bench.stages import flops_of
+from lamp.bench.train_step import TrainStepConfig, bench_train_step
+from lamp.cli import main
+from lamp.errors import ConfigError
+from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
+from lamp.model.guidance import GuidanceConfig
+from lamp.model.lamp import Departure, LaMPConfig
+from lamp.model.motion_expert import MotionExpertConfig
+from lamp.recipes.kinds import ModelRecipe
+
+CPU = torch.device("cpu")
+D, N, WIDTH, TOKENS = 48, 5, 32, 16  # motion width, backbone tokens, action width, motion tokens
+TINY = ModelRecipe(
+    name="tiny",
+    summary="a model that takes no time",
+    tokens=N,
+    model=LaMPConfig(
+        token_width=24,
+        motion=MotionExpertConfig(
+            token_width=24, width=D, layers=2, heads=2, grid=(4, 4), horizon=8, frames_per_token=2, time_channels=16
+        ),
+        guidance=GuidanceConfig(token_width=24, motion_width=D, heads=3),
+        action=ActionExpertConfig(token_width=24, width=WIDTH, layers=2, heads=2, chunk=3, attention=Joint()),
+    ),
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subjects, "find_recipe", lambda name: TINY)
+
+
+def brief(against: str) -> InferConfig:
+    return InferConfig(recipe="tiny", against=against, seconds=0.1)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("against", ["plain", pytest.param("reference", marks=pytest.mark.diffusers)])
+def test_a_chunk_is_measured_stage_by_stage(against: str) -> None:
+    result = bench_infer(brief(against))
+    assert list(result.stages) == ["motion", "guidance", "action"]
+    assert result.evaluations == {"motion": 2, "guidance": 1, "action": 10}
+    assert result.ratio == pytest.approx(result.other.p50_s / result.ours.p50_s)
+    assert result.floors_s == pytest.approx(sum(stage.floor_s for stage in result.stages.values()))
+    assert result.largest_difference < 1e-4
+    assert result.machine.ceilings.matrix_flops > 1e8
+    for stage in result.stages.values():
+        assert 0 < stage.of_matrix_rate < 1
+        assert stage.weight_bytes == 4 * stage.parameters * stage.evaluations
+    told = to_text(result)
+    assert all(word in told for word in ("motion", "guidance", "action", f"{against} / ours: {result.ratio:.2f}"))
+
+
+def joint_block(tokens: int, width: int, *, asking: int | None = None) -> int:
+    """Multiply-adds of a block over `tokens`, of which only `asking` are carried on."""
+    asking = tokens if asking is None else asking
+    return tokens * 3 * width**2 + 2 * asking * tokens * width + asking * 9 * width**2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_arithmetic_is_counted_as_by_hand() -> None:
+    made = subjects.subject("tiny", batch=1, device=CPU, dtype=torch.float32)
+    found = flops_of(made)
+    time = 16 * D + D * D
+    modulations = 2 * (2 * 6 * D * D) + 2 * D * D
+    inputs = TOKENS * 3 * 8 * D + N * 24 * D
+    blocks = joint_block(TOKENS + N, D) + joint_block(TOKENS + N, D, asking=TOKENS)
+    motion = 2 * (time + modulations + inputs + blocks) + TOKENS * D * 3 * 8  # the velocity, once
+    assert found["motion"] == pytest.approx(2 * motion)
+    guidance = TOKENS * D * 24 + (2 * N + 2 * TOKENS) * 24**2 + 2 * N * TOKENS * 24
+    assert found["guidance"] == pytest.approx(2 * guidance)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_prefix_and_departure_need_less_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = subjects.subject("tiny", batch=1, device=CPU, dtype=torch.float32)
+    action = replace(TINY.model.action, attention=Prefix())
+    fast = replace(TINY, model=replace(TINY.model, action=action, hidden_at=Departure()))
+    monkeypatch.setattr(subjects, "find_recipe", lambda name: fast)
+    less = flops_of(subjects.subject("tiny", batch=1, device=CPU, dtype=torch.float32))
+    assert less["motion"] < 0.55 * flops_of(made)["motion"]
+    assert less["action"] < 0.65 * flops_of(made)["action"]
+
+
+def test_the_floor_is_the_larger_of_two() -> None:
+    limits = Ceilings(matrix_flops=100.0, copy_bytes=10.0)
+    assert limits.floor_s(200.0, 10.0) == 2
+    assert limits.floor_s(100.0, 50.0) == 5
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_command_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "infer", "--recipe", "tiny", "--against", "plain", "--seconds", "0.1", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"ratio", "stages", "evaluations", "machine"} <= set(found)
+    assert found["machine"]["threads"] == 1
+    assert found["stages"]["motion"]["seconds"] > 0
+
+
+def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "infer", "--recipe", "bench_middle"]) == 2
+    assert "bench_mid" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="batch is 0"):
+        InferConfig(batch=0)
+    with pytest.raises(ConfigError, match="no backbone|model alone|bench_mid"):
+        bench_train_step(TrainStepConfig(recipe="bench_mid"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU"):
+            InferConfig(device="cuda")
+
+
+def test_a_training_step_is_measured_with_and_without_the_cache() -> None:
+    result = bench_train_step(TrainStepConfig(recipe="demo", batch=1, seconds=0.1))
+    assert set(result.stages["ours"]) == {"forward", "backward", "optimiser"}
+    assert set(result.stages["other"]) == {"vlm", "motion", "forward", "backward", "optimiser"}
+    assert result.evaluations == {"motion": 0, "guidance": 1, "action": 6}
+    assert result.ratio == pytest.approx(result.samples_per_s["ours"] / result.samples_per_s["other"])
+    assert result.parameters["trained"] > 1e6
+    assert result.flops > 1e8
+
+
+def test_a_random_qwen_has_the_published_number_of_parameters() -> None:
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.Qwen3VLModel(QwenSizes().to_transformers())
+    # The hub says 4.44 billion for Qwen3-VL-4B-Instruct.
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(4.44e9, rel=0.002)
+
+
+def test_a_random_qwen_sees_views_and_words() -> None:
+    pytest.importorskip("transformers")
+    small = QwenSizes(
+        width=32, layers=2, heads=2, key_value_heads=1, head_width=32, mlp=48, vision_width=32, vision_layers=2,
+        vision_heads=2, vision_mlp=40, deep=(0, 1),
+    )  # fmt: skip
+    _, see = random_qwen(
+        views=2, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, sizes=small, side=64
+    )
+    tokens = see()
+    assert tokens.shape == (3, 2 * (4 + 2) + 7, 32)
+    assert tokens.std(dim=1).min() > 0

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 import lamp.version
 from lamp.configuration import to_json
-from lamp.errors import MismatchError
+from lamp.errors import ConfigError, MismatchError
 from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
 from lamp.train.checkpoint import load_state, load_weights, save_checkpoint
@@ -97,6 +99,19 @@ def run_stage(
     if outcome.reason == "interrupted":
         raise KeyboardInterrupt
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        ConfigError: This machine has no such device.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected --loop.device cpu.")
 
 
 def clear(out: Path) -> None:

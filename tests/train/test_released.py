@@ -47,6 +47,7 @@ from lamp.train.description import Description, read_description
 from lamp.train.motion import evaluate_flow
 from lamp.train.randomness import generator_at
 from lamp.train.released import export_released, import_released
+from lamp.train.resizing import resize_checkpoint
 from lamp_client.types import Observation
 
 VLM = "qwen_vl_interface.model."
@@ -182,6 +183,16 @@ class TestImport:
             "motion_expert.pt",
         ]
         assert torch.load(back.folder / "motion_expert.pt").keys() == weights.keys()
+
+    def test_the_motion_expert_on_another_grid(self, tmp_path: Path) -> None:
+        weights = {name: value for name, value in golden_weights().items() if name.startswith("motion_head.")}
+        folder = write_release(tmp_path / "motion", weights, name="motion_expert.pt", statistics=None)
+        source = import_released(str(folder), tmp_path / "out").checkpoint
+        resize_checkpoint(source, tmp_path / "fine", grid=(8, 8))
+        model, found = load_checkpoint(tmp_path / "fine", expected=Expected(kind="motion", grid=(8, 8), horizon=8))
+        before, _ = load_checkpoint(source)
+        assert model.motion_shape == (64, 8, 3) and isinstance(found.training, Imported)
+        assert all(torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items())
 
     def test_unclear_settings_are_the_release_s_defaults(self, tmp_path: Path) -> None:
         config = CONFIG

@@ -1,4 +1,4 @@
-"""An imported release as a policy by itself: its own VLM, in any place, alone and in a batch, against the release's arithmetic."""
+"""An imported release as a policy by itself: its own VLM, in any place, alone and in a batch, against its own arithmetic."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from lamp.types import Encoded, Observations
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -116,7 +116,10 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
         if folder.is_dir():
             return ModelFolder(path=folder)
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise DataError(f"no folder at {model}; expected the folder of a Qwen3-VL model, or its name on the hub.")
+        raise DataError(
+            f"no folder at {model}; expected the folder of a Qwen3-VL model, or its name on the hub. A copy of it at "
+            f"${MODELS_VARIABLE}/{Path(model).name} serves as well."
+        )
     path = _downloaded(model, revision)
     return ModelFolder(path=path, revision=path.name)
 

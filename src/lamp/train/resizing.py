@@ -51,7 +51,7 @@ def resize_checkpoint(
 
 
 def following(model: LaMPConfig, checkpoint: Path) -> LaMPConfig:
-    """Returns a model whose Motion Expert is resized like that of a motion checkpoint; one that was not resized changes nothing."""
+    """Returns a model whose Motion Expert is resized like that of a motion checkpoint, where that one was."""
     found = read_description(checkpoint).model.motion
     if model.motion is None or model.motion.reference is not None or found is None or found.reference is None:
         return model

@@ -105,8 +105,8 @@ def to_config(description: Description) -> ReleasedConfig:
     sides = {side for _, side in seen["cameras"]}
     if seen["layer"] != PreNorm.__name__ or len(sides) != 1:
         raise MismatchError(
-            f"this checkpoint's backbone has the layer {seen['layer']} and images of {sorted(sides)} px; the release has PreNorm, "
-            "and images of one size."
+            f"this checkpoint's backbone has the layer {seen['layer']} and images of {sorted(sides)} px; the release has "
+            "PreNorm, and images of one size."
         )
     if flow is None:
         raise MismatchError("this checkpoint says nothing of its scene flow; a released model has one.")

@@ -308,7 +308,8 @@ class TestPaperRecipe:
         def fail(*_: object, **__: object) -> str:
             raise ConnectionError("[Errno -2] Name or service not known\nand more")
 
-        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        for name in ("model_info", "snapshot_download"):
+            monkeypatch.setattr(f"huggingface_hub.{name}", fail)
 
         def run(stage: str, out: Path, *flags: object) -> int:
             words = ["--recipe", "paper_libero", "--data", demonstrations, "--out", out]
@@ -339,8 +340,10 @@ class TestPaperRecipe:
         for stage in ("motion", "policy"):
             assert start(stage, tmp_path / "run", "--loop.device cpu") == 2
             told = capsys.readouterr().err.splitlines()[-1]
-            assert told.startswith("lamp: cannot get Qwen/Qwen3-VL-4B-Instruct at revision ebb281ec")
-            assert "([Errno -2] Name or service not known)" in told
+            assert told.startswith(
+                "lamp: no folder Qwen/Qwen3-VL-4B-Instruct, and the model hub does not give it at revision"
+            )
+            assert "([Errno -2] Name or service not known" in told
             assert "--backbone.model FOLDER" in told and "$LAMP_MODELS/Qwen/Qwen3-VL-4B-Instruct" in told
         assert not (tmp_path / "run").exists()
 

@@ -80,10 +80,14 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A hub that cannot be reached, and what it was asked for."""
     asked: list[dict[str, Any]] = []
 
-    def fail(hub_id: str, **settings: Any) -> str:
-        asked.append({"id": hub_id, **settings})
+    def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("[Errno -2] Name or service not known\nand more")
 
+    def fail(hub_id: str, **settings: Any) -> str:
+        asked.append({"id": hub_id, **settings})
+        raise FileNotFoundError("nothing of it is in the cache")
+
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     return asked
 
@@ -513,6 +517,7 @@ class TestHub:
         self, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         snapshot = Path(shutil.copytree(release, tmp_path / "snapshots" / "0123abcd"))
+        monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: None)
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
         found = read_description(import_released("summerwang11/LaMP-LIBERO", tmp_path / "out").checkpoint)
         assert isinstance(found.training, Imported)
@@ -677,7 +682,7 @@ class TestUse:
         self, checkpoint: Path, no_hub: list[dict[str, Any]], tmp_path: Path
     ) -> None:
         with pytest.raises(
-            DataError, match=r"cannot get Qwen/Qwen3-VL-4B-Instruct at revision ebb281ec .*\$LAMP_MODELS"
+            DataError, match=r"no folder Qwen/Qwen3-VL-4B-Instruct, .* at revision ebb281ec .*\$LAMP_MODELS"
         ):
             LaMPPolicy.from_checkpoint(checkpoint)
         assert (no_hub[0]["id"], no_hub[0]["revision"]) == ("Qwen/Qwen3-VL-4B-Instruct", "ebb281ec")

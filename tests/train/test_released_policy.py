@@ -241,7 +241,8 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> str:
         raise ConnectionError("Name or service not known\nand more")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    for name in ("model_info", "snapshot_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", fail)
 
 
 def test_what_describes_the_vlm_may_come_later(imported: Imports, qwen_folder: Path, no_hub: None) -> None:

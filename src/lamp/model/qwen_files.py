@@ -13,6 +13,7 @@ from typing import Any
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
 from lamp.files import read_json, sha256_of
+from lamp.model.hub import fetch
 
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer.json", "preprocessor_config.json"
 DESCRIBING = (CONFIG, TOKENIZER, IMAGES)
@@ -110,7 +111,7 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
     Raises:
         DataError: There is no such folder, or the hub does not give it.
         MismatchError: It is no Qwen3-VL model.
-        MissingDependencyError: transformers is not installed.
+        MissingDependencyError: The hub's client is not installed.
     """
     for folder in _places(model):
         if folder.is_dir():
@@ -120,7 +121,11 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
             f"no folder at {model}; expected the folder of a Qwen3-VL model, or its name on the hub. A copy of it at "
             f"${MODELS_VARIABLE}/{Path(model).name} serves as well."
         )
-    path = _downloaded(model, revision)
+    instead = (
+        f"Use the folder of a copy instead (hf download {model} --local-dir FOLDER, where there is a hub): in training as "
+        f"--backbone.model FOLDER, or at ${MODELS_VARIABLE}/{model} for every command."
+    )
+    path = fetch(model, revision, ("*.json", WEIGHTS), instead=instead)
     return ModelFolder(path=path, revision=path.name)
 
 
@@ -129,24 +134,6 @@ def _places(model: str) -> Iterator[Path]:
     if copies := os.environ.get(MODELS_VARIABLE):
         yield Path(copies) / model
         yield Path(copies) / model.split("/")[-1]
-
-
-def _downloaded(model: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise missing(error) from error
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=["*.json", WEIGHTS]))
-    # Offline, unknown name, no access, full disk: the hub's client and its transport each have their own exceptions.
-    except Exception as error:
-        at = f" at revision {revision}" if revision else ""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise DataError(
-            f"cannot get {model}{at} from the model hub ({reason}). Use the folder of a copy instead (hf download {model} "
-            f"--local-dir FOLDER, where there is a hub): in training as --backbone.model FOLDER, or at "
-            f"${MODELS_VARIABLE}/{model} for every command."
-        ) from error
 
 
 def missing(error: ImportError) -> MissingDependencyError:

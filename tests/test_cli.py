@@ -180,7 +180,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     from lamp.train import motion, policy
 
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(commands, "_ensure_features", lambda data, config: None)
+    monkeypatch.setattr(commands, "_ensure_features", lambda *_: None)
     monkeypatch.setattr(motion, "train_motion", lambda *values, fresh: calls.append((*values, fresh)))
     monkeypatch.setattr(policy, "train_policy", lambda *values, fresh: calls.append((*values, fresh)))
     return calls
@@ -240,7 +240,7 @@ def test_recipes_of_another_kind_are_told_apart(
         flags = words[2:] if command == ["demo"] else words
         assert cli.main([*command, "--recipe", name, *flags]) == 2
         assert message in capsys.readouterr().err
-    assert cli.main(["train", "motion", "--recipe", "paper_libero", *words]) == 0
+    assert cli.main(["train", "motion", "--recipe", "paper_libero", "--loop.device", "cpu", *words]) == 0
     assert cli.main(["train", "policy", "--recipe", "small_no_motion", *words]) == 0
     assert cli.main(["train", "policy", "--recipe", "small_add", "--motion", "motion", *words]) == 0
     motion, alone, added = (call[0] for call in trained)

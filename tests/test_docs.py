@@ -10,6 +10,7 @@ import pytest
 
 from lamp import cli
 from lamp.commands import COMMANDS
+from lamp.flags import value_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("packages/*/*.md")])
@@ -49,6 +50,8 @@ def test_links_lead_somewhere(document: str, target: str) -> None:
 def test_commands_in_examples_have_these_flags(document: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, rest = cli.find(line.split())
     name = next(name for name, known in COMMANDS.items() if known is command)
-    assert cli.main([*name.split(), "--help"]) == 0
+    chosen = value_of("--recipe", line.split())
+    # Which flags there are may depend on the recipe.
+    assert cli.main([*name.split(), *(["--recipe", chosen] if chosen else []), "--help"]) == 0
     shown = capsys.readouterr().out
     assert [word for word in rest if word.startswith("--") and f" {word}" not in shown] == []

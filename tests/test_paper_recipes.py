@@ -11,15 +11,13 @@ import torch
 
 from lamp.data.normalise import ByDeviation, ByQuantiles, ByRange
 from lamp.data.sampler import Sampler
-from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.backbone import BackboneShape
 from lamp.model.counting import expected_parameters
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.qwen3_vl import PreNorm, Qwen3VLBackboneConfig
 from lamp.recipes import TrainingRecipe, training
-from lamp.train.backbones import build_backbone
 from lamp.train.configs import BFloat16, LoopConfig
 from lamp.train.optimiser import AdamW, cosine
 
@@ -151,7 +149,9 @@ def test_what_the_text_says_beside_the_tables(name: str) -> None:
     assert model.solver_steps == 10
     assert type(model.hidden_at).__name__ == "Arrival" and type(model.guidance.gate).__name__ == "Sigmoid"
     assert made.motion.backbone == made.policy.backbone == made.backbone
-    assert isinstance(made.backbone, BackboneShape) and made.backbone.token_width == model.token_width == 2560
+    assert isinstance(made.backbone, Qwen3VLBackboneConfig) and model.token_width == 2560
+    assert (made.backbone.model, len(made.backbone.commit or "")) == ("Qwen/Qwen3-VL-4B-Instruct", 40)
+    assert isinstance(made.backbone.layer, PreNorm) and made.backbone.prompt == "{instruction}"
 
 
 def motion_expert_by_hand(values: int) -> int:
@@ -209,8 +209,3 @@ def test_the_defaults_of_the_classes_are_the_papers_sizes() -> None:
     motion, action = MotionExpertConfig(token_width=2560), ActionExpertConfig(token_width=2560)
     assert (motion.width, motion.layers, motion.grid, motion.horizon, motion.patch) == (1024, 12, (20, 20), 32, 2)
     assert action.chunk == 10
-
-
-def test_a_backbone_that_is_only_a_shape_says_so() -> None:
-    with pytest.raises(ConfigError, match="'Qwen3-VL-4B' is known by its shape alone"):
-        build_backbone(paper("paper_real").backbone)

@@ -49,6 +49,7 @@ def test_the_stages_of_an_experiment_fit_together(name: str) -> None:
         model=replace(made.policy.model, motion=None, guidance=None),
         cached_hidden_draws=0,
         prior_dropout=0.0,
+        prior_from=0.0,
         prior_on=AllEpisodes(),
     ), "with and without the motion prior differ in nothing else"
     assert made.motion.backbone == made.policy.backbone == made.backbone

@@ -17,6 +17,7 @@ from lamp.flags import parse, parse_beside, value_of
 if TYPE_CHECKING:
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
+    from lamp.train.configs import MotionTraining, PolicyTraining
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -97,18 +98,21 @@ class CacheFlags:
     data: tyro.conf.Positional[Path]
     """The dataset."""
     recipe: str = "demo"
-    """The recipe whose backbone it is."""
+    """The recipe whose backbone it is; its settings can be changed by their own flags."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
-    flags = parse(CacheFlags, arguments, "cache features")
-    _ensure_features(flags.data, _training(flags.recipe).backbone)
+    from lamp.train.configs import Seen
+
+    settings = Seen(backbone=_training(value_of("--recipe", arguments) or CacheFlags.recipe).backbone)
+    flags, seen = parse_beside(CacheFlags, Seen, arguments, "cache features", settings)
+    _ensure_features(flags.data, seen.backbone)
 
 
-def _ensure_features(data: Path, config: BackboneConfig) -> None:
+def _ensure_features(data: Path, config: BackboneConfig, token_width: int | None = None) -> None:
     from lamp.train.backbones import ensure_features
 
-    ensure_features(data, config)
+    ensure_features(data, config, token_width=token_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +140,16 @@ def _train_motion(arguments: Sequence[str]) -> None:
     flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
-    _ensure_features(flags.data, training.backbone)
+    _prepare(flags.data, training)
     train_motion(training, flags.data, flags.out, fresh=flags.fresh)
+
+
+def _prepare(data: Path, training: MotionTraining | PolicyTraining) -> None:
+    """Sees to it that the training can start, what takes least first."""
+    from lamp.train.running import check_device
+
+    check_device(training.loop.device)
+    _ensure_features(data, training.backbone, training.model.token_width)
 
 
 def _flow_stride(chosen: Recipe, data: Path) -> int:
@@ -172,13 +184,60 @@ def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.policy import train_policy
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
-    guided = value_of("--motion", arguments) is not None
-    settings = chosen.policy if guided else chosen.without_motion
+    motion = value_of("--motion", arguments)
+    settings = chosen.without_motion if motion is None else _following(chosen.policy, Path(motion))
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
-    if not guided:
+    if motion is None:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    _ensure_features(flags.data, training.backbone)
+    _prepare(flags.data, training)
     train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
+
+
+def _following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
+    """Takes over the grid and horizon of a motion checkpoint that `lamp resize` wrote."""
+    from lamp.train.resizing import following
+
+    if not motion.exists():  # the training will say so
+        return policy
+    model = following(policy.model, motion)
+    if model != policy.model and model.motion is not None:
+        rows, columns = model.motion.grid
+        print(f"as {motion} was resized: {rows}x{columns} points, {model.motion.horizon} flow steps", file=sys.stderr)
+    return replace(policy, model=model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeFlags:
+    """Carries the weights of a motion checkpoint over to another grid or horizon; Stage 2 takes the result as it is."""
+
+    source: tyro.conf.Positional[Path]
+    """Stage 1's checkpoint or run."""
+    out: tyro.conf.Positional[Path]
+    """The new checkpoint's folder."""
+    grid: tuple[int, ...] = ()
+    """Rows and columns of grid points, or one number for both; as many as before by default."""
+    horizon: int | None = None
+    """Flow steps; as many as before by default."""
+    pace: float = 1.0
+    """Old flow steps in each new one: 0.5 with twice the horizon sees the same span in finer steps."""
+
+    def __post_init__(self) -> None:
+        if len(self.grid) > 2:
+            raise ConfigError(f"--grid {' '.join(map(str, self.grid))}: expected one number, or rows and columns")
+        if not self.grid and self.horizon is None and self.pace == 1.0:
+            raise ConfigError("nothing to resize: expected --grid, --horizon or --pace")
+
+
+def _resize(arguments: Sequence[str]) -> None:
+    flags = parse(ResizeFlags, arguments, "resize")
+    from lamp.train.resizing import resize_checkpoint
+
+    grid = (flags.grid[0], flags.grid[-1]) if flags.grid else None
+    found = resize_checkpoint(flags.source, flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace)
+    assert found.flow is not None
+    rows, columns = found.flow.grid
+    steps = f"{found.flow.horizon} flow steps of {found.flow.stride} frames"
+    print(f"{flags.out}: {rows}x{columns} points, {steps} (lamp info {flags.out})")
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -374,6 +433,7 @@ COMMANDS: dict[str, Command] = {
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
     "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
+    "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
     "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "report": Command(summary="write the HTML report of a run", run=_report),

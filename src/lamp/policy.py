@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.tracks import grid_points, integrate
-from lamp.train.backbones import build_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import Float32, Precision
 from lamp.train.description import Description, PolicyRecord, checkpoint_folder, read_description
 from lamp.train.randomness import generator_at
+from lamp.train.sharing import Backbones
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
 
@@ -54,7 +55,8 @@ class LaMPPolicy:
         path: Path | str,
         *,
         device: torch.device | str = "cpu",
-        backbone: FrozenBackbone | None = None,
+        backbone: FrozenBackbone | Backbones | None = None,
+        expected: Expected | None = None,
         precision: Precision | None = None,
     ) -> LaMPPolicy:
         """Opens a policy checkpoint (its folder, or the run that holds it).
@@ -62,20 +64,21 @@ class LaMPPolicy:
         Args:
             path: The checkpoint.
             device: Where to compute.
-            backbone: The frozen backbone, where the caller has it; None builds the one that the checkpoint names.
+            backbone: The frozen backbone, where the caller has it, or where those of several policies are kept; None loads the
+                one that the checkpoint names.
+            expected: What else the checkpoint has to be, such as its cameras or its chunk.
             precision: Of the networks; float32 by default.
 
         Raises:
-            DataError: There is no checkpoint, or it is damaged.
-            MismatchError: It is no policy, or was trained on another backbone.
+            DataError: There is no checkpoint, or it is damaged; or its backbone is not where its settings say.
+            MismatchError: It is no policy, was trained on another backbone, or is not what is expected. Nothing of the weights,
+                nor of the backbone's, has been read then.
         """
-        path = Path(path)
-        description = read_description(path)
-        expected = Expected(kind="policy")
-        expected.check(checkpoint_folder(path), description)
-        if backbone is None:
-            backbone = build_backbone(description.training.backbone, recorded=description.backbone.description)
-        expected = Expected(kind="policy", backbone_key=backbone.key, backbone=backbone.description)
+        path, expected = Path(path), replace(expected or Expected(), kind="policy")
+        expected.check(checkpoint_folder(path), read_description(path))
+        if backbone is None or isinstance(backbone, Backbones):
+            backbone = (backbone or Backbones()).of(path)
+        expected = replace(expected, backbone_key=backbone.key, backbone=backbone.description)
         model, description = load_checkpoint(path, expected=expected, device=device)
         return cls(model, description, backbone, device=device, precision=precision)
 

@@ -244,6 +244,7 @@ def test_the_commit_that_the_hub_gave_is_recorded(
             place.symlink_to(qwen_folder)
         return str(place)
 
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     config = Qwen3VLBackboneConfig()
     found = config.find()
@@ -262,8 +263,30 @@ def test_an_unreachable_hub_names_the_local_folder(monkeypatch: pytest.MonkeyPat
     with pytest.raises(DataError) as caught:
         Qwen3VLBackbone(Qwen3VLBackboneConfig(model="Qwen/Qwen3-VL-9000B", commit="abc"))
     told = str(caught.value)
-    assert "cannot get Qwen/Qwen3-VL-9000B at revision abc from the model hub" in told and "\n" not in told
+    assert (
+        "no folder Qwen/Qwen3-VL-9000B, and the model hub does not give it at revision abc (" in told
+        and "\n" not in told
+    )
     assert "--backbone.model FOLDER" in told and "$LAMP_MODELS/Qwen/Qwen3-VL-9000B" in told
+
+
+def test_what_was_downloaded_serves_where_the_hub_cannot_be_reached(
+    qwen_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    def cached(name: str, **settings: object) -> str:
+        asked.append({"name": name, **settings})
+        return str(qwen_folder)
+
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    assert Qwen3VLBackboneConfig(commit="abc").find().folder.path == qwen_folder
+    (once,) = asked
+    assert once["local_files_only"] and once["revision"] == "abc", "a download would try again and again"
 
 
 def spoiled_weights(folder: Path, edit: Any) -> None:
@@ -351,7 +374,7 @@ def test_missing_packages_are_named_with_their_cure(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match=r"package 'transformers'; install it: pip install 'transformers"):
         Qwen3VLBackbone(config)
-    with pytest.raises(MissingDependencyError, match="package 'huggingface_hub'"):
+    with pytest.raises(MissingDependencyError, match="needs huggingface_hub: pip install huggingface_hub"):
         Qwen3VLBackboneConfig().find()
 
 

@@ -26,6 +26,7 @@ CONFIG: dict[str, Any] = {
             "base_vlm": "Qwen/Qwen3-VL-4B-Instruct",
             "revision": "ebb281ec",
             "attn_implementation": "flash_attention_2",
+            "dtype": "bfloat16",
             "vl_hidden_dim": 40,
             "num_vl_layers": 36,
         },

@@ -22,6 +22,7 @@ from training_fakes import (
     policy_training,
 )
 
+from lamp import cli
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.fusion import FusionConfig
@@ -37,7 +38,7 @@ from lamp.train.configs import MotionTraining, PolicyTraining, Split
 from lamp.train.description import read_description
 from lamp.train.motion import evaluate_flow, train_motion
 from lamp.train.policy import train_policy
-from lamp.train.resizing import resize_checkpoint
+from lamp.train.resizing import following, resize_checkpoint
 from lamp_client.types import Observation
 
 BACKBONE = PatchBackbone()
@@ -185,6 +186,32 @@ def test_a_motion_checkpoint_serves_another_grid_and_horizon(data: Path, prior: 
         resize_checkpoint(prior, out)
     with pytest.raises(ConfigError, match=r"pace 0\.75 makes 1\.5 frames of the 2"):
         resize_checkpoint(prior, tmp_path / "odd", pace=0.75)
+
+
+def test_the_command_resizes(data: Path, prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def resize(*flags: str) -> int:
+        return cli.main(["resize", str(prior), str(tmp_path / "out"), *flags])
+
+    assert resize() == 2
+    assert "nothing to resize: expected --grid, --horizon or --pace" in capsys.readouterr().err
+    assert resize("--grid", "8", "8", "8") == 2
+    assert "--grid 8 8 8: expected one number, or rows and columns" in capsys.readouterr().err
+    assert resize("--grid", "5") == 2
+    assert "patch 2 does not divide the grid (5, 5)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert resize("--grid", "8", "6", "--horizon", "8") == 0
+    assert "8x6 points, 8 flow steps of 2 frames" in capsys.readouterr().out
+    found = read_description(tmp_path / "out")
+    assert found.flow is not None and (found.flow.grid, found.flow.horizon) == ((8, 6), 8)
+    assert resize("--grid", "6") == 2
+    assert "holds a checkpoint already" in capsys.readouterr().err
+    policy = policy_training(**BARE)
+    assert following(policy.model, prior) == policy.model, "only a resized checkpoint is followed"
+    followed = following(policy.model, tmp_path / "out")
+    assert followed.motion == found.model.motion
+    train_policy(replace(policy, model=followed), data, tmp_path / "policy", tmp_path / "out", backbone=BACKBONE)
+    assert cli.main(["resize", str(tmp_path / "policy"), str(tmp_path / "no"), "--grid", "8"]) == 2
+    assert "kind 'policy'; expected 'motion'" in capsys.readouterr().err
 
 
 def test_an_unchanged_grid_measures_the_same(data: Path, prior: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from lamp.model.action_expert import Joint, Prefix
 from lamp.model.guidance import Tanh
 from lamp.model.lamp import Arrival, Departure
 from lamp.model.motion_expert import JointTokens, RepeatAndPad
+from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.released import ReleasedSizes
 from lamp.model.released import artifact as artifact_module
 from lamp.model.released.golden import outputs
@@ -46,7 +47,7 @@ from lamp.train.description import Description, read_description
 from lamp.train.motion import evaluate_flow
 from lamp.train.randomness import generator_at
 from lamp.train.released import export_released, import_released
-from lamp.train.released.importing import from_prompt, to_prompt
+from lamp.train.resizing import resize_checkpoint
 from lamp_client.types import Observation
 
 VLM = "qwen_vl_interface.model."
@@ -79,10 +80,14 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A hub that cannot be reached, and what it was asked for."""
     asked: list[dict[str, Any]] = []
 
-    def fail(hub_id: str, **settings: Any) -> str:
-        asked.append({"id": hub_id, **settings})
+    def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("[Errno -2] Name or service not known\nand more")
 
+    def fail(hub_id: str, **settings: Any) -> str:
+        asked.append({"id": hub_id, **settings})
+        raise FileNotFoundError("nothing of it is in the cache")
+
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     return asked
 
@@ -116,8 +121,9 @@ class TestImport:
             ("wrist", 256),
         ]
         description = found.backbone.description
-        assert description["feature_layer"] == "pre_norm" and description["image_size"] == [224, 224]
-        assert (description["source"], description["revision"]) == ("Qwen/Qwen3-VL-4B-Instruct", "ebb281ec")
+        assert description["layer"] == "PreNorm" and description["cameras"] == [["agentview", 224], ["wrist", 224]]
+        assert (description["model"], description["commit"]) == ("Qwen/Qwen3-VL-4B-Instruct", "ebb281ec")
+        assert description["bfloat16"] and description["content"] is None and found.backbone.key is None
         assert isinstance(found.training, Imported) and found.training.source == "LaMP-LIBERO"
         assert found.training.config == CONFIG and found.training.statistics == STATISTICS
         assert describe(checkpoint)["training"]["vlm"]["folder"] is None
@@ -182,6 +188,16 @@ class TestImport:
         ]
         assert torch.load(back.folder / "motion_expert.pt").keys() == weights.keys()
 
+    def test_the_motion_expert_on_another_grid(self, tmp_path: Path) -> None:
+        weights = {name: value for name, value in golden_weights().items() if name.startswith("motion_head.")}
+        folder = write_release(tmp_path / "motion", weights, name="motion_expert.pt", statistics=None)
+        source = import_released(str(folder), tmp_path / "out").checkpoint
+        resize_checkpoint(source, tmp_path / "fine", grid=(8, 8))
+        model, found = load_checkpoint(tmp_path / "fine", expected=Expected(kind="motion", grid=(8, 8), horizon=8))
+        before, _ = load_checkpoint(source)
+        assert model.motion_shape == (64, 8, 3) and isinstance(found.training, Imported)
+        assert all(torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items())
+
     def test_unclear_settings_are_the_release_s_defaults(self, tmp_path: Path) -> None:
         config = CONFIG
         for key in ("tau_v_infer", "patch_size_t", "guidance_dropout", "use_rotary_embeddings"):
@@ -196,11 +212,15 @@ class TestImport:
         raised = found.policy.scaling.scaled_state(np.full((1, 8), 1.0, np.float32))
         assert raised[0, 2] != 0
 
-    def test_a_prompt_may_hold_braces(self) -> None:
-        for template in ('{"task": "{instruction}"}', PROMPT, None):
-            prompt = to_prompt(template)
-            assert prompt.format(instruction="go") == (template or "{instruction}").replace("{instruction}", "go")
-            assert from_prompt(prompt) == template
+    def test_a_prompt_may_hold_braces(self, tmp_path: Path) -> None:
+        prompt = '{"task": "{instruction}"}'
+        folder = write_release(tmp_path / "r", config=changed(CONFIG, "datasets.vla_data.CoT_prompt", prompt))
+        out = import_released(str(folder), tmp_path / "out").checkpoint
+        found = read_description(out)
+        assert isinstance(found.training, Imported) and isinstance(found.training.backbone, Qwen3VLBackboneConfig)
+        assert found.backbone.prompt == found.training.backbone.prompt == prompt
+        back = export_released(out, tmp_path / "back").folder
+        assert read_description(import_released(str(back), tmp_path / "again").checkpoint).backbone == found.backbone
 
     def test_nothing_is_written_over(self, release: Path, tmp_path: Path, unread: None) -> None:
         (tmp_path / "out").mkdir()
@@ -381,8 +401,15 @@ class TestRefused:
             ("framework.motion_expert.tau_v_infer", 0.5, "tau_v_infer is 0.5; expected 0 or one step, 0.1"),
             ("framework.motion_expert.action_min", [-1.0, 0.0], "action_min is"),
             ("framework.motion_expert.attention_head_dim", 8, "do not make the width latent = 32"),
-            ("datasets.vla_data.image_size", 224, "image_size is 224; expected 2 whole numbers"),
+            ("datasets.vla_data.image_size", 224, "image_size is 224; expected twice the same whole number"),
+            ("datasets.vla_data.image_size", [224, 256], r"image_size is \[224, 256\]; expected twice the same"),
             ("datasets.vla_data.CoT_prompt", ["a"], "CoT_prompt is"),
+            (
+                "datasets.vla_data.CoT_prompt",
+                "do it",
+                "prompt 'do it' given; {instruction} expected in it exactly once",
+            ),
+            ("framework.qwenvl.dtype", "float16", "dtype is 'float16'; expected bfloat16 or float32"),
         ],
     )
     def test_configurations(self, path: str, value: Any, message: str, tmp_path: Path, unread: None) -> None:
@@ -490,6 +517,7 @@ class TestHub:
         self, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         snapshot = Path(shutil.copytree(release, tmp_path / "snapshots" / "0123abcd"))
+        monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: None)
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
         found = read_description(import_released("summerwang11/LaMP-LIBERO", tmp_path / "out").checkpoint)
         assert isinstance(found.training, Imported)
@@ -507,7 +535,10 @@ class TestVlm:
     @staticmethod
     def description(folder: Path, width: int = 40) -> Path:
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"text_config": {"hidden_size": width}}))
+        config = {"model_type": "qwen3_vl", "text_config": {"hidden_size": width}}
+        (folder / "config.json").write_text(json.dumps(config))
+        for name in ("tokenizer.json", "preprocessor_config.json"):
+            (folder / name).write_text("{}")
         (folder / "merges.txt").write_text("a b\n")
         (folder / "model.safetensors.index.json").write_text("{}")
         (folder / "model.safetensors").touch()
@@ -525,6 +556,8 @@ class TestVlm:
             "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
             "model.safetensors.index.json",
+            "preprocessor_config.json",
+            "tokenizer.json",
         ]
         assert_golden(found.checkpoint)
         training = read_description(found.checkpoint).training
@@ -557,8 +590,13 @@ class TestVlm:
         release = write_release(tmp_path / "release", golden_weights() | self.weights())
         with pytest.raises(MismatchError, match="48 wide; the released model's is 40 wide"):
             import_released(str(release), tmp_path / "out", vlm=self.description(tmp_path / "qwen", 48))
-        with pytest.raises(DataError, match="no configuration of the VLM"):
+        with pytest.raises(
+            DataError, match=r"lacks config\.json, tokenizer\.json, preprocessor_config\.json; expected"
+        ):
             import_released(str(release), tmp_path / "out", vlm=tmp_path)
+        (tmp_path / "qwen" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        with pytest.raises(MismatchError, match="of type 'llama'"):
+            import_released(str(release), tmp_path / "out", vlm=tmp_path / "qwen")
         assert not (tmp_path / "out").exists()
 
     def test_it_may_be_brought_to_an_export(self, checkpoint: Path, tmp_path: Path) -> None:
@@ -596,6 +634,7 @@ class TestVlm:
         )
         torch.manual_seed(1)
         vlm = transformers.Qwen3VLForConditionalGeneration(config)
+        self.description(tmp_path / "qwen")
         config.save_pretrained(tmp_path / "qwen")
         named = {f"{VLM}{name}": value for name, value in vlm.state_dict().items()}
         release = write_release(tmp_path / "release", golden_weights() | named)
@@ -613,7 +652,7 @@ class TestUse:
         ("expected", "message"),
         [
             (Expected(vlm="Qwen/Qwen3-VL-8B-Instruct"), "vlm 'Qwen/Qwen3-VL-4B-Instruct'; expected 'Qwen/Qwen3-VL-8B"),
-            (Expected(feature_layer="post_norm"), "feature_layer 'pre_norm'; expected 'post_norm'"),
+            (Expected(feature_layer="PostNorm"), "feature_layer 'PreNorm'; expected 'PostNorm'"),
             (Expected(image_sizes=((256, 256), (128, 128))), "image_sizes"),
             (Expected(cameras=("agentview",)), "cameras"),
             (Expected(chunk=16), "chunk 10; expected 16"),
@@ -635,13 +674,24 @@ class TestUse:
             image_sizes=((256, 256), (256, 256)),
             chunk=10,
             vlm="Qwen/Qwen3-VL-4B-Instruct",
-            feature_layer="pre_norm",
+            feature_layer="PreNorm",
         )
         load_checkpoint(checkpoint, expected=expected)
 
-    def test_the_backbone_has_to_be_brought(self, checkpoint: Path) -> None:
-        with pytest.raises(MismatchError, match="argument `backbone`"):
+    def test_a_vlm_that_is_no_part_of_it_is_asked_of_the_hub(
+        self, checkpoint: Path, no_hub: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        with pytest.raises(
+            DataError, match=r"no folder Qwen/Qwen3-VL-4B-Instruct, .* at revision ebb281ec .*\$LAMP_MODELS"
+        ):
             LaMPPolicy.from_checkpoint(checkpoint)
+        assert (no_hub[0]["id"], no_hub[0]["revision"]) == ("Qwen/Qwen3-VL-4B-Instruct", "ebb281ec")
+        found = read_description(checkpoint)
+        assert isinstance(found.training, Imported)
+        nothing = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+        replace(found, training=replace(found.training, backbone=None)).write(nothing)
+        with pytest.raises(MismatchError, match="argument `backbone`"):
+            LaMPPolicy.from_checkpoint(nothing)
 
     def test_the_command_line(self, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")

@@ -16,7 +16,7 @@ from lamp.benchmark.controls import Checkpoint, Condition, Replay, Zero
 from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode, EpisodeRecord
 from lamp.benchmark.films import Artist, plain
-from lamp.benchmark.policies import BatchPolicy, Policies, open_policy
+from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
 from lamp.benchmark.runs import Manifest, Run
 from lamp.benchmark.suites import LiberoSimulators, Simulators, parse_states
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
@@ -149,7 +149,8 @@ def evaluate(
     )
     instructions = simulators.instructions()
     tasks = _tasks(config, len(instructions))
-    policies = Policies(lambda path: (load or open_policy)(path, config.device, config.threads))
+    opened = load or PolicyOpener(config.execute)
+    policies = Policies(lambda path: opened(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
     conditions = policies.conditions(checkpoints, config.controls, config.data, tasks)
     hashes = policies.hashes(conditions)

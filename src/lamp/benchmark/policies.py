@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from lamp.benchmark.controls import Blank, Checkpoint, Condition, WrongInstruction, control
 from lamp.benchmark.runs import checkpoint_hash
 from lamp.benchmark.workers import Request
-from lamp.errors import ConfigError
+from lamp.errors import ConfigError, MismatchError
 from lamp_client.types import ActionChunk
 
 
@@ -108,17 +108,40 @@ class Policies:
         return self._opened[path]
 
 
-def open_policy(path: Path, device: str, threads: int) -> BatchPolicy:
-    """Opens LaMP's policy of a checkpoint folder.
+class PolicyOpener:
+    """Opens LaMP's policies of checkpoint folders; those that were trained on the same backbone share it.
 
     Args:
-        path: The checkpoint, or the run that holds it.
-        device: Where to compute.
-        threads: CPU threads of this process; the simulators need the other cores.
+        execute: Actions of a chunk that will be executed; None: as many as the checkpoint says.
     """
-    import torch
 
-    from lamp.policy import LaMPPolicy
+    def __init__(self, execute: int | None = None) -> None:
+        from lamp.train.sharing import Backbones
 
-    torch.set_num_threads(threads)
-    return LaMPPolicy.from_checkpoint(path, device=device)
+        self._backbones = Backbones()
+        self._execute = execute
+
+    def __call__(self, path: Path, device: str, threads: int) -> BatchPolicy:
+        """Opens a policy.
+
+        Args:
+            path: The checkpoint, or the run that holds it.
+            device: Where to compute.
+            threads: CPU threads of this process; the simulators need the other cores.
+
+        Raises:
+            MismatchError: Its chunks are too short, or it is no policy; no weights have been read then.
+        """
+        import torch
+
+        from lamp.policy import LaMPPolicy
+        from lamp.train.description import read_description
+
+        policy = read_description(path).policy
+        if self._execute is not None and policy is not None and self._execute > policy.chunk:
+            raise MismatchError(
+                f"{path} has chunks of {policy.chunk} actions, and {self._execute} are to be executed of each; expected 1 to "
+                f"{policy.chunk}."
+            )
+        torch.set_num_threads(threads)
+        return LaMPPolicy.from_checkpoint(path, device=device, backbone=self._backbones)

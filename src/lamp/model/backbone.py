@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
 from lamp.types import Encoded, Observations
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneShape:
-    """A backbone known by its name and shape alone: enough to size and count a model, not to compute tokens."""
-
-    name: str
-    token_width: int
-    cameras: tuple[tuple[str, int], ...]
-    """(name, side in pixels) of each camera; images are resized to it."""
-
 
 Module = TypeVar("Module", bound=nn.Module)
 

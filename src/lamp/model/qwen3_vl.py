@@ -30,6 +30,8 @@ REVISION = 1
 INSTRUCTIONS_KEPT = 1024
 PROVENANCE = ("model", "commit")
 """What of a description says where the weights came from; what they are is told by their content."""
+CONTENT = "content"
+"""What of a description says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,27 @@ class Qwen3VLBackboneConfig:
             raise ConfigError("Qwen3-VL: FlashAttention given in float32; expected bfloat16, or Sdpa.")
         check_prompt(self.prompt)
 
+    def describe(self, content: str | None, commit: str | None) -> dict[str, Any]:
+        """What a checkpoint records, as JSON values.
+
+        Args:
+            content: Hash of the model's files; None where they are not at hand.
+            commit: On the hub.
+        """
+        return {
+            "kind": "qwen3_vl",
+            "revision": REVISION,
+            "model": self.model,
+            "commit": commit,
+            "content": content,
+            "cameras": [list(camera) for camera in self.cameras],
+            "prompt": self.prompt,
+            "layer": type(self.layer).__name__,
+            "padding": type(self.padding).__name__,
+            "text_tokens": self.text_tokens,
+            "bfloat16": self.bfloat16,
+        }
+
     def pinned(self, recorded: Mapping[str, Any]) -> Qwen3VLBackboneConfig:
         """Returns the same with the commit that a description recorded, where the settings name none."""
         return replace(self, commit=self.commit or recorded.get("commit"))
@@ -104,26 +127,22 @@ class QwenIdentity:
     @cached_property
     def description(self) -> dict[str, Any]:
         """What a checkpoint records, as JSON values."""
-        config = self.config
-        return {
-            "kind": "qwen3_vl",
-            "revision": REVISION,
-            "model": config.model,
-            "commit": self.folder.revision,
-            "content": self.folder.content,
-            "cameras": [list(camera) for camera in config.cameras],
-            "prompt": config.prompt,
-            "layer": type(config.layer).__name__,
-            "padding": type(config.padding).__name__,
-            "text_tokens": config.text_tokens,
-            "bfloat16": config.bfloat16,
-        }
+        return self.config.describe(self.folder.content, self.folder.revision)
+
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return self.folder.width
 
     @cached_property
     def key(self) -> str:
         """SHA-256 over the files and the settings; a copy of the model elsewhere has the same."""
         said = {name: value for name, value in self.description.items() if name not in PROVENANCE}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def load(self) -> Qwen3VLBackbone:
+        """Loads the weights."""
+        return Qwen3VLBackbone(self.config, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +163,19 @@ class QwenInputs:
 class Qwen3VLBackbone(nn.Module):
     """z_t = phi_vl(O_t, l): tokens of each camera's image and of the chat around them, in the order they are read.
 
+    Args:
+        config: Which model, and how it is used.
+        identity: What `config.find()` gave, where it has been called already.
+
     Raises:
         DataError: The model is not where the settings say, or its files are damaged.
         MismatchError: What is there is no Qwen3-VL.
         MissingDependencyError: transformers is not installed.
     """
 
-    def __init__(self, config: Qwen3VLBackboneConfig) -> None:
+    def __init__(self, config: Qwen3VLBackboneConfig, identity: QwenIdentity | None = None) -> None:
         super().__init__()
-        self.config, self.identity = config, config.find()
+        self.config, self.identity = config, identity or config.find()
         folder = self.identity.folder
         try:
             self.rule = PatchRule.read(folder.path)

@@ -13,8 +13,11 @@ from typing import Any
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
 from lamp.files import read_json, sha256_of
+from lamp.model.hub import fetch
 
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer.json", "preprocessor_config.json"
+DESCRIBING = (CONFIG, TOKENIZER, IMAGES)
+"""What says how the weights are used."""
 WEIGHTS = "*.safetensors"
 MODEL_TYPE = "qwen3_vl"
 MODELS_VARIABLE = "LAMP_MODELS"
@@ -36,34 +39,66 @@ class ModelFolder:
     """The commit on the hub that it was downloaded from; None for a local folder."""
 
     def __post_init__(self) -> None:
-        absent = [name for name in (CONFIG, TOKENIZER, IMAGES) if not (self.path / name).is_file()]
-        if not absent and not any(self.path.glob(WEIGHTS)):
-            absent = [WEIGHTS]
-        if absent:
-            raise DataError(
-                f"{self.path} lacks {', '.join(absent)}; expected the folder of a Qwen3-VL model as the hub has it: "
-                f"{CONFIG}, {TOKENIZER}, {IMAGES} and weights in {WEIGHTS}."
-            )
-        found = self.config.get("model_type")
-        if found != MODEL_TYPE:
-            raise MismatchError(
-                f"{self.path} holds a model of type {found!r}; expected a Qwen3-VL model of type {MODEL_TYPE!r} "
-                "(2B, 4B, 8B or 32B), such as Qwen/Qwen3-VL-4B-Instruct."
-            )
+        read_config(self.path)
+        if not any(self.path.glob(WEIGHTS)):
+            raise _lacks(self.path, WEIGHTS)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.json`."""
-        return read_json(self.path / CONFIG, "description of the model")
+        return read_config(self.path)
+
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return token_width(self.path, self.config)
 
     @cached_property
     def content(self) -> str:
         """SHA-256 of all files that tokens depend on: the same for a download and for a copy of it."""
-        files = sorted([self.path / name for name in (CONFIG, TOKENIZER, IMAGES)] + list(self.path.glob(WEIGHTS)))
+        files = sorted([self.path / name for name in DESCRIBING] + list(self.path.glob(WEIGHTS)))
         with ThreadPoolExecutor() as pool:
             hashes = pool.map(sha256_of, files)
             lines = [f"{file.name} {found}" for file, found in zip(files, hashes, strict=True)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads `config.json`, once it is sure that the other files that describe a model are there as well.
+
+    Raises:
+        DataError: A file is missing.
+        MismatchError: They describe another model.
+    """
+    if absent := [name for name in DESCRIBING if not (folder / name).is_file()]:
+        raise _lacks(folder, *absent)
+    config = read_json(folder / CONFIG, "description of the model")
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != MODEL_TYPE:
+        raise MismatchError(
+            f"{folder} holds a model of type {found!r}; expected a Qwen3-VL model of type {MODEL_TYPE!r} "
+            "(2B, 4B, 8B or 32B), such as Qwen/Qwen3-VL-4B-Instruct."
+        )
+    return config
+
+
+def token_width(folder: Path, config: dict[str, Any]) -> int:
+    """
+    Raises:
+        DataError: The description does not say it.
+    """
+    text = config.get("text_config")
+    width = text.get("hidden_size") if isinstance(text, dict) else None
+    if type(width) is not int:
+        raise DataError(f"{folder / CONFIG}: text_config.hidden_size is {width!r}; expected a number, such as 2560.")
+    return width
+
+
+def _lacks(folder: Path, *names: str) -> DataError:
+    return DataError(
+        f"{folder} lacks {', '.join(names)}; expected the folder of a Qwen3-VL model as the hub has it: "
+        f"{', '.join(DESCRIBING)} and weights in {WEIGHTS}."
+    )
 
 
 def find_model(model: str, revision: str | None = None) -> ModelFolder:
@@ -76,14 +111,21 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
     Raises:
         DataError: There is no such folder, or the hub does not give it.
         MismatchError: It is no Qwen3-VL model.
-        MissingDependencyError: transformers is not installed.
+        MissingDependencyError: The hub's client is not installed.
     """
     for folder in _places(model):
         if folder.is_dir():
             return ModelFolder(path=folder)
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise DataError(f"no folder at {model}; expected the folder of a Qwen3-VL model, or its name on the hub.")
-    path = _downloaded(model, revision)
+        raise DataError(
+            f"no folder at {model}; expected the folder of a Qwen3-VL model, or its name on the hub. A copy of it at "
+            f"${MODELS_VARIABLE}/{Path(model).name} serves as well."
+        )
+    instead = (
+        f"Use the folder of a copy instead (hf download {model} --local-dir FOLDER, where there is a hub): in training as "
+        f"--backbone.model FOLDER, or at ${MODELS_VARIABLE}/{model} for every command."
+    )
+    path = fetch(model, revision, ("*.json", WEIGHTS), instead=instead)
     return ModelFolder(path=path, revision=path.name)
 
 
@@ -92,23 +134,6 @@ def _places(model: str) -> Iterator[Path]:
     if copies := os.environ.get(MODELS_VARIABLE):
         yield Path(copies) / model
         yield Path(copies) / model.split("/")[-1]
-
-
-def _downloaded(model: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise missing(error) from error
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=["*.json", WEIGHTS]))
-    # Offline, unknown name, no access, full disk: the hub's client and its transport each have their own exceptions.
-    except Exception as error:
-        at = f" at revision {revision}" if revision else ""
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"cannot get {model}{at} from the model hub ({reason}). Give the folder of a copy instead: as `model` "
-            f"(--backbone.model FOLDER), or put it at ${MODELS_VARIABLE}/{model}."
-        ) from error
 
 
 def missing(error: ImportError) -> MissingDependencyError:

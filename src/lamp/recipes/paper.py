@@ -9,15 +9,17 @@ from dataclasses import replace
 
 from lamp.data.normalise import ByRange, ContinuousRotation, RawState, StateTransform
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.backbone import BackboneShape
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.qwen3_vl import PreNorm, Qwen3VLBackboneConfig
+from lamp.model.qwen_text import BARE_PROMPT
 from lamp.recipes.kinds import TrainingRecipe
-from lamp.train.backbones import BackboneConfig
 from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimiser import AdamW
 
+VLM, COMMIT = "Qwen/Qwen3-VL-4B-Instruct", "ebb281ec70b05090aa6165b016eac8ec08e71b17"
+"""The backbone on the hub; the commit is the one that the authors' code asks for."""
 TOKEN_WIDTH = 2560
 """Width of Qwen3-VL-4B's tokens."""
 IMAGE_PX = 224
@@ -116,10 +118,15 @@ def paper(
     )
 
 
-def backbone(cameras: tuple[str, ...]) -> BackboneConfig:
-    """The frozen vision-language model of all full-size recipes."""
-    sizes = tuple((camera, IMAGE_PX) for camera in cameras)
-    return BackboneShape(name="Qwen3-VL-4B", token_width=TOKEN_WIDTH, cameras=sizes)
+def backbone(cameras: tuple[str, ...]) -> Qwen3VLBackboneConfig:
+    """The frozen vision-language model of all full-size recipes: found when a training starts, not before."""
+    return Qwen3VLBackboneConfig(
+        model=VLM,
+        commit=COMMIT,
+        cameras=tuple((camera, IMAGE_PX) for camera in cameras),
+        prompt=BARE_PROMPT,
+        layer=PreNorm(),
+    )
 
 
 def motion_expert() -> MotionExpertConfig:

@@ -12,65 +12,67 @@ import torch
 
 from lamp.data.features import FeatureCache, FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
-from lamp.errors import ConfigError, MismatchError
-from lamp.model.backbone import BackboneShape
-from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig
+from lamp.errors import MismatchError
+from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenIdentity
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 
-BackboneConfig = SmallBackboneConfig | Qwen3VLBackboneConfig | BackboneShape
+BackboneConfig = SmallBackboneConfig | Qwen3VLBackboneConfig
 """Settings of any backbone that a run can be trained on."""
 
 
-def build_backbone(config: BackboneConfig | None, *, recorded: Mapping[str, Any] | None = None) -> FrozenBackbone:
-    """Loads the frozen backbone that the settings describe.
+def find_backbone(config: BackboneConfig, *, recorded: Mapping[str, Any] | None = None) -> SmallBackbone | QwenIdentity:
+    """Says which backbone the settings describe: its key, description and width, without loading gigabytes for it.
 
     Args:
         config: The settings.
         recorded: What a checkpoint says of the backbone that it was trained on: pins a revision that the settings leave open.
-
-    Raises:
-        ConfigError: The settings describe its shape alone.
-        MismatchError: There are none: imported weights whose VLM is not part of the checkpoint.
     """
     if isinstance(config, SmallBackboneConfig):
         return SmallBackbone(config)
-    return Qwen3VLBackbone(_with_weights(config).pinned(recorded or {}))
+    return config.pinned(recorded or {}).find()
 
 
-def backbone_key(config: BackboneConfig | None) -> str:
+def build_backbone(config: BackboneConfig) -> FrozenBackbone:
+    """Loads the frozen backbone that the settings describe."""
+    return loaded(find_backbone(config))
+
+
+def loaded(found: SmallBackbone | QwenIdentity) -> FrozenBackbone:
+    """Loads the weights of a backbone that was found."""
+    return found.load() if isinstance(found, QwenIdentity) else found
+
+
+def backbone_key(config: BackboneConfig) -> str:
     """The key of the backbone that the settings describe, without loading gigabytes for it."""
-    if isinstance(config, SmallBackboneConfig):
-        return SmallBackbone(config).key
-    return _with_weights(config).find().key
+    return find_backbone(config).key
 
 
-def _with_weights(config: Qwen3VLBackboneConfig | BackboneShape | None) -> Qwen3VLBackboneConfig:
-    if config is None:
-        raise MismatchError(
-            "this checkpoint was imported and holds no settings of its backbone (`lamp info` says which VLM it needs); expected "
-            "the backbone itself, as the argument `backbone`."
-        )
-    if isinstance(config, BackboneShape):
-        raise ConfigError(
-            f"backbone {config.name!r} is known by its shape alone and computes no tokens; "
-            "expected a backbone with weights: a SmallBackboneConfig or a Qwen3VLBackboneConfig."
-        )
-    return config
-
-
-def ensure_features(data: Path, config: BackboneConfig) -> None:
+def ensure_features(data: Path, config: BackboneConfig, *, token_width: int | None = None) -> None:
     """Computes what the dataset's feature cache lacks for a backbone, and says how far it is.
 
     The embedded backbone works in a process a core; a large one in this process, on the GPU where there is one.
+
+    Args:
+        data: The dataset's folder.
+        config: The backbone's settings.
+        token_width: Of the model that will read the features; None: it does not matter.
+
+    Raises:
+        MismatchError: The backbone's tokens have another width.
     """
-    dataset = LeRobotDataset(data)
-    if FeatureCache.is_complete(dataset, backbone_key(config)):
+    dataset, found = LeRobotDataset(data), find_backbone(config)
+    if token_width is not None and found.width != token_width:
+        raise MismatchError(
+            f"the backbone's tokens are {found.width} wide, the model's token_width is {token_width}; expected the same: "
+            "another backbone, or a recipe for this one."
+        )
+    if FeatureCache.is_complete(dataset, found.key):
         return
 
     def progress(done: int, total: int) -> None:
         print(f"features of {done} of {total} episodes", file=sys.stderr, flush=True)
 
-    backbone, processes = build_backbone(config), os.cpu_count() or 1
+    backbone, processes = loaded(found), os.cpu_count() or 1
     if isinstance(backbone, Qwen3VLBackbone):
         backbone, processes = backbone.to("cuda" if torch.cuda.is_available() else "cpu"), 1
     FeatureCache.build(dataset, backbone, processes=processes, progress=progress)

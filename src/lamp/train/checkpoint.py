@@ -14,6 +14,7 @@ from torch import Tensor
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_path
 from lamp.model.lamp import LaMP
+from lamp.model.qwen3_vl import CONTENT, PROVENANCE
 from lamp.train.description import Description, checkpoint_folder, read_description
 from lamp.train.state import TrainingState
 from lamp.train.tensors import content_hash, read_tensors, write_tensors
@@ -39,9 +40,9 @@ class Expected:
     """Height and width of each camera's images. [px]"""
     chunk: int | None = None
     vlm: str | None = None
-    """Hub id or folder of the vision-language model."""
+    """Hub id or folder of the vision-language model, as it was named in training."""
     feature_layer: str | None = None
-    """Where the VLM's tokens are read: pre_norm or post_norm."""
+    """Where the VLM's tokens are read: PreNorm or PostNorm."""
 
     def check(self, path: Path, found: Description) -> None:
         """
@@ -71,19 +72,31 @@ class Expected:
             "cameras": cameras,
             "image_sizes": tuple((camera.height, camera.width) for camera in found.backbone.cameras),
             "chunk": found.policy.chunk if found.policy else None,
-            "vlm": found.backbone.description.get("source"),
-            "feature_layer": found.backbone.description.get("feature_layer"),
+            "vlm": found.backbone.description.get("model"),
+            "feature_layer": found.backbone.description.get("layer"),
         }
         for name, value in have.items():
             wanted = getattr(self, name)
-            if wanted is not None and wanted != value:
-                raise MismatchError(f"checkpoint {path} has {name} {value!r}; expected {wanted!r}: {advice[name]}.")
+            if wanted is None or wanted == value or (name == "backbone_key" and self._may_be(found)):
+                continue
+            raise MismatchError(f"checkpoint {path} has {name} {value!r}; expected {wanted!r}: {advice[name]}.")
+
+    def _may_be(self, found: Description) -> bool:
+        """Whether the expected backbone has all settings of one whose weights were never seen."""
+        if found.backbone.key is not None or self.backbone is None:
+            return False
+        return {*PROVENANCE, CONTENT}.issuperset(self._differing(found))
 
     def _unlike(self, found: Description) -> str:
         """Names what differs between the checkpoint's backbone and the expected one, as far as both say it."""
         have, wanted = found.backbone.description, self.backbone or {}
-        differing = [name for name in wanted if have.get(name) != wanted[name]]
-        return "".join(f"its {name} is {have.get(name)!r}, here it is {wanted[name]!r}; " for name in differing)
+        return "".join(
+            f"its {name} is {have.get(name)!r}, here it is {wanted[name]!r}; " for name in self._differing(found)
+        )
+
+    def _differing(self, found: Description) -> list[str]:
+        have, wanted = found.backbone.description, self.backbone or {}
+        return [name for name in wanted if have.get(name) != wanted[name]]
 
 
 def save_checkpoint(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from lamp.data.normalise import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMPConfig
+from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.tracks import Supervision
@@ -86,6 +88,13 @@ class Split:
     def __post_init__(self) -> None:
         if not 0.0 <= self.validation_share < 1.0:
             raise ConfigError(f"validation_share is {self.validation_share}; it must lie in [0, 1), such as 0.1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Through which backbone a dataset is seen."""
+
+    backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +229,14 @@ class Imported:
     """`dataset_statistics.json` as it was."""
     vlm: ImportedVlm
     backbone: BackboneConfig | None = None
-    """Settings that build the VLM; None: it has to be brought along."""
+    """Settings that build the VLM; where `vlm` says that the checkpoint holds it, `model` is that folder of the checkpoint.
+    None: it has to be brought along."""
+
+    def backbone_in(self, checkpoint: Path) -> BackboneConfig | None:
+        """Returns the settings for a checkpoint that is in this folder now."""
+        if self.vlm.folder is None or not isinstance(self.backbone, Qwen3VLBackboneConfig):
+            return self.backbone
+        return replace(self.backbone, model=str((checkpoint / self.vlm.folder).resolve()))
 
 
 def _check_share(name: str, value: float) -> None:

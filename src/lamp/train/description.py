@@ -34,8 +34,9 @@ class CameraInput:
 class BackboneRecord:
     """The frozen backbone: it is not part of the checkpoint, so its key must match."""
 
-    key: str
-    """Content hash of its weights and settings."""
+    key: str | None
+    """Content hash of its weights and settings. None where the weights were not at hand when the checkpoint was imported: then
+    the settings are all that can be compared."""
     description: dict[str, Any]
     cameras: tuple[CameraInput, ...]
     """In the order in which the tokens are concatenated; the first is the reference camera of the scene flow."""

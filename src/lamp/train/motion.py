@@ -93,9 +93,10 @@ def evaluate_flow(
         raise MismatchError(
             f"{checkpoint} was imported, and its scene flow's sampling is not known; expected one that `lamp train motion` wrote."
         )
-    assert description.flow is not None
+    key = description.backbone.key
+    assert description.flow is not None and key is not None
     settings = loop or config.loop
-    sources = Sources.open(data, description.backbone.key, config.split, token_width=config.model.token_width)
+    sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
     chosen = tuple(description.data.validation_episodes if episodes is None else episodes)
     last = len(sources.dataset) - 1
     if not chosen:

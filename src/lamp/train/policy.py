@@ -112,7 +112,7 @@ def build_model(
     wanted = config.model.motion
     expected = Expected(
         kind="motion",
-        backbone_key=sources.backbone.key,
+        backbone_key=sources.features.key,
         backbone=sources.backbone.description,
         grid=wanted.grid,
         horizon=wanted.horizon,

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lamp.errors import ConfigError
+from lamp.model.lamp import LaMPConfig
 from lamp.model.resizing import carried_over, resized
 from lamp.sceneflow.bounds import MotionBounds
 from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
 from lamp.train.configs import MotionTraining
-from lamp.train.description import Description, FlowRecord
+from lamp.train.description import Description, FlowRecord, read_description
 from lamp.train.running import CHECKPOINT
 
 
@@ -19,7 +20,7 @@ def resize_checkpoint(
 ) -> Description:
     """Writes the weights of a Stage-1 checkpoint as one of another grid or horizon, at `out/checkpoint`.
 
-    Stage 2 takes it for a recipe whose Motion Expert is `resized` in the same way.
+    Stage 2 takes it for a model whose Motion Expert is `resized` in the same way, see `following`.
 
     Args:
         source: The checkpoint or run.
@@ -35,17 +36,27 @@ def resize_checkpoint(
         raise ConfigError(f"{out} holds a checkpoint already; expected a folder for a new one.")
     model, found = load_checkpoint(source, expected=Expected(kind="motion"))
     before, training, flow = found.model.motion, found.training, found.flow
-    assert before is not None and isinstance(training, MotionTraining) and flow is not None
+    assert before is not None and flow is not None
     motion = resized(before, grid=grid, horizon=horizon, pace=pace)
     weights = carried_over(model.state_dict(), before, motion)
     config = replace(found.model, motion=motion)
     flow = _paced(replace(flow, grid=motion.grid, horizon=motion.horizon), pace)
-    # A store may be finer than the model's steps; where it no longer divides them, only one of just these steps serves.
-    stride = training.flow_stride * pace
-    training = replace(training, model=config, flow_stride=int(stride) if stride.is_integer() else 1)
+    if isinstance(training, MotionTraining):
+        # A store may be finer than the model's steps; where it no longer divides them, only one of just these steps serves.
+        stride = training.flow_stride * pace
+        training = replace(training, model=config, flow_stride=int(stride) if stride.is_integer() else 1)
     description = replace(found, model=config, flow=flow, training=training)
     save_checkpoint(out / CHECKPOINT, description, weights)
     return description
+
+
+def following(model: LaMPConfig, checkpoint: Path) -> LaMPConfig:
+    """Returns a model whose Motion Expert is resized like that of a motion checkpoint, where that one was."""
+    found = read_description(checkpoint).model.motion
+    if model.motion is None or model.motion.reference is not None or found is None or found.reference is None:
+        return model
+    motion = replace(model.motion, grid=found.grid, horizon=found.horizon, reference=found.reference)
+    return replace(model, motion=motion)
 
 
 def _paced(flow: FlowRecord, pace: float) -> FlowRecord:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 import lamp.version
 from lamp.configuration import to_json
-from lamp.errors import MismatchError
+from lamp.errors import ConfigError, MismatchError
 from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
+from lamp.model.qwen3_vl import PROVENANCE
 from lamp.train.checkpoint import load_state, load_weights, save_checkpoint
 from lamp.train.configs import LoopConfig
 from lamp.train.description import FILE_NAME, Description, read_description
@@ -99,6 +102,19 @@ def run_stage(
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
 
 
+def check_device(device: str) -> None:
+    """
+    Raises:
+        ConfigError: This machine has no such device.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected --loop.device cpu.")
+
+
 def clear(out: Path) -> None:
     """Removes what a run has made in its folder, and nothing else."""
     for name in MADE_BY_A_RUN:
@@ -133,8 +149,15 @@ def _check_same(path: Path, previous: Description, now: Description) -> None:
 def _comparable(value: Any, what: str) -> Any:
     plain = to_json(value)
     if what == "training":
-        plain["loop"] = {key: item for key, item in plain["loop"].items() if key not in FREE_TO_CHANGE}
+        plain["loop"] = _without(plain["loop"], FREE_TO_CHANGE)
+        plain["backbone"] = _without(plain["backbone"], PROVENANCE)
+    if what == "backbone":
+        plain["description"] = _without(plain["description"], PROVENANCE)
     return plain
+
+
+def _without(plain: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: item for key, item in plain.items() if key not in names}
 
 
 def first_difference(one: Any, other: Any, name: str) -> tuple[str, Any, Any] | None:

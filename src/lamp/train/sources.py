@@ -64,7 +64,7 @@ class Sources:
             samples: Training samples.
             also: Further content that the run depends on, such as the scene flow's.
         """
-        digest = hashlib.sha256("\n".join([self.backbone.key, *also]).encode())
+        digest = hashlib.sha256("\n".join([self.features.key, *also]).encode())
         for episode in (*self.split.train, *self.split.validation):
             digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
         trained = {self.dataset.episodes[episode].task for episode in self.split.train}

@@ -17,9 +17,9 @@ from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.tracks import grid_points, integrate, retime
-from lamp.train.backbones import build_backbone
-from lamp.train.checkpoint import load_checkpoint
-from lamp.train.description import Description
+from lamp.train.checkpoint import Expected, load_checkpoint
+from lamp.train.description import Description, read_description
+from lamp.train.sharing import Backbones
 from lamp.types import Observations
 from lamp.view.overlay import OverlayStyle, draw_foresight
 from lamp.view.strips import row_of, write_png
@@ -84,14 +84,13 @@ class Foreseer:
     def __init__(self, checkpoint: Path, *, backbone: FrozenBackbone | None = None) -> None:
         self.model: LaMP
         self.description: Description
-        self.model, self.description = load_checkpoint(checkpoint)
-        if self.model.motion_expert is None or self.description.flow is None:
+        found = read_description(checkpoint)
+        if found.model.motion is None or found.flow is None:
             raise MismatchError(f"{checkpoint} has no motion prior to look at; expected a checkpoint trained with one")
-        self.flow = self.description.flow
-        recorded = self.description.backbone
-        backbone = backbone or build_backbone(self.description.training.backbone, recorded=recorded.description)
-        if backbone.key != recorded.key:
-            raise MismatchError(f"{checkpoint} was trained on another backbone; expected {recorded.key}")
+        self.flow = found.flow
+        backbone = backbone or Backbones().of(checkpoint)
+        expected = Expected(backbone_key=backbone.key, backbone=backbone.description)
+        self.model, self.description = load_checkpoint(checkpoint, expected=expected)
         self.encoder = ObservationEncoder(backbone)
 
     @torch.inference_mode()

@@ -8,6 +8,7 @@ from typing import Any
 
 from lamp.errors import DataError, MissingDependencyError
 from lamp.files import read_json, sha256_of
+from lamp.model.hub import fetch
 from lamp.model.released.config import ReleasedConfig, read_config
 
 CONFIG_FILE = "config.yaml"
@@ -91,22 +92,7 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
     instead = f"Fetch it elsewhere with `hf download {hub_id} --local-dir FOLDER` and give that FOLDER instead."
     if hub_id.startswith((".", "/", "~")) or hub_id.count("/") != 1:
         raise DataError(f"no folder {hub_id}; expected a folder, or a hub id such as summerwang11/LaMP-LIBERO.")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-    except ImportError:
-        message = (
-            f"{hub_id} is no folder, and fetching it from the hub needs huggingface_hub: pip install huggingface_hub."
-        )
-        raise MissingDependencyError(f"{message} {instead}") from None
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
-    except HFValidationError as error:
-        raise DataError(f"no folder {hub_id}, and it is no hub id either ({error}).") from None
-    except Exception as error:
-        # Which errors a failing network raises depends on the versions of three HTTP libraries.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"no folder {hub_id}, and the hub does not give it: {reason.rstrip('.')}. {instead}") from None
+    return fetch(hub_id, revision, patterns, instead=instead)
 
 
 def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Path:

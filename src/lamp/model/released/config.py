@@ -59,6 +59,8 @@ SIZES = {
 LAST_ACTION = "framework.action_model.future_action_window_size"
 PROMPT = "datasets.vla_data.CoT_prompt"
 IMAGE_SIZE = "datasets.vla_data.image_size"
+PRECISION = "framework.qwenvl.dtype"
+BFLOAT16, FLOAT32 = "bfloat16", "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +71,12 @@ class ReleasedConfig:
     base_vlm: str
     """Hub id of the VLM."""
     revision: str | None
+    bfloat16: bool
+    """Whether the VLM computes in bfloat16; else in float32."""
     prompt: str | None
     """With `{instruction}` in it; None: the bare instruction."""
-    image_size: tuple[int, int]
-    """Height and width to which images are resized before the VLM's own preprocessing. [px]"""
+    side: int
+    """To which images are resized, square, before the VLM's own preprocessing. [px]"""
     steps: int
     """N of both solvers."""
     hidden_at: Arrival | Departure
@@ -130,12 +134,13 @@ class _Reader:
         u, v, d = values
         return float(u), float(v), float(d)
 
-    def size(self, path: str) -> tuple[int, int]:
-        """Width and height."""
+    def square(self, path: str) -> int:
+        """The side of a square, given as width and height."""
         values = self.get(path)
-        if not isinstance(values, list | tuple) or len(values) != 2 or any(type(x) is not int for x in values):
-            raise ConfigError(f"{self.where}: {path} is {values!r}; expected 2 whole numbers, such as [224, 224].")
-        return values[0], values[1]
+        whole = isinstance(values, list | tuple) and all(type(x) is int for x in values)
+        if not whole or len(values) != 2 or values[0] != values[1]:
+            raise ConfigError(f"{self.where}: {path} is {values!r}; expected twice the same whole number: [224, 224].")
+        return values[0]
 
 
 def _is_number(value: Any) -> bool:
@@ -152,14 +157,14 @@ def read_config(obj: Mapping[str, Any], where: str) -> ReleasedConfig:
     _check(read)
     sizes = {name: read.whole(path, _default(name)) for name, path in SIZES.items()}
     sizes["H"] = read.whole(LAST_ACTION, ReleasedSizes.H - 1) + 1
-    width, height = read.size(IMAGE_SIZE)
     steps, hidden_at = _solver(read)
     return ReleasedConfig(
         sizes=ReleasedSizes.of(sizes),
         base_vlm=str(read.text("framework.qwenvl.base_vlm")),
         revision=read.text("framework.qwenvl.revision"),
+        bfloat16=_is_bfloat16(read),
         prompt=read.text(PROMPT),
-        image_size=(height, width),
+        side=read.square(IMAGE_SIZE),
         steps=steps,
         hidden_at=hidden_at,
         dropout=read.number("framework.motion_expert.guidance_dropout", 0.1),
@@ -192,6 +197,13 @@ def _check(read: _Reader) -> None:
         raise ConfigError(f"{read.where} describes a model that is not the published weights': {'; '.join(differing)}.")
 
 
+def _is_bfloat16(read: _Reader) -> bool:
+    found = read.get(PRECISION, BFLOAT16)
+    if found not in (BFLOAT16, FLOAT32):
+        raise ConfigError(f"{read.where}: {PRECISION} is {found!r}; expected {BFLOAT16} or {FLOAT32}.")
+    return found == BFLOAT16
+
+
 def _solver(read: _Reader) -> tuple[int, Arrival | Departure]:
     """The number of steps, and at which end of the first z_m is read.
 
@@ -220,9 +232,10 @@ def to_raw(config: ReleasedConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
         **{path: getattr(config.sizes, name) for name, path in SIZES.items()},
         LAST_ACTION: config.sizes.H - 1,
         PROMPT: config.prompt,
-        IMAGE_SIZE: list(config.image_size[::-1]),
+        IMAGE_SIZE: [config.side, config.side],
         "framework.qwenvl.base_vlm": config.base_vlm,
         "framework.qwenvl.revision": config.revision,
+        PRECISION: BFLOAT16 if config.bfloat16 else FLOAT32,
         "framework.action_model.use_mask_z": config.mask_z,
         "framework.action_model.noise_beta_alpha": config.action_tau.alpha,
         "framework.action_model.noise_beta_beta": config.action_tau.beta,

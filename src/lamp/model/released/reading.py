@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,10 +75,14 @@ def read_pt(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"no file {path}; expected a released checkpoint, named tensors in a .pt file.")
     try:
-        # Only the zip format, which torch.save has written since 2020, can be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch has to say of another program's pickle
+            # Only the zip format, which torch.save has written since 2020, can be mapped.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise _not_tensors(path, str(error).strip().splitlines()[0]) from None
+        # torch advises to execute it; of its text, only the name of what would be executed is of use.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise _not_tensors(path, f"it asks for {named[1]}" if named else "it holds more than tensors") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} is not a whole .pt file ({reason}); fetch it again.") from None

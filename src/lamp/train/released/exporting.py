@@ -15,6 +15,8 @@ from lamp.files import atomic_path, sha256_of, write_json
 from lamp.flow_matching import Beta
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
+from lamp.model.qwen3_vl import PreNorm
+from lamp.model.qwen_text import BARE_PROMPT
 from lamp.model.released.artifact import CONFIG_FILE, MANIFEST_FILE, STATISTICS_FILE
 from lamp.model.released.config import ReleasedConfig, to_raw
 from lamp.model.released.keys import VLM, to_theirs
@@ -22,7 +24,7 @@ from lamp.model.released.sizes import MOTION, POLICY, sizes_of
 from lamp.train.checkpoint import checkpoint_folder, load_checkpoint
 from lamp.train.configs import Imported
 from lamp.train.description import Description, PolicyRecord, read_description
-from lamp.train.released.importing import CAMERAS, HEIGHT, VLM_FOLDER, from_prompt, refuse_used
+from lamp.train.released.importing import CAMERAS, HEIGHT, VLM_FOLDER, refuse_used
 from lamp.train.released.vlm import read_vlm
 
 NAMES = {"policy": ("pytorch_model.pt", "complete_policy"), "motion": ("motion_expert.pt", "motion_expert")}
@@ -95,26 +97,31 @@ def to_config(description: Description) -> ReleasedConfig:
         MismatchError: The release has no words for it.
     """
     model, flow, backbone = description.model, description.flow, description.backbone
-    sizes, source = sizes_of(model), backbone.description.get("source")
-    if not isinstance(source, str):
+    sizes, seen = sizes_of(model), backbone.description
+    if seen.get("kind") != "qwen3_vl":
         raise MismatchError(
-            f"this checkpoint's backbone is {backbone.description.get('kind', 'unknown')!r}; a released model has a Qwen3-VL "
-            "of a hub."
+            f"this checkpoint's backbone is {seen.get('kind', 'unknown')!r}; a released model has a Qwen3-VL."
+        )
+    sides = {side for _, side in seen["cameras"]}
+    if seen["layer"] != PreNorm.__name__ or len(sides) != 1:
+        raise MismatchError(
+            f"this checkpoint's backbone has the layer {seen['layer']} and images of {sorted(sides)} px; the release has "
+            "PreNorm, and images of one size."
         )
     if flow is None:
         raise MismatchError("this checkpoint says nothing of its scene flow; a released model has one.")
     if description.kind == "policy" and tuple(camera.name for camera in backbone.cameras) != CAMERAS:
         have = ", ".join(camera.name for camera in backbone.cameras)
         raise MismatchError(f"this checkpoint's cameras are {have}; the release has {', '.join(CAMERAS)}.")
-    height, width = backbone.description.get("image_size", (224, 224))
     imported = description.training if isinstance(description.training, Imported) else None
     policy = description.policy
     return ReleasedConfig(
         sizes=sizes,
-        base_vlm=source,
-        revision=imported.vlm.revision if imported else backbone.description.get("revision"),
-        prompt=from_prompt(backbone.prompt),
-        image_size=(height, width),
+        base_vlm=seen["model"],
+        revision=imported.vlm.revision if imported else seen["commit"],
+        bfloat16=seen["bfloat16"],
+        prompt=None if backbone.prompt == BARE_PROMPT else backbone.prompt,
+        side=sides.pop(),
         steps=model.solver_steps,
         hidden_at=model.hidden_at,
         dropout=model.guidance.dropout if isinstance(model.guidance, GuidanceConfig) else 0.1,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 import lamp.version
 from lamp.data.normalise import ClampedRange, RawState
+from lamp.data.padding import RightPadding
 from lamp.data.samples import PolicyScaling
-from lamp.errors import ConfigError, DataError
+from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import atomic_path, sha256_of
+from lamp.model.qwen3_vl import CONTENT, PreNorm, Qwen3VLBackboneConfig
+from lamp.model.qwen_text import BARE_PROMPT
 from lamp.model.released.artifact import Artifact, open_artifact
 from lamp.model.released.config import ReleasedConfig
 from lamp.model.released.keys import VLM, parts_of, to_ours
@@ -28,6 +31,7 @@ from lamp.train.description import (
     FlowRecord,
     MotionSource,
     PolicyRecord,
+    read_description,
 )
 from lamp.train.released.vlm import description_files, write_vlm
 from lamp.train.tensors import content_hash
@@ -60,16 +64,18 @@ def import_released(source: str, out: Path, *, revision: str | None = None, vlm:
         source: A folder with `config.yaml`, `dataset_statistics.json` and one `.pt`, or a hub id.
         out: The new checkpoint's folder.
         revision: The hub's branch or commit.
-        vlm: A folder with the VLM's `config.json` and tokenizer; None looks for them under the hub id in `config.yaml`.
+        vlm: A folder of the VLM. Where the release brings the VLM's weights, its `config.json`, tokenizer and preprocessor
+            settings are taken from there; None looks for them under the hub id in `config.yaml`. Where it does not, it says
+            what the VLM is, and has to be whole.
 
     Raises:
         ConfigError: `out` is in use, or `config.yaml` describes something else than the published code builds.
         DataError: A file is missing or damaged, or the hub cannot be reached.
-        MismatchError: Tensors are missing, unknown or of another shape.
+        MismatchError: Tensors are missing, unknown or of another shape; the VLM is another one.
     """
     refuse_used(out)
     artifact = open_artifact(source, revision)
-    scaling = _scaling(artifact)
+    settings, scaling = backbone_settings(artifact.config), _scaling(artifact)
     tensors = read_pt(artifact.checkpoint)
     vlm_tensors = {name.removeprefix(VLM): value for name, value in tensors.items() if name.startswith(VLM)}
     weights = to_ours(tensors, artifact.config.sizes, str(artifact.checkpoint))
@@ -78,6 +84,11 @@ def import_released(source: str, out: Path, *, revision: str | None = None, vlm:
         raise DataError(f"no dataset statistics at {artifact.folder}; a policy needs its dataset_statistics.json.")
     notes: list[str] = []
     described = description_files(artifact.config, vlm, notes) if vlm_tensors else None
+    if kind == "policy" and not vlm_tensors and vlm is None:
+        notes.append(
+            f"{source} holds no weights of its VLM. Acting will take {settings.model} from the hub, or from $LAMP_MODELS, and "
+            "can compare its settings alone; import again with --vlm FOLDER to record which one it is."
+        )
     with atomic_path(out) as folder:
         trained = ImportedVlm(
             source=artifact.config.base_vlm,
@@ -89,7 +100,27 @@ def import_released(source: str, out: Path, *, revision: str | None = None, vlm:
         save_checkpoint(folder, describe(artifact, weights, scaling if kind == "policy" else None, trained), weights)
         if vlm_tensors:
             write_vlm(folder / VLM_FOLDER, vlm_tensors, described)
+        if (whole := folder / VLM_FOLDER if described else vlm) is not None:
+            _identify(folder, replace(settings, model=str(whole)), artifact.config)
     return Imports(checkpoint=out, kind=kind, notes=tuple(notes))
+
+
+def _identify(checkpoint: Path, settings: Qwen3VLBackboneConfig, config: ReleasedConfig) -> None:
+    """Records in a checkpoint which backbone it is, by the content of its files.
+
+    Raises:
+        DataError: Files of the VLM are missing.
+        MismatchError: It is no Qwen3-VL, or of another width.
+    """
+    found, identity = read_description(checkpoint), settings.find()
+    if identity.width != config.sizes.vl:
+        raise MismatchError(
+            f"{settings.model} holds a VLM {identity.width} wide; the released model's is {config.sizes.vl} wide: expected "
+            f"{config.base_vlm}."
+        )
+    described = found.backbone.description | {CONTENT: identity.description[CONTENT]}
+    record = replace(found.backbone, key=identity.key, description=described)
+    replace(found, backbone=record).write(checkpoint)
 
 
 def refuse_used(out: Path) -> None:
@@ -131,7 +162,7 @@ def describe(
     return Description(
         kind="motion" if scaling is None else "policy",
         model=model,
-        backbone=backbone_record(config, vlm),
+        backbone=backbone_record(config),
         flow=_flow(config),
         policy=policy,
         motion_source=origin,
@@ -142,6 +173,9 @@ def describe(
             config=artifact.raw_config,
             statistics=artifact.raw_statistics,
             vlm=vlm,
+            backbone=replace(backbone_settings(config), model=vlm.folder, commit=None)
+            if vlm.folder
+            else backbone_settings(config),
         ),
         data=data,
         step=step,
@@ -152,40 +186,38 @@ def describe(
     )
 
 
-def backbone_record(config: ReleasedConfig, vlm: ImportedVlm) -> BackboneRecord:
-    """Records the VLM: which, how its inputs are made, and where its tokens are read."""
-    weights = vlm.sha256[:16] if vlm.sha256 else "as published"
-    height, width = config.image_size
-    return BackboneRecord(
-        key=f"qwen3_vl {config.base_vlm}@{config.revision}, weights {weights}",
-        description={
-            "kind": "qwen3_vl",
-            "source": config.base_vlm,
-            "revision": config.revision,
-            "weights": vlm.folder,
-            "weights_sha256": vlm.sha256,
-            # transformers 4.57, with which the release was trained, gives the last layer's output before the final norm.
-            "feature_layer": "pre_norm",
-            "image_size": [height, width],
-            "padding": "left",
-            "generation_prompt": True,
-        },
-        cameras=tuple(CameraInput(name=name, height=RECORDED, width=RECORDED) for name in CAMERAS),
-        prompt=to_prompt(config.prompt),
+def backbone_settings(config: ReleasedConfig) -> Qwen3VLBackboneConfig:
+    """Says how the release uses its VLM.
+
+    Deviation: the release pads a batch on the left, and takes the padding for real tokens, so that an observation's actions
+    depend on what else is in the batch. It is evaluated on one observation at a time, without padding; on the right and masked,
+    padding leaves every observation of a batch with what it would get alone.
+
+    Raises:
+        ConfigError: The prompt has no place for the instruction.
+    """
+    return Qwen3VLBackboneConfig(
+        model=config.base_vlm,
+        commit=config.revision,
+        cameras=tuple((name, config.side) for name in CAMERAS),
+        prompt=config.prompt or BARE_PROMPT,
+        # transformers 4.57, with which the release was trained, gives the last layer's output before the final norm.
+        layer=PreNorm(),
+        padding=RightPadding(),
+        text_tokens=None,
+        bfloat16=config.bfloat16,
     )
 
 
-def to_prompt(template: str | None) -> str:
-    """The release's prompt as one for `str.format`: every brace but the instruction's is doubled."""
-    if template is None:
-        return "{instruction}"
-    doubled = template.replace("{", "{{").replace("}", "}}")
-    return doubled.replace("{{instruction}}", "{instruction}")
-
-
-def from_prompt(prompt: str) -> str | None:
-    """The inverse of `to_prompt`."""
-    return None if prompt == "{instruction}" else prompt.replace("{{", "{").replace("}}", "}")
+def backbone_record(config: ReleasedConfig) -> BackboneRecord:
+    """Records the VLM by its settings; what its files hold is not known yet."""
+    settings = backbone_settings(config)
+    return BackboneRecord(
+        key=None,
+        description=settings.describe(content=None, commit=settings.commit),
+        cameras=tuple(CameraInput(name=name, height=RECORDED, width=RECORDED) for name in CAMERAS),
+        prompt=settings.prompt,
+    )
 
 
 def _flow(config: ReleasedConfig) -> FlowRecord:

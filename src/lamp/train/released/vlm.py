@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
 from lamp.files import read_json, write_json
+from lamp.model.qwen_files import CONFIG, DESCRIBING, read_config, token_width
 from lamp.model.released.artifact import download
 from lamp.model.released.config import ReleasedConfig
 from lamp.train.tensors import read_tensors
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 DESCRIPTION = ("*.json", "*.txt", "*.jinja")
 """A VLM's configuration, preprocessing and tokenizer, without its weights."""
@@ -23,7 +23,7 @@ SHARD_BYTES = 4 * 2**30
 
 
 def description_files(config: ReleasedConfig, given: Path | None, notes: list[str]) -> list[Path] | None:
-    """Finds the VLM's configuration and tokenizer, which a released checkpoint does not hold.
+    """Finds the VLM's configuration, tokenizer and preprocessor settings, which a released checkpoint does not hold.
 
     Args:
         config: Names the VLM's hub id.
@@ -35,19 +35,17 @@ def description_files(config: ReleasedConfig, given: Path | None, notes: list[st
 
     Raises:
         DataError: The folder given does not have them.
-        MismatchError: They describe a VLM of another width.
+        MismatchError: They describe another kind of model, or a VLM of another width.
     """
     try:
         folder = given or download(config.base_vlm, config.revision, DESCRIPTION)
     except (DataError, MissingDependencyError) as error:
         notes.append(
-            f"the VLM's weights are kept, but transformers cannot load them without its configuration and tokenizer: {error} "
-            f"Then import again with --vlm FOLDER, or copy its {', '.join(DESCRIPTION)} beside the weights."
+            f"the VLM's weights are kept, but cannot be used without its {', '.join(DESCRIBING)}: {error} "
+            f"Then import again with --vlm FOLDER, or copy its {', '.join(DESCRIPTION)} beside the weights, to vlm/."
         )
         return None
-    found = read_json(folder / CONFIG, "configuration of the VLM")
-    text = found.get("text_config", found) if isinstance(found, dict) else {}
-    width = text.get("hidden_size") if isinstance(text, dict) else None
+    width = token_width(folder, read_config(folder))
     if width != config.sizes.vl:
         raise MismatchError(
             f"{folder / CONFIG} describes a VLM {width} wide; the released model's is {config.sizes.vl} wide: expected "

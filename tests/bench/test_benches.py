@@ -117,7 +117,7 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert "bench_mid" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="batch is 0"):
         InferConfig(batch=0)
-    with pytest.raises(ConfigError, match="no backbone|model alone|bench_mid"):
+    with pytest.raises(ConfigError, match="bench_mid"):
         bench_train_step(TrainStepConfig(recipe="bench_mid"))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU"):
@@ -148,9 +148,7 @@ def test_a_random_qwen_sees_views_and_words() -> None:
         width=32, layers=2, heads=2, key_value_heads=1, head_width=32, mlp=48, vision_width=32, vision_layers=2,
         vision_heads=2, vision_mlp=40, deep=(0, 1),
     )  # fmt: skip
-    _, see = random_qwen(
-        views=2, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, sizes=small, side=64
-    )
+    _, see = random_qwen(views=2, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, sizes=small, side=64)
     tokens = see()
     assert tokens.shape == (3, 2 * (4 + 2) + 7, 32)
     assert tokens.std(dim=1).min() > 0

@@ -11,17 +11,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.model.conftest import spread
 from torch.nn import functional
 
 from lamp.model import onednn
 from lamp.model.action_expert import Joint
-from lamp.model.fast import FastActor, prepared
+from lamp.model.fast import FastActor, prepared, with_twins
 from lamp.model.fusion import AddFusion, ConcatFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
 from lamp.model.motion_expert import AdaLNPooled, RepeatAndPad
 from lamp.types import Batch, Encoded
-from tests.model.conftest import spread
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="torch was built without oneDNN")
 
@@ -91,9 +91,7 @@ def test_the_model_itself_stays_as_it_was(model: LaMP, batch: Batch) -> None:
     theirs = dict(twin.named_parameters())
     assert all(parameter is theirs[name] for name, parameter in model.named_parameters())
     assert not any(isinstance(module, onednn.PackedLinear) for module in model.modules())
-    torch.testing.assert_close(
-        model.act(batch.encoded, batch.state, **noises(model, 2)), before, rtol=0, atol=0
-    )
+    torch.testing.assert_close(model.act(batch.encoded, batch.state, **noises(model, 2)), before, rtol=0, atol=0)
     model.train().action_loss(batch, torch.Generator()).total.backward()
     assert model.guidance.project.weight.grad.abs().max() > 0
 
@@ -114,6 +112,15 @@ def test_a_whole_batch_needs_no_mask(model: LaMP, batch: Batch, monkeypatch: pyt
     masks.clear()
     actor.act(batch.encoded, batch.state, **noises(model, 2))
     assert any(mask is not None for mask in masks)
+
+
+@pytest.mark.parametrize(("given", "room"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
+def test_batches_are_filled_up_with_twins_of_the_last_sample(given: int, room: int) -> None:
+    x = torch.arange(given * 6).reshape(given, 2, 3)
+    filled = with_twins(x)
+    assert len(filled) == room
+    assert torch.equal(filled[:given], x)
+    assert all(torch.equal(row, x[-1]) for row in filled[given:])
 
 
 @pytest.mark.slow

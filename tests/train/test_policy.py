@@ -69,6 +69,16 @@ def test_a_chunk_is_in_the_units_of_the_dataset(policy: LaMPPolicy, data: Path) 
     assert spread.max() < 8
 
 
+def test_the_fast_path_gives_the_same_actions(policy: LaMPPolicy, runs: Path) -> None:
+    fast = LaMPPolicy.from_checkpoint(runs / "guided", backbone=PatchBackbone())
+    assert fast.compile() is fast
+    seen, seeds = [observation(index) for index in range(3)], [(7, 0), (7, 1), (7, 2)]
+    pairs = zip(fast.act_batch(seen, seeds, foresight=True), policy.act_batch(seen, seeds, foresight=True), strict=True)
+    for ours, plain in pairs:
+        np.testing.assert_allclose(ours.actions, plain.actions, atol=1e-4)
+        np.testing.assert_allclose(ours.foresight, plain.foresight, atol=1e-4)
+
+
 def test_noise_depends_on_the_seed_and_not_on_the_batch(policy: LaMPPolicy) -> None:
     seen = [observation(index) for index in range(3)]
     seeds = [(7, 0), (7, 1), (7, 2)]

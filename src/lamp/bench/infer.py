@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ from lamp.model.lamp import LaMP
 
 @dataclass(frozen=True, kw_only=True)
 class InferConfig:
-    """Measures one chunk of actions with random weights: time, arithmetic and memory of each stage, against the machine's limits."""
+    """Measures one chunk of actions with random weights: each stage's time and arithmetic, against the machine's limits."""
 
     recipe: str = "bench_mid"
     """Whose policy: a name that `lamp recipe list` shows."""
@@ -92,7 +92,10 @@ def bench_infer(config: InferConfig) -> InferResult:
     actor = FastActor(measured.model, dtype)
     with torch.inference_mode():
         difference = (actor.act(**measured.inputs) - measured.model.act(**measured.inputs)).abs().max()
-        ways = {"ours": _whole(measured, lambda: actor.act(**measured.inputs)), "other": _other(measured, config, dtype)}
+        ways = {
+            "ours": _whole(measured, lambda: actor.act(**measured.inputs)),
+            "other": _other(measured, config, dtype),
+        }
         parts = runs(measured, actor.model)
         whole = measure(ways, device, seconds=config.seconds * 2 / 3)
         timed = measure(parts, device, seconds=config.seconds / 3)
@@ -183,9 +186,11 @@ def to_text(result: InferResult) -> str:
     lines = [
         f"{result.recipe}, batch {result.batch}, {machine.precision}, {machine.name}, "
         + ("one thread" if machine.threads == 1 else f"{machine.threads} threads"),
-        f"measured here: matrix products {limits.matrix_flops / 1e9:,.0f} GFLOP/s, copies {limits.copy_bytes / 1e9:,.1f} GB/s",
+        f"measured here: matrix products {limits.matrix_flops / 1e9:,.0f} GFLOP/s, "
+        f"copies {limits.copy_bytes / 1e9:,.1f} GB/s",
         "",
-        f"{'stage':<10}{'ms':>9}{'GFLOP':>9}{'of matrix rate':>16}{'weights MB':>12}{'of copy rate':>14}{'floor ms':>10}{'asked':>7}",
+        f"{'stage':<10}{'ms':>9}{'GFLOP':>9}{'of matrix rate':>16}{'weights MB':>12}{'of copy rate':>14}"
+        f"{'floor ms':>10}{'asked':>7}",
     ]
     lines += [
         f"{name:<10}{1e3 * s.seconds:>9.2f}{s.flops / 1e9:>9.2f}{s.of_matrix_rate:>16.0%}{s.weight_bytes / 1e6:>12.1f}"

@@ -41,7 +41,9 @@ class Stage:
     """Share of its measured bandwidth that reading the weights takes."""
 
 
-def stage(flops: float, part: nn.Module | None, evaluations: int, itemsize: int, time: Timing, limits: Ceilings) -> Stage:
+def stage(
+    flops: float, part: nn.Module | None, evaluations: int, itemsize: int, time: Timing, limits: Ceilings
+) -> Stage:
     """Puts a stage's work beside its time."""
     parameters = sum(p.numel() for p in part.parameters()) if part is not None else 0
     read = float(parameters * itemsize * evaluations)
@@ -71,9 +73,7 @@ def runs(subject: Subject, model: LaMP) -> dict[str, Run]:
     guided = model.guide(encoded, hidden)
     if model.guidance is not None:
         stages["guidance"] = _recorded(lambda hidden: model.guide(encoded, hidden).tokens, hidden=hidden)
-    stages["action"] = _recorded(
-        lambda noise: model.decode(guided, subject.state, noise), noise=subject.action_noise
-    )
+    stages["action"] = _recorded(lambda noise: model.decode(guided, subject.state, noise), noise=subject.action_noise)
     return stages
 
 

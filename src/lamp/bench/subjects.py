@@ -128,7 +128,9 @@ def _backbone(recipe: AnyRecipe, batch: int, device: torch.device, dtype: torch.
             name: torch.randint(256, (batch, side, side, 3), dtype=torch.uint8, device=device)
             for name, side in config.cameras
         }
-        observations = Observations(images=images, instructions=("pick up the milk and place it in the basket",) * batch)
+        observations = Observations(
+            images=images, instructions=("pick up the milk and place it in the basket",) * batch
+        )
         return {"vlm": small, "see": lambda: small.encode(observations)}
     views, words = len(config.cameras), config.text_tokens or WORDS
     vlm, see = random_qwen(views=views, text_tokens=words, batch=batch, device=device, dtype=dtype)

@@ -193,7 +193,12 @@ def _batch(made: Subject, model: LaMP, settings: MotionTraining | PolicyTraining
 
 
 def _ours(
-    model: LaMP, batch: Batch, settings: MotionTraining | PolicyTraining, see: Subject | None, device: torch.device, dtype: torch.dtype
+    model: LaMP,
+    batch: Batch,
+    settings: MotionTraining | PolicyTraining,
+    see: Subject | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Way:
     generator = torch.Generator().manual_seed(0)
     parts = [model.motion_expert] if isinstance(settings, MotionTraining) else [model.guidance, model.action_expert]

@@ -62,6 +62,8 @@ class EvaluateConfig:
     """Policy episodes to film, spread over the tasks."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Simulator processes."""
+    fast: bool = True
+    """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
     gather_ms: float = 2.0
     """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
     label: str | None = None
@@ -149,7 +151,7 @@ def evaluate(
     )
     instructions = simulators.instructions()
     tasks = _tasks(config, len(instructions))
-    opened = load or PolicyOpener(config.execute)
+    opened = load or PolicyOpener(config.execute, fast=config.fast)
     policies = Policies(lambda path: opened(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
     conditions = policies.conditions(checkpoints, config.controls, config.data, tasks)

@@ -113,13 +113,14 @@ class PolicyOpener:
 
     Args:
         execute: Actions of a chunk that will be executed; None: as many as the checkpoint says.
+        fast: Prepare the fast path.
     """
 
-    def __init__(self, execute: int | None = None) -> None:
+    def __init__(self, execute: int | None = None, *, fast: bool = True) -> None:
         from lamp.train.sharing import Backbones
 
         self._backbones = Backbones()
-        self._execute = execute
+        self._execute, self._fast = execute, fast
 
     def __call__(self, path: Path, device: str, threads: int) -> BatchPolicy:
         """Opens a policy.
@@ -137,11 +138,12 @@ class PolicyOpener:
         from lamp.policy import LaMPPolicy
         from lamp.train.description import read_description
 
-        policy = read_description(path).policy
-        if self._execute is not None and policy is not None and self._execute > policy.chunk:
+        record = read_description(path).policy
+        if self._execute is not None and record is not None and self._execute > record.chunk:
             raise MismatchError(
-                f"{path} has chunks of {policy.chunk} actions, and {self._execute} are to be executed of each; expected 1 to "
-                f"{policy.chunk}."
+                f"{path} has chunks of {record.chunk} actions, and {self._execute} are to be executed of each; expected 1 to "
+                f"{record.chunk}."
             )
         torch.set_num_threads(threads)
-        return LaMPPolicy.from_checkpoint(path, device=device, backbone=self._backbones)
+        policy = LaMPPolicy.from_checkpoint(path, device=device, backbone=self._backbones)
+        return policy.compile() if self._fast else policy

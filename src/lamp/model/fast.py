@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from lamp.flow_matching import step_times
@@ -23,6 +23,8 @@ from lamp.model.layers import Block, Mlp
 from lamp.model.motion_expert import MotionBlock
 from lamp.types import Encoded
 
+GRAPHS_KEPT = 16
+"""Each holds the memory of one forward pass; the one used longest ago goes first."""
 WARM_UP = 3
 """Calls before a CUDA graph is recorded, in which the compiler and the libraries choose their kernels."""
 
@@ -109,15 +111,26 @@ class FastActor:
             "motion_noise": motion_noise,
             "action_noise": action_noise,
         }
+        given = {name: tensor if tensor is None else with_twins(tensor) for name, tensor in given.items()}
         key = (encoded.whole, *((name, tensor if tensor is None else tensor.shape) for name, tensor in given.items()))
-        if key not in self._graphs:
-            whole = encoded.whole
+        graph = self._graphs.pop(key, None) or self._record(given, encoded.whole)
+        self._graphs[key] = graph
+        if len(self._graphs) > GRAPHS_KEPT:
+            del self._graphs[next(iter(self._graphs))]
+        return graph(given)[: len(state)]
 
-            def act(tokens: Tensor, mask: Tensor, **rest: Any) -> Tensor:
-                return self.model.act(Encoded(tokens=tokens, mask=mask, whole=whole), **rest)
+    def _record(self, given: Mapping[str, Tensor | None], whole: bool) -> Recorded:
+        def act(tokens: Tensor, mask: Tensor, **rest: Any) -> Tensor:
+            return self.model.act(Encoded(tokens=tokens, mask=mask, whole=whole), **rest)
 
-            self._graphs[key] = Recorded(act, given)
-        return self._graphs[key](given)
+        return Recorded(act, given)
+
+
+def with_twins(tensor: Shaped[Tensor, "b *shape"]) -> Shaped[Tensor, "c *shape"]:
+    """Repeats the last sample up to the next power of two, so that few batch sizes need a graph of their own."""
+    b = len(tensor)
+    room = 1 << (b - 1).bit_length()
+    return tensor if room == b else torch.cat([tensor, tensor[-1:].expand(room - b, *tensor.shape[1:])])
 
 
 class Recorded:

@@ -86,7 +86,9 @@ class MotionConcatenation(nn.Module):
 
     def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
         """Returns z as it is, and what stands beside the action tokens."""
-        return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=JoinedMotion(values=self.pool(z_m)))
+        return Guided(
+            tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=JoinedMotion(values=self.pool(z_m))
+        )
 
 
 Fusion = MotionGuidance | MotionAddition | MotionConcatenation

@@ -93,7 +93,11 @@ class LaMPConfig:
     def evaluations(self) -> dict[str, int]:
         """How often a chunk of actions asks each network."""
         motion = self.hidden_at.STEPS + 1 if self.motion else 0
-        return {"motion": motion, "guidance": int(self.fusion is not None), "action": self.solver_steps if self.action else 0}
+        return {
+            "motion": motion,
+            "guidance": int(self.fusion is not None),
+            "action": self.solver_steps if self.action else 0,
+        }
 
     @property
     def fusion(self) -> FusionConfig | None:
@@ -225,7 +229,9 @@ class LaMP(nn.Module):
         """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10)."""
         expert = _present(self.action_expert, "Action Expert")
         context = expert.context(guided)
-        return euler(lambda a, tau: expert(a[:, None], tau, state, context)[:, 0], action_noise, self.config.solver_steps)
+        return euler(
+            lambda a, tau: expert(a[:, None], tau, state, context)[:, 0], action_noise, self.config.solver_steps
+        )
 
     @torch.no_grad()
     def foresee(

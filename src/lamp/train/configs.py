@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,6 +24,8 @@ from lamp.train.optimiser import AdamW
 class Float32:
     """Full precision."""
 
+    DTYPE: ClassVar[torch.dtype] = torch.float32
+
     def autocast(self, device: str) -> AbstractContextManager[object]:
         return nullcontext()
 
@@ -31,6 +33,8 @@ class Float32:
 @dataclass(frozen=True, kw_only=True)
 class BFloat16:
     """Matrix products in bfloat16 (autocast); weights, optimizer and loss stay in float32."""
+
+    DTYPE: ClassVar[torch.dtype] = torch.bfloat16
 
     def autocast(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)

@@ -88,6 +88,7 @@ def test_the_arithmetic_is_counted_as_by_hand() -> None:
 @pytest.mark.usefixtures("tiny")
 def test_prefix_and_departure_need_less_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     made = subjects.subject("tiny", batch=1, device=CPU, dtype=torch.float32)
+    assert TINY.model.action is not None
     action = replace(TINY.model.action, attention=Prefix())
     fast = replace(TINY, model=replace(TINY.model, action=action, hidden_at=Departure()))
     monkeypatch.setattr(subjects, "find_recipe", lambda name: fast)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +22,11 @@ from lamp.model.fusion import AddFusion, ConcatFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
 from lamp.model.motion_expert import AdaLNPooled, RepeatAndPad
-from lamp.types import Batch, Encoded
+from lamp.types import Encoded
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="torch was built without oneDNN")
 
-VARIANTS: dict[str, Callable[[LaMPConfig], LaMPConfig]] = {
+VARIANTS: dict[str, Callable[[Any], LaMPConfig]] = {
     "as it is": lambda c: c,
     "departure": lambda c: replace(c, hidden_at=Departure()),
     "joint": lambda c: replace(c, action=replace(c.action, attention=Joint())),
@@ -43,7 +44,7 @@ VARIANTS: dict[str, Callable[[LaMPConfig], LaMPConfig]] = {
 }
 
 
-def noises(model: LaMP, b: int) -> dict[str, torch.Tensor | None]:
+def noises(model: LaMP, b: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(5)
     shapes = {"motion_noise": model.motion_shape, "action_noise": model.action_shape}
     return {name: shape and torch.randn(b, *shape, generator=generator) for name, shape in shapes.items()}
@@ -55,7 +56,7 @@ def without_padding(encoded: Encoded) -> Encoded:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_acts_as_the_plain_path(config: LaMPConfig, batch: Batch, variant: str, padded: bool) -> None:
+def test_it_acts_as_the_plain_path(config, batch, variant, padded):
     model = spread(LaMP(VARIANTS[variant](config))).eval()
     encoded = batch.encoded if padded else without_padding(batch.encoded)
     plain = model.act(encoded, batch.state, **noises(model, 2))
@@ -66,7 +67,7 @@ def test_it_acts_as_the_plain_path(config: LaMPConfig, batch: Batch, variant: st
         torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
 
 
-def test_bfloat16_points_the_same_way(model: LaMP, batch: Batch) -> None:
+def test_bfloat16_points_the_same_way(model, batch):
     plain = model.eval().act(batch.encoded, batch.state, **noises(model, 2))
     fast = FastActor(model, torch.bfloat16).act(batch.encoded, batch.state, **noises(model, 2))
     assert fast.dtype == torch.float32
@@ -74,9 +75,9 @@ def test_bfloat16_points_the_same_way(model: LaMP, batch: Batch) -> None:
     assert functional.cosine_similarity(fast.flatten(), plain.flatten(), dim=0) >= 0.999
 
 
-def test_what_time_does_is_computed_once(model: LaMP, batch: Batch) -> None:
+def test_what_time_does_is_computed_once(model, batch):
     actor, calls = FastActor(model), []
-    expert = actor.model.motion_expert
+    expert: Any = actor.model.motion_expert
     for module in (expert.time, expert.modulate_out, *(block.norm_attention.modulate for block in expert.blocks)):
         module.register_forward_hook(lambda *_: calls.append(1))
     actor.act(batch.encoded, batch.state, **noises(model, 2))
@@ -85,7 +86,7 @@ def test_what_time_does_is_computed_once(model: LaMP, batch: Batch) -> None:
     assert len(calls) == 2 * (2 + len(expert.blocks))  # 1/3 and 2/3; tau = 0 was known
 
 
-def test_the_model_itself_stays_as_it_was(model: LaMP, batch: Batch) -> None:
+def test_the_model_itself_stays_as_it_was(model, batch):
     before = model.eval().act(batch.encoded, batch.state, **noises(model, 2))
     twin = prepared(model)
     theirs = dict(twin.named_parameters())
@@ -96,7 +97,7 @@ def test_the_model_itself_stays_as_it_was(model: LaMP, batch: Batch) -> None:
     assert model.guidance.project.weight.grad.abs().max() > 0
 
 
-def test_a_whole_batch_needs_no_mask(model: LaMP, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_batch_needs_no_mask(model, batch, monkeypatch):
     masks = []
     real = functional.scaled_dot_product_attention
 
@@ -115,7 +116,7 @@ def test_a_whole_batch_needs_no_mask(model: LaMP, batch: Batch, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("given", "room"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
-def test_batches_are_filled_up_with_twins_of_the_last_sample(given: int, room: int) -> None:
+def test_batches_are_filled_up_with_twins_of_the_last_sample(given, room):
     x = torch.arange(given * 6).reshape(given, 2, 3)
     filled = with_twins(x)
     assert len(filled) == room
@@ -125,7 +126,7 @@ def test_batches_are_filled_up_with_twins_of_the_last_sample(given: int, room: i
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch's compiler needs g++ on a CPU")
-def test_blocks_compile_whole_and_once_for_all_layers() -> None:
+def test_blocks_compile_whole_and_once_for_all_layers():
     command = [sys.executable, "-m", "tests.model.compiled_blocks"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     for found in json.loads(run.stdout).values():
@@ -136,7 +137,7 @@ def test_blocks_compile_whole_and_once_for_all_layers() -> None:
 
 @needs_onednn
 class TestKernels:
-    def test_packed_linear(self) -> None:
+    def test_packed_linear(self):
         linear = torch.nn.Linear(37, 53)
         packed, x = onednn.PackedLinear(linear), torch.randn(3, 11, 37)
         with torch.inference_mode():
@@ -146,7 +147,7 @@ class TestKernels:
         packed(x).sum().backward()
         assert linear.weight.grad is not None
 
-    def test_packed_mlp(self) -> None:
+    def test_packed_mlp(self):
         mlp, x = Mlp(24), torch.randn(2, 7, 24)
         packed = onednn.PackedMlp(onednn.PackedLinear(mlp.up), onednn.PackedLinear(mlp.down))
         with torch.inference_mode():
@@ -154,7 +155,7 @@ class TestKernels:
         torch.testing.assert_close(packed(x), mlp(x))
 
     @pytest.mark.parametrize("masked", ["not", "one for all", "each"])
-    def test_attention(self, masked: str) -> None:
+    def test_attention(self, masked):
         generator = torch.Generator().manual_seed(1)
         query, key, value = (torch.randn(2, n, 3, 16, generator=generator).transpose(1, 2) for n in (600, 517, 517))
         mask = None if masked == "not" else torch.rand(1 if masked == "one for all" else 2, 1, 1, 517) < 0.7
@@ -165,7 +166,7 @@ class TestKernels:
                 found, functional.scaled_dot_product_attention(query, key, value, attn_mask=mask), atol=1e-5, rtol=1e-5
             )
 
-    def test_attention_is_not_for_learning_nor_for_a_mask_of_rows(self) -> None:
+    def test_attention_is_not_for_learning_nor_for_a_mask_of_rows(self):
         x = torch.randn(1, 2, 600, 8)
         assert not onednn.fits(x, x, None, 0.0)
         with torch.inference_mode():

@@ -76,6 +76,7 @@ def test_the_fast_path_gives_the_same_actions(policy: LaMPPolicy, runs: Path) ->
     pairs = zip(fast.act_batch(seen, seeds, foresight=True), policy.act_batch(seen, seeds, foresight=True), strict=True)
     for ours, plain in pairs:
         np.testing.assert_allclose(ours.actions, plain.actions, atol=1e-4)
+        assert ours.foresight is not None and plain.foresight is not None
         np.testing.assert_allclose(ours.foresight, plain.foresight, atol=1e-4)
 
 

@@ -228,9 +228,9 @@ def _ours(
 def _reference(
     model: LaMP, batch: Batch, settings: MotionTraining | PolicyTraining, device: torch.device, dtype: torch.dtype
 ) -> Way:
-    policy = model.config if isinstance(settings, PolicyTraining) else None
-    if policy is None:
+    if isinstance(settings, MotionTraining):
         raise ConfigError("the reference trains policies; expected --stage policy, or --against uncached.")
+    policy = model.config
     release = ReleaseArrangement.of(policy).to(device).train()
     release.motion_head.requires_grad_(False).eval()
     assert policy.motion is not None

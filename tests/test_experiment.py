@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lamp.experiment import run
+from lamp.experiment import _in_another_process, run
 from lamp.files import read_lines_json
 from lamp.recipes import Recipe, experiment
 from lamp.recipes.kinds import without_motion
@@ -58,3 +60,18 @@ def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path) ->
     run(made, out)
     assert written(out) == done
     assert read_lines_json(out / "evaluation" / "episodes.jsonl") == lines
+
+
+def test_a_failure_does_not_wait_for_the_work_beside_it() -> None:
+    started = time.monotonic()
+    with pytest.raises(ZeroDivisionError), _in_another_process(time.sleep, 600.0):
+        while not multiprocessing.active_children():
+            time.sleep(0.05)
+        raise ZeroDivisionError
+    assert time.monotonic() - started < 120
+    assert multiprocessing.active_children() == []
+
+
+def test_the_work_beside_gives_its_result() -> None:
+    with _in_another_process(sorted, (3, 1, 2)) as work:
+        assert work.result() == [1, 2, 3]

@@ -100,9 +100,15 @@ def _in_another_process(
     work: Callable[Work, Result], *args: Work.args, **named: Work.kwargs
 ) -> Iterator[Future[Result]]:
     """Works beside the block, which should ask for the result: on few cores, two processes of one thread each train faster
-    than one of two threads after another."""
+    than one of two threads after another. Where the block fails, the work beside it is stopped, and goes on another time."""
+    before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.submit(work, *args, **named)
+        try:
+            yield pool.submit(work, *args, **named)
+        except BaseException:
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()
+            raise
 
 
 def _evaluate(recipe: Recipe, index: int, out: Path) -> Summary:

@@ -344,7 +344,8 @@ class ImportFlags:
     revision: str | None = None
     """The hub's branch or commit."""
     vlm: Path | None = None
-    """A folder with the VLM's config.json and tokenizer; by default, the hub is asked for those that config.yaml names."""
+    """The VLM's folder: its config.json, tokenizer.json and preprocessor_config.json, and its weights where the release has none.
+    By default, the hub is asked for the VLM that config.yaml names."""
 
 
 def _import_released(arguments: Sequence[str]) -> None:

@@ -63,8 +63,9 @@ def libero_object_small() -> Recipe:
 
 
 def libero_spatial_small() -> Recipe:
-    """Three tasks of LIBERO-Spatial, where two identical bowls make the instruction decide."""
-    return small_study("libero_spatial", (0, 2, 8), episodes=40, policy_steps=4000, shift=0.0)
+    """The two tasks of LIBERO-Spatial that share a scene: one black bowl on the stove, one on the cabinet, and the instruction
+    alone says which. In the other eight, where the bowls are gives the task away (EXPERIMENTS.md)."""
+    return small_study("libero_spatial", (7, 9), episodes=50, policy_steps=4000, shift=0.0)
 
 
 def small_study(suite: str, tasks: tuple[int, ...], *, episodes: int, policy_steps: int, shift: float) -> Recipe:

@@ -101,7 +101,7 @@ class WebsocketPolicy:
         self._api_key = api_key
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
-        self._max_bytes = max_message_bytes
+        self._limits = wire.Limits(message_bytes=max_message_bytes)
         self._foresight = foresight
         self._connection: Any = None
         self._metadata: dict[str, Any] = {}
@@ -129,7 +129,7 @@ class WebsocketPolicy:
                 request["lamp/foresight"] = True
         started = time.perf_counter()
         try:
-            connection.send(wire.pack(request, max_bytes=self._max_bytes))
+            connection.send(wire.pack(request, limits=self._limits))
             reply = self._receive(connection)
         except LampClientError:
             self.close()
@@ -173,7 +173,7 @@ class WebsocketPolicy:
             from websockets.version import version
         except ImportError as error:
             raise MissingSoftwareError("websockets is not installed.", hint="pip install websockets") from error
-        options: dict[str, Any] = {"compression": None, "max_size": self._max_bytes}
+        options: dict[str, Any] = {"compression": None, "max_size": self._limits.message_bytes}
         if int(version.split(".")[0]) >= 15:
             # A policy may think longer than the default patience of keepalive, and is reached without a proxy.
             options.update(ping_interval=None, proxy=None)
@@ -214,7 +214,7 @@ class WebsocketPolicy:
             # openpi sends a whole traceback; its last line says what happened.
             lines = [line for line in reply.strip().splitlines() if line.strip()] or ["no message"]
             raise ServerError(f"the policy server at {self.address} failed: {lines[-1].strip()}")
-        return wire.unpack(reply, max_bytes=self._max_bytes)
+        return wire.unpack(reply, limits=self._limits)
 
 
 def chunk_from_reply(reply: Any) -> ActionChunk:

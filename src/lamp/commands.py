@@ -343,6 +343,32 @@ def _check_released(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+def _serve(arguments: Sequence[str]) -> None:
+    from lamp.serve.config import ServeConfig
+    from lamp.serve.server import serve
+    from lamp.view.overlay import ForesightArtist
+
+    serve(parse(ServeConfig, arguments, "serve"), artist=ForesightArtist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeBenchFlags:
+    """Measures the policy server under many clients on loopback; every reply is checked against its request."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def _bench_serve(arguments: Sequence[str]) -> None:
+    from lamp.bench.serving import ServeBench, bench_serving, summary
+
+    flags, bench = parse_beside(ServeBenchFlags, ServeBench, arguments, "bench serve")
+    figures = bench_serving(bench)
+    print(json.dumps(figures, indent=2) if flags.json else summary(figures))
+    if figures["wrong_replies"] or figures["lost_replies"] or figures["errors"]:
+        raise SystemExit(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """One command of the line: what it is for, and what runs it."""
@@ -359,6 +385,8 @@ COMMANDS: dict[str, Command] = {
     "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
+    "serve": Command(summary="answer robots and simulators over the network", run=_serve),
+    "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),

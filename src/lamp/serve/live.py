@@ -24,6 +24,8 @@ WATCHED_S = 4.0
 """The page is being looked at as long as it has asked for news so recently."""
 PICTURE_EVERY_S = 1.0
 """Flow is predicted for the page this often at most: it costs the policy's time."""
+STALE_S = 3.0
+"""After so long, an observation without flow replaces one with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +73,14 @@ class Live:
     def note(self, question: Question, chunk: ActionChunk, *, infer_ms: float, batch: int) -> None:
         """Shows an answer from now on.
 
-        While flow is being shown, plain answers do not replace it before the next prediction is due.
+        While flow is being shown, plain answers do not replace it, unless the server has been too busy to predict any.
         """
         now = time.monotonic()
         if chunk.foresight is not None:
             self._pictured = now
-        elif self.shown is not None and self.shown.foresight is not None and self.watched and not self.wants_flow:
-            return
+        elif self.shown is not None and self.shown.foresight is not None and self.watched:
+            if now - self._pictured < STALE_S:
+                return
         number = 1 if self.shown is None else self.shown.number + 1
         self.shown = Shown(
             number=number, question=question, chunk=chunk, infer_ms=infer_ms, batch=batch, at=time.time(),

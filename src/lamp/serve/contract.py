@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -97,6 +97,7 @@ class Contract:
         return np.asarray(Image.fromarray(image).resize((camera.width, camera.height), Image.Resampling.BILINEAR))
 
 
+@runtime_checkable
 class ServedPolicy(Protocol):
     """What the server needs of a policy."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Refusal:
     close: int | None
 
 
+@runtime_checkable
 class Dialect(Protocol):
     """How messages of one kind are read and answered."""
 

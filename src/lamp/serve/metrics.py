@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 RECENT = 400
 """Values of which the live page shows quantiles."""
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -55,13 +56,13 @@ class PolicyServer:
         units.check(policy.contract.action_width)
         self.metrics = Metrics()
         self.live = Live(contract=policy.contract, metrics=self.metrics, artist=artist)
-        most = min(config.max_batch, config.max_queue)
-        self.dialects = (StarVla(contract=policy.contract, max_examples=most), OpenPi.of(policy.contract, units))
+        self.dialects = (StarVla(contract=policy.contract, max_examples=config.max_queue), OpenPi.of(policy.contract, units))
         limits = {"message_bytes": config.limits.message_bytes, "array_bytes": config.limits.array_bytes}
         self.greeting = wire.pack(greeting(policy.contract, units, limits))
         self.sessions: set[Session] = set()
         self._picture: asyncio.Task[None] | None = None
         self._server: Server | None = None
+        self._port = config.port
 
     async def start(self) -> None:
         """Warms up, then listens; who connects before that is not let in.
@@ -95,6 +96,7 @@ class PolicyServer:
                 f"cannot listen on {config.host}:{config.port} ({error.strerror}); expected a free port of this machine: "
                 "give another --port or --host, or 0 for any port."
             ) from None
+        self._port = next(iter(self._server.sockets)).getsockname()[1]
 
     async def stop(self) -> None:
         """Lets nobody else in, answers what has been asked, closes all connections."""
@@ -116,8 +118,7 @@ class PolicyServer:
     @property
     def port(self) -> int:
         """Where it listens."""
-        assert self._server is not None, "the server has not been started"
-        return next(iter(self._server.sockets)).getsockname()[1]
+        return self._port
 
     @property
     def address(self) -> str:
@@ -140,8 +141,8 @@ class PolicyServer:
             shown = self.live.shown
             return self.metrics.text(
                 {
-                    "lamp_clients": ("Connected clients.", len(self.sessions)),
-                    "lamp_waiting_observations": ("Observations in the queue.", self.batcher.waiting),
+                    "lamp_clients": ("Connected clients.", float(len(self.sessions))),
+                    "lamp_waiting_observations": ("Observations in the queue.", float(self.batcher.waiting)),
                     "lamp_gate": ("Opening of the motion gate.", shown.chunk.gate if shown else None),
                 }
             )
@@ -185,7 +186,7 @@ class PolicyServer:
     def _note(self, done: Done) -> None:
         """Counts a batch, shows it, and predicts flow for the page where nobody waits."""
         self.metrics.observations += len(done.questions)
-        self.metrics.batch.add(len(done.questions))
+        self.metrics.batch.add(float(len(done.questions)))
         self.metrics.infer.add(done.infer_s)
         begun = time.perf_counter() - done.infer_s
         for question in done.questions:
@@ -227,8 +228,6 @@ async def serving(
 def served(policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None) -> Iterator[PolicyServer]:
     """Serves a policy from a thread of its own while the block runs: for notebooks, tests and measurements."""
     with asyncio.Runner() as runner:
-        import threading
-
         loop = runner.get_loop()
         server = PolicyServer(policy, config, artist=artist)
         loop.run_until_complete(server.start())
@@ -253,10 +252,11 @@ def serve(config: ServeConfig, *, artist: Artist | None = None) -> None:
         ApiKeys.read(config.api_key_file)
     config.tls()
     policy = open_checkpoint(config.checkpoint, device=_device(config.device), threads=config.threads)
-    asyncio.run(_until_signalled(policy, config, artist))
+    asyncio.run(serve_until_signalled(policy, config, artist=artist))
 
 
-async def _until_signalled(policy: ServedPolicy, config: ServerConfig, artist: Artist | None) -> None:
+async def serve_until_signalled(policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None) -> None:
+    """Serves a policy until SIGTERM or Ctrl-C, and finishes what is in flight."""
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal() -> None:

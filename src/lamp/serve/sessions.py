@@ -76,6 +76,8 @@ class Session:
         gone.add_done_callback(lambda _: self._forsake())
         try:
             await self._send(self.greeting)
+            if self.stopping.is_set():  # the server began to stop during the handshake
+                await self.close_if_idle()
             async for encoded in self.connection:
                 self.busy = True
                 close = await self._attend(encoded)

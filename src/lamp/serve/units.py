@@ -60,7 +60,7 @@ class WidowX:
 
     def __call__(self, actions: Actions) -> Actions:
         converted = actions.copy()
-        converted[:, 3:6] = np.stack([_axis_angle(*angles) for angles in actions[:, 3:6]])
+        converted[:, 3:6] = np.stack([_axis_angle(*angles) for angles in actions[:, 3:6].tolist()])
         converted[:, 6] = 2.0 * (actions[:, 6] > 0.5) - 1.0
         return converted
 

@@ -352,6 +352,32 @@ def _serve(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordingFlags:
+    """Makes a LeRobot dataset of what a robot or simulator recorded; again, it takes up what was recorded since."""
+
+    recording: tyro.conf.Positional[Path]
+    """The recorder's folder."""
+    out: Path
+    """The dataset."""
+    robot_type: str = "panda"
+    """As written in the dataset's description."""
+    successes_only: bool = False
+    """Leave out episodes that nobody called a success."""
+
+
+def _import_recording(arguments: Sequence[str]) -> None:
+    flags = parse(RecordingFlags, arguments, "import-recording")
+    from lamp.data.recordings import import_recording
+
+    found = import_recording(
+        flags.recording, flags.out, robot_type=flags.robot_type, successes_only=flags.successes_only
+    )
+    for line in found.skipped:
+        print(f"left out {line}", file=sys.stderr)
+    print(f"{flags.out}: {found.episodes} new episodes, {found.frames} frames")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeBenchFlags:
     """Measures the policy server under many clients on loopback; every reply is checked against its request."""
 
@@ -387,6 +413,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
+    "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),

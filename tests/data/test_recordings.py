@@ -85,5 +85,5 @@ def test_recordings_that_do_not_fit(tmp_path: Path) -> None:
     recorder = Recorder(folder=tmp_path / "none", fps=10)
     recorder.begin("x")
     recorder.end(success=False)
-    with pytest.raises(DataError, match="can be imported: .*no frames"):
+    with pytest.raises(DataError, match=r"can be imported: .*no frames"):
         import_recording(tmp_path / "none", tmp_path / "data")

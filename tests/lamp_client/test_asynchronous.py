@@ -127,7 +127,9 @@ def test_chunks_that_are_too_short() -> None:
     executor.close()
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"every": 0}, "every is 0"), ({"delay": 0}, "delay is 0"), ({"blend": -1}, "blend is -1")])
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"every": 0}, "every is 0"), ({"delay": 0}, "delay is 0"), ({"blend": -1}, "blend is -1")]
+)
 def test_settings_that_do_not_fit(settings: dict[str, int], words: str) -> None:
     with pytest.raises(InvalidValueError, match=words):
         Asynchronous(**settings)

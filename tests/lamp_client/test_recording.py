@@ -19,7 +19,10 @@ from lamp_client.types import ActionChunk, Observation
 
 def observation(step: int) -> Observation:
     generator = np.random.default_rng(step)
-    images = {"front": generator.integers(0, 256, (12, 16, 3), dtype=np.uint8), "wrist": np.full((8, 8, 3), step, np.uint8)}
+    images = {
+        "front": generator.integers(0, 256, (12, 16, 3), dtype=np.uint8),
+        "wrist": np.full((8, 8, 3), step, np.uint8),
+    }
     return Observation(images=images, state=np.array([step, -step], np.float32), instruction="tidy up")
 
 
@@ -148,6 +151,11 @@ def test_a_late_step_is_not_made_up_for() -> None:
     gaps = np.diff([moment for moment, _ in arm.sent])
     assert told.late >= 1 and told.worst_s > 0.05 and gaps.max() > 0.1
     assert gaps.min() > 0.02
-    assert drive(Arm(), POLICY, OpenLoop(), instruction="go", fps=500, steps=9, stop=iter([False, False, True]).__next__).steps == 2
+    assert (
+        drive(
+            Arm(), POLICY, OpenLoop(), instruction="go", fps=500, steps=9, stop=iter([False, False, True]).__next__
+        ).steps
+        == 2
+    )
     with pytest.raises(InvalidValueError, match="fps is 0"):
         drive(Arm(), POLICY, OpenLoop(), instruction="go", fps=0, steps=1)

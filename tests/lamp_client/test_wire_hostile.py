@@ -24,10 +24,14 @@ REQUEST = {
     "examples": [{"image": [np.zeros((4, 4, 3), np.uint8)], "lang": "x", "state": [0.5, 1, -3]}],
     "nested": {"a": [1, 2.5, None, True, -7, 2**40, b"raw"], 7: np.float32(1.5)},
 }
-TAGS = bytes([0xC1, 0xC4, 0xC5, 0xC6, 0xC7, 0xC8, 0xC9, 0xD4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF, 0x9F, 0x8F])
+TAGS = bytes(
+    [0xC1, 0xC4, 0xC5, 0xC6, 0xC7, 0xC8, 0xC9, 0xD4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF, 0x9F, 0x8F]
+)
 KEYS = st.one_of(st.text(max_size=8), st.binary(max_size=8), st.integers(0, 99))  # too short for an array's
 PLAIN = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=40), st.binary()),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=40), st.binary()
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=20), st.dictionaries(KEYS, inner, max_size=20)),
 )
 
@@ -56,7 +60,9 @@ def hostile(generator: random.Random, valid: bytes) -> bytes:
         return valid[:at] + header + valid[at:]
     if kind == 4:
         return (bytes([generator.choice(b"\xdd\xdf\x91\x81")]) + b"\x00\xff\xff\xff") * generator.randrange(1, 100)
-    dtype = generator.choice(["|O", "O", "<c16", "|V8", "f4,f4", "<f4", "<f16", "<U9999999", "|S0", "<M8[x]", "\x00", 3, None])
+    dtype = generator.choice(
+        ["|O", "O", "<c16", "|V8", "f4,f4", "<f4", "<f16", "<U9999999", "|S0", "<M8[x]", "\x00", 3, None]
+    )
     shape = [generator.choice([0, 1, -1, 2**31, 2**63, 10**30, 2.5, "2", None]) for _ in range(generator.randrange(40))]
     try:
         return array_of(dtype, shape, generator.choice([b"", b"\0" * 8, "text", 5, None, [1]]))
@@ -123,7 +129,16 @@ def test_what_is_accepted_is_what_msgpack_accepts(encoded: bytes) -> None:
         array_of("<f8", [2**20, 2**20], b""),
         array_of("|u1", [10**9, 0, 10**9], b""),
     ],
-    ids=["nested lists", "a long list", "a long map", "depth", "bytes", "many values", "a large array", "empty but huge"],
+    ids=[
+        "nested lists",
+        "a long list",
+        "a long map",
+        "depth",
+        "bytes",
+        "many values",
+        "a large array",
+        "empty but huge",
+    ],
 )
 def test_headers_that_promise_too_much_cost_nothing(encoded: bytes) -> None:
     tracemalloc.start()

@@ -51,7 +51,7 @@ def test_over_the_wire_a_policy_acts_as_in_this_process(policy: LaMPPolicy) -> N
             assert there.foresight is not None and here.foresight is not None
             np.testing.assert_allclose(there.foresight, here.foresight, atol=1e-6)
             assert there.gate == pytest.approx(here.gate)
-        assert {"policy.encode_ms", "policy.act_ms", "server.infer_ms", "server.queue_ms"} <= there.timing_ms.keys()
+            assert {"policy.encode_ms", "policy.act_ms", "server.infer_ms", "server.queue_ms"} <= there.timing_ms.keys()
         with connected(server) as raw:
             assert "'observation.images.wrist'" in asked(raw, {"observation.images.agentview": 1})
 
@@ -102,7 +102,10 @@ def test_the_command(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch, capsys
     assert cli.main(["serve", "no/such/run"]) == 2 and "no checkpoint at no/such/run" in capsys.readouterr().err
     assert cli.main(["serve", "no/such/run", "--api-key-file", "absent"]) == 2
     assert "no API key file at absent" in capsys.readouterr().err
-    assert cli.main(["serve", "x", "--units", "yards"]) == 2 and "Known: dataset, libero, widowx" in capsys.readouterr().err
+    assert (
+        cli.main(["serve", "x", "--units", "yards"]) == 2
+        and "Known: dataset, libero, widowx" in capsys.readouterr().err
+    )
 
 
 def test_the_measurement(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +114,8 @@ def test_the_measurement(capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--clients 4 --seconds 1 --alone-seconds 0.5 --side 32 --processes 1"
     assert cli.main(["bench", "serve", *flags.split(), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["requests"] > 20 and figures["wrong_replies"] == figures["lost_replies"] == 0 and not figures["errors"]
+    assert (
+        figures["requests"] > 20 and figures["wrong_replies"] == figures["lost_replies"] == 0 and not figures["errors"]
+    )
     assert figures["latency_ms"]["p99"] >= figures["latency_ms"]["p50"] > figures["overhead_ms"]["alone"]["p50"] * 0.1
     assert cli.main(["bench", "serve", "--clients", "0"]) == 2

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def test_cameras_are_sent_by_name_and_as_they_are() -> None:
         chunk = policy.act(seen, noise_seed=(7, 1))
         np.testing.assert_array_equal(chunk.actions[:2], fingerprint(seen, (7, 1)))
         assert chunk.foresight is None and chunk.gate == 0.5
-    with running() as server, WebsocketPolicy("127.0.0.1", server.port, layout=LIBERO_REQUEST, foresight=True) as policy:
+    with (
+        running() as server,
+        WebsocketPolicy("127.0.0.1", server.port, layout=LIBERO_REQUEST, foresight=True) as policy,
+    ):
         chunk = policy.act(observation(1, side=256))
         assert chunk.actions.shape == (10, 7) and chunk.foresight is not None and chunk.foresight.shape == (400, 9, 3)
 
@@ -101,7 +105,9 @@ def test_a_busy_server_is_asked_again() -> None:
 def test_refusals_are_told_in_the_server_s_words(tmp_path: Path) -> None:
     with running(max_clients=1) as server, WebsocketPolicy("127.0.0.1", server.port) as first:
         assert first.metadata["policy"] == "lamp"
-        with pytest.raises(ConnectionFailedError, match=r"refused \(HTTP 503\): The server has 1 clients, as many as it takes"):
+        with pytest.raises(
+            ConnectionFailedError, match=r"refused \(HTTP 503\): The server has 1 clients, as many as it takes"
+        ):
             WebsocketPolicy("127.0.0.1", server.port).act(observation(0))
     with running() as server, WebsocketPolicy("127.0.0.1", server.port, retries=0) as policy:
         with pytest.raises(ServerError, match=r"failed: image 'agentview' is 16x32, of other proportions"):
@@ -128,7 +134,7 @@ def test_an_asynchronous_robot_over_the_wire() -> None:
     executor = Asynchronous(every=3)
     with running(StandIn(side=SIDE, pause_s=0.03)) as server, WebsocketPolicy("127.0.0.1", server.port) as policy:
         for step in range(25):
-            executor.next_action(lambda: observation(step), policy, (7,))
+            executor.next_action(partial(observation, step), policy, (7,))
             time.sleep(0.02)
         executor.close()
         assert executor.calls >= 4 and executor.waits == 0

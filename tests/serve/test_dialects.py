@@ -61,13 +61,22 @@ def test_starvla_requests(envelope: str | None, server: PolicyServer) -> None:
 
 def test_starvla_pings_resets_and_errors_keep_the_connection(server: PolicyServer) -> None:
     with connected(server) as client:
-        assert asked(client, {"type": "ping", "request_id": 3}) == {"status": "ok", "ok": True, "type": "ping", "request_id": 3}
+        assert asked(client, {"type": "ping", "request_id": 3}) == {
+            "status": "ok",
+            "ok": True,
+            "type": "ping",
+            "request_id": 3,
+        }
         for message, words in (
             ({"type": "infer", "payload": {"examples": []}}, "'examples' is 0 of them; expected a list of 1 to 64"),
             ({"examples": [{"image": [], "lang": "x"}]}, "expected 2: agentview, wrist"),
             ({"examples": [example()], "unnorm_key": "bridge"}, "unnorm_key is 'bridge'; expected 'stand-in'"),
             ({"examples": [example() | {"lang": 5}]}, "'lang' is int; expected the instruction as text"),
             ({"examples": [example() | {"state": None}]}, "has no 'state'; expected 8 numbers"),
+            ({"examples": [example()], "unnorm_key": np.zeros(3)}, "expected 'stand-in'"),
+            ({"type": "infer", "payload": 3}, "'payload' is int; expected a map"),
+            ({"examples": [example()] * 65}, "'examples' is 65 of them"),
+            ({"examples": [1]}, "an example is no map"),
             ({"type": "train", "payload": {}}, "expected one of ping, infer, predict_action, reset"),
         ):
             reply = asked(client, message)
@@ -89,10 +98,10 @@ def without(key: str) -> dict[str, Any]:
         (without("prompt"), "lacks 'prompt'"),
         ({"foo": 1}, "lacks 'observation/image'.*it has 'foo'"),
         ({}, "it has nothing"),
-        (request() | {"observation/image": np.zeros((8, 8, 3), np.float32)}, r"'observation/image' is float32 \(8, 8, 3\); expected a uint8"),
-        (request() | {"observation/image": np.zeros((3, 8, 8), np.uint8)}, r"uint8 \(3, 8, 8\); expected a uint8 array \(height"),
+        (request() | {"observation/image": np.zeros((8, 8, 3), np.float32)}, r"is float32 \(8, 8, 3\); expected a uint8"),
+        (request() | {"observation/image": np.zeros((3, 8, 8), np.uint8)}, r"is uint8 \(3, 8, 8\); expected a uint8"),
         (request() | {"observation/image": np.zeros((0, 8, 3), np.uint8)}, "empty image"),
-        (request() | {"observation/image": np.zeros((32, 48, 3), np.uint8)}, "48x32, of other proportions.*Expected agentview 32x32"),
+        (request() | {"observation/image": np.zeros((32, 48, 3), np.uint8)}, "48x32, of other.*Expected agentview 32x32"),
         (request() | {"observation/image": [[1]]}, "is list; expected a uint8"),
         (request() | {"observation/state": np.zeros(7)}, "has 7 values; expected 8"),
         (request() | {"observation/state": np.full(8, np.nan)}, "not finite"),
@@ -103,6 +112,9 @@ def without(key: str) -> dict[str, Any]:
         (request(lamp_noise_seed="x"), "'lamp/noise_seed' is .*expected 1 to 8 whole numbers"),
         (request(lamp_noise_seed=[-1]), "whole numbers"),
         (request(lamp_noise_seed=[0.5]), "whole numbers"),
+        (request(lamp_noise_seed=np.zeros(9, np.int64)), "whole numbers"),
+        (request(lamp_reset=np.zeros(3)), "expected true or false"),
+        ({"type": np.zeros(3)}, "lacks 'observation/image'"),
         (request(lamp_foresight="yes"), "'lamp/foresight' is yes; expected true or false"),
         ([1, 2], "the message is a list; expected a map"),
         (b"\xc1", "cannot be decoded"),

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,12 @@ def test_api_keys(tmp_path: Path) -> None:
         for key in ("first-secret", "second-secret"):
             with connected(server, additional_headers={"Authorization": f"Api-Key {key}"}) as client:
                 assert asked(client, request())["actions"].shape == (10, 7)
-        for headers in ({}, {"Authorization": "Api-Key wrong"}, {"Authorization": "Api-Key "}, {"Authorization": "first-secret"}):
+        for headers in (
+            {},
+            {"Authorization": "Api-Key wrong"},
+            {"Authorization": "Api-Key "},
+            {"Authorization": "first-secret"},
+        ):
             with pytest.raises(InvalidStatus) as refusal, connected(server, additional_headers=headers):
                 pass
             assert refusal.value.response.status_code == 401
@@ -212,7 +218,7 @@ def test_key_files_that_cannot_be_used(tmp_path: Path) -> None:
         file.chmod(mode)
         with pytest.raises(DataError, match=words):
             ApiKeys.read(file)
-    assert ApiKeys().admit(None) and not ApiKeys.of(["a"]).admit(None) and not ApiKeys.of(["a"]).needed is False
+    assert ApiKeys().admit(None) and not ApiKeys.of(["a"]).admit(None) and ApiKeys.of(["a"]).needed
 
 
 def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +239,9 @@ def test_tls() -> None:
         assert server.address.startswith("wss://localhost:")
         with connected(server, ssl=context) as client:
             assert asked(client, request())["actions"].shape == (10, 7)
-        with urllib.request.urlopen(f"https://localhost:{server.port}/healthz", context=context, timeout=10) as response:
+        with urllib.request.urlopen(
+            f"https://localhost:{server.port}/healthz", context=context, timeout=10
+        ) as response:
             assert response.read() == b"OK"
         with pytest.raises(ssl.SSLError), connected(server):
             pass
@@ -377,7 +385,9 @@ def test_it_warms_up_before_it_listens() -> None:
     policy = StandIn(side=SIDE)
     with running(policy, max_batch=5):
         assert policy.batches == [1, 2, 5, 1]
-    with pytest.raises(LampError, match="fails on an example of its own cameras and state: the policy failed: ValueError"):
+    with pytest.raises(
+        LampError, match="fails on an example of its own cameras and state: the policy failed: ValueError"
+    ):
 
         class Broken(StandIn):
             def act_batch(self, *_: object, **__: object) -> list[ActionChunk]:
@@ -392,16 +402,17 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            with served(StandIn(side=SIDE), ServerConfig(port=port)):
-                pass
-    for settings, words in (
+        refused = pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}")
+        with refused, served(StandIn(side=SIDE), ServerConfig(port=port)):
+            pass
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"units": "metres"}, "unknown units 'metres'.*dataset, libero, widowx"),
         ({"max_batch": 0}, "max_batch is 0"),
         ({"port": 70000}, "port is 70000"),
         ({"gather_ms": -1.0}, "gather_ms is -1"),
         ({"tls_key": tmp_path}, "tls_key is given without"),
-    ):
+    ]
+    for settings, words in mistakes:
         with pytest.raises(ConfigError, match=words):
             ServerConfig(**settings)
     with pytest.raises(DataError, match="no file"):
@@ -414,7 +425,9 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
 def test_the_announcement_says_who_may_come() -> None:
     with running() as server:
         told = list(announcement(server))
-        assert told[0] == f"lamp: serving at ws://127.0.0.1:{server.port}" and not any("anybody" in line for line in told)
+        assert told[0] == f"lamp: serving at ws://127.0.0.1:{server.port}" and not any(
+            "anybody" in line for line in told
+        )
     with running(host="0.0.0.0") as server:
         assert "anybody who reaches this port" in list(announcement(server))[-1]
 

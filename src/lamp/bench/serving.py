@@ -87,10 +87,9 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
     workers = ProcessPoolExecutor(config.processes, mp_context=multiprocessing.get_context("spawn"))
     with workers, served(policy, server_config) as server:
         alone = _phase(workers, server, config, clients=1, seconds=config.alone_seconds)
-        memory, counted = resident_bytes() or 0.0, server.metrics.batch
+        counted = server.metrics.batch
         before, total = counted.count, counted.total
         loaded = _phase(workers, server, config, clients=config.clients, seconds=config.seconds)
-        grown = (resident_bytes() or 0.0) - memory
         batches = counted.count - before
         mean_batch = (counted.total - total) / max(1, batches)
     return {
@@ -107,7 +106,7 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
         "mean_batch": round(mean_batch, 2),
         "overhead_ms": {"alone": alone["overhead_ms"], "loaded": loaded["overhead_ms"]},
         "server_cpu_ms_per_request": {"alone": alone["cpu_ms"], "loaded": loaded["cpu_ms"]},
-        "server_memory_growth_mb": round(grown / 1e6, 1),
+        "server_memory_mb": loaded["memory_mb"],
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -123,9 +122,15 @@ def _phase(
     """Lets so many clients ask for so long."""
     shares = [len(range(number, clients, config.processes)) for number in range(min(config.processes, clients))]
     ask = partial(ask_for, server.address, side=config.side, seconds=seconds, think_s=config.think_ms / 1000)
-    cpu = time.process_time()
+    cpu, begun = time.process_time(), time.monotonic()
     firsts = [sum(shares[:number]) for number in range(len(shares))]
-    tallies = list(workers.map(ask, shares, firsts))
+    running = [workers.submit(ask, share, first) for share, first in zip(shares, firsts, strict=True)]
+    memory = []
+    for share in (0.3, 0.65):  # buffers have found their size by then: what grows between these grows for ever
+        time.sleep(max(0.0, begun + share * seconds - time.monotonic()))
+        memory.append(round((resident_bytes() or 0.0) / 1e6, 1))
+    tallies = [future.result() for future in running]
+    memory.append(round((resident_bytes() or 0.0) / 1e6, 1))
     cpu = time.process_time() - cpu
     total = [value for tally in tallies for value in tally.total_ms]
     errors: dict[str, int] = {}
@@ -140,6 +145,7 @@ def _phase(
         "throughput_per_s": round(len(total) / seconds, 1),
         "latency_ms": _quantiles(total),
         "overhead_ms": _quantiles([value for tally in tallies for value in tally.overhead_ms]),
+        "memory_mb": dict(zip(("at 30%", "at 65%", "at the end"), memory, strict=True)),
         "cpu_ms": round(1000 * cpu / max(1, len(total)), 3),
     }
 
@@ -172,12 +178,16 @@ async def _client(address: str, number: int, side: int, seconds: float, think_s:
         for _ in range(SCENES)
     ]
     try:
-        async with connect(address, compression=None, max_size=None, ping_interval=None, proxy=None, open_timeout=60) as ws:
+        async with connect(
+            address, compression=None, max_size=None, ping_interval=None, proxy=None, open_timeout=60
+        ) as ws:
             await ws.recv()
             deadline, call = time.monotonic() + seconds, 0
             while time.monotonic() < deadline:
                 state = generator.normal(size=STATE).astype(np.float32)
-                seen = Observation(images=scenes[call % SCENES], state=state, instruction=f"client {number} call {call}")
+                seen = Observation(
+                    images=scenes[call % SCENES], state=state, instruction=f"client {number} call {call}"
+                )
                 await _ask(ws, seen, (number, call), tally)
                 call += 1
                 if think_s:
@@ -216,6 +226,7 @@ def summary(figures: Mapping[str, Any]) -> str:
             f"latency p50 {latency['p50']} ms, p99 {latency['p99']} ms",
             f"protocol overhead p50 {alone['p50']} ms alone, {loaded['p50']} ms loaded; server's processor time "
             f"{cpu['alone']} and {cpu['loaded']} ms a request",
-            f"server's memory grew by {figures['server_memory_growth_mb']} MB",
+            "server's memory, MB: "
+            + ", ".join(f"{value} {name}" for name, value in figures["server_memory_mb"].items()),
         ]
     )

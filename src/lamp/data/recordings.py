@@ -53,7 +53,9 @@ def import_recording(
     """
     names = recorded_names(recording)
     if not names:
-        raise DataError(f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote")
+        raise DataError(
+            f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote"
+        )
     writer: LeRobotWriter | None = None
     skipped, frames, known = list[str](), 0, set[str]()
     for number, name in enumerate(names):
@@ -64,7 +66,9 @@ def import_recording(
             continue
         fps = round(episode.fps)
         if abs(fps - episode.fps) > 1e-6 or fps < 1:
-            raise ConfigError(f"{name} was recorded at {episode.fps} frames per second; a dataset needs a whole number.")
+            raise ConfigError(
+                f"{name} was recorded at {episode.fps} frames per second; a dataset needs a whole number."
+            )
         if writer is None:
             writer = LeRobotWriter(out, fps=fps, robot_type=robot_type)
             known = writer.names()
@@ -110,7 +114,11 @@ def episode_data(episode: RecordedEpisode) -> EpisodeData:
     executed = [frame.get("executed", frame["action"]) for frame in frames]
     columns["action.executed"] = np.stack(executed).astype(np.float32)
     images = {camera: np.stack([frame["images"][camera] for frame in frames]) for camera in frames[0]["images"]}
-    extra: dict[str, Any] = {"success": episode.success, "complete": episode.complete, "recorder": dict(episode.metadata)}
+    extra: dict[str, Any] = {
+        "success": episode.success,
+        "complete": episode.complete,
+        "recorder": dict(episode.metadata),
+    }
     return EpisodeData(frames=columns, images=images, task=episode.instruction, extra=extra)
 
 

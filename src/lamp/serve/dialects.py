@@ -128,7 +128,8 @@ class StarVla:
     def speaks(self, message: Message) -> bool:
         if "examples" in message or isinstance(message.get("payload"), Mapping):
             return True
-        return message.get("type") in STARVLA_TYPES and isinstance(message.get("type"), str)
+        kind = message.get("type")
+        return isinstance(kind, str) and kind in STARVLA_TYPES
 
     def read(self, message: Message) -> Asked:
         """
@@ -162,7 +163,7 @@ class StarVla:
         return examples
 
     def _check_key(self, key: Any) -> None:
-        if key is not None and key != self.contract.dataset:
+        if key is not None and not (isinstance(key, str) and key == self.contract.dataset):
             raise MismatchError(f"unnorm_key is {str(key)[:60]!r}; expected {self.contract.dataset!r}, or none.")
 
     def _observation(self, example: Message, number: int) -> Observation:
@@ -170,7 +171,9 @@ class StarVla:
         images = [images] if isinstance(images, np.ndarray) else images
         if not isinstance(images, list) or len(images) != len(names):
             given = len(images) if isinstance(images, list) else type(images).__name__
-            raise InvalidValueError(f"example {number} has {given} for 'image'; expected {len(names)}: {', '.join(names)}.")
+            raise InvalidValueError(
+                f"example {number} has {given} for 'image'; expected {len(names)}: {', '.join(names)}."
+            )
         width = self.contract.state_width
         if width and example.get("state") is None:
             raise InvalidValueError(f"example {number} has no 'state'; expected {width} numbers.")

@@ -78,15 +78,18 @@ class Live:
         now = time.monotonic()
         if chunk.foresight is not None:
             self._pictured = now
-        elif self.shown is not None and self.shown.foresight is not None and self.watched:
-            if now - self._pictured < STALE_S:
-                return
+        elif self._keeps_flow(now):
+            return
         number = 1 if self.shown is None else self.shown.number + 1
         self.shown = Shown(
             number=number, question=question, chunk=chunk, infer_ms=infer_ms, batch=batch, at=time.time(),
             foresight=chunk.foresight,
         )  # fmt: skip
         self._jpegs.clear()
+
+    def _keeps_flow(self, now: float) -> bool:
+        shown = self.shown
+        return shown is not None and shown.foresight is not None and self.watched and now - self._pictured < STALE_S
 
     def news(self, *, clients: int, waiting: int) -> dict[str, Any]:
         """The page's data, as JSON values; asking for it counts as looking."""
@@ -101,7 +104,11 @@ class Live:
             "uptime_s": round(time.time() - metrics.started, 1),
             "latency_ms": {
                 name: {"p50": _ms(histogram.recent, 0.5), "p99": _ms(histogram.recent, 0.99)}
-                for name, histogram in (("infer", metrics.infer), ("queue", metrics.queue), ("request", metrics.request))
+                for name, histogram in (
+                    ("infer", metrics.infer),
+                    ("queue", metrics.queue),
+                    ("request", metrics.request),
+                )
             },
             "recent_ms": [round(1000 * value, 2) for value in list(metrics.request.recent)[-120:]],
             "batch": round(float(np.mean(metrics.batch.recent)), 2) if metrics.batch.recent else None,

@@ -55,7 +55,10 @@ class Routes:
         path = urlsplit(request.path).path
         upgrade = "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
         if path == "/healthz" and not upgrade:
-            return text("OK" if self.healthy() else "stopping", HTTPStatus.OK if self.healthy() else HTTPStatus.SERVICE_UNAVAILABLE)
+            return text(
+                "OK" if self.healthy() else "stopping",
+                HTTPStatus.OK if self.healthy() else HTTPStatus.SERVICE_UNAVAILABLE,
+            )
         if not self.keys.admit(single(request.headers, "Authorization")):
             self.refused("key")
             response = text("An API key is needed: Authorization: Api-Key KEY\n", HTTPStatus.UNAUTHORIZED)
@@ -70,7 +73,10 @@ class Routes:
         connected, most = self.clients()
         if connected >= most:
             self.refused("clients")
-            return text(f"The server has {connected} clients, as many as it takes; try again later.\n", HTTPStatus.SERVICE_UNAVAILABLE)
+            return text(
+                f"The server has {connected} clients, as many as it takes; try again later.\n",
+                HTTPStatus.SERVICE_UNAVAILABLE,
+            )
         try:
             seed_of(request.path)
         except LampClientError as error:
@@ -92,7 +98,9 @@ class Routes:
                 if picture is not None:
                     return content(picture, "image/jpeg")
         known = PATHS if self.live is not None else PATHS[:2]
-        return text(f"There is nothing at {path[:80]!r}. Known: {', '.join(known)}; and the websocket.\n", HTTPStatus.NOT_FOUND)
+        return text(
+            f"There is nothing at {path[:80]!r}. Known: {', '.join(known)}; and the websocket.\n", HTTPStatus.NOT_FOUND
+        )
 
 
 def seed_of(path: str) -> NoiseSeed | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -56,7 +57,10 @@ class PolicyServer:
         units.check(policy.contract.action_width)
         self.metrics = Metrics()
         self.live = Live(contract=policy.contract, metrics=self.metrics, artist=artist)
-        self.dialects = (StarVla(contract=policy.contract, max_examples=config.max_queue), OpenPi.of(policy.contract, units))
+        self.dialects = (
+            StarVla(contract=policy.contract, max_examples=config.max_queue),
+            OpenPi.of(policy.contract, units),
+        )
         limits = {"message_bytes": config.limits.message_bytes, "array_bytes": config.limits.array_bytes}
         self.greeting = wire.pack(greeting(policy.contract, units, limits))
         self.sessions: set[Session] = set()
@@ -262,7 +266,7 @@ async def serve_until_signalled(policy: ServedPolicy, config: ServerConfig, *, a
     def on_signal() -> None:
         if asked.is_set():
             print("lamp: stopped at once", file=sys.stderr, flush=True)
-            raise SystemExit(1)
+            os._exit(1)  # anything gentler would wait for the policy's thread
         asked.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -281,8 +285,10 @@ def announcement(server: PolicyServer) -> Iterator[str]:
     yield f"lamp: serving at {server.address}"
     if config.page:
         yield f"lamp: live page at {server.address.replace('ws', 'http', 1)}/"
-    yield f"lamp: {contract.expected.removeprefix('Expected ')} state {contract.state_width}, actions {contract.chunk}x"\
+    yield (
+        f"lamp: {contract.expected.removeprefix('Expected ')} state {contract.state_width}, actions {contract.chunk}x"
         f"{contract.action_width} in {config.units} units"
+    )
     if not server.keys.needed and config.host not in ("127.0.0.1", "localhost", "::1"):
         yield "lamp: anybody who reaches this port may use it and see the cameras; --api-key-file asks for a key"
 

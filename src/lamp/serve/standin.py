@@ -1,4 +1,4 @@
-"""A policy without a checkpoint, for measuring and testing the server: a small random model whose replies repeat what was asked."""
+"""A policy without a checkpoint, for measuring and testing: a small random model whose replies repeat what was asked."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Libero:
 
 @dataclass(frozen=True, kw_only=True)
 class WidowX:
-    """SimplerEnv's WidowX: the gripper becomes +1 = open, -1 = close, and the rotation, given as roll, pitch and yaw, an axis-angle."""
+    """SimplerEnv's WidowX: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
 
     action_units: Literal["dataset", "environment"] = "environment"
 

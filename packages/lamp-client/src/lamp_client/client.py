@@ -87,7 +87,7 @@ class WebsocketPolicy:
         host: Name, address, or a whole ``ws://`` or ``wss://`` address.
         port: Ignored if `host` is a whole address.
         api_key: Sent as ``Authorization: Api-Key ...``.
-        layout: Keys of the request; None: a LaMP server is sent each of its cameras by name and as it is, any other LIBERO's keys.
+        layout: Keys of the request; None: a LaMP server is sent its cameras by name and as they are, any other LIBERO's keys.
         connect_timeout_s: How long to keep trying to connect [s]; covers a server that is still starting, or restarts.
         reply_timeout_s: How long to wait for one reply [s]; a reply that does not come in time is not asked for again.
         retries: How often a question is asked again after the connection broke or the server was too busy.

@@ -131,7 +131,9 @@ class Connection:
             try:
                 options["ssl"] = ssl.create_default_context(cafile=self._ca_file)
             except (OSError, ssl.SSLError) as error:
-                raise ConnectionFailedError(f"cannot read the certificates in {self._ca_file}: {_words(error)}.") from error
+                raise ConnectionFailedError(
+                    f"cannot read the certificates in {self._ca_file}: {_words(error)}."
+                ) from error
         return connect, options
 
     def _unreachable(self, error: Exception) -> ConnectionFailedError:

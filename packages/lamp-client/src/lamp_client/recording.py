@@ -91,7 +91,9 @@ class Recorder:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            raise RecordingError(f"an episode named {name!r} is in {self.folder} already; choose another name.") from None
+            raise RecordingError(
+                f"an episode named {name!r} is in {self.folder} already; choose another name."
+            ) from None
         self._queue, self._failed, self._steps, self._calls, self._chunk = queue.Queue(self.ahead), None, 0, -1, None
         self._thread = threading.Thread(target=self._write, args=(descriptor,), name="lamp-recorder", daemon=True)
         self._thread.start()
@@ -190,7 +192,7 @@ def _record(message: Any, *, compress: bool) -> bytes:
     images = message.get("images") if isinstance(message, dict) else None
     if images and compress:
         packed = {
-            name: {"shape": list(image.shape), "zlib": zlib.compress(np.ascontiguousarray(image), 1)}
+            name: {"shape": list(image.shape), "zlib": zlib.compress(image.tobytes(), 1)}
             for name, image in images.items()
         }
         message = {**message, "images": packed}
@@ -231,11 +233,9 @@ def read_episode(folder: Path, name: str) -> RecordedEpisode:
 
 def _messages(path: Path) -> Iterator[dict[str, Any]]:
     """The messages of a file, up to where it was cut short."""
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise RecordingError(f"cannot read the recording {path}: {error.strerror}.") from None
-    with file:
+    if not path.is_file():
+        raise RecordingError(f"cannot read the recording {path}: there is no such file.")
+    with open(path, "rb") as file:
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             mark, size, checksum = _HEAD.unpack(head)
             encoded = file.read(size) if mark == _MARK and size <= _LIMITS.message_bytes else b""

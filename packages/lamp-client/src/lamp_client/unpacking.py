@@ -121,7 +121,9 @@ class Reader:
             return self._list(self._count(_LISTS[tag]), depth)
         if tag in _MAPS:
             return self._map(self._count(_MAPS[tag]), depth)
-        raise WireError(f"byte {self._at - 1}, 0x{tag:02x}, cannot be decoded: an extension type, or no msgpack at all.")
+        raise WireError(
+            f"byte {self._at - 1}, 0x{tag:02x}, cannot be decoded: an extension type, or no msgpack at all."
+        )
 
     def _taken(self, size: int) -> memoryview:
         """The next bytes, not copied."""

@@ -147,7 +147,7 @@ def test_headers_that_promise_too_much_cost_nothing(encoded: bytes) -> None:
         unpack(encoded)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2_000_000 and time.perf_counter() - started < 1.0
+    assert peak < 2_000_000 and time.perf_counter() - started < 3.0
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def until(condition: object, seconds: float = 10.0) -> None:
 
 def test_requests_of_several_clients_are_computed_together_in_one_thread() -> None:
     policy = StandIn(side=SIDE, pause_s=0.01)
-    with running(policy, gather_ms=60.0, max_batch=8) as server:
+    with running(policy, gather_ms=400.0, max_batch=8) as server:
         warm, together = len(policy.batches), threading.Barrier(6)
 
         def one(number: int) -> None:
@@ -91,7 +91,7 @@ def test_one_that_is_alone_does_not_wait_for_others() -> None:
         started = time.perf_counter()
         for _ in range(5):
             asked(client, request())
-        assert time.perf_counter() - started < 0.45
+        assert time.perf_counter() - started < 1.5
 
 
 def test_no_reply_is_lost_or_swapped_among_many_clients() -> None:
@@ -326,7 +326,7 @@ def test_truncated_frames_hold_up_nobody() -> None:
         with connected(server) as client:
             started = time.perf_counter()
             assert asked(client, request())["actions"].shape == (10, 7)
-            assert time.perf_counter() - started < 1.0
+            assert time.perf_counter() - started < 3.0
             # Neither answers pings, so both are dropped.
             until(lambda: len(server.sessions) == 1)
         half.close()

@@ -62,8 +62,8 @@ def seed_from(value: Any, where: str) -> NoiseSeed | None:
     if value is None:
         return None
     small = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size <= MAX_SEED_PARTS)
-    parts = value.tolist() if small else value
-    parts = parts if isinstance(parts, list) else [parts]
+    plain: Any = value.tolist() if small else value
+    parts: list[Any] = plain if isinstance(plain, list) else [plain]
     whole = all(type(part) is int and 0 <= part < 2**63 for part in parts)
     if not whole or not 1 <= len(parts) <= MAX_SEED_PARTS:
         raise InvalidValueError(

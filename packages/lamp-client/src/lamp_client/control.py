@@ -86,19 +86,17 @@ def drive(
             action = executor.next_action(observe, policy, noise_seed)
             if recorder is not None:
                 observe()
-            now = time.monotonic()
             if done == 0:
-                due = now
-            behind = now - due
-            if behind > 0.1 * period:
-                late += 1
-            worst = max(worst, behind)
-            time.sleep(max(0.0, due - now))
+                due = time.monotonic()
+            time.sleep(max(0.0, due - time.monotonic()))
+            now = time.monotonic()
             sent = robot.send(action)
+            on_time = now - due <= 0.1 * period
+            late, worst = late + (not on_time), max(worst, now - due)
             if recorder is not None:
                 recorder.add(observe(), action, executed=sent, chunk=executor.chunk)
             done += 1
-            due = (due if behind <= 0.1 * period else now) + period
+            due = (due if on_time else now) + period
     finally:
         if recorder is not None:
             recorder.end()

@@ -54,13 +54,13 @@ def asking() -> Iterator[PolicyServer]:
         thread.join()
 
 
-def browse(server: PolicyServer, profile: Path, *flags: str) -> str:
+def browse(server: PolicyServer, profile: Path, *flags: str, credentials: str = "") -> str:
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"no browser is installed; any of {', '.join(BROWSERS)} will do")
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
-        "--virtual-time-budget=8000", *flags, server.address.replace("ws", "http", 1) + "/",
+        "--virtual-time-budget=8000", *flags, server.address.replace("ws://", f"http://{credentials}", 1) + "/",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -75,8 +75,20 @@ def test_a_browser_shows_what_the_robot_sees_and_does(asking: PolicyServer, tmp_
     assert re.search(r"computing\s+\d+\.\d+\s+\d+\.\d+", text) and "5 are executed" in text
     assert re.search(r"predicted motion, now", text), "the flow of an idle moment is drawn while somebody looks"
     assert shown.count('class="line"') == 8  # seven action values and one line of times
-    assert len(re.findall(r'src="image/(agentview|wrist)\.jpg\?n=\d+"', shown)) == 2
+    assert len(re.findall(r'src="[^"]*/image/(agentview|wrist)\.jpg\?n=\d+"', shown)) == 2
     assert "client" in re.findall(r'id="status"[^>]*>([^<]*)<', shown)[0]
+
+
+def test_a_browser_gets_in_with_a_key(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-long-secret\n")
+    keys.chmod(0o600)
+    with running(api_key_file=keys) as server:
+        with connected(server, additional_headers={"Authorization": "Api-Key a-long-secret"}) as client:
+            asked(client, request(7))
+        shown = browse(server, tmp_path / "one", "--dump-dom", credentials="me:a-long-secret@")
+        assert "task 7" in shown and "no news from the server" not in shown[: shown.index("<script")]
+        assert "task 7" not in browse(server, tmp_path / "two", "--dump-dom", credentials="me:another@")
 
 
 def test_flow_is_predicted_for_lookers_only(asking: PolicyServer) -> None:
@@ -114,3 +126,11 @@ def test_an_observation_with_flow_stays_a_while(monkeypatch: pytest.MonkeyPatch)
         assert live.shown is not None
         numbers.append(live.shown.number)
     assert numbers == [1, 2, 2, 3]
+    # Predictions that take half a second come every five: a tenth of the policy's time.
+    live.picture_s = 0.5
+    due = []
+    for _ in range(4):
+        clock[0] += 1.0
+        live.news(clients=1, waiting=0)
+        due.append(live.wants_flow)
+    assert due == [False, True, True, True]  # the last one was 3.5 s ago when this began

@@ -23,9 +23,11 @@ Artist = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 WATCHED_S = 4.0
 """The page is being looked at as long as it has asked for news so recently."""
 PICTURE_EVERY_S = 1.0
-"""Flow is predicted for the page this often at most: it costs the policy's time."""
-STALE_S = 3.0
-"""After so long, an observation without flow replaces one with it."""
+"""Flow is predicted for the page this often at most."""
+PICTURE_SHARE = 0.1
+"""Share of the policy's time that predictions for the page may take: a request that arrives meanwhile has to wait."""
+STALE_S = 2.0
+"""An observation without flow replaces one with it when the next prediction is so late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class Live:
     artist: Artist | None = None
     shown: Shown | None = None
     _watched: float = field(default=-1e9, init=False)
+    picture_s: float = 0.0
+    """How long the last prediction for the page took."""
     _pictured: float = field(default=-1e9, init=False)
     _jpegs: dict[tuple[int, str], bytes] = field(default_factory=dict, init=False)
 
@@ -67,7 +71,7 @@ class Live:
     @property
     def wants_flow(self) -> bool:
         """Whether a prediction for the page is due."""
-        due = time.monotonic() - self._pictured >= PICTURE_EVERY_S
+        due = time.monotonic() - self._pictured >= self._every
         return self.contract.foresees and self.artist is not None and self.watched and due
 
     def note(self, question: Question, chunk: ActionChunk, *, infer_ms: float, batch: int) -> None:
@@ -89,7 +93,17 @@ class Live:
 
     def _keeps_flow(self, now: float) -> bool:
         shown = self.shown
-        return shown is not None and shown.foresight is not None and self.watched and now - self._pictured < STALE_S
+        return (
+            shown is not None
+            and shown.foresight is not None
+            and self.watched
+            and now - self._pictured < self._every + STALE_S
+        )
+
+    @property
+    def _every(self) -> float:
+        """Seconds between two predictions for the page."""
+        return max(PICTURE_EVERY_S, self.picture_s / PICTURE_SHARE)
 
     def news(self, *, clients: int, waiting: int) -> dict[str, Any]:
         """The page's data, as JSON values; asking for it counts as looking."""

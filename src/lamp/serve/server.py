@@ -205,7 +205,7 @@ class PolicyServer:
     async def _foresee(self, done: Done) -> None:
         question = done.questions[-1]
         seen = await self.batcher.compute([question.observation], [question.noise_seed], True)
-        chunk = seen.chunks[0]
+        chunk, self.live.picture_s = seen.chunks[0], seen.infer_s
         if isinstance(chunk, ActionChunk):
             self.live.note(question, chunk, infer_ms=1000 * done.infer_s, batch=len(done.questions))
 
@@ -285,10 +285,9 @@ def announcement(server: PolicyServer) -> Iterator[str]:
     yield f"lamp: serving at {server.address}"
     if config.page:
         yield f"lamp: live page at {server.address.replace('ws', 'http', 1)}/"
-    yield (
-        f"lamp: {contract.expected.removeprefix('Expected ')} state {contract.state_width}, actions {contract.chunk}x"
-        f"{contract.action_width} in {config.units} units"
-    )
+    takes = contract.expected.removeprefix("Expected ").removesuffix(".")
+    gives = f"{contract.chunk}x{contract.action_width} in {config.units} units"
+    yield f"lamp: {takes}, state {contract.state_width}, actions {gives}"
     if not server.keys.needed and config.host not in ("127.0.0.1", "localhost", "::1"):
         yield "lamp: anybody who reaches this port may use it and see the cameras; --api-key-file asks for a key"
 

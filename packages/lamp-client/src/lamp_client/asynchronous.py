@@ -24,7 +24,8 @@ class Asynchronous:
     """
 
     every: int = 4
-    """Steps of a chunk after which the next one is asked for."""
+    """Steps after a chunk took over at which the next one is asked for. Where asking takes d steps, chunks need `every` + 2 d
+    actions, or the robot waits (`waits`)."""
     delay: int | None = None
     """Steps from asking until the new chunk takes over, whenever it came: an episode in a simulator, whose time is not the
     world's, can then be repeated. None: as soon as it is there."""

@@ -419,6 +419,58 @@ def _bench_train_step(arguments: Sequence[str]) -> None:
     print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
 
 
+def _serve(arguments: Sequence[str]) -> None:
+    from lamp.serve.config import ServeConfig
+    from lamp.serve.server import serve
+    from lamp.view.overlay import ForesightArtist
+
+    serve(parse(ServeConfig, arguments, "serve"), artist=ForesightArtist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingFlags:
+    """Makes a LeRobot dataset of what a robot or simulator recorded; again, it takes up what was recorded since."""
+
+    recording: tyro.conf.Positional[Path]
+    """The recorder's folder."""
+    out: Path
+    """The dataset."""
+    robot_type: str = "panda"
+    """As written in the dataset's description."""
+    successes_only: bool = False
+    """Leave out episodes that nobody called a success."""
+
+
+def _import_recording(arguments: Sequence[str]) -> None:
+    flags = parse(RecordingFlags, arguments, "import-recording")
+    from lamp.data.recordings import import_recording
+
+    found = import_recording(
+        flags.recording, flags.out, robot_type=flags.robot_type, successes_only=flags.successes_only
+    )
+    for line in found.skipped:
+        print(f"left out {line}", file=sys.stderr)
+    print(f"{flags.out}: {found.episodes} new episodes, {found.frames} frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeBenchFlags:
+    """Measures the policy server under many clients on loopback; every reply is checked against its request."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def _bench_serve(arguments: Sequence[str]) -> None:
+    from lamp.bench.serving import ServeBench, bench_serving, summary
+
+    flags, bench = parse_beside(ServeBenchFlags, ServeBench, arguments, "bench serve")
+    figures = bench_serving(bench)
+    print(json.dumps(figures, indent=2) if flags.json else summary(figures))
+    if figures["wrong_replies"] or figures["lost_replies"] or figures["errors"]:
+        raise SystemExit(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """One command of the line: what it is for, and what runs it."""
@@ -436,6 +488,9 @@ COMMANDS: dict[str, Command] = {
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
     "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
+    "serve": Command(summary="answer robots and simulators over the network", run=_serve),
+    "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
+    "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lamp_client.errors import WireError
-from lamp_client.wire import pack, unpack
+from lamp_client.wire import Limits, pack, unpack
 
 VECTOR = (
     "81b16f62736572766174696f6e2f737461746584c40b5f5f6e6461727261795f5fc3c40464617461c408000000000000803fc405647479"
@@ -129,9 +129,9 @@ def test_malformed_bytes_are_refused(encoded: bytes) -> None:
 def test_messages_over_the_limit_are_refused_both_ways() -> None:
     message = pack(np.zeros(100, dtype=np.uint8))
     with pytest.raises(WireError, match="limit is 50"):
-        pack(np.zeros(100, dtype=np.uint8), max_bytes=50)
+        pack(np.zeros(100, dtype=np.uint8), limits=Limits(message_bytes=50))
     with pytest.raises(WireError, match="limit is 50"):
-        unpack(message, max_bytes=50)
+        unpack(message, limits=Limits(message_bytes=50))
 
 
 def test_infinities_survive() -> None:

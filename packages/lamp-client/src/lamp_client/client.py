@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
@@ -9,16 +10,24 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from lamp_client import wire
-from lamp_client.errors import ConnectionFailedError, LampClientError, MissingSoftwareError, ServerError, WireError
-from lamp_client.layouts import LIBERO_REQUEST, RequestLayout
+from lamp_client.connection import PROTOCOL_VERSION, Connection
+from lamp_client.errors import ConnectionLostError, LampClientError, ServerBusyError, WireError
+from lamp_client.layouts import LIBERO_REQUEST, RequestLayout, frame_request
 from lamp_client.types import ActionChunk, Observation
-
-PROTOCOL_VERSION = 1
-"""Version of LaMP's additions to openpi's protocol; a server announces it as ``{"lamp": {"protocol": 1}}``."""
 
 NoiseSeed = tuple[int, ...]
 
-_RETRY_S = 0.2
+_BUSY_S = 0.1
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "InProcessPolicy",
+    "NoiseSeed",
+    "Policy",
+    "WebsocketPolicy",
+    "action_units",
+    "chunk_from_reply",
+]
 
 
 class Policy(Protocol):
@@ -70,18 +79,21 @@ class InProcessPolicy:
 class WebsocketPolicy:
     """Asks a server that speaks openpi's protocol: LaMP's, or openpi's own.
 
-    It connects when first needed and again after a failure. A LaMP server is also told the noise seed and may return its
-    foresight; any other server's actions are taken to be in the environment's units, as openpi documents.
+    It connects when first needed. A connection that breaks is opened again, and the question asked again, as asking changes
+    nothing in the world. A LaMP server is also told the noise seed and may return its foresight; any other server's actions are
+    taken to be in the environment's units, as openpi documents.
 
     Args:
         host: Name, address, or a whole ``ws://`` or ``wss://`` address.
         port: Ignored if `host` is a whole address.
         api_key: Sent as ``Authorization: Api-Key ...``.
-        layout: Keys of the request.
-        connect_timeout_s: How long to keep trying to connect [s].
-        reply_timeout_s: How long to wait for one reply [s].
+        layout: Keys of the request; None: a LaMP server is sent its cameras by name and as they are, any other LIBERO's keys.
+        connect_timeout_s: How long to keep trying to connect [s]; covers a server that is still starting, or restarts.
+        reply_timeout_s: How long to wait for one reply [s]; a reply that does not come in time is not asked for again.
+        retries: How often a question is asked again after the connection broke or the server was too busy.
         max_message_bytes: Larger messages are refused both ways.
         foresight: Ask a LaMP server for its predicted motion.
+        ca_file: PEM file of the authority or certificate to trust for ``wss://``; None: those that the system trusts.
     """
 
     def __init__(
@@ -90,27 +102,47 @@ class WebsocketPolicy:
         port: int = 8000,
         api_key: str | None = None,
         *,
-        layout: RequestLayout = LIBERO_REQUEST,
+        layout: RequestLayout | None = None,
         connect_timeout_s: float = 10.0,
         reply_timeout_s: float = 120.0,
+        retries: int = 2,
         max_message_bytes: int = wire.MAX_MESSAGE_BYTES,
         foresight: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.address = host if "://" in host else f"ws://{host}:{port}"
-        self.layout = layout
-        self._api_key = api_key
-        self._connect_timeout_s = connect_timeout_s
-        self._reply_timeout_s = reply_timeout_s
-        self._max_bytes = max_message_bytes
+        self.retries = retries
+        self._given_layout = layout
         self._foresight = foresight
-        self._connection: Any = None
-        self._metadata: dict[str, Any] = {}
+        self._episode: NoiseSeed | None = None
+        self._connection = Connection(
+            host if "://" in host else f"ws://{host}:{port}",
+            api_key=api_key,
+            connect_timeout_s=connect_timeout_s,
+            reply_timeout_s=reply_timeout_s,
+            limits=wire.Limits(message_bytes=max_message_bytes, array_bytes=max_message_bytes),
+            ca_file=ca_file,
+        )
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._connection.address
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the server sent on connecting."""
-        self._connected()
-        return self._metadata
+        return self._connection.open()
+
+    @property
+    def layout(self) -> RequestLayout:
+        """The keys of a request."""
+        if self._given_layout is not None:
+            return self._given_layout
+        told = self.metadata
+        cameras, width = told.get("cameras"), told.get("state_width")
+        if "lamp" in told and isinstance(cameras, dict) and isinstance(width, int):
+            return frame_request(list(cameras), width)
+        return LIBERO_REQUEST
 
     def act(self, observation: Observation, *, noise_seed: NoiseSeed | None = None) -> ActionChunk:
         """Asks the server.
@@ -120,33 +152,23 @@ class WebsocketPolicy:
             ServerError: if it replies with an error.
             WireError: if its reply is not one of the protocol's.
         """
-        connection = self._connected()
-        request = self.layout.request(observation)
-        if "lamp" in self._metadata:
-            if noise_seed is not None:
-                request["lamp/noise_seed"] = [int(part) for part in noise_seed]
-            if self._foresight:
-                request["lamp/foresight"] = True
         started = time.perf_counter()
-        try:
-            connection.send(wire.pack(request, max_bytes=self._max_bytes))
-            reply = self._receive(connection)
-        except LampClientError:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise ConnectionFailedError(f"the policy server at {self.address} went away: {_words(error)}.") from error
-        chunk = chunk_from_reply(reply)
-        total_ms = 1000.0 * (time.perf_counter() - started)
-        timing = {**chunk.timing_ms, "client.total_ms": total_ms}
+        chunk = chunk_from_reply(self._asked(lambda: self._request(observation, noise_seed)))
+        timing = {**chunk.timing_ms, "client.total_ms": 1000.0 * (time.perf_counter() - started)}
         return ActionChunk(actions=chunk.actions, timing_ms=timing, foresight=chunk.foresight, gate=chunk.gate)
+
+    def reset(self, noise_seed: NoiseSeed | None = None) -> None:
+        """Begins an episode at a LaMP server; nothing is sent to any other.
+
+        Args:
+            noise_seed: The noise of calls without a seed of their own is numbered from here, so that the episode can be repeated.
+        """
+        self._episode = noise_seed
+        self._asked(self._reset_request)
 
     def close(self) -> None:
         """Closes the connection; the next request opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._connection.close()
 
     def __enter__(self) -> WebsocketPolicy:
         return self
@@ -154,67 +176,36 @@ class WebsocketPolicy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connected(self) -> Any:
-        if self._connection is not None:
-            return self._connection
-        connection = self._connect()
-        try:
-            metadata = self._receive(connection)
-            self._metadata = _checked_metadata(metadata, self.address)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        return connection
-
-    def _connect(self) -> Any:
-        try:
-            from websockets.sync.client import connect
-            from websockets.version import version
-        except ImportError as error:
-            raise MissingSoftwareError("websockets is not installed.", hint="pip install websockets") from error
-        options: dict[str, Any] = {"compression": None, "max_size": self._max_bytes}
-        if int(version.split(".")[0]) >= 15:
-            # A policy may think longer than the default patience of keepalive, and is reached without a proxy.
-            options.update(ping_interval=None, proxy=None)
-        if self._api_key is not None:
-            options["additional_headers"] = {"Authorization": f"Api-Key {self._api_key}"}
-        deadline = time.monotonic() + self._connect_timeout_s
-        while True:
+    def _asked(self, request: Callable[[], dict[str, Any] | None]) -> Any:
+        """Sends a request and returns the reply; a request of None is not sent."""
+        for attempt in range(self.retries + 1):
             try:
-                return connect(self.address, open_timeout=max(deadline - time.monotonic(), 0.1), **options)
-            except ConnectionRefusedError as error:  # the server may still be loading its weights
-                if time.monotonic() + _RETRY_S >= deadline:
-                    raise self._unreachable(error) from error
-                time.sleep(_RETRY_S)
-            except Exception as error:
-                raise self._unreachable(error) from error
+                message = request()
+                return None if message is None else self._connection.ask(message)
+            except (ConnectionLostError, ServerBusyError) as error:
+                if attempt == self.retries:
+                    raise
+                if isinstance(error, ServerBusyError):
+                    time.sleep(_BUSY_S * (attempt + 1))
+        raise AssertionError("unreachable")
 
-    def _unreachable(self, error: Exception) -> ConnectionFailedError:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
-            return ConnectionFailedError(
-                f"the policy server at {self.address} refused the API key (HTTP {status}).", hint="Pass its api_key."
-            )
-        return ConnectionFailedError(
-            f"cannot connect to a policy server at {self.address} within {self._connect_timeout_s:g} s: {_words(error)}.",
-            hint="Is it running? Start one with `lamp serve`, or give another host or port.",
-        )
+    def _request(self, observation: Observation, noise_seed: NoiseSeed | None) -> dict[str, Any]:
+        fresh = not self._connection.is_open
+        message = self.layout.request(observation)
+        if "lamp" in self.metadata:
+            if fresh and self._episode is not None:  # a new connection knows nothing of the episode
+                self._connection.ask(self._reset_request() or {})
+            if noise_seed is not None:
+                message["lamp/noise_seed"] = [int(part) for part in noise_seed]
+            if self._foresight:
+                message["lamp/foresight"] = True
+        return message
 
-    def _receive(self, connection: Any) -> Any:
-        try:
-            reply = connection.recv(timeout=self._reply_timeout_s)
-        except TimeoutError as error:
-            raise ConnectionFailedError(
-                f"the policy server at {self.address} did not reply within {self._reply_timeout_s:g} s."
-            ) from error
-        except Exception as error:
-            raise ConnectionFailedError(f"the policy server at {self.address} went away: {_words(error)}.") from error
-        if isinstance(reply, str):
-            # openpi sends a whole traceback; its last line says what happened.
-            lines = [line for line in reply.strip().splitlines() if line.strip()] or ["no message"]
-            raise ServerError(f"the policy server at {self.address} failed: {lines[-1].strip()}")
-        return wire.unpack(reply, max_bytes=self._max_bytes)
+    def _reset_request(self) -> dict[str, Any] | None:
+        if "lamp" not in self.metadata:
+            return None
+        seed = {} if self._episode is None else {"lamp/noise_seed": [int(part) for part in self._episode]}
+        return {"lamp/reset": True, **seed}
 
 
 def chunk_from_reply(reply: Any) -> ActionChunk:
@@ -239,22 +230,3 @@ def chunk_from_reply(reply: Any) -> ActionChunk:
         foresight=None if foresight is None else np.asarray(foresight, dtype=np.float32),
         gate=None if gate is None else float(gate),
     )
-
-
-def _checked_metadata(metadata: Any, address: str) -> dict[str, Any]:
-    if not isinstance(metadata, dict):
-        raise WireError(f"the server at {address} greeted with a {type(metadata).__name__}; expected a map.")
-    lamp = metadata.get("lamp")
-    if lamp is None:
-        return {"action_units": "environment", **metadata}
-    version = lamp.get("protocol") if isinstance(lamp, dict) else lamp
-    if version != PROTOCOL_VERSION:
-        raise ConnectionFailedError(
-            f"the server at {address} speaks version {version!r} of LaMP's protocol; this client speaks {PROTOCOL_VERSION}.",
-            hint="Install the same version of lamp-client and lamp.",
-        )
-    return {"action_units": "environment", **metadata}
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ").rstrip(".")

@@ -46,8 +46,16 @@ class ConnectionFailedError(LampClientError):
     """The policy server cannot be reached, refused the client, or went away."""
 
 
+class ConnectionLostError(ConnectionFailedError):
+    """The connection broke; the same question may be asked again on another."""
+
+
 class ServerError(LampClientError):
     """The policy server answered with an error."""
+
+
+class ServerBusyError(ServerError):
+    """The policy server has too much to do just now."""
 
 
 class WireError(LampClientError):

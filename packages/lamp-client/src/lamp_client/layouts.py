@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 from lamp_client.errors import InvalidValueError, WireError
 from lamp_client.images import resize
 from lamp_client.types import Observation
+
+MAX_PROMPT = 2000
+"""Characters of an instruction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,11 @@ class RequestLayout:
     prompt: str = "prompt"
     image_size: int | None = 224
     """Images are resized to this square before they are sent [px]; None sends them as they are."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a request."""
+        return (*(key for _, key in self.images), *(key for key, _ in self.state), self.prompt)
 
     def request(self, observation: Observation) -> dict[str, Any]:
         """Lays an observation out.
@@ -57,22 +65,17 @@ class RequestLayout:
             WireError: if a key is missing.
             InvalidValueError: if a value has another shape or type.
         """
-        needed = [key for _, key in self.images] + [key for key, _ in self.state] + [self.prompt]
-        missing = [key for key in needed if key not in message]
+        missing = [key for key in self.keys if key not in message]
         if missing:
+            has = ", ".join(map(repr, list(message)[:12])) or "nothing"
             raise WireError(
-                f"the request lacks {', '.join(map(repr, missing))}; expected {', '.join(map(repr, needed))}."
+                f"the request lacks {', '.join(map(repr, missing))}; it has {has}. "
+                f"Expected {', '.join(map(repr, self.keys))}."
             )
-        parts = []
-        for key, size in self.state:
-            part = np.asarray(message[key], dtype=np.float32).reshape(-1)
-            if len(part) != size:
-                raise InvalidValueError(f"{key!r} has {len(part)} values; expected {size}.")
-            parts.append(part)
         return Observation(
-            images={camera: np.asarray(message[key]) for camera, key in self.images},
-            state=np.concatenate(parts),
-            instruction=str(message[self.prompt]),
+            images={camera: image_from(message[key], key) for camera, key in self.images},
+            state=np.concatenate([state_from(message[key], key, size) for key, size in self.state]),
+            instruction=prompt_from(message[self.prompt], self.prompt),
         )
 
 
@@ -84,3 +87,65 @@ DROID_REQUEST = RequestLayout(
     images=(("exterior", "observation/exterior_image_1_left"), ("wrist", "observation/wrist_image_left")),
     state=(("observation/joint_position", 7), ("observation/gripper_position", 1)),
 )
+
+
+def frame_request(cameras: Sequence[str], state_width: int) -> RequestLayout:
+    """The keys of a LeRobot frame, for any cameras: `observation.images.CAMERA`, `observation.state`, `task`.
+
+    Images are sent as they are: whoever reads them knows best which size it needs.
+    """
+    return RequestLayout(
+        images=tuple((camera, f"observation.images.{camera}") for camera in cameras),
+        state=(("observation.state", state_width),),
+        prompt="task",
+        image_size=None,
+    )
+
+
+def image_from(value: Any, where: str) -> np.ndarray:
+    """Reads an image.
+
+    Raises:
+        InvalidValueError: it is none.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
+        kind = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise InvalidValueError(f"{where!r} is {kind}; expected a uint8 array (height, width, 3).")
+    if not value.size:
+        raise InvalidValueError(f"{where!r} is an empty image {value.shape}; expected uint8 (height, width, 3).")
+    return value
+
+
+def state_from(value: Any, where: str, size: int) -> np.ndarray:
+    """Reads so many finite numbers as (size,) float32, from an array, a number or a list.
+
+    Raises:
+        InvalidValueError: they are others.
+    """
+    try:
+        numbers = np.asarray(value)
+        fits = numbers.dtype.kind in "biuf"
+        state = numbers.astype(np.float32).reshape(-1) if fits else None
+    except (TypeError, ValueError, OverflowError):
+        state = None
+    if state is None:
+        kind = str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+        raise InvalidValueError(f"{where!r} is {kind}; expected {size} numbers.")
+    if len(state) != size:
+        raise InvalidValueError(f"{where!r} has {len(state)} values; expected {size}.")
+    if not np.isfinite(state).all():
+        raise InvalidValueError(f"{where!r} holds values that are not finite; expected {size} finite numbers.")
+    return state
+
+
+def prompt_from(value: Any, where: str) -> str:
+    """Reads an instruction.
+
+    Raises:
+        InvalidValueError: it is no text, or very long.
+    """
+    if not isinstance(value, str):
+        raise InvalidValueError(f"{where!r} is {type(value).__name__}; expected the instruction as text.")
+    if len(value) > MAX_PROMPT:
+        raise InvalidValueError(f"{where!r} has {len(value)} characters; expected at most {MAX_PROMPT}.")
+    return str(value)

@@ -13,6 +13,7 @@ from lamp_client.chunks import Executor
 from lamp_client.client import NoiseSeed, Policy, action_units
 from lamp_client.envs import Env, StepResult
 from lamp_client.errors import InvalidValueError
+from lamp_client.recording import Recorder
 from lamp_client.types import ActionChunk, Observation
 
 
@@ -59,6 +60,7 @@ def run_episode(
     stop_on_success: bool = True,
     on_frame: Callable[[Frame], None] | None = None,
     frame_every: int = 1,
+    recorder: Recorder | None = None,
 ) -> EpisodeResult:
     """Runs a policy in an environment that has just been reset.
 
@@ -71,6 +73,7 @@ def run_episode(
         stop_on_success: Whether the episode ends as soon as the goal holds (LIBERO), or goes on to the limit.
         on_frame: Called with every `frame_every`-th moment, and the last. Each costs a rendering, unless the policy needed it.
         frame_every: Steps between two calls of `on_frame`.
+        recorder: Records every step, which renders every step; its episode is begun and ended here.
     """
     limit = env.step_limit if max_steps is None else min(max_steps, env.step_limit)
     if limit < 1 or frame_every < 1:
@@ -78,6 +81,8 @@ def run_episode(
     convert = env.action_from_policy if action_units(policy) == "dataset" else _unchanged
     watch = _Watch(env)
     executor.reset()
+    if recorder is not None:
+        recorder.begin(env.instruction)
     result = StepResult(success=False, done=False)
     success, steps, asked_at, policy_s = False, 0, 0, 0.0
     reason: Literal["success", "step limit", "environment"] = "step limit"
@@ -97,7 +102,10 @@ def run_episode(
         asked_at = steps if executor.calls > calls else asked_at
         if steps % frame_every == 0:
             show()
-        result = env.step(convert(action))
+        command = convert(action)
+        if recorder is not None:
+            recorder.add(watch.observe(), action, executed=command, chunk=executor.chunk)
+        result = env.step(command)
         watch.forget()
         steps += 1
         success = success or result.success
@@ -108,6 +116,8 @@ def run_episode(
             reason = "environment"
             break
     wall_s = time.perf_counter() - started
+    if recorder is not None:
+        recorder.end(success=success)
     show()
     return EpisodeResult(
         success=success,

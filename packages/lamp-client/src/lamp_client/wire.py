@@ -6,21 +6,21 @@ An array travels as a map with BYTES keys ``__ndarray__``, ``data`` (C order), `
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgpack
 import numpy as np
 
 from lamp_client.errors import WireError
+from lamp_client.unpacking import MAX_MESSAGE_BYTES, Limits, Reader
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Default size limit of a message either way; two 224-pixel images take 0.3 MB."""
+__all__ = ["MAX_MESSAGE_BYTES", "Limits", "pack", "unpack"]
 
 _ALLOWED_KINDS = "biufSUmM"
+_DEFAULT = Limits()
 
 
-def pack(message: Any, *, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
+def pack(message: Any, *, limits: Limits = _DEFAULT) -> bytes:
     """Encodes a message.
 
     Raises:
@@ -28,66 +28,42 @@ def pack(message: Any, *, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
     """
     try:
         encoded = msgpack.packb(message, default=_encode)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WireError(f"the message cannot be encoded: {error}.") from error
-    if encoded is None or len(encoded) > max_bytes:
-        raise WireError(f"the message has {len(encoded or b'')} bytes; the limit is {max_bytes}.")
+    if encoded is None or len(encoded) > limits.message_bytes:
+        raise WireError(f"the message has {len(encoded or b'')} bytes; the limit is {limits.message_bytes}.")
     return encoded
 
 
-def unpack(encoded: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
-    """Decodes a message; arrays are copies that may be written to.
+def unpack(encoded: bytes, *, limits: Limits = _DEFAULT, copy: bool = True) -> Any:
+    """Decodes a message.
+
+    Args:
+        encoded: The whole message.
+        limits: What is accepted.
+        copy: Whether arrays are copies that may be written to; without, images are read-only views of the message, which spares
+            a server the copy.
 
     Raises:
-        WireError: for bytes that are no message of this protocol.
+        WireError: for bytes that are no message of this protocol, or beyond a limit.
     """
-    if len(encoded) > max_bytes:
-        raise WireError(f"the message has {len(encoded)} bytes; the limit is {max_bytes}.")
-    try:
-        return msgpack.unpackb(encoded, object_hook=_decode, strict_map_key=False)
-    except WireError:
-        raise
-    except Exception as error:  # msgpack raises ValueError, its own kinds and RecursionError for malformed bytes
-        raise WireError(f"the message cannot be decoded: {type(error).__name__}: {error}.") from error
+    if len(encoded) > limits.message_bytes:
+        raise WireError(f"the message has {len(encoded)} bytes; the limit is {limits.message_bytes}.")
+    return Reader(encoded, limits, copy=copy).message()
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         _check_dtype(value.dtype)
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+        # Viewed as bytes, so that msgpack copies them once, from where they are.
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b""
+        return {b"__ndarray__": True, b"data": data, b"dtype": value.dtype.str, b"shape": value.shape}
     if isinstance(value, np.generic):
         _check_dtype(value.dtype)
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
     raise WireError(f"a {type(value).__name__} cannot be sent; expected numbers, strings, lists, maps or NumPy arrays.")
 
 
-def _decode(fields: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in fields:
-        dtype, shape, data = _dtype(fields), fields.get(b"shape"), fields.get(b"data")
-        if not isinstance(data, bytes) or not isinstance(shape, list):
-            raise WireError("an array lacks its data or shape.")
-        if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in shape):
-            raise WireError(f"an array's shape is {shape}; expected sizes of at least 0.")
-        if math.prod(shape) * dtype.itemsize != len(data):
-            raise WireError(f"an array of shape {shape} and type {dtype.str} came with {len(data)} bytes.")
-        return np.frombuffer(data, dtype=dtype).reshape(shape).copy()
-    if b"__npgeneric__" in fields:
-        return _dtype(fields).type(fields.get(b"data"))
-    return fields
-
-
-def _dtype(fields: dict[Any, Any]) -> np.dtype[Any]:
-    name = fields.get(b"dtype")
-    if not isinstance(name, str):
-        raise WireError(f"an array's dtype is {name!r}; expected a string such as '<f4'.")
-    try:
-        dtype = np.dtype(name)
-    except (TypeError, ValueError) as error:
-        raise WireError(f"an array's dtype {name!r} is unknown.") from error
-    _check_dtype(dtype)
-    return dtype
-
-
 def _check_dtype(dtype: np.dtype[Any]) -> None:
-    if dtype.hasobject or dtype.kind not in _ALLOWED_KINDS:
+    if dtype.hasobject or dtype.kind not in _ALLOWED_KINDS or not dtype.itemsize:
         raise WireError(f"arrays of type {dtype.str!r} are refused; expected booleans, numbers or text.")

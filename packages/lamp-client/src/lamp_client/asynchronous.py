@@ -1,0 +1,129 @@
+"""Executing a chunk while the next one is being computed, so that a robot does not stand still to think."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lamp_client.chunks import ObservationFn
+from lamp_client.client import NoiseSeed, Policy
+from lamp_client.errors import InvalidValueError
+from lamp_client.types import ActionChunk
+
+
+@dataclass(kw_only=True)
+class Asynchronous:
+    """Asks in a thread of its own while the present chunk is executed.
+
+    A chunk begins at the moment of its observation. By the time it is there, some of that time has passed: the actions for it
+    are skipped, and the next is executed. Where the present chunk ends before the next is there, the robot waits.
+
+    The policy is asked in that thread only; it must not be used elsewhere meanwhile.
+    """
+
+    every: int = 4
+    """Steps after a chunk took over at which the next one is asked for. Where asking takes d steps, chunks need `every` + 2 d
+    actions, or the robot waits (`waits`)."""
+    delay: int | None = None
+    """Steps from asking until the new chunk takes over, whenever it came: an episode in a simulator, whose time is not the
+    world's, can then be repeated. None: as soon as it is there."""
+    blend: int = 0
+    """Steps over which the old chunk's actions, where it still has some, fade into the new one's."""
+    chunk: ActionChunk | None = field(default=None, init=False, repr=False, compare=False)
+    """The chunk that is executed."""
+    calls: int = field(default=0, init=False, repr=False, compare=False)
+    waits: int = field(default=0, init=False, compare=False)
+    """How often the robot had to wait since `reset`, the first chunk aside."""
+    _step: int = field(default=0, init=False, repr=False, compare=False)
+    _from: int = field(default=0, init=False, repr=False, compare=False)
+    """Step of the present chunk's observation."""
+    _taken: int = field(default=0, init=False, repr=False, compare=False)
+    """Step at which the present chunk took over."""
+    _old: tuple[np.ndarray, int] | None = field(default=None, init=False, repr=False, compare=False)
+    """Actions of the chunk before, and the step of its observation."""
+    _next: tuple[Future[ActionChunk], int] | None = field(default=None, init=False, repr=False, compare=False)
+    """The chunk that is being computed, and the step of its observation."""
+    _thread: ThreadPoolExecutor | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("every", self.every, 1), ("delay", self.delay, 1), ("blend", self.blend, 0)):
+            if value is not None and value < least:
+                raise InvalidValueError(f"{name} is {value}; expected at least {least}.")
+
+    def reset(self) -> None:
+        """Forgets everything; waits for what is being computed, as the policy is used by one thread at a time."""
+        self._finish()
+        self.chunk, self._old, self.calls, self.waits, self._step = None, None, 0, 0, 0
+
+    def close(self) -> None:
+        """Ends the thread; the next episode begins another."""
+        self._finish()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def next_action(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> np.ndarray:
+        """See `lamp_client.chunks.Executor`.
+
+        Raises:
+            InvalidValueError: the policy's chunks are too short for `every` and `delay`.
+        """
+        if self.chunk is None:
+            self._ask(observe, policy, noise_seed)
+            self._take()
+        elif self._next is None and self._step - self._taken >= self.every:
+            self._ask(observe, policy, noise_seed)
+        if self._next is not None and self._due():
+            self._take()
+        action = self._action()
+        self._step += 1
+        return action
+
+    def _ask(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lamp-ask")
+        seed, seen = (*noise_seed, self.calls), observe()
+        self._next = (self._thread.submit(policy.act, seen, noise_seed=seed), self._step)
+        self.calls += 1
+
+    def _due(self) -> bool:
+        """Whether the next chunk takes over now: it is there, its time has come, or the present chunk has ended."""
+        assert self._next is not None and self.chunk is not None
+        future, asked = self._next
+        if self._step - self._from >= len(self.chunk.actions):
+            self.waits += not future.done()
+            return True
+        return future.done() if self.delay is None else self._step - asked >= self.delay
+
+    def _take(self) -> None:
+        assert self._next is not None
+        future, asked = self._next
+        self._next = None
+        chunk = future.result()
+        if self._step - asked >= len(chunk.actions):
+            raise InvalidValueError(
+                f"a chunk of {len(chunk.actions)} actions came {self._step - asked} steps after its observation.",
+                hint="Expected longer chunks, a faster policy, or a smaller `every`.",
+            )
+        self._old = None if self.chunk is None else (self.chunk.actions, self._from)
+        self.chunk, self._from, self._taken = chunk, asked, self._step
+
+    def _action(self) -> np.ndarray:
+        assert self.chunk is not None
+        new = self.chunk.actions[self._step - self._from]
+        since = self._step - self._taken
+        if self._old is None or since >= self.blend:
+            return new
+        actions, begun = self._old
+        if self._step - begun >= len(actions):
+            return new
+        share = (since + 1) / (self.blend + 1)
+        return (share * new + (1 - share) * actions[self._step - begun]).astype(np.float32)
+
+    def _finish(self) -> None:
+        if self._next is not None:
+            future, _ = self._next
+            self._next = None
+            future.exception()  # waits; whatever went wrong concerns an episode that is over

@@ -1,0 +1,257 @@
+"""Recording everything a robot sees and does: appended while it runs, whole up to the last frame whatever happens.
+
+A recording is a folder with one file an episode, a sequence of messages of the wire's codec, each behind its length and
+checksum. `lamp import-recording` makes a LeRobot dataset of it; this package stays free of video and table libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamp_client import wire
+from lamp_client.errors import InvalidValueError, LampClientError
+from lamp_client.types import ActionChunk, Observation
+
+FORMAT = "lamp-recording"
+VERSION = 1
+SUFFIX = ".lamprec"
+
+_HEAD = struct.Struct("<4sII")
+"""Mark, length of the message, its CRC-32."""
+_MARK = b"LREC"
+_LIMITS = wire.Limits(items=1_000_000)
+
+
+class RecordingError(LampClientError):
+    """A recording that cannot be written or read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedEpisode:
+    """An episode as it was recorded."""
+
+    name: str
+    instruction: str
+    fps: float
+    frames: tuple[dict[str, Any], ...]
+    """Per step: `images`, `state`, `action`, `time_s`, and where there are: `executed`, `call`, `chunk`, `gate`, `timing_ms`."""
+    metadata: Mapping[str, Any]
+    """What the recorder was told: robot, policy ..."""
+    success: bool | None
+    """How it ended; None where nobody said."""
+    complete: bool
+    """Whether its end was recorded; False where the program was killed."""
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Writes episodes to a folder, in a thread of its own, so that a disk that is slow does not make a robot late.
+
+    Call `begin`, `add` for every step, `end`.
+    """
+
+    folder: Path
+    fps: float
+    """Steps per second."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values to keep: robot, policy, operator ..."""
+    compress: bool = True
+    """Compress images, without loss."""
+    ahead: int = 256
+    """Frames that may wait for the disk; a robot that is faster for so long has to wait."""
+    _queue: queue.Queue[bytes | dict[str, Any] | None] = field(init=False, repr=False)
+    _thread: threading.Thread | None = field(default=None, init=False, repr=False)
+    _failed: Exception | None = field(default=None, init=False, repr=False)
+    _started: float = field(default=0.0, init=False, repr=False)
+    _steps: int = field(default=0, init=False, repr=False)
+    _calls: int = field(default=-1, init=False, repr=False)
+    _chunk: ActionChunk | None = field(default=None, init=False, repr=False)
+
+    def begin(self, instruction: str, name: str | None = None) -> str:
+        """Begins an episode and returns its name, by default the time of day."""
+        if self._thread is not None:
+            self.end()
+        name = name or time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
+        if not name or "/" in name or name.startswith("."):
+            raise InvalidValueError(f"{name!r} cannot name an episode; expected a file's name.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}{SUFFIX}"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            raise RecordingError(
+                f"an episode named {name!r} is in {self.folder} already; choose another name."
+            ) from None
+        self._queue, self._failed, self._steps, self._calls, self._chunk = queue.Queue(self.ahead), None, 0, -1, None
+        self._thread = threading.Thread(target=self._write, args=(descriptor,), name="lamp-recorder", daemon=True)
+        self._thread.start()
+        self._started = time.monotonic()
+        self._put(
+            {
+                "format": FORMAT, "version": VERSION, "instruction": instruction, "fps": float(self.fps),
+                "begun": time.time(), "metadata": json.dumps(dict(self.metadata), default=str),
+            }
+        )  # fmt: skip
+        return name
+
+    def add(
+        self,
+        observation: Observation,
+        action: np.ndarray,
+        *,
+        executed: np.ndarray | None = None,
+        chunk: ActionChunk | None = None,
+    ) -> None:
+        """Records a step.
+
+        Args:
+            observation: What was seen before the action.
+            action: What the executor chose, in the policy's units.
+            executed: What was sent to the robot, where it differs.
+            chunk: The chunk in use; its content is recorded when it is new.
+
+        Raises:
+            RecordingError: the disk refuses, or no episode has begun.
+        """
+        if self._thread is None:
+            raise RecordingError("no episode has begun; call begin first.")
+        if self._failed is not None:
+            raise RecordingError(f"the recording in {self.folder} cannot be written: {self._failed}.")
+        frame: dict[str, Any] = {
+            "time_s": time.monotonic() - self._started,
+            "images": {name: np.array(image) for name, image in observation.images.items()},
+            "state": np.array(observation.state),
+            "action": np.array(action, dtype=np.float32),
+        }
+        if executed is not None:
+            frame["executed"] = np.array(executed, dtype=np.float32)
+        if chunk is not None:
+            if chunk is not self._chunk:
+                self._chunk, self._calls = chunk, self._calls + 1
+                frame["chunk"] = chunk.actions
+                frame["timing_ms"] = {name: float(value) for name, value in chunk.timing_ms.items()}
+            frame["call"] = self._calls
+            frame["gate"] = chunk.gate
+        self._steps += 1
+        self._put(frame)
+
+    def end(self, *, success: bool | None = None) -> None:
+        """Ends the episode and waits until it is on the disk.
+
+        Raises:
+            RecordingError: the disk refuses.
+        """
+        if self._thread is None:
+            return
+        self._put({"end": True, "steps": self._steps, "success": success})
+        self._put(None)
+        self._thread.join()
+        self._thread = None
+        if self._failed is not None:
+            raise RecordingError(f"the recording in {self.folder} cannot be written: {self._failed}.")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def _put(self, message: dict[str, Any] | None) -> None:
+        self._queue.put(message)
+
+    def _write(self, descriptor: int) -> None:
+        """Runs in the recorder's thread."""
+        with os.fdopen(descriptor, "wb") as file:
+            while (message := self._queue.get()) is not None:
+                if self._failed is not None:
+                    continue
+                try:
+                    file.write(_record(message, compress=self.compress))
+                    file.flush()
+                except Exception as error:  # told to whoever records; a thread that ended would leave the robot waiting
+                    self._failed = error
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                self._failed = self._failed or error
+
+
+def _record(message: Any, *, compress: bool) -> bytes:
+    images = message.get("images") if isinstance(message, dict) else None
+    if images and compress:
+        packed = {
+            name: {"shape": list(image.shape), "zlib": zlib.compress(image.tobytes(), 1)}
+            for name, image in images.items()
+        }
+        message = {**message, "images": packed}
+    encoded = wire.pack(message, limits=_LIMITS)
+    return _HEAD.pack(_MARK, len(encoded), zlib.crc32(encoded)) + encoded
+
+
+def recorded_names(folder: Path) -> list[str]:
+    """Names of the episodes in a recording, in their order."""
+    return sorted(path.name.removesuffix(SUFFIX) for path in folder.glob(f"*{SUFFIX}"))
+
+
+def read_episode(folder: Path, name: str) -> RecordedEpisode:
+    """Reads an episode; one whose end is missing is read as far as it goes.
+
+    Raises:
+        RecordingError: it is missing, or no recording.
+    """
+    path = folder / f"{name}{SUFFIX}"
+    messages = list(_messages(path))
+    if not messages or messages[0].get("format") != FORMAT:
+        raise RecordingError(f"{path} is no recording; expected the format {FORMAT!r}.")
+    head = messages[0]
+    if head.get("version") != VERSION:
+        raise RecordingError(f"{path} has version {head.get('version')}; this code reads version {VERSION}.")
+    last = messages[-1] if messages[-1].get("end") else None
+    frames = tuple(_with_images(message) for message in messages[1:] if "action" in message)
+    return RecordedEpisode(
+        name=name,
+        instruction=str(head["instruction"]),
+        fps=float(head["fps"]),
+        frames=frames,
+        metadata=json.loads(head["metadata"]),
+        success=last.get("success") if last else None,
+        complete=last is not None and last.get("steps") == len(frames),
+    )
+
+
+def _messages(path: Path) -> Iterator[dict[str, Any]]:
+    """The messages of a file, up to where it was cut short."""
+    if not path.is_file():
+        raise RecordingError(f"cannot read the recording {path}: there is no such file.")
+    with open(path, "rb") as file:
+        while len(head := file.read(_HEAD.size)) == _HEAD.size:
+            mark, size, checksum = _HEAD.unpack(head)
+            encoded = file.read(size) if mark == _MARK and size <= _LIMITS.message_bytes else b""
+            if mark != _MARK or len(encoded) != size or zlib.crc32(encoded) != checksum:
+                return
+            message = wire.unpack(encoded, limits=_LIMITS)
+            if isinstance(message, dict):
+                yield message
+
+
+def _with_images(frame: dict[str, Any]) -> dict[str, Any]:
+    images = {}
+    for name, image in frame["images"].items():
+        if isinstance(image, dict):
+            height, width, colours = image["shape"]
+            pixels = zlib.decompressobj().decompress(image["zlib"], height * width * colours)
+            image = np.frombuffer(pixels, np.uint8).reshape(height, width, colours)
+        images[name] = image
+    return {**frame, "images": images}

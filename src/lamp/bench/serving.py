@@ -1,0 +1,232 @@
+"""The server under many clients on loopback: every reply is checked against its request, and all is timed.
+
+The clients live in processes of their own, so that they share no interpreter with the server. The policy is a stand-in whose
+replies repeat what was asked (`lamp.serve.standin`); what is measured is therefore the server and not a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lamp.errors import ConfigError
+from lamp.serve.config import ServerConfig
+from lamp.serve.metrics import resident_bytes
+from lamp.serve.server import PolicyServer, served
+from lamp.serve.standin import STATE, StandIn, fingerprint
+from lamp_client import wire
+from lamp_client.layouts import LIBERO_REQUEST
+from lamp_client.types import Observation
+
+REQUEST = replace(LIBERO_REQUEST, image_size=None)
+SCENES = 4
+"""Different pairs of images of each client; everything else of a request is new every time."""
+REPLY_S = 60.0
+"""After so long a reply is lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeBench:
+    """Measures the policy server on this machine: 64 clients on loopback, every reply checked against its request."""
+
+    clients: int = 64
+    """Connections that ask at the same time."""
+    seconds: float = 30.0
+    """How long they ask [s]."""
+    alone_seconds: float = 5.0
+    """How long a single client asks before, for the protocol's overhead [s]."""
+    side: int = 224
+    """Height and width of the two images of a request [px]."""
+    think_ms: float = 0.0
+    """How long a client waits between a reply and its next request [ms]; 0 loads the server fully."""
+    policy_ms: float = 0.0
+    """How much longer than its own arithmetic the stand-in policy takes for a batch [ms]."""
+    gather_ms: float = 2.5
+    """The server's wait for company [ms]."""
+    processes: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
+    """Processes that the clients are shared among."""
+
+    def __post_init__(self) -> None:
+        for name in ("clients", "processes", "side"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.seconds <= 0 or self.alone_seconds <= 0:
+            raise ConfigError(f"seconds is {self.seconds}, alone_seconds {self.alone_seconds}; expected more than 0.")
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What a process of clients has seen."""
+
+    total_ms: list[float] = field(default_factory=list)
+    """From the request's encoding until its reply is decoded."""
+    overhead_ms: list[float] = field(default_factory=list)
+    """The same without the policy's time and the wait for it."""
+    wrong: int = 0
+    """Replies that answer another request."""
+    lost: int = 0
+    """Requests without a reply."""
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+def bench_serving(config: ServeBench) -> dict[str, Any]:
+    """Runs the measurement and returns its figures as JSON values."""
+    limits = {"max_clients": config.clients + 1, "max_queue": max(64, 2 * config.clients)}
+    server_config = ServerConfig(port=0, gather_ms=config.gather_ms, **limits)  # pyright: ignore[reportArgumentType]
+    policy = StandIn(side=config.side, pause_s=config.policy_ms / 1000)
+    workers = ProcessPoolExecutor(config.processes, mp_context=multiprocessing.get_context("spawn"))
+    with workers, served(policy, server_config) as server:
+        alone = _phase(workers, server, config, clients=1, seconds=config.alone_seconds)
+        counted = server.metrics.batch
+        before, total = counted.count, counted.total
+        loaded = _phase(workers, server, config, clients=config.clients, seconds=config.seconds)
+        batches = counted.count - before
+        mean_batch = (counted.total - total) / max(1, batches)
+    return {
+        "clients": config.clients,
+        "seconds": config.seconds,
+        "image_px": config.side,
+        "think_ms": config.think_ms,
+        "requests": loaded["requests"],
+        "wrong_replies": alone["wrong_replies"] + loaded["wrong_replies"],
+        "lost_replies": alone["lost_replies"] + loaded["lost_replies"],
+        "errors": {**alone["errors"], **loaded["errors"]},
+        "throughput_per_s": loaded["throughput_per_s"],
+        "latency_ms": loaded["latency_ms"],
+        "mean_batch": round(mean_batch, 2),
+        "overhead_ms": {"alone": alone["overhead_ms"], "loaded": loaded["overhead_ms"]},
+        "server_cpu_ms_per_request": {"alone": alone["cpu_ms"], "loaded": loaded["cpu_ms"]},
+        "server_memory_mb": loaded["memory_mb"],
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load_average": [round(value, 2) for value in os.getloadavg()],
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _phase(
+    workers: ProcessPoolExecutor, server: PolicyServer, config: ServeBench, *, clients: int, seconds: float
+) -> dict[str, Any]:
+    """Lets so many clients ask for so long."""
+    shares = [len(range(number, clients, config.processes)) for number in range(min(config.processes, clients))]
+    ask = partial(ask_for, server.address, side=config.side, seconds=seconds, think_s=config.think_ms / 1000)
+    cpu, begun = time.process_time(), time.monotonic()
+    firsts = [sum(shares[:number]) for number in range(len(shares))]
+    running = [workers.submit(ask, share, first) for share, first in zip(shares, firsts, strict=True)]
+    memory = []
+    for share in (0.3, 0.65):  # buffers have found their size by then: what grows between these grows for ever
+        time.sleep(max(0.0, begun + share * seconds - time.monotonic()))
+        memory.append(round((resident_bytes() or 0.0) / 1e6, 1))
+    tallies = [future.result() for future in running]
+    memory.append(round((resident_bytes() or 0.0) / 1e6, 1))
+    cpu = time.process_time() - cpu
+    total = [value for tally in tallies for value in tally.total_ms]
+    errors: dict[str, int] = {}
+    for tally in tallies:
+        for name, count in tally.errors.items():
+            errors[name] = errors.get(name, 0) + count
+    return {
+        "requests": len(total),
+        "wrong_replies": sum(tally.wrong for tally in tallies),
+        "lost_replies": sum(tally.lost for tally in tallies),
+        "errors": errors,
+        "throughput_per_s": round(len(total) / seconds, 1),
+        "latency_ms": _quantiles(total),
+        "overhead_ms": _quantiles([value for tally in tallies for value in tally.overhead_ms]),
+        "memory_mb": dict(zip(("at 30%", "at 65%", "at the end"), memory, strict=True)),
+        "cpu_ms": round(1000 * cpu / max(1, len(total)), 3),
+    }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {"p50": None, "p95": None, "p99": None, "max": None}
+    p50, p95, p99 = np.percentile(values, (50, 95, 99))
+    return {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3), "max": round(max(values), 3)}
+
+
+def ask_for(address: str, clients: int, first: int, *, side: int, seconds: float, think_s: float) -> Tally:
+    """Runs in a process of clients: so many connections ask until the time is over."""
+    tally = Tally()
+
+    async def all_of_them() -> None:
+        numbers = range(first, first + clients)
+        await asyncio.gather(*(_client(address, number, side, seconds, think_s, tally) for number in numbers))
+
+    asyncio.run(all_of_them())
+    return tally
+
+
+async def _client(address: str, number: int, side: int, seconds: float, think_s: float, tally: Tally) -> None:
+    from websockets.asyncio.client import connect
+
+    generator = np.random.default_rng(number)
+    scenes = [
+        {camera: generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for camera in ("agentview", "wrist")}
+        for _ in range(SCENES)
+    ]
+    try:
+        async with connect(
+            address, compression=None, max_size=None, ping_interval=None, proxy=None, open_timeout=60
+        ) as ws:
+            await ws.recv()
+            deadline, call = time.monotonic() + seconds, 0
+            while time.monotonic() < deadline:
+                state = generator.normal(size=STATE).astype(np.float32)
+                seen = Observation(
+                    images=scenes[call % SCENES], state=state, instruction=f"client {number} call {call}"
+                )
+                await _ask(ws, seen, (number, call), tally)
+                call += 1
+                if think_s:
+                    await asyncio.sleep(think_s)
+    except Exception as error:
+        name = f"{type(error).__name__}: {error}"[:200]
+        tally.errors[name] = tally.errors.get(name, 0) + 1
+
+
+async def _ask(ws: Any, seen: Observation, seed: tuple[int, int], tally: Tally) -> None:
+    started = time.perf_counter()
+    request = {**REQUEST.request(seen), "lamp/noise_seed": list(seed)}
+    await ws.send(wire.pack(request))
+    try:
+        async with asyncio.timeout(REPLY_S):
+            reply: Mapping[str, Any] = wire.unpack(await ws.recv())
+    except TimeoutError:
+        tally.lost += 1
+        raise
+    total = 1000 * (time.perf_counter() - started)
+    timing = reply["server_timing"]
+    tally.total_ms.append(total)
+    tally.overhead_ms.append(total - timing["infer_ms"] - timing["queue_ms"])
+    tally.wrong += not np.array_equal(reply["actions"][:2], fingerprint(seen, seed))
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """The figures in a few lines."""
+    latency, alone, loaded = figures["latency_ms"], figures["overhead_ms"]["alone"], figures["overhead_ms"]["loaded"]
+    cpu = figures["server_cpu_ms_per_request"]
+    return "\n".join(
+        [
+            f"{figures['requests']} requests of {figures['clients']} clients in {figures['seconds']:g} s: "
+            f"{figures['throughput_per_s']} per second, {figures['mean_batch']} computed together",
+            f"wrong replies {figures['wrong_replies']}, lost {figures['lost_replies']}, errors {figures['errors'] or 'none'}",
+            f"latency p50 {latency['p50']} ms, p99 {latency['p99']} ms",
+            f"protocol overhead p50 {alone['p50']} ms alone, {loaded['p50']} ms loaded; server's processor time "
+            f"{cpu['alone']} and {cpu['loaded']} ms a request",
+            "server's memory, MB: "
+            + ", ".join(f"{value} {name}" for name, value in figures["server_memory_mb"].items()),
+        ]
+    )

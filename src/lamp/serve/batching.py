@@ -1,0 +1,219 @@
+"""Requests of several clients, computed together: a bounded queue, a short wait for company, one thread that computes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from lamp.errors import LampError
+from lamp.serve.contract import ServedPolicy
+from lamp.serve.questions import Answer, NoiseSeed
+from lamp_client.errors import LampClientError
+from lamp_client.types import ActionChunk, Observation
+
+log = logging.getLogger("lamp.serve")
+
+
+class BusyError(LampError):
+    """The server has as many questions waiting as it accepts; the same question may be answered in a moment."""
+
+
+class PolicyFailedError(LampError):
+    """The policy raised something that is no mistake of the client's."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Question:
+    """One observation that waits for its actions."""
+
+    observation: Observation
+    noise_seed: NoiseSeed
+    foresight: bool
+    client: int
+    answer: asyncio.Future[Answer]
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A batch that was computed."""
+
+    questions: tuple[Question, ...]
+    chunks: tuple[ActionChunk | LampError | LampClientError, ...]
+    infer_s: float
+
+
+class Batcher:
+    """Answers questions in the order of their arrival, several at a time.
+
+    Args:
+        policy: Asked in one thread of its own, so that the event loop goes on meanwhile.
+        gather_s: How long the first of a batch waits for others [s].
+        max_batch: Observations computed together at most.
+        max_queue: Observations that may wait; more are refused.
+        talking: How many clients may be expected to ask soon. Once that many wait, waiting longer would bring nobody, so a
+            lone robot never waits.
+        on_done: Told of every batch, after its answers are out.
+    """
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        *,
+        gather_s: float,
+        max_batch: int,
+        max_queue: int,
+        talking: Callable[[], int],
+        on_done: Callable[[Done], None] = lambda done: None,
+    ) -> None:
+        self._policy, self._talking, self._on_done = policy, talking, on_done
+        self.gather_s, self.max_batch, self.max_queue = gather_s, max_batch, max_queue
+        self._waiting: deque[Question] = deque()
+        self._changed = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lamp-policy")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Observations in the queue."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._task = asyncio.get_running_loop().create_task(self._work(), name="lamp-batcher")
+
+    async def stop(self) -> None:
+        """Ends; what waits is refused. To be called when nothing is in flight any more, or may be lost."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for question in self._waiting:
+            question.answer.cancel()
+        self._waiting.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(
+        self, observations: Sequence[Observation], seeds: Sequence[NoiseSeed], *, foresight: bool, client: int
+    ) -> list[Answer]:
+        """Waits for the answers to all of a request's observations.
+
+        Raises:
+            BusyError: The queue has no room for them.
+            MismatchError: An observation does not fit the policy.
+            PolicyFailedError: The policy broke on one of them.
+        """
+        if len(self._waiting) + len(observations) > self.max_queue:
+            raise BusyError(
+                f"the server is busy: {len(self._waiting)} observations wait, and it accepts {self.max_queue}; try again soon."
+            )
+        loop = asyncio.get_running_loop()
+        questions = [
+            Question(observation=seen, noise_seed=seed, foresight=foresight, client=client, answer=loop.create_future())
+            for seen, seed in zip(observations, seeds, strict=True)
+        ]
+        self._waiting.extend(questions)
+        self._changed.set()
+        try:
+            return list(await asyncio.gather(*(question.answer for question in questions)))
+        finally:
+            # A client that has gone is not computed for.
+            for question in questions:
+                question.answer.cancel()
+
+    async def compute(self, observations: Sequence[Observation], seeds: Sequence[NoiseSeed], foresight: bool) -> Done:
+        """Computes at once, in the policy's thread: for warming up, and for pictures while nobody waits."""
+        loop = asyncio.get_running_loop()
+        questions = [
+            Question(observation=seen, noise_seed=seed, foresight=foresight, client=-1, answer=loop.create_future())
+            for seen, seed in zip(observations, seeds, strict=True)
+        ]
+        return await loop.run_in_executor(self._thread, self._infer, tuple(questions))
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._gathered()
+            if not batch:
+                continue
+            started = time.perf_counter()
+            done = await loop.run_in_executor(self._thread, self._infer, batch)
+            for question, chunk in zip(done.questions, done.chunks, strict=True):
+                if question.answer.done():
+                    continue
+                if isinstance(chunk, Exception):
+                    question.answer.set_exception(chunk)
+                else:
+                    queue_ms = 1000.0 * (started - question.arrived)
+                    answer = Answer(chunk=chunk, infer_ms=1000.0 * done.infer_s, queue_ms=queue_ms, batch=len(batch))
+                    question.answer.set_result(answer)
+            try:
+                self._on_done(done)
+            except Exception:
+                log.exception("noting a batch failed")
+
+    async def _gathered(self) -> tuple[Question, ...]:
+        """Waits for the first question, then for company."""
+        while not self._waiting:
+            self._changed.clear()
+            await self._changed.wait()
+        # Who waited for the last batch has waited enough.
+        deadline = self._waiting[0].arrived + self.gather_s
+        while self._expecting() and (left := deadline - time.perf_counter()) > 0:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+            except TimeoutError:
+                break
+        return self._taken()
+
+    def _expecting(self) -> bool:
+        """Whether somebody may still join the batch."""
+        return len(self._waiting) < self.max_batch and len({q.client for q in self._waiting}) < self._talking()
+
+    def _taken(self) -> tuple[Question, ...]:
+        """The next batch: questions with the same wish for flow, which costs far more than actions alone."""
+        taken: list[Question] = []
+        left: deque[Question] = deque()
+        while self._waiting:
+            question = self._waiting.popleft()
+            if question.answer.done():
+                continue
+            if len(taken) < self.max_batch and (not taken or question.foresight == taken[0].foresight):
+                taken.append(question)
+            else:
+                left.append(question)
+        self._waiting = left
+        return tuple(taken)
+
+    def _infer(self, batch: tuple[Question, ...]) -> Done:
+        """Runs in the policy's thread."""
+        started = time.perf_counter()
+        try:
+            chunks: list[ActionChunk | LampError | LampClientError] = list(self._act(batch))
+        except Exception as error:
+            # One observation must not spoil the others' answers.
+            alone = len(batch) == 1
+            chunks = [_told(error) if alone else self._infer((question,)).chunks[0] for question in batch]
+        return Done(questions=batch, chunks=tuple(chunks), infer_s=time.perf_counter() - started)
+
+    def _act(self, batch: tuple[Question, ...]) -> list[ActionChunk]:
+        observations = [question.observation for question in batch]
+        seeds = [question.noise_seed for question in batch]
+        chunks = self._policy.act_batch(observations, seeds, foresight=batch[0].foresight)
+        if len(chunks) != len(batch):
+            raise PolicyFailedError(f"the policy gave {len(chunks)} chunks for {len(batch)} observations")
+        return chunks
+
+
+def _told(error: Exception) -> LampError | LampClientError:
+    """What the client is told: its mistake in full, ours without the trace, which is in the log."""
+    if isinstance(error, LampError | LampClientError):
+        return error
+    log.error("the policy failed", exc_info=error)
+    return PolicyFailedError(f"the policy failed: {type(error).__name__}: {str(error)[:300]}")

@@ -1,0 +1,161 @@
+"""What a served policy takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from lamp.errors import MismatchError
+from lamp_client.types import ActionChunk, Observation
+
+ASPECT_TOLERANCE = 0.02
+"""Images are resized to the policy's size only where the proportions agree so well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSize:
+    """A camera of the policy."""
+
+    name: str
+    height: int
+    """[px]"""
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the policy takes and gives, so that requests are checked before they wait for others."""
+
+    cameras: tuple[CameraSize, ...]
+    """The reference camera of the predicted flow first."""
+    state_width: int
+    action_width: int
+    chunk: int
+    """Actions in a reply."""
+    execute: int
+    """Actions to carry out before asking again."""
+    dataset: str = "lamp"
+    """Which data the actions' units come from; starVLA calls it the unnorm key."""
+    foresees: bool = False
+    """Whether it can predict scene flow."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What else a client is told, as plain values."""
+
+    @property
+    def reference(self) -> str:
+        """The camera whose image the predicted flow is drawn over."""
+        return self.cameras[0].name
+
+    @property
+    def wrist(self) -> str | None:
+        """The camera that foreign requests call the wrist's: named so, or else the second; None where there is one camera."""
+        others = [camera.name for camera in self.cameras[1:]]
+        return next((name for name in others if "wrist" in name or "hand" in name), others[0] if others else None)
+
+    def example(self) -> Observation:
+        """An observation that fits, for warming up."""
+        images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in self.cameras}
+        return Observation(images=images, state=np.zeros(self.state_width, np.float32), instruction="do something")
+
+    def fitted(self, observation: Observation) -> Observation:
+        """Returns the observation with its images at the policy's sizes.
+
+        Raises:
+            MismatchError: A camera is missing, or an image has other proportions.
+        """
+        images = {}
+        for camera in self.cameras:
+            image = observation.images.get(camera.name)
+            if image is None:
+                have = ", ".join(observation.images) or "none"
+                raise MismatchError(f"the observation has no camera {camera.name!r}; it has {have}. {self.expected}")
+            images[camera.name] = self._resized(image, camera)
+        if len(observation.state) != self.state_width:
+            raise MismatchError(f"the state has {len(observation.state)} values; expected {self.state_width}.")
+        return Observation(images=images, state=observation.state, instruction=observation.instruction)
+
+    @property
+    def expected(self) -> str:
+        """The cameras in words."""
+        return "Expected " + ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in self.cameras) + "."
+
+    def _resized(self, image: np.ndarray, camera: CameraSize) -> np.ndarray:
+        height, width = image.shape[:2]
+        if (height, width) == (camera.height, camera.width):
+            return image
+        wanted = camera.width / camera.height
+        if abs(width / height / wanted - 1) > ASPECT_TOLERANCE:
+            raise MismatchError(
+                f"image {camera.name!r} is {width}x{height}, of other proportions than in training. {self.expected}"
+            )
+        # Shrinking, this is a triangle filter over all pixels that it covers, so nothing aliases.
+        return np.asarray(Image.fromarray(image).resize((camera.width, camera.height), Image.Resampling.BILINEAR))
+
+
+@runtime_checkable
+class ServedPolicy(Protocol):
+    """What the server needs of a policy."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def act_batch(self) -> Callable[..., list[ActionChunk]]:
+        """(observations, noise seeds, foresight=whether to predict flow too) -> a chunk for each observation."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPolicy:
+    """A trained policy with its contract."""
+
+    contract: Contract
+    act_batch: Callable[..., list[ActionChunk]]
+
+
+def open_checkpoint(path: Path, *, device: str, threads: int | None, fast: bool = True) -> CheckpointPolicy:
+    """Opens the policy of a checkpoint folder.
+
+    Args:
+        path: The checkpoint, or the run that holds it.
+        device: Where to compute.
+        threads: CPU threads of the policy; None leaves them as they are.
+        fast: Prepare the fast path.
+
+    Raises:
+        DataError: There is no checkpoint, or it is damaged.
+        MismatchError: It is no policy.
+    """
+    import torch
+
+    from lamp.policy import LaMPPolicy
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    policy = LaMPPolicy.from_checkpoint(path, device=device)
+    policy = policy.compile() if fast else policy
+    return CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
+
+
+def contract_of(policy: Any) -> Contract:
+    """Reads the contract of a `lamp.policy.LaMPPolicy` from its checkpoint's description."""
+    cameras = tuple(
+        CameraSize(name=camera.name, height=camera.height, width=camera.width)
+        for camera in policy.description.backbone.cameras
+    )
+    about = {key: policy.metadata[key] for key in ("fps", "uses_motion", "step", "weights_sha256", "code")}
+    return Contract(
+        cameras=cameras,
+        state_width=policy.record.state_width,
+        action_width=policy.record.scaling.actions.width,
+        chunk=policy.chunk,
+        execute=policy.execute,
+        dataset=policy.description.data.name,
+        foresees=policy.uses_motion,
+        about=about,
+    )

@@ -1,0 +1,265 @@
+"""The two dialects of the websocket protocol, told apart by each message: openpi's and starVLA's.
+
+Both carry maps in the same codec. openpi's requests are flat and its errors a text frame that closes the connection; starVLA's
+are an envelope around a list of examples, and so are its errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from lamp.errors import MismatchError
+from lamp.serve.contract import Contract
+from lamp.serve.questions import Act, Answer, Asked, NoiseSeed, Ping, Reset, flag_from, seed_from
+from lamp.serve.units import Units
+from lamp_client.client import PROTOCOL_VERSION
+from lamp_client.errors import InvalidValueError, WireError
+from lamp_client.layouts import RequestLayout, frame_request, image_from, prompt_from, state_from
+from lamp_client.types import Observation
+
+Message = Mapping[Any, Any]
+STARVLA_TYPES = ("ping", "infer", "predict_action", "reset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """How an error is told: the frame, and the code that closes the connection; None keeps it open."""
+
+    frame: str | dict[str, Any]
+    close: int | None
+
+
+@runtime_checkable
+class Dialect(Protocol):
+    """How messages of one kind are read and answered."""
+
+    @property
+    def name(self) -> str: ...
+
+    def speaks(self, message: Message) -> bool:
+        """Whether the message is in this dialect."""
+        ...
+
+    def read(self, message: Message) -> Asked:
+        """Reads what is asked for, whatever is wrong with it raising one of the client's or LaMP's errors."""
+        ...
+
+    def answered(
+        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+    ) -> dict[str, Any]:
+        """The reply."""
+        ...
+
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+        """The reply to what cannot be answered; `busy` where the same would be answered later."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPi:
+    """openpi's protocol, with a few keys of ours under `lamp/`."""
+
+    contract: Contract
+    units: Units
+    layouts: tuple[RequestLayout, ...]
+    """The most likely first."""
+    name: str = "openpi"
+
+    @classmethod
+    def of(cls, contract: Contract, units: Units) -> OpenPi:
+        """Lists the requests from which this policy's observations can be made."""
+        return cls(contract=contract, units=units, layouts=layouts_for(contract))
+
+    def speaks(self, message: Message) -> bool:
+        return True
+
+    def read(self, message: Message) -> Asked:
+        """
+        Raises:
+            WireError: A key is missing.
+            InvalidValueError: A value has another shape or type.
+            MismatchError: The observation does not fit the policy.
+        """
+        seed = seed_from(message.get("lamp/noise_seed"), "lamp/noise_seed")
+        if flag_from(message, "lamp/reset") or "__ctrl__" in message:
+            return Reset(noise_seed=seed)
+        observation = self.contract.fitted(self._layout(message).observation(message))
+        return Act(observations=(observation,), noise_seed=seed, foresight=flag_from(message, "lamp/foresight"))
+
+    def _layout(self, message: Message) -> RequestLayout:
+        """The layout of which the request has most keys."""
+        return max(self.layouts, key=lambda layout: sum(key in message for key in layout.keys))
+
+    def answered(
+        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+    ) -> dict[str, Any]:
+        if not answers:
+            return {"lamp/reset": True}
+        (answer,) = answers
+        chunk = answer.chunk
+        timing = {f"{name}_ms": value for name, value in chunk.timing_ms.items()} | {"infer_ms": answer.infer_ms}
+        server = {"infer_ms": answer.infer_ms, "queue_ms": answer.queue_ms, "batch": answer.batch}
+        reply: dict[str, Any] = {"actions": self.units(chunk.actions), "policy_timing": timing, "server_timing": server}
+        if prev_total_ms is not None:
+            server["prev_total_ms"] = prev_total_ms
+        # openpi's own client slices every array of a reply by the step, so nothing but actions is there unasked.
+        if isinstance(asked, Act) and asked.foresight and chunk.foresight is not None:
+            reply["lamp/foresight"] = chunk.foresight
+        if chunk.gate is not None:
+            reply["lamp/gate"] = chunk.gate
+        return reply
+
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+        return Refusal(frame=problem, close=1013 if busy else 1011)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarVla:
+    """starVLA's envelope. Actions are in the dataset's units: its clients adapt them to the environment themselves."""
+
+    contract: Contract
+    max_examples: int
+    name: str = "starvla"
+
+    def speaks(self, message: Message) -> bool:
+        if "examples" in message or isinstance(message.get("payload"), Mapping):
+            return True
+        kind = message.get("type")
+        return isinstance(kind, str) and kind in STARVLA_TYPES
+
+    def read(self, message: Message) -> Asked:
+        """
+        Raises:
+            WireError: The type or a key is unknown.
+            InvalidValueError: A value has another shape or type.
+            MismatchError: An example does not fit the policy.
+        """
+        kind = message.get("type", "infer")
+        if not isinstance(kind, str) or kind not in STARVLA_TYPES:
+            raise WireError(f"the message's type is {str(kind)[:40]!r}; expected one of {', '.join(STARVLA_TYPES)}.")
+        if kind == "ping":
+            return Ping()
+        payload = message.get("payload", message)
+        if not isinstance(payload, Mapping):
+            raise WireError(f"'payload' is {type(payload).__name__}; expected a map with 'examples'.")
+        seed = seed_from(payload.get("lamp/noise_seed"), "lamp/noise_seed")
+        if kind == "reset":
+            return Reset(noise_seed=seed)
+        self._check_key(payload.get("unnorm_key"))
+        observations = tuple(self._observation(example, n) for n, example in enumerate(self._examples(payload)))
+        return Act(observations=observations, noise_seed=seed, foresight=flag_from(payload, "lamp/foresight"))
+
+    def _examples(self, payload: Message) -> list[Message]:
+        examples = payload.get("examples")
+        if not isinstance(examples, list) or not 1 <= len(examples) <= self.max_examples:
+            kind = f"{len(examples)} of them" if isinstance(examples, list) else type(examples).__name__
+            raise WireError(f"'examples' is {kind}; expected a list of 1 to {self.max_examples} maps.")
+        if not all(isinstance(example, Mapping) for example in examples):
+            raise WireError("an example is no map; expected 'image', 'lang' and 'state'.")
+        return examples
+
+    def _check_key(self, key: Any) -> None:
+        if key is not None and not (isinstance(key, str) and key == self.contract.dataset):
+            raise MismatchError(f"unnorm_key is {str(key)[:60]!r}; expected {self.contract.dataset!r}, or none.")
+
+    def _observation(self, example: Message, number: int) -> Observation:
+        images, names = example.get("image"), [camera.name for camera in self.contract.cameras]
+        images = [images] if isinstance(images, np.ndarray) else images
+        if not isinstance(images, list) or len(images) != len(names):
+            given = len(images) if isinstance(images, list) else type(images).__name__
+            raise InvalidValueError(
+                f"example {number} has {given} for 'image'; expected {len(names)}: {', '.join(names)}."
+            )
+        width = self.contract.state_width
+        if width and example.get("state") is None:
+            raise InvalidValueError(f"example {number} has no 'state'; expected {width} numbers.")
+        observation = Observation(
+            images={name: image_from(image, name) for name, image in zip(names, images, strict=True)},
+            state=state_from(example.get("state", []), "state", width),
+            instruction=prompt_from(example.get("lang"), "lang"),
+        )
+        return self.contract.fitted(observation)
+
+    def answered(
+        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+    ) -> dict[str, Any]:
+        reply = {"status": "ok", "ok": True, "type": "inference_result", "request_id": _request_id(message)}
+        if isinstance(asked, Ping | Reset):
+            return reply | {"type": "ping" if isinstance(asked, Ping) else "reset"}
+        data: dict[str, Any] = {"actions": np.stack([answer.chunk.actions for answer in answers])}
+        flows = [answer.chunk.foresight for answer in answers]
+        if isinstance(asked, Act) and asked.foresight and all(flow is not None for flow in flows):
+            data["lamp/foresight"] = np.stack([flow for flow in flows if flow is not None])
+        timing = {name: max(getattr(answer, name) for answer in answers) for name in ("infer_ms", "queue_ms", "batch")}
+        if prev_total_ms is not None:
+            timing["prev_total_ms"] = prev_total_ms
+        return reply | {"data": data, "server_timing": timing}
+
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+        frame = {
+            "status": "error",
+            "ok": False,
+            "type": "inference_result",
+            "request_id": _request_id(message),
+            "error": {"message": problem, "busy": busy},
+        }
+        return Refusal(frame=frame, close=None)
+
+
+def _request_id(message: Message) -> Any:
+    """The request's own, as long as it is a plain, short value."""
+    found = message.get("request_id", "default")
+    return found if isinstance(found, str | int) and len(str(found)) <= 200 else "default"
+
+
+def layouts_for(contract: Contract) -> tuple[RequestLayout, ...]:
+    """The requests from which this policy's observations can be made: openpi's LIBERO and DROID keys, and LeRobot's."""
+    found: list[RequestLayout] = []
+    wrist, width = contract.wrist, contract.state_width
+    if len(contract.cameras) <= 2:
+        for reference_key, wrist_key, state in (
+            ("observation/image", "observation/wrist_image", (("observation/state", width),)),
+            ("observation/exterior_image_1_left", "observation/wrist_image_left", _joints(width)),
+        ):
+            images = ((contract.reference, reference_key), *([(wrist, wrist_key)] if wrist else []))
+            if state:
+                found.append(RequestLayout(images=images, state=state))
+    names = [camera.name for camera in contract.cameras]
+    return (*found, frame_request(names, width))
+
+
+def _joints(width: int) -> tuple[tuple[str, int], ...]:
+    """DROID's state of joints and gripper."""
+    return (("observation/joint_position", width - 1), ("observation/gripper_position", 1)) if width >= 2 else ()
+
+
+def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dict[str, Any]:
+    """What a client is told on connecting; each dialect finds its own keys in it."""
+    return {
+        "lamp": {"protocol": PROTOCOL_VERSION},
+        "policy": "lamp",
+        "action_units": units.action_units,
+        "cameras": {camera.name: [camera.height, camera.width] for camera in contract.cameras},
+        "state_width": contract.state_width,
+        "action_width": contract.action_width,
+        "chunk": contract.chunk,
+        "execute": contract.execute,
+        "requests": [list(layout.keys) for layout in layouts_for(contract)],
+        "limits": dict(limits),
+        "action_chunk_size": contract.chunk,
+        "available_unnorm_keys": [contract.dataset],
+        "default_unnorm_key": contract.dataset,
+        **contract.about,
+    }
+
+
+def seeds_for(asked: Act, drawn: NoiseSeed) -> list[NoiseSeed]:
+    """A seed for each observation: the given one, or `drawn`; numbered where there are several."""
+    seed = asked.noise_seed or drawn
+    if len(asked.observations) == 1:
+        return [seed]
+    return [(*seed, number) for number in range(len(asked.observations))]

@@ -1,0 +1,148 @@
+"""Plain HTTP beside the websocket: health, figures, the live page and its data."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+from collections.abc import Callable
+from functools import cache
+from http import HTTPStatus
+from importlib.resources import files
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from websockets.asyncio.server import ServerConnection
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from lamp.serve.keys import ApiKeys, same_origin
+from lamp.serve.live import Live
+from lamp.serve.questions import NoiseSeed, seed_from
+from lamp_client.errors import LampClientError
+
+PATHS = ("/healthz", "/metrics", "/", "/live.json", "/image/CAMERA.jpg")
+POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+
+class Routes:
+    """Answers what is no websocket, and decides who may open one.
+
+    Args:
+        keys: Who is let in.
+        live: The page's data; None: there is no page.
+        metrics: The figures' text.
+        clients: How many are connected, and how many may be.
+        healthy: Whether requests are being answered.
+        refused: Told of every refusal's reason.
+        counts: Clients and observations waiting, for the page.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: ApiKeys,
+        live: Live | None,
+        metrics: Callable[[], str],
+        clients: Callable[[], tuple[int, int]],
+        healthy: Callable[[], bool],
+        refused: Callable[[str], None],
+        waiting: Callable[[], int],
+    ) -> None:
+        self.keys, self.live, self.metrics = keys, live, metrics
+        self.clients, self.healthy, self.refused, self.waiting = clients, healthy, refused, waiting
+
+    async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Returns a response to plain requests and to clients that are refused; None lets the websocket open."""
+        path = urlsplit(request.path).path
+        upgrade = "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
+        if path == "/healthz" and not upgrade:
+            return text(
+                "OK" if self.healthy() else "stopping",
+                HTTPStatus.OK if self.healthy() else HTTPStatus.SERVICE_UNAVAILABLE,
+            )
+        if not self.keys.admit(single(request.headers, "Authorization")):
+            self.refused("key")
+            response = text("An API key is needed: Authorization: Api-Key KEY\n", HTTPStatus.UNAUTHORIZED)
+            response.headers["WWW-Authenticate"] = 'Basic realm="LaMP: any name, the API key as the password"'
+            return response
+        return self._admission(request) if upgrade else await self._page(path)
+
+    def _admission(self, request: Request) -> Response | None:
+        if not same_origin(single(request.headers, "Origin"), single(request.headers, "Host")):
+            self.refused("origin")
+            return text("Pages of other origins may not connect.\n", HTTPStatus.FORBIDDEN)
+        connected, most = self.clients()
+        if connected >= most:
+            self.refused("clients")
+            return text(
+                f"The server has {connected} clients, as many as it takes; try again later.\n",
+                HTTPStatus.SERVICE_UNAVAILABLE,
+            )
+        try:
+            seed_of(request.path)
+        except LampClientError as error:
+            self.refused("seed")
+            return text(f"{error}\n", HTTPStatus.BAD_REQUEST)
+        return None
+
+    async def _page(self, path: str) -> Response:
+        if path == "/metrics":
+            return content(self.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
+        if self.live is not None:
+            if path == "/":
+                return content(page(), "text/html; charset=utf-8")
+            if path == "/live.json":
+                news = self.live.news(clients=self.clients()[0], waiting=self.waiting())
+                return content(json.dumps(news, allow_nan=False).encode(), "application/json")
+            if path.startswith("/image/") and path.endswith(".jpg"):
+                picture = await self.live.picture(unquote(path.removeprefix("/image/").removesuffix(".jpg")))
+                if picture is not None:
+                    return content(picture, "image/jpeg")
+        known = PATHS if self.live is not None else PATHS[:2]
+        return text(
+            f"There is nothing at {path[:80]!r}. Known: {', '.join(known)}; and the websocket.\n", HTTPStatus.NOT_FOUND
+        )
+
+
+def seed_of(path: str) -> NoiseSeed | None:
+    """The noise seed that a client gives in the address, `ws://host:port/?seed=7,3`, where its messages cannot.
+
+    Raises:
+        InvalidValueError: It is none.
+    """
+    given = parse_qs(urlsplit(path).query).get("seed", [""])[-1]
+    parts = [int(part) if part.isascii() and part.isdigit() else part for part in given.split(",")] if given else None
+    return seed_from(parts, "seed")
+
+
+def single(headers: Headers, name: str) -> str | None:
+    """A header that must come once; several are none."""
+    found = headers.get_all(name)
+    return found[0] if len(found) == 1 else None
+
+
+def text(words: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """A response of plain text."""
+    return content(words.encode(), "text/plain; charset=utf-8", status)
+
+
+def content(body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """A response that is complete and not to be kept."""
+    headers = Headers(
+        {
+            "Date": email.utils.formatdate(usegmt=True),
+            "Connection": "close",
+            "Content-Length": str(len(body)),
+            "Content-Type": kind,
+            "Cache-Control": "no-store",
+            "Content-Security-Policy": POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+    )
+    return Response(status.value, status.phrase, headers, body)
+
+
+@cache
+def page() -> bytes:
+    """The live page: one file, nothing from elsewhere."""
+    return files("lamp.serve").joinpath("live.html").read_bytes()

@@ -1,0 +1,310 @@
+"""The policy server: warms up, listens, answers, and stops when what is in flight has been answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import serve as listen
+
+from lamp.errors import ConfigError, LampError
+from lamp.serve.batching import Batcher, Done
+from lamp.serve.config import ServeConfig, ServerConfig
+from lamp.serve.contract import ServedPolicy, open_checkpoint
+from lamp.serve.dialects import OpenPi, StarVla, greeting
+from lamp.serve.keys import ApiKeys
+from lamp.serve.live import Artist, Live
+from lamp.serve.metrics import Metrics
+from lamp.serve.routes import Routes, seed_of
+from lamp.serve.sessions import Session
+from lamp.serve.units import units_named
+from lamp_client import wire
+from lamp_client.types import ActionChunk
+
+log = logging.getLogger("lamp.serve")
+TALKING_S = 1.0
+"""A client that has asked so recently may ask again soon [s]."""
+
+
+class PolicyServer:
+    """Serves a policy on one port.
+
+    Args:
+        policy: What answers.
+        config: Where and for whom.
+        artist: Draws the predicted flow for the live page.
+
+    Raises:
+        DataError: The key file or the certificate cannot be used.
+        MismatchError: The units do not fit the policy's actions.
+    """
+
+    def __init__(self, policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None) -> None:
+        self.policy, self.config = policy, config
+        self.keys = ApiKeys.read(config.api_key_file) if config.api_key_file is not None else ApiKeys()
+        self.tls = config.tls()
+        units = units_named(config.units)
+        units.check(policy.contract.action_width)
+        self.metrics = Metrics()
+        self.live = Live(contract=policy.contract, metrics=self.metrics, artist=artist)
+        self.dialects = (
+            StarVla(contract=policy.contract, max_examples=config.max_queue),
+            OpenPi.of(policy.contract, units),
+        )
+        limits = {"message_bytes": config.limits.message_bytes, "array_bytes": config.limits.array_bytes}
+        self.greeting = wire.pack(greeting(policy.contract, units, limits))
+        self.sessions: set[Session] = set()
+        self._picture: asyncio.Task[None] | None = None
+        self._server: Server | None = None
+        self._port = config.port
+
+    async def start(self) -> None:
+        """Warms up, then listens; who connects before that is not let in.
+
+        Raises:
+            ConfigError: The address cannot be listened on.
+        """
+        config = self.config
+        self._stopping = asyncio.Event()
+        self.batcher = Batcher(
+            self.policy,
+            gather_s=config.gather_ms / 1000,
+            max_batch=config.max_batch,
+            max_queue=config.max_queue,
+            talking=self._talking,
+            on_done=self._note,
+        )
+        await self._warm_up()
+        self.batcher.start()
+        self.metrics.started = time.time()
+        try:
+            self._server = await listen(
+                self._attend, config.host, config.port, process_request=self._routes(), ssl=self.tls,
+                compression=None, max_size=config.limits.message_bytes, max_queue=1, server_header="lamp",
+                ping_interval=config.ping_timeout_s / 2, ping_timeout=config.ping_timeout_s / 2, close_timeout=5,
+                logger=_quiet(),
+            )  # fmt: skip
+        except OSError as error:
+            await self.batcher.stop()
+            raise ConfigError(
+                f"cannot listen on {config.host}:{config.port} ({error.strerror}); expected a free port of this machine: "
+                "give another --port or --host, or 0 for any port."
+            ) from None
+        self._port = next(iter(self._server.sockets)).getsockname()[1]
+
+    async def stop(self) -> None:
+        """Lets nobody else in, answers what has been asked, closes all connections."""
+        self._stopping.set()
+        if self._server is not None:
+            self._server.close(close_connections=False)
+            await asyncio.gather(*(session.close_if_idle() for session in list(self.sessions)), return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.stop_timeout_s):
+                    while self.sessions:
+                        await asyncio.sleep(0.01)
+            for session in list(self.sessions):
+                session.connection.transport.abort()
+            await self._server.wait_closed()
+        if self._picture is not None:
+            self._picture.cancel()
+        await self.batcher.stop()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """The websocket's address."""
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"{'wss' if self.tls else 'ws'}://{host}:{self.port}"
+
+    async def _warm_up(self) -> None:
+        """Computes at every size at which something may be compiled or allocated, and flow."""
+        example, contract = self.policy.contract.example(), self.policy.contract
+        # Powers of two: the fast path fills up batches to these on a GPU.
+        sizes = sorted(
+            {min(1 << power, self.config.max_batch) for power in range(self.config.max_batch.bit_length() + 1)}
+        )
+        for size, foresight in [*((size, False) for size in sizes), *([(1, True)] if contract.foresees else [])]:
+            done = await self.batcher.compute([example] * size, [(0, number) for number in range(size)], foresight)
+            for chunk in done.chunks:
+                if isinstance(chunk, Exception):
+                    raise LampError(f"the policy fails on an example of its own cameras and state: {chunk}")
+
+    def _routes(self) -> Routes:
+        def gauges() -> str:
+            shown = self.live.shown
+            return self.metrics.text(
+                {
+                    "lamp_clients": ("Connected clients.", float(len(self.sessions))),
+                    "lamp_waiting_observations": ("Observations in the queue.", float(self.batcher.waiting)),
+                    "lamp_gate": ("Opening of the motion gate.", shown.chunk.gate if shown else None),
+                }
+            )
+
+        return Routes(
+            keys=self.keys,
+            live=self.live if self.config.page else None,
+            metrics=gauges,
+            clients=lambda: (len(self.sessions), self.config.max_clients),
+            healthy=lambda: not self._stopping.is_set(),
+            refused=lambda reason: self.metrics.refusals.update([reason]),
+            waiting=lambda: self.batcher.waiting,
+        )
+
+    async def _attend(self, connection: ServerConnection) -> None:
+        if len(self.sessions) >= self.config.max_clients:  # several may have passed the gate at once
+            await connection.close(1013, "the server has as many clients as it takes; try again later")
+            return
+        session = Session(
+            connection=connection,
+            batcher=self.batcher,
+            dialects=self.dialects,
+            metrics=self.metrics,
+            limits=self.config.limits,
+            greeting=self.greeting,
+            stopping=self._stopping,
+            send_timeout_s=self.config.send_timeout_s,
+            first_seed=seed_of(connection.request.path) if connection.request else None,
+        )
+        self.sessions.add(session)
+        self.metrics.connections += 1
+        try:
+            await session.serve()
+        finally:
+            self.sessions.discard(session)
+
+    def _talking(self) -> int:
+        since = time.monotonic() - TALKING_S
+        return sum(session.asked_at >= since for session in self.sessions)
+
+    def _note(self, done: Done) -> None:
+        """Counts a batch, shows it, and predicts flow for the page where nobody waits."""
+        self.metrics.observations += len(done.questions)
+        self.metrics.batch.add(float(len(done.questions)))
+        self.metrics.infer.add(done.infer_s)
+        begun = time.perf_counter() - done.infer_s
+        for question in done.questions:
+            self.metrics.queue.add(max(begun - question.arrived, 0.0))
+        question, chunk = done.questions[-1], done.chunks[-1]
+        if isinstance(chunk, ActionChunk):
+            self.live.note(question, chunk, infer_ms=1000 * done.infer_s, batch=len(done.questions))
+        drawing = self._picture is not None and not self._picture.done()
+        if self.live.wants_flow and not self.batcher.waiting and not drawing and chunk_without_flow(chunk):
+            self._picture = asyncio.get_running_loop().create_task(self._foresee(done))
+
+    async def _foresee(self, done: Done) -> None:
+        question = done.questions[-1]
+        seen = await self.batcher.compute([question.observation], [question.noise_seed], True)
+        chunk, self.live.picture_s = seen.chunks[0], seen.infer_s
+        if isinstance(chunk, ActionChunk):
+            self.live.note(question, chunk, infer_ms=1000 * done.infer_s, batch=len(done.questions))
+
+
+def chunk_without_flow(chunk: Any) -> bool:
+    """Whether a chunk came without a prediction."""
+    return isinstance(chunk, ActionChunk) and chunk.foresight is None
+
+
+@asynccontextmanager
+async def serving(
+    policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None
+) -> AsyncIterator[PolicyServer]:
+    """Serves a policy while the block runs."""
+    server = PolicyServer(policy, config, artist=artist)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@contextmanager
+def served(policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None) -> Iterator[PolicyServer]:
+    """Serves a policy from a thread of its own while the block runs: for notebooks, tests and measurements."""
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        server = PolicyServer(policy, config, artist=artist)
+        loop.run_until_complete(server.start())
+        thread = threading.Thread(target=loop.run_forever, name="lamp-server", daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+
+def serve(config: ServeConfig, *, artist: Artist | None = None) -> None:
+    """Serves a checkpoint until SIGTERM or Ctrl-C; a second one stops at once.
+
+    Raises:
+        DataError: There is no such checkpoint, key file or certificate.
+        ConfigError: The address cannot be listened on.
+    """
+    if config.api_key_file is not None:  # a mistake here should not cost loading the weights
+        ApiKeys.read(config.api_key_file)
+    config.tls()
+    policy = open_checkpoint(config.checkpoint, device=_device(config.device), threads=config.threads, fast=config.fast)
+    asyncio.run(serve_until_signalled(policy, config, artist=artist))
+
+
+async def serve_until_signalled(policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None) -> None:
+    """Serves a policy until SIGTERM or Ctrl-C, and finishes what is in flight."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+
+    def on_signal() -> None:
+        if asked.is_set():
+            print("lamp: stopped at once", file=sys.stderr, flush=True)
+            os._exit(1)  # anything gentler would wait for the policy's thread
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    print("lamp: warming up", file=sys.stderr, flush=True)
+    async with serving(policy, config, artist=artist) as server:
+        for line in announcement(server):
+            print(line, file=sys.stderr, flush=True)
+        await asked.wait()
+        print("lamp: stopping; what is in flight is finished first", file=sys.stderr, flush=True)
+
+
+def announcement(server: PolicyServer) -> Iterator[str]:
+    """What the user is told once clients may connect."""
+    config, contract = server.config, server.policy.contract
+    yield f"lamp: serving at {server.address}"
+    if config.page:
+        yield f"lamp: live page at {server.address.replace('ws', 'http', 1)}/"
+    takes = contract.expected.removeprefix("Expected ").removesuffix(".")
+    gives = f"{contract.chunk}x{contract.action_width} in {config.units} units"
+    yield f"lamp: {takes}, state {contract.state_width}, actions {gives}"
+    if not server.keys.needed and config.host not in ("127.0.0.1", "localhost", "::1"):
+        yield "lamp: anybody who reaches this port may use it and see the cameras; --api-key-file asks for a key"
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _quiet() -> logging.Logger:
+    """The library's log of handshakes that fail is noise on an open port."""
+    logger = logging.getLogger("lamp.serve.websockets")
+    logger.setLevel(logging.CRITICAL)
+    return logger

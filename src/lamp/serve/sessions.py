@@ -1,0 +1,178 @@
+"""One client's connection: its messages in turn, its episode, its noise."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from lamp.errors import LampError
+from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
+from lamp.serve.dialects import Dialect, Message, Refusal, seeds_for
+from lamp.serve.metrics import Metrics
+from lamp.serve.questions import Act, Answer, Asked, NoiseSeed, Reset
+from lamp_client import wire
+from lamp_client.errors import LampClientError, WireError
+
+log = logging.getLogger("lamp.serve")
+_numbers = itertools.count(1)
+
+
+@dataclass(kw_only=True)
+class Episode:
+    """Where a client is in its episode."""
+
+    seed: NoiseSeed | None = None
+    """Its calls' noise is numbered from here; None: chance."""
+    calls: int = 0
+
+    def noise_seed(self) -> NoiseSeed:
+        """The seed of the next call."""
+        seed = (secrets.randbits(62),) if self.seed is None else (*self.seed, self.calls)
+        self.calls += 1
+        return seed
+
+
+@dataclass(kw_only=True, eq=False)
+class Session:
+    """Serves one client, one request after the other.
+
+    Whatever the client sends, it is answered or refused, and nobody else notices.
+    """
+
+    connection: ServerConnection
+    batcher: Batcher
+    dialects: Sequence[Dialect]
+    """The last one speaks everything that no other does."""
+    metrics: Metrics
+    limits: wire.Limits
+    greeting: bytes
+    stopping: asyncio.Event
+    send_timeout_s: float
+    first_seed: NoiseSeed | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    asked_at: float = -1e9
+    """When the client last asked for actions, by the monotonic clock."""
+    busy: bool = False
+    """Whether a request is being answered."""
+    episode: Episode = field(init=False)
+    prev_total_ms: float | None = None
+    _work: asyncio.Future[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.episode = Episode(seed=self.first_seed)
+
+    async def serve(self) -> None:
+        """Answers until the client leaves or the server stops."""
+        gone = asyncio.ensure_future(self.connection.wait_closed())
+        gone.add_done_callback(lambda _: self._forsake())
+        try:
+            await self._send(self.greeting)
+            if self.stopping.is_set():  # the server began to stop during the handshake
+                await self.close_if_idle()
+            async for encoded in self.connection:
+                self.busy = True
+                close = await self._attend(encoded)
+                self.busy = False
+                if close is not None or self.stopping.is_set():
+                    await self.connection.close(*(close or (1001, "the server is stopping")))
+        except ConnectionClosed:
+            pass
+        except TimeoutError:
+            # Its buffers are full: a closing handshake would wait behind them.
+            self.metrics.refusals["slow"] += 1
+            self.connection.transport.abort()
+        finally:
+            self.busy = False
+            gone.cancel()
+
+    async def close_if_idle(self) -> None:
+        """Tells a client that waits for nothing that the server is stopping."""
+        if not self.busy:
+            await self.connection.close(1001, "the server is stopping")
+
+    async def _attend(self, encoded: str | bytes) -> tuple[int, str] | None:
+        """Answers one message; returns how to close the connection, where that is due."""
+        arrived = time.perf_counter()
+        message: Message = {}
+        dialect = self.dialects[-1]
+        try:
+            message = self._unpacked(encoded)
+            dialect = next(dialect for dialect in self.dialects if dialect.speaks(message))
+            reply = await self._reply(dialect, message)
+        except asyncio.CancelledError:
+            if self.connection.close_code is None and not self.connection.transport.is_closing():
+                raise
+            return None
+        except Exception as error:
+            return await self._refuse(dialect.refused(message, self._told(error), busy=isinstance(error, BusyError)))
+        await self._send(reply)
+        total = time.perf_counter() - arrived
+        self.metrics.request.add(total)
+        self.metrics.requests[dialect.name] += 1
+        self.prev_total_ms = 1000.0 * total
+        return None
+
+    def _unpacked(self, encoded: str | bytes) -> Message:
+        if isinstance(encoded, str):
+            raise WireError("the message is text; expected a binary frame of msgpack.")
+        message = wire.unpack(encoded, limits=self.limits, copy=False)
+        if not isinstance(message, dict):
+            raise WireError(f"the message is a {type(message).__name__}; expected a map.")
+        return message
+
+    async def _reply(self, dialect: Dialect, message: Message) -> bytes:
+        asked = dialect.read(message)
+        answers = await self._answers(asked)
+        return wire.pack(dialect.answered(message, asked, answers, self.prev_total_ms))
+
+    async def _answers(self, asked: Asked) -> list[Answer]:
+        if isinstance(asked, Reset):
+            self.episode = Episode(seed=asked.noise_seed or self.first_seed)
+            self.metrics.resets += 1
+        if not isinstance(asked, Act):
+            return []
+        self.asked_at = time.monotonic()
+        seeds = seeds_for(asked, asked.noise_seed or self.episode.noise_seed())
+        asking = self.batcher.ask(asked.observations, seeds, foresight=asked.foresight, client=self.number)
+        self._work = asyncio.ensure_future(asking)
+        try:
+            return await self._work
+        finally:
+            self._work = None
+
+    def _forsake(self) -> None:
+        """The client has gone: what it asked need not be computed."""
+        if self._work is not None:
+            self._work.cancel()
+
+    def _told(self, error: Exception) -> str:
+        """What the client reads; the reason is counted."""
+        if isinstance(error, LampError | LampClientError):
+            reason = {BusyError: "busy", PolicyFailedError: "policy"}.get(type(error), "request")
+            self.metrics.refusals[reason] += 1
+            return str(error)
+        log.error("a request broke the server's code", exc_info=error)
+        self.metrics.refusals["server"] += 1
+        return f"the server failed: {type(error).__name__}: {str(error)[:300]}"
+
+    async def _refuse(self, refusal: Refusal) -> tuple[int, str] | None:
+        frame = refusal.frame
+        await self._send(frame if isinstance(frame, str) else wire.pack(frame))
+        return None if refusal.close is None else (refusal.close, "the request was refused; see the frame before")
+
+    async def _send(self, frame: str | bytes) -> None:
+        """
+        Raises:
+            TimeoutError: The client does not take it.
+        """
+        async with asyncio.timeout(self.send_timeout_s):
+            await self.connection.send(frame)

@@ -384,7 +384,7 @@ def test_stopping_finishes_what_is_in_flight() -> None:
 def test_it_warms_up_before_it_listens() -> None:
     policy = StandIn(side=SIDE)
     with running(policy, max_batch=5):
-        assert policy.batches == [1, 2, 5, 1]
+        assert policy.batches == [1, 2, 4, 5, 1]  # powers of two, a full batch, and flow
     with pytest.raises(
         LampError, match="fails on an example of its own cameras and state: the policy failed: ValueError"
     ):

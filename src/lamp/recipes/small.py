@@ -95,6 +95,7 @@ def small_study(suite: str, tasks: tuple[int, ...], *, episodes: int, policy_ste
             small_loop(steps=policy_steps, batch_size=16, lr=6e-4, seed=2, threads=1), validate_every=1000
         ),
         evaluations=evaluations,
+        prior_from=0.5,
     )
 
 
@@ -106,6 +107,7 @@ def small(
     motion_loop: LoopConfig,
     policy_loop: LoopConfig,
     evaluations: tuple[EvaluateConfig, ...],
+    prior_from: float = 0.0,
 ) -> Recipe:
     """LaMP on the embedded backbone: 2 to 3 million parameters an expert, scene flow of 20x20 points over 32 frames."""
     motion = small_motion()
@@ -120,10 +122,9 @@ def small(
         cached_hidden_draws=2,
         state_noise=0.1,
         token_dropout=0.3,
-        # A prior that is always there is leant on, and the policy does not learn to look closely (EXPERIMENTS.md): it joins
-        # when the policy can already do the task, and is often missing.
+        # A prior that is always there is leant on, and the policy does not learn to look closely (EXPERIMENTS.md).
         prior_dropout=0.5,
-        prior_from=0.5,
+        prior_from=prior_from,
         action_fit=ByDeviation(least=0.2),
     )
     return Recipe(

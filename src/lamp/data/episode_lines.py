@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,18 +45,20 @@ class EpisodeLines:
         """Every line of the list of episodes, in the file's order."""
         rows = self._lines(EPISODES_LINES)
         for row in rows:
-            if not isinstance(row.get("episode_index"), int):
-                raise DataError(f"a line of {self.root / EPISODES_LINES} has no episode_index: {row}")
+            if not (isinstance(row.get("episode_index"), int) and isinstance(row.get("length"), int)):
+                raise DataError(f"a line of {self.root / EPISODES_LINES} lacks episode_index or length: {row}")
         return rows
 
     def episodes(self) -> list[Episode]:
         """All episodes, by index."""
-        rows = in_order(self.rows(), self.total, f"{self.root / EPISODES_LINES}")
+        return self.placed(in_order(self.rows(), self.total, f"{self.root / EPISODES_LINES}"))
+
+    def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
+        """The episodes of some lines."""
         found, start = [], 0
         for row in rows:
-            if "length" not in row:
-                raise DataError(f"{self.root / EPISODES_LINES}: episode {row['episode_index']} lacks its length")
             slot = Slot(chunk=row["episode_index"] // self.chunk_size, file=row["episode_index"])
+            span = VideoSpan(slot=slot, first=0)
             found.append(
                 Episode(
                     index=row["episode_index"],
@@ -65,15 +67,17 @@ class EpisodeLines:
                     start=start,
                     slot=slot,
                     row=0,
-                    videos={
-                        name: VideoSpan(slot=slot, first=0)
-                        for name, camera in self.cameras.items()
-                        if camera.in_videos
-                    },
+                    videos={name: span for name, camera in self.cameras.items() if camera.in_videos},
                 )
             )
             start += row["length"]
         return found
+
+    def recorded_statistics(self) -> dict[int, dict[str, Any]]:
+        """What the dataset says of each episode's features; empty for v2.0."""
+        if not (self.root / EPISODE_STATISTICS_LINES).is_file():
+            return {}
+        return {row["episode_index"]: row.get("stats", {}) for row in read_lines_json(self.root / EPISODE_STATISTICS_LINES)}
 
     def statistics(self, feature: str) -> list[FeatureStatistics]:
         """A feature's statistics in each episode.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -44,24 +45,40 @@ class Episode:
     """Per camera that is in videos, under its short name."""
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    if not path.is_file():
+        raise DataError(f"no file {path}; the dataset is incomplete")
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file.
+
+    Raises:
+        DataError: The file is missing or corrupt.
+    """
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads some columns of a file, or all.
 
     Raises:
         DataError: The file is missing, corrupt, or lacks a column.
     """
-    if not path.is_file():
-        raise DataError(f"no file {path}; the dataset is incomplete")
-    try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            missing = [name for name in columns or () if name not in present]
-            if missing:
-                raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
-            return file.read(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+    with _opened(path) as file:
+        present = file.schema_arrow.names
+        missing = [name for name in columns or () if name not in present]
+        if missing:
+            raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
+        return file.read(columns=list(columns) if columns is not None else None)
 
 
 def in_order(rows: Sequence[dict[str, Any]], total: int, where: str) -> list[dict[str, Any]]:
@@ -124,24 +141,28 @@ class EpisodeTable:
     def _in_order(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         return in_order(self.rows(columns), self.total, f"the episode table of {self.root}")
 
-    def episodes(self) -> list[Episode]:
-        """All episodes, by index."""
+    def columns(self) -> list[str]:
+        """The columns that tell where episodes are."""
         parts = ("chunk_index", "file_index", "from_timestamp")
         videos = [f"videos/{camera.key}/{part}" for camera in self.cameras.values() if camera.in_videos for part in parts]
-        rows = self._in_order(["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos])
-        found: list[Episode] = []
-        next_row: dict[Slot, int] = {}
-        for row in rows:
-            slot = Slot(chunk=row["data/chunk_index"], file=row["data/file_index"])
-            first_row = next_row.get(slot, 0)
-            next_row[slot] = first_row + row["length"]
-            found.append(self._episode(row, slot, first_row))
-        return found
+        return ["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos]
 
-    def _episode(self, row: Mapping[str, Any], slot: Slot, first_row: int) -> Episode:
+    def episodes(self) -> list[Episode]:
+        """All episodes, by index."""
+        return self.placed(self._in_order(self.columns()))
+
+    def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
+        """The episodes of some rows with `columns`."""
+        first: dict[Slot, int] = {}
+        for row in rows:
+            slot = _slot(row, "data")
+            first[slot] = min(first.get(slot, row["dataset_from_index"]), row["dataset_from_index"])
+        return [self._episode(row, row["dataset_from_index"] - first[_slot(row, "data")]) for row in rows]
+
+    def _episode(self, row: Mapping[str, Any], first_row: int) -> Episode:
         videos = {
             name: VideoSpan(
-                slot=Slot(chunk=row[f"videos/{camera.key}/chunk_index"], file=row[f"videos/{camera.key}/file_index"]),
+                slot=_slot(row, f"videos/{camera.key}"),
                 first=round(row[f"videos/{camera.key}/from_timestamp"] * self.fps),
             )
             for name, camera in self.cameras.items()
@@ -152,7 +173,7 @@ class EpisodeTable:
             length=row["length"],
             task=next(iter(row["tasks"] or ()), None) or "",
             start=row["dataset_from_index"],
-            slot=slot,
+            slot=_slot(row, "data"),
             row=first_row,
             videos=videos,
         )
@@ -170,3 +191,7 @@ class EpisodeTable:
             FeatureStatistics.from_json({name: row[prefix + name] for name in names}, where=where)
             for row in self._in_order([prefix + name for name in names])
         ]
+
+
+def _slot(row: Mapping[str, Any], prefix: str) -> Slot:
+    return Slot(chunk=row[f"{prefix}/chunk_index"], file=row[f"{prefix}/file_index"])

@@ -15,6 +15,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
+    from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
 
@@ -98,17 +99,25 @@ class CacheFlags:
     """The dataset."""
     recipe: str = "demo"
     """The recipe whose backbone it is."""
+    embodiment: str | None = None
+    """How the dataset records its robot: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
     flags = parse(CacheFlags, arguments, "cache features")
-    _ensure_features(flags.data, _training(flags.recipe).backbone)
+    _ensure_features(flags.data, _training(flags.recipe).backbone, _embodiment(flags.embodiment))
 
 
-def _ensure_features(data: Path, config: BackboneConfig) -> None:
+def _embodiment(name: str | None) -> Embodiment:
+    from lamp.data.embodiment import OWN, embodiment
+
+    return OWN if name is None else embodiment(name)
+
+
+def _ensure_features(data: Path, config: BackboneConfig, embodiment: Embodiment) -> None:
     from lamp.train.backbones import ensure_features
 
-    ensure_features(data, config)
+    ensure_features(embodiment.open(data), config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +130,8 @@ class MotionFlags:
     """The dataset."""
     out: Path
     """The run's folder; an unfinished run in it is continued."""
+    embodiment: str | None = None
+    """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
 
@@ -136,7 +147,8 @@ def _train_motion(arguments: Sequence[str]) -> None:
     flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
-    _ensure_features(flags.data, training.backbone)
+    training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
+    _ensure_features(flags.data, training.backbone, training.embodiment)
     train_motion(training, flags.data, flags.out, fresh=flags.fresh)
 
 
@@ -177,7 +189,8 @@ def _train_policy(arguments: Sequence[str]) -> None:
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
     if not guided:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    _ensure_features(flags.data, training.backbone)
+    training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
+    _ensure_features(flags.data, training.backbone, training.embodiment)
     train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
 
 

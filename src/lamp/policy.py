@@ -153,7 +153,9 @@ class LaMPPolicy:
             if foresight and motion_noise is not None:
                 pictures = list(self._foresee(encoded, motion_noise))
                 timing["foresight"], moment = _since(moment, self.device)
-        actions = self.record.scaling.actions.invert(acted.float().cpu().numpy()).astype(np.float32)
+        actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
+        raw = np.stack([observation.state for observation in observations])
+        actions = self.record.embodiment.kind.restore(actions, raw).astype(np.float32)
         gate = self.gate
         return [
             ActionChunk(actions=chunk, timing_ms=dict(timing), foresight=picture, gate=gate)

@@ -58,12 +58,12 @@ def _with_weights(config: Qwen3VLBackboneConfig | BackboneShape | None) -> Qwen3
     return config
 
 
-def ensure_features(data: Path, config: BackboneConfig) -> None:
+def ensure_features(data: Path | LeRobotDataset, config: BackboneConfig) -> None:
     """Computes what the dataset's feature cache lacks for a backbone, and says how far it is.
 
     The embedded backbone works in a process a core; a large one in this process, on the GPU where there is one.
     """
-    dataset = LeRobotDataset(data)
+    dataset = data if isinstance(data, LeRobotDataset) else LeRobotDataset(data)
     if FeatureCache.is_complete(dataset, backbone_key(config)):
         return
 

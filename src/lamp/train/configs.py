@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.normalise import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMPConfig
@@ -95,6 +97,8 @@ class MotionTraining:
     model: LaMPConfig
     loop: LoopConfig
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
+    """How the dataset records its robot; of it, only the cameras matter here."""
     flow_stride: int = 1
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
@@ -142,6 +146,8 @@ class PolicyTraining:
     """`motion` must be that of the motion checkpoint, or None for the policy without motion."""
     loop: LoopConfig
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
+    """How the dataset records its robot: cameras, state, action, gripper, and what is learnt of the actions."""
     execute: int
     """How many actions of a chunk are carried out before the policy is asked again."""
     noise_draws: int = 2

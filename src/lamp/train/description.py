@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamp.configuration import from_json, to_json
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.samples import PolicyScaling
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import read_json, write_json
@@ -66,10 +67,12 @@ class PolicyRecord:
     state_width: int
     """Width of the raw state of an observation, before the transform."""
     scaling: PolicyScaling
-    """Actions are in the dataset's units (LIBERO: gripper 1 = open)."""
+    """Actions are in the dataset's units; a gripper is 1 = open."""
     chunk: int
     execute: int
     fps: float
+    embodiment: Embodiment = OWN
+    """What the actions mean: those relative to a state are put back into the robot's frame."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 import lamp.version
 from lamp.configuration import to_json
 from lamp.data.features import FrozenBackbone
-from lamp.data.samples import ACTION, STATE, PolicySamples, PolicyScaling, stacked
+from lamp.data.samples import PolicySamples, PolicyScaling, stacked
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
 from lamp.model.lamp import LaMP
@@ -28,6 +28,9 @@ from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_sta
 from lamp.train.sources import Sources
 from lamp.train.stages import PolicyStage
 from lamp.train.tensors import content_hash
+
+GRIPPER_MARGIN = 0.01
+"""How far a gripper's values may lie outside [0, 1]: rounding."""
 
 
 def train_policy(
@@ -56,7 +59,9 @@ def train_policy(
     """
     torch.set_num_threads(config.loop.threads)
     key = backbone.key if backbone else backbone_key(config.backbone)
-    sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
+    sources = Sources.open(
+        data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment
+    )
     model, motion = build_model(config, sources, motion_checkpoint)
     scaling = fit_scaling(config, sources)
     samples, validation = (
@@ -138,19 +143,26 @@ def fit_scaling(config: PolicyTraining, sources: Sources) -> PolicyScaling:
     """Fits the normalisers to the training episodes.
 
     Raises:
-        MismatchError: The data's state or action width is not the model's.
+        MismatchError: The data's state or action width is not the model's, or its gripper is not 0 to 1.
     """
-    action = config.model.action
+    action, root = config.model.action, sources.dataset.root
     assert action is not None
-    states = config.state_transform.apply(stacked(sources.dataset, STATE, sources.split.train))
-    actions = stacked(sources.dataset, ACTION, sources.split.train)
+    raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, config.embodiment)
+    states = config.state_transform.apply(raw)
     for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
         if found.shape[1] != wanted:
             raise MismatchError(
-                f"{sources.dataset.root} has {name}s of {found.shape[1]} values (after the state transform); "
+                f"{root} has {name}s of {found.shape[1]} values (after the state transform); "
                 f"the model's {name}_dim is {wanted}: expected the same."
             )
     binary: Sequence[int] = () if config.gripper is None else (config.gripper % actions.shape[1],)
+    for dimension in binary:
+        low, high = float(actions[:, dimension].min()), float(actions[:, dimension].max())
+        if not -GRIPPER_MARGIN <= low <= high <= 1 + GRIPPER_MARGIN:
+            raise MismatchError(
+                f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}; expected 0 to 1. "
+                "Give the embodiment its convention, or set gripper to None to learn it as any other dimension."
+            )
     return PolicyScaling(
         state_transform=config.state_transform,
         state=config.state_fit.fit(states),
@@ -174,8 +186,14 @@ def _samples(
     assert config.model.action is not None
     if not episodes:
         return None
-    chunk = config.model.action.chunk
-    return PolicySamples(sources.dataset, sources.features, episodes=episodes, chunk=chunk, scaling=scaling)
+    return PolicySamples(
+        sources.dataset,
+        sources.features,
+        episodes=episodes,
+        chunk=config.model.action.chunk,
+        scaling=scaling,
+        embodiment=config.embodiment,
+    )
 
 
 def _cache_hidden(
@@ -218,11 +236,12 @@ def _describe(
 ) -> Description:
     assert config.model.action is not None
     policy = PolicyRecord(
-        state_width=sources.dataset.features[STATE].shape[0],
+        state_width=config.embodiment.states(sources.dataset, 0).shape[1],
         scaling=scaling,
         chunk=config.model.action.chunk,
         execute=config.execute,
         fps=sources.dataset.fps,
+        embodiment=config.embodiment,
     )
     return Description(
         kind="policy",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
+    from lamp.train.configs import MixedIn
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -177,6 +178,15 @@ class PolicyFlags(MotionFlags):
 
     motion: Path | None = None
     """Stage 1's checkpoint or run."""
+    also: tuple[str, ...] = ()
+    """Further datasets, each DIR or DIR=EMBODIMENT, with normalisers of their own; --weights says how often each comes up."""
+
+
+def _mixed_in(text: str) -> MixedIn:
+    from lamp.train.configs import MixedIn
+
+    folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
+    return MixedIn(data=folder, embodiment=_embodiment(name or None))
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
@@ -187,9 +197,13 @@ def _train_policy(arguments: Sequence[str]) -> None:
     guided = value_of("--motion", arguments) is not None
     settings = chosen.policy if guided else chosen.without_motion
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
+    if flags.also:
+        training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
     if not guided:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
+    for part in training.also:
+        _ensure_features(Path(part.data), training.backbone, part.embodiment)
     _ensure_features(flags.data, training.backbone, training.embodiment)
     train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
 
@@ -357,6 +371,63 @@ def _check_released(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataCheckFlags:
+    """Reads a whole LeRobot dataset, v2.0, v2.1 or v3.0, and reports every fault it finds: exit code 1 if there is one."""
+
+    data: tyro.conf.Positional[Path]
+    """The dataset: a folder, or a hub id."""
+    workers: int = 1
+    """Processes that read."""
+    quick: bool = False
+    """Count the videos' pictures without decoding them."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _data_check(arguments: Sequence[str]) -> None:
+    flags = parse(DataCheckFlags, arguments, "data check")
+    from lamp.data.check import check_dataset
+
+    found = check_dataset(flags.data, workers=flags.workers, quick=flags.quick)
+    print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if flags.json else found.to_text())
+    if not found.ok:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBenchFlags:
+    """Measures how many samples a second the loader gives: from videos, from decoded frames, from cached features."""
+
+    data: Path | None = None
+    """The dataset; by default a small one is made up."""
+    recipe: str = "demo"
+    """The recipe whose backbone encodes."""
+    workers: int = 2
+    """Processes that load."""
+    batch_size: int = 16
+    """Samples a batch."""
+    seconds: float = 10.0
+    """How long to measure each way. [s]"""
+    json: bool = False
+    """Print JSON."""
+
+
+def _bench_data(arguments: Sequence[str]) -> None:
+    flags = parse(DataBenchFlags, arguments, "bench data")
+    from lamp.bench.loading import measure_loading
+    from lamp.info import to_text
+
+    found = measure_loading(
+        _training(flags.recipe).backbone,
+        flags.data,
+        workers=flags.workers,
+        batch_size=flags.batch_size,
+        seconds=flags.seconds,
+    )
+    print(json.dumps(found, ensure_ascii=False) if flags.json else to_text(found))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """One command of the line: what it is for, and what runs it."""
 
@@ -369,6 +440,8 @@ COMMANDS: dict[str, Command] = {
     "collect": Command(summary="record demonstrations of LIBERO tasks with a scripted expert", run=_collect),
     "flow build": Command(summary="compute the 3-D scene flow of a dataset", run=_flow_build),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
+    "data check": Command(summary="find every fault of a LeRobot dataset", run=_data_check),
+    "bench data": Command(summary="measure the loader: videos, decoded frames, cached features", run=_bench_data),
     "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 import time
 from collections.abc import Sequence
@@ -78,6 +79,16 @@ class LaMPPolicy:
         expected = Expected(kind="policy", backbone_key=backbone.key, backbone=backbone.description)
         model, description = load_checkpoint(path, expected=expected, device=device)
         return cls(model, description, backbone, device=device, precision=precision)
+
+    def of_dataset(self, name: str) -> LaMPPolicy:
+        """The same policy, acting as the robot of another dataset that it was trained on.
+
+        Raises:
+            ConfigError: It was not trained on it.
+        """
+        other = copy.copy(self)
+        other.record = self.record.of_dataset(name)
+        return other
 
     @property
     def uses_motion(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.frame_sources import FrameSource
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.data.samples import PolicyScaling
+from lamp.data.samples import PolicyScaling, followed_until
 from lamp.data.stored_images import CorruptPictures
 from lamp.errors import ConfigError, DataError
 from lamp.types import Encoded, Observations, OnDevice
@@ -39,7 +39,7 @@ class ObservedBatch(OnDevice):
     state: Float[Tensor, "b s"]
     actions: Float[Tensor, "b h a"]
     action_mask: Bool[Tensor, "b h"]
-    """False past the end of the episode."""
+    """False past the end of the episode, and after an action that was overridden."""
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -88,12 +88,14 @@ class ImageSamples:
         self.frame: Int64[np.ndarray, "n"] = np.concatenate(frames).astype(np.int64)
         self.episode: Int64[np.ndarray, "n"] = np.repeat(self.episodes, [len(of) for of in frames]).astype(np.int64)
         self._states = {episode: self.embodiment.states(self.dataset, episode) for episode in self.episodes}
+        self._ends = {episode: followed_until(self.dataset.overridden(episode)) for episode in self.episodes}
         self._actions = {episode: self.embodiment.actions(self.dataset, episode) for episode in self.episodes}
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.frame)
 
+    @torch.no_grad()
     def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> ObservedBatch:
         """Collates samples; every epoch is alike.
 
@@ -144,8 +146,9 @@ class ImageSamples:
     ) -> tuple[Float[np.ndarray, "b h a"], Bool[np.ndarray, "b h"]]:
         chunks, mask = [], []
         for index in indices:
-            actions = self._actions[int(self.episode[index])]
+            episode = int(self.episode[index])
+            actions, end = self._actions[episode], self._ends[episode][self.frame[index]]
             places = self.frame[index] + np.arange(self.chunk)
             chunks.append(actions[np.minimum(places, len(actions) - 1)])
-            mask.append(places < len(actions))
+            mask.append(places < end)
         return self.embodiment.kind.relate(np.stack(chunks), states).astype(np.float32), np.stack(mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar
@@ -92,10 +93,13 @@ class Loader(Generic[Made]):
     def _loader(self) -> DataLoader[Made]:
         parallel: dict[str, Any] = {"num_workers": self.workers}
         if self.workers:
+            # A fork of a process that has computed with torch may wait for ever on a lock that no thread of its own holds.
+            parallel |= {"multiprocessing_context": "spawn"}
             parallel |= {"prefetch_factor": self.ahead, "worker_init_fn": _one_thread}
         return DataLoader(
             _ByPick(self.samples),  # pyright: ignore[reportArgumentType]
             batch_size=None,
+            collate_fn=_as_made,
             sampler=self._picks(),  # pyright: ignore[reportArgumentType]
             **parallel,
         )
@@ -112,8 +116,19 @@ class _ByPick(Generic[Made]):
     def __init__(self, samples: Batches[Made]):
         self.samples = samples
 
+    def __getstate__(self) -> bytes:
+        """As plain bytes: by itself multiprocessing would put tensors into shared memory, of which containers have little."""
+        return pickle.dumps(self.samples)
+
+    def __setstate__(self, packed: bytes) -> None:
+        self.samples = pickle.loads(packed)
+
     def __getitem__(self, pick: Pick) -> Made:
         return self.samples.batch(pick.indices, epoch=pick.epoch)
+
+
+def _as_made(batch: Made) -> Made:
+    return batch
 
 
 def _one_thread(_worker: int) -> None:

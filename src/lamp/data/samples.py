@@ -17,7 +17,16 @@ from lamp.data.normalise import Normaliser, StateTransform
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.types import Batch
 
-__all__ = ["ACTION", "STATE", "EpisodeSplit", "PolicySamples", "PolicyScaling", "split_episodes", "stacked"]
+__all__ = [
+    "ACTION",
+    "STATE",
+    "EpisodeSplit",
+    "PolicySamples",
+    "PolicyScaling",
+    "followed_until",
+    "split_episodes",
+    "stacked",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +99,7 @@ def stacked(
     return states, np.concatenate(parts)
 
 
-def _followed_until(overridden: Bool[np.ndarray, "l"]) -> Int64[np.ndarray, "l"]:
+def followed_until(overridden: Bool[np.ndarray, "l"]) -> Int64[np.ndarray, "l"]:
     """For each frame, the end of the actions that follow from it: one past the next overridden one, or the episode's end."""
     length = len(overridden)
     ends = np.where(overridden, np.arange(1, length + 1), length)
@@ -152,7 +161,7 @@ class PolicySamples:
                 actions = scaling.actions.normalise(actions)
             start, frames = sum(len(part) for part in held), self.frame[self.episode == episode]
             first.append(start + frames)
-            ends.append(start + _followed_until(dataset.overridden(episode))[frames])
+            ends.append(start + followed_until(dataset.overridden(episode))[frames])
             held += [actions, np.repeat(actions[-1:], chunk - 1, axis=0)]
         self._actions = torch.from_numpy(np.concatenate(held))
         self._first, self._ends = torch.from_numpy(np.concatenate(first)), torch.from_numpy(np.concatenate(ends))

@@ -139,6 +139,15 @@ class UnseenEpisodes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedIn:
+    """Another dataset that a policy is trained on besides its own, scaled by normalisers of its own."""
+
+    data: str
+    """Its folder, or a hub id."""
+    embodiment: Embodiment = OWN
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyTraining:
     """Stage 2 (Section III-G, Algorithm 1): guidance and Action Expert; backbone and Motion Expert are frozen."""
 
@@ -148,6 +157,10 @@ class PolicyTraining:
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
     embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
     """How the dataset records its robot: cameras, state, action, gripper, and what is learnt of the actions."""
+    also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
+    """Further datasets, of the same widths of state and action."""
+    weights: tuple[float, ...] | None = None
+    """The share of samples from each dataset, the policy's own first, relative to the others'; by length where not given."""
     execute: int
     """How many actions of a chunk are carried out before the policy is asked again."""
     noise_draws: int = 2

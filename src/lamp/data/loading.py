@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import util
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch.utils.data import DataLoader
 
 from lamp.data.image_samples import ObservedBatch
 from lamp.data.sampler import Pick, Sampler
-from lamp.errors import ConfigError
+from lamp.errors import ConfigError, LampError
 
 Made_co = TypeVar("Made_co", covariant=True)
 Made = TypeVar("Made")
@@ -53,18 +57,19 @@ class Loader(Generic[Made]):
         """Samples that were left out of batches so far, by the file that cannot be read."""
         self._sampler = sampler
         self._state = sampler.state_dict()
-        self._states: deque[dict[str, Any]] = deque()
-        self._made: Iterator[Made] | None = None
+        self._pool: ProcessPoolExecutor | None = None
+        self._coming: deque[tuple[Future[Made], dict[str, Any]]] = deque()
 
     def __iter__(self) -> Iterator[Made]:
         return self
 
     def __next__(self) -> Made:
-        """The next batch."""
-        if self._made is None:
-            self._made = iter(self._loader())
-        batch = next(self._made)
-        self._state = self._states.popleft()
+        """The next batch.
+
+        Raises:
+            LampError: A worker died.
+        """
+        batch, self._state = self._next() if self.workers else (self._collate(next(self._sampler)), self._position())
         if isinstance(batch, ObservedBatch):
             for fault in batch.left_out:
                 self.left_out[fault.file] += fault.samples
@@ -80,56 +85,56 @@ class Loader(Generic[Made]):
         Raises:
             MismatchError: The state is of other samples, or another batch size or seed.
         """
-        self.close()
+        self._forget()
         self._sampler.load_state_dict(state)
-        self._state = self._sampler.state_dict()
+        self._state = self._position()
 
     def close(self) -> None:
         """Ends the workers; the next batch starts new ones, where this loader was."""
-        self._made = None
-        self._states.clear()
+        self._forget()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _forget(self) -> None:
+        for future, _ in self._coming:
+            future.cancel()
+        self._coming.clear()
         self._sampler.load_state_dict(self._state)
 
-    def _loader(self) -> DataLoader[Made]:
-        parallel: dict[str, Any] = {"num_workers": self.workers}
-        if self.workers:
-            # A fork of a process that has computed with torch may wait for ever on a lock that no thread of its own holds.
-            parallel |= {"multiprocessing_context": "spawn"}
-            parallel |= {"prefetch_factor": self.ahead, "worker_init_fn": _one_thread}
-        return DataLoader(
-            _ByPick(self.samples),  # pyright: ignore[reportArgumentType]
-            batch_size=None,
-            collate_fn=_as_made,
-            sampler=self._picks(),  # pyright: ignore[reportArgumentType]
-            **parallel,
-        )
+    def _position(self) -> dict[str, Any]:
+        return self._sampler.state_dict()
 
-    def _picks(self) -> Iterator[Pick]:
-        for pick in self._sampler:
-            self._states.append(self._sampler.state_dict())
-            yield pick
-
-
-class _ByPick(Generic[Made]):
-    """What a worker is asked for."""
-
-    def __init__(self, samples: Batches[Made]):
-        self.samples = samples
-
-    def __getstate__(self) -> bytes:
-        """As plain bytes: by itself multiprocessing would put tensors into shared memory, of which containers have little."""
-        return pickle.dumps(self.samples)
-
-    def __setstate__(self, packed: bytes) -> None:
-        self.samples = pickle.loads(packed)
-
-    def __getitem__(self, pick: Pick) -> Made:
+    def _collate(self, pick: Pick) -> Made:
         return self.samples.batch(pick.indices, epoch=pick.epoch)
 
+    def _next(self) -> tuple[Made, dict[str, Any]]:
+        if self._pool is None:
+            # Not forked: a fork of a process that has computed with torch may wait for ever on a lock that no thread of its own
+            # holds. The samples go as plain bytes: by itself multiprocessing would put tensors into shared memory.
+            context, packed = multiprocessing.get_context("spawn"), pickle.dumps(self.samples)
+            self._pool = ProcessPoolExecutor(self.workers, context, _start, (packed,))
+        while len(self._coming) < self.workers * self.ahead:
+            pick = next(self._sampler)
+            self._coming.append((self._pool.submit(_work, pick), self._position()))
+        future, state = self._coming.popleft()
+        try:
+            return future.result(), state
+        except BrokenProcessPool:
+            raise LampError("a worker process of the loader died (out of memory?); use fewer workers") from None
 
-def _as_made(batch: Made) -> Made:
-    return batch
+
+_samples: Batches[Any] | None = None
 
 
-def _one_thread(_worker: int) -> None:
+def _start(packed: bytes) -> None:
+    global _samples
     torch.set_num_threads(1)
+    _samples = pickle.loads(packed)
+    # Threads that libraries have started may abort an interpreter that is taken apart in order; nothing is left to be saved.
+    util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
+
+
+def _work(pick: Pick) -> Any:
+    assert _samples is not None
+    return _samples.batch(pick.indices, epoch=pick.epoch)

@@ -240,7 +240,7 @@ def test_damaged_files_are_named(dataset: LeRobotDataset) -> None:
     video.write_bytes(dataset.video_path("agentview", 0).read_bytes())
     (root / "meta/stats.json").unlink()
     with pytest.raises(DataError, match="no file of dataset statistics"):
-        LeRobotDataset(root).statistics("action")
+        LeRobotDataset(root).statistics("wrist")
     (root / "meta/episodes/chunk-000/file-000.parquet").unlink()
     with pytest.raises(DataError, match="no episode table"):
         LeRobotDataset(root).validate()

@@ -28,6 +28,7 @@ from lamp.data.lerobot_format import (
 )
 from lamp.data.statistics import FeatureStatistics
 from lamp.data.stored_images import CorruptPictures, StoredImages
+from lamp.data.stored_statistics import stored_statistics
 from lamp.data.video import video_info
 from lamp.data.video_reading import VideoReaders
 from lamp.errors import DataError, unknown
@@ -195,15 +196,20 @@ class LeRobotDataset:
     def statistics(self, name: str) -> FeatureStatistics:
         """A feature's statistics over the dataset; cameras go by either name.
 
+        Numbers whose stored statistics are missing, or lack quantiles as those of v2 do, are summarised here.
+
         Raises:
             ConfigError: There are none of that name.
-            DataError: The file is missing or lacks a quantile.
+            DataError: The file is missing or lacks a quantile, of a camera's pictures.
         """
-        found = read_json(self.root / STATISTICS_PATH, "file of dataset statistics")
-        name = self._key(name)
-        if name not in found:
-            raise unknown("statistics", name, found)
-        return FeatureStatistics.from_json(found[name], where=f"{self.root / STATISTICS_PATH}: {name}")
+        path, key = self.root / STATISTICS_PATH, self._key(name)
+        computable = key in self.features
+        found = read_json(path, "file of dataset statistics") if path.is_file() or not computable else {}
+        if key in found and not (computable and FeatureStatistics.lacking(found[key])):
+            return FeatureStatistics.from_json(found[key], where=f"{path}: {key}")
+        if not computable:
+            raise unknown("statistics", key, found)
+        return stored_statistics(self)[key]
 
     def episode_statistics(self, name: str) -> list[FeatureStatistics]:
         """A feature's statistics in each episode; cameras go by either name.
@@ -266,6 +272,7 @@ class LeRobotDataset:
         for name in (*self.features, *BOOKKEEPING):
             for episode in self.episodes:
                 self.column(name, episode.index)
+        for name in self.features:
             self.statistics(name)
         tasks = set(self.tasks)
         for episode in self.episodes:

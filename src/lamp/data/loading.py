@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import util
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ Made_co = TypeVar("Made_co", covariant=True)
 Made = TypeVar("Made")
 
 
+@runtime_checkable
 class Batches(Protocol[Made_co]):
     """Samples that are collated by index."""
 

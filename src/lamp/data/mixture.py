@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class MixedSamples:
 
 def _joined(batches: Sequence[Batch], order: Int64[Tensor, "b"], padding: Padding) -> Batch:
     """Puts batches into one. What only some of them have, the motion prior, is withheld from the others."""
-    joined = replace(batches[0], encoded=_tokens([batch.encoded for batch in batches], order, padding))
+    found: dict[str, Tensor] = {}
     for field in fields(Batch):
         parts = [getattr(batch, field.name) for batch in batches]
         if field.name in ("encoded", "motion") or all(part is None for part in parts):
@@ -97,8 +97,8 @@ def _joined(batches: Sequence[Batch], order: Int64[Tensor, "b"], padding: Paddin
             parts = [_seen(batch) for batch in batches]
         elif any(part is None for part in parts):
             raise MismatchError(f"only some of the mixed datasets have {field.name}; expected all or none")
-        joined = replace(joined, **{field.name: torch.cat(parts)[order]})
-    return joined
+        found[field.name] = torch.cat(parts)[order]
+    return Batch(encoded=_tokens([batch.encoded for batch in batches], order, padding), **found)
 
 
 def _seen(batch: Batch) -> Bool[Tensor, "b"]:

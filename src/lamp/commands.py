@@ -15,9 +15,10 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
+    from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
-    from lamp.train.configs import MotionTraining, PolicyTraining
+    from lamp.train.configs import MixedIn, MotionTraining, PolicyTraining
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -99,6 +100,8 @@ class CacheFlags:
     """The dataset."""
     recipe: str = "demo"
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
+    embodiment: str | None = None
+    """How the dataset records its robot: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
@@ -106,13 +109,21 @@ def _cache_features(arguments: Sequence[str]) -> None:
 
     settings = Seen(backbone=_training(value_of("--recipe", arguments) or CacheFlags.recipe).backbone)
     flags, seen = parse_beside(CacheFlags, Seen, arguments, "cache features", settings)
-    _ensure_features(flags.data, seen.backbone)
+    _ensure_features(flags.data, seen.backbone, _embodiment(flags.embodiment))
 
 
-def _ensure_features(data: Path, config: BackboneConfig, token_width: int | None = None) -> None:
+def _embodiment(name: str | None) -> Embodiment:
+    from lamp.data.embodiment import OWN, embodiment
+
+    return OWN if name is None else embodiment(name)
+
+
+def _ensure_features(
+    data: Path, config: BackboneConfig, embodiment: Embodiment, token_width: int | None = None
+) -> None:
     from lamp.train.backbones import ensure_features
 
-    ensure_features(data, config, token_width=token_width)
+    ensure_features(embodiment.open(data), config, token_width=token_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +136,8 @@ class MotionFlags:
     """The dataset."""
     out: Path
     """The run's folder; an unfinished run in it is continued."""
+    embodiment: str | None = None
+    """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
 
@@ -140,6 +153,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
     flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
+    training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
     _prepare(flags.data, training)
     train_motion(training, flags.data, flags.out, fresh=flags.fresh)
 
@@ -149,7 +163,7 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining) -> None:
     from lamp.train.running import check_device
 
     check_device(training.loop.device)
-    _ensure_features(data, training.backbone, training.model.token_width)
+    _ensure_features(data, training.backbone, training.embodiment, training.model.token_width)
 
 
 def _flow_stride(chosen: Recipe, data: Path) -> int:
@@ -177,6 +191,15 @@ class PolicyFlags(MotionFlags):
 
     motion: Path | None = None
     """Stage 1's checkpoint or run."""
+    also: tuple[str, ...] = ()
+    """Further datasets, each DIR or DIR=EMBODIMENT, with normalisers of their own; --weights says how often each comes up."""
+
+
+def _mixed_in(text: str) -> MixedIn:
+    from lamp.train.configs import MixedIn
+
+    folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
+    return MixedIn(data=folder, embodiment=_embodiment(name or None))
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
@@ -187,9 +210,14 @@ def _train_policy(arguments: Sequence[str]) -> None:
     motion = value_of("--motion", arguments)
     settings = chosen.without_motion if motion is None else _following(chosen.policy, Path(motion))
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
+    if flags.also:
+        training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
     if motion is None:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
+    training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
     _prepare(flags.data, training)
+    for part in training.also:
+        _ensure_features(Path(part.data), training.backbone, part.embodiment)
     train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
 
 
@@ -472,6 +500,63 @@ def _bench_serve(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataCheckFlags:
+    """Reads a whole LeRobot dataset, v2.0, v2.1 or v3.0, and reports every fault it finds: exit code 1 if there is one."""
+
+    data: tyro.conf.Positional[Path]
+    """The dataset: a folder, or a hub id."""
+    workers: int = 1
+    """Processes that read."""
+    quick: bool = False
+    """Count the videos' pictures without decoding them."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _data_check(arguments: Sequence[str]) -> None:
+    flags = parse(DataCheckFlags, arguments, "data check")
+    from lamp.data.check import check_dataset
+
+    found = check_dataset(flags.data, workers=flags.workers, quick=flags.quick)
+    print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if flags.json else found.to_text())
+    if not found.ok:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBenchFlags:
+    """Measures how many samples a second the loader gives: from videos, from decoded frames, from cached features."""
+
+    data: Path | None = None
+    """The dataset; by default a small one is made up."""
+    recipe: str = "demo"
+    """The recipe whose backbone encodes."""
+    workers: int = 2
+    """Processes that load."""
+    batch_size: int = 16
+    """Samples a batch."""
+    seconds: float = 10.0
+    """How long to measure each way. [s]"""
+    json: bool = False
+    """Print JSON."""
+
+
+def _bench_data(arguments: Sequence[str]) -> None:
+    flags = parse(DataBenchFlags, arguments, "bench data")
+    from lamp.bench.loading import measure_loading
+    from lamp.info import to_text
+
+    found = measure_loading(
+        _training(flags.recipe).backbone,
+        flags.data,
+        workers=flags.workers,
+        batch_size=flags.batch_size,
+        seconds=flags.seconds,
+    )
+    print(json.dumps(found, ensure_ascii=False) if flags.json else to_text(found))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """One command of the line: what it is for, and what runs it."""
 
@@ -484,6 +569,8 @@ COMMANDS: dict[str, Command] = {
     "collect": Command(summary="record demonstrations of LIBERO tasks with a scripted expert", run=_collect),
     "flow build": Command(summary="compute the 3-D scene flow of a dataset", run=_flow_build),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
+    "data check": Command(summary="find every fault of a LeRobot dataset", run=_data_check),
+    "bench data": Command(summary="measure the loader: videos, decoded frames, cached features", run=_bench_data),
     "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),

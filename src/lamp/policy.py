@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 import time
 from collections.abc import Sequence
@@ -92,6 +93,16 @@ class LaMPPolicy:
         self._actor = FastActor(self.model, self.precision.DTYPE)
         return self
 
+    def of_dataset(self, name: str) -> LaMPPolicy:
+        """The same policy, acting as the robot of another dataset that it was trained on.
+
+        Raises:
+            ConfigError: It was not trained on it.
+        """
+        other = copy.copy(self)
+        other.record = self.record.of_dataset(name)
+        return other
+
     @property
     def uses_motion(self) -> bool:
         """Whether the motion prior guides the actions."""
@@ -166,7 +177,9 @@ class LaMPPolicy:
             if foresight and motion_noise is not None:
                 pictures = list(self._foresee(encoded, motion_noise))
                 timing["foresight"], moment = _since(moment, self.device)
-        actions = self.record.scaling.actions.invert(acted.float().cpu().numpy()).astype(np.float32)
+        actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
+        raw = np.stack([observation.state for observation in observations])
+        actions = self.record.embodiment.kind.restore(actions, raw).astype(np.float32)
         gate = self.gate
         return [
             ActionChunk(actions=chunk, timing_ms=dict(timing), foresight=picture, gate=gate)

@@ -197,8 +197,8 @@ def test_folders_that_are_no_dataset(tmp_path: Path, dataset: LeRobotDataset) ->
     with pytest.raises(DataError, match="no episodes are staged"):
         LeRobotWriter(tmp_path / "new").finalize()
     info = dataset.root / "meta/info.json"
-    info.write_text(info.read_text().replace("v3.0", "v2.1"))
-    with pytest.raises(DataError, match=r"v2\.1 dataset; expected v3\.0"):
+    info.write_text(info.read_text().replace("v3.0", "v1.6"))
+    with pytest.raises(DataError, match=r"v1\.6 dataset; expected v2\.0, v2\.1 or v3\.0"):
         LeRobotDataset(dataset.root)
 
 
@@ -240,7 +240,7 @@ def test_damaged_files_are_named(dataset: LeRobotDataset) -> None:
     video.write_bytes(dataset.video_path("agentview", 0).read_bytes())
     (root / "meta/stats.json").unlink()
     with pytest.raises(DataError, match="no file of dataset statistics"):
-        LeRobotDataset(root).statistics("action")
+        LeRobotDataset(root).statistics("wrist")
     (root / "meta/episodes/chunk-000/file-000.parquet").unlink()
     with pytest.raises(DataError, match="no episode table"):
         LeRobotDataset(root).validate()

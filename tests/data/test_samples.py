@@ -30,8 +30,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[LeRobotDataset, Feat
 @pytest.fixture(scope="module")
 def scaling(data: tuple[LeRobotDataset, FeatureCache]) -> PolicyScaling:
     dataset, _ = data
-    states = ContinuousRotation().apply(stacked(dataset, "observation.state", [0, 2]))
-    actions = MinMax.fit(stacked(dataset, "action", [0, 2]), binary=(-1,))
+    raw, recorded = stacked(dataset, [0, 2], 4)
+    states = ContinuousRotation().apply(raw)
+    actions = MinMax.fit(recorded, binary=(-1,))
     return PolicyScaling(state_transform=ContinuousRotation(), state=Standardise.fit(states), actions=actions)
 
 

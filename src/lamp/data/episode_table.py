@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lamp.data.lerobot_format import EPISODES_PATH, Slot
+from lamp.data.description import CameraFeature
+from lamp.data.lerobot_format import EPISODES_PATH, TASKS_PATH, Slot
 from lamp.data.statistics import FeatureStatistics
 from lamp.errors import DataError
 
@@ -31,7 +34,7 @@ class Episode:
     index: int
     length: int
     task: str
-    """The instruction in words."""
+    """The instruction in words; empty where the dataset has none."""
     start: int
     """The dataset's number of the first frame."""
     slot: Slot
@@ -39,7 +42,29 @@ class Episode:
     row: int
     """Its first row in that file."""
     videos: Mapping[str, VideoSpan]
-    """Per camera, under its short name."""
+    """Per camera that is in videos, under its short name."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    if not path.is_file():
+        raise DataError(f"no file {path}; the dataset is incomplete")
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file.
+
+    Raises:
+        DataError: The file is missing or corrupt.
+    """
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -48,18 +73,30 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         DataError: The file is missing, corrupt, or lacks a column.
     """
-    if not path.is_file():
-        raise DataError(f"no file {path}; the dataset is incomplete")
-    try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            missing = [name for name in columns or () if name not in present]
-            if missing:
-                raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
-            return file.read(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+    with _opened(path) as file:
+        present = file.schema_arrow.names
+        missing = [name for name in columns or () if name not in present]
+        if missing:
+            raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
+        return file.read(columns=list(columns) if columns is not None else None)
+
+
+def in_order(rows: Sequence[dict[str, Any]], total: int, where: str) -> list[dict[str, Any]]:
+    """The rows of episodes 0 to total - 1, sorted; rows beyond do not count.
+
+    Raises:
+        DataError: An episode is not there, or twice.
+    """
+    counted = sorted((row for row in rows if row["episode_index"] < total), key=lambda row: row["episode_index"])
+    indices = [row["episode_index"] for row in counted]
+    if indices != list(range(total)):
+        times = Counter(indices)
+        wrong = next(index for index in (*indices, *range(total)) if times[index] != 1)
+        raise DataError(
+            f"{where} lists episode {wrong} {times[wrong]} times; expected episodes 0 to {total - 1} once each "
+            "(`lamp data check` lists all faults)"
+        )
+    return counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +106,7 @@ class EpisodeTable:
     root: Path
     total: int
     fps: float
-    camera_keys: Mapping[str, str]
-    """The feature of each camera, by the camera's short name."""
+    cameras: Mapping[str, CameraFeature]
 
     def _paths(self) -> list[Path]:
         files = sorted((self.root / "meta/episodes").glob("chunk-*/file-*.parquet"))
@@ -87,49 +123,59 @@ class EpisodeTable:
             if min(read_parquet(path, ["episode_index"])["episode_index"].to_pylist(), default=self.total) < self.total
         }
 
-    def rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Some columns of each episode, by index.
-
-        Raises:
-            DataError: A file or column is missing, or an episode is not there once.
-        """
-        rows = [row for path in self._paths() for row in read_parquet(path, ["episode_index", *columns]).to_pylist()]
-        rows = sorted((row for row in rows if row["episode_index"] < self.total), key=lambda row: row["episode_index"])
-        if [row["episode_index"] for row in rows] != list(range(self.total)):
+    def tasks(self) -> dict[int, str]:
+        """The instructions, by task index."""
+        table = read_parquet(self.root / TASKS_PATH)
+        text = next((name for name in table.column_names if name != "task_index"), None)
+        if text is None or "task_index" not in table.column_names:
             raise DataError(
-                f"the episode table of {self.root} does not list episodes 0 to {self.total - 1} once each; "
-                "a file of meta/episodes is missing"
+                f"{self.root / TASKS_PATH} has the columns {table.column_names}; expected task and task_index"
             )
-        return rows
+        pairs = zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
+        return {index: task or "" for index, task in sorted(pairs)}
+
+    def rows(self, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Some columns of every row, in the files' order."""
+        return [row for path in self._paths() for row in read_parquet(path, ["episode_index", *columns]).to_pylist()]
+
+    def _in_order(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+        return in_order(self.rows(columns), self.total, f"the episode table of {self.root}")
+
+    def columns(self) -> list[str]:
+        """The columns that tell where episodes are."""
+        parts = ("chunk_index", "file_index", "from_timestamp")
+        videos = [
+            f"videos/{camera.key}/{part}" for camera in self.cameras.values() if camera.in_videos for part in parts
+        ]
+        return ["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos]
 
     def episodes(self) -> list[Episode]:
         """All episodes, by index."""
-        parts = ("chunk_index", "file_index", "from_timestamp")
-        videos = [f"videos/{key}/{part}" for key in self.camera_keys.values() for part in parts]
-        rows = self.rows(["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos])
-        found: list[Episode] = []
-        next_row: dict[Slot, int] = {}
-        for row in rows:
-            slot = Slot(chunk=row["data/chunk_index"], file=row["data/file_index"])
-            first_row = next_row.get(slot, 0)
-            next_row[slot] = first_row + row["length"]
-            found.append(self._episode(row, slot, first_row))
-        return found
+        return self.placed(self._in_order(self.columns()))
 
-    def _episode(self, row: Mapping[str, Any], slot: Slot, first_row: int) -> Episode:
+    def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
+        """The episodes of some rows with `columns`."""
+        first: dict[Slot, int] = {}
+        for row in rows:
+            slot = _slot(row, "data")
+            first[slot] = min(first.get(slot, row["dataset_from_index"]), row["dataset_from_index"])
+        return [self._episode(row, row["dataset_from_index"] - first[_slot(row, "data")]) for row in rows]
+
+    def _episode(self, row: Mapping[str, Any], first_row: int) -> Episode:
         videos = {
-            camera: VideoSpan(
-                slot=Slot(chunk=row[f"videos/{key}/chunk_index"], file=row[f"videos/{key}/file_index"]),
-                first=round(row[f"videos/{key}/from_timestamp"] * self.fps),
+            name: VideoSpan(
+                slot=_slot(row, f"videos/{camera.key}"),
+                first=round(row[f"videos/{camera.key}/from_timestamp"] * self.fps),
             )
-            for camera, key in self.camera_keys.items()
+            for name, camera in self.cameras.items()
+            if camera.in_videos
         }
         return Episode(
             index=row["episode_index"],
             length=row["length"],
-            task=row["tasks"][0],
+            task=next(iter(row["tasks"] or ()), None) or "",
             start=row["dataset_from_index"],
-            slot=slot,
+            slot=_slot(row, "data"),
             row=first_row,
             videos=videos,
         )
@@ -145,5 +191,9 @@ class EpisodeTable:
         where = f"the episode table of {self.root}: {feature}"
         return [
             FeatureStatistics.from_json({name: row[prefix + name] for name in names}, where=where)
-            for row in self.rows([prefix + name for name in names])
+            for row in self._in_order([prefix + name for name in names])
         ]
+
+
+def _slot(row: Mapping[str, Any], prefix: str) -> Slot:
+    return Slot(chunk=row[f"{prefix}/chunk_index"], file=row[f"{prefix}/file_index"])

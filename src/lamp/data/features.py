@@ -31,6 +31,7 @@ from lamp.data.encoding import (
 )
 from lamp.data.layouts import Located, Parts, Sequences
 from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.data.padding import Padding
 from lamp.errors import DataError, MismatchError
 from lamp.types import Encoded
 
@@ -159,6 +160,11 @@ class FeatureCache:
     def tokens(self) -> int | None:
         """Tokens of every observation; None where that depends on which ones are in the batch."""
         return self._layout.tokens
+
+    @property
+    def padding(self) -> Padding:
+        """On which side of a sequence its padding is."""
+        return self._layout.padding
 
     def __len__(self) -> int:
         """Number of rows: fresh frames of the dataset."""

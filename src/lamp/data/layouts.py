@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lamp.configuration import from_json
 from lamp.data.encoding import SHARED, TOKENS, episode_path, load_mapped
-from lamp.data.padding import Padding, padded
+from lamp.data.padding import Padding, RightPadding, padded
 from lamp.errors import MismatchError
 from lamp.types import Encoded
 
@@ -37,6 +37,10 @@ class Episodes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the files itself."""
+        return {**self.__dict__, "_mapped": {}}
 
     def __getitem__(self, episode: int) -> dict[str, Tensor]:
         if episode not in self._mapped:
@@ -70,6 +74,7 @@ class Parts:
         self._constant = {camera: tensors[f"constant.{camera}"] for camera in manifest["cameras"]}
         self._instruction = [known.index(task) for task in instructions]
         self.tokens: int = sum(map(len, self._constant.values())) + self._text.shape[1]
+        self.padding: Padding = RightPadding()
 
     def encoded(self, located: Sequence[Located]) -> Encoded:
         """Puts the tokens of a batch together: cameras in order, then the instruction."""
@@ -100,7 +105,7 @@ class Sequences:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
         self._episodes = Episodes(folder)
-        self._padding = from_json(Padding, manifest["padding"], where=f"padding in {folder}")
+        self.padding: Padding = from_json(Padding, manifest["padding"], where=f"padding in {folder}")
         self.tokens: int | None = manifest["length"]
 
     def encoded(self, located: Sequence[Located]) -> Encoded:
@@ -109,4 +114,4 @@ class Sequences:
         for part in located:
             stored = self._episodes[part.episode][TOKENS][torch.from_numpy(part.frames)]
             rows.update(zip(part.places.tolist(), stored, strict=True))
-        return padded([rows[place] for place in range(len(rows))], self._padding, self.tokens)
+        return padded([rows[place] for place in range(len(rows))], self.padding, self.tokens)

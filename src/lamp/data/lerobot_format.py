@@ -1,4 +1,4 @@
-"""The layout of a LeRobot v3.0 dataset folder: paths, features, and columns to and from Arrow."""
+"""The layout of LeRobot dataset folders: paths, features, and columns to and from Arrow. We write v3.0 and read v2.0 and v2.1 too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import pyarrow as pa
 from lamp.errors import DataError
 
 CODEBASE_VERSION = "v3.0"
+"""What we write: many episodes in a file."""
+EPISODE_VERSIONS = ("v2.0", "v2.1")
+"""An episode a file; they differ in where statistics are."""
 INFO_PATH = "meta/info.json"
 STATISTICS_PATH = "meta/stats.json"
 TASKS_PATH = "meta/tasks.parquet"
@@ -22,6 +25,11 @@ LAMP_EPISODES_PATH = "meta/lamp_episodes.jsonl"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+EPISODE_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+EPISODE_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+EPISODES_LINES = "meta/episodes.jsonl"
+EPISODE_STATISTICS_LINES = "meta/episodes_stats.jsonl"
+TASKS_LINES = "meta/tasks.jsonl"
 SIMULATION_PATH = "simulation/episode-{episode_index:06d}.safetensors"
 IMAGE_PREFIX = "observation.images."
 CHUNK_SIZE = 1000
@@ -72,8 +80,14 @@ class Slot:
         )
 
     def path(self, root: Path, template: str, video_key: str = "") -> Path:
-        """The file in this slot under one of the path templates."""
-        return root / template.format(chunk_index=self.chunk, file_index=self.file, video_key=video_key)
+        """The file in this slot under one of the path templates; before v3.0 each episode is a file."""
+        return root / template.format(
+            chunk_index=self.chunk,
+            file_index=self.file,
+            video_key=video_key,
+            episode_chunk=self.chunk,
+            episode_index=self.file,
+        )
 
 
 def to_arrow(values: np.ndarray, feature: Feature, name: str) -> pa.Array:

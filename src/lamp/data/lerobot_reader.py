@@ -1,10 +1,10 @@
-"""Reading LeRobot v3.0 datasets: the description, the frames' values, and the pictures."""
+"""Reading LeRobot datasets: the description, the frames' values, and the pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from lamp.data.description import Described
+from lamp.data.episode_lines import EpisodeLines
 from lamp.data.episode_table import Episode, EpisodeTable, read_parquet
+from lamp.data.hub import find_dataset
 from lamp.data.lerobot_format import (
     BOOKKEEPING,
-    CODEBASE_VERSION,
-    DATA_PATH,
-    IMAGE_PREFIX,
-    INFO_PATH,
+    CHUNK_SIZE,
     LAMP_EPISODES_PATH,
     LAMP_PATH,
     SIMULATION_PATH,
     STATISTICS_PATH,
-    TASKS_PATH,
-    VIDEO_PATH,
-    Feature,
     Slot,
     from_arrow,
 )
 from lamp.data.statistics import FeatureStatistics
-from lamp.data.video import read_frames, video_info
+from lamp.data.stored_images import CorruptPictures, StoredImages
+from lamp.data.stored_statistics import stored_statistics
+from lamp.data.video import video_info
+from lamp.data.video_reading import VideoReaders
 from lamp.errors import DataError, unknown
 from lamp.files import read_json, read_lines_json
 
@@ -41,47 +41,32 @@ OVERRIDDEN = "action.overridden"
 
 
 class LeRobotDataset:
-    """A LeRobot v3.0 dataset in a folder. Nothing but the description is read until it is asked for.
+    """A LeRobot dataset, v3.0 or v2, in a folder. Nothing but the description is read until it is asked for.
 
     Cameras go by their short names: ``agentview`` for the feature ``observation.images.agentview``.
     """
 
-    def __init__(self, root: str | os.PathLike[str]):
+    def __init__(self, root: str | os.PathLike[str], *, cameras: Mapping[str, str] | None = None):
         """
+        Args:
+            root: The folder, or the id of a dataset on the Hugging Face hub, such as ``lerobot/pusht``.
+            cameras: Names to give to features of the dataset; None: all of its cameras, under their own short names.
+
         Raises:
             DataError: The folder is not a dataset, of another version, or its description is incomplete.
+            ConfigError: The dataset lacks one of the cameras.
         """
-        self.root = Path(root)
-        if not (self.root / INFO_PATH).is_file():
-            raise DataError(
-                f"{self.root} is not a LeRobot dataset: there is no {INFO_PATH}; "
-                "expected a folder written by `lamp collect` or by LeRobot 0.4 or newer"
-            )
-        self.info: dict[str, Any] = read_json(self.root / INFO_PATH, "dataset description")
-        version = self.info.get("codebase_version")
-        if version != CODEBASE_VERSION:
-            raise DataError(
-                f"{self.root} is a LeRobot {version} dataset; expected {CODEBASE_VERSION}, "
-                "to which LeRobot's convert_dataset_v21_to_v30 script converts"
-            )
-        missing = [key for key in ("fps", "features", "total_episodes", "total_frames") if key not in self.info]
-        if missing:
-            raise DataError(f"{self.root / INFO_PATH} lacks {', '.join(missing)}; restore the file")
-        self.fps = float(self.info["fps"])
-        described = self.info["features"]
-        pictures = {name: entry for name, entry in described.items() if entry["dtype"] == "video"}
-        self.cameras = tuple(name.removeprefix(IMAGE_PREFIX) for name in pictures)
-        self._camera_keys = dict(zip(self.cameras, pictures, strict=True))
+        self.root = find_dataset(root)
+        self.described = Described.read(self.root, cameras)
+        self.info: dict[str, Any] = self.described.info
+        self.fps = self.described.fps
+        self.cameras = tuple(self.described.cameras)
         self.image_sizes: dict[str, tuple[int, int]] = {
-            camera: (int(pictures[key]["shape"][0]), int(pictures[key]["shape"][1]))
-            for camera, key in self._camera_keys.items()
+            name: (camera.height, camera.width) for name, camera in self.described.cameras.items()
         }
-        self.features = {
-            name: Feature(dtype=entry["dtype"], shape=tuple(entry["shape"]), names=_names(entry.get("names")))
-            for name, entry in described.items()
-            if entry["dtype"] not in ("video", "image", "string") and name not in BOOKKEEPING
-        }
+        self.features = dict(self.described.features)
         self._columns: dict[tuple[Slot, str], np.ndarray] = {}
+        self._videos, self._stored_images = VideoReaders(), StoredImages(self.root)
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -89,28 +74,27 @@ class LeRobotDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves cached values behind when the dataset is sent to another process."""
-        return {**self.__dict__, "_columns": {}}
+        kept = {**self.__dict__, "_columns": {}, "_stored_images": StoredImages(self.root)}
+        return kept
 
     @cached_property
     def tasks(self) -> list[str]:
         """The instructions, by task index."""
-        table = read_parquet(self.root / TASKS_PATH)
-        text = next((name for name in table.column_names if name != "task_index"), None)
-        if text is None or "task_index" not in table.column_names:
-            raise DataError(
-                f"{self.root / TASKS_PATH} has the columns {table.column_names}; expected task and task_index"
-            )
-        pairs = sorted(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
-        return [task for _, task in pairs]
+        return [task for _, task in sorted(self.table.tasks().items())]
 
     @cached_property
-    def _table(self) -> EpisodeTable:
-        return EpisodeTable(root=self.root, total=len(self), fps=self.fps, camera_keys=self._camera_keys)
+    def table(self) -> EpisodeTable | EpisodeLines:
+        """Where the episodes are listed."""
+        cameras = self.described.cameras
+        if self.described.episode_files:
+            size = int(self.info.get("chunks_size") or CHUNK_SIZE)
+            return EpisodeLines(root=self.root, total=len(self), cameras=cameras, chunk_size=size)
+        return EpisodeTable(root=self.root, total=len(self), fps=self.fps, cameras=cameras)
 
     @cached_property
     def episodes(self) -> list[Episode]:
         """All episodes, by index."""
-        return self._table.episodes()
+        return self.table.episodes()
 
     def episode(self, index: int) -> Episode:
         """One episode.
@@ -132,7 +116,7 @@ class LeRobotDataset:
         place = self.episode(episode)
         values = self._file_column(place.slot, name)[place.row : place.row + place.length]
         if len(values) != place.length:
-            path = place.slot.path(self.root, self.info.get("data_path", DATA_PATH))
+            path = place.slot.path(self.root, self.described.data_path)
             raise DataError(
                 f"{path} lacks rows of episode {episode}: {len(values)} of {place.length}; it is incomplete"
             )
@@ -147,7 +131,7 @@ class LeRobotDataset:
         if feature is None:
             raise unknown("feature", name, (*self.features, *BOOKKEEPING))
         if (slot, name) not in self._columns:
-            path = slot.path(self.root, self.info.get("data_path", DATA_PATH))
+            path = slot.path(self.root, self.described.data_path)
             self._columns[slot, name] = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
         return self._columns[slot, name]
 
@@ -163,16 +147,30 @@ class LeRobotDataset:
             return np.zeros(self.episode(episode).length, bool)
         return self.column(OVERRIDDEN, episode).astype(bool)
 
+    def data_path(self, episode: int) -> Path:
+        """The data file that holds the episode's rows."""
+        return self.episode(episode).slot.path(self.root, self.described.data_path)
+
+    def camera_key(self, camera: str) -> str:
+        """The feature that holds a camera's pictures.
+
+        Raises:
+            ConfigError: The dataset has no such camera.
+        """
+        if camera not in self.described.cameras:
+            raise unknown("camera", camera, self.cameras)
+        return self.described.cameras[camera].key
+
     def video_path(self, camera: str, episode: int) -> Path:
-        """The video file that holds the episode's frames.
+        """The file that holds the episode's pictures: a video, or the data file itself.
 
         Raises:
             ConfigError: The dataset has no such camera or episode.
         """
-        if camera not in self._camera_keys:
-            raise unknown("camera", camera, self.cameras)
-        template = self.info.get("video_path") or VIDEO_PATH
-        return self.episode(episode).videos[camera].slot.path(self.root, template, self._camera_keys[camera])
+        key = self.camera_key(camera)
+        if not self.described.cameras[camera].in_videos:
+            return self.data_path(episode)
+        return self.episode(episode).videos[camera].slot.path(self.root, self.described.video_path, key)
 
     def frames(
         self, camera: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
@@ -181,26 +179,37 @@ class LeRobotDataset:
 
         Raises:
             ConfigError: The dataset has no such camera, episode or frame.
-            DataError: The video is missing, truncated or corrupt.
+            DataError: The pictures are missing, truncated or corrupt.
         """
         path, place = self.video_path(camera, episode), self.episode(episode)
         wanted = np.arange(place.length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= place.length):
             raise unknown("frame", int(wanted.max()), (f"0 to {place.length - 1} in episode {episode}",))
-        return read_frames(path, wanted + place.videos[camera].first, self.fps)
+        feature = self.described.cameras[camera]
+        try:
+            if feature.in_videos:
+                return self._videos.read(path, wanted + place.videos[camera].first, self.fps)
+            return self._stored_images.read(path, feature, wanted + place.row)
+        except DataError as error:
+            raise CorruptPictures(f"episode {episode}, camera {camera}: {error}", path=path, episode=episode) from None
 
     def statistics(self, name: str) -> FeatureStatistics:
         """A feature's statistics over the dataset; cameras go by either name.
 
+        Numbers whose stored statistics are missing, or lack quantiles as those of v2 do, are summarised here.
+
         Raises:
             ConfigError: There are none of that name.
-            DataError: The file is missing or lacks a quantile.
+            DataError: The file is missing or lacks a quantile, of a camera's pictures.
         """
-        found = read_json(self.root / STATISTICS_PATH, "file of dataset statistics")
-        name = self._camera_keys.get(name, name)
-        if name not in found:
-            raise unknown("statistics", name, found)
-        return FeatureStatistics.from_json(found[name], where=f"{self.root / STATISTICS_PATH}: {name}")
+        path, key = self.root / STATISTICS_PATH, self._key(name)
+        computable = key in self.features
+        found = read_json(path, "file of dataset statistics") if path.is_file() or not computable else {}
+        if key in found and not (computable and FeatureStatistics.lacking(found[key])):
+            return FeatureStatistics.from_json(found[key], where=f"{path}: {key}")
+        if not computable:
+            raise unknown("statistics", key, found)
+        return stored_statistics(self)[key]
 
     def episode_statistics(self, name: str) -> list[FeatureStatistics]:
         """A feature's statistics in each episode; cameras go by either name.
@@ -208,7 +217,10 @@ class LeRobotDataset:
         Raises:
             DataError: The episode table lacks them.
         """
-        return self._table.statistics(self._camera_keys.get(name, name))
+        return self.table.statistics(self._key(name))
+
+    def _key(self, name: str) -> str:
+        return self.described.cameras[name].key if name in self.cameras else name
 
     @cached_property
     def lamp(self) -> dict[str, Any]:
@@ -235,17 +247,16 @@ class LeRobotDataset:
         for camera in self.cameras:
             path = self.video_path(camera, episode)
             size = path.stat().st_size if path.is_file() else 0
-            found.update(f"{camera} {place.videos[camera]} {size}".encode())
+            found.update(f"{camera} {place.videos.get(camera)} {size}".encode())
         for name in sorted(self.features):
             found.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
         return found.hexdigest()[:16]
 
     def files(self) -> set[Path]:
         """All data, video and episode files that the dataset refers to."""
-        data = self.info.get("data_path", DATA_PATH)
-        found = {episode.slot.path(self.root, data) for episode in self.episodes}
+        found = {self.data_path(episode.index) for episode in self.episodes}
         found |= {self.video_path(camera, episode.index) for camera in self.cameras for episode in self.episodes}
-        return found | self._table.files()
+        return found | self.table.files()
 
     def validate(self) -> None:
         """Checks that every file is there, readable, and holds as many rows and frames as the description says.
@@ -261,6 +272,7 @@ class LeRobotDataset:
         for name in (*self.features, *BOOKKEEPING):
             for episode in self.episodes:
                 self.column(name, episode.index)
+        for name in self.features:
             self.statistics(name)
         tasks = set(self.tasks)
         for episode in self.episodes:
@@ -277,6 +289,8 @@ class LeRobotDataset:
     def _validate_videos(self) -> None:
         for camera in self.cameras:
             ends: dict[Path, int] = {}
+            if not self.described.cameras[camera].in_videos:
+                continue
             for episode in self.episodes:
                 path = self.video_path(camera, episode.index)
                 ends[path] = max(ends.get(path, 0), episode.videos[camera].first + episode.length)
@@ -295,7 +309,7 @@ class LeRobotDataset:
         tasks = {task: sum(episode.task == task for episode in self.episodes) for task in self.tasks}
         return {
             "root": str(self.root),
-            "format": f"LeRobot {CODEBASE_VERSION}",
+            "format": f"LeRobot {self.described.version}",
             "episodes": len(self),
             "frames": int(self.info["total_frames"]),
             "fresh frames": int(sum(self.fresh(index).sum() for index in range(len(self)))),
@@ -306,10 +320,3 @@ class LeRobotDataset:
             "features": {name: list(feature.shape) for name, feature in self.features.items()},
             "collection": self.lamp,
         }
-
-
-def _names(names: Any) -> tuple[str, ...] | None:
-    """LeRobot gives names as a list, or as a list under some key."""
-    if isinstance(names, dict):
-        names = next((value for value in names.values() if isinstance(value, list)), None)
-    return tuple(str(name) for name in names) if isinstance(names, list) else None

@@ -10,14 +10,23 @@ import torch
 from jaxtyping import Bool, Float, Float16, Float32, Int64
 from torch import Tensor
 
+from lamp.data.embodiment import ACTION, OWN, STATE, Embodiment
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.normalise import Normaliser, StateTransform
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.types import Batch
 
-STATE = "observation.state"
-ACTION = "action"
+__all__ = [
+    "ACTION",
+    "STATE",
+    "EpisodeSplit",
+    "PolicySamples",
+    "PolicyScaling",
+    "followed_until",
+    "split_episodes",
+    "stacked",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +81,25 @@ class PolicyScaling:
         return self.state.normalise(self.state_transform.apply(raw))
 
 
-def stacked(dataset: LeRobotDataset, name: str, episodes: Sequence[int]) -> Float32[np.ndarray, "n d"]:
-    """A feature's values in some episodes, one after another, to fit normalisers to."""
-    values = np.concatenate([dataset.column(name, episode) for episode in episodes])
-    return values.astype(np.float32).reshape(len(values), -1)
+def stacked(
+    dataset: LeRobotDataset, episodes: Sequence[int], chunk: int, embodiment: Embodiment = OWN
+) -> tuple[Float32[np.ndarray, "n s"], Float32[np.ndarray, "m a"]]:
+    """Raw states and learnt actions of some episodes, one after another, to fit normalisers to.
+
+    Where an action differs from chunk to chunk, it is taken once for each chunk of the given length that it is part of.
+    """
+    states = np.concatenate([embodiment.states(dataset, episode) for episode in episodes])
+    if embodiment.per_frame:
+        return states, np.concatenate([embodiment.actions(dataset, episode) for episode in episodes])
+    parts = []
+    for episode in episodes:
+        chunks = embodiment.chunks(dataset, episode, chunk)
+        inside = np.arange(len(chunks))[:, None] + np.arange(chunk) < len(chunks)
+        parts.append(chunks[inside])
+    return states, np.concatenate(parts)
 
 
-def _followed_until(overridden: Bool[np.ndarray, "l"]) -> Int64[np.ndarray, "l"]:
+def followed_until(overridden: Bool[np.ndarray, "l"]) -> Int64[np.ndarray, "l"]:
     """For each frame, the end of the actions that follow from it: one past the next overridden one, or the episode's end."""
     length = len(overridden)
     ends = np.where(overridden, np.arange(1, length + 1), length)
@@ -96,6 +117,7 @@ class PolicySamples:
         episodes: Sequence[int],
         chunk: int,
         scaling: PolicyScaling,
+        embodiment: Embodiment = OWN,
         motion_hidden: Float16[np.ndarray, "n draws m dm"] | None = None,
     ):
         """
@@ -105,17 +127,23 @@ class PolicySamples:
             episodes: Which episodes to take.
             chunk: Actions per sample, H + 1 in the paper's count.
             scaling: How to normalise.
+            embodiment: What of the dataset is state and action, and what is learnt of the actions.
             motion_hidden: z_m for every sample, for several noise draws; may be set later.
 
         Raises:
             ConfigError: The chunk is empty.
-            DataError: There are no episodes to take.
+            DataError: There are no episodes to take, or one has no instruction, or a value that is not finite.
         """
         if chunk < 1:
             raise ConfigError(f"a chunk of {chunk} actions is not possible; expected at least 1")
         if not episodes:
             raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
-        self.features, self.chunk, self.scaling = features, chunk, scaling
+        for episode in episodes:
+            if not dataset.episode(episode).task.strip():
+                raise DataError(
+                    f"{dataset.root}: episode {episode} has no task text; leave it out, or give it an instruction"
+                )
+        self.features, self.chunk, self.scaling, self.embodiment = features, chunk, scaling, embodiment
         self.episodes = tuple(episodes)
         rows = [np.flatnonzero(features.index.episode == episode) for episode in episodes]
         self.rows: Int64[np.ndarray, "n"] = np.concatenate(rows)
@@ -123,17 +151,17 @@ class PolicySamples:
         """The episode of each sample."""
         self.frame: Int64[np.ndarray, "n"] = features.index.frame[self.rows]
         """Its frame in that episode."""
-        states = [
-            dataset.column(STATE, episode)[self.frame[self.episode == episode]].astype(np.float32)
-            for episode in episodes
-        ]
-        self._states = torch.from_numpy(scaling.scaled_state(np.concatenate(states)))
+        raw = [embodiment.states(dataset, episode)[self.frame[self.episode == episode]] for episode in episodes]
+        self._raw_states = np.concatenate(raw)
+        self._states = torch.from_numpy(scaling.scaled_state(self._raw_states))
         held, first, ends = [], [], []
         for episode in episodes:
-            actions = scaling.actions.normalise(dataset.column(ACTION, episode).astype(np.float32))
+            actions = embodiment.actions(dataset, episode)
+            if embodiment.per_frame:
+                actions = scaling.actions.normalise(actions)
             start, frames = sum(len(part) for part in held), self.frame[self.episode == episode]
             first.append(start + frames)
-            ends.append(start + _followed_until(dataset.overridden(episode))[frames])
+            ends.append(start + followed_until(dataset.overridden(episode))[frames])
             held += [actions, np.repeat(actions[-1:], chunk - 1, axis=0)]
         self._actions = torch.from_numpy(np.concatenate(held))
         self._first, self._ends = torch.from_numpy(np.concatenate(first)), torch.from_numpy(np.concatenate(ends))
@@ -171,7 +199,11 @@ class PolicySamples:
         the observation cannot tell of.
         """
         places = self._first[torch.from_numpy(indices)][:, None] + torch.arange(self.chunk)
-        return self._actions[places], places < self._ends[torch.from_numpy(indices)][:, None]
+        mask = places < self._ends[torch.from_numpy(indices)][:, None]
+        if self.embodiment.per_frame:
+            return self._actions[places], mask
+        related = self.embodiment.kind.relate(self._actions[places].numpy(), self._raw_states[indices])
+        return torch.from_numpy(self.scaling.actions.normalise(related.astype(np.float32))), mask
 
     def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> Batch:
         """Collates samples; where hidden states are cached, each epoch takes the next of their noise draws."""

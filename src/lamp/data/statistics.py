@@ -41,13 +41,18 @@ class FeatureStatistics:
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
     @classmethod
+    def lacking(cls, obj: Mapping[str, Any]) -> list[str]:
+        """Which statistics an entry does not have."""
+        return [field.name for field in fields(cls) if field.name not in obj]
+
+    @classmethod
     def from_json(cls, obj: Mapping[str, Any], *, where: str) -> FeatureStatistics:
         """Reads what `to_json` wrote, or LeRobot did.
 
         Raises:
             DataError: A statistic is missing.
         """
-        missing = [field.name for field in fields(cls) if field.name not in obj]
+        missing = cls.lacking(obj)
         if missing:
             raise DataError(
                 f"{where} lacks {', '.join(missing)}; expected LeRobot v3 statistics with quantiles, "

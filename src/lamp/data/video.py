@@ -1,4 +1,4 @@
-"""Frame-exact video: encode, read any frame, and join files without re-encoding.
+"""Frame-exact video: encode, describe, and join files without re-encoding (`lamp.data.video_reading` reads frames).
 
 Files have a keyframe every few frames and no B-frames, so that packets are in display order: a random read decodes at most
 `KEYFRAME_EVERY` frames, and joining files is a matter of shifting time stamps. Everything runs on one thread; parallelism is
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -25,8 +24,6 @@ from lamp.errors import DataError
 
 KEYFRAME_EVERY = 8
 """Frames from one keyframe to the next in the files we write."""
-SEEK_BEYOND = 12
-"""A gap of more frames than this is jumped over by seeking instead of decoding through it."""
 
 _ENCODERS = {
     "libx264": {"crf": "18", "preset": "veryfast", "bf": "0"},
@@ -92,19 +89,38 @@ def write_video(path: Path, images: UInt8[np.ndarray, "n h w 3"], fps: int) -> N
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    if not path.is_file():
-        raise DataError(f"no video at {path}; the dataset's description refers to it")
+def explained(path: Path) -> Iterator[None]:
+    """Says of ffmpeg's errors which file they are about."""
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} holds no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            stream.thread_type = "NONE"
-            yield container, stream
+        yield
     except FFmpegError as error:
         raise DataError(f"cannot read the video {path} ({error.strerror}); it is truncated or corrupt") from None
+
+
+def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
+    """Opens a file and its video stream, on one thread; the caller closes it.
+
+    Raises:
+        DataError: There is no such file, or no video in it.
+    """
+    if not path.is_file():
+        raise DataError(f"no video at {path}; the dataset's description refers to it")
+    container = av.open(str(path))
+    if not container.streams.video:
+        container.close()
+        raise DataError(f"{path} holds no video stream")
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    stream.thread_type = "NONE"
+    return container, stream
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with explained(path):
+        container, stream = open_video(path)
+        with container:
+            yield container, stream
 
 
 def video_info(path: Path) -> VideoInfo:
@@ -120,58 +136,6 @@ def video_info(path: Path) -> VideoInfo:
         return VideoInfo(
             height=context.height, width=context.width, frames=frames, codec=context.name, extradata=extradata
         )
-
-
-def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float | int) -> UInt8[np.ndarray, "n h w 3"]:
-    """Decodes the frames with the given numbers, which must be sorted; repeats are allowed.
-
-    Raises:
-        DataError: The file is missing, truncated or corrupt, or lacks one of the frames.
-    """
-    wanted = [int(number) for number in numbers]
-    if any(later < earlier for earlier, later in pairwise(wanted)) or (wanted and wanted[0] < 0):
-        raise ValueError("frame numbers must be sorted and not negative")
-    with _opened(path) as (container, stream):
-        out = np.empty((len(wanted), stream.codec_context.height, stream.codec_context.width, 3), np.uint8)
-        decoder = _Decoder(path, container, stream, fps)
-        for row, number in enumerate(wanted):
-            if row and wanted[row - 1] == number:
-                out[row] = out[row - 1]
-            else:
-                out[row] = decoder.frame(number)
-        return out
-
-
-class _Decoder:
-    """Walks forward through a video, seeking to the keyframe before a frame that is far ahead."""
-
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, fps: float | int):
-        self.path, self.container, self.stream = path, container, stream
-        if stream.time_base is None:
-            raise DataError(f"the video {path} has no time base; it is corrupt")
-        self.ticks_per_second = 1 / stream.time_base
-        self.fps = fps
-        self.frames = container.decode(stream)
-        self.next = 0
-
-    def frame(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
-        if number - self.next > SEEK_BEYOND:
-            # Half a frame late, so that rounding never lands on the keyframe before the one that is meant.
-            self.container.seek(int((number + 0.5) / self.fps * self.ticks_per_second), stream=self.stream)
-            self.frames = self.container.decode(self.stream)
-        for frame in self.frames:
-            if frame.pts is None:
-                continue
-            found = round(float(frame.pts / self.ticks_per_second) * self.fps)
-            if found < number:
-                continue
-            if found > number:
-                raise DataError(
-                    f"the video {self.path} jumps over frame {number} to {found}; it does not run at {self.fps} fps"
-                )
-            self.next = found + 1
-            return frame.to_ndarray(format="rgb24")
-        raise DataError(f"the video {self.path} ends before frame {number}; it is truncated")
 
 
 def join_videos(sources: Sequence[Path], target: Path, fps: int) -> list[int]:

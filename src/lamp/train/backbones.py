@@ -47,7 +47,7 @@ def backbone_key(config: BackboneConfig) -> str:
     return find_backbone(config).key
 
 
-def ensure_features(data: Path, config: BackboneConfig, *, token_width: int | None = None) -> None:
+def ensure_features(data: Path | LeRobotDataset, config: BackboneConfig, *, token_width: int | None = None) -> None:
     """Computes what the dataset's feature cache lacks for a backbone, and says how far it is.
 
     The embedded backbone works in a process a core; a large one in this process, on the GPU where there is one.
@@ -60,7 +60,7 @@ def ensure_features(data: Path, config: BackboneConfig, *, token_width: int | No
     Raises:
         MismatchError: The backbone's tokens have another width.
     """
-    dataset, found = LeRobotDataset(data), find_backbone(config)
+    dataset, found = data if isinstance(data, LeRobotDataset) else LeRobotDataset(data), find_backbone(config)
     if token_width is not None and found.width != token_width:
         raise MismatchError(
             f"the backbone's tokens are {found.width} wide, the model's token_width is {token_width}; expected the same: "

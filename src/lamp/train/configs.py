@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+import tyro
 
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.normalise import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMPConfig
@@ -108,6 +110,8 @@ class MotionTraining:
     model: LaMPConfig
     loop: LoopConfig
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
+    """How the dataset records its robot; of it, only the cameras matter here."""
     flow_stride: int = 1
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
@@ -148,6 +152,15 @@ class UnseenEpisodes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedIn:
+    """Another dataset that a policy is trained on besides its own, scaled by normalisers of its own."""
+
+    data: str
+    """Its folder, or a hub id."""
+    embodiment: Embodiment = OWN
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyTraining:
     """Stage 2 (Section III-G, Algorithm 1): guidance and Action Expert; backbone and Motion Expert are frozen."""
 
@@ -155,6 +168,12 @@ class PolicyTraining:
     """`motion` must be that of the motion checkpoint, or None for the policy without motion."""
     loop: LoopConfig
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
+    """How the dataset records its robot: cameras, state, action, gripper, and what is learnt of the actions."""
+    also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
+    """Further datasets, of the same widths of state and action."""
+    weights: tuple[float, ...] | None = None
+    """The share of samples from each dataset, the policy's own first, relative to the others'; by length where not given."""
     execute: int
     """How many actions of a chunk are carried out before the policy is asked again."""
     noise_draws: int = 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lamp.configuration import from_json, to_json
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.samples import PolicyScaling
-from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.errors import ConfigError, DataError, MismatchError, unknown
 from lamp.files import read_json, write_json
 from lamp.model.lamp import LaMPConfig
 from lamp.sceneflow.bounds import MotionBounds
@@ -61,19 +62,6 @@ class FlowRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyRecord:
-    """How observations and actions are mapped to what the model sees, and back."""
-
-    state_width: int
-    """Width of the raw state of an observation, before the transform."""
-    scaling: PolicyScaling
-    """Actions are in the dataset's units (LIBERO: gripper 1 = open)."""
-    chunk: int
-    execute: int
-    fps: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """The demonstrations."""
 
@@ -87,6 +75,53 @@ class DataRecord:
     validation_episodes: tuple[int, ...]
     dataset: str = ""
     """Content hash of the whole dataset, held-out episodes included; empty where it was not noted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherDataset:
+    """A dataset that was mixed in: what it needs to be acted on."""
+
+    root: str
+    """Where it was."""
+    data: DataRecord
+    state_width: int
+    scaling: PolicyScaling
+    fps: float
+    embodiment: Embodiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecord:
+    """How observations and actions are mapped to what the model sees, and back."""
+
+    state_width: int
+    """Width of the raw state of an observation, before the transform."""
+    scaling: PolicyScaling
+    """Actions are in the dataset's units; a gripper is 1 = open."""
+    chunk: int
+    execute: int
+    fps: float
+    embodiment: Embodiment = OWN
+    """What the actions mean: those relative to a state are put back into the robot's frame."""
+    others: tuple[OtherDataset, ...] = ()
+    """What else the policy was trained on, each with a scaling of its own."""
+
+    def of_dataset(self, name: str) -> PolicyRecord:
+        """The record for acting as one of the other datasets' robots.
+
+        Raises:
+            ConfigError: The policy was not trained on it.
+        """
+        for other in self.others:
+            if other.data.name == name:
+                return replace(
+                    self,
+                    state_width=other.state_width,
+                    scaling=other.scaling,
+                    fps=other.fps,
+                    embodiment=other.embodiment,
+                )
+        raise unknown("dataset", name, [other.data.name for other in self.others])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def train_motion(
     """
     torch.set_num_threads(config.loop.threads)
     key = backbone.key if backbone else backbone_key(config.backbone)
-    sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
+    sources = Sources.open(data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment)
     samples = motion_samples(config, sources, sources.split.train, config.bounds)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None
@@ -96,7 +96,7 @@ def evaluate_flow(
     key = description.backbone.key
     assert description.flow is not None and key is not None
     settings = loop or config.loop
-    sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
+    sources = Sources.open(data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment)
     chosen = tuple(description.data.validation_episodes if episodes is None else episodes)
     last = len(sources.dataset) - 1
     if not chosen:

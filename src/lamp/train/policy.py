@@ -12,15 +12,17 @@ import torch
 
 import lamp.version
 from lamp.configuration import to_json
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FrozenBackbone
-from lamp.data.samples import ACTION, STATE, PolicySamples, PolicyScaling, stacked
+from lamp.data.mixture import MixedSamples
+from lamp.data.samples import PolicySamples, PolicyScaling, stacked
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
 from lamp.model.lamp import LaMP
 from lamp.train.backbones import backbone_key
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
-from lamp.train.configs import PolicyTraining, UnseenEpisodes
-from lamp.train.description import Description, FlowRecord, MotionSource, PolicyRecord
+from lamp.train.configs import MixedIn, PolicyTraining, UnseenEpisodes
+from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.hidden import HiddenCache
 from lamp.train.metrics import Progress
 from lamp.train.randomness import seed_everything
@@ -28,6 +30,9 @@ from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_sta
 from lamp.train.sources import Sources
 from lamp.train.stages import PolicyStage
 from lamp.train.tensors import content_hash
+
+GRIPPER_MARGIN = 0.01
+"""How far a gripper's values may lie outside [0, 1]: rounding."""
 
 
 def train_policy(
@@ -43,7 +48,7 @@ def train_policy(
 
     Args:
         config: Everything about the run.
-        data: The dataset's folder, with the backbone's features (`lamp cache features`).
+        data: The dataset's folder, with the backbone's features (`lamp cache features`), as those that are mixed in have.
         out: Where the run is kept.
         motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
         fresh: Start again, and remove what an earlier run left in `out`.
@@ -56,28 +61,75 @@ def train_policy(
     """
     torch.set_num_threads(config.loop.threads)
     key = backbone.key if backbone else backbone_key(config.backbone)
-    sources = Sources.open(data, key, config.split, token_width=config.model.token_width)
+    datasets = _open(config, data, key)
+    sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint)
-    scaling = fit_scaling(config, sources)
-    samples, validation = (
-        _samples(config, sources, scaling, episodes) for episodes in (sources.split.train, sources.split.validation)
-    )
+    samples = _mixed([one.samples(config, one.sources.split.train) for one in datasets])
+    validation = _mixed([one.samples(config, one.sources.split.validation) for one in datasets])
     assert samples is not None
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
-        samples.show_prior_in(_unseen(sources, motion))
-    description = _describe(config, sources, scaling, samples, motion)
+        for one, part in zip(datasets, _parts(samples), strict=True):
+            part.show_prior_in(_unseen(one.sources, motion))
+    description = _describe(config, datasets, _parts(samples), motion)
     stage = PolicyStage(model.to(config.loop.device), config, samples, validation)
 
     def prepare() -> None:
         if config.cached_hidden_draws:
-            for part, draws in ((samples, config.cached_hidden_draws), (validation, 1)):
-                if part is not None:
+            for of_all, draws in ((samples, config.cached_hidden_draws), (validation, 1)):
+                for part in _parts(of_all):
                     _cache_hidden(model, part, draws, config, description, out)
 
     result = run_stage(stage, config.loop, description, out, fresh=fresh, prepare=prepare)
     if result.outcome.finished:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """One of the datasets of a run."""
+
+    sources: Sources
+    embodiment: Embodiment
+    scaling: PolicyScaling
+
+    def samples(self, config: PolicyTraining, episodes: Sequence[int]) -> PolicySamples | None:
+        """Samples of some episodes; None where there are none."""
+        assert config.model.action is not None
+        if not episodes:
+            return None
+        return PolicySamples(
+            self.sources.dataset,
+            self.sources.features,
+            episodes=episodes,
+            chunk=config.model.action.chunk,
+            scaling=self.scaling,
+            embodiment=self.embodiment,
+        )
+
+
+def _open(config: PolicyTraining, data: Path, key: str) -> list[TrainedOn]:
+    """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
+    found = []
+    own = MixedIn(data=str(data), embodiment=config.embodiment)
+    for part in (own, *config.also):
+        sources = Sources.open(
+            Path(part.data), key, config.split, token_width=config.model.token_width, embodiment=part.embodiment
+        )
+        scaling = fit_scaling(config, sources, part.embodiment)
+        found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
+    return found
+
+
+def _mixed(parts: Sequence[PolicySamples | None]) -> PolicySamples | MixedSamples | None:
+    present = [part for part in parts if part is not None]
+    return MixedSamples(present) if len(present) > 1 else next(iter(present), None)
+
+
+def _parts(samples: PolicySamples | MixedSamples | None) -> tuple[PolicySamples, ...]:
+    if samples is None:
+        return ()
+    return samples.parts if isinstance(samples, MixedSamples) else (samples,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,23 +186,30 @@ def build_model(
     return model, MotionOrigin(source=source, flow=description.flow)
 
 
-def fit_scaling(config: PolicyTraining, sources: Sources) -> PolicyScaling:
+def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment = OWN) -> PolicyScaling:
     """Fits the normalisers to the training episodes.
 
     Raises:
-        MismatchError: The data's state or action width is not the model's.
+        MismatchError: The data's state or action width is not the model's, or its gripper is not 0 to 1.
     """
-    action = config.model.action
+    action, root = config.model.action, sources.dataset.root
     assert action is not None
-    states = config.state_transform.apply(stacked(sources.dataset, STATE, sources.split.train))
-    actions = stacked(sources.dataset, ACTION, sources.split.train)
+    raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, embodiment)
+    states = config.state_transform.apply(raw)
     for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
         if found.shape[1] != wanted:
             raise MismatchError(
-                f"{sources.dataset.root} has {name}s of {found.shape[1]} values (after the state transform); "
+                f"{root} has {name}s of {found.shape[1]} values (after the state transform); "
                 f"the model's {name}_dim is {wanted}: expected the same."
             )
     binary: Sequence[int] = () if config.gripper is None else (config.gripper % actions.shape[1],)
+    for dimension in binary:
+        low, high = float(actions[:, dimension].min()), float(actions[:, dimension].max())
+        if not -GRIPPER_MARGIN <= low <= high <= 1 + GRIPPER_MARGIN:
+            raise MismatchError(
+                f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}; expected 0 to 1. "
+                "Give the embodiment its convention, or set gripper to None to learn it as any other dimension."
+            )
     return PolicyScaling(
         state_transform=config.state_transform,
         state=config.state_fit.fit(states),
@@ -168,16 +227,6 @@ def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
     return episodes
 
 
-def _samples(
-    config: PolicyTraining, sources: Sources, scaling: PolicyScaling, episodes: Sequence[int]
-) -> PolicySamples | None:
-    assert config.model.action is not None
-    if not episodes:
-        return None
-    chunk = config.model.action.chunk
-    return PolicySamples(sources.dataset, sources.features, episodes=episodes, chunk=chunk, scaling=scaling)
-
-
 def _cache_hidden(
     model: LaMP, samples: PolicySamples, draws: int, config: PolicyTraining, description: Description, out: Path
 ) -> None:
@@ -185,7 +234,7 @@ def _cache_hidden(
     depends = {
         "motion": description.motion_source.sha256,
         "motion_expert": to_json(config.model.motion),
-        "data": description.data.fingerprint,
+        "data": _fingerprint_of(samples, description),
         "episodes": samples.episodes,
         "hidden_at": to_json(config.model.hidden_at),
         "solver_steps": config.model.solver_steps,
@@ -209,21 +258,39 @@ def _cache_hidden(
         progress.close()
 
 
+def _fingerprint_of(samples: PolicySamples, description: Description) -> str:
+    """Of the dataset that the samples are of; the run's own has the run's."""
+    assert description.policy is not None
+    root = samples.features.dataset.root
+    others = {other.root: other.data.fingerprint for other in description.policy.others}
+    return others.get(str(root), description.data.fingerprint)
+
+
 def _describe(
-    config: PolicyTraining,
-    sources: Sources,
-    scaling: PolicyScaling,
-    samples: PolicySamples,
-    motion: MotionOrigin | None,
+    config: PolicyTraining, datasets: Sequence[TrainedOn], parts: Sequence[PolicySamples], motion: MotionOrigin | None
 ) -> Description:
     assert config.model.action is not None
+    own, *others = [
+        OtherDataset(
+            root=str(one.sources.dataset.root),
+            data=one.sources.record(samples=len(part)),
+            state_width=one.embodiment.states(one.sources.dataset, 0).shape[1],
+            scaling=one.scaling,
+            fps=one.sources.dataset.fps,
+            embodiment=one.embodiment,
+        )
+        for one, part in zip(datasets, parts, strict=True)
+    ]
     policy = PolicyRecord(
-        state_width=sources.dataset.features[STATE].shape[0],
-        scaling=scaling,
+        state_width=own.state_width,
+        scaling=own.scaling,
         chunk=config.model.action.chunk,
         execute=config.execute,
-        fps=sources.dataset.fps,
+        fps=own.fps,
+        embodiment=own.embodiment,
+        others=tuple(others),
     )
+    sources = datasets[0].sources
     return Description(
         kind="policy",
         model=config.model,
@@ -232,7 +299,7 @@ def _describe(
         policy=policy,
         motion_source=motion.source if motion else None,
         training=config,
-        data=sources.record(samples=len(samples)),
+        data=sources.record(samples=sum(map(len, parts)), also=[other.data.fingerprint for other in others]),
         step=0,
         averaged=config.loop.ema is not None,
         exactly_reproducible=config.loop.time_budget_s is None,

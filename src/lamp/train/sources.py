@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.samples import EpisodeSplit, split_episodes
@@ -26,7 +27,7 @@ class Sources:
     split: EpisodeSplit
 
     @classmethod
-    def open(cls, data: Path, key: str, split: Split, *, token_width: int) -> Sources:
+    def open(cls, data: Path, key: str, split: Split, *, token_width: int, embodiment: Embodiment = OWN) -> Sources:
         """Opens a dataset and its cached features.
 
         Args:
@@ -34,12 +35,13 @@ class Sources:
             key: Of the backbone.
             split: Which episodes to hold out.
             token_width: Of the model.
+            embodiment: How the dataset records its robot.
 
         Raises:
             DataError: The dataset or the features are not there.
             MismatchError: The features have another width than the model's tokens.
         """
-        dataset = LeRobotDataset(data)
+        dataset = embodiment.open(data)
         features = FeatureCache(dataset, key)
         if features.width != token_width:
             raise MismatchError(

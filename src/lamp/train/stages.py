@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from lamp.data.mixture import MixedSamples, mixture_weights
 from lamp.data.motion_samples import MotionSamples
 from lamp.data.sampler import Sampler
 from lamp.data.samples import PolicySamples
@@ -89,7 +90,11 @@ class PolicyStage:
     """Stage 2 (Algorithm 1): guidance and Action Expert (L_action, Eq. 5); the Motion Expert is frozen."""
 
     def __init__(
-        self, model: LaMP, config: PolicyTraining, samples: PolicySamples, validation: PolicySamples | None
+        self,
+        model: LaMP,
+        config: PolicyTraining,
+        samples: PolicySamples | MixedSamples,
+        validation: PolicySamples | MixedSamples | None,
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.name = "policy" if model.guidance is not None else "policy without motion"
@@ -97,7 +102,9 @@ class PolicyStage:
         model.requires_grad_(False)
         for part in self.trained:
             part.requires_grad_(True)
-        self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed)
+        lengths = [len(part) for part in samples.parts] if isinstance(samples, MixedSamples) else [len(samples)]
+        weights = mixture_weights(lengths, config.weights)
+        self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed, weights=weights)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}

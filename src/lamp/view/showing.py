@@ -11,7 +11,8 @@ from PIL import Image
 
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.films import FILM_FPS
-from lamp.data.video import read_frames, video_info
+from lamp.data.video import video_info
+from lamp.data.video_reading import read_frames
 from lamp.errors import DataError
 from lamp.view import pages
 from lamp.view.evidence import Evidence

@@ -1,0 +1,140 @@
+"""`lamp bench data`: samples a second of the loader, from videos, from frames decoded once, and from cached features."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lamp.bench.machine import describe_machine
+from lamp.data.encoding import camera_names
+from lamp.data.features import FeatureCache, FrozenBackbone
+from lamp.data.frame_sources import DecodedFrames, FrameSource, Videos
+from lamp.data.image_samples import ImageSamples
+from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
+from lamp.data.loading import Batches, Loader
+from lamp.data.normalise import ByDeviation, RawState
+from lamp.data.observing import ObservationEncoder
+from lamp.data.sampler import Sampler
+from lamp.data.samples import PolicySamples, PolicyScaling, stacked
+from lamp.errors import ConfigError
+from lamp.train.backbones import BackboneConfig, build_backbone, ensure_features
+
+CHUNK = 16
+EPISODES, FRAMES, SIDE = 6, 48, 256
+"""Of the demonstrations that are made up."""
+DECODED_EPISODES = 24
+"""At most this many episodes are decoded for the way from decoded frames, of which each frame takes 200 kB."""
+
+
+def measure_loading(
+    config: BackboneConfig, data: Path | None, *, workers: int, batch_size: int, seconds: float
+) -> dict[str, Any]:
+    """Measures every way in one run, and how much faster cached features are than decoding and encoding.
+
+    Args:
+        config: The backbone's settings.
+        data: A dataset whose cameras the backbone reads; its features are computed where they are not cached. None: made up.
+        workers: Loading processes; 0 loads in this one.
+        batch_size: Samples a batch.
+        seconds: How long to measure each way, beyond the batches that fill the workers' queues.
+
+    Raises:
+        ConfigError: There is nothing to measure.
+    """
+    if seconds <= 0 or batch_size < 1:
+        raise ConfigError(f"{seconds} s with batches of {batch_size}; expected both above 0")
+    torch.set_num_threads(1)
+    backbone = build_backbone(config)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = make_up(Path(folder) / "data", camera_names(backbone)) if data is None else LeRobotDataset(data)
+        ensure_features(dataset, config)
+        ways = _ways(dataset, backbone, Path(folder) / "frames")
+        rates = {
+            name: _rate(samples, workers=workers, batch_size=batch_size, seconds=seconds)
+            for name, samples in ways.items()
+        }
+    return {
+        "benchmark": "data",
+        "ratio": rates["features"] / rates["video and encoding"],
+        "ratio_is": "samples/s from cached features / samples/s from video with encoding",
+        "target": 20.0,
+        "samples_per_s": rates,
+        "workers": workers,
+        "batch_size": batch_size,
+        "seconds": seconds,
+        "dataset": "made up" if data is None else str(data),
+        "frames": sum(episode.length for episode in dataset.episodes),
+        "cameras": {name: list(dataset.image_sizes[name]) for name in camera_names(backbone)},
+        "backbone": backbone.key,
+        "cores": os.cpu_count(),
+        "machine": asdict(describe_machine(torch.device("cpu"), torch.float32)),
+    }
+
+
+def make_up(root: Path, cameras: tuple[str, ...]) -> LeRobotDataset:
+    """Writes demonstrations of a square that slides over noise: pictures that do not compress to nothing."""
+    for seed in range(EPISODES):
+        random = np.random.default_rng(seed)
+        ground = random.integers(0, 200, (SIDE // 8, SIDE // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        images = np.stack([ground] * FRAMES)
+        for frame in range(FRAMES):
+            images[frame, 80:140, 2 * frame : 2 * frame + 60] = 230
+        values = random.normal(size=(FRAMES, 15)).astype(np.float32)
+        frames = {"observation.state": values[:, :8], "action": values[:, 8:]}
+        episode = EpisodeData(frames=frames, images=dict.fromkeys(cameras, images), task=f"move square {seed % 2}")
+        stage_episode(root, f"episode-{seed}", episode)
+    LeRobotWriter(root).finalize()
+    return LeRobotDataset(root)
+
+
+def _ways(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Mapping[str, Batches[Any]]:
+    episodes = tuple(range(len(dataset)))
+    states, actions = stacked(dataset, episodes, CHUNK)
+    scaling = PolicyScaling(
+        state_transform=RawState(), state=ByDeviation().fit(states), actions=ByDeviation().fit(actions)
+    )
+    cameras, encoder = camera_names(backbone), ObservationEncoder(backbone)
+    decoded = DecodedFrames(dataset, folder)
+    decoded.build(cameras, episodes[:DECODED_EPISODES])
+
+    def of_pictures(pictures: FrameSource, some: tuple[int, ...], *, encode: bool) -> ImageSamples:
+        return ImageSamples(
+            dataset=dataset,
+            pictures=pictures,
+            cameras=cameras,
+            episodes=some,
+            chunk=CHUNK,
+            scaling=scaling,
+            encode=encoder.encode if encode else None,
+        )
+
+    return {
+        "video": of_pictures(Videos(dataset=dataset), episodes, encode=False),
+        "video and encoding": of_pictures(Videos(dataset=dataset), episodes, encode=True),
+        "decoded frames": of_pictures(decoded, episodes[:DECODED_EPISODES], encode=False),
+        "features": PolicySamples(
+            dataset, FeatureCache(dataset, backbone.key), episodes=episodes, chunk=CHUNK, scaling=scaling
+        ),
+    }
+
+
+def _rate(samples: Batches[Any], *, workers: int, batch_size: int, seconds: float) -> float:
+    """Samples a second once the workers' queues have been emptied of what they held before the clock started."""
+    loader = Loader(samples, Sampler(len(samples), batch_size), workers=workers)
+    size = min(batch_size, len(samples))
+    for _ in range(max(1, workers * loader.ahead)):
+        next(loader)
+    begun, batches = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - begun) < seconds or batches < 2 * max(1, workers):
+        next(loader)
+        batches += 1
+    loader.close()
+    return size * batches / elapsed

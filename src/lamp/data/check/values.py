@@ -1,0 +1,180 @@
+"""Faults of the numbers in a dataset's data files: rows, columns, widths, clocks, and values that are no numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lamp.data.check.faults import Fault
+from lamp.data.description import Described
+from lamp.data.episode_table import Episode, column_names, read_parquet
+from lamp.data.lerobot_format import BOOKKEEPING, Feature, from_arrow
+from lamp.data.statistics import FeatureStatistics, statistics_of
+from lamp.errors import DataError
+
+CLOCK_TOLERANCE_S = 1e-3
+"""How far a time stamp may be from frame / fps: far above rounding, far below a frame at any customary rate [s]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOfRows:
+    """A data file and the episodes whose rows should be in it."""
+
+    root: Path
+    path: Path
+    described: Described
+    episodes: tuple[Episode, ...]
+    tasks: Mapping[int, str]
+    listed: bool
+    """Whether all episodes are known, so that a row of no episode is a fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRows:
+    """What one data file holds."""
+
+    faults: tuple[Fault, ...]
+    statistics: Mapping[int, Mapping[str, FeatureStatistics]]
+    """Per episode and feature, where it has no fault."""
+    content: Mapping[int, str]
+    """A hash of each episode's numbers, without the bookkeeping."""
+
+
+def check_rows(file: FileOfRows) -> FoundRows:
+    """Reads all numbers of a data file."""
+    name = str(file.path.relative_to(file.root))
+    features = {**file.described.features, **BOOKKEEPING}
+    try:
+        present = column_names(file.path)
+        table = read_parquet(file.path, [key for key in features if key in present])
+    except DataError as error:
+        faults = tuple(Fault(problem=str(error), file=name, episode=episode.index) for episode in file.episodes)
+        return FoundRows(faults=faults, statistics={}, content={})
+    faults = [
+        Fault(problem=f"the column is missing; the file has {', '.join(present)}", file=name, key=key)
+        for key in features
+        if key not in present
+    ]
+    end = max((episode.row + episode.length for episode in file.episodes), default=0)
+    if file.listed and table.num_rows > end:
+        problem = f"the file has {table.num_rows} rows; the list of episodes accounts for {end}"
+        faults.append(Fault(problem=problem, file=name, episode=_last(file.episodes), key="length"))
+    statistics, content = {}, {}
+    for episode in file.episodes:
+        rows = _Rows(file=name, episode=episode, described=file.described, tasks=file.tasks)
+        found, numbers = rows.read(table.slice(episode.row, episode.length), features)
+        faults += found
+        statistics[episode.index] = {key: statistics_of(values) for key, values in numbers.items() if len(values)}
+        digest = hashlib.sha256(episode.task.encode())
+        for key in sorted(numbers.keys() - BOOKKEEPING.keys()):
+            digest.update(np.ascontiguousarray(numbers[key]).tobytes())
+        if any(key not in BOOKKEEPING and values.std() > 0 for key, values in numbers.items() if len(values)):
+            content[episode.index] = digest.hexdigest()
+    return FoundRows(faults=tuple(faults), statistics=statistics, content=content)
+
+
+def _last(episodes: Sequence[Episode]) -> int | None:
+    return episodes[-1].index if len(episodes) == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of one episode."""
+
+    file: str
+    episode: Episode
+    described: Described
+    tasks: Mapping[int, str]
+
+    def read(self, table: pa.Table, features: Mapping[str, Feature]) -> tuple[list[Fault], dict[str, np.ndarray]]:
+        """Returns the faults, and the values of the columns that have none."""
+        faults, numbers = [], {}
+        if table.num_rows != self.episode.length:
+            problem = f"has {table.num_rows} rows; its length is {self.episode.length}"
+            faults.append(self._fault(problem, "length"))
+        for key in table.column_names:
+            found = list(self._of_column(table[key], features[key], key))
+            faults += found
+            if not found:
+                numbers[key] = from_arrow(table[key], features[key], key)
+        faults += self._of_bookkeeping(numbers)
+        return faults, numbers
+
+    def _fault(self, problem: str, key: str, frame: int | None = None) -> Fault:
+        return Fault(problem=problem, file=self.file, episode=self.episode.index, frame=frame, key=key)
+
+    def _of_column(self, column: pa.ChunkedArray, feature: Feature, key: str) -> Iterator[Fault]:
+        """Missing values, widths, and values that are not finite."""
+        empty = pc.is_null(column).to_numpy().astype(bool)
+        if empty.any():
+            yield self._fault(f"has no value{_likewise(empty)}", key, int(empty.argmax()))
+            return
+        if pa.types.is_nested(column.type) and len(feature.shape) == 1:
+            widths = pc.list_value_length(column).to_numpy()
+            wrong = widths != feature.shape[0]
+            if wrong.any():
+                width = int(widths[wrong.argmax()])
+                problem = f"has {width} values; the description says {feature.shape[0]}{_likewise(wrong)}"
+                yield self._fault(problem, key, int(wrong.argmax()))
+                return
+        try:
+            values = from_arrow(column, feature, key)
+        except (DataError, pa.ArrowException, ValueError) as error:
+            yield self._fault(str(error).splitlines()[0], key)
+            return
+        if values.dtype.kind == "f" and len(values):
+            wrong = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            if wrong.any():
+                bad = values.reshape(len(values), -1)[wrong.argmax()]
+                places = np.flatnonzero(~np.isfinite(bad))
+                problem = f"is {bad[places[0]]} in dimension {places[0]}; expected finite numbers{_likewise(wrong)}"
+                yield self._fault(problem, key, int(wrong.argmax()))
+
+    def _of_bookkeeping(self, numbers: Mapping[str, np.ndarray]) -> Iterator[Fault]:
+        length = min((len(values) for values in numbers.values()), default=0)
+        count = np.arange(length)
+        expected = {
+            "frame_index": count,
+            "episode_index": np.full(length, self.episode.index),
+            "index": self.episode.start + count,
+        }
+        for key, wanted in expected.items():
+            if key in numbers and (wrong := numbers[key] != wanted).any():
+                first = int(wrong.argmax())
+                yield self._fault(f"is {numbers[key][first]}; expected {wanted[first]}{_likewise(wrong)}", key, first)
+        if "timestamp" in numbers:
+            yield from self._of_clock(numbers["timestamp"])
+        if "task_index" in numbers and self.tasks:
+            yield from self._of_tasks(numbers["task_index"])
+
+    def _of_clock(self, times: np.ndarray) -> Iterator[Fault]:
+        fps = self.described.fps
+        wrong = np.abs(times - np.arange(len(times)) / fps) > CLOCK_TOLERANCE_S
+        if wrong.any():
+            first, step = int(wrong.argmax()), float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+            rate = f"; its frames run at {1 / step:.4g} fps, the description says {fps:g}" if step > 0 else ""
+            same = abs(step * fps - 1) < 0.01
+            problem = f"is {times[first]:.6g} s; expected {first / fps:.6g} s" + ("" if same else rate)
+            yield self._fault(problem, "timestamp", first)
+
+    def _of_tasks(self, indices: np.ndarray) -> Iterator[Fault]:
+        unknown = ~np.isin(indices, list(self.tasks))
+        if unknown.any():
+            first = int(unknown.argmax())
+            yield self._fault(f"is {indices[first]}; the tasks are 0 to {max(self.tasks)}", "task_index", first)
+        elif len(indices) and self.episode.task.strip() and self.tasks[int(indices[0])] != self.episode.task:
+            problem = (
+                f"is {indices[0]}, {self.tasks[int(indices[0])]!r}; the list of episodes says {self.episode.task!r}"
+            )
+            yield self._fault(problem, "task_index", 0)
+
+
+def _likewise(wrong: np.ndarray) -> str:
+    others = int(wrong.sum()) - 1
+    return f" ({others} later {'frame' if others == 1 else 'frames'} likewise)" if others else ""

@@ -1,0 +1,208 @@
+"""Embodiments: which features of a dataset are a robot's cameras, state and action, and what its actions mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float32
+
+from lamp.data.actions import Absolute, ActionKind, Delta, Gripper, Pose, Relative
+from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.errors import DataError, MismatchError, unknown
+
+STATE = "observation.state"
+ACTION = "action"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive entries of a feature."""
+
+    key: str
+    start: int = 0
+    stop: int | None = None
+    """None: to the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embodiment:
+    """A robot as a dataset records it. Parts are put one after another, in the order given."""
+
+    name: str
+    cameras: dict[str, str] | None = None
+    """The policy's name of each camera -> the dataset's feature; None: all that the dataset has, under their own names."""
+    state: tuple[Part, ...] = (Part(key=STATE),)
+    action: tuple[Part, ...] = (Part(key=ACTION),)
+    gripper: Gripper | None = None
+    """None: no dimension is a gripper, or it is learnt as it is recorded."""
+    kind: ActionKind = field(default_factory=Delta)
+    fps: float | None = None
+    """The rate that the dataset must have; None: any."""
+
+    def open(self, source: str | os.PathLike[str]) -> LeRobotDataset:
+        """Opens a dataset, with its cameras under the policy's names.
+
+        Raises:
+            DataError: It cannot be read.
+            ConfigError: It lacks a camera or a feature.
+            MismatchError: It runs at another rate, or a feature is too narrow.
+        """
+        dataset = LeRobotDataset(source, cameras=self.cameras)
+        if self.fps is not None and abs(dataset.fps - self.fps) > 0.01 * self.fps:
+            raise MismatchError(
+                f"{dataset.root} runs at {dataset.fps:g} fps; the embodiment {self.name!r} at {self.fps:g}"
+            )
+        for part in (*self.state, *self.action):
+            if part.key not in dataset.features:
+                raise unknown(
+                    f"feature of {dataset.root} (for the embodiment {self.name!r})", part.key, dataset.features
+                )
+            width = int(np.prod(dataset.features[part.key].shape))
+            if not 0 <= part.start < (part.stop or width) <= width:
+                raise MismatchError(
+                    f"{part.key} of {dataset.root} has {width} values; the embodiment {self.name!r} asks for "
+                    f"{part.start} to {part.stop or width}"
+                )
+        return dataset
+
+    def states(self, dataset: LeRobotDataset, episode: int) -> Float32[np.ndarray, "l s"]:
+        """An episode's raw states."""
+        return _joined(dataset, episode, self.state)
+
+    def actions(self, dataset: LeRobotDataset, episode: int) -> Float32[np.ndarray, "l a"]:
+        """An episode's actions, one a frame, with the gripper 1 = open."""
+        actions = _joined(dataset, episode, self.action)
+        return actions if self.gripper is None else self.gripper.learnt(actions)
+
+    def chunks(self, dataset: LeRobotDataset, episode: int, chunk: int) -> Float32[np.ndarray, "l h a"]:
+        """What is learnt from each frame of an episode: the actions from there on; past the end the last one is held."""
+        actions = self.actions(dataset, episode)
+        places = np.minimum(np.arange(len(actions))[:, None] + np.arange(chunk), len(actions) - 1)
+        return self.kind.relate(actions[places], self.states(dataset, episode)).astype(np.float32)
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether an action is the same thing in every chunk that it is part of."""
+        return not isinstance(self.kind, Relative)
+
+
+def _joined(dataset: LeRobotDataset, episode: int, parts: Sequence[Part]) -> Float32[np.ndarray, "l d"]:
+    values = []
+    for part in parts:
+        column = dataset.column(part.key, episode).astype(np.float32)
+        column = column.reshape(len(column), -1)[:, part.start : part.stop]
+        wrong = ~np.isfinite(column).all(axis=1)
+        if wrong.any():
+            frame = int(wrong.argmax())
+            raise DataError(
+                f"{dataset.data_path(episode)}: episode {episode}, frame {frame}, {part.key}: {column[frame].tolist()} is not "
+                "finite; leave the episode out, or mend it (`lamp data check` lists all faults)"
+            )
+        values.append(column)
+    return values[0] if len(values) == 1 else np.concatenate(values, axis=1)
+
+
+OWN = Embodiment(name="lamp")
+"""What `lamp collect` records, and any dataset that calls its features as LeRobot recommends."""
+
+LIBERO = Embodiment(
+    name="libero",
+    cameras={"agentview": "observation.images.image", "wrist": "observation.images.wrist_image"},
+    gripper=Gripper(),
+    fps=20.0,
+)
+"""LIBERO without its no-operations, as LeRobot v2 (`IPEC-COMMUNITY/libero_*_no_noops_1.0.0_lerobot`).
+
+`observation.state` (8): position, axis-angle, two gripper joints; `action` (7): deltas in [-1, 1], gripper 1 = open.
+"""
+
+LIBERO_OPENPI = Embodiment(
+    name="libero_openpi",
+    cameras={"agentview": "image", "wrist": "wrist_image"},
+    state=(Part(key="state"),),
+    action=(Part(key="actions"),),
+    gripper=Gripper(opened=-1.0, closed=1.0),
+)
+"""The same demonstrations under openpi's names (`physical-intelligence/libero`): images in the data files, gripper -1 = open."""
+
+BRIDGE = Embodiment(
+    name="bridge",
+    cameras={"primary": "observation.images.image_0"},
+    state=(Part(key=STATE, stop=6), Part(key=STATE, start=7)),
+    gripper=Gripper(),
+    fps=5.0,
+)
+"""BridgeV2 as LeRobot v2 (`IPEC-COMMUNITY/bridge_orig_lerobot`).
+
+`observation.state` (8): position, roll-pitch-yaw, a zero that is left out, gripper; `action` (7): deltas of the pose, gripper
+1 = open. Some of its episodes have no instruction.
+"""
+
+DROID = Embodiment(
+    name="droid",
+    cameras={"exterior": "observation.images.exterior_1_left", "wrist": "observation.images.wrist_left"},
+    state=(Part(key="observation.state.joint_position"), Part(key="observation.state.gripper_position")),
+    action=(Part(key="action.joint_position"), Part(key="action.gripper_position")),
+    gripper=Gripper(opened=0.0, closed=1.0),
+    kind=Absolute(),
+    fps=15.0,
+)
+"""DROID as LeRobot v3.0 or v2.1 (`lerobot/droid_1.0.1`): seven joint angles [rad] and a gripper from 0 = open to 1 = closed."""
+
+INTERNDATA_A1 = Embodiment(
+    name="interndata_a1",
+    cameras={"head": "images.rgb.head", "hand": "images.rgb.hand"},
+    state=(Part(key="states.joint.position"), Part(key="states.gripper.position")),
+    action=(Part(key="actions.joint.position"), Part(key="actions.gripper.position")),
+    kind=Absolute(),
+    fps=30.0,
+)
+"""InternData-A1's single arms (Franka), LeRobot v2.1: joint angles [rad] and the gripper as recorded [m], learnt as such."""
+
+INTERNDATA_A1_DUAL = Embodiment(
+    name="interndata_a1_dual",
+    cameras={
+        "head": "images.rgb.head",
+        "hand_left": "images.rgb.hand_left",
+        "hand_right": "images.rgb.hand_right",
+    },
+    state=tuple(
+        Part(key=f"states.{side}_{what}.position") for side in ("left", "right") for what in ("joint", "gripper")
+    ),
+    action=tuple(
+        Part(key=f"actions.{side}_{what}.position") for side in ("left", "right") for what in ("joint", "gripper")
+    ),
+    kind=Absolute(),
+    fps=30.0,
+)
+"""InternData-A1's pairs of arms (Genie-1, Lift-2, Split Aloha): left joints, left gripper, right joints, right gripper."""
+
+FLEXIV = Embodiment(
+    name="flexiv",
+    cameras={"front": "observation.images.front"},
+    gripper=Gripper(),
+    kind=Relative(pose=Pose()),
+)
+"""The paper's rig: Flexiv Rizon 4, Robotiq 2F-85, one camera in front.
+
+`observation.state` (7): the tool's pose in the robot's frame as position [m] and axis-angle [rad], gripper; `action` (7): the
+target pose likewise, gripper 1 = open. What is learnt is the target relative to the present pose.
+"""
+
+EMBODIMENTS: Mapping[str, Embodiment] = {
+    one.name: one for one in (OWN, LIBERO, LIBERO_OPENPI, BRIDGE, DROID, INTERNDATA_A1, INTERNDATA_A1_DUAL, FLEXIV)
+}
+
+
+def embodiment(name: str) -> Embodiment:
+    """The embodiment of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in EMBODIMENTS:
+        raise unknown("embodiment", name, EMBODIMENTS)
+    return EMBODIMENTS[name]

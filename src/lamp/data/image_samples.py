@@ -1,0 +1,155 @@
+"""Samples with their pictures, for what cannot be cached: augmentation, or a backbone that is trained along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from lamp.data.embodiment import OWN, Embodiment
+from lamp.data.frame_sources import FrameSource
+from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.data.samples import PolicyScaling, followed_until
+from lamp.data.stored_images import CorruptPictures
+from lamp.errors import ConfigError, DataError
+from lamp.types import Encoded, Observations, OnDevice
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Samples that are missing from a batch, since their pictures cannot be read."""
+
+    file: str
+    episode: int
+    samples: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservedBatch(OnDevice):
+    """A batch of observations with the actions that follow, normalised."""
+
+    observations: Observations | None
+    """None where the loader has encoded them."""
+    encoded: Encoded | None
+    state: Float[Tensor, "b s"]
+    actions: Float[Tensor, "b h a"]
+    action_mask: Bool[Tensor, "b h"]
+    """False past the end of the episode, and after an action that was overridden."""
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refuse:
+    """Pictures that cannot be read end the run; the error names file and episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOut:
+    """Samples whose pictures cannot be read are left out of their batch, named and counted in it; no other takes their place."""
+
+
+OnCorrupt = Refuse | LeaveOut
+
+
+@dataclass(kw_only=True)
+class ImageSamples:
+    """(pictures, state, action chunk) of every fresh frame of some episodes."""
+
+    dataset: LeRobotDataset
+    pictures: FrameSource
+    cameras: tuple[str, ...]
+    episodes: tuple[int, ...]
+    chunk: int
+    """Actions per sample, H + 1 in the paper's count."""
+    scaling: PolicyScaling
+    embodiment: Embodiment = OWN
+    on_corrupt: OnCorrupt = field(default_factory=Refuse)
+    encode: Callable[[Observations], Encoded] | None = None
+    """Encodes where the pictures are decoded, in the loader's workers; None: the batch holds the pictures."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: The chunk is empty, or the dataset lacks a camera.
+            DataError: There are no episodes, or a value is not finite.
+        """
+        if self.chunk < 1:
+            raise ConfigError(f"a chunk of {self.chunk} actions is not possible; expected at least 1")
+        if not self.episodes:
+            raise DataError(f"no episodes of {self.dataset.root} to take samples from; expected at least one")
+        for camera in self.cameras:
+            self.dataset.camera_key(camera)
+        frames = [np.flatnonzero(self.dataset.fresh(episode)) for episode in self.episodes]
+        self.frame: Int64[np.ndarray, "n"] = np.concatenate(frames).astype(np.int64)
+        self.episode: Int64[np.ndarray, "n"] = np.repeat(self.episodes, [len(of) for of in frames]).astype(np.int64)
+        self._states = {episode: self.embodiment.states(self.dataset, episode) for episode in self.episodes}
+        self._ends = {episode: followed_until(self.dataset.overridden(episode)) for episode in self.episodes}
+        self._actions = {episode: self.embodiment.actions(self.dataset, episode) for episode in self.episodes}
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.frame)
+
+    @torch.no_grad()
+    def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> ObservedBatch:
+        """Collates samples; every epoch is alike.
+
+        Raises:
+            DataError: All of the batch's pictures are corrupt, or one is and `on_corrupt` refuses.
+        """
+        images, left_out = self._images(indices)
+        gone = {fault.episode for fault in left_out}
+        kept = np.array([index for index in indices.tolist() if int(self.episode[index]) not in gone], np.int64)
+        if len(kept) == 0:
+            raise DataError(f"no picture of a whole batch can be read; the first: {left_out[0].reason}")
+        observations = Observations(
+            images={
+                camera: torch.from_numpy(np.stack([of[index] for index in kept.tolist()]))
+                for camera, of in images.items()
+            },
+            instructions=tuple(self.dataset.episode(int(self.episode[index])).task for index in kept),
+        )
+        states = np.stack([self._states[int(self.episode[index])][self.frame[index]] for index in kept])
+        actions, mask = self._chunks(kept, states)
+        return ObservedBatch(
+            observations=observations if self.encode is None else None,
+            encoded=self.encode(observations) if self.encode is not None else None,
+            state=torch.from_numpy(self.scaling.scaled_state(states)),
+            actions=torch.from_numpy(self.scaling.actions.normalise(actions)),
+            action_mask=torch.from_numpy(mask),
+            left_out=tuple(left_out),
+        )
+
+    def _images(self, indices: Int64[np.ndarray, "b"]) -> tuple[dict[str, dict[int, np.ndarray]], list[LeftOut]]:
+        """Pictures by camera and sample. Those of an episode are read together, in the order of the video."""
+        found: dict[str, dict[int, np.ndarray]] = {camera: {} for camera in self.cameras}
+        left_out: list[LeftOut] = []
+        for episode in np.unique(self.episode[indices]).tolist():
+            inside = indices[self.episode[indices] == episode]
+            ordered = np.unique(inside)  # samples of an episode are in the order of its frames
+            try:
+                for camera in self.cameras:
+                    images = self.pictures.read(camera, episode, self.frame[ordered])
+                    found[camera].update(zip(ordered.tolist(), images, strict=True))
+            except CorruptPictures as error:
+                if isinstance(self.on_corrupt, Refuse):
+                    raise
+                left_out.append(LeftOut(file=str(error.path), episode=episode, samples=len(inside), reason=str(error)))
+        return found, left_out
+
+    def _chunks(
+        self, indices: Sequence[int] | np.ndarray, states: Float[np.ndarray, "b s"]
+    ) -> tuple[Float[np.ndarray, "b h a"], Bool[np.ndarray, "b h"]]:
+        chunks, mask = [], []
+        for index in indices:
+            episode = int(self.episode[index])
+            actions, end = self._actions[episode], self._ends[episode][self.frame[index]]
+            places = self.frame[index] + np.arange(self.chunk)
+            chunks.append(actions[np.minimum(places, len(actions) - 1)])
+            mask.append(places < end)
+        return self.embodiment.kind.relate(np.stack(chunks), states).astype(np.float32), np.stack(mask)

@@ -1,0 +1,199 @@
+"""Reading frames of videos: each frame costs no more decoding than from the keyframe before it, and files stay open.
+
+A reader walks forward as long as that is the shortest way, and seeks otherwise. The keyframes come from the file's own index,
+so that files of other writers, with keyframes anywhere and B-frames, are read as well as ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from lamp.data.video import explained, open_video
+from lamp.errors import DataError
+
+OPEN_FILES = 8
+"""Videos that a process keeps open: enough for a few cameras of a few datasets, far from any limit of open files."""
+
+
+class VideoReader:
+    """One open video; frames go by their number, frame n being the one shown at n / fps seconds."""
+
+    def __init__(self, path: Path, fps: float):
+        """
+        Raises:
+            DataError: The file is missing, truncated or no video.
+        """
+        self.path, self.fps = path, fps
+        self.decoded = 0
+        """Frames decoded so far, those that were passed over included."""
+        self._last: tuple[int, UInt8[np.ndarray, "h w 3"]] | None = None
+        self._next = 0
+        self._pending: tuple[int, av.VideoFrame] | None = None
+        with explained(path):
+            self._container, self._stream = open_video(path)
+            if self._stream.time_base is None:
+                raise DataError(f"the video {path} has no time base; it is corrupt")
+            self._ticks_per_second = 1 / self._stream.time_base
+            self._keyframes = self._find_keyframes()
+            self._frames: Iterator[av.VideoFrame] | None = self._container.decode(self._stream)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self._stream.codec_context.height, self._stream.codec_context.width
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._frames = None
+        self._container.close()
+
+    def frame(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Decodes one frame.
+
+        Raises:
+            DataError: The file is corrupt, lacks the frame, or runs at another rate.
+        """
+        if self._last is None or self._last[0] != number:
+            with explained(self.path):
+                try:
+                    if not self._is_ahead(number):
+                        self._seek(number)
+                    self._last = number, self._walk_to(number)
+                except BaseException:
+                    self._frames = None  # where the decoder stands now is unknown: the next frame is sought
+                    raise
+        return self._last[1]
+
+    def _find_keyframes(self) -> np.ndarray:
+        """Numbers of the keyframes, ascending.
+
+        The index of an mp4 holds decoding times, which B-frames shift below the times of display; the first one, at which
+        display starts, tells by how much. Where it is off nevertheless, `_seek` goes back one keyframe further.
+        """
+        entries = list(getattr(self._stream, "index_entries", ()))
+        ticks = [entry.timestamp for entry in entries if entry.is_keyframe]
+        if not ticks:
+            return np.zeros(1, np.int64)
+        shift = max(0, -entries[0].timestamp)
+        numbers = np.round((np.array(ticks) + shift) / float(self._ticks_per_second) * self.fps)
+        return np.unique(numbers.astype(np.int64))
+
+    def _is_ahead(self, number: int) -> bool:
+        """Whether decoding on is the shortest way to a frame: there is no keyframe to jump to in between."""
+        if self._frames is None or number < self._next:
+            return False
+        before = self._keyframes[self._keyframes <= number]
+        return len(before) == 0 or bool(before[-1] <= self._next)
+
+    def _seek(self, number: int) -> None:
+        """Goes to the last keyframe that is not after a frame."""
+        starts = self._keyframes[self._keyframes <= number][::-1].tolist()
+        for start in [*starts[:3], 0]:
+            # Half a frame late, so that rounding never lands on the keyframe before the one that is meant.
+            ticks = int((start + 0.5) / self.fps * self._ticks_per_second)
+            self._container.seek(ticks, stream=self._stream)
+            self._frames, self._pending, self._next = self._container.decode(self._stream), None, 0
+            self._pending = self._decode()
+            if self._pending is None or self._pending[0] <= number:
+                return
+
+    def _walk_to(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+        while (found := self._take()) is not None:
+            present, frame = found
+            if present > number:
+                raise DataError(
+                    f"the video {self.path} jumps over frame {number} to {present}; it does not run at {self.fps} fps"
+                )
+            if present == number:
+                return frame.to_ndarray(format="rgb24")
+        raise DataError(f"the video {self.path} ends before frame {number}; it is truncated")
+
+    def _take(self) -> tuple[int, av.VideoFrame] | None:
+        found, self._pending = self._pending or self._decode(), None
+        if found is not None:
+            self._next = found[0] + 1
+        return found
+
+    def _decode(self) -> tuple[int, av.VideoFrame] | None:
+        assert self._frames is not None
+        for frame in self._frames:
+            self.decoded += 1
+            if frame.pts is not None:
+                return round(float(frame.pts / self._ticks_per_second) * self.fps), frame
+        return None
+
+
+class VideoReaders:
+    """Readers of the files that were read lately. They are of the process that opened them: a fork opens its own."""
+
+    def __init__(self, limit: int = OPEN_FILES):
+        self._limit = limit
+        self._open: OrderedDict[tuple[Path, float], tuple[tuple[int, int], VideoReader]] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Open files stay behind when this is sent to another process."""
+        return {"_limit": self._limit, "_open": OrderedDict(), "_process": -1}
+
+    def close(self) -> None:
+        """Closes all files."""
+        if self._process == os.getpid():
+            for _, reader in self._open.values():
+                reader.close()
+        self._open = OrderedDict()
+
+    def reader(self, path: Path, fps: float) -> VideoReader:
+        """Opens a video, or finds it open.
+
+        Raises:
+            DataError: The file is missing, truncated or no video.
+        """
+        if self._process != os.getpid():
+            # The parent reads from the same descriptors; closing them here does not touch it, reading would.
+            self._open, self._process = OrderedDict(), os.getpid()
+        state = path.stat() if path.is_file() else None
+        version = (state.st_size, state.st_mtime_ns) if state else (0, 0)
+        known = self._open.pop((path, fps), None)
+        if known is not None and known[0] != version:
+            known[1].close()
+            known = None
+        self._open[path, fps] = known or (version, VideoReader(path, fps))
+        if len(self._open) > self._limit:
+            self._open.popitem(last=False)[1][1].close()
+        return self._open[path, fps][1]
+
+    def read(self, path: Path, numbers: Sequence[int] | np.ndarray, fps: float) -> UInt8[np.ndarray, "n h w 3"]:
+        """Decodes the frames with the given numbers, which must be sorted; repeats are allowed.
+
+        Raises:
+            DataError: The file is missing, truncated or corrupt, or lacks one of the frames.
+        """
+        wanted = [int(number) for number in numbers]
+        if any(later < earlier for earlier, later in pairwise(wanted)) or (wanted and wanted[0] < 0):
+            raise ValueError("frame numbers must be sorted and not negative")
+        reader = self.reader(path, fps)
+        out = np.empty((len(wanted), *reader.size, 3), np.uint8)
+        for row, number in enumerate(wanted):
+            out[row] = reader.frame(number)
+        return out
+
+
+def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float | int) -> UInt8[np.ndarray, "n h w 3"]:
+    """Decodes the frames with the given numbers, which must be sorted; repeats are allowed.
+
+    Raises:
+        DataError: The file is missing, truncated or corrupt, or lacks one of the frames.
+    """
+    readers = VideoReaders(limit=1)
+    try:
+        return readers.read(path, numbers, float(fps))
+    finally:
+        readers.close()

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
+from lamp.data.rotations import AxisAngle, RollPitchYaw, RotationFormat
+from lamp.errors import ConfigError, MismatchError
+
+FORMATS = (AxisAngle(), RollPitchYaw())
+angles = st.floats(-3.1, 3.1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.tuples(angles, angles, angles), form=st.sampled_from(FORMATS))
+def test_rotations_come_back_as_the_same_rotation(values: tuple[float, float, float], form: RotationFormat) -> None:
+    matrix = form.matrix(np.array(values))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(matrix) == pytest.approx(1)
+    np.testing.assert_allclose(form.matrix(form.values(matrix)), matrix, atol=1e-9)
+
+
+def test_rotations_by_hand() -> None:
+    quarter = np.pi / 2
+    np.testing.assert_allclose(
+        AxisAngle().matrix(np.array([0, 0, quarter])), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-15
+    )
+    # Fixed axes: x is turned to itself by roll, then to y by yaw.
+    turned = RollPitchYaw().matrix(np.array([quarter, 0, quarter]))
+    np.testing.assert_allclose(turned @ [1, 0, 0], [0, 1, 0], atol=1e-15)
+    np.testing.assert_allclose(turned @ [0, 1, 0], [0, 0, 1], atol=1e-15)
+    half_turn = np.array([0, np.pi, 0])
+    np.testing.assert_allclose(np.abs(AxisAngle().values(AxisAngle().matrix(half_turn))), half_turn, atol=1e-7)
+    np.testing.assert_allclose(AxisAngle().values(np.eye(3)), 0)
+    upright = RollPitchYaw().matrix(np.array([0.3, quarter, 0.5]))
+    np.testing.assert_allclose(RollPitchYaw().matrix(RollPitchYaw().values(upright)), upright, atol=1e-8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), form=st.sampled_from(FORMATS))
+def test_relative_poses_are_restored(seed: int, form: RotationFormat) -> None:
+    random = np.random.default_rng(seed)
+    kind = Relative(pose=Pose(action=1, state=2, rotation=form), offsets=((7, 0),))
+    chunks, states = random.uniform(-1, 1, (3, 4, 9)), random.uniform(-1, 1, (3, 8))
+    related = kind.relate(chunks, states)
+    np.testing.assert_allclose(kind.restore(related, states), chunks, atol=1e-9)
+    np.testing.assert_array_equal(related[..., [0, 8]], chunks[..., [0, 8]])
+    np.testing.assert_allclose(related[..., 7], chunks[..., 7] - states[:, None, 0])
+
+
+def test_a_target_at_the_present_pose_is_no_motion_and_the_frame_is_the_tools() -> None:
+    kind = Relative(pose=Pose())
+    state = np.array([[1.0, 2.0, 3.0, 0.0, 0.0, np.pi / 2, 1.0]])
+    still = np.concatenate([state[0, :6], [0.0]])
+    ahead = still + np.array([0, 0.5, 0, 0, 0, 0, 0])  # the tool's x axis points along the robot's y
+    related = kind.relate(np.stack([still, ahead])[None], state)
+    np.testing.assert_allclose(related[0], [[0] * 7, [0.5, 0, 0, 0, 0, 0, 0]], atol=1e-12)
+
+
+def test_what_is_learnt_as_recorded_is_not_touched() -> None:
+    chunks, states = np.ones((2, 3, 7)), np.ones((2, 8))
+    for kind in (Absolute(), Delta()):
+        assert kind.relate(chunks, states) is chunks and kind.restore(chunks, states) is chunks
+
+
+def test_grippers() -> None:
+    actions = np.array([[0.3, -1.0], [0.2, 1.0], [0.1, 0.0]])
+    gripper = Gripper(opened=-1.0, closed=1.0)
+    np.testing.assert_array_equal(gripper.learnt(actions)[:, 1], [1, 0, 0.5])
+    np.testing.assert_array_equal(gripper.recorded(gripper.learnt(actions)), actions)
+    np.testing.assert_array_equal(gripper.learnt(actions)[:, 0], actions[:, 0])
+    with pytest.raises(ConfigError, match=r"opened = closed = 1\.0"):
+        Gripper(opened=1.0, closed=1.0)
+
+
+def test_poses_that_are_not_there() -> None:
+    with pytest.raises(MismatchError, match="5 values hold no pose of six at 0"):
+        Relative(pose=Pose()).relate(np.zeros((1, 2, 7)), np.zeros((1, 5)))
+    with pytest.raises(MismatchError, match=r"no pair \(9, 0\)"):
+        Relative(offsets=((9, 0),)).relate(np.zeros((1, 2, 7)), np.zeros((1, 5)))

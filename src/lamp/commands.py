@@ -102,11 +102,15 @@ class CacheFlags:
     """The recipe whose backbone it is."""
     embodiment: str | None = None
     """How the dataset records its robot: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    leave_out_corrupt: bool = False
+    """Leave out episodes whose pictures cannot be read, and name them, rather than stop; training then leaves them out too."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
     flags = parse(CacheFlags, arguments, "cache features")
-    _ensure_features(flags.data, _training(flags.recipe).backbone, _embodiment(flags.embodiment))
+    _ensure_features(
+        flags.data, _training(flags.recipe).backbone, _embodiment(flags.embodiment), flags.leave_out_corrupt
+    )
 
 
 def _embodiment(name: str | None) -> Embodiment:
@@ -115,10 +119,11 @@ def _embodiment(name: str | None) -> Embodiment:
     return OWN if name is None else embodiment(name)
 
 
-def _ensure_features(data: Path, config: BackboneConfig, embodiment: Embodiment) -> None:
+def _ensure_features(data: Path, config: BackboneConfig, embodiment: Embodiment, leave_out: bool = False) -> None:
+    from lamp.data.stored_images import LeaveOut
     from lamp.train.backbones import ensure_features
 
-    ensure_features(embodiment.open(data), config)
+    ensure_features(embodiment.open(data), config, on_corrupt=LeaveOut() if leave_out else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,9 @@ def test_rotations_come_back_as_the_same_rotation(values: tuple[float, float, fl
 
 def test_rotations_by_hand() -> None:
     quarter = np.pi / 2
-    np.testing.assert_allclose(AxisAngle().matrix(np.array([0, 0, quarter])), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-15)
+    np.testing.assert_allclose(
+        AxisAngle().matrix(np.array([0, 0, quarter])), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-15
+    )
     # Fixed axes: x is turned to itself by roll, then to y by yaw.
     turned = RollPitchYaw().matrix(np.array([quarter, 0, quarter]))
     np.testing.assert_allclose(turned @ [1, 0, 0], [0, 1, 0], atol=1e-15)

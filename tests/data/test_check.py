@@ -140,7 +140,9 @@ def test_a_column_is_missing(v30: Path) -> None:
     table = pq.read_table(v30 / DATA30)
     pq.write_table(table.drop_columns(["action"]), v30 / DATA30)
     fault = one_of(v30, "action")
-    assert fault.file == DATA30 and fault.problem.startswith("the column is missing; the file has observation.images.side")
+    assert fault.file == DATA30 and fault.problem.startswith(
+        "the column is missing; the file has observation.images.side"
+    )
 
 
 def test_wrong_lengths(v21: Path, v30: Path) -> None:
@@ -232,7 +234,8 @@ def test_statistics_of_other_data(v21: Path, v30: Path) -> None:
     fault = one_of(v30)
     assert (fault.file, fault.key) == ("meta/stats.json", "action") and "mean is [" in fault.problem
     change_lines(
-        v21 / "meta/episodes_stats.jsonl", lambda rows: rows[1]["stats"]["observation.state"].update(max=[1.0, 5.0, 6.0])
+        v21 / "meta/episodes_stats.jsonl",
+        lambda rows: rows[1]["stats"]["observation.state"].update(max=[1.0, 5.0, 6.0]),
     )
     fault = one_of(v21)
     assert (fault.file, fault.episode, fault.key) == ("meta/episodes_stats.jsonl", 1, "observation.state")

@@ -80,7 +80,9 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     rows = table["action"].to_pylist()
     rows[4][0] = float("nan")
     pq.write_table(table.set_column(table.column_names.index("action"), "action", pa.array(rows)), path)
-    with pytest.raises(DataError, match=r"episode_000001\.parquet: episode 1, frame 4, action: \[nan, 0\.0\] is not finite"):
+    with pytest.raises(
+        DataError, match=r"episode_000001\.parquet: episode 1, frame 4, action: \[nan, 0\.0\] is not finite"
+    ):
         OWN.actions(LeRobotDataset(root), 1)
 
 

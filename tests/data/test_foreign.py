@@ -192,7 +192,9 @@ def test_an_id_that_is_no_folder_is_asked_of_the_hub(monkeypatch: pytest.MonkeyP
         raise ConnectionError("no route")
 
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    with pytest.raises(DataError, match=r"neither a folder nor a dataset that the hub gives us \(ConnectionError: no route\)"):
+    with pytest.raises(
+        DataError, match=r"neither a folder nor a dataset that the hub gives us \(ConnectionError: no route\)"
+    ):
         LeRobotDataset("someone/something")
     with pytest.raises(DataError, match="not a LeRobot dataset"):
         LeRobotDataset(tmp_path / "absent")

@@ -128,7 +128,10 @@ class Relative:
         return pose[..., :3], self.pose.rotation.matrix(pose[..., 3:])
 
     def _write(
-        self, out: Float[np.ndarray, "b h a"], position: Float[np.ndarray, "b h 3"], turned: Float[np.ndarray, "b h 3 3"]
+        self,
+        out: Float[np.ndarray, "b h a"],
+        position: Float[np.ndarray, "b h 3"],
+        turned: Float[np.ndarray, "b h 3 3"],
     ) -> None:
         assert self.pose is not None
         start = self.pose.action

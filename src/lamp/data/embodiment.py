@@ -52,10 +52,14 @@ class Embodiment:
         """
         dataset = LeRobotDataset(source, cameras=self.cameras)
         if self.fps is not None and abs(dataset.fps - self.fps) > 0.01 * self.fps:
-            raise MismatchError(f"{dataset.root} runs at {dataset.fps:g} fps; the embodiment {self.name!r} at {self.fps:g}")
+            raise MismatchError(
+                f"{dataset.root} runs at {dataset.fps:g} fps; the embodiment {self.name!r} at {self.fps:g}"
+            )
         for part in (*self.state, *self.action):
             if part.key not in dataset.features:
-                raise unknown(f"feature of {dataset.root} (for the embodiment {self.name!r})", part.key, dataset.features)
+                raise unknown(
+                    f"feature of {dataset.root} (for the embodiment {self.name!r})", part.key, dataset.features
+                )
             width = int(np.prod(dataset.features[part.key].shape))
             if not 0 <= part.start < (part.stop or width) <= width:
                 raise MismatchError(
@@ -73,9 +77,7 @@ class Embodiment:
         actions = _joined(dataset, episode, self.action)
         return actions if self.gripper is None else self.gripper.learnt(actions)
 
-    def chunks(
-        self, dataset: LeRobotDataset, episode: int, chunk: int
-    ) -> Float32[np.ndarray, "l h a"]:
+    def chunks(self, dataset: LeRobotDataset, episode: int, chunk: int) -> Float32[np.ndarray, "l h a"]:
         """What is learnt from each frame of an episode: the actions from there on; past the end the last one is held."""
         actions = self.actions(dataset, episode)
         places = np.minimum(np.arange(len(actions))[:, None] + np.arange(chunk), len(actions) - 1)
@@ -191,8 +193,7 @@ target pose likewise, gripper 1 = open. What is learnt is the target relative to
 """
 
 EMBODIMENTS: Mapping[str, Embodiment] = {
-    one.name: one
-    for one in (OWN, LIBERO, LIBERO_OPENPI, BRIDGE, DROID, INTERNDATA_A1, INTERNDATA_A1_DUAL, FLEXIV)
+    one.name: one for one in (OWN, LIBERO, LIBERO_OPENPI, BRIDGE, DROID, INTERNDATA_A1, INTERNDATA_A1_DUAL, FLEXIV)
 }
 
 

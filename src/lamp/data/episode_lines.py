@@ -39,7 +39,9 @@ class EpisodeLines:
         try:
             return {row["task_index"]: row["task"] or "" for row in self._lines(TASKS_LINES)}
         except KeyError as lacking:
-            raise DataError(f"a line of {self.root / TASKS_LINES} lacks {lacking}; expected task_index and task") from None
+            raise DataError(
+                f"a line of {self.root / TASKS_LINES} lacks {lacking}; expected task_index and task"
+            ) from None
 
     def rows(self) -> list[dict[str, Any]]:
         """Every line of the list of episodes, in the file's order."""
@@ -77,7 +79,9 @@ class EpisodeLines:
         """What the dataset says of each episode's features; empty for v2.0."""
         if not (self.root / EPISODE_STATISTICS_LINES).is_file():
             return {}
-        return {row["episode_index"]: row.get("stats", {}) for row in read_lines_json(self.root / EPISODE_STATISTICS_LINES)}
+        return {
+            row["episode_index"]: row.get("stats", {}) for row in read_lines_json(self.root / EPISODE_STATISTICS_LINES)
+        }
 
     def statistics(self, feature: str) -> list[FeatureStatistics]:
         """A feature's statistics in each episode.

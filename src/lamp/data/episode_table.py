@@ -144,7 +144,9 @@ class EpisodeTable:
     def columns(self) -> list[str]:
         """The columns that tell where episodes are."""
         parts = ("chunk_index", "file_index", "from_timestamp")
-        videos = [f"videos/{camera.key}/{part}" for camera in self.cameras.values() if camera.in_videos for part in parts]
+        videos = [
+            f"videos/{camera.key}/{part}" for camera in self.cameras.values() if camera.in_videos for part in parts
+        ]
         return ["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos]
 
     def episodes(self) -> list[Episode]:

@@ -33,9 +33,7 @@ def find_dataset(source: str | os.PathLike[str], *, revision: str | None = None)
         ) from None
     for only_local in (True, False):
         try:
-            return Path(
-                snapshot_download(text, repo_type="dataset", revision=revision, local_files_only=only_local)
-            )
+            return Path(snapshot_download(text, repo_type="dataset", revision=revision, local_files_only=only_local))
         except Exception as error:  # the hub's package raises errors of several libraries, none of them common to all
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     raise DataError(

@@ -14,7 +14,7 @@ from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.frame_sources import FrameSource
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.samples import PolicyScaling, followed_until
-from lamp.data.stored_images import CorruptPictures
+from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
 from lamp.errors import ConfigError, DataError
 from lamp.types import Encoded, Observations, OnDevice
 
@@ -41,19 +41,6 @@ class ObservedBatch(OnDevice):
     action_mask: Bool[Tensor, "b h"]
     """False past the end of the episode, and after an action that was overridden."""
     left_out: tuple[LeftOut, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refuse:
-    """Pictures that cannot be read end the run; the error names file and episode."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeaveOut:
-    """Samples whose pictures cannot be read are left out of their batch, named and counted in it; no other takes their place."""
-
-
-OnCorrupt = Refuse | LeaveOut
 
 
 @dataclass(kw_only=True)
@@ -108,7 +95,10 @@ class ImageSamples:
         if len(kept) == 0:
             raise DataError(f"no picture of a whole batch can be read; the first: {left_out[0].reason}")
         observations = Observations(
-            images={camera: torch.from_numpy(np.stack([of[index] for index in kept.tolist()])) for camera, of in images.items()},
+            images={
+                camera: torch.from_numpy(np.stack([of[index] for index in kept.tolist()]))
+                for camera, of in images.items()
+            },
             instructions=tuple(self.dataset.episode(int(self.episode[index])).task for index in kept),
         )
         states = np.stack([self._states[int(self.episode[index])][self.frame[index]] for index in kept])
@@ -133,12 +123,10 @@ class ImageSamples:
                 for camera in self.cameras:
                     images = self.pictures.read(camera, episode, self.frame[ordered])
                     found[camera].update(zip(ordered.tolist(), images, strict=True))
-            except CorruptPictures as error:
+            except CorruptPicturesError as error:
                 if isinstance(self.on_corrupt, Refuse):
                     raise
-                left_out.append(
-                    LeftOut(file=str(error.path), episode=episode, samples=len(inside), reason=str(error))
-                )
+                left_out.append(LeftOut(file=str(error.path), episode=episode, samples=len(inside), reason=str(error)))
         return found, left_out
 
     def _chunks(

@@ -12,6 +12,7 @@ import torch
 
 from lamp.data.features import FeatureCache, FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
+from lamp.data.stored_images import OnCorrupt
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.backbone import BackboneShape
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig
@@ -58,7 +59,9 @@ def _with_weights(config: Qwen3VLBackboneConfig | BackboneShape | None) -> Qwen3
     return config
 
 
-def ensure_features(data: Path | LeRobotDataset, config: BackboneConfig) -> None:
+def ensure_features(
+    data: Path | LeRobotDataset, config: BackboneConfig, *, on_corrupt: OnCorrupt | None = None
+) -> None:
     """Computes what the dataset's feature cache lacks for a backbone, and says how far it is.
 
     The embedded backbone works in a process a core; a large one in this process, on the GPU where there is one.
@@ -73,4 +76,9 @@ def ensure_features(data: Path | LeRobotDataset, config: BackboneConfig) -> None
     backbone, processes = build_backbone(config), os.cpu_count() or 1
     if isinstance(backbone, Qwen3VLBackbone):
         backbone, processes = backbone.to("cuda" if torch.cuda.is_available() else "cpu"), 1
-    FeatureCache.build(dataset, backbone, processes=processes, progress=progress)
+    cache = FeatureCache.build(dataset, backbone, processes=processes, progress=progress, on_corrupt=on_corrupt)
+    if cache.left_out:
+        print(
+            f"left out, since their pictures cannot be read: episodes {', '.join(map(str, cache.left_out))}",
+            file=sys.stderr,
+        )

@@ -50,9 +50,7 @@ def train_motion(
     """
     torch.set_num_threads(config.loop.threads)
     key = backbone.key if backbone else backbone_key(config.backbone)
-    sources = Sources.open(
-        data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment
-    )
+    sources = Sources.open(data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment)
     samples = motion_samples(config, sources, sources.split.train, config.bounds)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None

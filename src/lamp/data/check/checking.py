@@ -121,7 +121,9 @@ def _copies(rows: Sequence[FoundRows]) -> Iterator[Fault]:
     for index in sorted(content):
         earlier = first.setdefault(content[index], index)
         if earlier != index:
-            yield Fault(problem=f"is a copy of episode {earlier}: all its numbers are the same", file="data", episode=index)
+            yield Fault(
+                problem=f"is a copy of episode {earlier}: all its numbers are the same", file="data", episode=index
+            )
 
 
 def _strangers(dataset: LeRobotDataset, episodes: Sequence[Episode]) -> Iterator[Fault]:

@@ -57,7 +57,9 @@ def _of_tasks(tasks: Mapping[int, str], dataset: LeRobotDataset, file: str) -> I
         if times > 1:
             yield Fault(problem=f"the task {text!r} is listed {times} times; expected once", file=file, key="task")
     for index in sorted(set(range(len(tasks))) - tasks.keys()):
-        yield Fault(problem=f"task_index {index} is not listed; expected 0 to {len(tasks) - 1}", file=file, key="task_index")
+        yield Fault(
+            problem=f"task_index {index} is not listed; expected 0 to {len(tasks) - 1}", file=file, key="task_index"
+        )
     total = dataset.info.get("total_tasks", len(tasks))
     if tasks and total != len(tasks):
         yield Fault(problem=f"total_tasks is {total}; {file} lists {len(tasks)}", file=INFO_PATH, key="total_tasks")
@@ -69,7 +71,9 @@ def _of_numbers(rows: Sequence[Mapping[str, Any]], dataset: LeRobotDataset, file
     times = Counter(row["episode_index"] for row in rows)
     for index, count in sorted(times.items()):
         if count > 1 and index < total:
-            yield Fault(problem=f"is listed {count} times; expected once", file=file, episode=index, key="episode_index")
+            yield Fault(
+                problem=f"is listed {count} times; expected once", file=file, episode=index, key="episode_index"
+            )
     for index in range(total):
         if index not in times:
             yield Fault(problem=f"is not listed; expected episodes 0 to {total - 1}", file=file, episode=index)

@@ -102,6 +102,8 @@ class CacheFlags:
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
     embodiment: str | None = None
     """How the dataset records its robot: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    leave_out_corrupt: bool = False
+    """Leave out episodes whose pictures cannot be read, and name them, rather than stop; training then leaves them out too."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
@@ -109,7 +111,7 @@ def _cache_features(arguments: Sequence[str]) -> None:
 
     settings = Seen(backbone=_training(value_of("--recipe", arguments) or CacheFlags.recipe).backbone)
     flags, seen = parse_beside(CacheFlags, Seen, arguments, "cache features", settings)
-    _ensure_features(flags.data, seen.backbone, _embodiment(flags.embodiment))
+    _ensure_features(flags.data, seen.backbone, _embodiment(flags.embodiment), leave_out=flags.leave_out_corrupt)
 
 
 def _embodiment(name: str | None) -> Embodiment:
@@ -119,11 +121,18 @@ def _embodiment(name: str | None) -> Embodiment:
 
 
 def _ensure_features(
-    data: Path, config: BackboneConfig, embodiment: Embodiment, token_width: int | None = None
+    data: Path,
+    config: BackboneConfig,
+    embodiment: Embodiment,
+    *,
+    token_width: int | None = None,
+    leave_out: bool = False,
 ) -> None:
+    from lamp.data.stored_images import LeaveOut
     from lamp.train.backbones import ensure_features
 
-    ensure_features(embodiment.open(data), config, token_width=token_width)
+    on_corrupt = LeaveOut() if leave_out else None
+    ensure_features(embodiment.open(data), config, token_width=token_width, on_corrupt=on_corrupt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +172,7 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining) -> None:
     from lamp.train.running import check_device
 
     check_device(training.loop.device)
-    _ensure_features(data, training.backbone, training.embodiment, training.model.token_width)
+    _ensure_features(data, training.backbone, training.embodiment, token_width=training.model.token_width)
 
 
 def _flow_stride(chosen: Recipe, data: Path) -> int:

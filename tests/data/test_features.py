@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,3 +127,29 @@ def test_rows_of_frames(shared_dataset: LeRobotDataset) -> None:
     np.testing.assert_array_equal(index.rows(3, [0]), [32])
     with pytest.raises(DataError, match="frame 3 of episode 1 repeats"):
         index.rows(1, [2, 3])
+
+
+def test_episodes_that_cannot_be_read_are_left_out_on_request(dataset: LeRobotDataset) -> None:
+    from lamp.data.stored_images import CorruptPicturesError, LeaveOut
+
+    whole = FeatureCache.build(dataset, Plain())
+    tokens = whole.encoded(np.arange(len(whole))).tokens
+    shutil.rmtree(whole.folder)
+    real = LeRobotDataset.frames
+
+    def frames(self: LeRobotDataset, camera: str, episode: int, indices: object = None) -> np.ndarray:
+        if episode == 1 and camera == "wrist":
+            raise CorruptPicturesError("broken", path=self.video_path(camera, episode), episode=episode)
+        return real(self, camera, episode, indices)  # pyright: ignore[reportArgumentType]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LeRobotDataset, "frames", frames)
+        with pytest.raises(CorruptPicturesError):
+            FeatureCache.build(dataset, Plain())
+        cache = FeatureCache.build(dataset, Plain(), on_corrupt=LeaveOut())
+        assert cache.left_out == (1,) and len(cache) == len(whole) - 5 and FeatureCache.is_complete(dataset, "plain")
+        kept = np.flatnonzero(whole.index.episode != 1)
+        assert torch.equal(cache.encoded(np.arange(len(cache))).tokens, tokens[kept])
+        assert cache.index.rows(2, [0]).tolist() == [10]
+    mended = FeatureCache.build(dataset, Plain())
+    assert mended.left_out == () and torch.equal(mended.encoded(np.arange(len(mended))).tokens, tokens)

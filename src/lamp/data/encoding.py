@@ -26,6 +26,7 @@ from torch import Tensor
 from lamp.configuration import to_json
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.padding import Padding
+from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
 from lamp.errors import DataError, LampError, MismatchError
 from lamp.files import atomic_path, read_json, write_json
 from lamp.types import Encoded, Observations
@@ -136,6 +137,18 @@ def cache_folder(dataset: LeRobotDataset, key: str) -> Path:
 
 def episode_path(folder: Path, episode: int) -> Path:
     return folder / f"episode-{episode:06d}.safetensors"
+
+
+def left_out_path(folder: Path, episode: int) -> Path:
+    """Stands in for the file of an episode whose pictures cannot be read, and says why."""
+    return folder / f"episode-{episode:06d}.left-out.json"
+
+
+def is_left_out(dataset: LeRobotDataset, folder: Path, episode: int) -> bool:
+    """Whether an episode was left out, as it is now."""
+    path = left_out_path(folder, episode)
+    found = read_json(path, "note of an episode that was left out") if path.is_file() else {}
+    return found.get("fingerprint") == dataset.fingerprint(episode)
 
 
 def read_manifest(folder: Path, key: str) -> dict[str, Any]:
@@ -254,34 +267,52 @@ def _sequences(backbone: SequenceBackbone, images: Mapping[str, Tensor], instruc
     return torch.cat(found)
 
 
-_worker: tuple[LeRobotDataset, FrozenBackbone, Path] | None = None
+def _encode_or_leave_out(
+    dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path, on_corrupt: OnCorrupt, episode: int
+) -> None:
+    try:
+        _encode_episode(dataset, backbone, folder, episode)
+    except CorruptPicturesError as error:
+        if isinstance(on_corrupt, Refuse):
+            raise
+        note = {"file": str(error.path), "reason": str(error), "fingerprint": dataset.fingerprint(episode)}
+        write_json(left_out_path(folder, episode), note)
 
 
-def _start_worker(dataset: LeRobotDataset, backbone: bytes, folder: Path) -> None:
+_worker: tuple[LeRobotDataset, FrozenBackbone, Path, OnCorrupt] | None = None
+
+
+def _start_worker(dataset: LeRobotDataset, backbone: bytes, folder: Path, on_corrupt: OnCorrupt) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = dataset, pickle.loads(backbone), folder
+    _worker = dataset, pickle.loads(backbone), folder, on_corrupt
 
 
 def _work(episode: int) -> int:
     assert _worker is not None
-    _encode_episode(*_worker, episode)
+    _encode_or_leave_out(*_worker, episode)
     return episode
 
 
 def encode_all(
-    dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path, episodes: Sequence[int], processes: int
+    dataset: LeRobotDataset,
+    backbone: FrozenBackbone,
+    folder: Path,
+    episodes: Sequence[int],
+    processes: int,
+    on_corrupt: OnCorrupt,
 ) -> Iterator[int]:
-    """Encodes episodes, here or in workers, and yields each one that is done."""
+    """Encodes episodes, here or in workers, and yields each one that is done or left out."""
     if processes <= 1 or len(episodes) <= 1:
         for episode in episodes:
-            _encode_episode(dataset, backbone, folder, episode)
+            _encode_or_leave_out(dataset, backbone, folder, on_corrupt, episode)
             yield episode
         return
     # As plain bytes: by itself multiprocessing would put the weights into shared memory, of which containers have little.
     packed = pickle.dumps(backbone)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(episodes)), context, _start_worker, (dataset, packed, folder)) as pool:
+    arguments = dataset, packed, folder, on_corrupt
+    with ProcessPoolExecutor(min(processes, len(episodes)), context, _start_worker, arguments) as pool:
         try:
             for future in as_completed([pool.submit(_work, episode) for episode in episodes]):
                 yield future.result()

@@ -7,7 +7,7 @@ keeps in RAM what fits, and shares it between processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,16 @@ from lamp.data.encoding import (
     camera_names,
     encode_all,
     episode_path,
+    is_left_out,
     is_stale,
+    left_out_path,
     read_manifest,
     write_shared,
 )
 from lamp.data.layouts import Located, Parts, Sequences
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.padding import Padding
+from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import DataError, MismatchError
 from lamp.types import Encoded
 
@@ -56,9 +59,10 @@ class FrameIndex:
     """Each episode's first row."""
 
     @classmethod
-    def of(cls, dataset: LeRobotDataset) -> FrameIndex:
-        """Lists a dataset's fresh frames."""
-        frames = [np.flatnonzero(dataset.fresh(index)) for index in range(len(dataset))]
+    def of(cls, dataset: LeRobotDataset, without: Collection[int] = ()) -> FrameIndex:
+        """Lists a dataset's fresh frames, but for those of some episodes."""
+        none = np.zeros(0, np.int64)
+        frames = [none if index in without else np.flatnonzero(dataset.fresh(index)) for index in range(len(dataset))]
         counts = np.array([len(of_episode) for of_episode in frames])
         return cls(
             episode=np.repeat(np.arange(len(frames)), counts),
@@ -98,8 +102,10 @@ class FeatureCache:
         self.manifest: dict[str, Any] = read_manifest(self.folder, key)
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
+        self.left_out = tuple(index for index in range(len(dataset)) if is_left_out(dataset, self.folder, index))
+        """Episodes without features, since their pictures cannot be read: they have no rows."""
         self._check_episodes()
-        self.index = FrameIndex.of(dataset)
+        self.index = FrameIndex.of(dataset, without=self.left_out)
         layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
         self._layout = layout(self.folder, self.manifest, [episode.task for episode in dataset.episodes])
 
@@ -111,6 +117,7 @@ class FeatureCache:
         *,
         processes: int = 1,
         progress: Callable[[int, int], None] | None = None,
+        on_corrupt: OnCorrupt | None = None,
     ) -> FeatureCache:
         """Computes what is missing or out of date, and opens the cache. May be interrupted and run again at any time.
 
@@ -119,15 +126,19 @@ class FeatureCache:
             backbone: What encodes them.
             processes: Worker processes, of one thread each; 1 works in this process.
             progress: Is told how many episodes are done, and of how many.
+            on_corrupt: What to do where an episode's pictures cannot be read; by default, refuse.
         """
         folder = cache_folder(dataset, backbone.key)
         missing = [camera for camera in camera_names(backbone) if camera not in dataset.cameras]
         if missing:
             raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")
         write_shared(dataset, backbone, folder)
+        for index in range(len(dataset)):
+            if left_out_path(folder, index).exists():  # it may have been mended since
+                left_out_path(folder, index).unlink()
         todo = [index for index in range(len(dataset)) if is_stale(dataset, folder, index)]
         done = len(dataset) - len(todo)
-        for _ in encode_all(dataset, backbone, folder, todo, processes):
+        for _ in encode_all(dataset, backbone, folder, todo, processes, on_corrupt or Refuse()):
             done += 1
             if progress is not None:
                 progress(done, len(dataset))
@@ -135,13 +146,14 @@ class FeatureCache:
 
     def _check_episodes(self) -> None:
         total = len(self.dataset)
-        missing = [index for index in range(total) if not episode_path(self.folder, index).exists()]
+        expected = [index for index in range(total) if index not in self.left_out]
+        missing = [index for index in expected if not episode_path(self.folder, index).exists()]
         if missing:
             raise DataError(
                 f"{self.folder} lacks {len(missing)} of {total} episodes; "
                 f"complete it with `lamp cache features {self.dataset.root}`"
             )
-        for index in range(total):
+        for index in expected:
             if is_stale(self.dataset, self.folder, index):
                 raise MismatchError(
                     f"{episode_path(self.folder, index)} was made from other data than episode {index} now holds; "
@@ -153,7 +165,8 @@ class FeatureCache:
         """Whether a backbone's cache of a dataset lacks nothing and is up to date."""
         folder = cache_folder(dataset, key)
         return (folder / MANIFEST).exists() and not any(
-            is_stale(dataset, folder, episode) for episode in range(len(dataset))
+            is_stale(dataset, folder, episode) and not is_left_out(dataset, folder, episode)
+            for episode in range(len(dataset))
         )
 
     @property

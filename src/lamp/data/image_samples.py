@@ -14,7 +14,7 @@ from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.frame_sources import FrameSource
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.samples import PolicyScaling, followed_until
-from lamp.data.stored_images import CorruptPictures
+from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
 from lamp.errors import ConfigError, DataError
 from lamp.types import Encoded, Observations, OnDevice
 
@@ -41,19 +41,6 @@ class ObservedBatch(OnDevice):
     action_mask: Bool[Tensor, "b h"]
     """False past the end of the episode, and after an action that was overridden."""
     left_out: tuple[LeftOut, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refuse:
-    """Pictures that cannot be read end the run; the error names file and episode."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeaveOut:
-    """Samples whose pictures cannot be read are left out of their batch, named and counted in it; no other takes their place."""
-
-
-OnCorrupt = Refuse | LeaveOut
 
 
 @dataclass(kw_only=True)
@@ -136,7 +123,7 @@ class ImageSamples:
                 for camera in self.cameras:
                     images = self.pictures.read(camera, episode, self.frame[ordered])
                     found[camera].update(zip(ordered.tolist(), images, strict=True))
-            except CorruptPictures as error:
+            except CorruptPicturesError as error:
                 if isinstance(self.on_corrupt, Refuse):
                     raise
                 left_out.append(LeftOut(file=str(error.path), episode=episode, samples=len(inside), reason=str(error)))

@@ -1,4 +1,7 @@
-"""The layout of LeRobot dataset folders: paths, features, and columns to and from Arrow. We write v3.0 and read v2.0 and v2.1 too."""
+"""The layout of LeRobot dataset folders: paths, features, and columns to and from Arrow.
+
+We write v3.0 and read v2.0 and v2.1 too.
+"""
 
 from __future__ import annotations
 

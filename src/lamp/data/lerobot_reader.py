@@ -27,7 +27,7 @@ from lamp.data.lerobot_format import (
     from_arrow,
 )
 from lamp.data.statistics import FeatureStatistics
-from lamp.data.stored_images import CorruptPictures, StoredImages
+from lamp.data.stored_images import CorruptPicturesError, StoredImages
 from lamp.data.stored_statistics import stored_statistics
 from lamp.data.video import video_info
 from lamp.data.video_reading import VideoReaders
@@ -191,7 +191,9 @@ class LeRobotDataset:
                 return self._videos.read(path, wanted + place.videos[camera].first, self.fps)
             return self._stored_images.read(path, feature, wanted + place.row)
         except DataError as error:
-            raise CorruptPictures(f"episode {episode}, camera {camera}: {error}", path=path, episode=episode) from None
+            raise CorruptPicturesError(
+                f"episode {episode}, camera {camera}: {error}", path=path, episode=episode
+            ) from None
 
     def statistics(self, name: str) -> FeatureStatistics:
         """A feature's statistics over the dataset; cameras go by either name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,8 +88,8 @@ class MixedSamples:
 
 
 def _joined(batches: Sequence[Batch], order: Int64[Tensor, "b"], padding: Padding) -> Batch:
-    """Puts batches into one. What only some of them have, the motion prior, is withheld from the others."""
-    found: dict[str, Tensor] = {}
+    """Puts batches of Stage 2 into one; where only some say which samples see the motion prior, the others' do."""
+    found: dict[str, Any] = {}
     for field in fields(Batch):
         parts = [getattr(batch, field.name) for batch in batches]
         if field.name in ("encoded", "motion") or all(part is None for part in parts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,13 @@ class EpisodeSplit:
 
     train: tuple[int, ...]
     validation: tuple[int, ...]
+
+    def without(self, episodes: Collection[int]) -> EpisodeSplit:
+        """The same split of the other episodes."""
+        train, validation = (
+            tuple(one for one in part if one not in episodes) for part in (self.train, self.validation)
+        )
+        return EpisodeSplit(train=train, validation=validation)
 
 
 def split_episodes(tasks: Sequence[str], *, validation_share: float, seed: int = 0) -> EpisodeSplit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ GROUPS_KEPT = 4
 """Row groups of encoded images that stay in memory."""
 
 
-class CorruptPictures(DataError):
+class CorruptPicturesError(DataError):
     """An episode's pictures cannot be read; says where, for those who wish to go on without it."""
 
     def __init__(self, message: str, *, path: Path, episode: int):
@@ -32,8 +33,21 @@ class CorruptPictures(DataError):
         return _corrupt, (str(self), self.path, self.episode)
 
 
-def _corrupt(message: str, path: Path, episode: int) -> CorruptPictures:
-    return CorruptPictures(message, path=path, episode=episode)
+def _corrupt(message: str, path: Path, episode: int) -> CorruptPicturesError:
+    return CorruptPicturesError(message, path=path, episode=episode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refuse:
+    """Pictures that cannot be read end the work; the error names file and episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOut:
+    """What needs pictures that cannot be read is left out, named and counted; nothing else takes its place."""
+
+
+OnCorrupt = Refuse | LeaveOut
 
 
 class StoredImages:

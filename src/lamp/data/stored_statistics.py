@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 from collections.abc import Mapping
@@ -55,10 +56,8 @@ def stored_statistics(dataset: Columns, *, processes: int = 1) -> Mapping[str, F
             parts = list(pool.map(_of_feature, [dataset] * len(names), names))
     found = dict(zip(names, parts, strict=True))
     features = {name: statistics.to_json() for name, statistics in found.items()}
-    try:
+    with contextlib.suppress(OSError):  # a dataset on a read-only disk: computed anew each time
         write_json(path, {"format": FORMAT, "version": VERSION, "data": mark, "features": features})
-    except OSError:
-        pass  # a dataset on a read-only disk: computed anew each time
     return found
 
 

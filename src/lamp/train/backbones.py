@@ -12,6 +12,7 @@ import torch
 
 from lamp.data.features import FeatureCache, FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
+from lamp.data.stored_images import OnCorrupt
 from lamp.errors import MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenIdentity
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
@@ -47,7 +48,13 @@ def backbone_key(config: BackboneConfig) -> str:
     return find_backbone(config).key
 
 
-def ensure_features(data: Path | LeRobotDataset, config: BackboneConfig, *, token_width: int | None = None) -> None:
+def ensure_features(
+    data: Path | LeRobotDataset,
+    config: BackboneConfig,
+    *,
+    token_width: int | None = None,
+    on_corrupt: OnCorrupt | None = None,
+) -> None:
     """Computes what the dataset's feature cache lacks for a backbone, and says how far it is.
 
     The embedded backbone works in a process a core; a large one in this process, on the GPU where there is one.
@@ -56,6 +63,7 @@ def ensure_features(data: Path | LeRobotDataset, config: BackboneConfig, *, toke
         data: The dataset's folder.
         config: The backbone's settings.
         token_width: Of the model that will read the features; None: it does not matter.
+        on_corrupt: What to do about pictures that cannot be read; None: stop.
 
     Raises:
         MismatchError: The backbone's tokens have another width.
@@ -75,4 +83,9 @@ def ensure_features(data: Path | LeRobotDataset, config: BackboneConfig, *, toke
     backbone, processes = loaded(found), os.cpu_count() or 1
     if isinstance(backbone, Qwen3VLBackbone):
         backbone, processes = backbone.to("cuda" if torch.cuda.is_available() else "cpu"), 1
-    FeatureCache.build(dataset, backbone, processes=processes, progress=progress)
+    cache = FeatureCache.build(dataset, backbone, processes=processes, progress=progress, on_corrupt=on_corrupt)
+    if cache.left_out:
+        print(
+            f"left out, since their pictures cannot be read: episodes {', '.join(map(str, cache.left_out))}",
+            file=sys.stderr,
+        )

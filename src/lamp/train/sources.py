@@ -57,6 +57,7 @@ class Sources:
         record = BackboneRecord(key=key, description=description, cameras=cameras, prompt=prompt)
         tasks = [episode.task for episode in dataset.episodes]
         chosen = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
+        chosen = chosen.without(features.left_out)
         return cls(dataset=dataset, features=features, backbone=record, split=chosen)
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:

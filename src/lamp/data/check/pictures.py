@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def _of_stream(file: FileOfPictures, stream: VideoStream) -> Iterator[Fault]:
 
 def _of_spans(file: FileOfPictures) -> Iterator[Fault]:
     spans = sorted(zip(file.firsts, (episode.length for episode in file.episodes), strict=True))
-    for (first, length), (later, _) in zip(spans, spans[1:], strict=False):
+    for (first, length), (later, _) in pairwise(spans):
         if later < first + length:
             yield file.fault("shares pictures with the episode before it; expected each in one episode", later)
 
@@ -107,7 +108,8 @@ def _of_numbers(file: FileOfPictures, numbers: Sequence[int]) -> Iterator[Fault]
     gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps):
         number = int(gaps[0])
-        problem = f"picture {number} of the video is shown at {present[number] / file.fps:.6g} s; expected {number / file.fps:.6g} s"
+        shown, expected = present[number] / file.fps, number / file.fps
+        problem = f"picture {number} of the video is shown at {shown:.6g} s; expected {expected:.6g} s"
         yield file.fault(problem, number)
     for episode, first in zip(file.episodes, file.firsts, strict=True):
         have = max(0, min(len(present) - first, episode.length))

@@ -111,12 +111,12 @@ class _Rows:
 
     def _of_column(self, column: pa.ChunkedArray, feature: Feature, key: str) -> Iterator[Fault]:
         """Missing values, widths, and values that are not finite."""
-        empty = pc.is_null(column).to_numpy().astype(bool)
+        empty = column.is_null().to_numpy().astype(bool)
         if empty.any():
             yield self._fault(f"has no value{_likewise(empty)}", key, int(empty.argmax()))
             return
         if pa.types.is_nested(column.type) and len(feature.shape) == 1:
-            widths = pc.list_value_length(column).to_numpy()
+            widths = pc.call_function("list_value_length", [column]).to_numpy()
             wrong = widths != feature.shape[0]
             if wrong.any():
                 width = int(widths[wrong.argmax()])
@@ -129,7 +129,7 @@ class _Rows:
             yield self._fault(str(error).splitlines()[0], key)
             return
         if values.dtype.kind == "f" and len(values):
-            wrong = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            wrong = np.asarray(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
             if wrong.any():
                 bad = values.reshape(len(values), -1)[wrong.argmax()]
                 places = np.flatnonzero(~np.isfinite(bad))
@@ -145,7 +145,7 @@ class _Rows:
             "index": self.episode.start + count,
         }
         for key, wanted in expected.items():
-            if key in numbers and (wrong := numbers[key] != wanted).any():
+            if key in numbers and (wrong := np.not_equal(numbers[key], wanted)).any():
                 first = int(wrong.argmax())
                 yield self._fault(f"is {numbers[key][first]}; expected {wanted[first]}{_likewise(wrong)}", key, first)
         if "timestamp" in numbers:

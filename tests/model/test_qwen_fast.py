@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -69,9 +70,7 @@ def real(tokens: Tensor, inputs: QwenInputs) -> Tensor:
 
 @pytest.mark.parametrize("layer", [PreNorm(), PostNorm()])
 @pytest.mark.parametrize("cameras", CAMERAS)
-def test_it_computes_what_transformers_computes(
-    qwen_folder: Path, cameras: str, layer: PreNorm | PostNorm
-) -> None:
+def test_it_computes_what_transformers_computes(qwen_folder: Path, cameras: str, layer: PreNorm | PostNorm) -> None:
     backbone = built(qwen_folder, cameras, layer=layer)
     inputs = backbone.prepare(observed(backbone))
     assert len(set(inputs.lengths)) == 3
@@ -162,8 +161,8 @@ class TestOnTensorsWithoutValues:
         with torch.no_grad(), mode, pytest.raises(NO_VALUES):
             backbone.vlm(**self.fake(mode, given))
 
-    @pytest.mark.parametrize("joint", [False, True])
-    def test_the_experts(self, config, batch, joint) -> None:
+    @pytest.mark.parametrize(("joint", "whole"), [(False, True), (True, False)])
+    def test_the_experts(self, config, batch, joint, whole) -> None:
         if joint:
             config = replace(config, action=replace(config.action, attention=Joint()))
         model = prepared(spread(LaMP(config)).eval(), torch.bfloat16)
@@ -175,19 +174,18 @@ class TestOnTensorsWithoutValues:
             "motion_noise": torch.randn(2, *(model.motion_shape or ()), generator=generator),
             "action_noise": torch.randn(2, *(model.action_shape or ()), generator=generator),
         }
-        for whole in (True, False):
-            mode = FakeTensorMode(allow_non_fake_inputs=True)
-            with torch.inference_mode(), mode:
-                fakes = self.fake(mode, given)
-                encoded = Encoded(tokens=fakes.pop("tokens"), mask=fakes.pop("mask"), whole=whole)
-                actions = model.act(encoded, **fakes)  # pyright: ignore[reportArgumentType]
-            assert actions.shape == (2, 5, 7)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.inference_mode(), mode:
+            fakes = self.fake(mode, given)
+            encoded = Encoded(tokens=fakes.pop("tokens"), mask=fakes.pop("mask"), whole=whole)
+            actions = model.act(encoded, **fakes)  # pyright: ignore[reportArgumentType]
+        assert actions.shape == (2, 5, 7)
 
 
 class Replayed(Recorded):
     """Stands in for a CUDA graph: keeps the inputs' shapes, as a recording does."""
 
-    made: list[Mapping[str, torch.Size]] = []
+    made: ClassVar[list[Mapping[str, torch.Size]]] = []
 
     def __init__(self, function: Callable[..., Tensor], given: Mapping[str, Tensor]) -> None:
         self.function, self.shapes = function, {name: tensor.shape for name, tensor in given.items()}

@@ -110,9 +110,7 @@ class FastQwen:
         compiled: Use torch's compiler on a GPU; False: a CUDA graph of the kernels as they are.
     """
 
-    def __init__(
-        self, vlm: Any, ids: Int[Tensor, " n"], grid: Int[Tensor, "i 3"], *, compiled: bool = True
-    ) -> None:
+    def __init__(self, vlm: Any, ids: Int[Tensor, " n"], grid: Int[Tensor, "i 3"], *, compiled: bool = True) -> None:
         self.device: torch.device = vlm.device
         self._static, self._graphs = StaticQwen(vlm, ids, grid), Graphs()
         if compiled and self.device.type == "cuda":

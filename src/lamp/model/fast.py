@@ -25,7 +25,7 @@ from lamp.types import Encoded
 
 GRAPHS_KEPT = 16
 """Each holds the memory of one forward pass; the one used longest ago goes first."""
-COMPILED_KEPT = 64
+COMPILED_KEPT = 256
 """Versions of one block, each for other shapes, that the compiler makes before it refuses."""
 WARM_UP = 3
 """Calls before a CUDA graph is recorded, in which the compiler and the libraries choose their kernels."""
@@ -182,6 +182,6 @@ class Graphs:
 
 
 def _record(function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> Recorded:
-    # The compiler keeps a version of a block for each shape, and refuses to make more than its limit.
-    with torch._dynamo.config.patch(recompile_limit=COMPILED_KEPT):
+    # The compiler makes a version of a block for each shape, and by default refuses the ninth.
+    with torch._dynamo.config.patch(cache_size_limit=COMPILED_KEPT):
         return Recorded(function, given)

@@ -187,13 +187,17 @@ class Replayed(Recorded):
 
     made: ClassVar[list[Mapping[str, torch.Size]]] = []
 
-    def __init__(self, function: Callable[..., Tensor], given: Mapping[str, Tensor]) -> None:
-        self.function, self.shapes = function, {name: tensor.shape for name, tensor in given.items()}
+    def __init__(self, function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> None:
+        self.function, self.shapes = function, self.shapes_of(given)
         self.made.append(self.shapes)
 
-    def __call__(self, given: Mapping[str, Tensor]) -> Tensor:
-        assert {name: tensor.shape for name, tensor in given.items()} == self.shapes
+    def __call__(self, given: Mapping[str, Tensor | None]) -> Tensor:
+        assert self.shapes_of(given) == self.shapes
         return self.function(**given)
+
+    @staticmethod
+    def shapes_of(given: Mapping[str, Tensor | None]) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in given.items() if tensor is not None}
 
 
 @pytest.fixture

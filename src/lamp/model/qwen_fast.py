@@ -182,9 +182,13 @@ def _vision_block(
     rotated = _rotated(query, rotation), _rotated(key, rotation), value
     seen = []
     for group in groups:
-        each = [part[:, group.start : group.stop].unflatten(1, (group.images, -1)).flatten(0, 1) for part in rotated]
-        found = functional.scaled_dot_product_attention(*(part.transpose(1, 2) for part in each))
-        seen.append(found.transpose(1, 2).flatten(2).unflatten(0, (-1, group.images)).flatten(1, 2))
+        # "b p heads e" -> "images heads patches e"
+        q, k, v = (
+            part[:, group.start : group.stop].unflatten(1, (group.images, -1)).flatten(0, 1).transpose(1, 2)
+            for part in rotated
+        )
+        found = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        seen.append(found.flatten(2).unflatten(0, (-1, group.images)).flatten(1, 2))
     x = x + attn.proj(torch.cat(seen, dim=1))
     return x + block.mlp(block.norm2(x))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lamp.data.features import FrozenBackbone
 from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
+from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.tracks import grid_points, integrate
@@ -88,8 +89,11 @@ class LaMPPolicy:
     def compile(self) -> LaMPPolicy:
         """Prepares the fast path (`lamp.model.fast`): the same actions, within rounding, sooner. Returns the policy itself.
 
-        The weights must not change any more. On a GPU, the first call of each batch size then takes a while.
+        The backbone takes its own (`lamp.model.qwen_fast`), for all policies that share it. No weights must change any more. On
+        a GPU, the first call of each batch size, and of each length of the instruction, then takes a while.
         """
+        if isinstance(self.encoder.backbone, Accelerating):
+            self.encoder.backbone.accelerate()
         self._actor = FastActor(self.model, self.precision.DTYPE)
         return self
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+import lamp.bench.infer as infer_module
 import lamp.bench.subjects as subjects
 from lamp.bench.infer import InferConfig, bench_infer, to_text
 from lamp.bench.machine import Ceilings
@@ -37,6 +39,10 @@ TINY = ModelRecipe(
         action=ActionExpertConfig(token_width=24, width=WIDTH, layers=2, heads=2, chunk=3, attention=Joint()),
     ),
 )
+SMALL_QWEN = QwenSizes(
+    width=32, layers=2, heads=2, key_value_heads=1, head_width=32, mlp=48, vision_width=32, vision_layers=2,
+    vision_heads=2, vision_mlp=40, deep=(0, 1),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -145,11 +151,38 @@ def test_a_random_qwen_has_the_published_number_of_parameters() -> None:
 
 def test_a_random_qwen_sees_views_and_words() -> None:
     pytest.importorskip("transformers")
-    small = QwenSizes(
-        width=32, layers=2, heads=2, key_value_heads=1, head_width=32, mlp=48, vision_width=32, vision_layers=2,
-        vision_heads=2, vision_mlp=40, deep=(0, 1),
-    )  # fmt: skip
-    _, see = random_qwen(views=2, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, sizes=small, side=64)
-    tokens = see()
+    qwen = random_qwen(views=2, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, sizes=SMALL_QWEN, side=64)
+    tokens = qwen.plain()
     assert tokens.shape == (3, 2 * (4 + 2) + 7, 32)
     assert tokens.std(dim=1).min() > 0
+    torch.testing.assert_close(qwen.fast(), tokens, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_ours_runs_qwen_the_fast_way_and_the_other_side_as_transformers_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    asked: list[str] = []
+
+    def backbone(recipe: object, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        qwen = random_qwen(views=2, text_tokens=7, batch=batch, device=device, dtype=dtype, sizes=SMALL_QWEN, side=64)
+        ways = {"see": qwen.plain, "see_fast": qwen.fast}
+        return {"vlm": qwen.vlm} | {name: lambda name=name: (asked.append(name), ways[name]())[1] for name in ways}
+
+    monkeypatch.setattr(subjects, "_backbone", backbone)
+    whole: dict[str, list[str]] = {}
+    measure = infer_module.measure
+
+    def watched(ways: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        for name, run in ways.items():
+            asked.clear()
+            run()
+            whole[name] = list(asked)
+        return measure(ways, *rest, **named)
+
+    monkeypatch.setattr(infer_module, "measure", watched)
+    result = bench_infer(brief("plain"))
+    assert whole["ours"] == whole["vlm"] == ["see_fast"]
+    assert whole["other"] == ["see"]
+    assert result.vlm_cosine == pytest.approx(1, abs=1e-5)
+    assert result.stages["vlm"].flops > 1e6
+    assert "both ways: 1.0000" in to_text(result)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import functional
 
 from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
-from lamp.model.fast import compile_blocks, prepared
+from lamp.model.fast import FastActor, compile_blocks, prepared
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.types import Encoded
 
 
-def compiled_beside_plain(config: LaMPConfig) -> dict[str, float]:
-    """Compiles a model's blocks; returns how alike the actions are, and how many pieces were compiled."""
+def made(config: LaMPConfig, device: str) -> tuple[LaMP, Encoded, Tensor, dict[str, Tensor]]:
+    """A model, and what it acts on."""
     torch.manual_seed(3)
     model = LaMP(config).eval()
     with torch.no_grad():
@@ -26,7 +28,23 @@ def compiled_beside_plain(config: LaMPConfig) -> dict[str, float]:
             parameter.add_(0.1 * torch.randn(parameter.shape))
     encoded = Encoded(tokens=torch.randn(2, 7, 24), mask=torch.tensor([[True] * 7, [True] * 5 + [False] * 2]))
     noise = {"motion_noise": torch.randn(2, 24, 8, 3), "action_noise": torch.randn(2, 5, 7)}
-    twin, state = prepared(model, torch.bfloat16), torch.randn(2, 9)
+    state = torch.randn(2, 9)
+    moved = {name: tensor.to(device) for name, tensor in noise.items()}
+    return model.to(device), encoded.to(device), state.to(device), moved
+
+
+def recorded_beside_plain(config: LaMPConfig) -> dict[str, float]:
+    """Compiles and records a model on a GPU; returns how alike the actions are to those in float32."""
+    model, encoded, state, noise = made(config, "cuda")
+    plain, actor = model.act(encoded, state, **noise), FastActor(model, torch.bfloat16)
+    acted = [actor.act(encoded, state, **noise) for _ in range(3)]
+    return {"cosine": min(float(functional.cosine_similarity(plain.flatten(), a.flatten(), dim=0)) for a in acted)}
+
+
+def compiled_beside_plain(config: LaMPConfig) -> dict[str, float]:
+    """Compiles a model's blocks; returns how alike the actions are, and how many pieces were compiled."""
+    model, encoded, state, noise = made(config, "cpu")
+    twin = prepared(model, torch.bfloat16)
     plain = twin.act(encoded, state, **noise)
     counters.clear()
     torch.compiler.reset()
@@ -50,4 +68,5 @@ if __name__ == "__main__":
         action=action,
     )
     prefix = replace(config, action=replace(action, attention=Prefix()))
-    print(json.dumps({"joint": compiled_beside_plain(config), "prefix": compiled_beside_plain(prefix)}))
+    compare = recorded_beside_plain if sys.argv[1:] == ["cuda"] else compiled_beside_plain
+    print(json.dumps({"joint": compare(config), "prefix": compare(prefix)}))

@@ -34,7 +34,7 @@ from lamp.data.padding import LeftPadding
 from lamp.errors import MismatchError
 from lamp.flags import parse_beside
 from lamp.model.lamp import LaMPConfig
-from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackboneConfig
+from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_text import RELEASE_PROMPT
 from lamp.policy import LaMPPolicy
 from lamp.recipes.paper import paper_libero
@@ -131,6 +131,19 @@ def test_it_acts_as_the_model_does_on_the_cached_tokens(
         np.testing.assert_allclose(chunk.actions, expected, atol=2e-2)
         np.testing.assert_allclose(policy.act(observation, noise_seed=(seed,)).actions, expected, atol=2e-2)
     assert np.abs(acted[0].actions - acted[1].actions).max() > 0.1
+
+
+def test_the_fast_path_begins_at_the_backbone_and_gives_the_same_actions(
+    runs: Path, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = LaMPPolicy.from_checkpoint(runs / "policy")
+    seen, seeds = [observed(demonstrations, 1, 4), observed(demonstrations, 2, 6)], [(3,), (4,)]
+    plain = policy.act_batch(seen, seeds)
+    backbone = policy.compile().encoder.backbone
+    assert isinstance(backbone, Qwen3VLBackbone)
+    monkeypatch.setattr(backbone.vlm, "forward", lambda **_: pytest.fail("transformers' own forward ran"))
+    for fast, expected in zip(policy.act_batch(seen, seeds), plain, strict=True):
+        np.testing.assert_allclose(fast.actions, expected.actions, atol=2e-2)
 
 
 def test_the_motion_prior_can_be_looked_at(runs: Path, demonstrations: Path) -> None:

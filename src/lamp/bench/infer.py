@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from lamp.bench.machine import Machine, describe_machine
 from lamp.bench.reference import ReleaseArrangement
@@ -36,7 +37,7 @@ class InferConfig:
     """What to compare with: `reference` is the same sizes as the authors' release arranges them, in diffusers' CogVideoX
     transformer and plain PyTorch modules; `plain` is our own model without the fast path."""
     vlm: bool = True
-    """Run the recipe's vision-language model too; it is the same on both sides."""
+    """Run the recipe's vision-language model too: ours the fast way, on the other side as transformers runs it."""
     threads: int = 1
     """Of the CPU."""
     seconds: float = 30.0
@@ -76,6 +77,8 @@ class InferResult:
     """Most memory held: of the device where there is one, else of this process, both ways included."""
     largest_difference: float
     """Between the plain path's actions and the fast path's."""
+    vlm_cosine: float | None
+    """Between the tokens of transformers' own forward and of the fast way, the least of all tokens; None without Qwen3-VL."""
     machine: Machine
 
 
@@ -93,10 +96,10 @@ def bench_infer(config: InferConfig) -> InferResult:
     with torch.inference_mode():
         difference = (actor.act(**measured.inputs) - measured.model.act(**measured.inputs)).abs().max()
         ways = {
-            "ours": _whole(measured, lambda: actor.act(**measured.inputs)),
+            "ours": _whole(measured.see_fast or measured.see, lambda: actor.act(**measured.inputs)),
             "other": _other(measured, config, dtype),
         }
-        parts = runs(measured, actor.model)
+        cosine, parts = _vlm_cosine(measured), runs(measured, actor.model)
         whole = measure(ways, device, seconds=config.seconds * 2 / 3)
         timed = measure(parts, device, seconds=config.seconds / 3)
         flops = flops_of(measured)
@@ -117,12 +120,12 @@ def bench_infer(config: InferConfig) -> InferResult:
         parameters=sum(found.parameters for found in stages.values()),
         peak_bytes=_peak(device),
         largest_difference=float(difference),
+        vlm_cosine=cosine,
         machine=machine,
     )
 
 
-def _whole(measured: Subject, act: Run) -> Run:
-    see = measured.see
+def _whole(see: Run | None, act: Run) -> Run:
     if see is None:
         return act
 
@@ -135,8 +138,16 @@ def _whole(measured: Subject, act: Run) -> Run:
 
 def _other(measured: Subject, config: InferConfig, dtype: torch.dtype) -> Run:
     if config.against == "plain":
-        return _whole(measured, _plain(measured, dtype))
-    return _whole(measured, _reference(measured, dtype))
+        return _whole(measured.see, _plain(measured, dtype))
+    return _whole(measured.see, _reference(measured, dtype))
+
+
+def _vlm_cosine(measured: Subject) -> float | None:
+    if measured.see is None or measured.see_fast is None:
+        return None
+    plain, fast = measured.see(), measured.see_fast()
+    assert isinstance(plain, Tensor)
+    return float(cosine_similarity(plain.float(), fast.float(), dim=-1).min())
 
 
 def _plain(measured: Subject, dtype: torch.dtype) -> Run:
@@ -207,4 +218,6 @@ def to_text(result: InferResult) -> str:
         f"{result.against} / ours: {result.ratio:.2f}",
         f"largest difference between the plain and the fast path's actions: {result.largest_difference:.1e}",
     ]
+    if result.vlm_cosine is not None:
+        lines.append(f"least cosine between the vision-language model's tokens, both ways: {result.vlm_cosine:.6f}")
     return "\n".join(lines)

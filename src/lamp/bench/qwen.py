@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lamp.model.backbone import frozen
+from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import missing
 
 
@@ -65,6 +66,17 @@ class QwenSizes:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomQwen:
+    """A model with random weights, and two ways of running it on the same views and words."""
+
+    vlm: nn.Module
+    plain: Callable[[], Tensor]
+    """transformers' own forward."""
+    fast: Callable[[], Tensor]
+    """What an accelerated `Qwen3VLBackbone` runs."""
+
+
 def random_qwen(
     *,
     views: int,
@@ -74,8 +86,8 @@ def random_qwen(
     dtype: torch.dtype,
     sizes: QwenSizes | None = None,
     side: int = 256,
-) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Builds the model, and a function that runs it on random views and words, as `Qwen3VLBackbone.forward` does.
+) -> RandomQwen:
+    """Builds the model, to run on random views and words as `Qwen3VLBackbone.forward` does.
 
     Args:
         views: Images of one observation.
@@ -119,4 +131,9 @@ def random_qwen(
         "pixel_values": torch.randn(batch * views * cells**2, values, device=device, dtype=dtype),
         "image_grid_thw": grid.repeat(batch, 1).to(device),
     }
-    return vlm, lambda: vlm(**inputs).last_hidden_state
+    fast = FastQwen(vlm, ids[0], grid)
+    return RandomQwen(
+        vlm=vlm,
+        plain=lambda: vlm(**inputs).last_hidden_state,
+        fast=lambda: fast(inputs["input_ids"], inputs["position_ids"], inputs["pixel_values"]),
+    )

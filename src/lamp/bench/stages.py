@@ -66,7 +66,7 @@ def runs(subject: Subject, model: LaMP) -> dict[str, Run]:
     hidden = None
     stages: dict[str, Run] = {}
     if subject.see is not None:
-        stages["vlm"] = subject.see
+        stages["vlm"] = subject.see_fast or subject.see
     if model.motion_expert is not None and subject.motion_noise is not None:
         hidden = model.motion_hidden(encoded, subject.motion_noise)
         stages["motion"] = _recorded(lambda noise: model.motion_hidden(encoded, noise), noise=subject.motion_noise)

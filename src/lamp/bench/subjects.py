@@ -43,6 +43,8 @@ class Subject:
     """The frozen backbone, where the recipe has one."""
     see: Callable[[], object] | None = None
     """Runs it on the batch's observations."""
+    see_fast: Callable[[], Tensor] | None = None
+    """The same the fast way, where the backbone has one."""
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -133,5 +135,5 @@ def _backbone(recipe: AnyRecipe, batch: int, device: torch.device, dtype: torch.
         )
         return {"vlm": small, "see": lambda: small.encode(observations)}
     views, words = len(config.cameras), config.text_tokens or WORDS
-    vlm, see = random_qwen(views=views, text_tokens=words, batch=batch, device=device, dtype=dtype)
-    return {"vlm": vlm, "see": see}
+    qwen = random_qwen(views=views, text_tokens=words, batch=batch, device=device, dtype=dtype)
+    return {"vlm": qwen.vlm, "see": qwen.plain, "see_fast": qwen.fast}

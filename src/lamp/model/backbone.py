@@ -35,6 +35,15 @@ class Backbone(Protocol):
         ...
 
 
+@runtime_checkable
+class Accelerating(Protocol):
+    """A backbone that has a faster way to the same tokens, for when its weights no longer change."""
+
+    def accelerate(self) -> None:
+        """Takes it from now on."""
+        ...
+
+
 def frozen(module: Module) -> Module:
     """Returns the module itself, in evaluation mode and without gradients."""
     return module.eval().requires_grad_(False)

@@ -25,6 +25,8 @@ from lamp.types import Encoded
 
 GRAPHS_KEPT = 16
 """Each holds the memory of one forward pass; the one used longest ago goes first."""
+COMPILED_KEPT = 256
+"""Versions of one block, each for other shapes, that the compiler makes before it refuses."""
 WARM_UP = 3
 """Calls before a CUDA graph is recorded, in which the compiler and the libraries choose their kernels."""
 
@@ -88,7 +90,7 @@ class FastActor:
         self.device = _device(self.model)
         if compiled and self.device.type == "cuda":
             compile_blocks(self.model)
-        self._graphs: dict[Hashable, Recorded] = {}
+        self._graphs = Graphs()
 
     @torch.inference_mode()
     def act(
@@ -112,18 +114,12 @@ class FastActor:
             "action_noise": action_noise,
         }
         given = {name: tensor if tensor is None else with_twins(tensor) for name, tensor in given.items()}
-        key = (encoded.whole, *((name, tensor if tensor is None else tensor.shape) for name, tensor in given.items()))
-        graph = self._graphs.pop(key, None) or self._record(given, encoded.whole)
-        self._graphs[key] = graph
-        if len(self._graphs) > GRAPHS_KEPT:
-            del self._graphs[next(iter(self._graphs))]
-        return graph(given)[: len(state)]
+        whole = encoded.whole
 
-    def _record(self, given: Mapping[str, Tensor | None], whole: bool) -> Recorded:
         def act(tokens: Tensor, mask: Tensor, **rest: Any) -> Tensor:
             return self.model.act(Encoded(tokens=tokens, mask=mask, whole=whole), **rest)
 
-        return Recorded(act, given)
+        return self._graphs.run(act, given, key=whole)[: len(state)]
 
 
 def with_twins(tensor: Shaped[Tensor, "b *shape"]) -> Shaped[Tensor, "c *shape"]:
@@ -159,3 +155,33 @@ class Recorded:
                 place.copy_(tensor)
         self._graph.replay()
         return self._output.clone()
+
+
+class Graphs:
+    """CUDA graphs of functions of tensors, one for each shape."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Recorded] = {}
+
+    def run(
+        self, function: Callable[..., Tensor], given: Mapping[str, Tensor | None], *, key: Hashable = None
+    ) -> Tensor:
+        """Returns what the function does, recording it where it has not been called with such shapes lately.
+
+        Args:
+            function: Does nothing that depends on the tensors' values.
+            given: Its arguments by name.
+            key: Says which function it is, where there are several.
+        """
+        shapes = (key, *((name, tensor if tensor is None else tensor.shape) for name, tensor in given.items()))
+        graph = self._kept.pop(shapes, None) or _record(function, given)
+        self._kept[shapes] = graph
+        if len(self._kept) > GRAPHS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return graph(given)
+
+
+def _record(function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> Recorded:
+    # The compiler makes a version of a block for each shape, and by default refuses the ninth.
+    with torch._dynamo.config.patch(cache_size_limit=COMPILED_KEPT):
+        return Recorded(function, given)

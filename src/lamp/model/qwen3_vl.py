@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lamp.data.padding import LeftPadding, Padding, RightPadding, padded
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
 from lamp.model.backbone import frozen
+from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
 from lamp.model.qwen_images import PatchRule
 from lamp.model.qwen_text import BARE_PROMPT, PromptTokenizer, check_prompt
@@ -186,11 +187,21 @@ class Qwen3VLBackbone(nn.Module):
         room = config.text_tokens
         self._length = None if room is None else self.tokenizer.turn_length(self._image_tokens, room)
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
+        self._fast: FastQwen | None = None
         frozen(self)
 
     def train(self, mode: bool = True) -> Qwen3VLBackbone:
         """Stays in evaluation mode: the backbone is frozen in both stages."""
         return super().train(False)
+
+    def accelerate(self) -> None:
+        """From now on computes the same tokens, within rounding, sooner (`lamp.model.qwen_fast`), on the device where it is.
+
+        The weights must not change any more. On a GPU, the first call of each batch size and length then takes a while.
+        """
+        if self._fast is None or self._fast.device != self.vlm.device:
+            sequence = self.tokenizer.turn("", self._image_tokens)
+            self._fast = FastQwen(self.vlm, sequence, self._grid)
 
     @property
     def width(self) -> int:
@@ -243,6 +254,8 @@ class Qwen3VLBackbone(nn.Module):
     @torch.no_grad()
     def forward(self, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
         """Returns the last decoder layer's output; what it holds past a sequence's end means nothing."""
+        if self._fast is not None:
+            return self._fast(inputs.ids, inputs.positions, inputs.patches)
         with torch.autocast(self.vlm.device.type, enabled=False):
             # No mask: with causal attention the padding on the right is never seen.
             found = self.vlm(

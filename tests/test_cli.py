@@ -180,7 +180,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     from lamp.train import motion, policy
 
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(commands, "_ensure_features", lambda data, config: None)
+    monkeypatch.setattr(commands, "_ensure_features", lambda *_: None)
     monkeypatch.setattr(motion, "train_motion", lambda *values, fresh: calls.append((*values, fresh)))
     monkeypatch.setattr(policy, "train_policy", lambda *values, fresh: calls.append((*values, fresh)))
     return calls
@@ -226,6 +226,18 @@ def test_a_policy_has_a_motion_prior_where_it_is_given_one(
     (plain, *_), (guided, *rest) = trained
     assert plain.model.motion is None and guided.model.motion is not None
     assert rest == [Path("data"), Path("run"), Path("motion"), True]
+
+
+def test_embodiments_and_further_datasets_are_named(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "policy", "--recipe", "demo", "--data", "data", "--out", "run", "--embodiment", "libero"]
+    assert cli.main([*words, "--also", "b", "c=droid", "--weights", "2", "1", "1"]) == 0
+    ((training, *_),) = trained
+    assert training.embodiment.name == "libero" and training.weights == (2.0, 1.0, 1.0)
+    assert [(part.data, part.embodiment.name) for part in training.also] == [("b", "lamp"), ("c", "droid")]
+    assert cli.main([*words[:-1], "libreo"]) == 2
+    assert "unknown embodiment 'libreo'; did you mean 'libero'?" in capsys.readouterr().err
 
 
 def test_recipes_of_another_kind_are_told_apart(

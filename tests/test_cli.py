@@ -228,6 +228,18 @@ def test_a_policy_has_a_motion_prior_where_it_is_given_one(
     assert rest == [Path("data"), Path("run"), Path("motion"), True]
 
 
+def test_embodiments_and_further_datasets_are_named(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "policy", "--recipe", "demo", "--data", "data", "--out", "run", "--embodiment", "libero"]
+    assert cli.main([*words, "--also", "b", "c=droid", "--weights", "2", "1", "1"]) == 0
+    ((training, *_),) = trained
+    assert training.embodiment.name == "libero" and training.weights == (2.0, 1.0, 1.0)
+    assert [(part.data, part.embodiment.name) for part in training.also] == [("b", "lamp"), ("c", "droid")]
+    assert cli.main([*words[:-1], "libreo"]) == 2
+    assert "unknown embodiment 'libreo'; did you mean 'libero'?" in capsys.readouterr().err
+
+
 def test_recipes_of_another_kind_are_told_apart(
     trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from lamp.bench.machine import Machine, describe_machine
+from lamp.bench.machine import Machine, check_settings, describe_machine
 from lamp.bench.reference import ReleaseArrangement
 from lamp.bench.stages import Run, Stage, flops_of, runs, stage
 from lamp.bench.subjects import Subject, subject
 from lamp.bench.timing import Timing, measure
-from lamp.errors import ConfigError
 from lamp.model.fast import FastActor
 from lamp.model.lamp import LaMP
 
@@ -46,11 +45,7 @@ class InferConfig:
     """Print one JSON object."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "threads", "seconds"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device is 'cuda' and torch finds no GPU here; expected 'cpu', or a machine with one")
+        check_settings(device=self.device, batch=self.batch, threads=self.threads, seconds=self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,12 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lamp.bench.timing import measure
+from lamp.errors import ConfigError
 from lamp.model import onednn
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -45,6 +47,17 @@ class Machine:
     ceilings: Ceilings
     torch: str
     python: str
+
+
+def check_settings(*, device: str, **positive: Any) -> None:
+    """Raises:
+    ConfigError: There is no such device here, or a number that was given is not above zero.
+    """
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} is {value}; expected more than 0")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda' and torch finds no GPU here; expected 'cpu', or a machine with one")
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lamp.bench.machine import Machine, describe_machine
+from lamp.bench.machine import Machine, check_settings, describe_machine
 from lamp.bench.reference import ReleaseArrangement
 from lamp.bench.subjects import Subject, stirred, subject
 from lamp.bench.timing import Timing, measure, wait_for
@@ -51,12 +51,7 @@ class TrainStepConfig:
     """Print one JSON object."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "threads", "seconds"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; expected more than 0")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device is 'cuda' and torch finds no GPU here; expected 'cpu', or a machine with one")
+        check_settings(device=self.device, batch=self.batch, threads=self.threads, seconds=self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

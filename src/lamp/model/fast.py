@@ -38,11 +38,11 @@ def prepared(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
         model: A model whose weights no longer change.
         dtype: Of the weights; another than theirs makes a copy. Time and noise stay in float32.
     """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    same = all(parameter.dtype == dtype for parameter in model.parameters())
     # deepcopy takes what is in its memo as it is: the modules are new, the tensors are not.
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())} if same else {}
     twin = copy.deepcopy(model, shared).eval()
-    if any(parameter.dtype != dtype for parameter in twin.parameters()):
-        twin = copy.deepcopy(model).eval().to(dtype)
+    twin = twin if same else twin.to(dtype)
     with torch.inference_mode():
         if _device(twin).type == "cpu" and dtype == torch.float32 and onednn.available():
             _pack(twin)

@@ -20,11 +20,13 @@ from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
+from lamp.model.intervening import InterveningActor
+from lamp.model.interventions import Intervention, ToldWrong
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import Float32, Precision
-from lamp.train.description import Description, PolicyRecord, checkpoint_folder, read_description
+from lamp.train.description import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
 from lamp.train.randomness import generator_at
 from lamp.train.sharing import Backbones
 from lamp.types import Encoded, Observations
@@ -51,7 +53,7 @@ class LaMPPolicy:
         self.device = str(device)
         self.precision = precision or Float32()
         self.record: PolicyRecord = description.policy
-        self._actor: LaMP | FastActor = self.model
+        self._actor: LaMP | FastActor | InterveningActor = self.model
 
     @classmethod
     def from_checkpoint(
@@ -107,10 +109,26 @@ class LaMPPolicy:
         other.record = self.record.of_dataset(name)
         return other
 
+    def intervened(self, intervention: Intervention) -> LaMPPolicy:
+        """The same policy with its motion prior changed (`lamp.model.interventions`).
+
+        Raises:
+            MismatchError: It has no motion prior, or not what the intervention changes.
+        """
+        other = copy.copy(self)
+        model = self._actor.model if isinstance(self._actor, FastActor) else self.model
+        other._actor = InterveningActor(model, intervention)
+        return other
+
     @property
     def uses_motion(self) -> bool:
         """Whether the motion prior guides the actions."""
         return self.model.motion_expert is not None
+
+    @property
+    def foresees(self) -> FlowRecord | None:
+        """The scene flow that the motion prior predicts; None without one."""
+        return self.description.flow if self.uses_motion else None
 
     @property
     def execute(self) -> int:
@@ -145,7 +163,11 @@ class LaMPPolicy:
 
     @torch.inference_mode()
     def act_batch(
-        self, observations: Sequence[Observation], noise_seeds: Sequence[tuple[int, ...]], foresight: bool = False
+        self,
+        observations: Sequence[Observation],
+        noise_seeds: Sequence[tuple[int, ...]],
+        foresight: bool = False,
+        prior_instructions: Sequence[str] | None = None,
     ) -> list[ActionChunk]:
         """Returns the next actions for several observations in one pass.
 
@@ -156,9 +178,10 @@ class LaMPPolicy:
             noise_seeds: One for each.
             foresight: Also denoise the whole scene flow, for pictures; no action depends on it. The points start on the grid
                 with a depth of 0, so their depth is RELATIVE to the unknown depth of the start. None for a policy without motion.
+            prior_instructions: What the Motion Expert is told in place of each observation's instruction, for `ToldWrong`.
 
         Raises:
-            MismatchError: An observation does not fit the policy.
+            MismatchError: An observation does not fit the policy, or `prior_instructions` are missing or not asked for.
         """
         if len(observations) != len(noise_seeds):
             raise MismatchError(
@@ -170,12 +193,13 @@ class LaMPPolicy:
             self._check(observation)
         timing, moment = {}, time.perf_counter()
         encoded, state = self._encode(observations), self._state(observations)
+        prior = self._prior(observations, prior_instructions)
         timing["encode"], moment = _since(moment, self.device)
         motion_noise = self._noise(self.model.motion_shape, noise_seeds, "motion")
         action_noise = self._noise(self.model.action_shape, noise_seeds, "action")
         assert action_noise is not None
         with self.precision.autocast(self.device):
-            acted = self._actor.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
+            acted = self._actor.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise, **prior)
             timing["act"], moment = _since(moment, self.device)
             pictures: Sequence[np.ndarray | None] = [None] * len(observations)
             if foresight and motion_noise is not None:
@@ -230,6 +254,18 @@ class LaMPPolicy:
         return self.encoder.encode(Observations(images=images, instructions=instructions).to(self.device)).to(
             self.device
         )
+
+    def _prior(self, observations: Sequence[Observation], instructions: Sequence[str] | None) -> dict[str, Encoded]:
+        """What the Motion Expert reads where it is told another instruction than the Action Expert."""
+        wanted = isinstance(self._actor, InterveningActor) and isinstance(self._actor.intervention, ToldWrong)
+        if wanted != (instructions is not None):
+            raise MismatchError(
+                f"prior_instructions are {'missing' if wanted else 'given'}; expected with {ToldWrong.name} and with it alone."
+            )
+        if instructions is None:
+            return {}
+        told = [replace(one, instruction=text) for one, text in zip(observations, instructions, strict=True)]
+        return {"prior": self._encode(told)}
 
     def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "b s"]:
         raw = np.stack([observation.state for observation in observations])

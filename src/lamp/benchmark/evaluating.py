@@ -24,6 +24,7 @@ from lamp.benchmark.workers import Duty, Outcome, Post
 from lamp.configuration import to_json as config_to_json
 from lamp.errors import ConfigError, unknown
 from lamp.files import atomic_write_text, write_json
+from lamp.model.interventions import parse as parse_interventions
 from lamp.version import code_version, package_versions
 
 WITHOUT_EFFECT = ("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device", "threads")
@@ -52,6 +53,11 @@ class EvaluateConfig:
     """Largest displacement of an object along x and y [m]; 0 is the protocol."""
     controls: tuple[Literal["replay", "zero", "wrong_instruction", "blank"], ...] = ()
     """What else acts on the same episodes."""
+    intervene: tuple[str, ...] = ()
+    """Changes of the policy's motion prior, each on the same episodes: `prior_zeroed`, `prior_shuffled`, `prior_told_wrong`,
+    `prior_redrawn`, `gate=0.5`, `denoised=3`, `action_steps=1`, or `all`."""
+    flow_errors: bool = False
+    """Also measure, in every episode of policies with a motion prior, how far what they foresaw is from what then happened."""
     data: Path | None = None
     """Dataset whose expert episodes the control replay repeats."""
     render: Literal["exact", "fast"] = "exact"
@@ -154,7 +160,9 @@ def evaluate(
     opened = load or PolicyOpener(config.execute, fast=config.fast)
     policies = Policies(lambda path: opened(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
-    conditions = policies.conditions(checkpoints, config.controls, config.data, tasks)
+    conditions = policies.conditions(
+        checkpoints, config.controls, config.data, tasks, parse_interventions(config.intervene)
+    )
     hashes = policies.hashes(conditions)
     plan = episode_lines.plan(
         conditions=hashes.items(),
@@ -178,9 +186,11 @@ def evaluate(
                     execute=policies.execute(config.execute),
                     folder=config.out,
                     artist=artist,
+                    probes=policies.probes() if config.flow_errors else {},
                 )
                 crew = Crew(size=config.workers, post=post, answer=policies.answer, gather_s=config.gather_ms / 1000)
-                duties = _duties(pending, conditions, tasks, _filmed(plan, conditions, config.videos))
+                filmed = _filmed(plan, conditions, config.videos)
+                duties = _duties(pending, conditions, tasks, filmed, set(post.probes))
                 _collect(run, crew, duties, config, len(plan))
         finally:
             summary = Summary(
@@ -206,6 +216,10 @@ def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
 def _manifest(config: EvaluateConfig, hashes: Mapping[str, str], instructions: Sequence[str], planned: int) -> Manifest:
     plain_config: dict[str, Any] = config_to_json(config)
     decisive = {key: value for key, value in plain_config.items() if key not in WITHOUT_EFFECT}
+    # What is not asked for is not named, so that folders from before these settings existed go on.
+    for name in ("intervene", "flow_errors"):
+        if not decisive[name]:
+            del decisive[name]
     if "replay" in config.controls:
         decisive["data"] = plain_config["data"]
     facts = {key: plain_config[key] for key in WITHOUT_EFFECT}
@@ -214,7 +228,11 @@ def _manifest(config: EvaluateConfig, hashes: Mapping[str, str], instructions: S
 
 
 def _duties(
-    pending: Sequence[Episode], conditions: Mapping[str, Condition], tasks: Sequence[int], filmed: set[str]
+    pending: Sequence[Episode],
+    conditions: Mapping[str, Condition],
+    tasks: Sequence[int],
+    filmed: set[str],
+    probed: set[str],
 ) -> list[Duty]:
     recorded = {
         (name, task): condition.actions(task)
@@ -223,7 +241,12 @@ def _duties(
         for task in tasks
     }
     return [
-        Duty(episode=episode, actions=recorded.get((episode.condition, episode.task)), filmed=episode.name in filmed)
+        Duty(
+            episode=episode,
+            actions=recorded.get((episode.condition, episode.task)),
+            filmed=episode.name in filmed,
+            probed=episode.condition in probed,
+        )
         for episode in pending
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamp.benchmark.controls import CONTROLS, ORDER
+from lamp.benchmark.controls import rank
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.statistics import Paired, Rate
 
@@ -43,19 +43,13 @@ def tabulate(records: Sequence[EpisodeRecord]) -> list[SuccessTable]:
     return [_table(suite, [r for r in records if r.suite == suite]) for suite in sorted({r.suite for r in records})]
 
 
-def _rank(condition: str) -> tuple[int, str]:
-    if condition in CONTROLS:
-        return len(ORDER) + CONTROLS.index(condition), condition
-    return (ORDER.index(condition) if condition in ORDER else 3), condition
-
-
 def _rate(records: Sequence[EpisodeRecord]) -> Rate:
     return Rate(successes=sum(record.success for record in records), trials=len(records))
 
 
 def _table(suite: str, records: Sequence[EpisodeRecord]) -> SuccessTable:
     tasks = tuple(sorted({record.task for record in records}))
-    conditions = sorted({record.condition for record in records}, key=_rank)
+    conditions = sorted({record.condition for record in records}, key=rank)
     by_condition = {condition: [r for r in records if r.condition == condition] for condition in conditions}
     pairs = [paired(by_condition[conditions[0]], by_condition[other]) for other in conditions[1:]]
     return SuccessTable(

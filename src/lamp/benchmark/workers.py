@@ -7,16 +7,17 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lamp.benchmark.controls import Condition, Replay, Zero
+from lamp.benchmark.controls import Condition, Intervened, Replay, Zero
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
+from lamp.benchmark.flow_errors import FlowProbe, Witness
 from lamp.benchmark.suites import Simulator, Simulators
 from lamp_client.chunks import OpenLoop
 from lamp_client.rollout import run_episode
@@ -31,6 +32,8 @@ class Duty:
     actions: np.ndarray | None
     """(n, 7) recorded actions in dataset units of a control that does not look; the last one is repeated."""
     filmed: bool
+    probed: bool = False
+    """Whether to measure how good the foresight was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class Request:
     observation: Observation
     noise_seed: tuple[int, ...]
     foresight: bool
+    prior_told: str | None = None
+    """What the Motion Expert is told in place of the observation's instruction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,7 @@ class Outcome:
     policy_calls: int
     policy_ms: float
     video: str | None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,8 @@ class Post:
     """Condition -> number of actions executed of each chunk."""
     folder: Path
     artist: Artist
+    probes: Mapping[str, FlowProbe] = field(default_factory=dict)
+    """Condition -> the scene flow that it foresees."""
 
 
 class RemotePolicy:
@@ -92,6 +100,7 @@ class RemotePolicy:
         self.waited_s = 0.0
         self.foresight: np.ndarray | None = None
         self.instruction: str | None = None
+        self.witness: Witness | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -103,17 +112,27 @@ class RemotePolicy:
         condition = self._post.conditions[self._duty.episode.condition]
         if isinstance(condition, Replay | Zero):
             raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
-        shown = condition.altered(observation, task=self._duty.episode.task, instructions=self._post.instructions)
+        where = {"task": self._duty.episode.task, "instructions": self._post.instructions}
+        shown = condition.altered(observation, **where)
+        told = condition.prior_told(observation, **where) if isinstance(condition, Intervened) else None
         self.instruction = shown.instruction
         seeds = noise_seed if noise_seed is not None else (*self._duty.episode.noise_seed, self.calls)
         started = time.perf_counter()
         self._connection.send(
-            Request(episode=self._duty.episode, observation=shown, noise_seed=seeds, foresight=self._duty.filmed)
+            Request(
+                episode=self._duty.episode,
+                observation=shown,
+                noise_seed=seeds,
+                foresight=self._duty.filmed or self._duty.probed,
+                prior_told=told,
+            )
         )
         chunk: ActionChunk = self._connection.recv()
         self.waited_s += time.perf_counter() - started
         self.calls += 1
         self.foresight = chunk.foresight
+        if self.witness is not None:
+            self.witness.note(chunk.foresight)
         return chunk
 
 
@@ -174,9 +193,10 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
     episode = duty.episode
     simulator.reset(episode.state, episode.placement_seed)
     film = Film(post.artist) if duty.filmed else None
+    policy.witness = witness = Witness(simulator) if duty.probed else None
     executor = OpenLoop(execute=post.execute[episode.condition]) if duty.actions is None else Recorded(duty.actions)
     result = run_episode(
-        simulator,
+        witness or simulator,
         policy,
         executor,
         noise_seed=episode.noise_seed,
@@ -186,6 +206,7 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
     video = f"videos/{episode.name}.mp4" if film else None
     if film and video:
         write_film(post.folder / video, film.frames)
+    extra = {"flow": witness.errors(post.probes[episode.condition])} if witness else {}
     return Outcome(
         episode=episode,
         success=result.success,
@@ -197,4 +218,5 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         policy_calls=policy.calls,
         policy_ms=round(1000 * policy.waited_s / policy.calls, 2) if policy.calls else 0.0,
         video=video,
+        extra=extra,
     )

@@ -153,11 +153,19 @@ class LaMP(nn.Module):
         return MotionLoss(total=masked_velocity_loss(predicted, target, mask), per_axis=_each(predicted, target, mask))
 
     @torch.no_grad()
-    def motion_hidden(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
-        """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient."""
+    def motion_hidden(
+        self, encoded: Encoded, noise: Float[Tensor, "b k t 3"], *, taken: int | None = None
+    ) -> Float[Tensor, "b m dm"]:
+        """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient.
+
+        Args:
+            encoded: What the Motion Expert is conditioned on.
+            noise: Where the solver starts.
+            taken: Steps of the solver before z_m is read; None takes the configuration's.
+        """
         expert = _present(self.motion_expert, "Motion Expert")
         noise = expert.within(noise)
-        taken = self.config.hidden_at.STEPS
+        taken = self.config.hidden_at.STEPS if taken is None else taken
         partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
         return expert.hidden(partial, step_times(self.config.solver_steps)[taken], encoded)
 
@@ -224,13 +232,27 @@ class LaMP(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, guided: Guided, state: Float[Tensor, "b s"], action_noise: Float[Tensor, "b h a"]
+        self,
+        guided: Guided,
+        state: Float[Tensor, "b s"],
+        action_noise: Float[Tensor, "b h a"],
+        *,
+        steps: int | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10)."""
+        """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10).
+
+        Args:
+            guided: What the Action Expert is conditioned on.
+            state: Normalised robot state.
+            action_noise: Where the solver starts.
+            steps: Euler steps; None takes the configuration's.
+        """
         expert = _present(self.action_expert, "Action Expert")
         context = expert.context(guided)
         return euler(
-            lambda a, tau: expert(a[:, None], tau, state, context)[:, 0], action_noise, self.config.solver_steps
+            lambda a, tau: expert(a[:, None], tau, state, context)[:, 0],
+            action_noise,
+            steps or self.config.solver_steps,
         )
 
     @torch.no_grad()

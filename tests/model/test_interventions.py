@@ -136,7 +136,7 @@ def test_deeper_denoising_reads_the_motion_at_that_time(model, batch):
 
 
 def test_all_stands_for_every_one_and_none_comes_twice():
-    assert [one.name for one in parse(("gate=0.50", "all"))][0] == "gate=0.5"
+    assert parse(("gate=0.50", "all"))[0] == Gate(opening=0.5)
     assert len(parse(("gate=0.50", "all"))) == len(EVERY)
     assert [one.name for one in parse(("all", "prior_zeroed"))] == list(EVERY)
 

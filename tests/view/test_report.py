@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -136,3 +137,40 @@ def test_folders_with_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_spans_of_numbers() -> None:
     assert spans([0, 1, 2, 5, 30, 31]) == "0-2, 5, 30-31"
+
+
+def test_interventions_and_flow_errors_have_a_section(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    given = [json.loads(line) for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()]
+    for number, line in enumerate(line for line in given if line["condition"] == "with_motion"):
+        measured = {
+            "queries": 9,
+            "points": 80,
+            "ade_px": 8.0 if line["success"] else 20.0 + number,
+            "zero_motion_ade_px": 16.0,
+        }
+        changed = [{**line, "condition": name, "success": line["success"] and n % 2 == 0} for n, name in enumerate(
+            ("gate=0", "gate=0.5", "gate=1", "prior_zeroed")
+        )]  # fmt: skip
+        for one in ({**line, "extra": {"flow": measured}}, *changed):
+            append_line(folder / "episodes.jsonl", json.dumps(one))
+    page = report(ReportConfig(run=folder)).read_text()
+    parsed, text = Balance(), text_of(page)
+    parsed.feed(page)
+    assert not parsed.open and "prior" in parsed.anchors
+    for said in (
+        "Is the motion prior used?",
+        "with motion minus it",
+        "Success against opening of the gate",
+        "rank-sum p",
+    ):
+        assert said in text, said
+    assert "with motion: successes" in text and "0.50" in text  # 8 px of 16
+    assert "Success against Euler steps" not in text
+    assert text.index("gate=0 ") < text.index("gate=0.5 ") < text.index("gate=1 ")
+
+
+def test_runs_without_interventions_have_no_such_section(page: str) -> None:
+    assert "Is the motion prior used?" not in page

@@ -14,6 +14,7 @@ from lamp.files import atomic_write_text, read_json
 from lamp.version import code_version
 from lamp.view import evidence, learning, sections, showing, successes
 from lamp.view.pages import page
+from lamp.view.prior import prior
 from lamp.view.strips import read_caption
 
 METRICS = "metrics.jsonl"
@@ -98,6 +99,7 @@ def render(inputs: ReportInputs) -> str:
     )
     made = [
         successes.success(found),
+        *([asked] if (asked := prior(found)) is not None else []),
         sections.time(inputs.seconds),
         showing.foresight([(item.path, item.caption) for item in inputs.pictures]),
         showing.episodes(found, inputs.max_films),

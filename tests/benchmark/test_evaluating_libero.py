@@ -105,7 +105,8 @@ def test_foresight_is_measured_in_the_evaluated_episode_itself() -> None:
             witness.step(np.array([0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0]))
         found = witness.errors(probe)
         assert found["queries"] == 1 and found["points"] is not None and 3 < found["points"] < 200
-        assert found["ade_px"] == found["zero_motion_ade_px"] and found["ade_px"] > 256 * 0.01 / 2
+        error = found["ade_px"]
+        assert error is not None and error == found["zero_motion_ade_px"] and error > 256 * 0.01 / 2
         # The renderer of the truth leaves the one of the pictures as it was.
         env.reset(31)
         assert np.abs(witness.observe().images["agentview"].astype(int) - before).max() <= 1

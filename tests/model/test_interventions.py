@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def model(model: LaMP) -> LaMP:
     return model.eval()
 
 
-def given(model: LaMP, batch, seed: int = 1) -> dict:
+def given(model, batch, seed: int = 1) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     return {
         "encoded": batch.encoded,
@@ -103,17 +104,17 @@ def test_in_a_batch_the_prior_is_the_next_ones(model, batch):
 
 def test_a_lone_observation_gets_an_earlier_ones(model, batch):
     inputs = given(model, batch)
-    first, second = ({key: part(value, row) for key, value in inputs.items()} for row in (0, 1))
+    first, second = (part(inputs, 0), part(inputs, 1))
     actor = InterveningActor(model, Shuffled())
     torch.testing.assert_close(actor.act(**first), model.act(**first))
     hidden = model.motion_hidden(first["encoded"], first["motion_noise"])
     torch.testing.assert_close(actor.act(**second), decoded(model, hidden, second))
 
 
-def part(value: Encoded | torch.Tensor, row: int):
-    if isinstance(value, Encoded):
-        return Encoded(tokens=value.tokens[row : row + 1], mask=value.mask[row : row + 1])
-    return value[row : row + 1]
+def part(inputs: dict[str, Any], row: int) -> dict[str, Any]:
+    encoded, rows = inputs["encoded"], slice(row, row + 1)
+    rest = {name: tensor[rows] for name, tensor in inputs.items() if name != "encoded"}
+    return {"encoded": Encoded(tokens=encoded.tokens[rows], mask=encoded.mask[rows]), **rest}
 
 
 def test_redrawn_noise_has_the_old_ones_values_at_other_points(model, batch):

@@ -132,5 +132,5 @@ def _rounded(value: float | None) -> float | None:
 def of_episode(extra: Mapping[str, Any]) -> tuple[float, float] | None:
     """(error, error of no motion) of an episode line's `extra`; None where nothing was measured or nothing moved."""
     measured = extra.get("flow") or {}
-    pair = measured.get("ade_px"), measured.get("zero_motion_ade_px")
-    return None if None in pair else pair
+    error, still = measured.get("ade_px"), measured.get("zero_motion_ade_px")
+    return None if error is None or still is None else (error, still)

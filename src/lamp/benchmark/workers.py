@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -196,7 +196,7 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
     policy.witness = witness = Witness(simulator) if duty.probed else None
     executor = OpenLoop(execute=post.execute[episode.condition]) if duty.actions is None else Recorded(duty.actions)
     result = run_episode(
-        witness or simulator,
+        cast(Simulator, witness or simulator),
         policy,
         executor,
         noise_seed=episode.noise_seed,

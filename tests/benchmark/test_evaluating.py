@@ -229,3 +229,9 @@ def test_what_does_not_exist_is_named_before_anything_runs(
     with pytest.raises(ConfigError, match=message):
         evaluate(EvaluateConfig(suite="fake", out=tmp_path / "out", **settings), simulators=FakeSimulators())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_suite_without_an_expert_says_so(tmp_path: Path) -> None:
+    config = EvaluateConfig(suite="fake", states="0", task=(0,), controls=("expert",), out=tmp_path)
+    with pytest.raises(SimulationStoppedError, match="fake has no scripted expert"):
+        evaluate(config, simulators=FakeSimulators())

@@ -112,3 +112,11 @@ def test_foresight_is_measured_in_the_evaluated_episode_itself() -> None:
         assert np.abs(witness.observe().images["agentview"].astype(int) - before).max() <= 1
     finally:
         env.close()
+
+
+@pytest.mark.sim
+def test_the_scripted_expert_is_a_control(tmp_path: Path) -> None:
+    config = EvaluateConfig(states="0", task=(3,), controls=("expert", "zero"), out=tmp_path, workers=1)
+    expert, zero = evaluate(config, simulators=LiberoSimulators(suite="libero_object")).tables[0].rows
+    assert (expert.condition, expert.total.successes) == ("expert", 1)
+    assert (zero.condition, zero.total.successes) == ("zero", 0)

@@ -1,7 +1,7 @@
 """The conditions of an evaluation: a policy, and the controls that say what its success rate is worth.
 
-Every condition acts on the same episodes. `Replay` and `Zero` never look, so they cost no rendering; `WrongInstruction` and
-`Blank` ask the same checkpoint, but take one of its inputs away.
+Every condition acts on the same episodes. `Replay`, `Zero` and `Scripted` never look, so they cost no rendering;
+`WrongInstruction` and `Blank` ask the same checkpoint, but take one of its inputs away.
 """
 
 from __future__ import annotations
@@ -127,10 +127,18 @@ class Zero:
         return np.array([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=np.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """The suite's scripted expert, which is told where everything is: what the tasks allow, and that they can be solved here."""
+
+    name: str = "expert"
+    blind = True
+
+
 Asking = Checkpoint | WrongInstruction | Blank | Intervened
 """Conditions that look, and ask a checkpoint."""
-Condition = Asking | Replay | Zero
-CONTROLS = ("replay", "zero", "wrong_instruction", "blank")
+Condition = Asking | Replay | Zero | Scripted
+CONTROLS = ("expert", "replay", "zero", "wrong_instruction", "blank")
 ORDER = ("with_motion", "policy", "without_motion", *CONTROLS)
 """The order of conditions in tables; others follow the policies by name."""
 
@@ -152,6 +160,8 @@ def control(name: str, *, checkpoint: Path | None, data: Path | None, tasks: tup
     """
     if name == "zero":
         return Zero()
+    if name == "expert":
+        return Scripted()
     if name == "replay":
         if data is None:
             raise ConfigError("the control replay needs --data: the dataset folder whose expert episodes it replays")

@@ -51,7 +51,7 @@ class EvaluateConfig:
     """Episodes of each initial state, with different placements and noise."""
     placement_shift: float = 0.0
     """Largest displacement of an object along x and y [m]; 0 is the protocol."""
-    controls: tuple[Literal["replay", "zero", "wrong_instruction", "blank"], ...] = ()
+    controls: tuple[Literal["expert", "replay", "zero", "wrong_instruction", "blank"], ...] = ()
     """What else acts on the same episodes."""
     intervene: tuple[str, ...] = ()
     """Changes of the policy's motion prior, each on the same episodes: `prior_zeroed`, `prior_shuffled`, `prior_told_wrong`,
@@ -90,7 +90,7 @@ class EvaluateConfig:
         if self.execute is not None and self.execute < 1:
             raise ConfigError(f"execute is {self.execute}; expected at least 1, or nothing for the checkpoint's own")
         if self.checkpoint is None and (self.against is not None or not self.controls):
-            raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with replay or zero")
+            raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with expert, replay or zero")
 
 
 @dataclass(frozen=True, kw_only=True)

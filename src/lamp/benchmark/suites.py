@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -47,6 +47,15 @@ class Simulators(Protocol):
     def make(self, task: int) -> Simulator: ...
 
 
+@runtime_checkable
+class Demonstrated(Protocol):
+    """A suite with a scripted expert."""
+
+    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+        """An expert for a simulator that has just been reset; each call is its next action, in the dataset's units."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiberoSimulators:
     """The simulators of one LIBERO suite."""
@@ -80,6 +89,14 @@ class LiberoSimulators:
             placement_shift=self.placement_shift,
             seed=self.seed,
         )
+
+    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+        """The expert that `lamp collect` records; it knows pick-and-place tasks."""
+        from lamp.collect.recording import act_of_expert
+        from lamp_client.envs.libero import LiberoEnv
+
+        assert isinstance(simulator, LiberoEnv)
+        return act_of_expert(simulator)
 
 
 def parse_states(text: str, available: int = 50) -> tuple[int, ...]:

@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from lamp.benchmark.controls import Condition, Intervened, Replay, Zero
+from lamp.benchmark.controls import Condition, Intervened, Replay, Scripted, Zero
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
 from lamp.benchmark.flow_errors import FlowProbe, Witness
-from lamp.benchmark.suites import Simulator, Simulators
-from lamp_client.chunks import OpenLoop
+from lamp.benchmark.suites import Demonstrated, Simulator, Simulators
+from lamp.errors import ConfigError
+from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.rollout import run_episode
 from lamp_client.types import ActionChunk, Observation
 
@@ -110,7 +111,7 @@ class RemotePolicy:
     def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
         """Sends the observation and waits for the chunk."""
         condition = self._post.conditions[self._duty.episode.condition]
-        if isinstance(condition, Replay | Zero):
+        if isinstance(condition, Replay | Zero | Scripted):
             raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
         where = {"task": self._duty.episode.task, "instructions": self._post.instructions}
         shown = condition.altered(observation, **where)
@@ -187,6 +188,30 @@ class Recorded:
         return action
 
 
+class Driven(Recorded):
+    """An executor that asks a scripted expert; the expert sees the simulator itself."""
+
+    def __init__(self, expert: Callable[[], np.ndarray]) -> None:
+        self._expert = expert
+
+    def reset(self) -> None:
+        """Nothing: an expert is made for each episode."""
+
+    def next_action(self, observe: Callable[[], Observation], policy: Any, noise_seed: tuple[int, ...]) -> np.ndarray:
+        """Returns the expert's next action."""
+        return self._expert()
+
+
+def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
+    if duty.actions is not None:
+        return Recorded(duty.actions)
+    if not isinstance(post.conditions[duty.episode.condition], Scripted):
+        return OpenLoop(execute=post.execute[duty.episode.condition])
+    if not isinstance(post.simulators, Demonstrated):
+        raise ConfigError(f"{post.simulators.suite} has no scripted expert; expected one of LIBERO's suites")
+    return Driven(post.simulators.expert(simulator))
+
+
 def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
     """Runs one episode: at most `step_limit` actions after settling, ended by the first success."""
     started = time.perf_counter()
@@ -194,11 +219,10 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
     simulator.reset(episode.state, episode.placement_seed)
     film = Film(post.artist) if duty.filmed else None
     policy.witness = witness = Witness(simulator) if duty.probed else None
-    executor = OpenLoop(execute=post.execute[episode.condition]) if duty.actions is None else Recorded(duty.actions)
     result = run_episode(
         cast(Simulator, witness or simulator),
         policy,
-        executor,
+        _executor(simulator, duty, post),
         noise_seed=episode.noise_seed,
         on_frame=film.shoot if film else None,
         frame_every=FILM_EVERY,

@@ -284,6 +284,13 @@ def _evaluate(arguments: Sequence[str]) -> None:
     print(evaluate(parse(EvaluateConfig, arguments, "evaluate"), artist=ForesightArtist()).text)
 
 
+def _merge_evaluations(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.sharding import MergeConfig, merge
+
+    config = parse(MergeConfig, arguments, "merge-evaluations")
+    print(f"{merge(config)} episodes in {config.out}")
+
+
 def _view(arguments: Sequence[str]) -> None:
     from lamp.view.foresight import ViewConfig, view
 
@@ -584,6 +591,7 @@ COMMANDS: dict[str, Command] = {
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
     "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
+    "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),

@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -39,6 +40,10 @@ class Worker:
     duty: Duty | None = None
     task: int | None = None
     """The task whose simulator it has open."""
+    since: float = 0.0
+    """When it was given its episode, on the monotonic clock [s]."""
+    overdue: bool = False
+    """Whether it was stopped because its episode took too long."""
 
 
 @dataclass
@@ -53,6 +58,8 @@ class Crew:
     post: Post
     answer: Callable[[Sequence[Request]], Sequence[ActionChunk]]
     gather_s: float = 0.02
+    deadline_s: float = float("inf")
+    """An episode that takes longer loses its worker, as if that had died: simulators may hang."""
     say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
     workers: list[Worker] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
@@ -90,7 +97,7 @@ class Crew:
         if not pending:
             return
         duty = pending.pop(self._choice(worker, pending))
-        worker.duty, worker.task = duty, duty.episode.task
+        worker.duty, worker.task, worker.since = duty, duty.episode.task, time.monotonic()
         # A worker that has died says so by the end of its pipe in the next round, where the episode goes back to the list.
         with suppress(OSError):
             worker.connection.send(duty)
@@ -118,7 +125,7 @@ class Crew:
                 break
             if not listened:
                 return
-            for connection in wait(list(listened), timeout=remaining):
+            for connection in wait(list(listened), timeout=self._patience(listened.values(), remaining)):
                 worker = listened[connection]  # pyright: ignore[reportArgumentType]
                 message = self._received(worker, pending)
                 if isinstance(message, Request):
@@ -127,7 +134,22 @@ class Crew:
                 elif isinstance(message, Outcome):
                     self._assign(worker, pending)
                     yield message
+            self._stop_the_overdue(listened.values())
         self._reply(asked)
+
+    def _patience(self, listened: Iterable[Worker], remaining: float | None) -> float | None:
+        """How long to wait for messages: to the end of the gathering, or to the next deadline."""
+        ends = [worker.since + self.deadline_s - time.monotonic() for worker in listened]
+        waits = [*([] if remaining is None else [remaining]), *(max(0.0, end) for end in ends if isfinite(end))]
+        return min(waits, default=None)
+
+    def _stop_the_overdue(self, listened: Iterable[Worker]) -> None:
+        """Kills workers whose episode is past its deadline; the end of their pipes then says so."""
+        now = time.monotonic()
+        for worker in listened:
+            if worker.duty and not worker.overdue and now > worker.since + self.deadline_s:
+                worker.overdue = True
+                worker.process.kill()
 
     def _reply(self, asked: Sequence[tuple[Worker, Request]]) -> None:
         chunks = self.answer([request for _, request in asked])
@@ -156,17 +178,20 @@ class Crew:
         duty = worker.duty
         assert duty is not None
         self.deaths[duty.episode.name] += 1
-        how = f"worker {worker.number} died ({_cause(worker.process.exitcode)}) on {_title(duty.episode)}"
+        late = f"stopped: its episode took longer than {self.deadline_s:g} s"
+        cause = late if worker.overdue else f"died ({_cause(worker.process.exitcode)})"
+        how = f"worker {worker.number} {cause} on {_title(duty.episode)}"
         if self.deaths[duty.episode.name] >= MAX_DEATHS:
+            advice = f"Is there memory for {self.size} simulators? Try fewer --workers."
             raise SimulationStoppedError(
-                f"{how}; {MAX_DEATHS} workers have died on it. Is there memory for {self.size} simulators? Try fewer --workers. "
+                f"{how}; {MAX_DEATHS} workers were lost on it. {'Try a longer --deadline-s.' if worker.overdue else advice} "
                 "Finished episodes are kept; run the same command to go on."
             )
         self.say(f"{how}; a new worker takes over")
         pending.insert(0, duty)
         with _starting():
             fresh = self._hired(worker.number)
-        worker.process, worker.connection, worker.task = fresh.process, fresh.connection, None
+        worker.process, worker.connection, worker.task, worker.overdue = fresh.process, fresh.connection, None, False
         self._assign(worker, pending)
 
     def _dismiss(self) -> None:

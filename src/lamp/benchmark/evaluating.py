@@ -17,7 +17,9 @@ from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode, EpisodeRecord
 from lamp.benchmark.films import Artist, plain
 from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
+from lamp.benchmark.progress import Progress
 from lamp.benchmark.runs import Manifest, Run
+from lamp.benchmark.sharding import parse_shard
 from lamp.benchmark.suites import LiberoSimulators, Simulators, parse_states
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
 from lamp.benchmark.workers import Duty, Outcome, Post
@@ -27,7 +29,18 @@ from lamp.files import atomic_write_text, write_json
 from lamp.model.interventions import parse as parse_interventions
 from lamp.version import code_version, package_versions
 
-WITHOUT_EFFECT = ("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device", "threads")
+WITHOUT_EFFECT = (
+    "out",
+    "workers",
+    "videos",
+    "gather_ms",
+    "checkpoint",
+    "against",
+    "data",
+    "device",
+    "threads",
+    "deadline_s",
+)
 """Settings that change no result, or (paths) whose content is compared instead."""
 
 
@@ -72,6 +85,10 @@ class EvaluateConfig:
     """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
     gather_ms: float = 2.0
     """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
+    deadline_s: float = 1800.0
+    """An episode that takes longer is stopped with its simulator, counted, and tried again [s]."""
+    shard: str = ""
+    """Part of the evaluation to do, such as `0/4` on the first of four machines; `lamp merge-evaluations` joins the folders."""
     label: str | None = None
     """Name of `checkpoint` in tables; None says with_motion or without_motion."""
     against_label: str | None = None
@@ -89,6 +106,9 @@ class EvaluateConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.execute is not None and self.execute < 1:
             raise ConfigError(f"execute is {self.execute}; expected at least 1, or nothing for the checkpoint's own")
+        if self.deadline_s <= 0:
+            raise ConfigError(f"deadline_s is {self.deadline_s}; expected more than 0")
+        parse_shard(self.shard)
         if self.checkpoint is None and (self.against is not None or not self.controls):
             raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with expert, replay or zero")
 
@@ -172,6 +192,7 @@ def evaluate(
         repeats=config.episodes_per_state,
         seed=config.seed,
     )
+    plan = parse_shard(config.shard).of(plan)
     manifest = _manifest(config, hashes, instructions, len(plan))
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
@@ -188,7 +209,13 @@ def evaluate(
                     artist=artist,
                     probes=policies.probes() if config.flow_errors else {},
                 )
-                crew = Crew(size=config.workers, post=post, answer=policies.answer, gather_s=config.gather_ms / 1000)
+                crew = Crew(
+                    size=config.workers,
+                    post=post,
+                    answer=policies.answer,
+                    gather_s=config.gather_ms / 1000,
+                    deadline_s=config.deadline_s,
+                )
                 filmed = _filmed(plan, conditions, config.videos)
                 duties = _duties(pending, conditions, tasks, filmed, set(post.probes))
                 _collect(run, crew, duties, config, len(plan))
@@ -217,7 +244,7 @@ def _manifest(config: EvaluateConfig, hashes: Mapping[str, str], instructions: S
     plain_config: dict[str, Any] = config_to_json(config)
     decisive = {key: value for key, value in plain_config.items() if key not in WITHOUT_EFFECT}
     # What is not asked for is not named, so that folders from before these settings existed go on.
-    for name in ("intervene", "flow_errors"):
+    for name in ("intervene", "flow_errors", "shard"):
         if not decisive[name]:
             del decisive[name]
     if "replay" in config.controls:
@@ -265,18 +292,13 @@ def _filmed(plan: Sequence[Episode], conditions: Mapping[str, Condition], count:
 
 def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: EvaluateConfig, planned: int) -> None:
     code, packages = code_version(), package_versions()
+    progress = Progress(run.records, planned)
     try:
         for outcome in crew.run(duties):
             attempt = 1 + crew.deaths[outcome.episode.name]
             record = _record(outcome, config, attempt=attempt, code=code, packages=packages)
             run.add(record)
-            result = "success" if record.success else "no success"
-            print(
-                f"[{len(run.records)}/{planned}] {record.condition} task {record.task} state {record.state}: "
-                f"{result} after {record.steps} steps ({record.wall_s:.1f} s)",
-                file=sys.stderr,
-                flush=True,
-            )
+            progress.tell(record)
     except KeyboardInterrupt:
         print(f"stopped with {len(run.records)} of {planned} episodes done; the same command goes on", file=sys.stderr)
         raise

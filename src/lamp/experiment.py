@@ -89,7 +89,7 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
         _pictures(recipe, out)
         summary = _summary(recipe, out, clock, summaries)
         write_json(out / "summary.json", summary)
-        report(ReportConfig(run=out))
+        report(ReportConfig(run=(out,)))
     summary["seconds"] = clock.rounded()
     write_json(out / "summary.json", summary)
     return summary

@@ -11,6 +11,7 @@ from view_fakes import make_run
 from lamp.errors import DataError
 from lamp.files import append_line
 from lamp.view.evidence import gather, spans
+from lamp.view.published import libero_rows, read_published
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}
@@ -48,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> str:
-    return report(ReportConfig(run=run)).read_text()
+    return report(ReportConfig(run=(run,))).read_text()
 
 
 def text_of(page: str) -> str:
@@ -97,7 +98,7 @@ def test_absent_parts_are_skipped_and_said() -> None:
 
 
 def test_a_training_alone_can_be_reported(run: Path, tmp_path: Path) -> None:
-    out = report(ReportConfig(run=run / "motion", out=tmp_path / "motion.html"))
+    out = report(ReportConfig(run=(run / "motion",), out=tmp_path / "motion.html"))
     text = text_of(out.read_text())
     assert "Held-out paths of moving points" in text and "This run has no evaluated episodes." in text
 
@@ -108,7 +109,7 @@ def test_an_evaluation_alone_can_be_reported_and_says_when_unfinished(run: Path,
     (folder / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
     for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()[:-3]:
         append_line(folder / "episodes.jsonl", line)
-    text = text_of(report(ReportConfig(run=folder)).read_text())
+    text = text_of(report(ReportConfig(run=(folder,))).read_text())
     assert "only 97 of 100 planned episodes are done" in text
     assert "No episode of this run was filmed." in text  # the lines name films, but their files are not here
 
@@ -130,9 +131,9 @@ def test_the_parts_of_a_demo_are_found(run: Path) -> None:
 
 def test_folders_with_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to report"):
-        report(ReportConfig(run=tmp_path))
+        report(ReportConfig(run=(tmp_path,)))
     with pytest.raises(DataError, match="no folder"):
-        report(ReportConfig(run=tmp_path / "none"))
+        report(ReportConfig(run=(tmp_path / "none",)))
 
 
 def test_spans_of_numbers() -> None:
@@ -156,7 +157,7 @@ def test_interventions_and_flow_errors_have_a_section(run: Path, tmp_path: Path)
         )]  # fmt: skip
         for one in ({**line, "extra": {"flow": measured}}, *changed):
             append_line(folder / "episodes.jsonl", json.dumps(one))
-    page = report(ReportConfig(run=folder)).read_text()
+    page = report(ReportConfig(run=(folder,))).read_text()
     parsed, text = Balance(), text_of(page)
     parsed.feed(page)
     assert not parsed.open and "prior" in parsed.anchors
@@ -174,3 +175,45 @@ def test_interventions_and_flow_errors_have_a_section(run: Path, tmp_path: Path)
 
 def test_runs_without_interventions_have_no_such_section(page: str) -> None:
     assert "Is the motion prior used?" not in page
+
+
+def test_two_evaluations_are_compared_on_the_scenes_that_both_met(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["state"] < 35:
+            append_line(other / "episodes.jsonl", json.dumps({**record, "success": False}))
+    out = report(ReportConfig(run=(run, other), out=tmp_path / "both.html", json=tmp_path / "both.json"))
+    text, found = text_of(out.read_text()), json.loads((tmp_path / "both.json").read_text())
+    assert "evaluation: with motion against other: with motion on the same 10 episodes" in text
+    assert len(found["between"]) == 2 and len(found["tables"]) == 2
+    assert found["folders"] == [str(run / "evaluation"), str(other)]
+
+
+def test_published_numbers_stand_beside_ours_with_what_departs(page: str, run: Path) -> None:
+    text = text_of(page)
+    assert "Beside the paper" in text and "LaMP without motion (paper)" in text
+    assert "2 of 10 tasks, 20 initial states, 20 episodes; fast rendering; objects displaced by up to 2 cm" in text
+    published = read_published()
+    # Averages as printed; the paper's own rounding is half a unit of its last digit, and it truncates some.
+    for name in ("libero", "widowx"):
+        row = published[name].rows["LaMP"]
+        assert abs(sum(value or 0 for value in row[:-1]) / 4 - (row[-1] or 0)) < 0.1
+    for table in published.values():
+        assert all(len(row) == len(table.columns) for row in table.rows.values())
+
+
+def test_a_full_run_departs_from_nothing_and_has_an_average(tmp_path: Path, run: Path) -> None:
+    template = json.loads((run / "evaluation" / "episodes.jsonl").read_text().splitlines()[0])
+    suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    lines = [
+        {**template, "suite": suite, "task": task, "state": state, "render": "exact", "placement_shift": 0.0,
+         "success": state < 25 + 5 * number, "video": None}
+        for number, suite in enumerate(suites) for task in range(10) for state in range(50)
+    ]  # fmt: skip
+    (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = libero_rows(gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None))
+    assert row.departs == () and row.average == pytest.approx((50 + 60 + 70 + 80) / 4)

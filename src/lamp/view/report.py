@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EPISODES
-from lamp.errors import DataError
-from lamp.files import atomic_write_text, read_json
+from lamp.benchmark.tables import sentence
+from lamp.benchmark.tables import to_json as tables_to_json
+from lamp.errors import ConfigError, DataError
+from lamp.files import atomic_write_text, read_json, write_json
 from lamp.version import code_version
-from lamp.view import evidence, learning, sections, showing, successes
+from lamp.view import between_runs, evidence, learning, published, sections, showing, successes
 from lamp.view.pages import page
 from lamp.view.prior import prior
 from lamp.view.strips import read_caption
@@ -62,10 +64,12 @@ class ReportInputs:
 class ReportConfig:
     """What `lamp report` does."""
 
-    run: Path
-    """Folder of a demo, a training or an evaluation."""
+    run: tuple[Path, ...]
+    """Folders of a demo, a training or an evaluation; the episodes of all are compared."""
     out: Path | None = None
-    """The HTML file; None writes report.html into the folder."""
+    """The HTML file; None writes report.html into the first folder."""
+    json: Path | None = None
+    """Also write the tables as JSON."""
     title: str | None = None
     """Heading of the page."""
     max_films: int = 6
@@ -73,13 +77,25 @@ class ReportConfig:
 
 
 def report(config: ReportConfig) -> Path:
-    """Writes the report of a run folder and returns its path.
+    """Writes the report of run folders and returns its path.
 
     Raises:
-        DataError: The folder holds nothing to report.
+        ConfigError: No folder is given.
+        DataError: A folder holds nothing to report.
     """
-    inputs = discover(config.run, title=config.title, max_films=config.max_films)
-    return write_report(inputs, config.out or config.run / "report.html")
+    if not config.run:
+        raise ConfigError("no folder to report; expected that of a demo, a training or an evaluation, or several")
+    first, *others = (discover(run, title=config.title, max_films=config.max_films) for run in config.run)
+    further = tuple(folder for inputs in others for folder in inputs.evaluations)
+    inputs = replace(first, evaluations=tuple(dict.fromkeys(first.evaluations + further)))
+    if config.json is not None:
+        found = _gathered(inputs)
+        tables, between = tables_to_json(found.tables), [sentence(pair) for pair in between_runs.pairs(found)]
+        folders = [str(folder) for folder in found.folders]
+        write_json(
+            config.json, {"folders": folders, "tables": tables, "between": between, "paper": published.to_json(found)}
+        )
+    return write_report(inputs, config.out or config.run[0] / "report.html")
 
 
 def write_report(inputs: ReportInputs, out: Path) -> Path:
@@ -90,16 +106,11 @@ def write_report(inputs: ReportInputs, out: Path) -> Path:
 
 def render(inputs: ReportInputs) -> str:
     """Builds the page."""
-    found = evidence.gather(
-        motion=inputs.motion,
-        policies=inputs.policies,
-        evaluations=inputs.evaluations,
-        flow=inputs.flow,
-        data=inputs.data,
-    )
+    found = _gathered(inputs)
+    asked = (between_runs.between(found), prior(found), published.beside_the_paper(found))
     made = [
         successes.success(found),
-        *([asked] if (asked := prior(found)) is not None else []),
+        *(section for section in asked if section is not None),
         sections.time(inputs.seconds),
         showing.foresight([(item.path, item.caption) for item in inputs.pictures]),
         showing.episodes(found, inputs.max_films),
@@ -114,6 +125,16 @@ def render(inputs: ReportInputs) -> str:
     footer = f"Written by LaMP {code_version()} on {today}. Every number is computed from the run's own files."
     return page(
         title=inputs.title, lead=lead, cards=sections.headline(found, inputs.seconds), sections=made, footer=footer
+    )
+
+
+def _gathered(inputs: ReportInputs) -> evidence.Evidence:
+    return evidence.gather(
+        motion=inputs.motion,
+        policies=inputs.policies,
+        evaluations=inputs.evaluations,
+        flow=inputs.flow,
+        data=inputs.data,
     )
 
 

@@ -1,0 +1,151 @@
+"""The paper's tables and figures with this run's rows beside the published ones, which are kept as data (`published.json`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.episodes import EpisodeRecord
+from lamp.benchmark.statistics import Rate
+from lamp.benchmark.tables import percent
+from lamp.view import pages
+from lamp.view.evidence import Evidence
+from lamp.view.pages import Section
+from lamp.view.wording import words
+
+LIBERO_COLUMNS = {"libero_spatial": 0, "libero_object": 1, "libero_goal": 2, "libero_10": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A table or figure of the paper."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[float | None, ...]]
+    """Method -> success in per cent; None where the paper gives no number."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OurRow:
+    """A condition of a run, in the columns of a published table."""
+
+    name: str
+    rates: tuple[Rate | None, ...]
+    """One a column; the average over columns is not among them."""
+    departs: tuple[str, ...]
+    """How the run departs from the published protocol; empty where it does not."""
+
+    @property
+    def average(self) -> float | None:
+        """Mean of the columns, in per cent, where all are there, as the paper averages."""
+        if any(rate is None or not rate.trials for rate in self.rates):
+            return None
+        return 100 * sum(rate.value for rate in self.rates if rate is not None) / len(self.rates)
+
+
+def read_published() -> dict[str, Published]:
+    """Returns the paper's tables by name."""
+    raw = json.loads(files("lamp.view").joinpath("published.json").read_text())
+    return {
+        name: Published(
+            title=table["title"],
+            columns=tuple(table["columns"]),
+            rows={method: tuple(row) for method, row in table["rows"].items()},
+            note=table.get("note", ""),
+        )
+        for name, table in raw["tables"].items()
+    }
+
+
+def source() -> str:
+    """Where the published numbers are from."""
+    return str(json.loads(files("lamp.view").joinpath("published.json").read_text())["source"])
+
+
+def libero_rows(found: Evidence) -> list[OurRow]:
+    """The rows of Table I (LIBERO) that the runs' episodes make."""
+    rows = []
+    for folder, records in zip(found.folders, found.records, strict=True):
+        own = [record for record in records if record.suite in LIBERO_COLUMNS and record.condition not in CONTROLS]
+        for condition in dict.fromkeys(record.condition for record in own):
+            chosen = [record for record in own if record.condition == condition]
+            rates: list[Rate | None] = [None] * len(LIBERO_COLUMNS)
+            for suite, column in LIBERO_COLUMNS.items():
+                some = [record.success for record in chosen if record.suite == suite]
+                rates[column] = Rate(successes=sum(some), trials=len(some)) if some else None
+            rows.append(
+                OurRow(name=f"{folder.name}: {words(condition)}", rates=tuple(rates), departs=tuple(_departs(chosen)))
+            )
+    return rows
+
+
+def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
+    """The protocol: 10 tasks a suite, 50 stored states a task, once each, exact rendering, objects where the states have them."""
+    found = []
+    visits = {(record.suite, record.task, record.state) for record in records}
+    suites = {record.suite for record in records}
+    if len(visits) < 500 * len(suites) or len(records) > len(visits):
+        tasks = len({(record.suite, record.task) for record in records})
+        found.append(f"{tasks} of {10 * len(suites)} tasks, {len(visits)} initial states, {len(records)} episodes")
+    if any(record.render != "exact" for record in records):
+        found.append("fast rendering")
+    if shift := max((record.placement_shift for record in records), default=0.0):
+        found.append(f"objects displaced by up to {100 * shift:g} cm")
+    return found
+
+
+def beside_the_paper(found: Evidence) -> Section | None:
+    """The published tables to which this run has rows; None where it has none."""
+    published = read_published()
+    body = _table(published["libero"], libero_rows(found))
+    if not body:
+        return None
+    about = f"Rows of this run first, then the paper's own numbers, in per cent. Published rows: {source()}."
+    return Section(anchor="paper", title="Beside the paper", about=about, body=body)
+
+
+def _table(published: Published, ours: Sequence[OurRow]) -> str:
+    if not ours:
+        return ""
+    rows = [[row.name, *map(_cell, row.rates), "-" if row.average is None else f"{row.average:.1f}"] for row in ours]
+    rows += [[f"{name} (paper)", *map(_number, values)] for name, values in reversed(published.rows.items())]
+    told = [f"{row.name}: {'; '.join(row.departs)}. Not the published protocol." for row in ours if row.departs]
+    told += [published.note] if published.note else []
+    return pages.panel(
+        pages.table(["method", *published.columns], rows) + (pages.notes(told) if told else ""), published.title
+    )
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None or not rate.trials:
+        return "-"
+    low, high = rate.interval
+    return f"{percent(rate.value)} ({rate.successes}/{rate.trials}, {100 * low:.0f} to {100 * high:.0f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def to_json(found: Evidence) -> dict[str, Any]:
+    """The rows of this run and the published ones as plain values."""
+    published = read_published()
+    ours = [
+        {
+            "name": row.name,
+            "columns": {
+                column: None if rate is None else {"successes": rate.successes, "episodes": rate.trials}
+                for column, rate in zip(published["libero"].columns, row.rates, strict=False)
+            },
+            "average": row.average,
+            "departs": list(row.departs),
+        }
+        for row in libero_rows(found)
+    ]
+    return {"libero": {"ours": ours, "published": {k: list(v) for k, v in published["libero"].rows.items()}}}

@@ -187,7 +187,8 @@ def test_two_evaluations_are_compared_on_the_scenes_that_both_met(run: Path, tmp
             append_line(other / "episodes.jsonl", json.dumps({**record, "success": False}))
     out = report(ReportConfig(run=(run, other), out=tmp_path / "both.html", json=tmp_path / "both.json"))
     text, found = text_of(out.read_text()), json.loads((tmp_path / "both.json").read_text())
-    assert "evaluation: with motion against other: with motion on the same 10 episodes" in text
+    same = f"{run.name}/evaluation: with motion against {tmp_path.name}/other: with motion on the same 10 episodes"
+    assert same.replace("_", " ") in text
     assert len(found["between"]) == 2 and len(found["tables"]) == 2
     assert found["folders"] == [str(run / "evaluation"), str(other)]
 

@@ -12,7 +12,7 @@ from lamp.benchmark.tables import paired, sentence
 from lamp.view import pages
 from lamp.view.evidence import Evidence
 from lamp.view.pages import Section
-from lamp.view.wording import words
+from lamp.view.wording import label, words
 
 
 def pairs(found: Evidence) -> list[Paired]:
@@ -26,7 +26,7 @@ def pairs(found: Evidence) -> list[Paired]:
         for name, other_name in matches:
             pair = paired(own[name], others[other_name])
             if pair.episodes:
-                named = {"first": f"{folder.name}: {name}", "second": f"{other_folder.name}: {other_name}"}
+                named = {"first": f"{label(folder)}: {name}", "second": f"{label(other_folder)}: {other_name}"}
                 compared.append(replace(pair, **named))
     return compared
 

@@ -15,7 +15,7 @@ from lamp.benchmark.tables import percent
 from lamp.view import pages
 from lamp.view.evidence import Evidence
 from lamp.view.pages import Section
-from lamp.view.wording import words
+from lamp.view.wording import label, words
 
 LIBERO_COLUMNS = {"libero_spatial": 0, "libero_object": 1, "libero_goal": 2, "libero_10": 3}
 
@@ -80,7 +80,7 @@ def libero_rows(found: Evidence) -> list[OurRow]:
                 some = [record.success for record in chosen if record.suite == suite]
                 rates[column] = Rate(successes=sum(some), trials=len(some)) if some else None
             rows.append(
-                OurRow(name=f"{folder.name}: {words(condition)}", rates=tuple(rates), departs=tuple(_departs(chosen)))
+                OurRow(name=f"{label(folder)}: {words(condition)}", rates=tuple(rates), departs=tuple(_departs(chosen)))
             )
     return rows
 
@@ -114,7 +114,7 @@ def _table(published: Published, ours: Sequence[OurRow]) -> str:
     if not ours:
         return ""
     rows = [[row.name, *map(_cell, row.rates), "-" if row.average is None else f"{row.average:.1f}"] for row in ours]
-    rows += [[f"{name} (paper)", *map(_number, values)] for name, values in reversed(published.rows.items())]
+    rows += [[f"{name} (paper)", *map(_number, values)] for name, values in reversed(list(published.rows.items()))]
     told = [f"{row.name}: {'; '.join(row.departs)}. Not the published protocol." for row in ours if row.departs]
     told += [published.note] if published.note else []
     return pages.panel(

@@ -193,10 +193,27 @@ def test_two_evaluations_are_compared_on_the_scenes_that_both_met(run: Path, tmp
     assert found["folders"] == [str(run / "evaluation"), str(other)]
 
 
-def test_published_numbers_stand_beside_ours_with_what_departs(page: str, run: Path) -> None:
-    text = text_of(page)
+def test_other_placements_are_other_scenes(run: Path, tmp_path: Path) -> None:
+    """The same seed displaces objects elsewhere where another displacement is asked for."""
+    moved = copied(run, tmp_path / "moved", placement={"soup_1": [0.04, -0.08]}, placement_shift=0.08)
+    text = text_of(report(ReportConfig(run=(run, moved), out=tmp_path / "both.html")).read_text())
+    assert "Between runs" not in text
+
+
+def copied(run: Path, folder: Path, **changes) -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines():
+        append_line(folder / "episodes.jsonl", json.dumps({**json.loads(line), **changes}))
+    return folder
+
+
+def test_published_numbers_stand_beside_ours_with_what_departs(page: str, run: Path, tmp_path: Path) -> None:
+    assert "Beside the paper" not in page  # objects were displaced
+    standard = copied(run, tmp_path / "standard", placement_shift=0.0)
+    text = text_of(report(ReportConfig(run=(standard,))).read_text())
     assert "Beside the paper" in text and "LaMP without motion (paper)" in text
-    assert "2 of 10 tasks, 20 initial states, 20 episodes; fast rendering; objects displaced by up to 2 cm" in text
+    assert "2 of 10 tasks, 20 initial states, 20 episodes; fast rendering. Not the published protocol." in text
     published = read_published()
     # Averages as printed; the paper's own rounding is half a unit of its last digit, and it truncates some.
     for name in ("libero", "widowx"):

@@ -78,7 +78,7 @@ def _row(condition: str, tasks: Sequence[int], records: Sequence[EpisodeRecord])
 
 
 def paired(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord]) -> Paired:
-    """Compares two conditions on the scenes that both have met."""
+    """Compares two conditions, of at least one episode each, on the scenes that both have met."""
     one = {record.scene: record.success for record in first}
     two = {record.scene: record.success for record in second}
     shared = [(one[scene], two[scene]) for scene in one if scene in two]

@@ -97,6 +97,11 @@ def parse(names: Sequence[str]) -> tuple[Intervention, ...]:
     return tuple(dict.fromkeys(asked))
 
 
+def is_intervention(name: str) -> bool:
+    """Whether a condition of an evaluation is an intervention, by its name."""
+    return name in PLAIN or name.partition("=")[0] in ("gate", "denoised", "action_steps")
+
+
 def _one(name: str) -> Intervention:
     kind, _, value = name.partition("=")
     if name in PLAIN:

@@ -24,11 +24,17 @@ def pairs(found: Evidence) -> list[Paired]:
         if not matches and len(own) == len(others) == 1:
             matches = [(*own, *others)]
         for name, other_name in matches:
-            pair = paired(own[name], others[other_name])
-            if pair.episodes:
+            shared = _in_equal_scenes(own[name], others[other_name])
+            if shared:
                 named = {"first": f"{label(folder)}: {name}", "second": f"{label(other_folder)}: {other_name}"}
-                compared.append(replace(pair, **named))
+                compared.append(replace(paired(own[name], shared), **named))
     return compared
+
+
+def _in_equal_scenes(first: list[EpisodeRecord], second: list[EpisodeRecord]) -> list[EpisodeRecord]:
+    """The second's episodes whose objects lie where the first's do: the same seed places them elsewhere for another shift."""
+    places = {record.scene: (record.placement, record.render) for record in first}
+    return [record for record in second if places.get(record.scene) == (record.placement, record.render)]
 
 
 def _policies(records: tuple[EpisodeRecord, ...]) -> dict[str, list[EpisodeRecord]]:

@@ -12,6 +12,7 @@ from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
 from lamp.files import read_json, read_lines_json
+from lamp.view.wording import label
 
 SAID_OTHERWISE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
 UNITS: dict[str, str] = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
@@ -84,6 +85,16 @@ class Evidence:
     def tables(self) -> list[SuccessTable]:
         """The success tables, a suite each and a folder each."""
         return [table for records in self.records for table in tabulate(records)]
+
+    @property
+    def titled(self) -> list[tuple[str, SuccessTable]]:
+        """The success tables with a heading each: the suite, and the folder where there are several."""
+        several = len(self.folders) > 1
+        return [
+            (f"{table.suite}, {label(folder)}" if several else table.suite, table)
+            for folder, records in zip(self.folders, self.records, strict=True)
+            for table in tabulate(records)
+        ]
 
     def row(self, condition: str) -> Row | None:
         """The first table's row of a condition."""

@@ -9,7 +9,7 @@ from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.flow_errors import of_episode
 from lamp.benchmark.statistics import rank_sum
 from lamp.benchmark.tables import Row, SuccessTable, counted
-from lamp.model.interventions import PLAIN
+from lamp.model.interventions import is_intervention
 from lamp.view import pages
 from lamp.view.charts import Series, line_chart
 from lamp.view.evidence import Evidence
@@ -25,7 +25,7 @@ SWEEPS = {
 
 def prior(found: Evidence) -> Section | None:
     """What interventions and flow errors show; None where the run has neither."""
-    body = "".join(_interventions(table) for table in found.tables)
+    body = "".join(_interventions(table, title) for title, table in found.titled)
     body += "".join(_errors(records) for records in found.records)
     if not body:
         return None
@@ -33,8 +33,8 @@ def prior(found: Evidence) -> Section | None:
     return Section(anchor="prior", title="Is the motion prior used?", about=about, body=body)
 
 
-def _interventions(table: SuccessTable) -> str:
-    changed = [row for row in table.rows if row.condition in PLAIN or row.condition.partition("=")[0] in SWEEPS]
+def _interventions(table: SuccessTable, title: str) -> str:
+    changed = [row for row in table.rows if is_intervention(row.condition)]
     if not changed:
         return ""
     pairs = {pair.second: pair for pair in table.pairs}
@@ -45,7 +45,7 @@ def _interventions(table: SuccessTable) -> str:
         rows.append([words(row.condition), counted(row.total), *compared])
     head = ["condition", "success, 95% interval", f"{words(base.condition)} minus it", "McNemar p"]
     charts = [chart for name, label in SWEEPS.items() if (chart := _sweep(name, label, base, changed))]
-    return pages.panel(pages.table(head, rows), table.suite) + (pages.panels(charts) if charts else "")
+    return pages.panel(pages.table(head, rows), title) + (pages.panels(charts) if charts else "")
 
 
 def _sweep(name: str, label: str, base: Row, rows: Sequence[Row]) -> str:
@@ -75,7 +75,7 @@ def _errors(records: Sequence[EpisodeRecord]) -> str:
     measured = [
         (record, pair)
         for record in records
-        if record.condition not in PLAIN and (pair := of_episode(record.extra)) is not None
+        if not is_intervention(record.condition) and (pair := of_episode(record.extra)) is not None
     ]
     if not measured:
         return ""

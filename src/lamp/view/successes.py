@@ -18,11 +18,11 @@ def success(found: Evidence) -> Section:
         anchor="success",
         title="Success",
         about="Every condition meets the same initial states and placements. Bars are Wilson's 95% intervals.",
-        body="".join(_success(table) for table in found.tables),
+        body="".join(_success(table, title) for title, table in found.titled),
     )
 
 
-def _success(table: SuccessTable) -> str:
+def _success(table: SuccessTable, title: str) -> str:
     shown = [
         Span(
             name=words(row.condition),
@@ -35,7 +35,7 @@ def _success(table: SuccessTable) -> str:
         for index, row in enumerate(table.rows)
     ]
     compared = "".join(pages.paragraph(sentence(pair).replace("_", " ") + ".", "found") for pair in table.pairs[:1])
-    chart = pages.panel(interval_chart(shown, label=f"success rates on {table.suite}"), table.suite)
+    chart = pages.panel(interval_chart(shown, label=f"success rates on {title}"), title)
     return chart + compared + _by_task(table)
 
 

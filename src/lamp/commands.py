@@ -455,6 +455,14 @@ def _bench_infer(arguments: Sequence[str]) -> None:
     print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
 
 
+def _bench_evaluate(arguments: Sequence[str]) -> None:
+    from lamp.bench.evaluating import EvaluationBench, bench_evaluate, to_text
+
+    config = parse(EvaluationBench, arguments, "bench evaluate")
+    figures = bench_evaluate(config)
+    print(json.dumps(figures, indent=2) if config.json else to_text(figures))
+
+
 def _bench_train_step(arguments: Sequence[str]) -> None:
     from lamp.bench.train_step import TrainStepConfig, bench_train_step, to_text
 
@@ -601,6 +609,7 @@ COMMANDS: dict[str, Command] = {
     "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),
     "check-released": Command(summary="compare golden vectors of released weights with ours", run=_check_released),
     "bench infer": Command(summary="measure what a chunk of actions costs, stage by stage", run=_bench_infer),
+    "bench evaluate": Command(summary="measure the evaluation's runner: episodes an hour", run=_bench_evaluate),
     "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),

@@ -25,6 +25,7 @@ from lamp.train.configs import MixedIn, PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.hidden import HiddenCache
 from lamp.train.metrics import Progress
+from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
 from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_stage
 from lamp.train.sources import Sources
@@ -60,6 +61,8 @@ def train_policy(
         MismatchError: Things that do not belong together.
     """
     torch.set_num_threads(config.loop.threads)
+    group = processes(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
     key = backbone.key if backbone else backbone_key(config.backbone)
     datasets = _open(config, data, key)
     sources = datasets[0].sources
@@ -71,16 +74,16 @@ def train_policy(
         for one, part in zip(datasets, _parts(samples), strict=True):
             part.show_prior_in(_unseen(one.sources, motion))
     description = _describe(config, datasets, _parts(samples), motion)
-    stage = PolicyStage(model.to(config.loop.device), config, samples, validation)
+    stage = PolicyStage(model.to(here.loop.device), here, samples, validation, group.share)
 
     def prepare() -> None:
         if config.cached_hidden_draws:
             for of_all, draws in ((samples, config.cached_hidden_draws), (validation, 1)):
                 for part in _parts(of_all):
-                    _cache_hidden(model, part, draws, config, description, out)
+                    _cache_hidden(model, part, draws, here, description, out)
 
-    result = run_stage(stage, config.loop, description, out, fresh=fresh, prepare=prepare)
-    if result.outcome.finished:
+    result = run_stage(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
+    if result.outcome.finished and group.main:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result
 

@@ -36,9 +36,7 @@ class OnDevice:
 
     def to(self: Moved, device: torch.device | str) -> Moved:
         """Returns a copy whose tensors live on `device`."""
-        return self.changed(
-            lambda value: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        )
+        return self.changed(lambda value: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value)
 
     def rows(self: Moved, first: int, count: int) -> Moved:
         """Returns some rows of a batch: of every tensor, and of every tuple that has an entry a row."""

@@ -196,7 +196,9 @@ def test_noise_of_each_sample_does_not_depend_on_the_processes_either(
     config = exact_policy(config=settings(steps=4, log_every=1, noise=PerSample()))
     alone = Run(config=config, data=data, out=tmp_path / "alone", motion=prior)
     alone.train()
-    other = Run(config=replace(config, loop=replace(config.loop, accumulate=2)), data=data, out=tmp_path / "x", motion=prior)
+    other = Run(
+        config=replace(config, loop=replace(config.loop, accumulate=2)), data=data, out=tmp_path / "x", motion=prior
+    )
     launcher.start([other]).wait()
     alike(alone.out, other.out)
     usual = replace(alone, config=exact_policy(config=settings(steps=4, log_every=1)), out=tmp_path / "usual")

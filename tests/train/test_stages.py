@@ -26,12 +26,13 @@ from lamp.files import read_lines_json
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
 from lamp.train.description import read_description
+from lamp.train.drawing import with_fewer_tokens
 from lamp.train.motion import evaluate_flow, train_motion
 from lamp.train.optimiser import AdamW
 from lamp.train.policy import train_policy
 from lamp.train.randomness import generator_at
 from lamp.train.running import TrainingResult
-from lamp.train.stages import PolicyStage, with_fewer_tokens
+from lamp.train.stages import PolicyStage
 from lamp.types import Batch, Encoded
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"

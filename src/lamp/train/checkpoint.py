@@ -18,6 +18,7 @@ from lamp.errors import DataError, MismatchError
 from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE
+from lamp.train.adapters import PART, read_adapter, write_adapter
 from lamp.train.description import Description, checkpoint_folder, read_description
 from lamp.train.processes import SINGLE, Processes
 from lamp.train.shards import whole
@@ -120,8 +121,11 @@ def save_checkpoint(
     with _staged(path, processes) as folder:
         if state is not None and state.sharded:
             state.write_shards(folder / TRAINING, processes.group)
-        # Joined one by one: only the main process keeps them.
-        joined = {name: value.cpu() for name, value in zip(weights, map(whole, weights.values())) if processes.main}
+        joined: dict[str, Tensor] = {}
+        for name, value in weights.items():
+            found = whole(value)  # all processes ask, and only the main one keeps it
+            if processes.main:
+                joined[name] = found.cpu()
         processes.only_main(lambda: _write(folder, description, joined, state))
 
 
@@ -137,11 +141,15 @@ def _staged(path: Path, processes: Processes) -> Iterator[Path]:
         yield folder
 
 
-def _write(
-    folder: Path, description: Description, weights: Mapping[str, Tensor], state: TrainingState | None
-) -> None:
-    write_tensors(folder / WEIGHTS, weights)
-    replace(description, weights_sha256=content_hash(weights)).write(folder)
+def _write(folder: Path, description: Description, weights: Mapping[str, Tensor], state: TrainingState | None) -> None:
+    adapter = {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
+    model = {name: value for name, value in weights.items() if not name.startswith(PART)}
+    write_tensors(folder / WEIGHTS, model)
+    hashes = {"weights_sha256": content_hash(model)}
+    if adapter:
+        hashes["adapter_sha256"] = content_hash(adapter)
+        write_adapter(folder, description.training, adapter)
+    replace(description, **hashes).write(folder)
     if state is not None:
         state.write(folder / TRAINING)
         sync(folder)
@@ -193,6 +201,19 @@ def load_weights(folder: Path, description: Description, model: LaMP) -> dict[st
     if description.motion_source is not None:
         _check_hash(folder, "Motion Expert", content_hash(motion_weights(weights)), description.motion_source.sha256)
     model.load_state_dict(weights)
+    return weights
+
+
+def load_adapter(folder: Path, description: Description) -> dict[str, Tensor]:
+    """Reads the weights of a checkpoint's adapters; empty where it has none.
+
+    Raises:
+        DataError: The file is missing or damaged, or holds other values than the description says.
+    """
+    if not description.adapter_sha256:
+        return {}
+    weights = read_adapter(folder)
+    _check_hash(folder, "adapter's weights", content_hash(weights), description.adapter_sha256)
     return weights
 
 

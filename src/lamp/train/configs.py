@@ -150,6 +150,8 @@ class MotionTraining:
             )
         if self.model.action is not None:
             raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
+        if isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None:
+            raise ConfigError("backbone.lora is given; Stage 1 leaves the backbone frozen: train adapters in Stage 2.")
         _check_share("token_dropout", self.token_dropout)
 
 

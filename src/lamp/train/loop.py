@@ -16,18 +16,18 @@ from torch import Tensor
 
 from lamp.data.sampler import Share
 from lamp.draws import Source
-from lamp.errors import ConfigError, LampError
+from lamp.errors import ConfigError, FailedElsewhereError, LampError
 from lamp.train.configs import LoopConfig
 from lamp.train.counts import Counts, added, weighted
 from lamp.train.ema import Ema
 from lamp.train.metrics import Interval, Journal, Progress, Value, clock
 from lamp.train.optimiser import set_learning_rates
-from lamp.train.placement import StepLoss, Trained, place
-from lamp.train.processes import SINGLE, FailedElsewhereError, Processes
+from lamp.train.placement import AnyBatch, StepLoss, Trained, place
+from lamp.train.processes import SINGLE, Processes
 from lamp.train.randomness import global_states, restore_global_states, seed_everything
 from lamp.train.state import TrainingState
 from lamp.train.stopping import stop_request
-from lamp.types import Batch
+
 
 @runtime_checkable
 class Stage(Trained, Protocol):
@@ -48,13 +48,13 @@ class Stage(Trained, Protocol):
         """Puts the trained parts into training mode and the frozen ones into evaluation mode."""
         ...
 
-    def next_batch(self, step: int) -> Batch:
+    def next_batch(self, step: int) -> AnyBatch:
         """Returns this process's share of the next batch."""
         ...
 
-    def counts(self, batch: Batch) -> Counts: ...
+    def counts(self, batch: AnyBatch) -> Counts: ...
 
-    def loss(self, batch: Batch, source: Source) -> StepLoss: ...
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
 
     def gauges(self) -> dict[str, float]:
         """Values to log beside the loss, such as the gate."""
@@ -235,9 +235,11 @@ class Loop:
             self.ema.update(self.step)
         self.samples += self.stage.batch_samples
         values["grad_norm"] = norm / self.processes.count
-        interval.add(values, samples=sum(len(share.rows(self.stage.batch_samples)) for share, _ in parts), waited_s=waited)
+        interval.add(
+            values, samples=sum(len(share.rows(self.stage.batch_samples)) for share, _ in parts), waited_s=waited
+        )
 
-    def _parts(self, batch: Batch) -> list[tuple[Share, Batch]]:
+    def _parts(self, batch: AnyBatch) -> list[tuple[Share, AnyBatch]]:
         """Cuts this process's share of a batch into what is computed at once."""
         total, mine = self.stage.batch_samples, self.processes.share
         if self.config.accumulate == 1:

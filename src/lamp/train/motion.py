@@ -23,11 +23,12 @@ from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
+from lamp.train.measuring import spread
 from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
 from lamp.train.running import TrainingResult, run_stage
 from lamp.train.sources import Sources
-from lamp.train.stages import MotionStage, spread
+from lamp.train.stages import MotionStage
 
 SCENE_FLOW = "sceneflow"
 
@@ -67,7 +68,9 @@ def train_motion(
     if group.main and result.outcome.finished and validation is not None and not report.exists():
         trained, _ = load_checkpoint(result.checkpoint, device=here.loop.device)
         indices = spread(len(validation), config.final_samples)
-        measure_flow(trained, validation, indices, loop=replace(here.loop, batch_size=stage.drawn.at_once)).write(report)
+        measure_flow(trained, validation, indices, loop=replace(here.loop, batch_size=stage.drawn.at_once)).write(
+            report
+        )
     return result
 
 

@@ -12,14 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamp.data.image_samples import ObservedBatch
 from lamp.draws import Source
 from lamp.errors import ConfigError
 from lamp.train.configs import LoopConfig
 from lamp.train.optimiser import AdamW, optimiser_tensors, restore_optimiser
 from lamp.train.processes import Processes
-from lamp.train.shards import filled, whole
 from lamp.train.sharding import DeepSpeed, FullySharded
+from lamp.train.shards import filled, whole
 from lamp.types import Batch
+
+AnyBatch = Batch | ObservedBatch
+"""A batch with the backbone's tokens, or with the pictures that they are computed of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Trained(Protocol):
 
     def parameters(self) -> dict[str, nn.Parameter]: ...
 
-    def loss(self, batch: Batch, source: Source) -> StepLoss: ...
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
 
 
 class Objective(nn.Module):
@@ -62,7 +66,7 @@ class Objective(nn.Module):
         self.module = stage.module
         self._stage = stage
 
-    def forward(self, batch: Batch, source: Source) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: AnyBatch, source: Source) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self._stage.loss(batch, source)
         return loss.total, dict(loss.parts)
 
@@ -83,7 +87,7 @@ class Placement(Protocol):
         """Surrounds forward and backward of one part of a step; gradients are exchanged in the last one."""
         ...
 
-    def loss(self, batch: Batch, source: Source) -> StepLoss: ...
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
 
     def backward(self, loss: Float[Tensor, ""]) -> None: ...
 
@@ -117,7 +121,7 @@ class Alone:
     def part(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def loss(self, batch: Batch, source: Source) -> StepLoss:
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
         return self.stage.loss(batch, source)
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
@@ -158,7 +162,7 @@ class Replicas(Alone):
         with nullcontext() if last else self.accelerator.no_sync(self.objective):
             yield
 
-    def loss(self, batch: Batch, source: Source) -> StepLoss:
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
         total, parts = self.objective(batch, source)
         return StepLoss(total=total, parts=parts)
 
@@ -190,7 +194,7 @@ class Shards(Alone):
         self.objective.set_requires_gradient_sync(last)
         yield
 
-    def loss(self, batch: Batch, source: Source) -> StepLoss:
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
         total, parts = self.objective(batch, source)
         return StepLoss(total=total, parts=parts)
 

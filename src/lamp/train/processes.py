@@ -17,16 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lamp.data.sampler import Share
-from lamp.errors import ConfigError, LampError, MissingDependencyError
+from lamp.errors import ConfigError, FailedElsewhereError, MissingDependencyError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
 """How long processes wait for the main one, which may compute features meanwhile."""
 INSTALL = "pip install 'lamp-vla[train]'"
-
-
-class FailedElsewhereError(LampError):
-    """Another process has failed and said why."""
 
 
 @runtime_checkable
@@ -129,7 +125,9 @@ class Launched:
         """
         if torch.device(asked).index is not None:
             kind = torch.device(asked).type
-            raise ConfigError(f"device {asked!r} given to {self.count} processes; expected {kind!r}: each takes its own.")
+            raise ConfigError(
+                f"device {asked!r} given to {self.count} processes; expected {kind!r}: each takes its own."
+            )
         if (asked == "cpu") != self._cpu:
             raise ConfigError(f"device {asked!r} given; these processes have begun on {self._device!r}.")
         return self._device
@@ -170,11 +168,6 @@ SINGLE = Single()
 def started() -> int:
     """How many processes a launcher has started, by its environment variables."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this is the main process, or the only one, by the launcher's environment variables."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def processes(device: str) -> Processes:

@@ -23,7 +23,8 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
-from lamp.train.checkpoint import load_state, load_weights, recover, save_checkpoint
+from lamp.train.adapters import PART
+from lamp.train.checkpoint import load_adapter, load_state, load_weights, recover, save_checkpoint
 from lamp.train.configs import LoopConfig
 from lamp.train.description import FILE_NAME, Description, read_description
 from lamp.train.loop import Loop, Outcome, Stage
@@ -154,6 +155,7 @@ def _continued(stage: ModelStage, description: Description, path: Path) -> Train
     previous = read_description(path)
     _check_same(path, previous, description)
     weights = load_weights(path, previous, stage.model)
+    weights |= {PART + name: value for name, value in load_adapter(path, previous).items()}
     return load_state(path, weights, list(stage.parameters()))
 
 

@@ -21,7 +21,7 @@ class FullySharded:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeed:
-    """Gradients and the optimizer's state are shared out, weights are not (DeepSpeed's ZeRO-2). On GPUs, with package deepspeed."""
+    """Gradients and the optimizer's state are shared out, weights are not (ZeRO-2). On GPUs, with package deepspeed."""
 
     offload: bool = False
     """Keep the optimizer's state in the host's memory."""

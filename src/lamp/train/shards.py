@@ -1,7 +1,7 @@
 """Tensors of which each process holds a part (DTensors of FSDP), beside whole ones: copied, joined, written and read.
 
-On the disk a shard is a safetensors file with the places of its parts in its header, as torch.distributed.checkpoint writes it, so
-any number of processes can read what any other number has written. Nothing is pickled.
+On the disk a shard is a safetensors file with the places of its parts in its header, as torch.distributed.checkpoint writes
+it: any number of processes can read what any other number has written. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def filled(target: Tensor, value: Tensor) -> Tensor:
         from torch.distributed.tensor import distribute_tensor
 
         # Each process has the whole value, so none has to send it.
-        value = distribute_tensor(
-            value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
-        )
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     local(target).copy_(local(value))
     return target
 
@@ -92,4 +90,6 @@ def read_shards(folder: Path, into: Mapping[str, Tensor], group: ProcessGroup | 
         if found.get(name) != value.shape:
             have = tuple(found[name]) if name in found else "nothing"
             raise MismatchError(f"{folder} has {have} as {name}; this run needs {tuple(value.shape)}: the same recipe.")
-    dcp.load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group, no_dist=group is None)
+    dcp.load(
+        dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group, no_dist=group is None
+    )

@@ -105,9 +105,13 @@ class TrainingState:
             kind, _, name = key.partition("/")
             parameter = parameters.get(name.rpartition(":")[0] if kind == "optimiser" else name)
             if parameter is None:
-                raise MismatchError(f"{self.shards} holds {name}, which this run does not train; expected the same recipe.")
+                raise MismatchError(
+                    f"{self.shards} holds {name}, which this run does not train; expected the same recipe."
+                )
             step = kind == "optimiser" and name.endswith(":step")
             found[kind][name] = torch.zeros(()) if step else torch.zeros_like(parameter.detach())
-        read_shards(self.shards, {f"{kind}/{name}": into for kind in found for name, into in found[kind].items()}, group)
+        read_shards(
+            self.shards, {f"{kind}/{name}": into for kind in found for name, into in found[kind].items()}, group
+        )
         average = found["average"] or None
         return replace(self, raw=found["raw"], average=average, optimiser=found["optimiser"], shards=None)

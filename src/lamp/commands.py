@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
-    from lamp.train.configs import MixedIn, MotionTraining, PolicyTraining
+    from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, PolicyTraining
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -149,6 +149,8 @@ class MotionFlags:
     """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
+    sharding: Literal["replicated", "full", "deepspeed"] | None = None
+    """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
@@ -163,16 +165,54 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
+    training = replace(training, loop=_sharded(training.loop, flags.sharding))
     _prepare(flags.data, training)
     train_motion(training, flags.data, flags.out, fresh=flags.fresh)
 
 
-def _prepare(data: Path, training: MotionTraining | PolicyTraining) -> None:
-    """Sees to it that the training can start, what takes least first."""
+def _prepare(data: Path, training: MotionTraining | PolicyTraining, also: Sequence[MixedIn] = ()) -> None:
+    """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
+    from lamp.train.adapters import lora_of
+    from lamp.train.processes import processes
     from lamp.train.running import check_device
 
     check_device(training.loop.device)
-    _ensure_features(data, training.backbone, training.embodiment, token_width=training.model.token_width)
+
+    def features() -> None:
+        if lora_of(training.backbone) is not None:
+            print("the backbone is trained along: its tokens are computed at every step, not cached", file=sys.stderr)
+            return
+        _ensure_features(data, training.backbone, training.embodiment, token_width=training.model.token_width)
+        for part in also:
+            _ensure_features(Path(part.data), training.backbone, part.embodiment)
+
+    processes(training.loop.device).only_main(features)
+
+
+def _with_lora(training: PolicyTraining, rank: int | None) -> PolicyTraining:
+    """
+    Raises:
+        ConfigError: The recipe's backbone can have no adapters.
+    """
+    from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
+    from lamp.model.qwen_lora import LoRA
+
+    backbone = training.backbone
+    if rank is None:
+        return training
+    if not isinstance(backbone, Qwen3VLBackboneConfig):
+        raise ConfigError(
+            f"--lora {rank} given, and the recipe's backbone is the small one; expected one with Qwen3-VL."
+        )
+    return replace(training, backbone=replace(backbone, lora=replace(backbone.lora or LoRA(), rank=rank)))
+
+
+def _sharded(loop: LoopConfig, name: str | None) -> LoopConfig:
+    from lamp.train.sharding import DeepSpeed, FullySharded, Replicated
+
+    kinds = {"replicated": Replicated, "full": FullySharded, "deepspeed": DeepSpeed}
+    # What the recipe says of its own kind of sharding, or was said by flags, stays.
+    return loop if name is None or isinstance(loop.sharding, kinds[name]) else replace(loop, sharding=kinds[name]())
 
 
 def _flow_stride(chosen: Recipe, data: Path) -> int:
@@ -202,6 +242,8 @@ class PolicyFlags(MotionFlags):
     """Stage 1's checkpoint or run."""
     also: tuple[str, ...] = ()
     """Further datasets, each DIR or DIR=EMBODIMENT, with normalisers of their own; --weights says how often each comes up."""
+    lora: int | None = None
+    """Train adapters of this rank in Qwen3-VL along (docs/training.md); the feature cache is of no use then."""
 
 
 def _mixed_in(text: str) -> MixedIn:
@@ -214,6 +256,7 @@ def _mixed_in(text: str) -> MixedIn:
 def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.configs import PolicyTraining
     from lamp.train.policy import train_policy
+    from lamp.train.processes import processes
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
     motion = value_of("--motion", arguments)
@@ -221,12 +264,11 @@ def _train_policy(arguments: Sequence[str]) -> None:
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
     if flags.also:
         training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
-    if motion is None:
-        print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    _prepare(flags.data, training)
-    for part in training.also:
-        _ensure_features(Path(part.data), training.backbone, part.embodiment)
+    training = _with_lora(replace(training, loop=_sharded(training.loop, flags.sharding)), flags.lora)
+    _prepare(flags.data, training, training.also)
+    if motion is None and processes(training.loop.device).main:
+        print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
     train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
 
 

@@ -75,6 +75,7 @@ def test_no_file_of_a_run_is_a_pickle(policy: Path) -> None:
         "lamp.json",
         "model.safetensors",
         "state.json",
+        "committed.json",
         "optimiser.safetensors",
         "random.safetensors",
         "raw.safetensors",

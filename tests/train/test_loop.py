@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+from lamp.draws import Source, normal
 from lamp.errors import LampError
 from lamp.files import read_lines_json
 from lamp.train.configs import BFloat16, LoopConfig
-from lamp.train.loop import Loop, StepLoss
+from lamp.train.loop import Loop
 from lamp.train.optimiser import AdamW
+from lamp.train.placement import StepLoss
 from lamp.train.randomness import generator_at
 from lamp.train.state import TrainingState
 from lamp.types import Batch, Encoded
@@ -38,6 +40,9 @@ class Toy:
     """Fits a linear map with dropout: the smallest thing that has trained and frozen parts and reads every kind of noise."""
 
     name = "toy"
+    batch_samples = 8
+    may_skip = False
+    blocks: dict[nn.Module, tuple[str, ...]] = {}  # noqa: RUF012
 
     def __init__(self, interrupt_at: int | None = None, poison_at: int | None = None) -> None:
         torch.manual_seed(0)
@@ -46,8 +51,18 @@ class Toy:
         self.position = 0
         self.interrupt_at, self.poison_at = interrupt_at, poison_at
 
+    @property
+    def module(self) -> nn.Module:
+        return self.head
+
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.head.named_parameters())
+
+    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": torch.tensor(float(len(batch.encoded.mask)))}
+
+    def close(self) -> None:
+        pass
 
     def train_mode(self) -> None:
         self.head.train()
@@ -60,8 +75,8 @@ class Toy:
         tokens = tokens * (math.nan if step == self.poison_at else 1.0)
         return Batch(encoded=Encoded(tokens=tokens, mask=torch.ones(8, 1, dtype=torch.bool)))
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
-        noise = torch.randn(8, 1, 4, generator=generator)
+    def loss(self, batch: Batch, source: Source) -> StepLoss:
+        noise = normal(tuple(batch.encoded.tokens.shape), source)
         error = self.head(self.frozen(batch.encoded.tokens + 0.1 * noise)) - 1.0
         return StepLoss(total=error.float().square().mean(), parts={"per_dim": error.detach().square().mean((0, 1))})
 

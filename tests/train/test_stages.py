@@ -26,11 +26,13 @@ from lamp.files import read_lines_json
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
 from lamp.train.description import read_description
+from lamp.train.drawing import with_fewer_tokens
 from lamp.train.motion import evaluate_flow, train_motion
 from lamp.train.optimiser import AdamW
 from lamp.train.policy import train_policy
+from lamp.train.randomness import generator_at
 from lamp.train.running import TrainingResult
-from lamp.train.stages import PolicyStage, with_fewer_tokens
+from lamp.train.stages import PolicyStage
 from lamp.types import Batch, Encoded
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
@@ -90,11 +92,11 @@ def test_the_policy_without_motion_has_no_guidance(data: Path, tmp_path: Path) -
 def test_hidden_tokens_are_drawn_anew_at_every_step_and_never_shown_where_there_are_none() -> None:
     real = torch.arange(1000) < 900
     batch = Batch(encoded=Encoded(tokens=torch.zeros(8, 1000, 1), mask=real.expand(8, -1)))
-    first, second = (with_fewer_tokens(batch, 0.3, 0, step).encoded.mask for step in (1, 2))
+    first, second = (with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", step)).encoded.mask for step in (1, 2))
     assert not torch.equal(first, second) and not first[:, 900:].any()
     assert abs(first[:, :900].float().mean() - 0.7) < 0.02
-    assert torch.equal(first, with_fewer_tokens(batch, 0.3, 0, 1).encoded.mask)
-    assert with_fewer_tokens(batch, 0.0, 0, 1) is batch
+    assert torch.equal(first, with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", 1)).encoded.mask)
+    assert with_fewer_tokens(batch, 0.0, generator_at(0)) is batch
 
 
 def test_dropouts_are_settings_of_the_run_and_change_it(data: Path, prior: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -132,8 +133,17 @@ def _start(packed: bytes) -> None:
     global _samples
     torch.set_num_threads(1)
     _samples = pickle.loads(packed)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Threads that libraries have started may abort an interpreter that is taken apart in order; nothing is left to be saved.
     util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that reads from it is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(pick: Pick) -> Any:

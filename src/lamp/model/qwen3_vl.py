@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lamp.configuration import to_json
 from lamp.data.padding import LeftPadding, Padding, RightPadding, padded
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
 from lamp.model.backbone import frozen
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
 from lamp.model.qwen_images import PatchRule
+from lamp.model.qwen_lora import LoRA, adapt, merge
 from lamp.model.qwen_text import BARE_PROMPT, PromptTokenizer, check_prompt
 from lamp.types import Encoded, Observations
 
@@ -74,6 +76,8 @@ class Qwen3VLBackboneConfig:
     bfloat16: bool = True
     """Weights and arithmetic in bfloat16, as they are published; else in float32."""
     attention: Sdpa | FlashAttention = field(default_factory=Sdpa)
+    lora: LoRA | None = None
+    """Adapters that Stage 2 trains along; None: the model is frozen, and its tokens can be cached."""
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.cameras]
@@ -95,6 +99,7 @@ class Qwen3VLBackboneConfig:
             content: Hash of the model's files; None where they are not at hand.
             commit: On the hub.
         """
+        adapted = {} if self.lora is None else {"lora": to_json(self.lora)}
         return {
             "kind": "qwen3_vl",
             "revision": REVISION,
@@ -107,6 +112,7 @@ class Qwen3VLBackboneConfig:
             "padding": type(self.padding).__name__,
             "text_tokens": self.text_tokens,
             "bfloat16": self.bfloat16,
+            **adapted,
         }
 
     def pinned(self, recorded: Mapping[str, Any]) -> Qwen3VLBackboneConfig:
@@ -189,16 +195,20 @@ class Qwen3VLBackbone(nn.Module):
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self._fast: FastQwen | None = None
         frozen(self)
+        if config.lora is not None:
+            adapt(self.vlm, config.lora)
 
     def train(self, mode: bool = True) -> Qwen3VLBackbone:
-        """Stays in evaluation mode: the backbone is frozen in both stages."""
-        return super().train(False)
+        """Stays in evaluation mode, but for adapters: the backbone itself is frozen in both stages."""
+        return super().train(mode and self.config.lora is not None)
 
     def accelerate(self) -> None:
         """From now on computes the same tokens, within rounding, sooner (`lamp.model.qwen_fast`), on the device where it is.
 
         The weights must not change any more. On a GPU, the first call of each batch size and length then takes a while.
         """
+        if self.config.lora is not None:
+            merge(self.vlm)
         if self._fast is None or self._fast.device != self.vlm.device:
             sequence = self.tokenizer.turn("", self._image_tokens)
             self._fast = FastQwen(self.vlm, sequence, self._grid)
@@ -251,12 +261,12 @@ class Qwen3VLBackbone(nn.Module):
             lengths=tuple(len(ids) for ids, _ in turns),
         )
 
-    @torch.no_grad()
     def forward(self, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
         """Returns the last decoder layer's output; what it holds past a sequence's end means nothing."""
         if self._fast is not None:
             return self._fast(inputs.ids, inputs.positions, inputs.patches)
-        with torch.autocast(self.vlm.device.type, enabled=False):
+        learning = self.training and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning), torch.autocast(self.vlm.device.type, enabled=False):
             # No mask: with causal attention the padding on the right is never seen.
             found = self.vlm(
                 input_ids=inputs.ids,

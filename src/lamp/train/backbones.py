@@ -13,7 +13,7 @@ import torch
 from lamp.data.features import FeatureCache, FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.stored_images import OnCorrupt
-from lamp.errors import MismatchError
+from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenIdentity
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 
@@ -66,8 +66,11 @@ def ensure_features(
         on_corrupt: What to do about pictures that cannot be read; None: stop.
 
     Raises:
+        ConfigError: The backbone has adapters, with which its tokens change.
         MismatchError: The backbone's tokens have another width.
     """
+    if isinstance(config, Qwen3VLBackboneConfig) and config.lora is not None:
+        raise ConfigError("backbone.lora is given; tokens of a backbone that is trained along cannot be cached.")
     dataset, found = data if isinstance(data, LeRobotDataset) else LeRobotDataset(data), find_backbone(config)
     if token_width is not None and found.width != token_width:
         raise MismatchError(

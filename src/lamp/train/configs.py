@@ -20,6 +20,8 @@ from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.tracks import Supervision
 from lamp.train.backbones import BackboneConfig
 from lamp.train.optimiser import AdamW
+from lamp.train.randomness import Noise, PerBatch
+from lamp.train.sharding import Replicated, Sharding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,9 @@ class LoopConfig:
     """How long and how a stage is optimised; the same for both stages."""
 
     steps: int
+    """Optimizer steps."""
     batch_size: int = 32
+    """Samples of a step, over all processes."""
     optimiser: AdamW = field(default_factory=AdamW)
     min_lr: float = 1e-6
     clip: float = 1.0
@@ -70,11 +74,23 @@ class LoopConfig:
     threads: int = 2
     """CPU threads of this process: 2 for one training alone, 1 each for two side by side."""
     device: str = "cpu"
+    """cpu, cuda, or one GPU such as cuda:1. Of several processes, each takes a GPU of its own."""
+    accumulate: int = 1
+    """Parts that each process takes its samples of a step in, one after the other: less memory, the same step."""
+    recompute: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, more time."""
+    sharding: Sharding = field(default_factory=Replicated)
+    """How weights and the optimizer's state lie on several processes."""
+    workers: int = 0
+    """Processes that make batches ahead, for each process that trains; 0: none, which is best where features are cached."""
+    noise: Noise = field(default_factory=PerBatch)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}; it must be 0 (none) or more.")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise ConfigError(
                 f"ema is {self.ema}; it must lie between 0 and 1 (0.995, 0.999), or be None for no averaging."
@@ -134,6 +150,8 @@ class MotionTraining:
             )
         if self.model.action is not None:
             raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
+        if isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None:
+            raise ConfigError("backbone.lora is given; Stage 1 leaves the backbone frozen: train adapters in Stage 2.")
         _check_share("token_dropout", self.token_dropout)
 
 

@@ -157,6 +157,8 @@ class Description:
     format: str = FORMAT
     version: int = VERSION
     weights_sha256: str = ""
+    adapter_sha256: str = ""
+    """Of the weights of the backbone's adapters; empty where it has none."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE_NAME, to_json(self))

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lamp.files import append_line, atomic_write_text, read_lines_json, to_line
+from lamp.train.processes import SINGLE, Processes
 
 FILE_NAME = "metrics.jsonl"
 
@@ -37,13 +39,19 @@ class Interval:
         self.samples += samples
         self.waited_s += waited_s
 
-    def read(self) -> dict[str, Value]:
-        """Returns the means, the rate in samples a second, and the share of time spent waiting for data."""
+    def read(self, processes: Processes = SINGLE) -> dict[str, Value]:
+        """Returns the means, the rate in samples a second, and the share of time spent waiting for data.
+
+        What several processes have added is put together: losses and samples add up, and the time is the mean.
+        """
         spent = max(time.perf_counter() - self.started, 1e-9)
-        means: dict[str, Value] = {name: (total / self.steps).tolist() for name, total in self._sums.items()}
+        sums = processes.sum(self._sums)
+        means: dict[str, Value] = {name: (total / self.steps).tolist() for name, total in sums.items()}
+        amounts = {"samples": float(self.samples), "waited": self.waited_s / processes.count}
+        taken = processes.sum({name: torch.tensor(value, dtype=torch.float64) for name, value in amounts.items()})
         return means | {
-            "samples_per_s": round(self.samples / spent, 2),
-            "data_wait_share": round(self.waited_s / spent, 4),
+            "samples_per_s": round(float(taken["samples"]) / spent, 2),
+            "data_wait_share": round(float(taken["waited"]) / spent, 4),
         }
 
 

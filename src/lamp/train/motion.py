@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,10 +23,12 @@ from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
+from lamp.train.measuring import spread
+from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
 from lamp.train.running import TrainingResult, run_stage
 from lamp.train.sources import Sources
-from lamp.train.stages import MotionStage, spread
+from lamp.train.stages import MotionStage
 
 SCENE_FLOW = "sceneflow"
 
@@ -49,20 +52,25 @@ def train_motion(
         MismatchError: Things that do not belong together, such as a scene flow of another grid.
     """
     torch.set_num_threads(config.loop.threads)
+    group = processes(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
     key = backbone.key if backbone else backbone_key(config.backbone)
     sources = Sources.open(data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment)
     samples = motion_samples(config, sources, sources.split.train, config.bounds)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None
     seed_everything(config.loop.seed, "weights")
-    model = LaMP(config.model).to(config.loop.device)
-    stage = MotionStage(model, config, samples, validation)
-    result = run_stage(stage, config.loop, _describe(config, sources, samples), out, fresh=fresh)
+    model = LaMP(config.model).to(here.loop.device)
+    stage = MotionStage(model, here, samples, validation, group.share)
+    description = _describe(config, sources, samples)
+    result = run_stage(stage, here.loop, description, out, fresh=fresh, processes=group)
     report = out / FILE_NAME
-    if result.outcome.finished and validation is not None and not report.exists():
-        trained, _ = load_checkpoint(result.checkpoint, device=config.loop.device)
+    if group.main and result.outcome.finished and validation is not None and not report.exists():
+        trained, _ = load_checkpoint(result.checkpoint, device=here.loop.device)
         indices = spread(len(validation), config.final_samples)
-        measure_flow(trained, validation, indices, loop=config.loop).write(report)
+        measure_flow(trained, validation, indices, loop=replace(here.loop, batch_size=stage.drawn.at_once)).write(
+            report
+        )
     return result
 
 

@@ -12,27 +12,26 @@ import torch
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FrozenBackbone
-from lamp.data.mixture import MixedSamples
-from lamp.data.samples import PolicySamples, PolicyScaling, stacked
+from lamp.data.image_samples import ImageSamples
+from lamp.data.samples import PolicySamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
 from lamp.model.lamp import LaMP
-from lamp.train.backbones import backbone_key
+from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.train.adapting import AdaptedStage
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
-from lamp.train.configs import MixedIn, PolicyTraining, UnseenEpisodes
+from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.hidden import HiddenCache
 from lamp.train.metrics import Progress
+from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
 from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import PolicyStage
 from lamp.train.tensors import content_hash
-
-GRIPPER_MARGIN = 0.01
-"""How far a gripper's values may lie outside [0, 1]: rounding."""
+from lamp.train.trained_on import TrainedOn, adaptable, cached_parts, mixed, open_datasets, parts_of
 
 
 def train_policy(
@@ -60,76 +59,43 @@ def train_policy(
         MismatchError: Things that do not belong together.
     """
     torch.set_num_threads(config.loop.threads)
-    key = backbone.key if backbone else backbone_key(config.backbone)
-    datasets = _open(config, data, key)
+    group = processes(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
+    datasets = open_datasets(config, data, backbone)
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint)
-    samples = _mixed([one.samples(config, one.sources.split.train) for one in datasets])
-    validation = _mixed([one.samples(config, one.sources.split.validation) for one in datasets])
+    samples = mixed([one.samples(config, one.sources.split.train) for one in datasets])
+    validation = mixed([one.samples(config, one.sources.split.validation) for one in datasets])
     assert samples is not None
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
-        for one, part in zip(datasets, _parts(samples), strict=True):
+        for one, part in zip(datasets, cached_parts(samples), strict=True):
             part.show_prior_in(_unseen(one.sources, motion))
-    description = _describe(config, datasets, _parts(samples), motion)
-    stage = PolicyStage(model.to(config.loop.device), config, samples, validation)
+    description = _describe(config, datasets, parts_of(samples), motion)
+    model = model.to(here.loop.device)
+    if isinstance(samples, ImageSamples):
+        assert validation is None or isinstance(validation, ImageSamples)
+        stage = AdaptedStage(model, _adapted(here, backbone), here, samples, validation, group.share)
+    else:
+        assert not isinstance(validation, ImageSamples)
+        stage = PolicyStage(model, here, samples, validation, group.share)
 
     def prepare() -> None:
         if config.cached_hidden_draws:
             for of_all, draws in ((samples, config.cached_hidden_draws), (validation, 1)):
-                for part in _parts(of_all):
-                    _cache_hidden(model, part, draws, config, description, out)
+                for part in cached_parts(of_all):
+                    _cache_hidden(model, part, draws, here, description, out)
 
-    result = run_stage(stage, config.loop, description, out, fresh=fresh, prepare=prepare)
-    if result.outcome.finished:
+    result = run_stage(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
+    if result.outcome.finished and group.main:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedOn:
-    """One of the datasets of a run."""
-
-    sources: Sources
-    embodiment: Embodiment
-    scaling: PolicyScaling
-
-    def samples(self, config: PolicyTraining, episodes: Sequence[int]) -> PolicySamples | None:
-        """Samples of some episodes; None where there are none."""
-        assert config.model.action is not None
-        if not episodes:
-            return None
-        return PolicySamples(
-            self.sources.dataset,
-            self.sources.features,
-            episodes=episodes,
-            chunk=config.model.action.chunk,
-            scaling=self.scaling,
-            embodiment=self.embodiment,
-        )
-
-
-def _open(config: PolicyTraining, data: Path, key: str) -> list[TrainedOn]:
-    """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
-    found = []
-    own = MixedIn(data=str(data), embodiment=config.embodiment)
-    for part in (own, *config.also):
-        sources = Sources.open(
-            Path(part.data), key, config.split, token_width=config.model.token_width, embodiment=part.embodiment
-        )
-        scaling = fit_scaling(config, sources, part.embodiment)
-        found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
-    return found
-
-
-def _mixed(parts: Sequence[PolicySamples | None]) -> PolicySamples | MixedSamples | None:
-    present = [part for part in parts if part is not None]
-    return MixedSamples(present) if len(present) > 1 else next(iter(present), None)
-
-
-def _parts(samples: PolicySamples | MixedSamples | None) -> tuple[PolicySamples, ...]:
-    if samples is None:
-        return ()
-    return samples.parts if isinstance(samples, MixedSamples) else (samples,)
+def _adapted(config: PolicyTraining, backbone: FrozenBackbone | None) -> Qwen3VLBackbone:
+    """The backbone with adapters that change nothing yet, the same in every process."""
+    seed_everything(config.loop.seed, "adapters")
+    made = backbone if isinstance(backbone, Qwen3VLBackbone) else adaptable(config, backbone).load()
+    return made.to(config.loop.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +130,7 @@ def build_model(
     wanted = config.model.motion
     expected = Expected(
         kind="motion",
-        backbone_key=sources.features.key,
+        backbone_key=sources.frozen_key,
         backbone=sources.backbone.description,
         grid=wanted.grid,
         horizon=wanted.horizon,
@@ -184,37 +150,6 @@ def build_model(
     assert description.flow is not None
     source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
     return model, MotionOrigin(source=source, flow=description.flow)
-
-
-def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment = OWN) -> PolicyScaling:
-    """Fits the normalisers to the training episodes.
-
-    Raises:
-        MismatchError: The data's state or action width is not the model's, or its gripper is not 0 to 1.
-    """
-    action, root = config.model.action, sources.dataset.root
-    assert action is not None
-    raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, embodiment)
-    states = config.state_transform.apply(raw)
-    for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
-        if found.shape[1] != wanted:
-            raise MismatchError(
-                f"{root} has {name}s of {found.shape[1]} values (after the state transform); "
-                f"the model's {name}_dim is {wanted}: expected the same."
-            )
-    binary: Sequence[int] = () if config.gripper is None else (config.gripper % actions.shape[1],)
-    for dimension in binary:
-        low, high = float(actions[:, dimension].min()), float(actions[:, dimension].max())
-        if not -GRIPPER_MARGIN <= low <= high <= 1 + GRIPPER_MARGIN:
-            raise MismatchError(
-                f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}; expected 0 to 1. "
-                "Give the embodiment its convention, or set gripper to None to learn it as any other dimension."
-            )
-    return PolicyScaling(
-        state_transform=config.state_transform,
-        state=config.state_fit.fit(states),
-        actions=config.action_fit.fit(actions, binary=binary),
-    )
 
 
 def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
@@ -267,7 +202,10 @@ def _fingerprint_of(samples: PolicySamples, description: Description) -> str:
 
 
 def _describe(
-    config: PolicyTraining, datasets: Sequence[TrainedOn], parts: Sequence[PolicySamples], motion: MotionOrigin | None
+    config: PolicyTraining,
+    datasets: Sequence[TrainedOn],
+    parts: Sequence[PolicySamples | ImageSamples],
+    motion: MotionOrigin | None,
 ) -> Description:
     assert config.model.action is not None
     own, *others = [

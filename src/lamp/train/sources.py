@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.samples import EpisodeSplit, split_episodes
 from lamp.errors import MismatchError
+from lamp.model.qwen3_vl import QwenIdentity
 from lamp.train.configs import Split
 from lamp.train.description import BackboneRecord, CameraInput, DataRecord
 
@@ -22,9 +24,18 @@ class Sources:
     """What both stages read."""
 
     dataset: LeRobotDataset
-    features: FeatureCache
+    cache: FeatureCache | None
+    """The backbone's tokens; None where they change in training, so that pictures are read."""
     backbone: BackboneRecord
+    frozen_key: str
+    """Of the backbone without adapters."""
     split: EpisodeSplit
+
+    @property
+    def features(self) -> FeatureCache:
+        """The backbone's tokens, where they do not change in training."""
+        assert self.cache is not None
+        return self.cache
 
     @classmethod
     def open(cls, data: Path, key: str, split: Split, *, token_width: int, embodiment: Embodiment = OWN) -> Sources:
@@ -47,18 +58,37 @@ class Sources:
             raise MismatchError(
                 f"the features of {key} are {features.width} wide, the model's token_width is {token_width}; expected the same."
             )
-        sizes = [dataset.image_sizes[name] for name in features.cameras]
-        cameras = tuple(
-            CameraInput(name=name, height=height, width=width)
-            for name, (height, width) in zip(features.cameras, sizes, strict=True)
+        return cls(
+            dataset=dataset,
+            cache=features,
+            backbone=_record(dataset, key, features.manifest["backbone"], features.cameras),
+            frozen_key=key,
+            split=_split(dataset, split).without(features.left_out),
         )
-        description = features.manifest["backbone"]
-        prompt = description.get("prompt", "{instruction}")
-        record = BackboneRecord(key=key, description=description, cameras=cameras, prompt=prompt)
-        tasks = [episode.task for episode in dataset.episodes]
-        chosen = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
-        chosen = chosen.without(features.left_out)
-        return cls(dataset=dataset, features=features, backbone=record, split=chosen)
+
+    @classmethod
+    def pictured(
+        cls, data: Path, identity: QwenIdentity, split: Split, *, token_width: int, embodiment: Embodiment = OWN
+    ) -> Sources:
+        """Opens a dataset whose pictures go through a backbone that is trained along.
+
+        Raises:
+            DataError: The dataset is not there.
+            MismatchError: The backbone's tokens have another width than the model's.
+        """
+        dataset, frozen = embodiment.open(data), replace(identity, config=replace(identity.config, lora=None))
+        if identity.width != token_width:
+            raise MismatchError(
+                f"the backbone's tokens are {identity.width} wide, the model's token_width is {token_width}; expected the same."
+            )
+        cameras = tuple(name for name, _ in identity.config.cameras)
+        return cls(
+            dataset=dataset,
+            cache=None,
+            backbone=_record(dataset, identity.key, identity.description, cameras),
+            frozen_key=frozen.key,
+            split=_split(dataset, split),
+        )
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
         """Describes what is trained on.
@@ -67,7 +97,7 @@ class Sources:
             samples: Training samples.
             also: Further content that the run depends on, such as the scene flow's.
         """
-        digest = hashlib.sha256("\n".join([self.features.key, *also]).encode())
+        digest = hashlib.sha256("\n".join([self.backbone.key or "", *also]).encode())
         for episode in (*self.split.train, *self.split.validation):
             digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
         trained = {self.dataset.episodes[episode].task for episode in self.split.train}
@@ -92,3 +122,19 @@ class Sources:
         if other.dataset != self.content:
             return self.split.train
         return tuple(episode for episode in self.split.train if episode in set(other.validation_episodes))
+
+
+def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:
+    tasks = [episode.task for episode in dataset.episodes]
+    return split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
+
+
+def _record(
+    dataset: LeRobotDataset, key: str, description: Mapping[str, Any], cameras: Sequence[str]
+) -> BackboneRecord:
+    sizes = [dataset.image_sizes[name] for name in cameras]
+    seen = tuple(
+        CameraInput(name=name, height=height, width=width) for name, (height, width) in zip(cameras, sizes, strict=True)
+    )
+    prompt = description.get("prompt", "{instruction}")
+    return BackboneRecord(key=key, description=dict(description), cameras=seen, prompt=prompt)

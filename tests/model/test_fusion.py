@@ -120,7 +120,7 @@ def test_training_and_inference_fuse_alike(fused, batch):
     """Given the noise, Stage 2 and `act` condition on the same, with z_m computed on the way or cached."""
     model, seen = built(fused), []
     guide = model.guide
-    model.guide = lambda *args: seen.append(guide(*args)) or seen[-1]
+    model.guide = lambda *args, **more: seen.append(guide(*args, **more)) or seen[-1]
     noise = gaussian((2, *model.motion_shape), seeded(7), "cpu")
     plain = model.action_loss(batch, seeded(7)).total
     generator = seeded(7)

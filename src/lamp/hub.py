@@ -126,9 +126,7 @@ def _download(hub: HubId, wanted: Fetch, **more: Any) -> str:
     from huggingface_hub import snapshot_download
 
     patterns = None if wanted.patterns is None else list(wanted.patterns)
-    return snapshot_download(
-        hub.name, repo_type=wanted.kind, revision=hub.revision, allow_patterns=patterns, **more
-    )
+    return snapshot_download(hub.name, repo_type=wanted.kind, revision=hub.revision, allow_patterns=patterns, **more)
 
 
 def _stored(hub: HubId, wanted: Fetch) -> Path | None:
@@ -193,8 +191,7 @@ def told(error: BaseException) -> str:
     """What an error of the hub's client says, on one line."""
     # An answer of the hub's has its number on the first line and what it means on the next.
     lines = [line.strip(" .") for line in str(error).splitlines() if line.strip()][:2]
-    # A connection's error alone does not say to whom.
-    return f"{type(error).__name__}: {'. '.join(lines)}" if lines else type(error).__name__
+    return ". ".join(lines) or type(error).__name__
 
 
 def _web(hub: HubId, kind: RepoKind) -> str:
@@ -213,9 +210,7 @@ def _revisions(hub: HubId, kind: RepoKind) -> str:
     return ", ".join(ref.name for ref in (*refs.branches, *refs.tags)[:8]) or "none"
 
 
-def upload(
-    hub: HubId, files: Mapping[str, Path | bytes], *, message: str, private: bool, instead: str
-) -> str:
+def upload(hub: HubId, files: Mapping[str, Path | bytes], *, message: str, private: bool, instead: str) -> str:
     """Puts files into a model repository in one commit, all or none; makes the repository and the branch where there are none.
 
     Args:
@@ -267,4 +262,3 @@ def _refusal(error: Exception) -> str:
     if status in (401, 403):
         return f"{told(error)}: log in with `hf auth login` or HF_TOKEN, with a token that may write there"
     return told(error)
-

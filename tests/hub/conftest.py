@@ -38,6 +38,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def logged_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a token that may write."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -32,7 +32,9 @@ class Repo:
     def commit(self, files: Mapping[str, bytes], branch: str = "main", message: str = "") -> str:
         """Adds files on top of a branch; returns the new commit."""
         whole = self.files(branch) | dict(files) if branch in self.refs else dict(files)
-        content = repr((sorted((name, hashlib.sha256(data).hexdigest()) for name, data in whole.items()), self.messages))
+        content = repr(
+            (sorted((name, hashlib.sha256(data).hexdigest()) for name, data in whole.items()), self.messages)
+        )
         sha = hashlib.sha1(content.encode()).hexdigest()
         self.commits[sha], self.refs[branch] = whole, sha
         self.messages.append(message)
@@ -158,8 +160,12 @@ class Handler(BaseHTTPRequestHandler):
         repo, sha = self._revision(kind, name, revision)
         if repo.gated and not self._allowed:
             raise Refusal(403, "Access to this model is restricted", "GatedRepo")
-        self._json([{"type": "file", "path": file, "size": len(data), "oid": _oid(data)} for file, data in
-                    repo.commits[sha].items()])
+        self._json(
+            [
+                {"type": "file", "path": file, "size": len(data), "oid": _oid(data)}
+                for file, data in repo.commits[sha].items()
+            ]
+        )
 
     def refs(self, kind: str, name: str) -> None:
         repo = self._repo(kind, name)
@@ -191,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         known = f"models/{name}" in self.server.repos
         if not known:
-            self.server.repo(name).private = bool(asked.get("private"))
+            self.server.repo(name).private = bool(asked.get("private")) or asked.get("visibility") == "private"
             self.server.repo(name).commit({".gitattributes": b"*.safetensors filter=lfs\n"})
         self._json({"url": f"{self.server.url}/{name}", "name": name, "id": name}, 409 if known else 200)
 
@@ -206,16 +212,22 @@ class Handler(BaseHTTPRequestHandler):
     def preupload(self, kind: str, name: str, revision: str) -> None:
         self._writer()
         asked = json.loads(self.body)["files"]
-        modes = [{"path": file["path"], "uploadMode": "lfs" if file["size"] >= LARGE else "regular",
-                  "shouldIgnore": False} for file in asked]
+        modes = [
+            {"path": file["path"], "uploadMode": "lfs" if file["size"] >= LARGE else "regular", "shouldIgnore": False}
+            for file in asked
+        ]
         self._json({"files": modes, "commitOid": self._revision(kind, name, revision)[1]})
 
     def batch(self, name: str) -> None:
         self._writer()
         asked = json.loads(self.body)["objects"]
         objects = [
-            {"oid": one["oid"], "size": one["size"],
-             "actions": {"upload": {"href": f"{self.server.url}/storage/{one['oid']}", "header": {}}}} for one in asked
+            {
+                "oid": one["oid"],
+                "size": one["size"],
+                "actions": {"upload": {"href": f"{self.server.url}/storage/{one['oid']}", "header": {}}},
+            }
+            for one in asked
         ]
         self._json({"transfer": "basic", "objects": objects})
 

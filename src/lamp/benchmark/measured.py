@@ -27,7 +27,9 @@ def measured(folder: Path, checkpoint: Path) -> list[Measured]:
     """
     manifest = read_json(folder / MANIFEST, "evaluation manifest")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{folder / MANIFEST} is not the manifest of an evaluation; expected the --out of `lamp evaluate`.")
+        raise DataError(
+            f"{folder / MANIFEST} is not the manifest of an evaluation; expected the --out of `lamp evaluate`."
+        )
     found, asked = checkpoint_hash(checkpoint), dict(manifest["conditions"])
     own = {name for name, content in asked.items() if content == found and name not in CONTROLS}
     if not own:

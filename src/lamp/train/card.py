@@ -135,9 +135,7 @@ def _lead(found: Description) -> str:
 def _use(found: Description, about: Publication) -> str:
     name = about.repository or "FOLDER"
     if found.kind == "motion":
-        return (
-            f"```sh\nlamp train policy --recipe RECIPE --data DATA --motion {name} --out OUT\nlamp view DATA --checkpoint {name}\n```"
-        )
+        return f"```sh\nlamp train policy --recipe RECIPE --data DATA --motion {name} --out OUT\nlamp view DATA --checkpoint {name}\n```"
     return (
         f"```sh\nlamp serve {name}\nlamp evaluate --checkpoint {name}\n```\n\n"
         f'```python\nfrom lamp.policy import LaMPPolicy\n\npolicy = LaMPPolicy.from_pretrained("{name}")\n```'
@@ -227,7 +225,9 @@ def _data(found: Description) -> str:
 def _one_dataset(role: str, data: DataRecord) -> str:
     told = [f"**{data.name}**{f', {role}' if role else ''}"]
     if data.episodes:
-        told.append(f"{data.episodes:,} training episodes, {data.frames:,} samples, {len(data.validation_episodes)} held out")
+        told.append(
+            f"{data.episodes:,} training episodes, {data.frames:,} samples, {len(data.validation_episodes)} held out"
+        )
     told.append(f"content hash `{data.dataset or data.fingerprint}`")
     tasks = [f"- {task}" for task in data.tasks[:TASKS_SHOWN]]
     if len(data.tasks) > TASKS_SHOWN:
@@ -281,9 +281,15 @@ def _licence(found: Description, about: Publication) -> str:
     stated = f"The weights: `{about.licence}`." if about.licence else "No licence is stated for these weights."
     if isinstance(found.training, Imported):
         stated += " They were imported from the authors' release, whose own licence applies to them."
-    return f"{stated} The backbone is not part of this repository unless it has a folder `vlm`, and keeps its own licence."
+    return (
+        f"{stated} The backbone is not part of this repository unless it has a folder `vlm`, and keeps its own licence."
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

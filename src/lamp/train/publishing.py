@@ -23,8 +23,12 @@ PUBLISHED = (FILE_NAME, WEIGHTS, CARD, *VLM)
 """All that is published and copied: the state that continues a run stays where it is."""
 PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pt2", ".pth")
 """Endings of files that run code when they are read the usual way."""
-INSTEAD = "Give a checkpoint's folder instead, such as a copy made with `lamp pull` or `hf download` where there is a hub."
-PUSH_INSTEAD = "The checkpoint's folder can be copied or served as it is; `lamp push --dry-run` writes its card without a hub."
+INSTEAD = (
+    "Give a checkpoint's folder instead, such as a copy made with `lamp pull` or `hf download` where there is a hub."
+)
+PUSH_INSTEAD = (
+    "The checkpoint's folder can be copied or served as it is; `lamp push --dry-run` writes its card without a hub."
+)
 
 
 def find_checkpoint(source: Path | str, revision: str | None = None) -> Path:

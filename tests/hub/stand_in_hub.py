@@ -69,7 +69,7 @@ class Hub(ThreadingHTTPServer):
         return self.repos.setdefault(f"{kind}/{name}", Repo())
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(message)
         self.status, self.code = status, code
@@ -84,16 +84,16 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         """Tests are quiet."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._answer()
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         self._answer()
 
     def _answer(self) -> None:
@@ -106,8 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             for pattern, endpoint in ENDPOINTS:
                 if found := re.fullmatch(pattern, path):
                     return endpoint(self, **found.groupdict())
-            raise Refusal(404, f"no endpoint {path}")
-        except Refusal as refusal:
+            raise RefusedError(404, f"no endpoint {path}")
+        except RefusedError as refusal:
             self._send(
                 str(refusal).encode(), refusal.status, {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
             )
@@ -138,18 +138,18 @@ class Handler(BaseHTTPRequestHandler):
     def _repo(self, kind: str, name: str) -> Repo:
         repo = self.server.repos.get(f"{kind}/{name}")
         if repo is None or (repo.private and not self._allowed):
-            raise Refusal(404 if self._allowed else 401, "Repository not found", "RepoNotFound")
+            raise RefusedError(404 if self._allowed else 401, "Repository not found", "RepoNotFound")
         return repo
 
     def _revision(self, kind: str, name: str, revision: str | None) -> tuple[Repo, str]:
         repo = self._repo(kind, name)
         if (sha := repo.at(revision or "main")) is None:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return repo, sha
 
     def _writer(self) -> None:
         if not self._allowed:
-            raise Refusal(401, "Invalid username or password.")
+            raise RefusedError(401, "Invalid username or password.")
 
     def info(self, kind: str, name: str, revision: str | None = None) -> None:
         repo, sha = self._revision(kind, name, revision)
@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, kind: str, name: str, revision: str) -> None:
         repo, sha = self._revision(kind, name, revision)
         if repo.gated and not self._allowed:
-            raise Refusal(403, "Access to this model is restricted", "GatedRepo")
+            raise RefusedError(403, "Access to this model is restricted", "GatedRepo")
         self._json(
             [
                 {"type": "file", "path": file, "size": len(data), "oid": _oid(data)}
@@ -175,9 +175,9 @@ class Handler(BaseHTTPRequestHandler):
     def resolve(self, name: str, revision: str, file: str, kind: str | None = None) -> None:
         repo, sha = self._revision((kind or "models/").strip("/"), name, revision)
         if repo.gated and not self._allowed:
-            raise Refusal(403, "Access to this model is restricted", "GatedRepo")
+            raise RefusedError(403, "Access to this model is restricted", "GatedRepo")
         if file not in repo.commits[sha]:
-            raise Refusal(404, f"no {file}", "EntryNotFound")
+            raise RefusedError(404, f"no {file}", "EntryNotFound")
         data = repo.commits[sha][file]
         headers = {"X-Repo-Commit": sha, "ETag": f'"{_oid(data)}"', "Accept-Ranges": "bytes"}
         start = int(re.findall(r"bytes=(\d+)-", self.headers.get("Range") or "bytes=0-")[0])
@@ -257,7 +257,7 @@ class Handler(BaseHTTPRequestHandler):
         head = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.S)
         values = yaml.safe_load(head[1]) if head else None
         if not isinstance(values, dict) or not isinstance(values.get("license", ""), str):
-            raise Refusal(400, "Invalid metadata in README.md")
+            raise RefusedError(400, "Invalid metadata in README.md")
         for index in values.get("model-index", []):
             for result in index["results"]:
                 assert result["task"]["type"] and result["dataset"]["name"] and result["metrics"][0]["type"]

@@ -105,7 +105,7 @@ def test_gated_and_unknown_repositories_and_revisions(hub: Hub, monkeypatch: pyt
         fetch(HubId(name="me/none"), ALL)
     hub.repo("me/policy").commit(FILES)
     hub.repo("me/policy").commit(FILES, branch="stable")
-    with pytest.raises(DataError, match="at revision v9 .it has no such revision; it has main, stable."):
+    with pytest.raises(DataError, match=r"at revision v9 .it has no such revision; it has main, stable."):
         fetch(HubId(name="me/policy", revision="v9"), ALL)
 
 
@@ -183,7 +183,7 @@ def test_the_check_comes_before_any_file(hub: Hub) -> None:
         assert sorted(names) == sorted(FILES)  # pyright: ignore[reportArgumentType, reportCallIssue]
         raise DataError("not this")
 
-    with pytest.raises(DataError, match="^not this$"):
+    with pytest.raises(DataError, match=r"^not this$"):
         fetch(HubId(name="me/policy"), ALL, refuse)
     assert not any("resolve" in asked for asked in hub.asked)
 

@@ -21,6 +21,7 @@ from lamp.benchmark.runs import checkpoint_hash
 from lamp.errors import DataError, MismatchError
 from lamp.policy import LaMPPolicy
 from lamp.train.card import Publication
+from lamp.train.description import checkpoint_folder
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
 from lamp.train.publishing import find_checkpoint, published_files, pull, push
@@ -114,7 +115,7 @@ class TestRoundTrip:
         assert not any("model.safetensors" in asked for asked in hub.asked), "a description needs no weights"
         assert cli.main(["push", str(runs / "motion"), "me/motion"]) == 0
         assert cli.main(["resize", "me/motion", str(tmp_path / "resized"), "--pace", "0.5"]) == 0
-        assert (tmp_path / "resized" / "lamp.json").is_file()
+        assert checkpoint_folder(tmp_path / "resized")
         capsys.readouterr()
         assert cli.main(["view", str(runs / "data"), "--checkpoint", "me/none", "--out", str(tmp_path / "v")]) == 2
         assert "there is no model at" in capsys.readouterr().err
@@ -336,7 +337,7 @@ class TestResults:
 
     def test_of_another_checkpoint_they_are_refused(self, runs: Path, tmp_path: Path) -> None:
         folder = evaluation(tmp_path / "evaluation", runs / "policy", planned=18)
-        with pytest.raises(MismatchError, match="is no evaluation of .*motion, whose content is"):
+        with pytest.raises(MismatchError, match=r"is no evaluation of .*motion, whose content is"):
             measured(folder, runs / "motion")
 
     def test_unfinished_or_missing_ones_are_refused(self, runs: Path, tmp_path: Path) -> None:

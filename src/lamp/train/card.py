@@ -135,7 +135,10 @@ def _lead(found: Description) -> str:
 def _use(found: Description, about: Publication) -> str:
     name = about.repository or "FOLDER"
     if found.kind == "motion":
-        return f"```sh\nlamp train policy --recipe RECIPE --data DATA --motion {name} --out OUT\nlamp view DATA --checkpoint {name}\n```"
+        return (
+            f"```sh\nlamp train policy --recipe RECIPE --data DATA --motion {name} --out OUT\n"
+            f"lamp view DATA --checkpoint {name}\n```"
+        )
     return (
         f"```sh\nlamp serve {name}\nlamp evaluate --checkpoint {name}\n```\n\n"
         f'```python\nfrom lamp.policy import LaMPPolicy\n\npolicy = LaMPPolicy.from_pretrained("{name}")\n```'

@@ -18,20 +18,27 @@ from lerobot_policy_lamp.building import CameraKey
 STATE, ACTION, PADDED, TASK = "observation.state", "action", "action_is_pad", "task"
 
 
-def observations_of(batch: Mapping[str, Any], cameras: Sequence[CameraKey]) -> Observations:
+def observations_of(
+    batch: Mapping[str, Any], cameras: Sequence[CameraKey], instruction: str = ""
+) -> Observations:
     """Images as they were recorded, and instructions.
+
+    Args:
+        batch: LeRobot's.
+        cameras: Which images, in order.
+        instruction: For samples that have none.
 
     Raises:
         MismatchError: A camera or the instruction is missing, or an image has another form.
     """
     images = {camera.name: _pictures(batch, camera.key) for camera in cameras}
     size = len(next(iter(images.values())))
-    tasks = batch.get(TASK)
-    told = [tasks] * size if isinstance(tasks, str) else list(tasks or ())
+    tasks = batch.get(TASK) or [""] * size
+    told = [text or instruction for text in ([tasks] * size if isinstance(tasks, str) else tasks)]
     if len(told) != size or not all(isinstance(text, str) and text.strip() for text in told):
         raise MismatchError(
-            f"the batch's {TASK!r} is {tasks!r}; expected an instruction for each of its {size} samples, since LaMP is told what "
-            "to do: give the dataset's episodes a task, or the environment a task_description."
+            f"the batch's {TASK!r} is {tasks!r}; expected an instruction for each of its {size} samples: from the dataset's "
+            "episodes, from the environment's task_description, or for all of them with --policy.instruction."
         )
     return Observations(images=images, instructions=tuple(told))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lerobot.configs.policies import PreTrainedConfig  # pyright: ignore[reportMissingImports]
 from lerobot.configs.types import NormalizationMode  # pyright: ignore[reportMissingImports]
@@ -27,6 +27,8 @@ class LampConfig(PreTrainedConfig):
     """A folder or hub id in place of the vision-language model that the recipe names."""
     cameras: dict[str, str] = field(default_factory=dict)
     """LaMP's name of each camera, in order, and its image feature; empty: all images, by their own names."""
+    instruction: str = ""
+    """What to do, where an environment or a dataset does not say it; empty: it has to."""
 
     chunk_size: int | None = None
     """Actions in a chunk."""
@@ -74,8 +76,6 @@ class LampConfig(PreTrainedConfig):
     @property
     def settings(self) -> PolicyTraining:
         """The recipe's Stage 2, with what this configuration says otherwise."""
-        from dataclasses import replace
-
         found = settings_of(self.recipe, motion=self.motion is not None)
         own = {name: getattr(self, name) for name in ("noise_draws", "state_noise", "token_dropout", "prior_dropout")}
         return replace(found, **{name: value for name, value in own.items() if value is not None})

@@ -16,6 +16,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP
 from lamp.train.backbones import find_backbone, loaded
+from lamp.train.randomness import generator_at
 from lamp.types import Encoded
 from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
 from lerobot_policy_lamp.building import Plan, load_motion
@@ -30,6 +31,8 @@ class LampPolicy(PreTrainedPolicy):
 
     config_class = LampConfig
     name = "lamp"
+    losses_taken: Tensor
+    """In training; with the global seed it says which noise is next."""
 
     def __init__(self, config: LampConfig, **_: Any) -> None:
         """
@@ -59,6 +62,8 @@ class LampPolicy(PreTrainedPolicy):
         self.settings = config.settings
         if self.model.motion_expert is not None:
             self.model.motion_expert.requires_grad_(False)
+        # Saved with the weights: LeRobot's own random state is not where it was when a training is taken up again.
+        self.register_buffer("losses_taken", torch.zeros((), dtype=torch.int64))
         self.reset()
 
     def train(self, mode: bool = True) -> LampPolicy:
@@ -85,7 +90,12 @@ class LampPolicy(PreTrainedPolicy):
         """
         if reduction != "mean":
             raise ConfigError(f"reduction {reduction!r} is asked for; LaMP has the mean only: train without sample weights.")
-        generator, width = self._generator(), self._state_width
+        if self.training:
+            self.losses_taken += 1
+            generator = generator_at(torch.initial_seed(), "lerobot", int(self.losses_taken))
+        else:
+            generator = self._generator()
+        width = self._state_width
         ready = training_batch(batch, self._encode(batch), self.settings, width, generator)
         loss = self.model.action_loss(ready, generator, self.settings.noise_draws)
         told = {f"loss_{index}": float(value) for index, value in enumerate(loss.per_dim)}
@@ -125,11 +135,12 @@ class LampPolicy(PreTrainedPolicy):
         device, backbone = next(self.parameters()).device, self.encoder.backbone
         if isinstance(backbone, nn.Module) and _device_of(backbone) != device:
             backbone.to(device)
+        observations = observations_of(batch, self.plan.cameras, self.config.instruction)
         with torch.no_grad():
-            return self.encoder.encode(observations_of(batch, self.plan.cameras).to(device)).to(device)
+            return self.encoder.encode(observations.to(device)).to(device)
 
     def _generator(self) -> torch.Generator:
-        """A source that follows the global seed, which LeRobot sets, saves and restores."""
+        """A source that follows the global one."""
         return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
 

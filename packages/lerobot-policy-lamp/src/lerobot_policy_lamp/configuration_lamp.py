@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from lerobot.configs.policies import PreTrainedConfig  # pyright: ignore[reportMissingImports]
@@ -112,6 +113,10 @@ class LampConfig(PreTrainedConfig):
             raise ConfigError("LaMP needs at least one image feature, such as observation.images.agentview; there is none.")
         if self.action_feature is None:
             raise ConfigError(f"LaMP needs the feature action; the outputs are {list(self.output_features or ())}.")
+
+    def keep_features(self, used: Collection[str]) -> None:
+        """Drops inputs that the policy does not read: LeRobot would normalise them all, and fail at flags and counters."""
+        self.input_features = {key: value for key, value in (self.input_features or {}).items() if key in used}
 
     def get_optimizer_preset(self) -> AdamWConfig:
         loop, clip = self.settings.loop, self.optimizer_grad_clip_norm

@@ -18,7 +18,7 @@ from lamp.model.lamp import LaMP
 from lamp.train.backbones import find_backbone, loaded
 from lamp.train.randomness import generator_at
 from lamp.types import Encoded
-from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
+from lerobot_policy_lamp.batches import STATE, observations_of, state_of, training_batch
 from lerobot_policy_lamp.building import Plan, load_motion
 from lerobot_policy_lamp.configuration_lamp import LampConfig
 
@@ -59,6 +59,7 @@ class LampPolicy(PreTrainedPolicy):
         if config.motion is not None and not config.plan:
             load_motion(self.model, config.motion, backbone.key)
         config.plan = self.plan.to_text()
+        config.keep_features({STATE, *(camera.key for camera in plan.cameras)})
         self.settings = config.settings
         if self.model.motion_expert is not None:
             self.model.motion_expert.requires_grad_(False)

@@ -259,8 +259,9 @@ def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.processes import processes
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
-    motion = value_of("--motion", arguments)
-    settings = chosen.without_motion if motion is None else _following(chosen.policy, Path(motion))
+    given = value_of("--motion", arguments)
+    motion = None if given is None else _checkpoint(Path(given))
+    settings = chosen.without_motion if motion is None else _following(chosen.policy, motion)
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
     if flags.also:
         training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
@@ -269,7 +270,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     _prepare(flags.data, training, training.also)
     if motion is None and processes(training.loop.device).main:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
+    train_policy(training, flags.data, flags.out, motion, fresh=flags.fresh)
 
 
 def _following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
@@ -312,18 +313,27 @@ def _resize(arguments: Sequence[str]) -> None:
     from lamp.train.resizing import resize_checkpoint
 
     grid = (flags.grid[0], flags.grid[-1]) if flags.grid else None
-    found = resize_checkpoint(flags.source, flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace)
+    found = resize_checkpoint(_checkpoint(flags.source), flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace)
     assert found.flow is not None
     rows, columns = found.flow.grid
     steps = f"{found.flow.horizon} flow steps of {found.flow.stride} frames"
     print(f"{flags.out}: {rows}x{columns} points, {steps} (lamp info {flags.out})")
 
 
+def _checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint that may be a hub id."""
+    from lamp.train.publishing import find_checkpoint
+
+    return find_checkpoint(path)
+
+
 def _evaluate(arguments: Sequence[str]) -> None:
     from lamp.benchmark.evaluating import EvaluateConfig, evaluate
     from lamp.view.overlay import ForesightArtist
 
-    print(evaluate(parse(EvaluateConfig, arguments, "evaluate"), artist=ForesightArtist()).text)
+    config = parse(EvaluateConfig, arguments, "evaluate")
+    found = {name: _checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+    print(evaluate(replace(config, **found), artist=ForesightArtist()).text)
 
 
 def _merge_evaluations(arguments: Sequence[str]) -> None:
@@ -336,7 +346,8 @@ def _merge_evaluations(arguments: Sequence[str]) -> None:
 def _view(arguments: Sequence[str]) -> None:
     from lamp.view.foresight import ViewConfig, view
 
-    view(parse(ViewConfig, _with_flag(arguments, "--data"), "view"))
+    config = parse(ViewConfig, _with_flag(arguments, "--data"), "view")
+    view(replace(config, checkpoint=_checkpoint(config.checkpoint)) if config.checkpoint else config)
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -367,7 +378,7 @@ class InfoFlags:
     """Says what a folder is: dataset, scene-flow store, feature cache, training run, checkpoint or evaluation."""
 
     path: tyro.conf.Positional[Path]
-    """The folder."""
+    """The folder, or a checkpoint's id on the hub, OWNER/NAME or OWNER/NAME@REVISION: its weights are not fetched."""
     json: bool = False
     """Print JSON."""
 
@@ -378,6 +389,68 @@ def _info(arguments: Sequence[str]) -> None:
 
     description = describe(flags.path)
     print(json.dumps(description, indent=2, ensure_ascii=False) if flags.json else to_text(description))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullFlags:
+    """Copies a checkpoint from the Hugging Face hub to a folder, once it is found to be whole; pickles are refused."""
+
+    source: tyro.conf.Positional[str]
+    """OWNER/NAME, or OWNER/NAME@REVISION."""
+    out: tyro.conf.Positional[Path]
+    """The folder."""
+    revision: str | None = None
+    """The hub's branch, tag or commit."""
+
+
+def _pull(arguments: Sequence[str]) -> None:
+    flags = parse(PullFlags, arguments, "pull")
+    from lamp.train.publishing import pull
+
+    out = pull(flags.source, flags.out, flags.revision)
+    print(f"{out}: a checkpoint (lamp info {out})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushFlags:
+    """Publishes a checkpoint on the Hugging Face hub, with a card made from its own record."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Its folder, or the run that holds it."""
+    repository: tyro.conf.Positional[str]
+    """OWNER/NAME, made where there is none, or OWNER/NAME@BRANCH."""
+    results: tuple[Path, ...] = ()
+    """Folders of `lamp evaluate` with this checkpoint, finished, for the card."""
+    licence: str | None = None
+    """Of the weights, by the hub's identifier: mit, apache-2.0, cc-by-4.0 ..."""
+    datasets: tuple[str, ...] = ()
+    """Hub ids of what it was trained on, for the card."""
+    private: bool = False
+    """Make a new repository for its owner only."""
+    message: str | None = None
+    """Of the commit."""
+    dry_run: bool = False
+    """Print the card and what would be published, and ask no hub."""
+
+
+def _push(arguments: Sequence[str]) -> None:
+    flags = parse(PushFlags, arguments, "push")
+    from lamp.benchmark.measured import measured
+    from lamp.train.card import Publication
+    from lamp.train.description import checkpoint_folder
+    from lamp.train.publishing import card_of, published_files, push
+
+    folder = checkpoint_folder(flags.checkpoint)
+    results = tuple(result for evaluation in flags.results for result in measured(evaluation, folder))
+    about = Publication(
+        licence=flags.licence, datasets=flags.datasets, results=results, repository=flags.repository.partition("@")[0]
+    )
+    if flags.dry_run:
+        print(card_of(folder, about))
+        for name, file in published_files(folder).items():
+            print(f"{name}: {file.stat().st_size:,} bytes", file=sys.stderr)
+        return
+    print(push(folder, flags.repository, about, private=flags.private, message=flags.message))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,7 +533,7 @@ def _export_released(arguments: Sequence[str]) -> None:
     flags = parse(ExportFlags, arguments, "export-released")
     from lamp.train.released import export_released
 
-    found = export_released(flags.checkpoint, flags.out, vlm=flags.vlm)
+    found = export_released(_checkpoint(flags.checkpoint), flags.out, vlm=flags.vlm)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{found.folder}: a released {found.kind}")
@@ -518,7 +591,8 @@ def _serve(arguments: Sequence[str]) -> None:
     from lamp.serve.server import serve
     from lamp.view.overlay import ForesightArtist
 
-    serve(parse(ServeConfig, arguments, "serve"), artist=ForesightArtist())
+    config = parse(ServeConfig, arguments, "serve")
+    serve(replace(config, checkpoint=_checkpoint(config.checkpoint)), artist=ForesightArtist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -645,6 +719,8 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),
+    "pull": Command(summary="copy a checkpoint from the Hugging Face hub", run=_pull),
+    "push": Command(summary="publish a checkpoint on the Hugging Face hub", run=_push),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamp.errors import DataError
 from lamp.files import read_json, read_lines_json
+from lamp.hub import HubId
+
+if TYPE_CHECKING:
+    from lamp.train.description import Description
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +49,15 @@ def _features(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from lamp.configuration import to_json
-    from lamp.model.counting import expected_parameters
     from lamp.train.description import read_description
 
-    found = read_description(path)
+    return _described(read_description(path))
+
+
+def _described(found: Description) -> dict[str, Any]:
+    from lamp.configuration import to_json
+    from lamp.model.counting import expected_parameters
+
     described = to_json(found)
     shown = ("step", "averaged", "exactly_reproducible", "flow", "policy", "backbone", "data", "motion_source", "code")
     return {
@@ -92,11 +100,14 @@ KINDS = (
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Says what a folder is and what is in it, as JSON values.
+    """Says what a folder, or a checkpoint on the hub, is and what is in it, as JSON values.
 
     Raises:
-        DataError: The folder is missing, damaged, or none that LaMP writes.
+        DataError: The folder is missing, damaged, or none that LaMP writes; or a hub does not give the checkpoint.
     """
+    hub = None if path.exists() else HubId.parse(str(path))
+    if hub is not None:
+        return _on_the_hub(hub)
     if not path.is_dir():
         raise DataError(f"no folder at {path}; expected one that a lamp command wrote")
     for kind in KINDS:
@@ -106,6 +117,14 @@ def describe(path: Path) -> dict[str, Any]:
     inside = [f"{folder} ({name})" for name, folder in _inside(path)]
     hint = f"; it holds {', '.join(inside[:6])}" if inside else ""
     raise DataError(f"{path} is none of LaMP's folders ({known}){hint}")
+
+
+def _on_the_hub(hub: HubId) -> dict[str, Any]:
+    from lamp.train.description import parse_description
+    from lamp.train.publishing import describe_remote
+
+    file, commit = describe_remote(hub)
+    return {"kind": "checkpoint", "path": hub.name, "commit": commit, **_described(parse_description(file))}
 
 
 def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,21 @@ from torch import Tensor, nn
 from lamp.data.features import FrozenBackbone
 from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
+from lamp.files import atomic_path
 from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
 from lamp.model.intervening import InterveningActor
 from lamp.model.interventions import Intervention, ToldWrong
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.tracks import grid_points, integrate
-from lamp.train.checkpoint import Expected, load_checkpoint
+from lamp.train.card import Publication
+from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights, save_checkpoint
 from lamp.train.configs import Float32, Precision
 from lamp.train.description import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
+from lamp.train.publishing import copy_vlm, find_checkpoint, push, write_card
 from lamp.train.randomness import generator_at
 from lamp.train.sharing import Backbones
+from lamp.train.tensors import content_hash
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
 
@@ -54,6 +59,7 @@ class LaMPPolicy:
         self.precision = precision or Float32()
         self.record: PolicyRecord = description.policy
         self._actor: LaMP | FastActor | InterveningActor = self.model
+        self._source: Path | None = None
 
     @classmethod
     def from_checkpoint(
@@ -86,7 +92,57 @@ class LaMPPolicy:
             backbone = (backbone or Backbones()).of(path)
         expected = replace(expected, backbone_key=backbone.key, backbone=backbone.description)
         model, description = load_checkpoint(path, expected=expected, device=device)
-        return cls(model, description, backbone, device=device, precision=precision)
+        policy = cls(model, description, backbone, device=device, precision=precision)
+        policy._source = path
+        return policy
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, revision: str | None = None, **settings: Any) -> LaMPPolicy:
+        """Opens a policy from a folder or from the Hugging Face hub.
+
+        Args:
+            source: A checkpoint's folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
+            revision: The hub's branch, tag or commit.
+            settings: As for `from_checkpoint`.
+
+        Raises:
+            DataError: The hub does not give it, or there is no checkpoint, or it is damaged or holds a pickle.
+            MismatchError: As for `from_checkpoint`.
+        """
+        return cls.from_checkpoint(find_checkpoint(source, revision), **settings)
+
+    def save_pretrained(self, folder: Path | str, about: Publication | None = None) -> Path:
+        """Writes the policy as a checkpoint of its own, with a card, in place of one that is there.
+
+        Raises:
+            MismatchError: The Motion Expert's weights are no longer those of Stage 1, so that no one could load them.
+        """
+        weights, source = self.model.state_dict(), self.description.motion_source
+        if source is not None and content_hash(motion_weights(weights)) != source.sha256:
+            raise MismatchError(
+                "the Motion Expert's weights are not those of its Stage 1 any more; expected them frozen, as Stage 2 has them."
+            )
+        with atomic_path(folder) as staged:
+            save_checkpoint(staged, self.description, weights)
+            write_card(staged, about or Publication())
+            if self._source is not None:
+                copy_vlm(self._source, staged)
+        return Path(folder)
+
+    def push_to_hub(
+        self, repository: str, about: Publication | None = None, *, private: bool = False, message: str | None = None
+    ) -> str:
+        """Publishes the policy, with its card, as OWNER/NAME or at OWNER/NAME@BRANCH; returns the commit's address.
+
+        Raises:
+            DataError: The hub cannot be reached, or does not take it.
+            MismatchError: As for `save_pretrained`.
+            MissingDependencyError: `huggingface_hub` is not installed.
+        """
+        about = about or Publication()
+        with TemporaryDirectory() as folder:
+            saved = self.save_pretrained(Path(folder) / "checkpoint", about)
+            return push(saved, repository, about, private=private, message=message)
 
     def compile(self) -> LaMPPolicy:
         """Prepares the fast path (`lamp.model.fast`): the same actions, within rounding, sooner. Returns the policy itself.

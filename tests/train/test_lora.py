@@ -13,7 +13,17 @@ import torch
 from safetensors.torch import load_file
 from tiny_qwen import WIDTH
 from torch import Tensor
-from training_fakes import ACTION, CAMERAS, GUIDANCE, MOTION, SIDE, loop, motion_training, policy_training, write_dataset
+from training_fakes import (
+    ACTION,
+    CAMERAS,
+    GUIDANCE,
+    MOTION,
+    SIDE,
+    loop,
+    motion_training,
+    policy_training,
+    write_dataset,
+)
 
 from lamp import cli
 from lamp.data.lerobot import LeRobotDataset
@@ -79,7 +89,9 @@ def prior(demonstrations: Path, frozen: Qwen3VLBackboneConfig, tmp_path_factory:
 
 
 @pytest.fixture(scope="module")
-def run(demonstrations: Path, prior: Path, adapted: Qwen3VLBackboneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(
+    demonstrations: Path, prior: Path, adapted: Qwen3VLBackboneConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("lora-run")
     train_policy(training(adapted), demonstrations, out, prior)
     return out
@@ -202,8 +214,12 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
         train_policy(config, demonstrations, tmp_path / "broken", prior)
     assert read_description(tmp_path / "broken").step == 2
     train_policy(config, demonstrations, tmp_path / "broken", prior)
-    assert read_description(tmp_path / "broken").adapter_sha256 == read_description(tmp_path / "straight").adapter_sha256
-    assert read_description(tmp_path / "broken").weights_sha256 == read_description(tmp_path / "straight").weights_sha256
+    assert (
+        read_description(tmp_path / "broken").adapter_sha256 == read_description(tmp_path / "straight").adapter_sha256
+    )
+    assert (
+        read_description(tmp_path / "broken").weights_sha256 == read_description(tmp_path / "straight").weights_sha256
+    )
 
 
 def test_workers_and_parts_do_not_change_a_run(
@@ -212,7 +228,9 @@ def test_workers_and_parts_do_not_change_a_run(
     exact = replace(frozen, bfloat16=False, lora=LoRA(rank=3, dropout=0.0))
     ensure_features(demonstrations, replace(exact, lora=None))
     stage = motion_training(
-        model=replace(MODEL, guidance=None, action=None), loop=loop(steps=1, batch_size=4), backbone=replace(exact, lora=None)
+        model=replace(MODEL, guidance=None, action=None),
+        loop=loop(steps=1, batch_size=4),
+        backbone=replace(exact, lora=None),
     )
     train_motion(stage, demonstrations, tmp_path / "prior")
     still = replace(MODEL, guidance=replace(GUIDANCE, token_width=WIDTH, dropout=0.0))

@@ -36,7 +36,7 @@ class MotionBlur:
             rows = np.clip(np.arange(height) + dy, 0, height - 1)
             columns = np.clip(np.arange(width) + dx, 0, width - 1)
             total += weight * image[rows[:, None], columns]
-        return np.rint(total).astype(np.uint8)
+        return np.floor(total + 1e-9).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)

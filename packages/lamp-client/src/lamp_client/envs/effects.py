@@ -35,6 +35,8 @@ class Lights:
     """(l, 3) unit vectors in the world."""
     shadows: np.ndarray
     """(l,) bool: whether the light casts them."""
+    focus: np.ndarray
+    """(l,) exponent of the cosine by which a lamp's light fades off its axis; 0 for light from infinitely far. Never changed."""
     head: np.ndarray
     """(3, 3): ambient, diffuse and specular colour of the light at the camera."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -150,6 +151,7 @@ class PerturbedLibero(LiberoEnv):
             position=model.light_pos.copy(),
             direction=model.light_dir.copy(),
             shadows=model.light_castshadow.astype(bool),
+            focus=np.where(_from_afar(self._mujoco, model), 0.0, model.light_exponent),
             head=np.stack([head.ambient, head.diffuse, head.specular]),
         )
 
@@ -160,6 +162,13 @@ class PerturbedLibero(LiberoEnv):
         model.light_castshadow[:] = lights.shadows
         head = model.vis.headlight
         head.ambient[:], head.diffuse[:], head.specular[:] = lights.head
+
+
+def _from_afar(mujoco: Any, model: Any) -> np.ndarray:
+    """Which lights are directional, (l,) bool: newer versions of MuJoCo have a type of light in place of the flag."""
+    if hasattr(model, "light_type"):
+        return model.light_type == mujoco.mjtLightType.mjLIGHT_DIRECTIONAL
+    return model.light_directional.astype(bool)
 
 
 def unchanged(generator: np.random.Generator, standard: Standard) -> Drawn:

@@ -291,6 +291,19 @@ def _evaluate_libero(arguments: Sequence[str]) -> None:
     print(evaluate(parse(EvaluateConfig, arguments, "evaluate libero"), artist=ForesightArtist()).text)
 
 
+def _evaluate_plus(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.evaluating import evaluate
+    from lamp.benchmark.plus import PlusConfig, listing, listing_text
+    from lamp.view.overlay import ForesightArtist
+
+    config = parse(PlusConfig, arguments, "evaluate libero_plus")
+    if config.list:
+        found = listing(config)
+        print(json.dumps(found, indent=2) if config.json else listing_text(found))
+    else:
+        print(evaluate(config, artist=ForesightArtist()).text)
+
+
 def _view(arguments: Sequence[str]) -> None:
     from lamp.view.foresight import ViewConfig, view
 
@@ -592,6 +605,7 @@ COMMANDS: dict[str, Command] = {
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
     "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
     "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
+    "evaluate libero_plus": Command(summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),

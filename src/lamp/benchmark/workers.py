@@ -17,7 +17,7 @@ import numpy as np
 from lamp.benchmark.controls import Condition, Replay, Zero
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
-from lamp.benchmark.suites import Simulator, Simulators
+from lamp.benchmark.suites import Simulator, Simulators, Varied
 from lamp_client.chunks import OpenLoop
 from lamp_client.rollout import run_episode
 from lamp_client.types import ActionChunk, Observation
@@ -57,6 +57,7 @@ class Outcome:
     policy_calls: int
     policy_ms: float
     video: str | None
+    variation: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,11 @@ class Failure:
 class Post:
     """What a worker is told at its start."""
 
-    simulators: Simulators
+    simulators: Mapping[str, Simulators]
+    """Suite -> its simulators."""
     conditions: Mapping[str, Condition]
-    instructions: tuple[str, ...]
+    instructions: Mapping[str, tuple[str, ...]]
+    """Suite -> the instruction of every task."""
     execute: Mapping[str, int]
     """Condition -> number of actions executed of each chunk."""
     folder: Path
@@ -103,7 +106,8 @@ class RemotePolicy:
         condition = self._post.conditions[self._duty.episode.condition]
         if isinstance(condition, Replay | Zero):
             raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
-        shown = condition.altered(observation, task=self._duty.episode.task, instructions=self._post.instructions)
+        episode = self._duty.episode
+        shown = condition.altered(observation, task=episode.task, instructions=self._post.instructions[episode.suite])
         self.instruction = shown.instruction
         seeds = noise_seed if noise_seed is not None else (*self._duty.episode.noise_seed, self.calls)
         started = time.perf_counter()
@@ -122,17 +126,18 @@ def work(connection: Connection, post: Post) -> None:
     # Ctrl-C reaches the whole process group; only the main process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     simulator: Simulator | None = None
-    task = -1
+    opened: tuple[str, int] | None = None
     try:
         while True:
             duty: Duty | None = connection.recv()
             if duty is None:
                 return
             try:
-                if simulator is None or task != duty.episode.task:
+                if simulator is None or opened != duty.episode.place:
                     if simulator is not None:
                         simulator.close()
-                    simulator, task = post.simulators.make(duty.episode.task), duty.episode.task
+                    opened = duty.episode.place
+                    simulator = post.simulators[duty.episode.suite].make(duty.episode.task)
                 outcome = play(simulator, duty, RemotePolicy(connection, post, duty), post)
             except (EOFError, ConnectionError):
                 raise
@@ -197,4 +202,5 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         policy_calls=policy.calls,
         policy_ms=round(1000 * policy.waited_s / policy.calls, 2) if policy.calls else 0.0,
         video=video,
+        variation=dict(simulator.variation) if isinstance(simulator, Varied) else {},
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.statistics import Paired
+from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
 from lamp.files import read_json, read_lines_json
 
@@ -84,6 +85,11 @@ class Evidence:
     def tables(self) -> list[SuccessTable]:
         """The success tables, a suite each and a folder each."""
         return [table for records in self.records for table in tabulate(records)]
+
+    @property
+    def perturbed(self) -> list[RobustnessTable]:
+        """The tables of LIBERO-Plus and of plus-style perturbations, folder by folder."""
+        return [table for records in self.records for table in robustness(records)]
 
     def row(self, condition: str) -> Row | None:
         """The first table's row of a condition."""

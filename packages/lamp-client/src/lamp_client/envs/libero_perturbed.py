@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lamp_client.envs.effects import NOTHING, ArmStart, CameraPose, Drawn, Effec
 from lamp_client.envs.libero import CAMERA_NAMES, LiberoEnv
 from lamp_client.envs.libero_tasks import LiberoTask
 from lamp_client.envs.rendering import RenderQuality
-from lamp_client.errors import SimulationError
+from lamp_client.errors import InvalidValueError, SimulationError
 from lamp_client.types import Observation
 
 REFERENCE = next(iter(CAMERA_NAMES))
@@ -66,6 +67,18 @@ class PerturbedLibero(LiberoEnv):
         )
         self._steps = 0
         self._noise: tuple[int, ...] = ()
+
+    def become(self, task: LiberoTask, draw: Draw) -> None:
+        """Takes over another task of the same scene, which the next reset begins.
+
+        Args:
+            task: Its definition, or what is equal to it but for the instruction, must be this one's.
+            draw: What is changed.
+        """
+        if (task.bddl_path, task.furnishing) != (self.task.bddl_path, self.task.furnishing):
+            raise InvalidValueError(f"{task.name} has another scene than {self.task.name}: {task.bddl_path}.")
+        self.task, self.draw, self.effects = task, draw, NOTHING
+        self.standard = replace(self.standard, instruction=task.instruction)
 
     @property
     def instruction(self) -> str:

@@ -25,6 +25,17 @@ SUITES = {"libero_spatial": 2402, "libero_object": 2518, "libero_goal": 2591, "l
 CATEGORIES = ("camera", "robot", "language", "light", "background", "noise", "layout")
 """The seven dimensions, in the order of published tables."""
 
+SIZES = {
+    "camera": 1599,
+    "robot": 1550,
+    "language": 1537,
+    "light": 1142,
+    "background": 1076,
+    "noise": 1601,
+    "layout": 1525,
+}
+"""Dimension -> number of tasks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lamp_client.envs.effects import ArmStart, Drawn, Effects, Standard
 from lamp_client.envs.corruption import numbered
+from lamp_client.envs.effects import ArmStart, Drawn, Effects, Standard
 from lamp_client.envs.libero_plus.camera import viewed_from
 from lamp_client.envs.libero_plus.files import PlusFiles
 from lamp_client.envs.libero_plus.furnishing import Furnishing
@@ -146,7 +146,9 @@ class PlusTasks:
             return Furnishing(assets=self.files.assets, scene=scene)
         if isinstance(change, Added):
             objects, categories = self.files.scenery.objects, self.files.categories(suite, task.read)
-            return Furnishing(assets=self.files.assets, objects=tuple(objects[c] for c in sorted(categories & objects.keys())))
+            return Furnishing(
+                assets=self.files.assets, objects=tuple(objects[c] for c in sorted(categories & objects.keys()))
+            )
         return None
 
 
@@ -159,5 +161,11 @@ def _changed(
         arm=ArmStart(joints=joints[standard.robot], moved=False) if isinstance(change, RobotStart) else None,
         corruption=numbered(change.number) if isinstance(change, Noise) else None,
     )
-    numbers = {"benchmark": "LIBERO-Plus", "category": task.category, "level": task.level, "id": task.id, "name": task.read.name}
+    numbers = {
+        "benchmark": "LIBERO-Plus",
+        "category": task.category,
+        "level": task.level,
+        "id": task.id,
+        "name": task.read.name,
+    }
     return Drawn(effects=effects, numbers=numbers)

@@ -66,9 +66,7 @@ class Turn:
         camera = standard.camera
         horizontal = turned(np.array([1.0, 0.0, 0.0]), camera.quaternion)
         quaternion = product(about(VERTICAL, pan), product(about(horizontal, tilt), camera.quaternion))
-        return Drawn(
-            effects=Effects(camera=replace(camera, quaternion=quaternion)), numbers={"pan": pan, "tilt": tilt}
-        )
+        return Drawn(effects=Effects(camera=replace(camera, quaternion=quaternion)), numbers={"pan": pan, "tilt": tilt})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,17 @@ from lamp_client.envs.plus_style.robot import JointShift
 from lamp_client.errors import InvalidValueError
 
 Single = (
-    Orbit | Distance | Turn | FieldOfView | JointShift | Corrupted | Reworded | Brightness | LightDirection | Tint | Shadows
+    Orbit
+    | Distance
+    | Turn
+    | FieldOfView
+    | JointShift
+    | Corrupted
+    | Reworded
+    | Brightness
+    | LightDirection
+    | Tint
+    | Shadows
 )
 """What changes one thing."""
 

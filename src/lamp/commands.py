@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lamp.errors import ConfigError, MismatchError
+from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
+    from lamp.benchmark.evaluating import RunSettings
     from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
@@ -328,10 +329,33 @@ def _checkpoint(path: Path) -> Path:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+    if arguments and not arguments[0].startswith("-"):
+        known = [name.split()[1] for name in COMMANDS if name.startswith("evaluate ")]
+        raise unknown("benchmark", arguments[0], known)
+    _evaluate_libero(arguments)
+
+
+def _evaluate_libero(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.evaluating import EvaluateConfig
+
+    _evaluated(parse(EvaluateConfig, arguments, "evaluate libero"))
+
+
+def _evaluate_plus(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.plus import PlusConfig, listing, listing_text
+
+    config = parse(PlusConfig, arguments, "evaluate libero_plus")
+    if config.list:
+        found = listing(config)
+        print(json.dumps(found, indent=2) if config.json else listing_text(found))
+    else:
+        _evaluated(config)
+
+
+def _evaluated(config: RunSettings) -> None:
+    from lamp.benchmark.evaluating import evaluate
     from lamp.view.overlay import ForesightArtist
 
-    config = parse(EvaluateConfig, arguments, "evaluate")
     found = {name: _checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
     print(evaluate(replace(config, **found), artist=ForesightArtist()).text)
 
@@ -714,7 +738,9 @@ COMMANDS: dict[str, Command] = {
     "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
-    "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
+    "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
+    "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
+    "evaluate libero_plus": Command(summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus),
     "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),

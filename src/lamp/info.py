@@ -76,6 +76,7 @@ def _run(path: Path) -> dict[str, Any]:
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
+    from lamp.benchmark import robustness
     from lamp.benchmark.episodes import read_records
     from lamp.benchmark.tables import tabulate, to_json
 
@@ -86,6 +87,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
         "settings": manifest["config"],
         "conditions": manifest["conditions"],
         "results": to_json(tabulate(records)) if records else [],
+        "perturbed": robustness.to_json(robustness.robustness(records)),
     }
 
 

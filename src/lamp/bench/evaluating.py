@@ -122,9 +122,9 @@ def bench_evaluate(
     alone, clocked = _one_by_one(plan, simulators, opener(config.checkpoint, "cpu", 1), execute)
     with tempfile.TemporaryDirectory() as folder:
         post = Post(
-            simulators=simulators,
+            simulators={simulators.suite: simulators},
             conditions=conditions,
-            instructions=simulators.instructions(),
+            instructions={simulators.suite: simulators.instructions()},
             execute={"policy": execute},
             folder=Path(folder),
             artist=plain,

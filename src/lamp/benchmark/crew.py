@@ -38,8 +38,8 @@ class Worker:
     process: BaseProcess
     connection: Connection
     duty: Duty | None = None
-    task: int | None = None
-    """The task whose simulator it has open."""
+    place: tuple[str, int] | None = None
+    """The suite and task whose simulator it has open."""
     since: float = 0.0
     """When it was given its episode, on the monotonic clock [s]."""
     overdue: bool = False
@@ -97,20 +97,20 @@ class Crew:
         if not pending:
             return
         duty = pending.pop(self._choice(worker, pending))
-        worker.duty, worker.task, worker.since = duty, duty.episode.task, time.monotonic()
+        worker.duty, worker.place, worker.since = duty, duty.episode.place, time.monotonic()
         # A worker that has died says so by the end of its pipe in the next round, where the episode goes back to the list.
         with suppress(OSError):
             worker.connection.send(duty)
 
     def _choice(self, worker: Worker, pending: Sequence[Duty]) -> int:
         """The next episode of the worker's task, as opening a simulator takes seconds; else of the task that is most behind."""
-        left = Counter(duty.episode.task for duty in pending)
-        if worker.task not in left:
-            busy = Counter(other.task for other in self.workers if other.duty and other is not worker)
-            task = max(left, key=lambda task: (left[task] / (1 + busy[task]), -task))
-        else:
-            task = worker.task
-        return next(index for index, duty in enumerate(pending) if duty.episode.task == task)
+        left = Counter(duty.episode.place for duty in pending)
+        place = worker.place
+        if place is None or place not in left:
+            busy = Counter(other.place for other in self.workers if other.duty and other is not worker)
+            # Of several that are as far behind the first: `left` is in the order of the list.
+            place = max(left, key=lambda place: left[place] / (1 + busy[place]))
+        return next(index for index, duty in enumerate(pending) if duty.episode.place == place)
 
     def _attend(self, pending: list[Duty]) -> Iterator[Outcome]:
         """One round: waits for messages, collects requests for a moment, answers them."""
@@ -191,7 +191,7 @@ class Crew:
         pending.insert(0, duty)
         with _starting():
             fresh = self._hired(worker.number)
-        worker.process, worker.connection, worker.task, worker.overdue = fresh.process, fresh.connection, None, False
+        worker.process, worker.connection, worker.place, worker.overdue = fresh.process, fresh.connection, None, False
         self._assign(worker, pending)
 
     def _dismiss(self) -> None:

@@ -16,54 +16,36 @@ from lamp.benchmark.controls import Checkpoint, Condition, Replay, Zero
 from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode, EpisodeRecord
 from lamp.benchmark.films import Artist, plain
+from lamp.benchmark.perturbed import described, perturbed
 from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
 from lamp.benchmark.progress import Progress
 from lamp.benchmark.runs import Manifest, Run
 from lamp.benchmark.sharding import parse_shard
-from lamp.benchmark.suites import LiberoSimulators, Simulators, parse_states
-from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
+from lamp.benchmark.suites import LiberoSimulators, Programme, Simulators, Visit, parse_states
+from lamp.benchmark.summaries import Summary, summarise
 from lamp.benchmark.workers import Duty, Outcome, Post
 from lamp.configuration import to_json as config_to_json
 from lamp.errors import ConfigError, unknown
-from lamp.files import atomic_write_text, write_json
 from lamp.model.interventions import parse as parse_interventions
 from lamp.version import code_version, package_versions
 
 WITHOUT_EFFECT = (
-    "out",
-    "workers",
-    "videos",
-    "gather_ms",
-    "checkpoint",
-    "against",
-    "data",
-    "device",
-    "threads",
-    "deadline_s",
+    *("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device", "threads", "deadline_s"),
+    *("plus_root", "plus_assets", "leave_out_missing"),
 )
 """Settings that change no result, or (paths) whose content is compared instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What `lamp evaluate` does."""
+class RunSettings:
+    """What every evaluation can be told, whatever the benchmark: who acts, and how it is run."""
 
     checkpoint: Path | None = None
     """The policy's checkpoint folder; None evaluates controls only."""
     against: Path | None = None
     """A second checkpoint on the same episodes, such as the one trained without the motion prior."""
-    suite: str = "libero_object"
-    """LIBERO suite."""
-    task: tuple[int, ...] = ()
-    """Task numbers; empty for all of the suite."""
-    states: str = "0:50"
-    """Stored initial states: `30:50`, `0:50:5` or `0,3,40:50`."""
     out: Path = Path("outputs/evaluation")
     """Output folder; one that holds an unfinished run with the same settings is continued."""
-    episodes_per_state: int = 1
-    """Episodes of each initial state, with different placements and noise."""
-    placement_shift: float = 0.0
-    """Largest displacement of an object along x and y [m]; 0 is the protocol."""
     controls: tuple[Literal["expert", "replay", "zero", "wrong_instruction", "blank"], ...] = ()
     """What else acts on the same episodes."""
     intervene: tuple[str, ...] = ()
@@ -94,16 +76,14 @@ class EvaluateConfig:
     against_label: str | None = None
     """Name of `against` in tables."""
     seed: int = 0
-    """Varies the placements of objects; policy noise follows the protocol's formula."""
+    """Varies the placements of objects and what perturbations draw; policy noise follows the protocol's formula."""
     device: str = "cpu"
     """Where the policy computes."""
     threads: int = 1
     """CPU threads of the policy; the simulators need the other cores."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes_per_state", "workers", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        self._check_counts("workers", "threads")
         if self.execute is not None and self.execute < 1:
             raise ConfigError(f"execute is {self.execute}; expected at least 1, or nothing for the checkpoint's own")
         if self.deadline_s <= 0:
@@ -112,48 +92,76 @@ class EvaluateConfig:
         if self.checkpoint is None and (self.against is not None or not self.controls):
             raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with expert, replay or zero")
 
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+    @property
+    def shift(self) -> float:
+        """Largest displacement of an object along x and y [m]."""
+        return 0.0
+
+    def programme(self, simulators: Simulators | None = None) -> Programme:
+        """Says what is to be visited.
+
+        Args:
+            simulators: In place of the benchmark's own.
+
+        Raises:
+            ConfigError: A setting names what does not exist.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What an evaluation found."""
+class EvaluateConfig(RunSettings):
+    """Runs policies and controls on LIBERO, as it is or perturbed. Other benchmarks: `lamp evaluate libero_plus --help`."""
 
-    folder: Path
-    tables: tuple[SuccessTable, ...]
-    records: tuple[EpisodeRecord, ...]
-    planned: int
-    seconds: float
-    """Wall time of this session."""
+    suite: str = "libero_object"
+    """LIBERO suite."""
+    task: tuple[int, ...] = ()
+    """Task numbers; empty for all of the suite."""
+    states: str = "0:50"
+    """Stored initial states: `30:50`, `0:50:5` or `0,3,40:50`."""
+    episodes_per_state: int = 1
+    """Episodes of each initial state, with different placements and noise."""
+    placement_shift: float = 0.0
+    """Largest displacement of an object along x and y [m]; 0 is the protocol."""
+    perturb: tuple[str, ...] = ()
+    """Plus-style perturbations, each on the same episodes: `camera=3`, `light.tint=5`, both at once `camera=3+light=5`, `all=3`,
+    a file with one in JSON, or `none` for the standard scenes (docs/benchmarks.md)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_counts("episodes_per_state")
 
     @property
-    def complete(self) -> bool:
-        """Whether every planned episode is done."""
-        return len(self.records) == self.planned
+    def shift(self) -> float:
+        """Largest displacement of an object along x and y [m]."""
+        return self.placement_shift
 
-    @property
-    def text(self) -> str:
-        """The tables for a terminal."""
-        return to_text(self.tables)
-
-    def write(self) -> None:
-        """Writes summary.json, tables.md and tables.txt, computed from the episode lines only."""
-        facts = {
-            "complete": self.complete,
-            "planned": self.planned,
-            "done": len(self.records),
-            "episode_seconds": round(sum(record.wall_s for record in self.records), 1),
-            "session_seconds": round(self.seconds, 1),
-            "render": sorted({record.render for record in self.records}),
-            "placement_shift": sorted({record.placement_shift for record in self.records}),
-            "states": sorted({record.state for record in self.records}),
-            "code": sorted({record.code for record in self.records}),
-        }
-        write_json(self.folder / "summary.json", {**facts, "tables": to_json(self.tables)})
-        atomic_write_text(self.folder / "tables.md", to_markdown(self.tables))
-        atomic_write_text(self.folder / "tables.txt", to_text(self.tables))
+    def programme(self, simulators: Simulators | None = None) -> Programme:
+        """One suite, under each perturbation; by default once, under none."""
+        standard = simulators or LiberoSimulators(
+            suite=self.suite, render=self.render, placement_shift=self.placement_shift
+        )
+        instructions = standard.instructions()
+        tasks = _tasks(self, len(instructions))
+        variants = perturbed(standard, self.perturb)
+        states = parse_states(self.states)
+        return Programme(
+            visits=tuple(
+                Visit(simulators=variant, tasks=tasks, states=states, repeats=self.episodes_per_state)
+                for variant in variants
+            ),
+            settings={"perturbations": described(variants)} if self.perturb else {},
+            instructions=instructions,
+        )
 
 
 def evaluate(
-    config: EvaluateConfig,
+    config: RunSettings,
     *,
     artist: Artist = plain,
     load: Callable[[Path, str, int], BatchPolicy] | None = None,
@@ -172,28 +180,28 @@ def evaluate(
         SimulationStoppedError: An episode raised, or killed its simulator again and again.
     """
     started = time.monotonic()
-    simulators = simulators or LiberoSimulators(
-        suite=config.suite, render=config.render, placement_shift=config.placement_shift
-    )
-    instructions = simulators.instructions()
-    tasks = _tasks(config, len(instructions))
+    programme = config.programme(simulators)
     opened = load or PolicyOpener(config.execute, fast=config.fast)
     policies = Policies(lambda path: opened(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
     conditions = policies.conditions(
-        checkpoints, config.controls, config.data, tasks, parse_interventions(config.intervene)
+        checkpoints, config.controls, config.data, programme.tasks, parse_interventions(config.intervene)
     )
     hashes = policies.hashes(conditions)
-    plan = episode_lines.plan(
-        conditions=hashes.items(),
-        suite=simulators.suite,
-        tasks=tasks,
-        states=parse_states(config.states),
-        repeats=config.episodes_per_state,
-        seed=config.seed,
-    )
+    plan = [
+        episode
+        for visit in programme.visits
+        for episode in episode_lines.plan(
+            conditions=list(hashes.items()),
+            suite=visit.simulators.suite,
+            tasks=visit.tasks,
+            states=visit.states,
+            repeats=visit.repeats,
+            seed=config.seed,
+        )
+    ]
     plan = parse_shard(config.shard).of(plan)
-    manifest = _manifest(config, hashes, instructions, len(plan))
+    manifest = _manifest(config, hashes, programme, len(plan))
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
         if run.records:
@@ -201,9 +209,11 @@ def evaluate(
         try:
             if pending:
                 post = Post(
-                    simulators=simulators,
+                    simulators={visit.simulators.suite: visit.simulators for visit in programme.visits},
                     conditions=conditions,
-                    instructions=instructions,
+                    instructions={
+                        visit.simulators.suite: visit.simulators.instructions() for visit in programme.visits
+                    },
                     execute=policies.execute(config.execute),
                     folder=config.out,
                     artist=artist,
@@ -217,16 +227,10 @@ def evaluate(
                     deadline_s=config.deadline_s,
                 )
                 filmed = _filmed(plan, conditions, config.videos)
-                duties = _duties(pending, conditions, tasks, filmed, set(post.probes))
+                duties = _duties(pending, conditions, programme.tasks, filmed, set(post.probes))
                 _collect(run, crew, duties, config, len(plan))
         finally:
-            summary = Summary(
-                folder=config.out,
-                tables=tuple(tabulate(run.records)),
-                records=tuple(run.records),
-                planned=len(plan),
-                seconds=time.monotonic() - started,
-            )
+            summary = summarise(config.out, run.records, planned=len(plan), seconds=time.monotonic() - started)
             summary.write()
     return summary
 
@@ -240,18 +244,21 @@ def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
     return config.task or tuple(range(available))
 
 
-def _manifest(config: EvaluateConfig, hashes: Mapping[str, str], instructions: Sequence[str], planned: int) -> Manifest:
+def _manifest(config: RunSettings, hashes: Mapping[str, str], programme: Programme, planned: int) -> Manifest:
     plain_config: dict[str, Any] = config_to_json(config)
-    decisive = {key: value for key, value in plain_config.items() if key not in WITHOUT_EFFECT}
-    # What is not asked for is not named, so that folders from before these settings existed go on.
-    for name in ("intervene", "flow_errors", "shard"):
-        if not decisive[name]:
-            del decisive[name]
+    decisive = {key: value for key, value in plain_config.items() if key not in (*WITHOUT_EFFECT, "list", "json")}
+    # What is not asked for is not named, so that folders from before the setting existed go on.
+    for name in ("perturb", "intervene", "flow_errors", "shard"):
+        if not decisive.get(name):
+            decisive.pop(name, None)
+    decisive |= programme.settings
     if "replay" in config.controls:
         decisive["data"] = plain_config["data"]
-    facts = {key: plain_config[key] for key in WITHOUT_EFFECT}
-    facts |= {"code": code_version(), "packages": package_versions()}
-    return Manifest(config=decisive, conditions=hashes, instructions=instructions, planned=planned, facts=facts)
+    facts = {key: plain_config[key] for key in WITHOUT_EFFECT if key in plain_config}
+    facts |= {"code": code_version(), "packages": package_versions(), **programme.facts}
+    return Manifest(
+        config=decisive, conditions=hashes, instructions=programme.instructions, planned=planned, facts=facts
+    )
 
 
 def _duties(
@@ -281,16 +288,16 @@ def _duties(
 def _filmed(plan: Sequence[Episode], conditions: Mapping[str, Condition], count: int) -> set[str]:
     """Chooses episodes of the first policy, the first of every task before the second of any."""
     policy = next((name for name, condition in conditions.items() if isinstance(condition, Checkpoint)), None)
-    seen: dict[int, int] = {}
+    seen: dict[tuple[str, int], int] = {}
     ranked = []
     for episode in plan:
         if episode.condition == policy:
-            ranked.append((seen.setdefault(episode.task, 0), episode.task, episode.name))
-            seen[episode.task] += 1
+            ranked.append((seen.setdefault(episode.place, 0), episode.task, episode.name))
+            seen[episode.place] += 1
     return {name for _, _, name in sorted(ranked)[:count]}
 
 
-def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: EvaluateConfig, planned: int) -> None:
+def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, planned: int) -> None:
     code, packages = code_version(), package_versions()
     progress = Progress(run.records, planned)
     try:
@@ -305,13 +312,13 @@ def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: EvaluateConfi
 
 
 def _record(
-    outcome: Outcome, config: EvaluateConfig, *, attempt: int, code: str, packages: Mapping[str, str]
+    outcome: Outcome, config: RunSettings, *, attempt: int, code: str, packages: Mapping[str, str]
 ) -> EpisodeRecord:
     fields = {item.name: getattr(outcome, item.name) for item in dataclasses.fields(outcome) if item.name != "episode"}
     return EpisodeRecord(
         **dataclasses.asdict(outcome.episode),
         **fields,
-        placement_shift=config.placement_shift,
+        placement_shift=config.shift,
         render=config.render,
         attempt=attempt,
         code=code,

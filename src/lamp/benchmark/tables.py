@@ -39,11 +39,13 @@ class SuccessTable:
 
 
 def tabulate(records: Sequence[EpisodeRecord]) -> list[SuccessTable]:
-    """Computes one table a suite; with and without motion are compared first."""
-    return [_table(suite, [r for r in records if r.suite == suite]) for suite in sorted({r.suite for r in records})]
+    """Computes one table a suite; with and without motion are compared first. Perturbed episodes are no part of it."""
+    standard = [record for record in records if not record.variation]
+    return [_table(suite, [r for r in standard if r.suite == suite]) for suite in sorted({r.suite for r in standard})]
 
 
-def _rate(records: Sequence[EpisodeRecord]) -> Rate:
+def rate_of(records: Sequence[EpisodeRecord]) -> Rate:
+    """Counts the episodes and their successes."""
     return Rate(successes=sum(record.success for record in records), trials=len(records))
 
 
@@ -70,8 +72,8 @@ def _row(condition: str, tasks: Sequence[int], records: Sequence[EpisodeRecord])
     lengths = [record.steps for record in records if record.success]
     return Row(
         condition=condition,
-        tasks=tuple(_rate([record for record in records if record.task == task]) for task in tasks),
-        total=_rate(records),
+        tasks=tuple(rate_of([record for record in records if record.task == task]) for task in tasks),
+        total=rate_of(records),
         total_last=Rate(successes=sum(record.success_last for record in records), trials=len(records)),
         steps=sum(lengths) / len(lengths) if lengths else 0.0,
     )
@@ -169,7 +171,8 @@ def to_text(tables: Sequence[SuccessTable]) -> str:
     return "\n".join(parts)
 
 
-def _rate_json(rate: Rate) -> dict[str, Any]:
+def rate_json(rate: Rate) -> dict[str, Any]:
+    """A rate as plain JSON values, with its interval."""
     low, high = rate.interval
     value = rate.value if rate.trials else None
     return {"successes": rate.successes, "trials": rate.trials, "rate": value, "low": low, "high": high}
@@ -178,10 +181,10 @@ def _rate_json(rate: Rate) -> dict[str, Any]:
 def _row_json(row: Row, tasks: Sequence[int]) -> dict[str, Any]:
     return {
         "condition": row.condition,
-        "total": _rate_json(row.total),
-        "total_last": _rate_json(row.total_last),
+        "total": rate_json(row.total),
+        "total_last": rate_json(row.total_last),
         "steps": row.steps,
-        "tasks": {str(task): _rate_json(rate) for task, rate in zip(tasks, row.tasks, strict=True)},
+        "tasks": {str(task): rate_json(rate) for task, rate in zip(tasks, row.tasks, strict=True)},
     }
 
 

@@ -18,7 +18,7 @@ from lamp.benchmark.controls import Condition, Intervened, Replay, Scripted, Zer
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
 from lamp.benchmark.flow_errors import FlowProbe, Witness
-from lamp.benchmark.suites import Demonstrated, Simulator, Simulators
+from lamp.benchmark.suites import Demonstrated, Simulator, Simulators, Varied
 from lamp.errors import ConfigError
 from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.rollout import run_episode
@@ -63,6 +63,7 @@ class Outcome:
     policy_calls: int
     policy_ms: float
     video: str | None
+    variation: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -79,9 +80,11 @@ class Failure:
 class Post:
     """What a worker is told at its start."""
 
-    simulators: Simulators
+    simulators: Mapping[str, Simulators]
+    """Suite -> its simulators."""
     conditions: Mapping[str, Condition]
-    instructions: tuple[str, ...]
+    instructions: Mapping[str, tuple[str, ...]]
+    """Suite -> the instruction of every task."""
     execute: Mapping[str, int]
     """Condition -> number of actions executed of each chunk."""
     folder: Path
@@ -113,7 +116,8 @@ class RemotePolicy:
         condition = self._post.conditions[self._duty.episode.condition]
         if isinstance(condition, Replay | Zero | Scripted):
             raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
-        where = {"task": self._duty.episode.task, "instructions": self._post.instructions}
+        episode = self._duty.episode
+        where = {"task": episode.task, "instructions": self._post.instructions[episode.suite]}
         shown = condition.altered(observation, **where)
         told = condition.prior_told(observation, **where) if isinstance(condition, Intervened) else None
         self.instruction = shown.instruction
@@ -142,17 +146,18 @@ def work(connection: Connection, post: Post) -> None:
     # Ctrl-C reaches the whole process group; only the main process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     simulator: Simulator | None = None
-    task = -1
+    opened: tuple[str, int] | None = None
     try:
         while True:
             duty: Duty | None = connection.recv()
             if duty is None:
                 return
             try:
-                if simulator is None or task != duty.episode.task:
+                if simulator is None or opened != duty.episode.place:
                     if simulator is not None:
                         simulator.close()
-                    simulator, task = post.simulators.make(duty.episode.task), duty.episode.task
+                    opened = duty.episode.place
+                    simulator = post.simulators[duty.episode.suite].make(duty.episode.task)
                 outcome = play(simulator, duty, RemotePolicy(connection, post, duty), post)
             except (EOFError, ConnectionError):
                 raise
@@ -207,9 +212,10 @@ def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
         return Recorded(duty.actions)
     if not isinstance(post.conditions[duty.episode.condition], Scripted):
         return OpenLoop(execute=post.execute[duty.episode.condition])
-    if not isinstance(post.simulators, Demonstrated):
-        raise ConfigError(f"{post.simulators.suite} has no scripted expert; expected one of LIBERO's suites")
-    return Driven(post.simulators.expert(simulator))
+    simulators = post.simulators[duty.episode.suite]
+    if not isinstance(simulators, Demonstrated):
+        raise ConfigError(f"{simulators.suite} has no scripted expert; expected one of LIBERO's suites")
+    return Driven(simulators.expert(simulator))
 
 
 def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
@@ -242,5 +248,6 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         policy_calls=policy.calls,
         policy_ms=round(1000 * policy.waited_s / policy.calls, 2) if policy.calls else 0.0,
         video=video,
+        variation=dict(simulator.variation) if isinstance(simulator, Varied) else {},
         extra=extra,
     )

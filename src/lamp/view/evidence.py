@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EpisodeRecord, read_records
+from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
 from lamp.files import read_json, read_lines_json
@@ -95,6 +96,11 @@ class Evidence:
             for folder, records in zip(self.folders, self.records, strict=True)
             for table in tabulate(records)
         ]
+
+    @property
+    def perturbed(self) -> list[RobustnessTable]:
+        """The tables of LIBERO-Plus and of plus-style perturbations, folder by folder."""
+        return [table for records in self.records for table in robustness(records)]
 
     def row(self, condition: str) -> Row | None:
         """The first table's row of a condition."""

@@ -88,7 +88,7 @@ def libero_rows(found: Evidence) -> list[OurRow]:
 
 def _comparable(record: EpisodeRecord) -> bool:
     policy = record.condition not in CONTROLS and not is_intervention(record.condition)
-    return policy and record.suite in LIBERO_COLUMNS and not record.placement_shift
+    return policy and record.suite in LIBERO_COLUMNS and not record.placement_shift and not record.variation
 
 
 def _departs(records: Sequence[EpisodeRecord]) -> list[str]:

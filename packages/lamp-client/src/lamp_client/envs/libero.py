@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lamp_client.envs import StepResult, libero_simulation
+from lamp_client.envs.effects import ArmStart
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask, load_task
 from lamp_client.envs.placement import MAX_SHIFT, Placement, draw, movable_objects, stands
 from lamp_client.envs.rendering import Renderer, RenderQuality, import_mujoco
@@ -106,9 +107,11 @@ class LiberoEnv:
         self.placement: Placement = {}
         """Object -> displacement [dx, dy] in metres, applied at the last reset."""
         self.initial_state: int | None = None
+        self.arm: ArmStart | None = None
+        """Where the arm, or its controller, starts at resets; None: as LIBERO has it."""
         self._mujoco = import_mujoco()
         self._renderer: Renderer | None = None
-        self.robosuite = libero_simulation.build(task.bddl_path)
+        self.robosuite = libero_simulation.build(task)
         self._start_from(0)
 
     @property
@@ -250,7 +253,8 @@ class LiberoEnv:
 
     def _start_from(self, initial_state: int) -> None:
         # The stored states do not say where cabinets and stoves are: LIBERO draws that anew, within 2 cm, at each reset.
-        libero_simulation.reset_to(self.robosuite, self.task.initial_states[initial_state], (self.seed, initial_state))
+        state, seed = self.task.initial_states[initial_state], (self.seed, initial_state)
+        libero_simulation.reset_to(self.robosuite, state, seed, self.arm)
 
     def _settle(self) -> None:
         for _ in range(SETTLING_STEPS):

@@ -61,6 +61,7 @@ class Demonstrated(Protocol):
         ...
 
 
+@runtime_checkable
 class Varied(Protocol):
     """A simulator whose scene differs from its task's standard one."""
 

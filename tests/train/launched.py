@@ -25,6 +25,7 @@ from training_fakes import GUIDANCE, PatchBackbone, loop, motion_training, polic
 import lamp.train.checkpoint as checkpoints
 import lamp.train.loop as loops
 from lamp.configuration import from_json, to_json
+from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.motion import train_motion
 from lamp.train.optimiser import AdamW
@@ -51,10 +52,11 @@ class Run:
     """The step before which the last process is asked to stop."""
 
     def train(self) -> None:
+        backbone = None if isinstance(self.config.backbone, Qwen3VLBackboneConfig) else PatchBackbone()
         if isinstance(self.config, MotionTraining):
-            train_motion(self.config, self.data, self.out, backbone=PatchBackbone())
+            train_motion(self.config, self.data, self.out, backbone=backbone)
         else:
-            train_policy(self.config, self.data, self.out, self.motion, backbone=PatchBackbone())
+            train_policy(self.config, self.data, self.out, self.motion, backbone=backbone)
 
 
 def settings(**changes: Any) -> LoopConfig:

@@ -14,9 +14,14 @@ import pytest
 import torch
 from launched import Launch, Launcher, Run, exact_motion, exact_policy, settings
 from safetensors.torch import load_file
+from tiny_qwen import WIDTH
 from torch import Tensor
+from training_fakes import ACTION
 
 from lamp.files import read_lines_json
+from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
+from lamp.model.qwen_lora import LoRA
+from lamp.train.adapters import WEIGHTS
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.randomness import PerSample
 from lamp.train.sharding import FullySharded
@@ -115,6 +120,37 @@ def test_a_run_goes_on_with_other_processes_at_the_same_sample(
     finished = json.loads((alone.out / "checkpoint" / "training" / "state.json").read_text())
     assert stops[3]["sampler"] == finished["sampler"] and finished["sampler"]["epoch"] > 0
     alike(alone.out, moved.out)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_adapters_are_trained_as_by_one_process(
+    launcher: Launcher, data: Path, qwen_folder: Path, tmp_path: Path, bfloat16: bool
+) -> None:
+    """Of a frozen backbone in float32, and in bfloat16 beside adapters in float32."""
+    pytest.importorskip("peft")
+    lora = LoRA(rank=3, dropout=0.0)
+    backbone = Qwen3VLBackboneConfig(
+        model=str(qwen_folder), cameras=(("agentview", 64),), text_tokens=6, bfloat16=bfloat16, lora=lora
+    )
+    plain = exact_policy(config=settings(steps=3, log_every=1, batch_size=5))
+    action = replace(ACTION, token_width=WIDTH)
+    model = replace(plain.model, token_width=WIDTH, motion=None, guidance=None, action=action)
+    config = replace(plain, model=model, backbone=backbone, validation_samples=4)
+    alone = Run(config=config, data=data, out=tmp_path / "alone")
+    ways = {name: WAYS[name] for name in ("replicated", "sharded_in_parts")}
+    made = [
+        replace(alone, config=replace(config, loop=replace(config.loop, **changes)), out=tmp_path / name)
+        for name, changes in ways.items()
+    ]
+    launch = launcher.start(made)
+    alone.train()
+    launch.wait()
+    adapters = {run.out.name: load_file(run.out / "checkpoint" / "adapter" / WEIGHTS) for run in (alone, *made)}
+    assert all(value.any() for value in adapters["alone"].values())
+    allowed = 1e-3 if bfloat16 else 1e-6
+    for name in ways:
+        assert gap(adapters["alone"], adapters[name]) < allowed
+        assert gap(weights(alone.out), weights(tmp_path / name)) < allowed
 
 
 class Lives:

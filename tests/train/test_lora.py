@@ -187,7 +187,9 @@ def test_peft_reads_the_adapter_for_the_published_model(run: Path, demonstration
             pixel_values=inputs.patches,
             image_grid_thw=inputs.grid,
         )
-    torch.testing.assert_close(seen["z"].float(), backbone(inputs).float(), rtol=0.02, atol=0.02)
+    ours, plain = backbone(inputs), build_backbone(replace(backbone.config, lora=None))(inputs)  # pyright: ignore[reportCallIssue]
+    error, effect = ((other - ours).float().abs().mean() for other in (seen["z"], plain))
+    assert error < 0.1 * effect, (error, effect)
 
 
 @pytest.mark.parametrize("change", [{}, {"workers": 1}, {"recompute": True, "accumulate": 2}])

@@ -157,9 +157,9 @@ class LaMP(nn.Module):
         """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient."""
         expert = _present(self.motion_expert, "Motion Expert")
         noise = expert.within(noise)
-        taken = self.config.hidden_at.STEPS
-        partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
-        return expert.hidden(partial, step_times(self.config.solver_steps)[taken], encoded)
+        taken, steps, condition = self.config.hidden_at.STEPS, self.config.solver_steps, expert.condition(encoded)
+        partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
+        return expert.hidden(partial, step_times(steps)[taken], encoded, condition)
 
     def guide(
         self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None, seen: Bool[Tensor, " b"] | None = None
@@ -239,7 +239,8 @@ class LaMP(nn.Module):
     ) -> Float[Tensor, "b k t 3"]:
         """Returns fully denoised, normalised scene-flow increments: for pictures, no action depends on them."""
         expert = _present(self.motion_expert, "Motion Expert")
-        return euler(lambda m, tau: expert(m, tau, encoded), expert.within(noise), steps or self.config.solver_steps)
+        noise, condition = expert.within(noise), expert.condition(encoded)
+        return euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps or self.config.solver_steps)
 
     @property
     def gate(self) -> float | None:

@@ -102,8 +102,12 @@ def run_stage(
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, flag: str = "--loop.device") -> None:
     """
+    Args:
+        device: As torch names it.
+        flag: With which it is chosen, for the error.
+
     Raises:
         ConfigError: This machine has no such device.
     """
@@ -112,7 +116,7 @@ def check_device(device: str) -> None:
     except RuntimeError:
         raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected --loop.device cpu.")
+        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected {flag} cpu.")
 
 
 def clear(out: Path) -> None:

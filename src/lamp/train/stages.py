@@ -160,7 +160,7 @@ def with_fewer_tokens(batch: Batch, share: float, seed: int, step: int) -> Batch
         return batch
     mask = batch.encoded.mask
     kept = torch.rand(mask.shape, generator=generator_at(seed, "tokens", step)) >= share
-    return replace(batch, encoded=replace(batch.encoded, mask=mask & kept))
+    return replace(batch, encoded=replace(batch.encoded, mask=mask & kept, whole=None))
 
 
 @torch.no_grad()

@@ -131,7 +131,8 @@ class Preconditioning:
     def coefficients(self, tau: Float[Tensor, " b"], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (scale_in, skip, out) for flow times `tau`, shaped to multiply tensors such as `like`."""
         tau = tau.float().reshape(-1, *(1,) * (like.ndim - 1))
-        s = torch.tensor(self.data_std, device=like.device)
+        # Filled in on the device: a tensor of the host's numbers would be copied there, which no CUDA graph can record.
+        s = torch.cat([torch.full((1,), std, device=like.device) for std in self.data_std])
         variance = (1 - tau) ** 2 + (tau * s) ** 2
         return variance.rsqrt(), (tau * s**2 - (1 - tau)) / variance, s * variance.rsqrt()
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +23,15 @@ from lamp.errors import MismatchError
 from lamp.files import atomic_path
 from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
+from lamp.model.fast_step import FastStep
 from lamp.model.intervening import InterveningActor
 from lamp.model.interventions import Intervention, ToldWrong
 from lamp.model.lamp import LaMP
+from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenInputs
 from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.train.card import Publication
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights, save_checkpoint
-from lamp.train.configs import Float32, Precision
+from lamp.train.configs import BFloat16, Float32, Precision
 from lamp.train.description import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
 from lamp.train.publishing import copy_vlm, find_checkpoint, push, write_card
 from lamp.train.randomness import generator_at
@@ -56,9 +59,10 @@ class LaMPPolicy:
         if isinstance(backbone, nn.Module):
             backbone.eval().to(device)
         self.device = str(device)
-        self.precision = precision or Float32()
+        self._asked, self.precision = precision, precision or Float32()
         self.record: PolicyRecord = description.policy
         self._actor: LaMP | FastActor | InterveningActor = self.model
+        self._step: FastStep | None = None
         self._source: Path | None = None
 
     @classmethod
@@ -79,7 +83,7 @@ class LaMPPolicy:
             backbone: The frozen backbone, where the caller has it, or where those of several policies are kept; None loads the
                 one that the checkpoint names.
             expected: What else the checkpoint has to be, such as its cameras or its chunk.
-            precision: Of the networks; float32 by default.
+            precision: Of the networks; by default float32, but for the fast path on a GPU.
 
         Raises:
             DataError: There is no checkpoint, or it is damaged; or its backbone is not where its settings say.
@@ -148,11 +152,16 @@ class LaMPPolicy:
         """Prepares the fast path (`lamp.model.fast`): the same actions, within rounding, sooner. Returns the policy itself.
 
         The backbone takes its own (`lamp.model.qwen_fast`), for all policies that share it. No weights must change any more. On
-        a GPU, the first call of each batch size, and of each length of the instruction, then takes a while.
+        a GPU, where no precision was asked for, the networks compute in bfloat16, and the first call of each batch size, and of
+        each length of the instruction, takes a while.
         """
-        if isinstance(self.encoder.backbone, Accelerating):
-            self.encoder.backbone.accelerate()
-        self._actor = FastActor(self.model, self.precision.DTYPE)
+        backbone, cuda = self.encoder.backbone, self.device.startswith("cuda")
+        if isinstance(backbone, Accelerating):
+            backbone.accelerate()
+        precision = self._asked or (BFloat16() if cuda else Float32())
+        self._actor = FastActor(self.model, precision.DTYPE)
+        if cuda and isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None:
+            self._step = FastStep(backbone.fast, self._actor, padding=backbone.padding, length=backbone.length)
         return self
 
     def of_dataset(self, name: str) -> LaMPPolicy:
@@ -173,7 +182,7 @@ class LaMPPolicy:
         """
         other = copy.copy(self)
         model = self._actor.model if isinstance(self._actor, FastActor) else self.model
-        other._actor = InterveningActor(model, intervention)
+        other._actor, other._step = InterveningActor(model, intervention), None
         return other
 
     @property
@@ -247,21 +256,28 @@ class LaMPPolicy:
             return []
         for observation in observations:
             self._check(observation)
-        timing, moment = {}, time.perf_counter()
-        encoded, state = self._encode(observations), self._state(observations)
+        watch = Stopwatch(self.device)
         prior = self._prior(observations, prior_instructions)
-        timing["encode"], moment = _since(moment, self.device)
-        motion_noise = self._noise(self.model.motion_shape, noise_seeds, "motion")
-        action_noise = self._noise(self.model.action_shape, noise_seeds, "action")
-        assert action_noise is not None
-        with self.precision.autocast(self.device):
-            acted = self._actor.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise, **prior)
-            timing["act"], moment = _since(moment, self.device)
-            pictures: Sequence[np.ndarray | None] = [None] * len(observations)
-            if foresight and motion_noise is not None:
-                pictures = list(self._foresee(encoded, motion_noise))
-                timing["foresight"], moment = _since(moment, self.device)
+        # Brought to the device beforehand: between the stages, the host waits for nothing.
+        given = {
+            "state": self._state(observations),
+            "motion_noise": self._noise(self.model.motion_shape, noise_seeds, "motion"),
+            "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
+        }
+        pictures: Sequence[np.ndarray | None] = [None] * len(observations)
+        if self._step is not None and not foresight:
+            acted = self._step.act(self._inputs(observations), **given)
+        else:
+            encoded = self._encode(observations)
+            watch.note("encode")
+            with self.precision.autocast(self.device):
+                acted = self._actor.act(encoded, **given, **prior)
+                if foresight and given["motion_noise"] is not None:
+                    watch.note("act")
+                    pictures = list(self._foresee(encoded, given["motion_noise"]))
+        watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
+        timing = watch.times_ms()
         raw = np.stack([observation.state for observation in observations])
         actions = self.record.embodiment.kind.restore(actions, raw).astype(np.float32)
         gate = self.gate
@@ -301,15 +317,20 @@ class LaMPPolicy:
         )
 
     def _encode(self, observations: Sequence[Observation]) -> Encoded:
+        return self.encoder.encode(self._observed(observations)).to(self.device)
+
+    def _inputs(self, observations: Sequence[Observation]) -> QwenInputs:
+        assert isinstance(self.encoder.backbone, Qwen3VLBackbone)
+        return self.encoder.backbone.prepare(self._observed(observations))
+
+    def _observed(self, observations: Sequence[Observation]) -> Observations:
         cameras = [camera.name for camera in self.description.backbone.cameras]
         images = {
             camera: torch.from_numpy(np.stack([observation.images[camera] for observation in observations]))
             for camera in cameras
         }
         instructions = tuple(observation.instruction for observation in observations)
-        return self.encoder.encode(Observations(images=images, instructions=instructions).to(self.device)).to(
-            self.device
-        )
+        return Observations(images=images, instructions=instructions).to(self.device)
 
     def _prior(self, observations: Sequence[Observation], instructions: Sequence[str] | None) -> dict[str, Encoded]:
         """What the Motion Expert reads where it is told another instruction than the Action Expert."""
@@ -341,9 +362,31 @@ class LaMPPolicy:
         return integrate(start, increments).numpy().astype(np.float32)
 
 
-def _since(moment: float, device: str) -> tuple[float, float]:
-    """Returns the milliseconds since `moment`, once the device is done, and the present moment."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    now = time.perf_counter()
-    return 1000.0 * (now - moment), now
+class Stopwatch:
+    """What each part of a chunk takes. On a GPU the device notes the moments itself, and nobody waits for it in between."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._names: list[str] = []
+        self._moments = [self._now()]
+
+    def note(self, part: str) -> None:
+        """Ends a part."""
+        self._names.append(part)
+        self._moments.append(self._now())
+
+    def times_ms(self) -> dict[str, float]:
+        """Returns the milliseconds of each part, once the device is done."""
+        if self._cuda:
+            self._moments[-1].synchronize()
+        return {
+            name: begun.elapsed_time(ended) if self._cuda else 1000.0 * (ended - begun)
+            for name, (begun, ended) in zip(self._names, pairwise(self._moments), strict=True)
+        }
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        moment = torch.cuda.Event(enable_timing=True)
+        moment.record()
+        return moment

@@ -100,8 +100,8 @@ class Encoded(OnDevice):
     tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
     """True where a token is real, False where it is padding."""
-    whole: bool = False
-    """Nothing is padding, and the host knows it: attention then goes without a mask, which is faster."""
+    whole: bool | None = None
+    """Whether nothing is padding, where the host knows it: attention then goes without a mask, which is faster."""
 
     @property
     def padding_mask(self) -> Bool[Tensor, "b n"] | None:
@@ -133,7 +133,7 @@ class Guided(OnDevice):
     """The motion prior where it does not enter through the tokens but at the actions."""
     t_1: Float[Tensor, " b"] | None = None
     """The solver's first time after 0, for an Action Expert that sees it."""
-    whole: bool = False
+    whole: bool | None = None
     """As in `Encoded`."""
 
     @classmethod

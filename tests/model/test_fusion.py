@@ -56,7 +56,9 @@ def naive(expert: ActionExpert, guided: Guided, actions, tau, state) -> torch.Te
         real = guided.mask[b]
         for r in range(actions.shape[1]):
             c = (expert.context_in(guided.tokens[b]) + expert.positions[5 : 5 + len(real)])[real][None]
-            x = expert._embed(actions[b : b + 1, r : r + 1], tau[b : b + 1, r : r + 1], state[b : b + 1])[0]
+            x = expert.embed(actions[b : b + 1, r : r + 1], expert._times(tau[b : b + 1, r : r + 1]), state[b : b + 1])[
+                0
+            ]
             if isinstance(guided.motion, JoinedMotion):
                 assert expert.join is not None
                 rows = []

@@ -102,9 +102,9 @@ def test_a_backbone_takes_it_once_for_every_instruction_and_batch(
     asked = [("open it",), INSTRUCTIONS, ("put the milk and the two moka pots into the basket",) * 2]
     plain = [backbone.encode(observed(backbone, instructions)) for instructions in asked]
     backbone.accelerate()
-    fast = backbone._fast
+    fast = backbone.fast
     backbone.accelerate()
-    assert backbone._fast is fast, "what is recorded is not thrown away"
+    assert backbone.fast is fast, "what is recorded is not thrown away"
     monkeypatch.setattr(backbone.vlm, "forward", lambda **_: pytest.fail("transformers' own forward ran"))
     for instructions, expected in zip(asked, plain, strict=True):
         found = backbone.encode(observed(backbone, instructions))

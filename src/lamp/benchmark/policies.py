@@ -193,13 +193,16 @@ class PolicyOpener:
             threads: CPU threads of this process; the simulators need the other cores.
 
         Raises:
+            ConfigError: There is no such device.
             MismatchError: Its chunks are too short, or it is no policy; no weights have been read then.
         """
         import torch
 
         from lamp.policy import LaMPPolicy
         from lamp.train.description import read_description
+        from lamp.train.running import check_device
 
+        check_device(device, "--device")
         record = read_description(path).policy
         if self._execute is not None and record is not None and self._execute > record.chunk:
             raise MismatchError(

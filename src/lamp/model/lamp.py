@@ -168,8 +168,9 @@ class LaMP(nn.Module):
         expert = _present(self.motion_expert, "Motion Expert")
         noise = expert.within(noise)
         taken = self.config.hidden_at.STEPS if taken is None else taken
-        partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
-        return expert.hidden(partial, step_times(self.config.solver_steps)[taken], encoded)
+        steps, condition = self.config.solver_steps, expert.condition(encoded)
+        partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
+        return expert.hidden(partial, step_times(steps)[taken], encoded, condition)
 
     def guide(
         self,
@@ -272,7 +273,8 @@ class LaMP(nn.Module):
     ) -> Float[Tensor, "b k t 3"]:
         """Returns fully denoised, normalised scene-flow increments: for pictures, no action depends on them."""
         expert = _present(self.motion_expert, "Motion Expert")
-        return euler(lambda m, tau: expert(m, tau, encoded), expert.within(noise), steps or self.config.solver_steps)
+        noise, condition = expert.within(noise), expert.condition(encoded)
+        return euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps or self.config.solver_steps)
 
     @property
     def blocks(self) -> dict[nn.Module, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lamp.configuration import to_json
-from lamp.data.padding import LeftPadding, Padding, RightPadding, padded
+from lamp.data.padding import LeftPadding, Padding, RightPadding, placed
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
 from lamp.model.backbone import frozen
 from lamp.model.qwen_fast import FastQwen
@@ -165,6 +165,8 @@ class QwenInputs:
     """Frames, rows and columns of patches of each image."""
     lengths: tuple[int, ...]
     """Real tokens of each sequence."""
+    real: Int[Tensor, " b"]
+    """The same, on the model's device: nothing has to be brought there between the model and the experts."""
 
 
 class Qwen3VLBackbone(nn.Module):
@@ -193,7 +195,8 @@ class Qwen3VLBackbone(nn.Module):
         room = config.text_tokens
         self._length = None if room is None else self.tokenizer.turn_length(self._image_tokens, room)
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
-        self._fast: FastQwen | None = None
+        self.fast: FastQwen | None = None
+        """What `accelerate` prepared."""
         frozen(self)
         if config.lora is not None:
             adapt(self.vlm, config.lora)
@@ -209,9 +212,11 @@ class Qwen3VLBackbone(nn.Module):
         """
         if self.config.lora is not None:
             merge(self.vlm)
-        if self._fast is None or self._fast.device != self.vlm.device:
+        if self.fast is None or self.fast.device != self.vlm.device:
+            # Package flash-attn can neither be compiled whole nor gain anything here, where torch picks such a kernel itself.
+            self.vlm.language_model.set_attn_implementation("sdpa")
             sequence = self.tokenizer.turn("", self._image_tokens)
-            self._fast = FastQwen(self.vlm, sequence, self._grid)
+            self.fast = FastQwen(self.vlm, sequence, self._grid)
 
     @property
     def width(self) -> int:
@@ -250,6 +255,7 @@ class Qwen3VLBackbone(nn.Module):
             given = ", ".join(observations.images) or "none"
             raise MismatchError(f"Qwen3-VL: cameras {absent} expected and not given; given: {given}.")
         device, turns = self.vlm.device, [self._turn(text) for text in observations.instructions]
+        lengths = tuple(len(ids) for ids, _ in turns)
         ids = nn.utils.rnn.pad_sequence([ids for ids, _ in turns], batch_first=True)
         positions = nn.utils.rnn.pad_sequence([positions.T for _, positions in turns], batch_first=True)
         patches = [self.rule.patches(observations.images[name].to(device), side) for name, side in self.config.cameras]
@@ -258,13 +264,14 @@ class Qwen3VLBackbone(nn.Module):
             positions=positions.permute(2, 0, 1).to(device),
             patches=torch.cat(patches, dim=1).flatten(0, 1),
             grid=self._grid.repeat(len(turns), 1).to(device),
-            lengths=tuple(len(ids) for ids, _ in turns),
+            lengths=lengths,
+            real=torch.tensor(lengths, device=device),
         )
 
     def forward(self, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
         """Returns the last decoder layer's output; what it holds past a sequence's end means nothing."""
-        if self._fast is not None:
-            return self._fast(inputs.ids, inputs.positions, inputs.patches)
+        if self.fast is not None:
+            return self.fast(inputs.ids, inputs.positions, inputs.patches, length=self.length)
         learning = self.training and torch.is_grad_enabled()
         with torch.set_grad_enabled(learning), torch.autocast(self.vlm.device.type, enabled=False):
             # No mask: with causal attention the padding on the right is never seen.
@@ -279,8 +286,8 @@ class Qwen3VLBackbone(nn.Module):
     def encode(self, observations: Observations) -> Encoded:
         """Returns the tokens of whole observations, padded as the settings say."""
         inputs = self.prepare(observations)
-        rows = zip(self(inputs), inputs.lengths, strict=True)
-        return padded([row[:length] for row, length in rows], self.config.padding, self.length)
+        length = self.length or max(inputs.lengths)
+        return placed(self(inputs), inputs.real, self.config.padding, length, whole=min(inputs.lengths) == length)
 
     @property
     def _image_tokens(self) -> Sequence[int]:

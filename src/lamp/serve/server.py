@@ -258,7 +258,13 @@ def serve(config: ServeConfig, *, artist: Artist | None = None) -> None:
     if config.api_key_file is not None:  # a mistake here should not cost loading the weights
         ApiKeys.read(config.api_key_file)
     config.tls()
-    policy = open_checkpoint(config.checkpoint, device=_device(config.device), threads=config.threads, fast=config.fast)
+    policy = open_checkpoint(
+        config.checkpoint,
+        device=_device(config.device),
+        threads=config.threads,
+        fast=config.fast,
+        precision=config.precision,
+    )
     asyncio.run(serve_until_signalled(policy, config, artist=artist))
 
 

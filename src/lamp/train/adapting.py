@@ -64,7 +64,7 @@ class AdaptedStage(PolicyStage):
             assert self.model.config.action is not None
             drawn = uniform((len(encoded.mask), self.model.config.action.positions), source)
             kept = drawn[:, : encoded.mask.shape[1]].to(encoded.mask.device) >= self.config.token_dropout
-            encoded = replace(encoded, mask=encoded.mask & kept)
+            encoded = replace(encoded, mask=encoded.mask & kept, whole=None)
         seen = Batch(
             encoded=encoded,
             state=batch.state,

@@ -69,4 +69,4 @@ def with_fewer_tokens(batch: Batch, share: float, source: Source) -> Batch:
         return batch
     mask = batch.encoded.mask
     kept = uniform(tuple(mask.shape), source) >= share
-    return replace(batch, encoded=replace(batch.encoded, mask=mask & kept))
+    return replace(batch, encoded=replace(batch.encoded, mask=mask & kept, whole=None))

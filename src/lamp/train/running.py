@@ -126,8 +126,12 @@ def _say(processes: Processes, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, flag: str = "--loop.device") -> None:
     """
+    Args:
+        device: As torch names it.
+        flag: With which it is chosen, for the error.
+
     Raises:
         ConfigError: This machine has no such device.
     """
@@ -136,7 +140,7 @@ def check_device(device: str) -> None:
     except RuntimeError:
         raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected --loop.device cpu.")
+        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected {flag} cpu.")
 
 
 def clear(out: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -15,9 +15,11 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
+    from lamp.data.augmentation import Augmentation
     from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
+    from lamp.train.caching import CacheRequest
     from lamp.train.configs import MixedIn, MotionTraining, PolicyTraining
 
 ANY_RECIPE = "demo"
@@ -96,22 +98,74 @@ def _training(name: str) -> Recipe | TrainingRecipe:
 class CacheFlags:
     """Computes the frozen backbone's tokens of a dataset's images and instructions; `lamp train` does the same if needed."""
 
-    data: tyro.conf.Positional[Path]
-    """The dataset."""
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """The datasets, each DIR or DIR=EMBODIMENT."""
     recipe: str = "demo"
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
     embodiment: str | None = None
-    """How the dataset records its robot: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    """How datasets record their robot where they do not say: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    out: Path | None = None
+    """The folder for the caches of all datasets, `--features` of a training; by default each is in its dataset."""
+    motion: Path | None = None
+    """Stage 1's checkpoint or run: also computes z_m, --cached-hidden-draws of each frame. All settings of the training that is
+    to read them then have flags here."""
+    processes: int | None = None
+    """Worker processes; by default one a core, or for a large backbone one a GPU. The same command may run several times at
+    once, here or where else the folder is mounted: each then makes a share."""
+    devices: tuple[str, ...] = ()
+    """Where the workers compute, in turn: cuda:0 cuda:1 ..."""
+    storage: Literal["default", "float16", "bfloat16", "float32"] = "default"
+    """How tokens are kept: float16 by default for the embedded backbone, the backbone's own format for a large one."""
     leave_out_corrupt: bool = False
     """Leave out episodes whose pictures cannot be read, and name them, rather than stop; training then leaves them out too."""
+    check: bool = False
+    """Compute nothing: read what is there, compare it with its checksums and the data, and name every fault; exit code 1 if
+    there is one."""
+    json: bool = False
+    """With --check, print JSON."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
-    from lamp.train.configs import Seen
+    from lamp.train.caching import check_caches, fill_caches
 
-    settings = Seen(backbone=_training(value_of("--recipe", arguments) or CacheFlags.recipe).backbone)
-    flags, seen = parse_beside(CacheFlags, Seen, arguments, "cache features", settings)
-    _ensure_features(flags.data, seen.backbone, _embodiment(flags.embodiment), leave_out=flags.leave_out_corrupt)
+    flags, request = _cache_request(arguments)
+    if not flags.check:
+        for folder in fill_caches(request):
+            print(f"{folder} is complete (lamp info {folder})")
+        return
+    from lamp.info import to_text
+
+    found = [report.to_json() for report in check_caches(request)]
+    print(json.dumps(found, indent=2) if flags.json else "\n".join(map(to_text, found)))
+    if not all(report["ok"] for report in found):
+        raise SystemExit(1)
+
+
+def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
+    from lamp.data.filling import Workers
+    from lamp.data.stored_images import LeaveOut, Refuse
+    from lamp.train.backbones import Caching
+    from lamp.train.caching import CacheRequest
+    from lamp.train.configs import PolicyTraining, Seen
+
+    policy, motion = (
+        _training(value_of("--recipe", arguments) or CacheFlags.recipe).policy,
+        value_of("--motion", arguments),
+    )
+    settings = Seen(backbone=policy.backbone, augmentation=policy.augmentation)
+    if motion is not None:
+        settings = _following(policy, Path(motion))
+    kind = PolicyTraining if motion is not None else Seen
+    flags, settings = parse_beside(CacheFlags, kind, arguments, "cache features", settings)
+    processes, on_corrupt = flags.processes or len(flags.devices), LeaveOut() if flags.leave_out_corrupt else Refuse()
+    workers = Workers(processes=processes, devices=flags.devices) if processes else None
+    return flags, CacheRequest(
+        datasets=tuple(_mixed_in(text, flags.embodiment) for text in flags.data),
+        settings=settings,
+        motion=flags.motion,
+        root=flags.out,
+        caching=Caching(workers=workers, storage=flags.storage, on_corrupt=on_corrupt),
+    )
 
 
 def _embodiment(name: str | None) -> Embodiment:
@@ -126,13 +180,21 @@ def _ensure_features(
     embodiment: Embodiment,
     *,
     token_width: int | None = None,
-    leave_out: bool = False,
+    augmentation: Augmentation | None = None,
+    root: Path | None = None,
 ) -> None:
-    from lamp.data.stored_images import LeaveOut
-    from lamp.train.backbones import ensure_features
+    """Completes what a training reads; what is stored and is not what it asks for, it refuses."""
+    from lamp.data.augmentation import NO_AUGMENTATION
+    from lamp.train.backbones import Caching, ensure_features
 
-    on_corrupt = LeaveOut() if leave_out else None
-    ensure_features(embodiment.open(data), config, token_width=token_width, on_corrupt=on_corrupt)
+    ensure_features(
+        embodiment.open(data),
+        config,
+        token_width=token_width,
+        augmentation=augmentation or NO_AUGMENTATION,
+        root=root,
+        caching=Caching(refresh=False),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +211,8 @@ class MotionFlags:
     """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
+    features: Path | None = None
+    """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
@@ -163,16 +227,19 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    _prepare(flags.data, training)
-    train_motion(training, flags.data, flags.out, fresh=flags.fresh)
+    _prepare(flags.data, training, flags.features)
+    train_motion(training, flags.data, flags.out, fresh=flags.fresh, features=flags.features)
 
 
-def _prepare(data: Path, training: MotionTraining | PolicyTraining) -> None:
+def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
     """Sees to it that the training can start, what takes least first."""
     from lamp.train.running import check_device
 
     check_device(training.loop.device)
-    _ensure_features(data, training.backbone, training.embodiment, token_width=training.model.token_width)
+    width, views = training.model.token_width, getattr(training, "augmentation", None)
+    _ensure_features(data, training.backbone, training.embodiment, token_width=width, augmentation=views, root=root)
+    for part in getattr(training, "also", ()):
+        _ensure_features(Path(part.data), training.backbone, part.embodiment, augmentation=views, root=root)
 
 
 def _flow_stride(chosen: Recipe, data: Path) -> int:
@@ -204,11 +271,11 @@ class PolicyFlags(MotionFlags):
     """Further datasets, each DIR or DIR=EMBODIMENT, with normalisers of their own; --weights says how often each comes up."""
 
 
-def _mixed_in(text: str) -> MixedIn:
+def _mixed_in(text: str, otherwise: str | None = None) -> MixedIn:
     from lamp.train.configs import MixedIn
 
     folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
-    return MixedIn(data=folder, embodiment=_embodiment(name or None))
+    return MixedIn(data=folder, embodiment=_embodiment(name or otherwise))
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
@@ -224,10 +291,8 @@ def _train_policy(arguments: Sequence[str]) -> None:
     if motion is None:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    _prepare(flags.data, training)
-    for part in training.also:
-        _ensure_features(Path(part.data), training.backbone, part.embodiment)
-    train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
+    _prepare(flags.data, training, flags.features)
+    train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh, features=flags.features)
 
 
 def _following(policy: PolicyTraining, motion: Path) -> PolicyTraining:

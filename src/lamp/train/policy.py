@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import lamp.version
 from lamp.configuration import to_json
 from lamp.data.embodiment import OWN, Embodiment
+from lamp.data.encoding import BackboneIdentity
 from lamp.data.features import FrozenBackbone
 from lamp.data.mixture import MixedSamples
 from lamp.data.samples import PolicySamples, PolicyScaling, stacked
 from lamp.errors import ConfigError, MismatchError
-from lamp.files import to_line
 from lamp.model.lamp import LaMP
-from lamp.train.backbones import backbone_key
+from lamp.train.backbones import find_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.configs import MixedIn, PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
-from lamp.train.hidden import HiddenCache
+from lamp.train.hidden import hidden_settings, samples_hidden
 from lamp.train.metrics import Progress
 from lamp.train.randomness import seed_everything
 from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_stage
@@ -43,6 +43,7 @@ def train_policy(
     *,
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
+    features: Path | None = None,
 ) -> TrainingResult:
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
 
@@ -52,7 +53,8 @@ def train_policy(
         out: Where the run is kept.
         motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
         fresh: Start again, and remove what an earlier run left in `out`.
-        backbone: The frozen backbone, where the caller has it; only its key is asked.
+        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        features: The folder that feature caches are in; None: each dataset's own.
 
     Raises:
         ConfigError: Motion checkpoint and configuration do not agree on whether there is a motion prior.
@@ -60,11 +62,10 @@ def train_policy(
         MismatchError: Things that do not belong together.
     """
     torch.set_num_threads(config.loop.threads)
-    key = backbone.key if backbone else backbone_key(config.backbone)
-    datasets = _open(config, data, key)
+    datasets = open_datasets(config, data, backbone or find_backbone(config.backbone), features)
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint)
-    samples = _mixed([one.samples(config, one.sources.split.train) for one in datasets])
+    samples = _mixed([one.samples(config, one.sources.split.train, augmented=True) for one in datasets])
     validation = _mixed([one.samples(config, one.sources.split.validation) for one in datasets])
     assert samples is not None
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
@@ -93,8 +94,10 @@ class TrainedOn:
     embodiment: Embodiment
     scaling: PolicyScaling
 
-    def samples(self, config: PolicyTraining, episodes: Sequence[int]) -> PolicySamples | None:
-        """Samples of some episodes; None where there are none."""
+    def samples(
+        self, config: PolicyTraining, episodes: Sequence[int], *, augmented: bool = False
+    ) -> PolicySamples | None:
+        """Samples of some episodes, in augmented views or as they are; None where there are none."""
         assert config.model.action is not None
         if not episodes:
             return None
@@ -105,16 +108,26 @@ class TrainedOn:
             chunk=config.model.action.chunk,
             scaling=self.scaling,
             embodiment=self.embodiment,
+            view_seed=config.loop.seed if augmented else None,
         )
 
 
-def _open(config: PolicyTraining, data: Path, key: str) -> list[TrainedOn]:
+def open_datasets(
+    config: PolicyTraining, data: Path, backbone: BackboneIdentity, features: Path | None
+) -> list[TrainedOn]:
     """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
     found = []
     own = MixedIn(data=str(data), embodiment=config.embodiment)
     for part in (own, *config.also):
         sources = Sources.open(
-            Path(part.data), key, config.split, token_width=config.model.token_width, embodiment=part.embodiment
+            Path(part.data),
+            backbone.key,
+            config.split,
+            token_width=config.model.token_width,
+            embodiment=part.embodiment,
+            augmentation=config.augmentation,
+            features=features,
+            wanted=backbone.description,
         )
         scaling = fit_scaling(config, sources, part.embodiment)
         found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
@@ -159,9 +172,25 @@ def build_model(
         )
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model)
-    if motion_checkpoint is None or config.model.motion is None:
+    if motion_checkpoint is None:
         return model, None
+    weights, origin = read_motion(config, sources, motion_checkpoint)
+    model.load_state_dict(weights, strict=False)
+    return model, origin
+
+
+def read_motion(
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path
+) -> tuple[dict[str, Tensor], MotionOrigin]:
+    """Reads the Motion Expert's weights from a checkpoint.
+
+    Raises:
+        ConfigError: There is no Motion Expert in the configuration.
+        MismatchError: The checkpoint has another Motion Expert or backbone.
+    """
     wanted = config.model.motion
+    if wanted is None:
+        raise ConfigError(f"{motion_checkpoint} is given, and the recipe has no Motion Expert; expected one that has.")
     expected = Expected(
         kind="motion",
         backbone_key=sources.features.key,
@@ -180,10 +209,9 @@ def build_model(
             f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {asked!r}."
         )
     weights = motion_weights(trained.state_dict())
-    model.load_state_dict(weights, strict=False)
     assert description.flow is not None
     source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
-    return model, MotionOrigin(source=source, flow=description.flow)
+    return weights, MotionOrigin(source=source, flow=description.flow)
 
 
 def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment = OWN) -> PolicyScaling:
@@ -231,39 +259,21 @@ def _cache_hidden(
     model: LaMP, samples: PolicySamples, draws: int, config: PolicyTraining, description: Description, out: Path
 ) -> None:
     assert description.motion_source is not None
-    depends = {
-        "motion": description.motion_source.sha256,
-        "motion_expert": to_json(config.model.motion),
-        "data": _fingerprint_of(samples, description),
-        "episodes": samples.episodes,
-        "hidden_at": to_json(config.model.hidden_at),
-        "solver_steps": config.model.solver_steps,
-        "precision": to_json(config.loop.precision),
-        "draws": draws,
-        "seed": config.loop.seed,
-    }
-    cache = HiddenCache(folder=out / HIDDEN, key=hashlib.sha256(to_line(depends).encode()).hexdigest()[:16])
+    settings = hidden_settings(config, description.motion_source.sha256, samples.features.key)
     progress = Progress("motion hidden states")
     try:
-        samples.motion_hidden = cache.fill(
-            model.eval(),
+        samples.motion_hidden = samples_hidden(
+            model,
             samples,
+            settings,
             draws=draws,
-            loop=config.loop,
-            report=lambda done, total: progress.show(
-                f"{done}/{total} samples, {draws} draws each", force=done == total
+            run=out / HIDDEN,
+            progress=lambda now: progress.show(
+                f"{now.frames}/{now.of_frames} samples, {draws} draws each", force=now.frames == now.of_frames
             ),
         )
     finally:
         progress.close()
-
-
-def _fingerprint_of(samples: PolicySamples, description: Description) -> str:
-    """Of the dataset that the samples are of; the run's own has the run's."""
-    assert description.policy is not None
-    root = samples.features.dataset.root
-    others = {other.root: other.data.fingerprint for other in description.policy.others}
-    return others.get(str(root), description.data.fingerprint)
 
 
 def _describe(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
@@ -27,7 +29,18 @@ class Sources:
     split: EpisodeSplit
 
     @classmethod
-    def open(cls, data: Path, key: str, split: Split, *, token_width: int, embodiment: Embodiment = OWN) -> Sources:
+    def open(
+        cls,
+        data: Path,
+        key: str,
+        split: Split,
+        *,
+        token_width: int,
+        embodiment: Embodiment = OWN,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        features: Path | None = None,
+        wanted: Mapping[str, Any] | None = None,
+    ) -> Sources:
         """Opens a dataset and its cached features.
 
         Args:
@@ -36,29 +49,32 @@ class Sources:
             split: Which episodes to hold out.
             token_width: Of the model.
             embodiment: How the dataset records its robot.
+            augmentation: Which views of the pictures there are to be besides themselves.
+            features: The folder that feature caches are in; None: the dataset's own.
+            wanted: What the backbone says of itself, to name how it differs from what is stored.
 
         Raises:
             DataError: The dataset or the features are not there.
-            MismatchError: The features have another width than the model's tokens.
+            MismatchError: The features are others, or have another width than the model's tokens.
         """
         dataset = embodiment.open(data)
-        features = FeatureCache(dataset, key)
-        if features.width != token_width:
+        cache = FeatureCache(dataset, key, augmentation=augmentation, root=features, wanted=wanted)
+        if cache.width != token_width:
             raise MismatchError(
-                f"the features of {key} are {features.width} wide, the model's token_width is {token_width}; expected the same."
+                f"the features of {key} are {cache.width} wide, the model's token_width is {token_width}; expected the same."
             )
-        sizes = [dataset.image_sizes[name] for name in features.cameras]
+        sizes = [dataset.image_sizes[name] for name in cache.cameras]
         cameras = tuple(
             CameraInput(name=name, height=height, width=width)
-            for name, (height, width) in zip(features.cameras, sizes, strict=True)
+            for name, (height, width) in zip(cache.cameras, sizes, strict=True)
         )
-        description = features.manifest["backbone"]
+        description = cache.manifest["backbone"]
         prompt = description.get("prompt", "{instruction}")
         record = BackboneRecord(key=key, description=description, cameras=cameras, prompt=prompt)
         tasks = [episode.task for episode in dataset.episodes]
         chosen = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
-        chosen = chosen.without(features.left_out)
-        return cls(dataset=dataset, features=features, backbone=record, split=chosen)
+        chosen = chosen.without(cache.left_out)
+        return cls(dataset=dataset, features=cache, backbone=record, split=chosen)
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
         """Describes what is trained on.
@@ -67,7 +83,7 @@ class Sources:
             samples: Training samples.
             also: Further content that the run depends on, such as the scene flow's.
         """
-        digest = hashlib.sha256("\n".join([self.features.key, *also]).encode())
+        digest = hashlib.sha256("\n".join([self.features.key, *self.features.kept_otherwise, *also]).encode())
         for episode in (*self.split.train, *self.split.validation):
             digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
         trained = {self.dataset.episodes[episode].task for episode in self.split.train}

@@ -181,8 +181,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(commands, "_ensure_features", lambda *_, **__: None)
-    monkeypatch.setattr(motion, "train_motion", lambda *values, fresh: calls.append((*values, fresh)))
-    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh: calls.append((*values, fresh)))
+    monkeypatch.setattr(motion, "train_motion", lambda *values, fresh, **_: calls.append((*values, fresh)))
+    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh, **_: calls.append((*values, fresh)))
     return calls
 
 

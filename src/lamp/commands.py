@@ -16,9 +16,11 @@ from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
     from lamp.benchmark.evaluating import RunSettings
+    from lamp.data.augmentation import Augmentation
     from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
+    from lamp.train.caching import CacheRequest
     from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, PolicyTraining
 
 ANY_RECIPE = "demo"
@@ -97,22 +99,74 @@ def _training(name: str) -> Recipe | TrainingRecipe:
 class CacheFlags:
     """Computes the frozen backbone's tokens of a dataset's images and instructions; `lamp train` does the same if needed."""
 
-    data: tyro.conf.Positional[Path]
-    """The dataset."""
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """The datasets, each DIR or DIR=EMBODIMENT."""
     recipe: str = "demo"
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
     embodiment: str | None = None
-    """How the dataset records its robot: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    """How datasets record their robot where they do not say: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    out: Path | None = None
+    """The folder for the caches of all datasets, `--features` of a training; by default each is in its dataset."""
+    motion: Path | None = None
+    """Stage 1's checkpoint or run: also computes z_m, --cached-hidden-draws of each frame. All settings of the training that is
+    to read them then have flags here."""
+    processes: int | None = None
+    """Worker processes; by default one a core, or for a large backbone one a GPU. The same command may run several times at
+    once, here or where else the folder is mounted: each then makes a share."""
+    devices: tuple[str, ...] = ()
+    """Where the workers compute, in turn: cuda:0 cuda:1 ..."""
+    storage: Literal["default", "float16", "bfloat16", "float32"] = "default"
+    """How tokens are kept: float16 by default for the embedded backbone, the backbone's own format for a large one."""
     leave_out_corrupt: bool = False
     """Leave out episodes whose pictures cannot be read, and name them, rather than stop; training then leaves them out too."""
+    check: bool = False
+    """Compute nothing: read what is there, compare it with its checksums and the data, and name every fault; exit code 1 if
+    there is one."""
+    json: bool = False
+    """With --check, print JSON."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
-    from lamp.train.configs import Seen
+    from lamp.train.caching import check_caches, fill_caches
 
-    settings = Seen(backbone=_training(value_of("--recipe", arguments) or CacheFlags.recipe).backbone)
-    flags, seen = parse_beside(CacheFlags, Seen, arguments, "cache features", settings)
-    _ensure_features(flags.data, seen.backbone, _embodiment(flags.embodiment), leave_out=flags.leave_out_corrupt)
+    flags, request = _cache_request(arguments)
+    if not flags.check:
+        for folder in fill_caches(request):
+            print(f"{folder} is complete (lamp info {folder})")
+        return
+    from lamp.info import to_text
+
+    found = [report.to_json() for report in check_caches(request)]
+    print(json.dumps(found, indent=2) if flags.json else "\n".join(map(to_text, found)))
+    if not all(report["ok"] for report in found):
+        raise SystemExit(1)
+
+
+def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
+    from lamp.data.filling import Workers
+    from lamp.data.stored_images import LeaveOut, Refuse
+    from lamp.train.backbones import Caching
+    from lamp.train.caching import CacheRequest
+    from lamp.train.configs import PolicyTraining, Seen
+
+    policy, motion = (
+        _training(value_of("--recipe", arguments) or CacheFlags.recipe).policy,
+        value_of("--motion", arguments),
+    )
+    settings = Seen(backbone=policy.backbone, augmentation=policy.augmentation)
+    if motion is not None:
+        settings = _following(policy, Path(motion))
+    kind = PolicyTraining if motion is not None else Seen
+    flags, settings = parse_beside(CacheFlags, kind, arguments, "cache features", settings)
+    processes, on_corrupt = flags.processes or len(flags.devices), LeaveOut() if flags.leave_out_corrupt else Refuse()
+    workers = Workers(processes=processes, devices=flags.devices) if processes else None
+    return flags, CacheRequest(
+        datasets=tuple(_mixed_in(text, flags.embodiment) for text in flags.data),
+        settings=settings,
+        motion=flags.motion,
+        root=flags.out,
+        caching=Caching(workers=workers, storage=flags.storage, on_corrupt=on_corrupt),
+    )
 
 
 def _embodiment(name: str | None) -> Embodiment:
@@ -127,13 +181,21 @@ def _ensure_features(
     embodiment: Embodiment,
     *,
     token_width: int | None = None,
-    leave_out: bool = False,
+    augmentation: Augmentation | None = None,
+    root: Path | None = None,
 ) -> None:
-    from lamp.data.stored_images import LeaveOut
-    from lamp.train.backbones import ensure_features
+    """Completes what a training reads; what is stored and is not what it asks for, it refuses."""
+    from lamp.data.augmentation import NO_AUGMENTATION
+    from lamp.train.backbones import Caching, ensure_features
 
-    on_corrupt = LeaveOut() if leave_out else None
-    ensure_features(embodiment.open(data), config, token_width=token_width, on_corrupt=on_corrupt)
+    ensure_features(
+        embodiment.open(data),
+        config,
+        token_width=token_width,
+        augmentation=augmentation or NO_AUGMENTATION,
+        root=root,
+        caching=Caching(refresh=False),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +214,8 @@ class MotionFlags:
     """Start again, and remove an earlier run."""
     sharding: Literal["replicated", "full", "deepspeed"] | None = None
     """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
+    features: Path | None = None
+    """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
@@ -167,11 +231,11 @@ def _train_motion(arguments: Sequence[str]) -> None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
     training = replace(training, loop=_sharded(training.loop, flags.sharding))
-    _prepare(flags.data, training)
-    train_motion(training, flags.data, flags.out, fresh=flags.fresh)
+    _prepare(flags.data, training, flags.features)
+    train_motion(training, flags.data, flags.out, fresh=flags.fresh, features=flags.features)
 
 
-def _prepare(data: Path, training: MotionTraining | PolicyTraining, also: Sequence[MixedIn] = ()) -> None:
+def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
     """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
     from lamp.train.adapters import lora_of
     from lamp.train.processes import processes
@@ -183,9 +247,10 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining, also: Sequen
         if lora_of(training.backbone) is not None:
             print("the backbone is trained along: its tokens are computed at every step, not cached", file=sys.stderr)
             return
-        _ensure_features(data, training.backbone, training.embodiment, token_width=training.model.token_width)
-        for part in also:
-            _ensure_features(Path(part.data), training.backbone, part.embodiment)
+        width, views = training.model.token_width, getattr(training, "augmentation", None)
+        _ensure_features(data, training.backbone, training.embodiment, token_width=width, augmentation=views, root=root)
+        for part in getattr(training, "also", ()):
+            _ensure_features(Path(part.data), training.backbone, part.embodiment, augmentation=views, root=root)
 
     processes(training.loop.device).only_main(features)
 
@@ -247,11 +312,11 @@ class PolicyFlags(MotionFlags):
     """Train adapters of this rank in Qwen3-VL along (docs/training.md); the feature cache is of no use then."""
 
 
-def _mixed_in(text: str) -> MixedIn:
+def _mixed_in(text: str, otherwise: str | None = None) -> MixedIn:
     from lamp.train.configs import MixedIn
 
     folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
-    return MixedIn(data=folder, embodiment=_embodiment(name or None))
+    return MixedIn(data=folder, embodiment=_embodiment(name or otherwise))
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
@@ -268,10 +333,10 @@ def _train_policy(arguments: Sequence[str]) -> None:
         training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
     training = _with_lora(replace(training, loop=_sharded(training.loop, flags.sharding)), flags.lora)
-    _prepare(flags.data, training, training.also)
+    _prepare(flags.data, training, flags.features)
     if motion is None and processes(training.loop.device).main:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    train_policy(training, flags.data, flags.out, motion, fresh=flags.fresh)
+    train_policy(training, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features)
 
 
 def _following(policy: PolicyTraining, motion: Path) -> PolicyTraining:

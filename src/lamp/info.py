@@ -42,10 +42,9 @@ def _scene_flow(path: Path) -> dict[str, Any]:
 
 
 def _features(path: Path) -> dict[str, Any]:
-    manifest = read_json(path / "manifest.json", "feature cache's description")
-    files = list(path.glob("episode-*.safetensors"))
-    size = sum(file.stat().st_size for file in files)
-    return manifest | {"episodes": len(files), "megabytes": round(size / 1e6, 1)}
+    from lamp.data.cache_report import describe_cache
+
+    return describe_cache(path)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tiny stand-ins for a frozen backbone: each image token is a quarter of the picture, each text token a letter."""
+"""Tiny stand-ins for a frozen backbone: each image token is a quarter of the picture, each text token a letter; and for z_m."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,3 +57,20 @@ class Compact(Plain):
     @property
     def varying_channels(self) -> slice:
         return slice(2, 2 + VARYING)
+
+
+@dataclass(frozen=True)
+class HiddenArray:
+    """z_m in memory: samples, draws, tokens, channels."""
+
+    values: np.ndarray
+
+    @property
+    def draws(self) -> int:
+        return self.values.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, samples: np.ndarray, draws: np.ndarray, views: np.ndarray | None) -> np.ndarray:
+        return self.values[samples, draws]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -147,6 +147,47 @@ class QwenIdentity:
         said = {name: value for name, value in self.description.items() if name not in PROVENANCE}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def rule(self) -> PatchRule:
+        """What the model makes of an image."""
+        try:
+            return PatchRule.read(self.folder.path)
+        except ImportError as error:
+            raise missing(error) from error
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """What it makes of an instruction."""
+        try:
+            return PromptTokenizer(self.folder.path / TOKENIZER, self.config.prompt)
+        except ImportError as error:
+            raise missing(error) from error
+
+    @property
+    def padding(self) -> Padding:
+        """On which side sequences are padded."""
+        return self.config.padding
+
+    @cached_property
+    def tokens_of_images(self) -> tuple[int, ...]:
+        """Tokens of each camera's image."""
+        return tuple(self.rule.tokens(side) for _, side in self.config.cameras)
+
+    @cached_property
+    def length(self) -> int | None:
+        """Tokens of every padded sequence, where `text_tokens` fixes them."""
+        room = self.config.text_tokens
+        return None if room is None else self.tokenizer.turn_length(self.tokens_of_images, room)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of its tokens."""
+        return torch.bfloat16 if self.config.bfloat16 else torch.float32
+
+    def values_of(self, instruction: str) -> int:
+        """How many numbers one observation's tokens are, without padding."""
+        return len(self.tokenizer.turn(instruction, self.tokens_of_images)) * self.width
+
     def load(self) -> Qwen3VLBackbone:
         """Loads the weights."""
         return Qwen3VLBackbone(self.config, self)
@@ -185,15 +226,12 @@ class Qwen3VLBackbone(nn.Module):
     def __init__(self, config: Qwen3VLBackboneConfig, identity: QwenIdentity | None = None) -> None:
         super().__init__()
         self.config, self.identity = config, identity or config.find()
-        folder = self.identity.folder
+        self.rule, self.tokenizer = self.identity.rule, self.identity.tokenizer
         try:
-            self.rule = PatchRule.read(folder.path)
-            self.tokenizer = PromptTokenizer(folder.path / TOKENIZER, config.prompt)
-            self.vlm: Any = _load(folder, config)
+            self.vlm: Any = _load(self.identity.folder, config)
         except ImportError as error:
             raise missing(error) from error
-        room = config.text_tokens
-        self._length = None if room is None else self.tokenizer.turn_length(self._image_tokens, room)
+        self._image_tokens, self._length = self.identity.tokens_of_images, self.identity.length
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self.fast: FastQwen | None = None
         """What `accelerate` prepared."""
@@ -243,6 +281,15 @@ class Qwen3VLBackbone(nn.Module):
         """Tokens of every padded sequence, where `text_tokens` fixes them."""
         return self._length
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of its tokens."""
+        return self.identity.dtype
+
+    def values_of(self, instruction: str) -> int:
+        """How many numbers one observation's tokens are, without padding."""
+        return self.identity.values_of(instruction)
+
     def prepare(self, observations: Observations) -> QwenInputs:
         """Makes the model's inputs, on the model's device.
 
@@ -288,10 +335,6 @@ class Qwen3VLBackbone(nn.Module):
         inputs = self.prepare(observations)
         length = self.length or max(inputs.lengths)
         return placed(self(inputs), inputs.real, self.config.padding, length, whole=min(inputs.lengths) == length)
-
-    @property
-    def _image_tokens(self) -> Sequence[int]:
-        return [self.rule.tokens(side) for _, side in self.config.cameras]
 
     @property
     def _grid(self) -> Int[Tensor, "i 3"]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.normalise import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
@@ -117,6 +118,8 @@ class Seen:
     """Through which backbone a dataset is seen."""
 
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    augmentation: Augmentation = NO_AUGMENTATION
+    """Augmented views of the pictures that are encoded besides themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +193,8 @@ class PolicyTraining:
     """How the dataset records its robot: cameras, state, action, gripper, and what is learnt of the actions."""
     also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
     """Further datasets, of the same widths of state and action."""
+    augmentation: Augmentation = NO_AUGMENTATION
+    """Augmented views of the pictures, in which training sees each sample at one epoch or another."""
     weights: tuple[float, ...] | None = None
     """The share of samples from each dataset, the policy's own first, relative to the others'; by length where not given."""
     execute: int

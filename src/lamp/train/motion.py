@@ -18,7 +18,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.train.backbones import backbone_key
+from lamp.train.backbones import find_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
@@ -34,7 +34,13 @@ SCENE_FLOW = "sceneflow"
 
 
 def train_motion(
-    config: MotionTraining, data: Path, out: Path, *, fresh: bool = False, backbone: FrozenBackbone | None = None
+    config: MotionTraining,
+    data: Path,
+    out: Path,
+    *,
+    fresh: bool = False,
+    backbone: FrozenBackbone | None = None,
+    features: Path | None = None,
 ) -> TrainingResult:
     """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
 
@@ -45,7 +51,8 @@ def train_motion(
         data: The dataset's folder, with scene flow (`lamp flow build`) and the backbone's features (`lamp cache features`).
         out: Where the run is kept.
         fresh: Start again, and remove what an earlier run left in `out`.
-        backbone: The frozen backbone, where the caller has it; only its key is asked.
+        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        features: The folder that feature caches are in; None: the dataset's own.
 
     Raises:
         DataError: Something is missing or damaged.
@@ -54,8 +61,16 @@ def train_motion(
     torch.set_num_threads(config.loop.threads)
     group = processes(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
-    key = backbone.key if backbone else backbone_key(config.backbone)
-    sources = Sources.open(data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment)
+    found = backbone or find_backbone(config.backbone)
+    sources = Sources.open(
+        data,
+        found.key,
+        config.split,
+        token_width=config.model.token_width,
+        embodiment=config.embodiment,
+        features=features,
+        wanted=found.description,
+    )
     samples = motion_samples(config, sources, sources.split.train, config.bounds)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None

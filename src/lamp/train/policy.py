@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import lamp.version
 from lamp.configuration import to_json
@@ -16,14 +16,13 @@ from lamp.data.features import FrozenBackbone
 from lamp.data.image_samples import ImageSamples
 from lamp.data.samples import PolicySamples
 from lamp.errors import ConfigError, MismatchError
-from lamp.files import to_line
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.train.adapting import AdaptedStage
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
-from lamp.train.hidden import HiddenCache
+from lamp.train.hidden import hidden_settings, samples_hidden
 from lamp.train.metrics import Progress
 from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
@@ -42,6 +41,7 @@ def train_policy(
     *,
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
+    features: Path | None = None,
 ) -> TrainingResult:
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
 
@@ -51,7 +51,8 @@ def train_policy(
         out: Where the run is kept.
         motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
         fresh: Start again, and remove what an earlier run left in `out`.
-        backbone: The frozen backbone, where the caller has it; only its key is asked.
+        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        features: The folder that feature caches are in; None: each dataset's own.
 
     Raises:
         ConfigError: Motion checkpoint and configuration do not agree on whether there is a motion prior.
@@ -61,10 +62,10 @@ def train_policy(
     torch.set_num_threads(config.loop.threads)
     group = processes(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
-    datasets = open_datasets(config, data, backbone)
+    datasets = open_datasets(config, data, backbone, features)
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint)
-    samples = mixed([one.samples(config, one.sources.split.train) for one in datasets])
+    samples = mixed([one.samples(config, one.sources.split.train, augmented=True) for one in datasets])
     validation = mixed([one.samples(config, one.sources.split.validation) for one in datasets])
     assert samples is not None
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
@@ -125,9 +126,25 @@ def build_model(
         )
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model)
-    if motion_checkpoint is None or config.model.motion is None:
+    if motion_checkpoint is None:
         return model, None
+    weights, origin = read_motion(config, sources, motion_checkpoint)
+    model.load_state_dict(weights, strict=False)
+    return model, origin
+
+
+def read_motion(
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path
+) -> tuple[dict[str, Tensor], MotionOrigin]:
+    """Reads the Motion Expert's weights from a checkpoint.
+
+    Raises:
+        ConfigError: There is no Motion Expert in the configuration.
+        MismatchError: The checkpoint has another Motion Expert or backbone.
+    """
     wanted = config.model.motion
+    if wanted is None:
+        raise ConfigError(f"{motion_checkpoint} is given, and the recipe has no Motion Expert; expected one that has.")
     expected = Expected(
         kind="motion",
         backbone_key=sources.frozen_key,
@@ -146,10 +163,9 @@ def build_model(
             f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {asked!r}."
         )
     weights = motion_weights(trained.state_dict())
-    model.load_state_dict(weights, strict=False)
     assert description.flow is not None
     source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
-    return model, MotionOrigin(source=source, flow=description.flow)
+    return weights, MotionOrigin(source=source, flow=description.flow)
 
 
 def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
@@ -166,39 +182,21 @@ def _cache_hidden(
     model: LaMP, samples: PolicySamples, draws: int, config: PolicyTraining, description: Description, out: Path
 ) -> None:
     assert description.motion_source is not None
-    depends = {
-        "motion": description.motion_source.sha256,
-        "motion_expert": to_json(config.model.motion),
-        "data": _fingerprint_of(samples, description),
-        "episodes": samples.episodes,
-        "hidden_at": to_json(config.model.hidden_at),
-        "solver_steps": config.model.solver_steps,
-        "precision": to_json(config.loop.precision),
-        "draws": draws,
-        "seed": config.loop.seed,
-    }
-    cache = HiddenCache(folder=out / HIDDEN, key=hashlib.sha256(to_line(depends).encode()).hexdigest()[:16])
+    settings = hidden_settings(config, description.motion_source.sha256, samples.features.key)
     progress = Progress("motion hidden states")
     try:
-        samples.motion_hidden = cache.fill(
-            model.eval(),
+        samples.motion_hidden = samples_hidden(
+            model,
             samples,
+            settings,
             draws=draws,
-            loop=config.loop,
-            report=lambda done, total: progress.show(
-                f"{done}/{total} samples, {draws} draws each", force=done == total
+            run=out / HIDDEN,
+            progress=lambda now: progress.show(
+                f"{now.frames}/{now.of_frames} samples, {draws} draws each", force=now.frames == now.of_frames
             ),
         )
     finally:
         progress.close()
-
-
-def _fingerprint_of(samples: PolicySamples, description: Description) -> str:
-    """Of the dataset that the samples are of; the run's own has the run's."""
-    assert description.policy is not None
-    root = samples.features.dataset.root
-    others = {other.root: other.data.fingerprint for other in description.policy.others}
-    return others.get(str(root), description.data.fingerprint)
 
 
 def _describe(

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
@@ -38,7 +39,18 @@ class Sources:
         return self.cache
 
     @classmethod
-    def open(cls, data: Path, key: str, split: Split, *, token_width: int, embodiment: Embodiment = OWN) -> Sources:
+    def open(
+        cls,
+        data: Path,
+        key: str,
+        split: Split,
+        *,
+        token_width: int,
+        embodiment: Embodiment = OWN,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        features: Path | None = None,
+        wanted: Mapping[str, Any] | None = None,
+    ) -> Sources:
         """Opens a dataset and its cached features.
 
         Args:
@@ -47,23 +59,26 @@ class Sources:
             split: Which episodes to hold out.
             token_width: Of the model.
             embodiment: How the dataset records its robot.
+            augmentation: Which views of the pictures there are to be besides themselves.
+            features: The folder that feature caches are in; None: the dataset's own.
+            wanted: What the backbone says of itself, to name how it differs from what is stored.
 
         Raises:
             DataError: The dataset or the features are not there.
-            MismatchError: The features have another width than the model's tokens.
+            MismatchError: The features are others, or have another width than the model's tokens.
         """
         dataset = embodiment.open(data)
-        features = FeatureCache(dataset, key)
-        if features.width != token_width:
+        cache = FeatureCache(dataset, key, augmentation=augmentation, root=features, wanted=wanted)
+        if cache.width != token_width:
             raise MismatchError(
-                f"the features of {key} are {features.width} wide, the model's token_width is {token_width}; expected the same."
+                f"the features of {key} are {cache.width} wide, the model's token_width is {token_width}; expected the same."
             )
         return cls(
             dataset=dataset,
-            cache=features,
-            backbone=_record(dataset, key, features.manifest["backbone"], features.cameras),
+            cache=cache,
+            backbone=_record(dataset, key, cache.manifest["backbone"], cache.cameras),
             frozen_key=key,
-            split=_split(dataset, split).without(features.left_out),
+            split=_split(dataset, split).without(cache.left_out),
         )
 
     @classmethod
@@ -97,7 +112,8 @@ class Sources:
             samples: Training samples.
             also: Further content that the run depends on, such as the scene flow's.
         """
-        digest = hashlib.sha256("\n".join([self.backbone.key or "", *also]).encode())
+        kept = self.cache.kept_otherwise if self.cache is not None else ()
+        digest = hashlib.sha256("\n".join([self.backbone.key or "", *kept, *also]).encode())
         for episode in (*self.split.train, *self.split.validation):
             digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
         trained = {self.dataset.episodes[episode].task for episode in self.split.train}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FrozenBackbone
@@ -16,7 +17,7 @@ from lamp.errors import MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenIdentity
 from lamp.train.adapters import lora_of
 from lamp.train.adapting import check_adaptable
-from lamp.train.backbones import backbone_key, find_backbone
+from lamp.train.backbones import find_backbone
 from lamp.train.configs import MixedIn, PolicyTraining
 from lamp.train.sources import Sources
 
@@ -32,8 +33,10 @@ class TrainedOn:
     embodiment: Embodiment
     scaling: PolicyScaling
 
-    def samples(self, config: PolicyTraining, episodes: Sequence[int]) -> PolicySamples | ImageSamples | None:
-        """Samples of some episodes; None where there are none."""
+    def samples(
+        self, config: PolicyTraining, episodes: Sequence[int], *, augmented: bool = False
+    ) -> PolicySamples | ImageSamples | None:
+        """Samples of some episodes, in augmented views or as they are; None where there are none."""
         assert config.model.action is not None
         if not episodes:
             return None
@@ -54,22 +57,26 @@ class TrainedOn:
             chunk=config.model.action.chunk,
             scaling=self.scaling,
             embodiment=self.embodiment,
+            view_seed=config.loop.seed if augmented else None,
         )
 
 
-def open_datasets(config: PolicyTraining, data: Path, backbone: FrozenBackbone | None) -> list[TrainedOn]:
+def open_datasets(
+    config: PolicyTraining, data: Path, backbone: FrozenBackbone | None, features: Path | None = None
+) -> list[TrainedOn]:
     """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
     found = []
     own = MixedIn(data=str(data), embodiment=config.embodiment)
     if lora_of(config.backbone) is not None:
         check_adaptable(config)
     for part in (own, *config.also):
-        how = {"token_width": config.model.token_width, "embodiment": part.embodiment}
+        how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment}
         if lora_of(config.backbone) is not None:
             sources = Sources.pictured(Path(part.data), adaptable(config, backbone), config.split, **how)
         else:
-            key = backbone.key if backbone else backbone_key(config.backbone)
-            sources = Sources.open(Path(part.data), key, config.split, **how)
+            frozen = backbone or find_backbone(config.backbone)
+            how |= {"augmentation": config.augmentation, "features": features, "wanted": frozen.description}
+            sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
         scaling = fit_scaling(config, sources, part.embodiment)
         found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
     return found

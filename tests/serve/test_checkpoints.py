@@ -90,8 +90,12 @@ def test_a_signal_stops_the_program_after_what_is_in_flight(number: signal.Signa
         program.stderr.close()
 
 
-def test_the_command(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     seen: list[object] = []
+    (tmp_path / "runs" / "policy").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "serve", lambda config, artist: seen.append(config))
     words = "serve runs/policy --port 9000 --api-key-file keys --units libero --host 0.0.0.0"
     assert cli.main(words.split()) == 0

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    groups = {name.split()[0] for name in COMMANDS if " " in name} - COMMANDS.keys()
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
     elif words[0] == "--version":

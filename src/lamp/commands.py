@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from lamp.errors import ConfigError, MismatchError
+from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
@@ -278,10 +278,17 @@ def _resize(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        known = [name.split()[1] for name in COMMANDS if name.startswith("evaluate ")]
+        raise unknown("benchmark", arguments[0], known)
+    _evaluate_libero(arguments)
+
+
+def _evaluate_libero(arguments: Sequence[str]) -> None:
     from lamp.benchmark.evaluating import EvaluateConfig, evaluate
     from lamp.view.overlay import ForesightArtist
 
-    print(evaluate(parse(EvaluateConfig, arguments, "evaluate"), artist=ForesightArtist()).text)
+    print(evaluate(parse(EvaluateConfig, arguments, "evaluate libero"), artist=ForesightArtist()).text)
 
 
 def _merge_evaluations(arguments: Sequence[str]) -> None:
@@ -590,7 +597,8 @@ COMMANDS: dict[str, Command] = {
     "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
-    "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
+    "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
+    "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
     "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),

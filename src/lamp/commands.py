@@ -291,6 +291,13 @@ def _evaluate_libero(arguments: Sequence[str]) -> None:
     print(evaluate(parse(EvaluateConfig, arguments, "evaluate libero"), artist=ForesightArtist()).text)
 
 
+def _evaluate_simpler(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.simpler import SimplerConfig, evaluate_simpler
+    from lamp.view.overlay import ForesightArtist
+
+    print(evaluate_simpler(parse(SimplerConfig, arguments, "evaluate simpler"), artist=ForesightArtist()).text)
+
+
 def _merge_evaluations(arguments: Sequence[str]) -> None:
     from lamp.benchmark.sharding import MergeConfig, merge
 
@@ -599,6 +606,7 @@ COMMANDS: dict[str, Command] = {
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
     "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
     "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
+    "evaluate simpler": Command(summary="run a policy on SimplerEnv's WidowX tasks", run=_evaluate_simpler),
     "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),

@@ -158,6 +158,7 @@ def evaluate(
     artist: Artist = plain,
     load: Callable[[Path, str, int], BatchPolicy] | None = None,
     simulators: Simulators | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Runs, or continues, an evaluation.
 
@@ -166,6 +167,7 @@ def evaluate(
         artist: Draws the policy's foresight over film frames.
         load: Opens the policy of (a checkpoint folder, a device, a number of threads); None takes LaMP's.
         simulators: Where the tasks come from; None takes LIBERO's.
+        settings: What else changes results, in plain values: a folder belongs to one set of them.
 
     Raises:
         ConfigError: The folder holds an evaluation with other settings, or a setting does not fit.
@@ -193,7 +195,7 @@ def evaluate(
         seed=config.seed,
     )
     plan = parse_shard(config.shard).of(plan)
-    manifest = _manifest(config, hashes, instructions, len(plan))
+    manifest = _manifest(config, hashes, instructions, len(plan), settings or {})
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
         if run.records:
@@ -240,9 +242,15 @@ def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
     return config.task or tuple(range(available))
 
 
-def _manifest(config: EvaluateConfig, hashes: Mapping[str, str], instructions: Sequence[str], planned: int) -> Manifest:
+def _manifest(
+    config: EvaluateConfig,
+    hashes: Mapping[str, str],
+    instructions: Sequence[str],
+    planned: int,
+    settings: Mapping[str, Any],
+) -> Manifest:
     plain_config: dict[str, Any] = config_to_json(config)
-    decisive = {key: value for key, value in plain_config.items() if key not in WITHOUT_EFFECT}
+    decisive = {key: value for key, value in plain_config.items() if key not in WITHOUT_EFFECT} | dict(settings)
     # What is not asked for is not named, so that folders from before these settings existed go on.
     for name in ("intervene", "flow_errors", "shard"):
         if not decisive[name]:

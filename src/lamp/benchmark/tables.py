@@ -18,6 +18,8 @@ class Row:
     condition: str
     tasks: tuple[Rate, ...]
     """One a task, in the order of `SuccessTable.tasks`."""
+    tasks_last: tuple[Rate, ...]
+    """The same at the last step instead of at any step."""
     total: Rate
     total_last: Rate
     """Success at the last step instead of at any step."""
@@ -47,6 +49,10 @@ def _rate(records: Sequence[EpisodeRecord]) -> Rate:
     return Rate(successes=sum(record.success for record in records), trials=len(records))
 
 
+def _rate_last(records: Sequence[EpisodeRecord]) -> Rate:
+    return Rate(successes=sum(record.success_last for record in records), trials=len(records))
+
+
 def _table(suite: str, records: Sequence[EpisodeRecord]) -> SuccessTable:
     tasks = tuple(sorted({record.task for record in records}))
     conditions = sorted({record.condition for record in records}, key=rank)
@@ -68,11 +74,13 @@ def _instruction(records: Sequence[EpisodeRecord]) -> str:
 
 def _row(condition: str, tasks: Sequence[int], records: Sequence[EpisodeRecord]) -> Row:
     lengths = [record.steps for record in records if record.success]
+    by_task = [[record for record in records if record.task == task] for task in tasks]
     return Row(
         condition=condition,
-        tasks=tuple(_rate([record for record in records if record.task == task]) for task in tasks),
+        tasks=tuple(map(_rate, by_task)),
+        tasks_last=tuple(map(_rate_last, by_task)),
         total=_rate(records),
-        total_last=Rate(successes=sum(record.success_last for record in records), trials=len(records)),
+        total_last=_rate_last(records),
         steps=sum(lengths) / len(lengths) if lengths else 0.0,
     )
 
@@ -116,7 +124,7 @@ def _cells(table: SuccessTable) -> list[list[str]]:
     body = [
         [
             row.condition,
-            *(f"{rate.successes}/{rate.trials}" if rate.trials else "-" for rate in row.tasks),
+            *(_cell(rate, last) for rate, last in zip(row.tasks, row.tasks_last, strict=True)),
             counted(row.total),
             f"{row.total_last.successes}/{row.total_last.trials}",
             f"{row.steps:.0f}" if row.steps else "-",
@@ -124,6 +132,14 @@ def _cells(table: SuccessTable) -> list[list[str]]:
         for row in table.rows
     ]
     return [head, *body]
+
+
+def _cell(rate: Rate, last: Rate) -> str:
+    """Successes at any step; where they were fewer at the last step, those too."""
+    if not rate.trials:
+        return "-"
+    fewer = f", {last.successes} last" if last.successes < rate.successes else ""
+    return f"{rate.successes}/{rate.trials}{fewer}"
 
 
 def sentence(pair: Paired) -> str:
@@ -182,6 +198,7 @@ def _row_json(row: Row, tasks: Sequence[int]) -> dict[str, Any]:
         "total_last": _rate_json(row.total_last),
         "steps": row.steps,
         "tasks": {str(task): _rate_json(rate) for task, rate in zip(tasks, row.tasks, strict=True)},
+        "tasks_last": {str(task): _rate_json(rate) for task, rate in zip(tasks, row.tasks_last, strict=True)},
     }
 
 

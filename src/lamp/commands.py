@@ -425,6 +425,15 @@ def _evaluated(config: RunSettings) -> None:
     print(evaluate(replace(config, **found), artist=ForesightArtist()).text)
 
 
+def _evaluate_simpler(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.simpler import SimplerConfig, evaluate_simpler
+    from lamp.view.overlay import ForesightArtist
+
+    config = parse(SimplerConfig, arguments, "evaluate simpler")
+    found = {name: _checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+    print(evaluate_simpler(replace(config, **found), artist=ForesightArtist()).text)
+
+
 def _merge_evaluations(arguments: Sequence[str]) -> None:
     from lamp.benchmark.sharding import MergeConfig, merge
 
@@ -806,6 +815,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
     "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
     "evaluate libero_plus": Command(summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus),
+    "evaluate simpler": Command(summary="run a policy on SimplerEnv's WidowX tasks", run=_evaluate_simpler),
     "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),

@@ -166,6 +166,7 @@ def evaluate(
     artist: Artist = plain,
     load: Callable[[Path, str, int], BatchPolicy] | None = None,
     simulators: Simulators | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Runs, or continues, an evaluation.
 
@@ -174,6 +175,7 @@ def evaluate(
         artist: Draws the policy's foresight over film frames.
         load: Opens the policy of (a checkpoint folder, a device, a number of threads); None takes LaMP's.
         simulators: Where the tasks come from; None takes LIBERO's.
+        settings: What else changes results, in plain values: a folder belongs to one set of them.
 
     Raises:
         ConfigError: The folder holds an evaluation with other settings, or a setting does not fit.
@@ -201,7 +203,7 @@ def evaluate(
         )
     ]
     plan = parse_shard(config.shard).of(plan)
-    manifest = _manifest(config, hashes, programme, len(plan))
+    manifest = _manifest(config, hashes, programme, len(plan), settings or {})
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
         if run.records:
@@ -244,14 +246,20 @@ def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
     return config.task or tuple(range(available))
 
 
-def _manifest(config: RunSettings, hashes: Mapping[str, str], programme: Programme, planned: int) -> Manifest:
+def _manifest(
+    config: RunSettings,
+    hashes: Mapping[str, str],
+    programme: Programme,
+    planned: int,
+    settings: Mapping[str, Any],
+) -> Manifest:
     plain_config: dict[str, Any] = config_to_json(config)
     decisive = {key: value for key, value in plain_config.items() if key not in (*WITHOUT_EFFECT, "list", "json")}
     # What is not asked for is not named, so that folders from before the setting existed go on.
     for name in ("perturb", "intervene", "flow_errors", "shard"):
         if not decisive.get(name):
             decisive.pop(name, None)
-    decisive |= programme.settings
+    decisive |= {**programme.settings, **settings}
     if "replay" in config.controls:
         decisive["data"] = plain_config["data"]
     facts = {key: plain_config[key] for key in WITHOUT_EFFECT if key in plain_config}

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from lamp.errors import ConfigError, unknown
+from lamp_client.chunks import Executor
 from lamp_client.envs import Env
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -99,6 +100,33 @@ class Programme:
     def tasks(self) -> tuple[int, ...]:
         """Numbers of all tasks that are visited in some suite."""
         return tuple(sorted({task for visit in self.visits for task in visit.tasks}))
+
+
+@runtime_checkable
+class Ruled(Protocol):
+    """A suite whose episodes are run in another way than LIBERO's: chunks executed in the open, until the first success."""
+
+    @property
+    def stop_on_success(self) -> bool: ...
+
+    @property
+    def film_every(self) -> int:
+        """Steps between two frames of a film."""
+        ...
+
+    def executor(self, execute: int) -> Executor:
+        """Makes one action a step of a policy's chunks, of which it says that `execute` actions are to be executed."""
+        ...
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A simulator that says what the record should know of it."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Plain values, such as versions that this process does not see."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ class Row:
     condition: str
     tasks: tuple[Rate, ...]
     """One a task, in the order of `SuccessTable.tasks`."""
+    tasks_last: tuple[Rate, ...]
+    """The same at the last step instead of at any step."""
     total: Rate
     total_last: Rate
     """Success at the last step instead of at any step."""
@@ -49,6 +51,10 @@ def rate_of(records: Sequence[EpisodeRecord]) -> Rate:
     return Rate(successes=sum(record.success for record in records), trials=len(records))
 
 
+def _rate_last(records: Sequence[EpisodeRecord]) -> Rate:
+    return Rate(successes=sum(record.success_last for record in records), trials=len(records))
+
+
 def _table(suite: str, records: Sequence[EpisodeRecord]) -> SuccessTable:
     tasks = tuple(sorted({record.task for record in records}))
     conditions = sorted({record.condition for record in records}, key=rank)
@@ -70,11 +76,13 @@ def _instruction(records: Sequence[EpisodeRecord]) -> str:
 
 def _row(condition: str, tasks: Sequence[int], records: Sequence[EpisodeRecord]) -> Row:
     lengths = [record.steps for record in records if record.success]
+    by_task = [[record for record in records if record.task == task] for task in tasks]
     return Row(
         condition=condition,
-        tasks=tuple(rate_of([record for record in records if record.task == task]) for task in tasks),
+        tasks=tuple(map(rate_of, by_task)),
+        tasks_last=tuple(map(_rate_last, by_task)),
         total=rate_of(records),
-        total_last=Rate(successes=sum(record.success_last for record in records), trials=len(records)),
+        total_last=_rate_last(records),
         steps=sum(lengths) / len(lengths) if lengths else 0.0,
     )
 
@@ -118,7 +126,7 @@ def _cells(table: SuccessTable) -> list[list[str]]:
     body = [
         [
             row.condition,
-            *(f"{rate.successes}/{rate.trials}" if rate.trials else "-" for rate in row.tasks),
+            *(_cell(rate, last) for rate, last in zip(row.tasks, row.tasks_last, strict=True)),
             counted(row.total),
             f"{row.total_last.successes}/{row.total_last.trials}",
             f"{row.steps:.0f}" if row.steps else "-",
@@ -126,6 +134,14 @@ def _cells(table: SuccessTable) -> list[list[str]]:
         for row in table.rows
     ]
     return [head, *body]
+
+
+def _cell(rate: Rate, last: Rate) -> str:
+    """Successes at any step; where they were fewer at the last step, those too."""
+    if not rate.trials:
+        return "-"
+    fewer = f", {last.successes} last" if last.successes < rate.successes else ""
+    return f"{rate.successes}/{rate.trials}{fewer}"
 
 
 def sentence(pair: Paired) -> str:
@@ -185,6 +201,7 @@ def _row_json(row: Row, tasks: Sequence[int]) -> dict[str, Any]:
         "total_last": rate_json(row.total_last),
         "steps": row.steps,
         "tasks": {str(task): rate_json(rate) for task, rate in zip(tasks, row.tasks, strict=True)},
+        "tasks_last": {str(task): rate_json(rate) for task, rate in zip(tasks, row.tasks_last, strict=True)},
     }
 
 

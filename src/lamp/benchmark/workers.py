@@ -18,7 +18,7 @@ from lamp.benchmark.controls import Condition, Intervened, Replay, Scripted, Zer
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
 from lamp.benchmark.flow_errors import FlowProbe, Witness
-from lamp.benchmark.suites import Demonstrated, Simulator, Simulators, Varied
+from lamp.benchmark.suites import Demonstrated, Reporting, Ruled, Simulator, Simulators, Varied
 from lamp.errors import ConfigError
 from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.rollout import run_episode
@@ -210,16 +210,19 @@ class Driven(Recorded):
 def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
     if duty.actions is not None:
         return Recorded(duty.actions)
-    if not isinstance(post.conditions[duty.episode.condition], Scripted):
-        return OpenLoop(execute=post.execute[duty.episode.condition])
     simulators = post.simulators[duty.episode.suite]
+    if not isinstance(post.conditions[duty.episode.condition], Scripted):
+        execute = post.execute[duty.episode.condition]
+        return simulators.executor(execute) if isinstance(simulators, Ruled) else OpenLoop(execute=execute)
     if not isinstance(simulators, Demonstrated):
-        raise ConfigError(f"{simulators.suite} has no scripted expert; expected one of LIBERO's suites")
+        raise ConfigError(f"{simulators.suite} has no scripted expert; expected one of LIBERO's or SimplerEnv's")
     return Driven(simulators.expert(simulator))
 
 
 def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
-    """Runs one episode: at most `step_limit` actions after settling, ended by the first success."""
+    """Runs one episode: at most `step_limit` actions after settling, ended by the first success unless the suite says otherwise."""
+    simulators = post.simulators[duty.episode.suite]
+    rules = simulators if isinstance(simulators, Ruled) else None
     started = time.perf_counter()
     episode = duty.episode
     simulator.reset(episode.state, episode.placement_seed)
@@ -230,13 +233,16 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         policy,
         _executor(simulator, duty, post),
         noise_seed=episode.noise_seed,
+        stop_on_success=rules is None or rules.stop_on_success,
         on_frame=film.shoot if film else None,
-        frame_every=FILM_EVERY,
+        frame_every=rules.film_every if rules else FILM_EVERY,
     )
     video = f"videos/{episode.name}.mp4" if film else None
     if film and video:
         write_film(post.folder / video, film.frames)
-    extra = {"flow": witness.errors(post.probes[episode.condition])} if witness else {}
+    extra: dict[str, Any] = {"flow": witness.errors(post.probes[episode.condition])} if witness else {}
+    if isinstance(simulator, Reporting):
+        extra["simulator"] = dict(simulator.facts)
     return Outcome(
         episode=episode,
         success=result.success,

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
-from lerobot_policy_lamp.building import CameraKey, Plan, load_motion, make_plan, settings_of
 
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.model.lamp import LaMP
@@ -19,6 +17,8 @@ from lamp.model.small import SmallBackboneConfig
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.configs import PolicyTraining
 from lamp.types import Encoded
+from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
+from lerobot_policy_lamp.building import CameraKey, Plan, load_motion, make_plan, settings_of
 
 PACKAGE = Path(__file__).parents[2] / "packages" / "lerobot-policy-lamp"
 IMAGES = ("observation.images.agentview", "observation.images.wrist")
@@ -63,7 +63,9 @@ class TestPlan:
     def test_cameras_by_name(self) -> None:
         named = {"agentview": "observation.images.wrist"}
         assert planned(cameras=named).cameras == (CameraKey(name="agentview", key="observation.images.wrist"),)
-        with pytest.raises(ConfigError, match=r"unknown image feature 'observation.images.wrst'; did you mean 'observation.i"):
+        with pytest.raises(
+            ConfigError, match=r"unknown image feature 'observation.images.wrst'; did you mean 'observation.i"
+        ):
             planned(cameras={"wrist": "observation.images.wrst"})
         with pytest.raises(ConfigError, match="the dataset has no images"):
             planned(images=())
@@ -100,7 +102,9 @@ class TestPrior:
             assert torch.equal(model.state_dict()[name], value)
 
     def test_what_does_not_fit_is_refused(self, prior: Path) -> None:
-        with pytest.raises(MismatchError, match=r"trained with the cameras \['agentview', 'wrist'\]; 'agentview' is not among"):
+        with pytest.raises(
+            MismatchError, match=r"trained with the cameras \['agentview', 'wrist'\]; 'agentview' is not among"
+        ):
             planned(images=("observation.images.front", "observation.images.wrist"), motion=str(prior))
         planned(
             images=("observation.images.front", "observation.images.wrist"),
@@ -144,11 +148,15 @@ class TestBatches:
         assert observations_of(batch() | {"task": "push"}, CAMERAS).instructions == ("push",) * 3
         assert observations_of(batch() | {"task": ["", "", "a"]}, CAMERAS, "push").instructions == ("push", "push", "a")
         for wrong in (["", "a", "b"], ["a"], None, [" ", "a", "b"]):
-            with pytest.raises(MismatchError, match=r"expected an instruction for each of its 3 samples: .*--policy\.instruct"):
+            with pytest.raises(
+                MismatchError, match=r"expected an instruction for each of its 3 samples: .*--policy\.instruct"
+            ):
                 observations_of(batch() | {"task": wrong}, CAMERAS)
 
     def test_what_is_missing_is_named(self) -> None:
-        with pytest.raises(MismatchError, match=r"images 'observation.images.top': missing; expected .* has the images obs"):
+        with pytest.raises(
+            MismatchError, match=r"images 'observation.images.top': missing; expected .* has the images obs"
+        ):
             observations_of(batch(), (CameraKey(name="top", key="observation.images.top"),))
         stacked = batch() | {CAMERAS[0].key: torch.rand(3, 2, 3, 32, 48)}
         with pytest.raises(MismatchError, match=r"\[3, 2, 3, 32, 48\]; expected \(batch, 3, height, width\)"):

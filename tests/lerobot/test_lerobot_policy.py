@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytest.importorskip("lerobot", reason="lerobot is not installed: docs/lerobot.md says how to install it in an environment of its own")
+pytest.importorskip(
+    "lerobot", reason="lerobot is not installed: docs/lerobot.md says how, in an environment of its own"
+)
 
 from lerobot.configs.policies import PreTrainedConfig  # pyright: ignore[reportMissingImports]
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingImports]
@@ -25,10 +27,10 @@ from lerobot.policies.factory import (  # pyright: ignore[reportMissingImports]
     make_pre_post_processors,
 )
 from lerobot.policies.pretrained import PreTrainedPolicy  # pyright: ignore[reportMissingImports]
-from lerobot_policy_lamp.configuration_lamp import LampConfig
-from lerobot_policy_lamp.modeling_lamp import LampPolicy
 
 from lamp.errors import ConfigError, MismatchError
+from lerobot_policy_lamp.configuration_lamp import LampConfig
+from lerobot_policy_lamp.modeling_lamp import LampPolicy
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "lerobot" / "v30"
 """Written by LeRobot 0.4.4."""
@@ -230,5 +232,7 @@ def test_lerobots_own_training_resumes_to_the_same_weights(tmp_path: Path) -> No
     (half / "checkpoints" / "last").symlink_to("000002")
     config = half / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
     run(f"--config_path={config}", "--resume=true", f"--output_dir={half}")
-    one, other = (load_file(run / "checkpoints" / "000004" / "pretrained_model" / "model.safetensors") for run in (whole, half))
+    one, other = (
+        load_file(run / "checkpoints" / "000004" / "pretrained_model" / "model.safetensors") for run in (whole, half)
+    )
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -18,9 +18,7 @@ from lerobot_policy_lamp.building import CameraKey
 STATE, ACTION, PADDED, TASK = "observation.state", "action", "action_is_pad", "task"
 
 
-def observations_of(
-    batch: Mapping[str, Any], cameras: Sequence[CameraKey], instruction: str = ""
-) -> Observations:
+def observations_of(batch: Mapping[str, Any], cameras: Sequence[CameraKey], instruction: str = "") -> Observations:
     """Images as they were recorded, and instructions.
 
     Args:
@@ -48,7 +46,9 @@ def _pictures(batch: Mapping[str, Any], key: str) -> UInt8[Tensor, "b h w 3"]:
     if not isinstance(picture, Tensor) or picture.ndim != 4 or picture.shape[1] != 3:
         found = list(picture.shape) if isinstance(picture, Tensor) else "missing"
         have = ", ".join(name for name in batch if "image" in name) or "none"
-        raise MismatchError(f"images {key!r}: {found}; expected (batch, 3, height, width). The batch has the images {have}.")
+        raise MismatchError(
+            f"images {key!r}: {found}; expected (batch, 3, height, width). The batch has the images {have}."
+        )
     if picture.dtype != torch.uint8:
         picture = (picture.float() * 255).round().clamp(0, 255).to(torch.uint8)
     return picture.permute(0, 2, 3, 1).contiguous()

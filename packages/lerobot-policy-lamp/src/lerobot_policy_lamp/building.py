@@ -119,7 +119,9 @@ def make_plan(
 
 def _named(images: Sequence[str], cameras: Mapping[str, str]) -> dict[str, str]:
     if not images:
-        raise ConfigError("the dataset has no images; expected at least one feature such as observation.images.agentview.")
+        raise ConfigError(
+            "the dataset has no images; expected at least one feature such as observation.images.agentview."
+        )
     for key in cameras.values():
         if key not in images:
             raise unknown("image feature", key, images)
@@ -146,7 +148,9 @@ def _backbone_of(found: Description, source: str) -> BackboneConfig:
         return found.training.backbone
     backbone = found.training.backbone_in(checkpoint_folder(find_checkpoint(source)))
     if backbone is None:
-        raise MismatchError(f"{source} was imported and holds no settings of its backbone; expected it imported with them.")
+        raise MismatchError(
+            f"{source} was imported and holds no settings of its backbone; expected it imported with them."
+        )
     return backbone
 
 
@@ -162,9 +166,7 @@ def _fitted(
 ) -> LaMPConfig:
     model = policy.model
     assert model.action is not None
-    action = replace(
-        model.action, chunk=chunk or model.action.chunk, state_dim=state_width, action_dim=action_width
-    )
+    action = replace(model.action, chunk=chunk or model.action.chunk, state_dim=state_width, action_dim=action_width)
     if found is None:
         return replace(model, action=action)
     motion = found.model.motion

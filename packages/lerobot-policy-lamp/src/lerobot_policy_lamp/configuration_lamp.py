@@ -110,7 +110,9 @@ class LampConfig(PreTrainedConfig):
             ConfigError: There are none.
         """
         if not self.image_features:
-            raise ConfigError("LaMP needs at least one image feature, such as observation.images.agentview; there is none.")
+            raise ConfigError(
+                "LaMP needs at least one image feature, such as observation.images.agentview; there is none."
+            )
         if self.action_feature is None:
             raise ConfigError(f"LaMP needs the feature action; the outputs are {list(self.output_features or ())}.")
 

@@ -90,7 +90,9 @@ class LampPolicy(PreTrainedPolicy):
             MismatchError: The batch lacks what the policy was made for.
         """
         if reduction != "mean":
-            raise ConfigError(f"reduction {reduction!r} is asked for; LaMP has the mean only: train without sample weights.")
+            raise ConfigError(
+                f"reduction {reduction!r} is asked for; LaMP has the mean only: train without sample weights."
+            )
         if self.training:
             self.losses_taken += 1
             generator = generator_at(torch.initial_seed(), "lerobot", int(self.losses_taken))

@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request; the address says which endpoint."""
 
     protocol_version = "HTTP/1.1"
-    server: Hub
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Tests are quiet."""

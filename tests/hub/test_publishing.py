@@ -328,7 +328,7 @@ class TestResults:
         assert "| task 0 | 2/3 |" in captured.out and "**2/6** (33.3%, Wilson 95% 9.7 to 70.0)" in captured.out
         assert "states 0:3; placement shift 0.04; render fast; seed 0; code 0.1.0; packages mujoco 3.2." in captured.out
         assert "wrong_instruction" not in captured.out and "model.safetensors: " in captured.err
-        (result,) = ModelCard(captured.out).data.eval_results or ()
+        (result,) = ModelCard(captured.out).data.eval_results  # pyright: ignore[reportAttributeAccessIssue]
         assert (result.dataset_name, result.metric_type, result.metric_value) == (
             "libero_object",
             "success_rate",

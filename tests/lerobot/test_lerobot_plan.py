@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
-from lerobot_policy_lamp.building import CameraKey, Plan, load_motion, make_plan, settings_of
 
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.model.lamp import LaMP
@@ -19,6 +17,8 @@ from lamp.model.small import SmallBackboneConfig
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.configs import PolicyTraining
 from lamp.types import Encoded
+from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
+from lerobot_policy_lamp.building import CameraKey, Plan, load_motion, make_plan, settings_of
 
 PACKAGE = Path(__file__).parents[2] / "packages" / "lerobot-policy-lamp"
 IMAGES = ("observation.images.agentview", "observation.images.wrist")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 pytest.importorskip(
-    "lerobot", reason="lerobot is not installed: docs/lerobot.md says how to install it in an environment of its own"
+    "lerobot", reason="lerobot is not installed: docs/lerobot.md says how, in an environment of its own"
 )
 
 from lerobot.configs.policies import PreTrainedConfig  # pyright: ignore[reportMissingImports]
@@ -27,10 +27,10 @@ from lerobot.policies.factory import (  # pyright: ignore[reportMissingImports]
     make_pre_post_processors,
 )
 from lerobot.policies.pretrained import PreTrainedPolicy  # pyright: ignore[reportMissingImports]
-from lerobot_policy_lamp.configuration_lamp import LampConfig
-from lerobot_policy_lamp.modeling_lamp import LampPolicy
 
 from lamp.errors import ConfigError, MismatchError
+from lerobot_policy_lamp.configuration_lamp import LampConfig
+from lerobot_policy_lamp.modeling_lamp import LampPolicy
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "lerobot" / "v30"
 """Written by LeRobot 0.4.4."""

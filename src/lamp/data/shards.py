@@ -202,7 +202,7 @@ def one_error_when_full(folder: Path) -> Iterator[None]:
         if not any(words in str(error) or words == f"os error {number}" for words in FULL):
             raise
         raise DataError(
-            f"no space left for {folder} ({_free(folder) / 1e9:.1f} GB free); what is finished stays: free some and run the "
+            f"no space left for {folder} ({in_bytes(_free(folder))} free); what is finished stays: free some and run the "
             "same command again, or write to another disk with --out"
         ) from None
 
@@ -215,9 +215,14 @@ def check_space(folder: Path, wanted: int) -> None:
     free = _free(folder)
     if wanted > free:
         raise DataError(
-            f"{folder} needs about {wanted / 1e9:.2f} GB more, and {free / 1e9:.2f} GB are free there; nothing was written: "
+            f"{folder} needs about {in_bytes(wanted)} more, and {in_bytes(free)} are free there; nothing was written: "
             "free some, or write to another disk with --out"
         )
+
+
+def in_bytes(size: int) -> str:
+    """A size for people: 4.1 GB."""
+    return f"{size / 1e9:,.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def _free(folder: Path) -> int:

@@ -19,6 +19,7 @@ from lamp.data.filling import Filled, Workers
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.making import Plan, make_features
 from lamp.data.manifest import MANIFEST, cache_folder, other_caches, read_manifest
+from lamp.data.shards import in_bytes
 from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
@@ -191,7 +192,7 @@ class Teller:
 
     def plan(self, plan: Plan) -> None:
         """Says what is going to be made."""
-        size = "of a size not known yet" if plan.size is None else f"about {plan.size / 1e9:.3g} GB"
+        size = "of a size not known yet" if plan.size is None else f"about {in_bytes(plan.size)}"
         views = f" and {plan.views} augmented views of each" if plan.views else ""
         self.say(f"{plan.frames} frames of {plan.episodes} episodes{views}, {size}, to {plan.folder}")
 

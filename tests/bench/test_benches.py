@@ -83,9 +83,9 @@ def test_the_arithmetic_is_counted_as_by_hand() -> None:
     found = flops_of(made)
     time = 16 * D + D * D
     modulations = 2 * (2 * 6 * D * D) + 2 * D * D
-    inputs = TOKENS * 3 * 8 * D + N * 24 * D
+    inputs, condition = TOKENS * 3 * 8 * D, N * 24 * D
     blocks = joint_block(TOKENS + N, D) + joint_block(TOKENS + N, D, asking=TOKENS)
-    motion = 2 * (time + modulations + inputs + blocks) + TOKENS * D * 3 * 8  # the velocity, once
+    motion = 2 * (time + modulations + inputs + blocks) + condition + TOKENS * D * 3 * 8  # the last two once
     assert found["motion"] == pytest.approx(2 * motion)
     guidance = TOKENS * D * 24 + (2 * N + 2 * TOKENS) * 24**2 + 2 * N * TOKENS * 24
     assert found["guidance"] == pytest.approx(2 * guidance)

@@ -271,7 +271,7 @@ class LaMPPolicy:
             encoded = self._encode(observations)
             watch.note("encode")
             with self.precision.autocast(self.device):
-                acted = self._actor.act(encoded, **given, **prior)
+                acted = self._actor.act(encoded, **given, **prior)  # pyright: ignore[reportArgumentType]
                 if foresight and given["motion_noise"] is not None:
                     watch.note("act")
                     pictures = list(self._foresee(encoded, given["motion_noise"]))

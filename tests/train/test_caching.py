@@ -69,9 +69,11 @@ def ensure(
     FeatureCache.build(dataset, BACKBONE, augmentation=augmentation, root=root, storage=caching.storage)
 
 
-def train(config: PolicyTraining, data: Path, out: Path, prior: Path | None = None, **more: Path) -> list[float]:
+def train(
+    config: PolicyTraining, data: Path, out: Path, prior: Path | None = None, features: Path | None = None
+) -> list[float]:
     """Trains, and returns the losses."""
-    train_policy(config, data, out, prior, backbone=BACKBONE, **more)
+    train_policy(config, data, out, prior, backbone=BACKBONE, features=features)
     lines = read_lines_json(out / "metrics.jsonl")
     return [line["loss"] for line in lines]
 
@@ -219,8 +221,8 @@ def test_stale_z_m_is_refused_and_the_difference_is_named(
 def test_samples_know_their_views(data: Path) -> None:
     dataset = LeRobotDataset(data)
     features = FeatureCache.build(dataset, BACKBONE, augmentation=AUGMENTED)
-    from lamp.train.policy import fit_scaling
     from lamp.train.sources import Sources
+    from lamp.train.trained_on import fit_scaling
 
     config = policy_training(augmentation=AUGMENTED)
     sources = Sources.open(data, BACKBONE.key, config.split, token_width=16, augmentation=AUGMENTED)
@@ -310,15 +312,15 @@ class TestCommand:
         assert f"`lamp cache features {data}` with the recipe and settings of the training" in err
 
 
-class Fake(PatchBackbone, SmallBackbone):
+class Fake(PatchBackbone, SmallBackbone):  # pyright: ignore[reportIncompatibleVariableOverride]
     """In the embedded backbone's place; its key tells whether there are seven text tokens, of which it has two."""
 
-    varying_channels = slice(0, PatchBackbone.width)
+    varying_channels = slice(0, PatchBackbone.width)  # pyright: ignore
 
     def __init__(self, config: SmallBackboneConfig) -> None:
         torch.nn.Module.__init__(self)
         self.config = config
-        self.key = "fake" if config.text_tokens != 7 else "other"
+        self.key: str = "fake" if config.text_tokens != 7 else "other"
         cameras = [[name, SIDE] for name in CAMERAS]
         self.description = {"kind": "small", "cameras": cameras, "text_tokens": config.text_tokens}
 

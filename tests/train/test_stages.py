@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,11 +39,11 @@ GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
 BACKBONE = PatchBackbone()
 
 
-def motion(data: Path, out: Path, config: MotionTraining | None = None, **options: bool) -> TrainingResult:
+def motion(data: Path, out: Path, config: MotionTraining | None = None, **options: Any) -> TrainingResult:
     return train_motion(config or motion_training(), data, out, backbone=BACKBONE, **options)
 
 
-def policy(data: Path, out: Path, config: PolicyTraining, prior: Path | None = None, **options: bool) -> TrainingResult:
+def policy(data: Path, out: Path, config: PolicyTraining, prior: Path | None = None, **options: Any) -> TrainingResult:
     return train_policy(config, data, out, prior, backbone=BACKBONE, **options)
 
 
@@ -122,7 +123,7 @@ def test_the_prior_is_shown_only_where_stage_one_did_not_look(data: Path, tmp_pa
         batch = take(self, step)
         assert batch.prior_seen is not None
         shown.append(batch.prior_seen)
-        return batch
+        return batch  # pyright: ignore[reportReturnType]
 
     config = policy_training(loop=loop(steps=8), prior_on=UnseenEpisodes())
     with pytest.MonkeyPatch.context() as patch:
@@ -151,7 +152,7 @@ def stopping_at(step: int) -> Iterator[None]:
     def next_batch(self: PolicyStage, now: int) -> Batch:
         if now == step:
             raise KeyboardInterrupt
-        return take(self, now)
+        return take(self, now)  # pyright: ignore[reportReturnType]
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PolicyStage, "next_batch", next_batch)
@@ -173,7 +174,7 @@ def test_a_prior_that_joins_late_leaves_the_guidance_alone_until_then(data: Path
         batch = take(self, step)
         assert batch.prior_seen is not None
         seen.append((moved, batch.prior_seen.all().item(), batch.prior_seen.any().item()))
-        return batch
+        return batch  # pyright: ignore[reportReturnType]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyStage, "next_batch", next_batch)

@@ -136,7 +136,7 @@ class SimplerSimulators:
         }
         env = RemoteEnv(self.launch, settings, action_from_policy)
         env.facts |= self.facts
-        return env
+        return cast(Simulator, env)
 
     def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
         """The scripted expert of the process; it knows where everything is."""

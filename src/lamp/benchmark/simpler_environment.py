@@ -85,6 +85,7 @@ def _variables(assets: Path) -> dict[str, str]:
 def _checked(interpreter: Path, assets: Path, renderer: str) -> dict[str, Any]:
     """Asks the interpreter itself what it has."""
     command = [str(interpreter), "-m", MODULE, "check", renderer]
+    done = None
     try:
         done = subprocess.run(
             command,
@@ -98,7 +99,7 @@ def _checked(interpreter: Path, assets: Path, renderer: str) -> dict[str, Any]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"problem": f"{' '.join(command)} does not run ({error})", "versions": {}}
     except (IndexError, ValueError):
-        words = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        words = (done.stderr if done else "").strip().splitlines()[-1:] or ["no output"]
         return {"problem": f"{' '.join(command)} failed ({words[0]}): build it with `make simpler-env`", "versions": {}}
 
 

@@ -2,8 +2,8 @@
 
 What does not change from one observation to the next is computed once (flow times and all that they modulate), and products go
 through the fastest kernels at hand: on a CPU in float32, oneDNN's, with weights laid out for them; on a GPU, blocks go through
-torch's compiler and one CUDA graph runs from the backbone's tokens to the actions (with `lamp.model.fast_step`, from the pixels), so
-that the host launches one thing a chunk.
+torch's compiler and one CUDA graph runs from the backbone's tokens to the actions (with `lamp.model.fast_step`, from the pixels),
+so that the host launches one thing a chunk.
 """
 
 from __future__ import annotations

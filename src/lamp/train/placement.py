@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -75,8 +75,11 @@ class Objective(nn.Module):
 class Placement(Protocol):
     """The trained weights of one process, and their optimizer."""
 
-    parameters: Mapping[str, nn.Parameter]
-    optimiser: torch.optim.Optimizer
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]: ...
+
+    @property
+    def optimiser(self) -> torch.optim.Optimizer: ...
 
     @property
     def sharded(self) -> bool:
@@ -185,7 +188,7 @@ class Shards(Alone):
             fully_shard(block, mesh=mesh, reshard_after_forward=sharding.reshard)
             for method in methods:
                 register_fsdp_forward_method(block, method)
-        self.objective = fully_shard(Objective(stage), mesh=mesh)
+        self.objective: Any = fully_shard(Objective(stage), mesh=mesh)
         # The weights are other tensors now.
         super().__init__(stage, optimiser)
 
@@ -207,7 +210,7 @@ class Shards(Alone):
             self.objective.reshard()
 
 
-def _device(placement: Placement) -> str:
+def _device(placement: Alone) -> str:
     return next(iter(placement.parameters.values())).device.type
 
 

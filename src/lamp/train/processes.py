@@ -29,8 +29,11 @@ INSTALL = "pip install 'lamp-vla[train]'"
 class Processes(Protocol):
     """What a training asks of its processes."""
 
-    index: int
-    count: int
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -107,7 +110,7 @@ class Launched:
         self.index, self.count = state.process_index, state.num_processes
         self._cpu, self._device = cpu, str(state.device)
         # Small numbers and waiting go over a group of their own: on the CPU, and without the patience of the large one.
-        self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         atexit.register(_leave)
 
     @property

@@ -157,7 +157,7 @@ class PolicyStage:
             part.train()
 
     def next_batch(self, step: int) -> AnyBatch:
-        batch = self.drawn.next_batch()
+        batch: Any = self.drawn.next_batch()
         batch = self._with_noisy_state(batch, step) if self.config.state_noise else batch
         batch = self._without_prior(batch, step) if self.config.prior_dropout or self.config.prior_from else batch
         if isinstance(batch, ObservedBatch):

@@ -49,7 +49,7 @@ def import_maniskill() -> Any:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             import gymnasium
-            import mani_skill.envs  # noqa: F401  (registers them)
+            import mani_skill.envs  # noqa: F401  (registers them)  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingSoftwareError(
             f"ManiSkill3 is not installed ({error}).", hint="make simpler-env builds its environment, .venv-simpler."
@@ -64,7 +64,7 @@ def check_vulkan(renderer: Renderer) -> None:
         MissingSoftwareError: Vulkan has no such device here.
     """
     import_maniskill()
-    import sapien
+    import sapien  # pyright: ignore[reportMissingImports]
 
     try:
         sapien.render.RenderSystem(sapien.Device("cpu" if renderer == "cpu" else "cuda"))
@@ -166,7 +166,7 @@ class Scene:
         self.maniskill.close()
 
     def _corners(self, name: str) -> np.ndarray:
-        import sapien
+        import sapien  # pyright: ignore[reportMissingImports]
 
         actor = self.maniskill.objs[name]
         body = actor._objs[0].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)

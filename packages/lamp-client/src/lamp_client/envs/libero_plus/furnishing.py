@@ -46,7 +46,7 @@ def _object_class(made: PlusObject, path: Path) -> type:
 
     class Added(MujocoXMLObject):
         def __init__(self, name: str = made.category, obj_name: str = made.category) -> None:
-            joints = [{"type": "free", "damping": "0.0005"}]
+            joints: Any = [{"type": "free", "damping": "0.0005"}]
             super().__init__(str(path), name=name, joints=joints, obj_type="all", duplicate_collision_geoms=False)
             self.category_name = made.category
             self.object_properties = {"vis_site_names": {}}

@@ -25,5 +25,5 @@ class JointShift:
         """Draws direction and distance."""
         direction = generator.standard_normal(len(standard.joints))
         joints = standard.joints + direction / np.linalg.norm(direction) * generator.uniform(*self.distance)
-        numbers = {"joints": [round(float(angle), 6) for angle in joints]}
+        numbers: dict[str, object] = {"joints": [round(float(angle), 6) for angle in joints]}
         return Drawn(effects=Effects(arm=ArmStart(joints=joints, moved=True)), numbers=numbers)

@@ -267,7 +267,7 @@ class TestCommand:
         assert code == 0 and not (data / "features").exists()
         for name in (data.name, other.name):
             assert f"{tmp_path}/disk/{name}/fake" in out
-        assert "48 frames of 4 episodes, about 0.102 MB, to" in err and "4 of 4 episodes, 48 of 48 frames" in err
+        assert "48 frames of 4 episodes, about 0.0532 MB, to" in err and "4 of 4 episodes, 48 of 48 frames" in err
         assert run(*words)[2] == ""
         twin = Path(shutil.copytree(data, tmp_path / "twin" / data.name))
         code, _, err = run("cache", "features", data, twin, "--out", tmp_path / "disk")

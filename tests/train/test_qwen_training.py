@@ -76,8 +76,10 @@ def policy_config(backbone: Qwen3VLBackboneConfig) -> PolicyTraining:
 
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes of two tasks."""
-    return write_dataset(tmp_path_factory.mktemp("qwen") / "data", episodes=4)
+    """Four episodes of two tasks, without features of another backbone."""
+    data = write_dataset(tmp_path_factory.mktemp("qwen") / "data", episodes=4)
+    shutil.rmtree(data / "features")
+    return data
 
 
 @pytest.fixture(scope="module")

@@ -310,6 +310,12 @@ def _view(arguments: Sequence[str]) -> None:
     view(parse(ViewConfig, _with_flag(arguments, "--data"), "view"))
 
 
+def _show_perturbations(arguments: Sequence[str]) -> None:
+    from lamp.view.perturbations import SheetConfig, sheet
+
+    print(sheet(parse(SheetConfig, arguments, "show perturbations")))
+
+
 def _report(arguments: Sequence[str]) -> None:
     from lamp.view.report import ReportConfig, report
 
@@ -610,6 +616,7 @@ COMMANDS: dict[str, Command] = {
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
+    "show perturbations": Command(summary="draw what plus-style perturbations do to a scene", run=_show_perturbations),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),
     "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),

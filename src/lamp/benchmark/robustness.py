@@ -138,7 +138,9 @@ def _row(condition: str, columns: tuple[Rate, ...], records: Sequence[EpisodeRec
 
 def _groupings(benchmark: str, rows: Sequence[Sequence[EpisodeRecord]]) -> list[Grouping]:
     """By difficulty level where the episodes have one, and by suite or by dimension."""
-    ways: dict[str, Callable[[EpisodeRecord], str]] = {"level": lambda record: str(record.variation.get("level") or "-")}
+    ways: dict[str, Callable[[EpisodeRecord], str]] = {
+        "level": lambda record: str(record.variation.get("level") or "-")
+    }
     if benchmark == PLUS_STYLE:
         ways["dimension"] = _by("category")
     else:

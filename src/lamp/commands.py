@@ -448,6 +448,12 @@ def _view(arguments: Sequence[str]) -> None:
     view(replace(config, checkpoint=_checkpoint(config.checkpoint)) if config.checkpoint else config)
 
 
+def _show_perturbations(arguments: Sequence[str]) -> None:
+    from lamp.view.perturbations import SheetConfig, sheet
+
+    print(sheet(parse(SheetConfig, arguments, "show perturbations")))
+
+
 def _report(arguments: Sequence[str]) -> None:
     from lamp.view.report import ReportConfig, report
 
@@ -823,6 +829,7 @@ COMMANDS: dict[str, Command] = {
     "pull": Command(summary="copy a checkpoint from the Hugging Face hub", run=_pull),
     "push": Command(summary="publish a checkpoint on the Hugging Face hub", run=_push),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
+    "show perturbations": Command(summary="draw what plus-style perturbations do to a scene", run=_show_perturbations),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),
     "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),

@@ -24,6 +24,7 @@ class Furnishing:
         from libero.libero.envs.arenas import style
         from libero.libero.envs.base_object import OBJECTS_DICT
         from libero.libero.envs.bddl_base_domain import TASK_MAPPING
+        from libero.libero.envs.regions import REGION_SAMPLERS
 
         for made in self.objects:
             OBJECTS_DICT.setdefault(made.category, _object_class(made, self.assets / made.file))
@@ -34,6 +35,7 @@ class Furnishing:
                 known.setdefault(name, file)
         name, standard = self.scene.problem, TASK_MAPPING[self.scene.standard.lower()]
         TASK_MAPPING.setdefault(name.lower(), type(name, (standard,), {}))
+        REGION_SAMPLERS.setdefault(name.lower(), REGION_SAMPLERS[self.scene.standard.lower()])
         # The library joins this with its own assets' folder, which an absolute path overrides.
         return {"scene_xml": str(self.assets / self.scene.scene), "scene_properties": dict(self.scene.styles)}
 

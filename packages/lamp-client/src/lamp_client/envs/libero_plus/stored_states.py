@@ -14,18 +14,18 @@ from lamp_client.errors import InvalidValueError
 _ALLOWED = {"_reconstruct", "scalar", "ndarray", "dtype", "encode"}
 
 
+_DAMAGED = (OSError, EOFError, StopIteration, zipfile.BadZipFile, pickle.UnpicklingError, AttributeError, ImportError,
+            LookupError, TypeError, ValueError)  # fmt: skip
+"""What reading something else raises."""
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Builds NumPy arrays and nothing else: a pickle may otherwise call any function."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in _ALLOWED or module.split(".")[0] not in ("numpy", "_codecs"):
             raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
-        # NumPy 2 renamed the module that older files name.
-        return super().find_class(module.replace("numpy._core", "numpy.core") if _is_old() else module, name)
-
-
-def _is_old() -> bool:
-    return int(np.__version__.split(".")[0]) < 2
+        return super().find_class(module, name)
 
 
 def read_stored_states(path: Path) -> np.ndarray:
@@ -42,7 +42,7 @@ def read_stored_states(path: Path) -> np.ndarray:
         states = np.asarray(found, dtype=np.float64)
     except FileNotFoundError:
         raise InvalidValueError(f"{path} is missing.", hint="The copy of LIBERO-Plus is incomplete.") from None
-    except (OSError, StopIteration, zipfile.BadZipFile, pickle.UnpicklingError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise InvalidValueError(f"{path} holds no stored initial states ({type(error).__name__}: {error}).") from None
     if states.ndim not in (1, 2) or not states.size or not np.isfinite(states).all():
         raise InvalidValueError(f"{path} holds an array of shape {states.shape}; expected initial states.")

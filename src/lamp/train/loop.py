@@ -113,7 +113,7 @@ class Loop:
         torch.set_num_threads(config.threads)
         self.stage, self.config, self.out, self.save, self.processes = stage, config, out, save, processes
         self._check_shares()
-        self.placement = place(stage, config, processes)
+        self.placement = place(stage, config, processes, samples=stage.batch_samples)
         self.parameters = self.placement.parameters
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None
         self.step = 0

@@ -222,8 +222,14 @@ OTHERS = {
 """What `accelerate launch` may have been told to do with the weights, by its environment variables."""
 
 
-def place(stage: Trained, loop: LoopConfig, processes: Processes) -> Placement:
+def place(stage: Trained, loop: LoopConfig, processes: Processes, *, samples: int) -> Placement:
     """Lays out a stage's weights.
+
+    Args:
+        stage: Whose.
+        loop: How it is trained.
+        processes: Who trains together.
+        samples: Of a step, over all processes.
 
     Raises:
         ConfigError: The launcher has been told to do it in another way.
@@ -242,5 +248,5 @@ def place(stage: Trained, loop: LoopConfig, processes: Processes) -> Placement:
     if isinstance(loop.sharding, DeepSpeed):
         from lamp.train.zero import ZeroTwo
 
-        return ZeroTwo(stage, loop)
+        return ZeroTwo(stage, loop, processes=processes.count, samples=samples)
     return Replicas(stage, loop.optimiser)

@@ -65,7 +65,7 @@ def test_views_are_the_backbones_tokens_of_the_drawn_pictures(
             tokens = torch.cat([backbone.image_tokens(camera, seen[camera])[0] for camera in backbone.cameras])
             torch.testing.assert_close(found.tokens[place, :-TEXT], tokens, rtol=1e-3, atol=1e-3)
         else:
-            alone = backbone.encode(Observations(images=seen, instructions=(dataset.episode(episode).task,)))
+            alone = backbone.encode(Observations(images=seen, instructions=(dataset.episode(episode).task,)))  # pyright: ignore[reportAttributeAccessIssue]
             torch.testing.assert_close(found.tokens[place][found.mask[place]], alone.tokens[alone.mask], rtol=0, atol=0)
     untouched = cache.encoded(rows)
     assert torch.equal(untouched.tokens, plain.encoded(rows).tokens)

@@ -102,7 +102,7 @@ def run(out: Path, config: LoopConfig = CONFIG, *, resume: TrainingState | None 
         state.write(folder)
         states.append(TrainingState.read(folder, {name: value.clone() for name, value in state.weights.items()}))
 
-    outcome = Loop(stage, config, out, save, resume).run()
+    outcome = Loop(stage, config, out, save, resume).run()  # pyright: ignore[reportArgumentType]
     return stage, outcome, states
 
 

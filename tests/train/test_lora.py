@@ -123,7 +123,7 @@ def test_only_the_adapters_of_the_backbone_are_trained(
     assert isinstance(backbone, Qwen3VLBackbone)
     before = {name: value.clone() for name, value in backbone.vlm.state_dict().items()}
     fresh = backbone.encode(observations(demonstrations)).tokens
-    assert torch.equal(fresh, build_backbone(replace(adapted, lora=None)).encode(observations(demonstrations)).tokens)
+    assert torch.equal(fresh, build_backbone(replace(adapted, lora=None)).encode(observations(demonstrations)).tokens)  # pyright: ignore[reportAttributeAccessIssue]
     train_policy(training(adapted), demonstrations, tmp_path, prior, backbone=backbone)
     after, trained = backbone.vlm.state_dict(), adapters(backbone.vlm)
     assert len(trained) == 2 * 7 * 3 and all(value.dtype == torch.float32 for value in trained.values())
@@ -157,7 +157,7 @@ def test_a_policy_acts_with_its_adapters(run: Path, demonstrations: Path, frozen
     assert np.isfinite(chunk).all()
     backbone = policy.encoder.backbone
     assert isinstance(backbone, Qwen3VLBackbone)
-    tokens, plain = (one.encode(observations(demonstrations)).tokens for one in (backbone, build_backbone(frozen)))
+    tokens, plain = (one.encode(observations(demonstrations)).tokens for one in (backbone, build_backbone(frozen)))  # pyright: ignore[reportAttributeAccessIssue]
     assert (tokens - plain).abs().max() > 0.01
     merged = LaMPPolicy.from_checkpoint(run)
     assert isinstance(merged.encoder.backbone, Qwen3VLBackbone)
@@ -177,7 +177,7 @@ def test_peft_reads_the_adapter_for_the_published_model(run: Path, demonstration
     backbone = LaMPPolicy.from_checkpoint(run).encoder.backbone
     assert isinstance(backbone, Qwen3VLBackbone)
     published = Qwen3VLForConditionalGeneration.from_pretrained(backbone.identity.folder.path, dtype=torch.bfloat16)
-    theirs = PeftModel.from_pretrained(published, str(run / "checkpoint" / "adapter")).eval()
+    theirs: Any = PeftModel.from_pretrained(published, str(run / "checkpoint" / "adapter")).eval()
     inputs, seen = backbone.prepare(observations(demonstrations)), {}
     theirs.base_model.model.model.language_model.layers[-1].register_forward_hook(lambda *hook: seen.update(z=hook[2]))
     with torch.no_grad():

@@ -130,7 +130,7 @@ def ensure_features(
     try:
         make_features(
             dataset,
-            found,
+            found,  # pyright: ignore[reportArgumentType]
             LoadedThere(pinned),
             workers=caching.workers or default_workers(config),
             planned=teller.plan,

@@ -81,7 +81,7 @@ class ZeroTwo(Alone):
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         steps = [state["step"] for state in self._inner.state.values() if "step" in state]
         if not steps:
@@ -93,9 +93,11 @@ class ZeroTwo(Alone):
         return found
 
     def restore(self, weights: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
-        self._make_state(max((float(value) for name, value in optimiser.items() if name.endswith(":step")), default=0.0))
+        self._make_state(
+            max((float(value) for name, value in optimiser.items() if name.endswith(":step")), default=0.0)
+        )
         for name, parameter in self.parameters.items():
             value = weights[name].to(parameter.device)
             parameter.detach().copy_(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -245,7 +245,7 @@ class LiberoEnv:
             self._renderer = None
         self.robosuite.close()
 
-    def __enter__(self) -> LiberoEnv:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

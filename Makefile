@@ -2,6 +2,7 @@
 # make demo    everything once, small: collect, scene flow, train, evaluate, report (outputs/demo)
 # make test    the tests that need neither minutes, a GPU nor a model hub
 # make check   lint, formatting, types, import layers
+# make bench-gpu  what needs a GPU: its tests, the full-size policy at batch 1, 4, 16, training steps (outputs/bench)
 # make clean   removes .venv and caches; outputs/ stays
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer); PIP_ARGS is passed on to pip, for instance to name a package
@@ -22,10 +23,10 @@ export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 setup: $(SYSTEM) $(INSTALLED)
 
@@ -57,6 +58,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+bench-gpu: setup
+	@PYTHON=$(BIN)/python scripts/bench-gpu outputs/bench
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,6 +11,8 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch's compiler cannot look through the shape checks below; on a GPU, the fast path is then recorded as it is.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 from jaxtyping import install_import_hook
 

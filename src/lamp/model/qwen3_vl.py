@@ -321,14 +321,7 @@ class Qwen3VLBackbone(nn.Module):
             return self.fast(inputs.ids, inputs.positions, inputs.patches, length=self.length)
         learning = self.training and torch.is_grad_enabled()
         with torch.set_grad_enabled(learning), torch.autocast(self.vlm.device.type, enabled=False):
-            # No mask: with causal attention the padding on the right is never seen.
-            found = self.vlm(
-                input_ids=inputs.ids,
-                position_ids=inputs.positions,
-                pixel_values=inputs.patches,
-                image_grid_thw=inputs.grid,
-            )
-        return found.last_hidden_state
+            return run_plain(self.vlm, inputs)
 
     def encode(self, observations: Observations) -> Encoded:
         """Returns the tokens of whole observations, padded as the settings say."""
@@ -356,6 +349,18 @@ class Qwen3VLBackbone(nn.Module):
             self._turns.clear()
         self._turns[instruction] = ids, positions[:, 0]
         return self._turns[instruction]
+
+
+def run_plain(vlm: Any, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
+    """Runs transformers' own forward."""
+    # No mask: with causal attention the padding on the right is never seen.
+    found = vlm(
+        input_ids=inputs.ids,
+        position_ids=inputs.positions,
+        pixel_values=inputs.patches,
+        image_grid_thw=inputs.grid,
+    )
+    return found.last_hidden_state
 
 
 def _load(folder: ModelFolder, config: Qwen3VLBackboneConfig) -> Any:

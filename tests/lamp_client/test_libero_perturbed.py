@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lamp_client.envs import libero_simulation
-from lamp_client.envs.effects import ArmStart, CameraPose, Drawn, Effects, Standard
+from lamp_client.envs.effects import ArmStart, Drawn, Effects, Standard
 from lamp_client.envs.libero import LiberoEnv, load_task
 from lamp_client.envs.libero_perturbed import PerturbedLibero, unchanged
 from lamp_client.envs.libero_plus import simulator

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EpisodeRecord, read_records
-from lamp.benchmark.statistics import Paired
 from lamp.benchmark.robustness import RobustnessTable, robustness
+from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
 from lamp.files import read_json, read_lines_json
 

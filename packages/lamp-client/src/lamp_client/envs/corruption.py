@@ -97,7 +97,7 @@ class GlassBlur:
     rounds: int
     """How often every pixel is exchanged."""
     extent: int = 224
-    """Rows and columns from here on are blurred but not exchanged, as in LIBERO-Plus, which takes images for smaller than they are."""
+    """Rows and columns from here on are blurred but not exchanged: LIBERO-Plus takes images for smaller than they are."""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Returns the blurred image, (H, W, 3) uint8."""

@@ -126,7 +126,7 @@ def test_it_can_be_recorded(config, batch, variant, whole):
 
 def test_what_asks_is_seen(batch):
     for asking in (lambda x: x.tokens.sum().item(), lambda x: x.tokens[x.mask], lambda _: torch.tensor([1.0])):
-        with pytest.raises(AssertionError, match="called|mask"), NothingAsked():
+        with pytest.raises(AssertionError, match=r"called|mask"), NothingAsked():
             asking(batch.encoded)
 
 

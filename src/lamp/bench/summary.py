@@ -1,4 +1,4 @@
-"""Files that `lamp bench infer --json` and `lamp bench train-step --json` wrote, a line each: `python -m lamp.bench.summary FILE...`."""
+"""Files of `lamp bench infer --json` and `lamp bench train-step --json`, a line each: `python -m lamp.bench.summary FILE...`."""
 
 from __future__ import annotations
 

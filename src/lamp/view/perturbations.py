@@ -21,7 +21,7 @@ _GAP = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SheetConfig:
-    """Draws the reference camera's image of a LIBERO task under plus-style perturbations, as of `lamp evaluate --perturb`."""
+    """Draws the reference camera's view of a LIBERO task under plus-style perturbations, as `lamp evaluate --perturb` has it."""
 
     out: Path
     """The PNG file."""

@@ -48,9 +48,9 @@ class ArmStart:
     joints: np.ndarray
     """(7,) [rad]"""
     moved: bool
-    """Whether the arm stands there. If not, only its controller begins there; the stored state then puts the arm where it always
-    was: what LIBERO-Plus' robot tasks do. The controller keeps the orientation and the posture that it began with, so that the
-    hand turns towards them while the scene settles."""
+    """Whether the arm stands there. If not, only its controller begins there, and the stored state then puts the arm where it
+    always was: what LIBERO-Plus' robot tasks do. The controller keeps the orientation and the posture that it began with, so
+    that the hand turns towards them while the scene settles."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

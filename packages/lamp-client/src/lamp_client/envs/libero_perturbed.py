@@ -28,8 +28,8 @@ Draw = Callable[[np.random.Generator, Standard], Drawn]
 class PerturbedLibero(LiberoEnv):
     """`LiberoEnv` with a change that is drawn anew at every reset.
 
-    The physics differ from the standard task's only where the arm starts elsewhere. The change is taken back at the next reset:
-    an episode does not depend on what ran before.
+    The physics differ from the standard task's only where the arm starts elsewhere. The change is taken back at the next reset,
+    so that an episode does not depend on what ran before.
 
     Args:
         task: From `load_task`.
@@ -103,7 +103,8 @@ class PerturbedLibero(LiberoEnv):
                 break
         else:
             raise SimulationError(
-                f"in {_ATTEMPTS} attempts the arm touched something at its start: {self.task.name}, state {initial_state}.",
+                f"in {_ATTEMPTS} attempts the arm touched something at its start: {self.task.name}, "
+                f"initial state {initial_state}.",
                 hint="Use a lower level.",
             )
         self.effects, self.variation = drawn.effects, dict(drawn.numbers)

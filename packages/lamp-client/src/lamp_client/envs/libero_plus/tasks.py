@@ -134,7 +134,7 @@ class PlusTasks:
         return partial(_changed, task, joints)
 
     def _scene_of(self, task: PlusTask) -> PlusName:
-        """The name whose file holds the scene: another wording has a file of its own, but the scene is the standard one."""
+        """The name whose file holds the scene; another wording has a file of its own, but the standard scene."""
         if isinstance(task.read.change, Wording):
             return PlusName(name=task.read.base, base=task.read.base, change=task.read.change)
         return task.read

@@ -85,7 +85,8 @@ def parse(text: str) -> Perturbation:
         name, sign, level = part.strip().partition("=")
         if not sign or not level.isdigit():
             raise InvalidValueError(
-                f"perturbation {text!r}: expected a name and a level, as 'camera=3' or 'light.tint=5', or several joined by +."
+                f"perturbation {text!r}: expected a name and a level such as 'camera=3' or 'light.tint=5', or several "
+                "joined by +."
             )
         parts.append(at_level(name, int(level)))
     return parts[0] if len(parts) == 1 else Joined(parts=tuple(parts))

@@ -214,7 +214,7 @@ def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
 
 
 def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
-    """Runs one episode: at most `step_limit` actions after settling, ended by the first success unless the suite says otherwise."""
+    """Runs one episode: at most `step_limit` actions after settling; the first success ends it, if the suite's rules are so."""
     rules = post.simulators if isinstance(post.simulators, Ruled) else None
     started = time.perf_counter()
     episode = duty.episode

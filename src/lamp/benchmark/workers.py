@@ -220,7 +220,7 @@ def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
 
 
 def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
-    """Runs one episode: at most `step_limit` actions after settling, ended by the first success unless the suite differs."""
+    """Runs one episode: at most `step_limit` actions after settling; the first success ends it, if the suite's rules are so."""
     simulators = post.simulators[duty.episode.suite]
     rules = simulators if isinstance(simulators, Ruled) else None
     started = time.perf_counter()

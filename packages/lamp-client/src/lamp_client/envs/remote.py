@@ -111,7 +111,11 @@ class RemoteEnv:
                 start_new_session=True,  # Ctrl-C is for the process that decides what it means
             )
         self._link = Link(ours)
-        told = self._ask("open", settings=dict(settings))
+        try:
+            told = self._ask("open", settings=dict(settings))
+        except BaseException:
+            self.close()
+            raise
         self.cameras: tuple[str, ...] = tuple(told["cameras"])
         self.instruction = str(told["instruction"])
         self.step_limit = int(told["step_limit"])
@@ -161,7 +165,8 @@ class RemoteEnv:
         except (EOFError, OSError) as error:
             raise ConnectionResetError(self._obituary()) from error
         if "error" in told:
-            raise SimulationError(f"the simulator's process failed: {told['error']}", hint=str(told["trace"]))
+            print(told["trace"], file=sys.stderr, flush=True)
+            raise SimulationError(f"the simulator's process failed: {told['error']}")
         return told
 
     def _obituary(self) -> str:

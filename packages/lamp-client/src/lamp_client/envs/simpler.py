@@ -27,8 +27,8 @@ class SimplerEnv:
 
     Images are rendered when `observe` is called and at no other time.
 
-    Deviation: SimplerEnv's controller reads an action's rotation as axis times angle, ManiSkill3's port as three angles about
-    turning axes. `step` takes SimplerEnv's and gives the controller the angles of the same rotation.
+    Deviation: SimplerEnv's controller reads an action's rotation as axis times angle, ManiSkill3's port of it as three angles
+    about turning axes. `step` takes SimplerEnv's and gives the controller the angles of the same rotation.
 
     Args:
         task: One of `SIMPLER_TASKS`.

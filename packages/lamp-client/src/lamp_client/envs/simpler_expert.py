@@ -21,24 +21,42 @@ ABOVE = 0.07
 """Height over the grasp from which the hand goes down [m]."""
 CLEARANCE = 0.06
 """Height of what is carried over its goal [m]."""
-FINGERTIP = 0.019
+FINGERTIP = 0.017
 """How far the fingertips reach below the hand, and a little more: so high it stays over what the object lies on [m]."""
+PAD = 0.0145
+"""Half the width of a finger [m]."""
 CLOSE_STEPS, OPEN_STEPS = 4, 3
 LOST = 0.06
-"""An object this far from the hand is not in it [m]."""
+"""An object whose centre of mass is this far from the hand is not in it [m]."""
 
 
 class Known(Protocol):
     """What the expert is told; lengths in metres, in the robot's frame."""
 
     @property
-    def hand(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def hand(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position and rotation (3, 3)."""
+        ...
+
     @property
-    def hand_target(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def hand_target(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the controller is taking the hand."""
+        ...
+
     @property
-    def source(self) -> np.ndarray: ...
+    def source(self) -> np.ndarray:
+        """(n, 3) corners of the hull of what is to be moved."""
+        ...
+
     @property
-    def goal(self) -> np.ndarray: ...
+    def source_mass(self) -> np.ndarray:
+        """(3,) its centre of mass."""
+        ...
+
+    @property
+    def goal(self) -> np.ndarray:
+        """(n, 3) corners of the hull of where it is to go."""
+        ...
 
 
 class Phase(Enum):
@@ -62,24 +80,57 @@ class Grasp:
     rotation: np.ndarray
 
 
-def choose_grasp(corners: np.ndarray, level: np.ndarray) -> Grasp:
-    """A grasp from above, at the middle of an object's hull and across where it is narrowest.
+def choose_grasp(corners: np.ndarray, mass: np.ndarray, level: np.ndarray) -> Grasp:
+    """A grasp from above, across where an object is narrowest, such that it does not swing.
 
     Args:
         corners: (n, 3) of the hull.
+        mass: (3,) the centre of mass.
         level: (3, 3) the hand's rotation when it points down and closes along y.
     """
     yaws = np.deg2rad(np.arange(-85, 91, 5))
     across = np.stack([-np.sin(yaws), np.cos(yaws)])
-    along = np.stack([np.cos(yaws), np.sin(yaws)])
     widths = np.ptp(corners[:, :2] @ across, axis=0)
     # Of turns that are about as good, the smallest.
     best = int(np.argmin(np.where(widths < widths.min() + 0.002, np.abs(yaws), np.inf)))
-    middles = [_middle(corners[:, :2] @ axis[:, best]) for axis in (along, across)]
-    plane = middles[0] * along[:, best] + middles[1] * across[:, best]
+    along = np.array([np.cos(yaws[best]), np.sin(yaws[best])])
+    outline = np.stack([corners[:, :2] @ along, corners[:, :2] @ across[:, best]])
+    plane = balanced(outline, float(mass[:2] @ along)) * along + _middle(outline[1]) * across[:, best]
     height = max(_middle(corners[:, 2]), corners[:, 2].min() + FINGERTIP)
     turned = matrix_from_axis_angle(np.array([0.0, 0.0, yaws[best]])) @ level
     return Grasp(position=np.array([*plane, height]), rotation=turned)
+
+
+def balanced(outline: np.ndarray, mass: float) -> float:
+    """Where along an object the fingers are to close, so that they touch it near its centre of mass.
+
+    Flat fingers touch a tapering object at their wider edge only, and it swings about that.
+
+    Args:
+        outline: (2, n) corners: along the object, and across it.
+        mass: Of the centre of mass, along the object.
+    """
+    slices = np.arange(outline[0].min(), outline[0].max(), 0.001)
+    widths = _widths(outline, slices)
+
+    def cost(place: float) -> float:
+        covered = np.abs(slices - place) <= PAD
+        touched = slices[covered & (widths > widths[covered].max() - 2e-4)].mean()
+        return abs(touched - mass) + 0.7 * abs(place - mass)
+
+    return min(np.clip(mass + np.arange(-0.02, 0.0201, 0.001), slices[0], slices[-1]).tolist(), key=cost)
+
+
+def _widths(outline: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """(m,) how wide the hull of an outline is at each slice: its edges are among the lines between any two corners."""
+    order = np.argsort(outline[0], kind="stable")
+    along, across = outline[:, order]
+    first, second = np.triu_indices(len(along), 1)
+    run = np.maximum(along[second] - along[first], 1e-9)
+    share = (slices[:, None] - along[first]) / run
+    lines = across[first] + share * (across[second] - across[first])
+    reached = (share >= 0) & (share <= 1)
+    return np.where(reached, lines, -np.inf).max(axis=1) - np.where(reached, lines, np.inf).min(axis=1)
 
 
 class SimplerExpert:
@@ -89,7 +140,7 @@ class SimplerExpert:
         self._scene = scene
         self._level = scene.hand_target[1]
         self.phase = Phase.REACH
-        self.grasp = choose_grasp(scene.source, self._level)
+        self.grasp = choose_grasp(scene.source, scene.source_mass, self._level)
         self._steps = 0
         """Actions since the phase began."""
 
@@ -99,7 +150,7 @@ class SimplerExpert:
         if phase is not self.phase:
             self.phase, self._steps = phase, 0
             if phase is Phase.REACH:
-                self.grasp = choose_grasp(self._scene.source, self._level)
+                self.grasp = choose_grasp(self._scene.source, self._scene.source_mass, self._level)
         self._steps += 1
         position, rotation = self._scene.hand_target
         shift = self._wanted() - position
@@ -140,7 +191,7 @@ class SimplerExpert:
                 return Phase.CLOSE if away[2] < 0.004 or self._steps > 6 else Phase.DESCEND
             case Phase.CLOSE:
                 return Phase.LIFT if self._steps >= CLOSE_STEPS else Phase.CLOSE
-            case Phase.LIFT | Phase.CARRY if self._lost(hand):
+            case Phase.LIFT | Phase.CARRY | Phase.LOWER if self._lost(hand):
                 return Phase.REACH
             case Phase.LIFT:
                 return Phase.CARRY if self._height() > CLEARANCE - 0.015 else Phase.LIFT
@@ -166,9 +217,7 @@ class SimplerExpert:
         return float(self._scene.source[:, 2].min()) - self._top()
 
     def _lost(self, hand: np.ndarray) -> bool:
-        corners = self._scene.source
-        middle = np.array([_middle(corners[:, axis]) for axis in range(3)])
-        return self._steps > 1 and float(np.linalg.norm(middle - hand)) > LOST
+        return self._steps > 1 and float(np.linalg.norm(self._scene.source_mass - hand)) > LOST
 
 
 def limited_turn(turn: np.ndarray, limit: float) -> np.ndarray:

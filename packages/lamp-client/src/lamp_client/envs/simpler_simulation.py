@@ -157,6 +157,12 @@ class Scene:
         return self._corners(self.maniskill.source_obj_name)
 
     @property
+    def source_mass(self) -> np.ndarray:
+        """(3,) centre of mass of what is to be moved, in the robot's frame [m]."""
+        body, position, rotation = self._body(self.maniskill.source_obj_name)
+        return rotation @ np.asarray(body.cmass_local_pose.p, np.float64) + position
+
+    @property
     def goal(self) -> np.ndarray:
         """(n, 3) corners of the hull of where it is to go, in the robot's frame [m]."""
         return self._corners(self.maniskill.target_obj_name)
@@ -166,18 +172,20 @@ class Scene:
         self.maniskill.close()
 
     def _corners(self, name: str) -> np.ndarray:
+        body, position, rotation = self._body(name)
+        corners = []
+        for shape in body.collision_shapes:
+            turned = shape.vertices * shape.scale @ matrix_from_quaternion(shape.local_pose.q).T
+            corners.append(turned + np.asarray(shape.local_pose.p, np.float64))
+        return np.concatenate(corners) @ rotation.T + position
+
+    def _body(self, name: str) -> tuple[Any, np.ndarray, np.ndarray]:
+        """An object's rigid body, and its position [m] and rotation in the robot's frame."""
         import sapien  # pyright: ignore[reportMissingImports]
 
         actor = self.maniskill.objs[name]
         body = actor._objs[0].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
-        corners = []
-        for shape in body.collision_shapes:
-            local = shape.local_pose
-            corners.append(
-                shape.vertices * shape.scale @ matrix_from_quaternion(local.q).T + np.asarray(local.p, np.float64)
-            )
-        position, rotation = _parts(self.maniskill.agent.robot.pose.inv() * actor.pose)
-        return np.concatenate(corners) @ rotation.T + position
+        return body, *_parts(self.maniskill.agent.robot.pose.inv() * actor.pose)
 
 
 def _parts(pose: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -70,8 +70,8 @@ SIMPLER_TASKS = (
         turns=(0, 1),
         known_turns=2,
     ),
-    # SimplerEnv has 8 places and the turns 0, 45 and -45 degrees. ManiSkill3 has the 8 places and 8 turns; these three are
-    # its numbers 1, 2 and 0; its own first 24 arrangements would be 3 places only.
+    # SimplerEnv has 8 places and the turns 0, 45 and -45 degrees. ManiSkill3 has the 8 places and 8 turns, of which these three
+    # are its numbers 1, 2 and 0; its own first 24 arrangements would be 3 places only.
     SimplerTask(
         name="put_eggplant",
         env_id="PutEggplantInBasketScene-v1",

@@ -118,7 +118,9 @@ def test_it_can_be_recorded(config, batch, variant, whole):
     given = {"tokens": batch.encoded.tokens, "mask": batch.encoded.mask, "state": batch.state} | noises(model, 2)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.inference_mode(), mode, NothingAsked() as watch:
-        fakes = {name: tensor if tensor is None else mode.from_tensor(tensor) for name, tensor in given.items()}
+        fakes: dict[str, Any] = {
+            name: tensor if tensor is None else mode.from_tensor(tensor) for name, tensor in given.items()
+        }
         encoded = Encoded(tokens=fakes.pop("tokens"), mask=fakes.pop("mask"), whole=whole)
         actions = model.act(encoded, **fakes)
     assert actions.shape == (2, 5, 7) and watch.ran > 100
@@ -176,7 +178,8 @@ def test_what_is_recorded_reads_the_same_places_and_outlives_its_maker(monkeypat
     place = calls[0][1]
     assert all(x is place for _, x in calls) and place is not given["x"]
     first = recorded({"x": torch.tensor([5.0]), "nothing": None})
-    assert place == 5 and recorded._graph.replays == 1 and first is not recorded._output
+    graph: Any = recorded._graph
+    assert place == 5 and graph.replays == 1 and first is not recorded._output
 
 
 def test_another_type_is_another_recording(replayed):

@@ -18,6 +18,7 @@ from lamp.data.padding import LeftPadding, Padding, RightPadding
 from lamp.model.action_expert import Joint
 from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
+from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import RepeatAndPad
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig
@@ -41,6 +42,7 @@ def policy(config: LaMPConfig, positions: int = 96) -> LaMP:
     assert config.motion is not None and config.action is not None
     motion = replace(config.motion, token_width=32, conditioning=RepeatAndPad(tokens=40))
     action = replace(config.action, token_width=32, attention=Joint(), positions=positions)
+    assert isinstance(config.guidance, GuidanceConfig)
     guidance = replace(config.guidance, token_width=32, heads=2)
     return spread(LaMP(replace(config, token_width=32, motion=motion, guidance=guidance, action=action))).eval()
 

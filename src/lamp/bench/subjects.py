@@ -102,8 +102,8 @@ def subject(name: str, *, batch: int, device: torch.device, dtype: torch.dtype, 
 
     def joined(actor: FastActor) -> Callable[[], Tensor]:
         assert qwen is not None
-        step = qwen.joined(actor)
-        return lambda: step.act(qwen.inputs, **rest)
+        step, inputs = qwen.joined(actor), qwen.inputs
+        return lambda: step.act(inputs, **rest)
 
     return Subject(name=name, model=model, **made, **seeing, joined=joined if qwen else None)
 

@@ -18,8 +18,8 @@ from lamp.errors import DataError, LampError, MissingDependencyError
 
 ANSWER_S = 10.0
 """How long the hub may take to answer. [s]"""
-OUTPUTS = "outputs/"
-"""Where our own commands are told to write: never an owner's name."""
+FOLDERS = ("checkpoints/", "data/", "outputs/", "runs/")
+"""Where our documents put things: a folder that is missing there is no repository of the hub's."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -42,7 +42,7 @@ class HubId:
             DataError: A revision stands after the name, and another one is given.
         """
         name, _, own = text.partition("@")
-        if not _NAME.fullmatch(name) or text.endswith("@") or text.startswith(OUTPUTS):
+        if not _NAME.fullmatch(name) or text.endswith("@") or text.startswith(FOLDERS):
             return None
         if own and revision not in (None, own):
             raise DataError(f"{text} names revision {own}, and {revision} is given beside it; expected one of them.")

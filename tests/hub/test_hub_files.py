@@ -35,7 +35,8 @@ def test_ids(text: str, name: str, revision: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["/a/b", "./a", "../a/b", "~/a", "a", "a/b/c", "a/b@", "a/.b", "outputs/policy", "", "@v1", "a b/c"]
+    "text",
+    ["/a/b", "./a", "../a/b", "~/a", "a", "a/b/c", "a/b@", "a/.b", "outputs/policy", "runs/policy", "", "@v1", "a b/c"],
 )
 def test_paths_are_no_ids(text: str) -> None:
     assert HubId.parse(text) is None

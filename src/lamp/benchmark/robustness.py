@@ -91,7 +91,7 @@ def robustness_table(records: Sequence[EpisodeRecord]) -> RobustnessTable:
     """
     kinds = sorted({_kind(record) for record in records})
     if len(kinds) != 1 or not kinds[0][0]:
-        named = ", ".join(" of ".join(filter(None, kind)) or "standard episodes" for kind in kinds) or "nothing"
+        named = ", ".join(_named(*kind) for kind in kinds) or "nothing"
         raise MismatchError(f"{named}: expected perturbed episodes of one benchmark; these are not counted together")
     ((benchmark, suite),) = kinds
     column = _by("perturbation") if benchmark == PLUS_STYLE else _by("category")
@@ -117,6 +117,10 @@ def _kind(record: EpisodeRecord) -> tuple[str, str]:
     """Which benchmark's perturbation an episode is of, and of which suite; a standard episode is of none."""
     benchmark = str(record.variation.get("benchmark", ""))
     return benchmark, benchmark if benchmark == LIBERO_PLUS else record.suite.split(f" {PLUS_STYLE} ")[0]
+
+
+def _named(benchmark: str, suite: str) -> str:
+    return LIBERO_PLUS if benchmark == LIBERO_PLUS else f"{benchmark or 'standard'} episodes of {suite}"
 
 
 def _by(key: str) -> Callable[[EpisodeRecord], str]:

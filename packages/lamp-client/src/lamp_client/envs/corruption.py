@@ -97,7 +97,7 @@ class GlassBlur:
     rounds: int
     """How often every pixel is exchanged."""
     extent: int = 224
-    """Rows and columns from here on are blurred but not exchanged, as in LIBERO-Plus, which takes images for smaller."""
+    """Rows and columns from here on are blurred but not exchanged: LIBERO-Plus takes images for smaller than they are."""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Returns the blurred image, (H, W, 3) uint8."""
@@ -195,8 +195,9 @@ def _smoothed(image: np.ndarray, sigma: float) -> np.ndarray:
     for axis in (0, 1):
         size = image.shape[axis]
         padded = np.pad(image, [(radius, radius) if i == axis else (0, 0) for i in range(image.ndim)], mode="edge")
-        parts = (np.take(padded, range(start, start + size), axis=axis) for start in range(len(weights)))
-        image = sum((weight * part for weight, part in zip(weights, parts, strict=True)), start=np.zeros(()))
+        image = np.zeros(image.shape)
+        for start, weight in enumerate(weights):
+            image += weight * np.take(padded, range(start, start + size), axis=axis)
     return image
 
 

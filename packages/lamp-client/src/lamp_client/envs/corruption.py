@@ -195,8 +195,9 @@ def _smoothed(image: np.ndarray, sigma: float) -> np.ndarray:
     for axis in (0, 1):
         size = image.shape[axis]
         padded = np.pad(image, [(radius, radius) if i == axis else (0, 0) for i in range(image.ndim)], mode="edge")
-        parts = (np.take(padded, range(start, start + size), axis=axis) for start in range(len(weights)))
-        image = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        image = np.zeros(image.shape)
+        for start, weight in enumerate(weights):
+            image += weight * np.take(padded, range(start, start + size), axis=axis)
     return image
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,5 +87,5 @@ class Drawn:
     """What a perturbation drew for an episode."""
 
     effects: Effects
-    numbers: dict[str, object] = field(default_factory=dict)
+    numbers: Mapping[str, object] = field(default_factory=dict)
     """The same as JSON values, for the record."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ SETTLING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
 """Hold still with the gripper opening."""
 
 _PLACEMENT_ATTEMPTS = 10
+
+Opened = TypeVar("Opened", bound="LiberoEnv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +247,7 @@ class LiberoEnv:
             self._renderer = None
         self.robosuite.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Opened) -> Opened:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lamp.draws import Source, normal
-from lamp.errors import LampError
+from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
 from lamp.train.configs import BFloat16, LoopConfig
 from lamp.train.loop import Loop
@@ -187,6 +187,25 @@ def test_the_average_follows_its_closed_form(tmp_path: Path) -> None:
         expected = decay * expected + (1 - decay) * state.raw[name]
         assert state.average is not None
         torch.testing.assert_close(state.average[name], expected)
+
+
+def test_a_step_in_parts_is_the_whole_step(tmp_path: Path) -> None:
+    """But for dropout, whose masks differ."""
+    config = replace(CONFIG, ema=None, steps=10)
+
+    def trained(name: str, accumulate: int, dropout: float) -> dict[str, torch.Tensor]:
+        stage = Toy()
+        stage.head[0] = nn.Dropout(dropout)
+        Loop(stage, replace(config, accumulate=accumulate), tmp_path / name, lambda _: None).run()
+        return {key: value.detach() for key, value in stage.parameters().items()}
+
+    whole, parts = (trained(f"exact-{accumulate}", accumulate, 0.0) for accumulate in (1, 3))
+    assert all(torch.allclose(value, parts[name], atol=1e-5) for name, value in whole.items())
+    assert any(not torch.equal(value, parts[name]) for name, value in whole.items())
+    one, other = (trained(f"dropout-{accumulate}", accumulate, 0.2) for accumulate in (1, 3))
+    assert not all(torch.allclose(value, other[name], atol=1e-4) for name, value in one.items())
+    with pytest.raises(ConfigError, match="8 samples, for 1 processes and 9 parts each; expected at least 9"):
+        Loop(Toy(), replace(config, accumulate=9), tmp_path / "many", lambda _: None)
 
 
 def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_step_in_parts_is_the_whole_step(tmp_path: Path) -> None:
     def trained(name: str, accumulate: int, dropout: float) -> dict[str, torch.Tensor]:
         stage = Toy()
         stage.head[0] = nn.Dropout(dropout)
-        Loop(stage, replace(config, accumulate=accumulate), tmp_path / name, lambda _: None).run()
+        Loop(stage, replace(config, accumulate=accumulate), tmp_path / name, lambda _: None).run()  # pyright: ignore[reportArgumentType]
         return {key: value.detach() for key, value in stage.parameters().items()}
 
     whole, parts = (trained(f"exact-{accumulate}", accumulate, 0.0) for accumulate in (1, 3))
@@ -205,7 +205,7 @@ def test_a_step_in_parts_is_the_whole_step(tmp_path: Path) -> None:
     one, other = (trained(f"dropout-{accumulate}", accumulate, 0.2) for accumulate in (1, 3))
     assert not all(torch.allclose(value, other[name], atol=1e-4) for name, value in one.items())
     with pytest.raises(ConfigError, match="8 samples, for 1 processes and 9 parts each; expected at least 9"):
-        Loop(Toy(), replace(config, accumulate=9), tmp_path / "many", lambda _: None)
+        Loop(Toy(), replace(config, accumulate=9), tmp_path / "many", lambda _: None)  # pyright: ignore[reportArgumentType]
 
 
 def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:

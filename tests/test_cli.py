@@ -301,3 +301,10 @@ def test_an_unknown_benchmark_names_the_known(capsys: pytest.CaptureFixture[str]
 def test_a_command_with_others_below_it_keeps_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "--help"]) == 0
     assert "--checkpoint" in capsys.readouterr().out
+
+
+def test_a_missing_dataset_is_named_before_its_scene_flow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "motion", "--recipe", "demo", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert f"no dataset at {tmp_path / 'none'}" in error and "scene-flow" not in error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lamp.errors import ConfigError, MismatchError, unknown
+from lamp.errors import ConfigError, DataError, MismatchError, unknown
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
@@ -285,11 +285,16 @@ def _flow_stride(chosen: Recipe, data: Path) -> int:
     """Stored flow steps that make one of the recipe's: a store may be finer than the one that the recipe builds.
 
     Raises:
+        DataError: There is no dataset, or no scene flow of it.
         MismatchError: The stored steps do not add up to the recipe's.
     """
     from lamp.sceneflow.building import FOLDER
     from lamp.sceneflow.store import SceneFlowStore
 
+    if not data.is_dir():
+        raise DataError(
+            f"no dataset at {data}: there is no such folder; expected one of `lamp collect`, or in LeRobot's format"
+        )
     store = SceneFlowStore(data / FOLDER)
     frames, stored = chosen.flow.stride * chosen.motion.flow_stride, store.description.sampling.stride
     if frames % stored:

@@ -10,9 +10,10 @@ from view_fakes import make_run
 
 from lamp.errors import DataError
 from lamp.files import append_line
-from lamp.view.evidence import gather, spans
-from lamp.view.published import libero_rows, read_published
+from lamp.view.evidence import Evidence, gather, spans
+from lamp.view.published import beside_the_paper, libero_rows, plus_rows, read_published
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report
+from lamp_client.envs.libero_plus.names import SIZES
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}
 
@@ -235,3 +236,35 @@ def test_a_full_run_departs_from_nothing_and_has_an_average(tmp_path: Path, run:
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (row,) = libero_rows(gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None))
     assert row.departs == () and row.average == pytest.approx((50 + 60 + 70 + 80) / 4)
+
+
+def test_libero_plus_has_both_averages_beside_the_paper_and_plus_style_has_none(tmp_path: Path, run: Path) -> None:
+    template = json.loads((run / "evaluation" / "episodes.jsonl").read_text().splitlines()[0])
+    template |= {"condition": "with_motion", "render": "exact", "placement_shift": 0.0, "video": None, "state": 0}
+    suites = ("libero_plus_spatial", "libero_plus_object")
+    lines, wins = [], dict(zip(SIZES, (800, 0, 1537, 571, 1076, 1601, 305), strict=True))
+    for category, size in SIZES.items():
+        varied = {"benchmark": "LIBERO-Plus", "category": category, "level": 1}
+        lines += [
+            {**template, "suite": suites[len(lines) % 2], "task": len(lines) + index, "success": index < wins[category],
+             "variation": varied} for index in range(size)
+        ]  # fmt: skip
+    style = {"benchmark": "plus-style", "perturbation": "camera=1", "category": "camera", "level": 1}
+    lines.append({**template, "suite": "libero_goal plus-style camera=1", "success": False, "variation": style})
+    (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None)
+    (row,) = plus_rows(found)
+    assert row.departs == () and libero_rows(found) == []
+    assert row.average == pytest.approx(100 * sum(wins.values()) / 10_030)
+    assert row.mean == pytest.approx(100 * sum(wins[name] / size for name, size in SIZES.items()) / 7)
+    page = text_of(render_tables(found))
+    assert "Average over tasks" in page and "over dimensions" in page and "plus-style" not in page
+    # The paper's own row: its Average is over tasks; over the seven dimensions it is another.
+    assert " 79.3 " in page and " 80.8 " in page
+
+
+def render_tables(found: Evidence) -> str:
+    section = beside_the_paper(found)
+    assert section is not None
+    return section.body

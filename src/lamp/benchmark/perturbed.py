@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,10 @@ class PerturbedSimulators:
             placement_shift=standard.placement_shift,
             seed=standard.seed,
         )
+
+    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+        """The standard suite's expert: it knows where everything is, whatever the cameras show."""
+        return self.standard.expert(simulator)
 
 
 def perturbed(standard: Simulators, asked: Sequence[str]) -> tuple[Simulators, ...]:

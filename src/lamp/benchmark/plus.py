@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from lamp.benchmark.evaluating import RunSettings
-from lamp.benchmark.suites import LIBERO_PLUS, Programme, Simulator, Simulators, Visit
+from lamp.benchmark.suites import LIBERO_PLUS, LiberoSimulators, Programme, Simulator, Simulators, Visit
 from lamp.errors import ConfigError, unknown
 from lamp_client.envs.libero_plus.files import PlusFiles
 from lamp_client.envs.libero_plus.names import CATEGORIES, SUITES
@@ -52,10 +54,15 @@ class PlusConfig(RunSettings):
         if not self.list:
             super().__post_init__()
         self._check_counts("every")
+        # Another task of a suite often has the same goal in other words, and demonstrations are of LIBERO's own tasks.
         refused = {"replay", "wrong_instruction"} & set(self.controls)
         if refused:
             raise ConfigError(
-                f"{', '.join(sorted(refused))}: expected zero or blank; these are controls of LIBERO itself"
+                f"{', '.join(sorted(refused))}: controls of LIBERO itself; expected expert, zero or blank"
+            )
+        if {"prior_told_wrong", "all"} & set(self.intervene):
+            raise ConfigError(
+                "prior_told_wrong: another task of LIBERO-Plus may have the same goal; name other changes"
             )
 
     def programme(self, simulators: Simulators | None = None) -> Programme:
@@ -133,6 +140,10 @@ class PlusSimulators:
         chosen = plus.task(self.standard, task)
         loaded = plus.load(chosen, raw_prompt=self.prompts == "raw")
         return take_over(loaded, plus.draw(chosen), image_size=self.image_size, render=self.render, seed=self.seed)
+
+    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+        """LIBERO's expert: it knows where everything is, whatever the cameras show."""
+        return LiberoSimulators(suite=self.standard).expert(simulator)
 
 
 @dataclass(frozen=True, kw_only=True)

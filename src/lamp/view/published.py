@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 from lamp.benchmark.controls import CONTROLS
 from lamp.benchmark.episodes import EpisodeRecord
+from lamp.benchmark.robustness import robustness
 from lamp.benchmark.statistics import Rate
+from lamp.benchmark.suites import LIBERO_PLUS
 from lamp.benchmark.tables import percent
 from lamp.model.interventions import is_intervention
 from lamp.view import pages
 from lamp.view.evidence import Evidence
 from lamp.view.pages import Section
 from lamp.view.wording import label, words
+from lamp_client.envs.libero_plus.names import CATEGORIES, SIZES
 
 LIBERO_COLUMNS = {"libero_spatial": 0, "libero_object": 1, "libero_goal": 2, "libero_10": 3}
 
@@ -41,10 +44,19 @@ class OurRow:
     """One a column; the average over columns is not among them."""
     departs: tuple[str, ...]
     """How the run departs from the published protocol; empty where it does not."""
+    total: Rate | None = None
+    """Over all tasks, where the published average is that of tasks and not of columns."""
 
     @property
     def average(self) -> float | None:
-        """Mean of the columns, in per cent, where all are there, as the paper averages."""
+        """As the paper averages, in per cent, where all columns are there."""
+        if any(rate is None or not rate.trials for rate in self.rates):
+            return None
+        return self.mean if self.total is None else 100 * self.total.value
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the columns, in per cent, where all are there."""
         if any(rate is None or not rate.trials for rate in self.rates):
             return None
         return 100 * sum(rate.value for rate in self.rates if rate is not None) / len(self.rates)
@@ -104,10 +116,42 @@ def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
     return found
 
 
+def plus_rows(found: Evidence) -> list[OurRow]:
+    """The rows of Table II (LIBERO-Plus) that the runs' episodes make; plus-style perturbations are no part of it."""
+    rows = []
+    for folder, records in zip(found.folders, found.records, strict=True):
+        own = [record for record in records if record.variation.get("benchmark") == LIBERO_PLUS]
+        for table in robustness(own):
+            for row in table.rows:
+                if row.condition in CONTROLS or is_intervention(row.condition):
+                    continue
+                rates = dict(zip(table.columns, row.columns, strict=True))
+                chosen = [record for record in own if record.condition == row.condition]
+                rows.append(
+                    OurRow(
+                        name=f"{label(folder)}: {words(row.condition)}",
+                        rates=tuple(rates.get(category) for category in CATEGORIES),
+                        departs=tuple(_departs_from_plus(chosen)),
+                        total=row.total,
+                    )
+                )
+    return rows
+
+
+def _departs_from_plus(records: Sequence[EpisodeRecord]) -> list[str]:
+    """The protocol: every task once, exact rendering, prompts without the perturbations' numbers."""
+    found, tasks = [], {(record.suite, record.task) for record in records}
+    if len(tasks) < sum(SIZES.values()) or len(records) > len(tasks):
+        found.append(f"{len(tasks)} of {sum(SIZES.values())} tasks, {len(records)} episodes")
+    if any(record.render != "exact" for record in records):
+        found.append("fast rendering")
+    return found
+
+
 def beside_the_paper(found: Evidence) -> Section | None:
     """The published tables to which this run has rows; None where it has none."""
     published = read_published()
-    body = _table(published["libero"], libero_rows(found))
+    body = _table(published["libero"], libero_rows(found)) + _plus_table(published["libero_plus"], plus_rows(found))
     if not body:
         return None
     about = f"Rows of this run first, then the paper's own numbers, in per cent. Published rows: {source()}."
@@ -117,13 +161,27 @@ def beside_the_paper(found: Evidence) -> Section | None:
 def _table(published: Published, ours: Sequence[OurRow]) -> str:
     if not ours:
         return ""
-    rows = [[row.name, *map(_cell, row.rates), "-" if row.average is None else f"{row.average:.1f}"] for row in ours]
+    rows = [
+        [row.name, *map(_cell, row.rates), _number(row.average), *([] if row.total is None else [_number(row.mean)])]
+        for row in ours
+    ]
     rows += [[f"{name} (paper)", *map(_number, values)] for name, values in reversed(list(published.rows.items()))]
     told = [f"{row.name}: {'; '.join(row.departs)}. Not the published protocol." for row in ours if row.departs]
     told += [published.note] if published.note else []
     return pages.panel(
         pages.table(["method", *published.columns], rows) + (pages.notes(told) if told else ""), published.title
     )
+
+
+def _plus_table(published: Published, ours: Sequence[OurRow]) -> str:
+    """With both averages: the published one is over tasks, which weighs the dimensions by their sizes."""
+    *columns, average = published.columns
+    with_means = {
+        name: (*row, None if any(value is None for value in row[:-1]) else sum(filter(None, row[:-1])) / len(columns))
+        for name, row in published.rows.items()
+    }
+    heads = (*columns, f"{average} over tasks", "over dimensions")
+    return _table(replace(published, columns=heads, rows=with_means), ours)
 
 
 def _cell(rate: Rate | None) -> str:
@@ -140,16 +198,23 @@ def _number(value: float | None) -> str:
 def to_json(found: Evidence) -> dict[str, Any]:
     """The rows of this run and the published ones as plain values."""
     published = read_published()
-    ours = [
-        {
-            "name": row.name,
-            "columns": {
-                column: None if rate is None else {"successes": rate.successes, "episodes": rate.trials}
-                for column, rate in zip(published["libero"].columns, row.rates, strict=False)
-            },
-            "average": row.average,
-            "departs": list(row.departs),
+    return {
+        name: {
+            "ours": [_row_json(row, published[name]) for row in rows],
+            "published": {method: list(row) for method, row in published[name].rows.items()},
         }
-        for row in libero_rows(found)
-    ]
-    return {"libero": {"ours": ours, "published": {k: list(v) for k, v in published["libero"].rows.items()}}}
+        for name, rows in (("libero", libero_rows(found)), ("libero_plus", plus_rows(found)))
+    }
+
+
+def _row_json(row: OurRow, published: Published) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "columns": {
+            column: None if rate is None else {"successes": rate.successes, "episodes": rate.trials}
+            for column, rate in zip(published.columns, row.rates, strict=False)
+        },
+        "average": row.average,
+        "mean": row.mean,
+        "departs": list(row.departs),
+    }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EPISODES
+from lamp.benchmark.robustness import to_json as perturbed_to_json
 from lamp.benchmark.tables import sentence
 from lamp.benchmark.tables import to_json as tables_to_json
 from lamp.errors import ConfigError, DataError
@@ -92,9 +93,8 @@ def report(config: ReportConfig) -> Path:
         found = _gathered(inputs)
         tables, between = tables_to_json(found.tables), [sentence(pair) for pair in between_runs.pairs(found)]
         folders = [str(folder) for folder in found.folders]
-        write_json(
-            config.json, {"folders": folders, "tables": tables, "between": between, "paper": published.to_json(found)}
-        )
+        parts = {"folders": folders, "tables": tables, "perturbed": perturbed_to_json(found.perturbed)}
+        write_json(config.json, {**parts, "between": between, "paper": published.to_json(found)})
     return write_report(inputs, config.out or config.run[0] / "report.html")
 
 

@@ -95,7 +95,8 @@ class LampPolicy(PreTrainedPolicy):
             )
         if self.training:
             self.losses_taken += 1
-            generator = generator_at(torch.initial_seed(), "lerobot", int(self.losses_taken))
+            # LeRobot gives all processes the same seed.
+            generator = generator_at(torch.initial_seed(), "lerobot", _rank(), int(self.losses_taken))
         else:
             generator = self._generator()
         width = self._state_width
@@ -149,3 +150,9 @@ class LampPolicy(PreTrainedPolicy):
 
 def _device_of(module: nn.Module) -> torch.device | None:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+
+
+def _rank() -> int:
+    """This process's number among those that train together."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if together else 0

@@ -68,14 +68,14 @@ def test_a_chunk_is_measured_stage_by_stage(against: str) -> None:
     assert list(result.stages) == ["motion", "guidance", "action"]
     assert result.evaluations == {"motion": 2, "guidance": 1, "action": 10}
     assert result.ratio == pytest.approx(result.other.p50_s / result.ours.p50_s)
-    assert result.floors_s == pytest.approx(sum(stage.floor_s for stage in result.stages.values()))
+    assert result.floors_s == pytest.approx(sum(part.floor_s for part in result.stages.values()))
     assert result.largest_difference < 1e-4
     assert result.cosine == pytest.approx(1, abs=1e-6)
     assert result.peak_bytes > 2**20
     assert result.machine.ceilings.matrix_flops > 1e8
-    for stage in result.stages.values():
-        assert 0 < stage.of_matrix_rate < 1
-        assert stage.weight_bytes == 4 * stage.parameters * stage.evaluations
+    for part in result.stages.values():
+        assert 0 < part.of_matrix_rate < 1
+        assert part.weight_bytes == 4 * part.parameters * part.evaluations
     told = to_text(result)
     assert all(word in told for word in ("motion", "guidance", "action", f"{against} / ours: {result.ratio:.2f}"))
 
@@ -204,7 +204,9 @@ def test_the_whole_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     made = subjects.subject("paper", batch=3, device=CPU, dtype=torch.float32)
     assert made.joined is not None
     tokens = qwen.plain()
-    expected = made.model.act(**made.inputs | {"encoded": Encoded(tokens=tokens, mask=torch.ones(3, 13, dtype=torch.bool))})
+    expected = made.model.act(
+        **made.inputs | {"encoded": Encoded(tokens=tokens, mask=torch.ones(3, 13, dtype=torch.bool))}
+    )
     actor = FastActor(made.model)
     torch.testing.assert_close(made.joined(actor)(), expected, atol=1e-4, rtol=1e-4)
     actor.device = torch.device("cuda")

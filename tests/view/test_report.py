@@ -11,7 +11,7 @@ from view_fakes import make_run
 from lamp.errors import DataError
 from lamp.files import append_line
 from lamp.view.evidence import Evidence, gather, spans
-from lamp.view.published import beside_the_paper, libero_rows, plus_rows, read_published
+from lamp.view.published import beside_the_paper, libero_rows, plus_rows, read_published, widowx_rows
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report
 from lamp_client.envs.libero_plus.names import SIZES
 
@@ -268,3 +268,27 @@ def render_tables(found: Evidence) -> str:
     section = beside_the_paper(found)
     assert section is not None
     return section.body
+
+
+def test_simplerenv_is_read_at_the_last_step_and_at_any(tmp_path: Path, run: Path) -> None:
+    template = json.loads((run / "evaluation" / "episodes.jsonl").read_text().splitlines()[0])
+
+    def rows(suite: str, **changes: object):
+        lines = [
+            {**template, "suite": suite, "condition": condition, "task": task, "state": state, "placement_shift": 0.0,
+             "success": state < 18, "success_last": state < 6 * task, "steps": 120 if task == 3 else 60, "video": None, **changes}
+            for condition in ("with_motion", "expert") for task in range(4) for state in range(24)
+        ]  # fmt: skip
+        (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+        (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return widowx_rows(gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None))
+
+    last, latched = rows("simpler_widowx")
+    assert last.departs == latched.departs == ()
+    assert last.average == pytest.approx((0 + 25 + 50 + 75) / 4) and latched.average == 75.0
+    assert last.name.endswith("at the last step") and latched.name.endswith("at any step")
+    (first, _) = rows("simpler_widowx_stand_ins", steps=120)
+    assert first.departs == ("another number of actions", "files of the scenes are not the original ones")
+    text = text_of(report(ReportConfig(run=(tmp_path,))).read_text())
+    assert "files of the scenes are not the original ones. Not the published protocol." in text
+    assert rows("libero_object") == []

@@ -44,31 +44,32 @@ def find_environment(python: Path | None, assets: Path | None, renderer: str) ->
     Raises:
         MissingDependencyError: Something is missing; the message says what, all of it, and how to get it.
     """
-    interpreter = _interpreter(python)
+    chosen = interpreter(python)
     data = simpler_assets.folder(assets)
     problems, versions = [], {}
-    if not interpreter.is_file():
+    if not chosen.is_file():
         problems.append(
-            f"there is no {interpreter}, ManiSkill3's own environment: build it with `make simpler-env`, or name its interpreter "
+            f"there is no {chosen}, ManiSkill3's own environment: build it with `make simpler-env`, or name its interpreter "
             f"with --python or ${VARIABLE}"
         )
     else:
-        found = _checked(interpreter, data.parent, renderer)
+        found = _checked(chosen, data.parent, renderer)
         versions = found["versions"]
         problems += [found["problem"]] if found["problem"] else []
-    problems += _missing_assets(data, interpreter)
+    problems += _missing_assets(data, chosen)
     if problems:
         numbered = " ".join(f"({number}) {problem}." for number, problem in enumerate(problems, 1))
         raise MissingDependencyError(f"SimplerEnv cannot run here. {numbered}")
     return Environment(
-        launch=Launch(command=(str(interpreter), "-m", MODULE, "host"), environment=_variables(data.parent)),
+        launch=Launch(command=(str(chosen), "-m", MODULE, "host"), environment=_variables(data.parent)),
         versions=versions,
         fingerprint=simpler_assets.fingerprint(data),
         stand_ins=tuple(simpler_assets.stand_ins(data)),
     )
 
 
-def _interpreter(chosen: Path | None) -> Path:
+def interpreter(chosen: Path | None) -> Path:
+    """Where ManiSkill3's interpreter is, or would be: the one given, the variable's, or that of `make simpler-env`."""
     if chosen is not None:
         return chosen
     if os.environ.get(VARIABLE):
@@ -82,9 +83,9 @@ def _variables(assets: Path) -> dict[str, str]:
     return {"MS_ASSET_DIR": str(assets.absolute()), "PYTHONWARNINGS": "ignore"}
 
 
-def _checked(interpreter: Path, assets: Path, renderer: str) -> dict[str, Any]:
+def _checked(python: Path, assets: Path, renderer: str) -> dict[str, Any]:
     """Asks the interpreter itself what it has."""
-    command = [str(interpreter), "-m", MODULE, "check", renderer]
+    command = [str(python), "-m", MODULE, "check", renderer]
     done = None
     try:
         done = subprocess.run(
@@ -103,12 +104,12 @@ def _checked(interpreter: Path, assets: Path, renderer: str) -> dict[str, Any]:
         return {"problem": f"{' '.join(command)} failed ({words[0]}): build it with `make simpler-env`", "versions": {}}
 
 
-def _missing_assets(data: Path, interpreter: Path) -> list[str]:
+def _missing_assets(data: Path, python: Path) -> list[str]:
     problems = []
     for download, files in simpler_assets.missing(data).items():
         count = f"{files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
         problems.append(
-            f"{data} lacks {count}: download the assets (CC BY-NC 4.0) with `MS_ASSET_DIR={data.parent} {interpreter} -m "
+            f"{data} lacks {count}: download the assets (CC BY-NC 4.0) with `MS_ASSET_DIR={data.parent} {python} -m "
             f"mani_skill.utils.download_asset {download}`, which replaces what is there of them, or name the folder that holds "
             "ManiSkill's `data` with --assets"
         )

@@ -11,6 +11,8 @@ from typing import Any
 from lamp.benchmark.controls import CONTROLS
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.robustness import robustness
+from lamp.benchmark.simpler import SUITE as WIDOWX
+from lamp.benchmark.simpler import WITH_STAND_INS
 from lamp.benchmark.statistics import Rate
 from lamp.benchmark.suites import LIBERO_PLUS
 from lamp.benchmark.tables import percent
@@ -20,6 +22,7 @@ from lamp.view.evidence import Evidence
 from lamp.view.pages import Section
 from lamp.view.wording import label, words
 from lamp_client.envs.libero_plus.names import CATEGORIES, SIZES
+from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS
 
 LIBERO_COLUMNS = {"libero_spatial": 0, "libero_object": 1, "libero_goal": 2, "libero_10": 3}
 
@@ -151,7 +154,11 @@ def _departs_from_plus(records: Sequence[EpisodeRecord]) -> list[str]:
 def beside_the_paper(found: Evidence) -> Section | None:
     """The published tables to which this run has rows; None where it has none."""
     published = read_published()
-    body = _table(published["libero"], libero_rows(found)) + _plus_table(published["libero_plus"], plus_rows(found))
+    body = (
+        _table(published["libero"], libero_rows(found))
+        + _plus_table(published["libero_plus"], plus_rows(found))
+        + _table(published["widowx"], widowx_rows(found))
+    )
     if not body:
         return None
     about = f"Rows of this run first, then the paper's own numbers, in per cent. Published rows: {source()}."
@@ -203,7 +210,11 @@ def to_json(found: Evidence) -> dict[str, Any]:
             "ours": [_row_json(row, published[name]) for row in rows],
             "published": {method: list(row) for method, row in published[name].rows.items()},
         }
-        for name, rows in (("libero", libero_rows(found)), ("libero_plus", plus_rows(found)))
+        for name, rows in (
+            ("libero", libero_rows(found)),
+            ("libero_plus", plus_rows(found)),
+            ("widowx", widowx_rows(found)),
+        )
     }
 
 
@@ -218,3 +229,34 @@ def _row_json(row: OurRow, published: Published) -> dict[str, Any]:
         "mean": row.mean,
         "departs": list(row.departs),
     }
+
+
+def widowx_rows(found: Evidence) -> list[OurRow]:
+    """The rows of Table I (SimplerEnv) that the runs' episodes make: at the last step, as SimplerEnv has it, and at any step."""
+    rows = []
+    for folder, records in zip(found.folders, found.records, strict=True):
+        own = [r for r in records if r.suite in (WIDOWX, WITH_STAND_INS) and r.condition not in CONTROLS]
+        for condition in dict.fromkeys(r.condition for r in own if not is_intervention(r.condition)):
+            chosen = [record for record in own if record.condition == condition]
+            by_task = [[record for record in chosen if record.task == task] for task in range(len(SIMPLER_TASKS))]
+            departs = tuple(_departs_from_widowx(chosen))
+            for rule, held in (
+                ("at the last step", [[record.success_last for record in some] for some in by_task]),
+                ("at any step", [[record.success for record in some] for some in by_task]),
+            ):
+                rates = tuple(Rate(successes=sum(some), trials=len(some)) if some else None for some in held)
+                rows.append(OurRow(name=f"{label(folder)}: {words(condition)}, {rule}", rates=rates, departs=departs))
+    return rows
+
+
+def _departs_from_widowx(records: Sequence[EpisodeRecord]) -> list[str]:
+    """The protocol: 24 episodes of each of four tasks, each to its own limit, in the original scenes."""
+    found, whole = [], EPISODES * len(SIMPLER_TASKS)
+    visits = {(record.task, record.state) for record in records}
+    if len(visits) < whole or len(records) > len(visits):
+        found.append(f"{len(visits)} of {whole} arrangements, {len(records)} episodes")
+    if any(record.steps != SIMPLER_TASKS[record.task].step_limit for record in records):
+        found.append("another number of actions")
+    if any(record.suite == WITH_STAND_INS for record in records):
+        found.append("files of the scenes are not the original ones")
+    return found

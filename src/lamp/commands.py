@@ -459,6 +459,12 @@ def _show_perturbations(arguments: Sequence[str]) -> None:
     print(sheet(parse(SheetConfig, arguments, "show perturbations")))
 
 
+def _score(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.trials import ScoreConfig, score
+
+    print(score(parse(ScoreConfig, _with_flag(arguments, "--out"), "score")))
+
+
 def _report(arguments: Sequence[str]) -> None:
     from lamp.view.report import ReportConfig, report
 
@@ -835,6 +841,7 @@ COMMANDS: dict[str, Command] = {
     "push": Command(summary="publish a checkpoint on the Hugging Face hub", run=_push),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "show perturbations": Command(summary="draw what plus-style perturbations do to a scene", run=_show_perturbations),
+    "score": Command(summary="write down how far a trial on a real robot came", run=_score),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),
     "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),

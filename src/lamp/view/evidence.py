@@ -12,6 +12,7 @@ from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
+from lamp.benchmark.trials import Trial, read_trials
 from lamp.files import read_json, read_lines_json
 from lamp.view.wording import label
 
@@ -78,9 +79,13 @@ class Evidence:
     records: tuple[tuple[EpisodeRecord, ...], ...]
     """The episodes of each evaluation folder."""
     planned: tuple[int, ...]
+    models: tuple[Mapping[str, Mapping[str, str | None]], ...]
+    """Of each evaluation folder: condition -> its policy's `flow` and `fusion`, where the folder says."""
     flow: tuple[FlowRow, ...]
     flow_facts: Mapping[str, Any]
     data: Mapping[str, Any]
+    trials: tuple[Trial, ...] = ()
+    """On a real robot."""
 
     @property
     def tables(self) -> list[SuccessTable]:
@@ -121,6 +126,7 @@ def gather(
     evaluations: Sequence[Path],
     flow: Path | None,
     data: Path | None,
+    trials: Sequence[Path] = (),
 ) -> Evidence:
     """Reads all parts that are there.
 
@@ -135,9 +141,11 @@ def gather(
         folders=tuple(evaluations),
         records=tuple(tuple(read_records(folder)) for folder in evaluations),
         planned=tuple(int(manifest["planned"]) for manifest in manifests),
+        models=tuple(manifest.get("facts", {}).get("models", {}) for manifest in manifests),
         flow=_flow_rows(flow_json),
         flow_facts={key: value for key, value in flow_json.items() if isinstance(value, int | float | str | bool)},
         data=_dataset(data),
+        trials=tuple(trial for folder in trials for trial in read_trials(folder)),
     )
 
 

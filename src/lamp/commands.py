@@ -104,7 +104,8 @@ class CacheFlags:
     recipe: str = "demo"
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
     embodiment: str | None = None
-    """How datasets record their robot where they do not say: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    """How datasets record their robot where they do not say: lamp, libero, bridge, droid ..., or a JSON file; by default, as the
+    recipe says (docs/data.md)."""
     out: Path | None = None
     """The folder for the caches of all datasets, `--features` of a training; by default each is in its dataset."""
     motion: Path | None = None
@@ -161,7 +162,7 @@ def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
     processes, on_corrupt = flags.processes or len(flags.devices), LeaveOut() if flags.leave_out_corrupt else Refuse()
     workers = Workers(processes=processes, devices=flags.devices) if processes else None
     return flags, CacheRequest(
-        datasets=tuple(_mixed_in(text, flags.embodiment) for text in flags.data),
+        datasets=tuple(_mixed_in(text, flags.embodiment, policy.embodiment) for text in flags.data),
         settings=settings,
         motion=flags.motion,
         root=flags.out,
@@ -203,13 +204,15 @@ class MotionFlags:
     """Stage 1: trains the Motion Expert on the dataset's scene flow."""
 
     recipe: str
-    """Where all other settings come from, a name that `lamp recipe list` shows; each can be changed by its own flag."""
+    """Where all other settings come from: a name that `lamp recipe list` shows, or a file of `lamp recipe fit`; each can be
+    changed by its own flag."""
     data: Path
     """The dataset."""
     out: Path
     """The run's folder; an unfinished run in it is continued."""
     embodiment: str | None = None
-    """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
+    """How the dataset records its robot: lamp, libero, bridge, droid ..., or a JSON file; by default, as the recipe says
+    (docs/data.md)."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
     sharding: Literal["replicated", "full", "deepspeed"] | None = None
@@ -317,11 +320,12 @@ class PolicyFlags(MotionFlags):
     """Train adapters of this rank in Qwen3-VL along (docs/training.md); the feature cache is of no use then."""
 
 
-def _mixed_in(text: str, otherwise: str | None = None) -> MixedIn:
+def _mixed_in(text: str, named: str | None = None, otherwise: Embodiment | None = None) -> MixedIn:
     from lamp.train.configs import MixedIn
 
     folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
-    return MixedIn(data=folder, embodiment=_embodiment(name or otherwise))
+    chosen = name or named
+    return MixedIn(data=folder, embodiment=otherwise if otherwise and not chosen else _embodiment(chosen))
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
@@ -580,6 +584,14 @@ def _recipe_list(arguments: Sequence[str]) -> None:
     width = max(map(len, RECIPES))
     for name, build in RECIPES.items():
         print(f"{name:<{width}}  {build().summary}")
+
+
+def _recipe_fit(arguments: Sequence[str]) -> None:
+    from lamp.recipes.fitting import FitConfig, fit
+
+    config = parse(FitConfig, _with_flag(arguments, "--data"), "recipe fit")
+    made, told = fit(config, _training(config.like))
+    print(f"{told}\n{config.out}: {made.summary}. Read it, change what you like, and give it to any --recipe.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -851,5 +863,6 @@ COMMANDS: dict[str, Command] = {
     "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
+    "recipe fit": Command(summary="write a recipe that fits your own dataset into a file", run=_recipe_fit),
     "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),
 }

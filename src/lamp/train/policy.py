@@ -14,6 +14,7 @@ import lamp.version
 from lamp.configuration import to_json
 from lamp.data.features import FrozenBackbone
 from lamp.data.image_samples import ImageSamples
+from lamp.data.normalise import NoState
 from lamp.data.samples import PolicySamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import LaMP
@@ -199,6 +200,13 @@ def _cache_hidden(
         progress.close()
 
 
+def _state_width(config: PolicyTraining, one: TrainedOn) -> int:
+    """How many values of a state the policy has to be given; none where neither it nor its actions look at them."""
+    if isinstance(config.state_transform, NoState) and one.embodiment.per_frame:
+        return 0
+    return int(one.embodiment.states(one.sources.dataset, 0).shape[1])
+
+
 def _describe(
     config: PolicyTraining,
     datasets: Sequence[TrainedOn],
@@ -210,7 +218,7 @@ def _describe(
         OtherDataset(
             root=str(one.sources.dataset.root),
             data=one.sources.record(samples=len(part)),
-            state_width=one.embodiment.states(one.sources.dataset, 0).shape[1],
+            state_width=_state_width(config, one),
             scaling=one.scaling,
             fps=one.sources.dataset.fps,
             embodiment=one.embodiment,

@@ -20,6 +20,7 @@ from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.tracks import Supervision
 from lamp.train.backbones import BackboneConfig
 from lamp.train.optimiser import AdamW
+from lamp.train.tracking import TensorBoard, Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,8 @@ class LoopConfig:
     threads: int = 2
     """CPU threads of this process: 2 for one training alone, 1 each for two side by side."""
     device: str = "cpu"
+    trackers: Annotated[tuple[Tracker, ...], tyro.conf.Suppress] = (TensorBoard(),)
+    """Where metrics go besides `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads"):
@@ -198,6 +201,9 @@ class PolicyTraining:
     """The action's dimension that holds the gripper (0 or 1), or None."""
     split: Split = field(default_factory=Split)
     validation_samples: int = 256
+    """Held-out samples whose loss is measured at each validation."""
+    action_samples: int = 64
+    """Held-out samples for which a whole chunk is drawn at each validation, with all solver steps; 0: none."""
 
     def __post_init__(self) -> None:
         if self.model.action is None:

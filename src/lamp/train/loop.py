@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from lamp.errors import LampError
 from lamp.train.configs import LoopConfig
 from lamp.train.ema import Ema
-from lamp.train.metrics import Interval, Journal, Progress, Value, clock
+from lamp.train.gradients import Gradients
+from lamp.train.means import Part, Value
+from lamp.train.metrics import Interval, Journal, Progress, clock, device_memory
 from lamp.train.optimiser import cosine, optimiser_tensors, restore_optimiser, set_learning_rate
 from lamp.train.randomness import generator_at, global_states, restore_global_states, seed_everything
 from lamp.train.state import TrainingState
@@ -32,7 +34,7 @@ class StepLoss:
     """The loss of one batch, and the parts of it that are worth a line in the log."""
 
     total: Float[Tensor, ""]
-    parts: Mapping[str, Tensor]
+    parts: Mapping[str, Part]
 
 
 @runtime_checkable
@@ -91,6 +93,7 @@ class Loop:
         torch.set_num_threads(config.threads)
         self.stage, self.config, self.out, self.save = stage, config, out, save
         self.parameters = stage.parameters()
+        self.gradients = Gradients(self.parameters)
         self.optimiser = config.optimiser.build(self.parameters)
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None
         self.step = 0
@@ -106,7 +109,7 @@ class Loop:
         """Trains until the schedule is done, the time limit is reached, or the process is asked to stop."""
         self.started = time.perf_counter()
         progress = Progress(self.stage.name)
-        journal = Journal(self.out, from_step=self.step)
+        journal = Journal(self.out, from_step=self.step, trackers=self.config.trackers)
         interval = Interval()
         try:
             with _stop_request() as stop:
@@ -182,13 +185,13 @@ class Loop:
         with config.precision.autocast(config.device):
             loss = self.stage.loss(batch, generator_at(config.seed, "loss", self.step))
         loss.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=True)
+        norms = self.gradients.clip(config.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
-        values = {"loss": loss.total, **loss.parts, "grad_norm": norm}
+        values = {"loss": loss.total, **loss.parts, "grad_norm": norms.total, "grad_norms": norms.by_module}
         samples = len(batch.encoded.tokens)
         self.samples += samples
         interval.add(values, samples=samples, waited_s=waited)
@@ -202,7 +205,7 @@ class Loop:
             return interval
         values = interval.read()
         self._check_finite(values)
-        values |= {"lr": self.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
+        values |= {"lr": self.optimiser.param_groups[0]["lr"], **self.stage.gauges(), **device_memory(config.device)}
         journal.write("train", self.step, self.elapsed_s, values)
         progress.show(self._line(values), force=reason is not None)
         if validate:

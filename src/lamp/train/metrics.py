@@ -1,74 +1,87 @@
-"""What a run writes down while it trains: `metrics.jsonl`, TensorBoard, and a line of progress."""
+"""What a run writes down while it trains: `metrics.jsonl`, trackers, and a line of progress."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+import torch
 
 from lamp.files import append_line, atomic_write_text, read_lines_json, to_line
+from lamp.train.means import Means, Part, Total, Value, alone
+from lamp.train.tracking import TensorBoard, Tracker, Trackers
 
 FILE_NAME = "metrics.jsonl"
-
-Value = float | int | str | list[float] | dict[str, float]
+GIB = 2**30
 
 
 class Interval:
-    """Sums of what the steps since the last log line reported; tensors stay on their device until they are read."""
+    """What the steps since the last log line reported; tensors stay on their device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self.steps = 0
+        self._means = Means()
         self.samples = 0
         self.waited_s = 0.0
         self.started = time.perf_counter()
 
-    def add(self, values: Mapping[str, Tensor], *, samples: int, waited_s: float) -> None:
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self.steps += 1
+    def add(self, values: Mapping[str, Part], *, samples: int, waited_s: float) -> None:
+        self._means.add(values)
         self.samples += samples
         self.waited_s += waited_s
 
-    def read(self) -> dict[str, Value]:
-        """Returns the means, the rate in samples a second, and the share of time spent waiting for data."""
+    def read(self, total: Total = alone, *, processes: int = 1) -> dict[str, Value]:
+        """Returns the means, the rate in samples a second, and the share of time spent waiting for data.
+
+        Args:
+            total: Sums over the processes of a run; then every one of them has to read.
+            processes: How many there are.
+        """
+        means = self._means.read(total)
         spent = max(time.perf_counter() - self.started, 1e-9)
-        means: dict[str, Value] = {name: (total / self.steps).tolist() for name, total in self._sums.items()}
+        own = torch.tensor([self.samples, self.waited_s], dtype=torch.float64)
+        samples, waited = total(own).tolist()
         return means | {
-            "samples_per_s": round(self.samples / spent, 2),
-            "data_wait_share": round(self.waited_s / spent, 4),
+            "samples_per_s": round(samples / spent, 2),
+            "data_wait_share": round(waited / processes / spent, 4),
         }
+
+
+def device_memory(device: str) -> dict[str, Value]:
+    """The most GPU memory that was held at once since the process began, and what torch reserved for it; nothing on a CPU."""
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        return {}
+    return {
+        "gpu_memory_gib": round(torch.cuda.max_memory_allocated(device) / GIB, 3),
+        "gpu_reserved_gib": round(torch.cuda.max_memory_reserved(device) / GIB, 3),
+    }
 
 
 class Journal:
     """Writes the metrics of one run; a continued run first drops what was written after its checkpoint.
 
     One line is one JSON object: `kind` ("train" or "validation"), `step`, `elapsed_s`, and the values. "train" lines hold `loss`,
-    the losses by axis or by action dimension, `lr`, `grad_norm`, `gate`, `samples_per_s`, `data_wait_share`.
+    the losses by axis or by action dimension and by flow time, `lr`, `grad_norm` in all and by module, `gate`, `samples_per_s`,
+    `data_wait_share`, and on a GPU `gpu_memory_gib`.
     """
 
-    def __init__(self, out: Path, *, from_step: int) -> None:
+    def __init__(self, out: Path, *, from_step: int, trackers: Sequence[Tracker] = (TensorBoard(),)) -> None:
         self.path = out / FILE_NAME
         if self.path.exists():
             kept = [line for line in read_lines_json(self.path) if line["step"] <= from_step] if from_step else []
             atomic_write_text(self.path, "".join(to_line(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+        self._trackers = Trackers(trackers, out, from_step=from_step)
 
     def write(self, kind: str, step: int, elapsed_s: float, values: Mapping[str, Value]) -> None:
         append_line(self.path, to_line({"kind": kind, "step": step, "elapsed_s": round(elapsed_s, 3), **values}))
-        for name, value in values.items():
-            for tag, number in _flat(f"{kind}/{name}", value):
-                self._board.add_scalar(tag, number, step)
+        pairs = [pair for name, value in values.items() for pair in _flat(f"{kind}/{name}", value)]
+        self._trackers.log(dict(pairs), step)
 
     def close(self) -> None:
-        self._board.close()
+        self._trackers.close()
 
 
 def _flat(name: str, value: Value) -> list[tuple[str, float]]:

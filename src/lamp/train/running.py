@@ -28,11 +28,12 @@ from lamp.train.description import FILE_NAME, Description, read_description
 from lamp.train.loop import Loop, Outcome, Stage
 from lamp.train.metrics import FILE_NAME as METRICS
 from lamp.train.state import TrainingState
+from lamp.train.tracking import IDS
 
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
-MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", HIDDEN, METRICS, FILE_NAME, "flow.json")
-FREE_TO_CHANGE = ("log_every", "checkpoint_every", "validate_every", "time_limit_s", "threads", "device")
+MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, "flow.json")
+FREE_TO_CHANGE = ("log_every", "checkpoint_every", "validate_every", "time_limit_s", "threads", "device", "trackers")
 """Loop settings that a continued run may change: the weights do not depend on them, but for rounding (threads, device)."""
 
 

@@ -9,17 +9,19 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import nn
 
 from lamp.data.mixture import MixedSamples, mixture_weights
 from lamp.data.motion_samples import MotionSamples
 from lamp.data.sampler import Sampler
 from lamp.data.samples import PolicySamples
 from lamp.model.lamp import LaMP
+from lamp.train.action_metrics import measure_actions
+from lamp.train.breakdown import AXES, action_names, by_name, by_tau, clamped
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.flow_metrics import measure_flow
 from lamp.train.loop import StepLoss
-from lamp.train.metrics import Value
+from lamp.train.means import Means, Value
 from lamp.train.randomness import generator_at
 from lamp.types import Batch
 
@@ -63,7 +65,8 @@ class MotionStage:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
         loss = self.model.motion_loss(batch, generator, self.config.draws)
-        return StepLoss(total=loss.total, parts={"per_axis": loss.per_axis})
+        parts = {"per_axis": by_name(loss.per_axis, AXES), "per_tau": by_tau(loss.draws)}
+        return StepLoss(total=loss.total, parts=parts | ({"clamped": clamped(batch.motion)} if batch.motion else {}))
 
     def gauges(self) -> dict[str, float]:
         return {}
@@ -104,6 +107,7 @@ class PolicyStage:
             part.requires_grad_(True)
         lengths = [len(part) for part in samples.parts] if isinstance(samples, MixedSamples) else [len(samples)]
         weights = mixture_weights(lengths, config.weights)
+        self.action_names = _action_names(samples)
         self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed, weights=weights)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -123,7 +127,8 @@ class PolicyStage:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
         loss = self.model.action_loss(batch, generator, self.config.noise_draws)
-        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim})
+        parts = {"per_dim": by_name(loss.per_dim, self.action_names), "per_tau": by_tau(loss.draws)}
+        return StepLoss(total=loss.total, parts=parts)
 
     def gauges(self) -> dict[str, float]:
         opening = self.model.gate
@@ -133,8 +138,12 @@ class PolicyStage:
         if self.validation is None:
             return {}
         self.model.eval()
-        indices = spread(len(self.validation), self.config.validation_samples)
-        return held_out_loss(self.loss, self.validation, indices, self.config.loop)
+        loop, total = self.config.loop, len(self.validation)
+        measured = held_out_loss(self.loss, self.validation, spread(total, self.config.validation_samples), loop)
+        if not self.config.action_samples:
+            return measured
+        indices = spread(total, self.config.action_samples)
+        return measured | measure_actions(self.model, self.validation, indices, self.action_names, loop=loop)
 
     def sampler_state(self) -> dict[str, Any]:
         return self.sampler.state_dict()
@@ -154,6 +163,12 @@ class PolicyStage:
         return replace(batch, prior_seen=seen if batch.prior_seen is None else seen & batch.prior_seen)
 
 
+def _action_names(samples: PolicySamples | MixedSamples) -> tuple[str, ...]:
+    """Those of the first dataset, the policy's own."""
+    first = samples.parts[0] if isinstance(samples, MixedSamples) else samples
+    return action_names(first.features.dataset, first.embodiment, first.scaling.actions.width)
+
+
 def with_fewer_tokens(batch: Batch, share: float, seed: int, step: int) -> Batch:
     """Hides a share of the backbone's tokens, drawn anew at every step."""
     if not share:
@@ -171,13 +186,12 @@ def held_out_loss(
     loop: LoopConfig,
 ) -> dict[str, Value]:
     """Returns the mean loss over some samples and its parts, with the same noise every time."""
-    sums: dict[str, Tensor] = {}
+    means = Means()
     for number, part in enumerate(batches(indices, loop.batch_size)):
         with loop.precision.autocast(loop.device):
             step = loss(samples.batch(part).to(loop.device), generator_at(loop.seed, "validation", number))
-        for name, value in {"loss": step.total, **step.parts}.items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu() * len(part)
-    return {name: (total / len(indices)).tolist() for name, total in sums.items()}
+        means.add({"loss": step.total, **step.parts}, weight=float(len(part)))
+    return means.read()
 
 
 def batches(indices: Int64[np.ndarray, n], size: int) -> Iterator[Int64[np.ndarray, b]]:

@@ -1,0 +1,79 @@
+"""How far a policy's action chunks are from the demonstrated ones, on held-out episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lamp.data.mixture import MixedSamples
+from lamp.data.samples import PolicySamples
+from lamp.model.lamp import LaMP
+from lamp.train.configs import LoopConfig
+from lamp.train.means import Means, Named, Value
+from lamp.train.randomness import generator_at
+from lamp.types import Batch
+
+
+@torch.no_grad()
+def measure_actions(
+    model: LaMP,
+    samples: PolicySamples | MixedSamples,
+    indices: Int64[np.ndarray, n],
+    names: Sequence[str],
+    *,
+    loop: LoopConfig,
+) -> dict[str, Value]:
+    """Draws one chunk for each sample, with the same noise every time, and compares it with the demonstrated one.
+
+    Returns:
+        `action_error`: the mean absolute error of the normalised actions that count; `action_error_per_dim`: by dimension, in
+        the unit that it is learnt in (m, rad; deltas and relative actions as such).
+    """
+    means = Means()
+    for number, start in enumerate(range(0, len(indices), loop.batch_size)):
+        part = indices[start : start + loop.batch_size]
+        batch = samples.batch(part).to(loop.device)
+        with loop.precision.autocast(loop.device):
+            drawn = _drawn(model, batch, generator_at(loop.seed, "validation actions", number))
+        assert batch.actions is not None
+        assert batch.action_mask is not None
+        error = (drawn.float() - batch.actions).abs() * batch.action_mask[..., None]
+        counts = batch.action_mask.sum().float()
+        scales = _scales(samples, part).to(error)[:, None]
+        normalised = error.mean(-1).sum()
+        means.add(
+            {
+                "action_error": Named(names=("mean",), sums=normalised[None], counts=counts[None]),
+                "action_error_per_dim": Named(
+                    names=tuple(names), sums=(error * scales).sum((0, 1)), counts=counts.expand(len(names))
+                ),
+            }
+        )
+    found = means.read()
+    mean = found["action_error"]
+    assert isinstance(mean, dict)
+    return found | {"action_error": mean["mean"]}
+
+
+def _drawn(model: LaMP, batch: Batch, generator: torch.Generator) -> Float[Tensor, "b h a"]:
+    assert batch.state is not None
+    assert model.action_shape is not None
+    count, device = len(batch.state), batch.state.device
+    hidden = batch.motion_hidden
+    if hidden is None and model.motion_shape is not None:
+        noise = torch.randn(count, *model.motion_shape, generator=generator).to(device)
+        hidden = model.motion_hidden(batch.encoded, noise)
+    noise = torch.randn(count, *model.action_shape, generator=generator).to(device)
+    return model.decode(model.guide(batch.encoded, hidden, batch.prior_seen), batch.state, noise)
+
+
+def _scales(samples: PolicySamples | MixedSamples, indices: Int64[np.ndarray, b]) -> Float[Tensor, "b a"]:
+    """What one unit of the normalised action is, for each sample's own dataset."""
+    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
+    of = samples.part_of(indices) if isinstance(samples, MixedSamples) else np.zeros(len(indices), np.int64)
+    scales = np.stack([part.scaling.actions.centre_and_scale()[1] for part in parts])
+    return torch.from_numpy(scales[of])

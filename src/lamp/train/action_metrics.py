@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -13,19 +11,14 @@ from lamp.data.mixture import MixedSamples
 from lamp.data.samples import PolicySamples
 from lamp.model.lamp import LaMP
 from lamp.train.configs import LoopConfig
-from lamp.train.means import Means, Named, Value
+from lamp.train.metrics import Value
 from lamp.train.randomness import generator_at
 from lamp.types import Batch
 
 
 @torch.no_grad()
 def measure_actions(
-    model: LaMP,
-    samples: PolicySamples | MixedSamples,
-    indices: Int64[np.ndarray, n],
-    names: Sequence[str],
-    *,
-    loop: LoopConfig,
+    model: LaMP, samples: PolicySamples | MixedSamples, indices: Int64[np.ndarray, n], *, loop: LoopConfig
 ) -> dict[str, Value]:
     """Draws one chunk for each sample, with the same noise every time, and compares it with the demonstrated one.
 
@@ -33,7 +26,8 @@ def measure_actions(
         `action_error`: the mean absolute error of the normalised actions that count; `action_error_per_dim`: by dimension, in
         the unit that it is learnt in (m, rad; deltas and relative actions as such).
     """
-    means = Means()
+    assert model.action_shape is not None
+    normalised, by_dim, counted = torch.zeros(()), torch.zeros(model.action_shape[-1]), torch.zeros(())
     for number, start in enumerate(range(0, len(indices), loop.batch_size)):
         part = indices[start : start + loop.batch_size]
         batch = samples.batch(part).to(loop.device)
@@ -41,22 +35,12 @@ def measure_actions(
             drawn = _drawn(model, batch, generator_at(loop.seed, "validation actions", number))
         assert batch.actions is not None
         assert batch.action_mask is not None
-        error = (drawn.float() - batch.actions).abs() * batch.action_mask[..., None]
-        counts = batch.action_mask.sum().float()
-        scales = _scales(samples, part).to(error)[:, None]
-        normalised = error.mean(-1).sum()
-        means.add(
-            {
-                "action_error": Named(names=("mean",), sums=normalised[None], counts=counts[None]),
-                "action_error_per_dim": Named(
-                    names=tuple(names), sums=(error * scales).sum((0, 1)), counts=counts.expand(len(names))
-                ),
-            }
-        )
-    found = means.read()
-    mean = found["action_error"]
-    assert isinstance(mean, dict)
-    return found | {"action_error": mean["mean"]}
+        error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
+        counted += batch.action_mask.sum().cpu()
+        normalised += error.mean(-1).sum()
+        by_dim += (error * _scales(samples, part)[:, None].float()).sum((0, 1))
+    total = counted.clamp(min=1)
+    return {"action_error": (normalised / total).item(), "action_error_per_dim": (by_dim / total).tolist()}
 
 
 def _drawn(model: LaMP, batch: Batch, generator: torch.Generator) -> Float[Tensor, "b h a"]:

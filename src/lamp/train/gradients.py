@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamp.train.means import Named
-
 DEPTH = 2
 """Components of a parameter's name that say its module: `action_expert.blocks`."""
 
@@ -21,7 +19,7 @@ class GradientNorms:
     """Norms of a step's gradients, before they are cut down."""
 
     total: Float[Tensor, ""]
-    by_module: Named
+    by_module: Float[Tensor, " m"]
 
 
 class Gradients:
@@ -30,30 +28,28 @@ class Gradients:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = list(parameters.values())
         modules = [".".join(name.split(".")[:DEPTH]) for name in parameters]
-        self._names = tuple(dict.fromkeys(modules))
+        self.modules = tuple(dict.fromkeys(modules))
         device = self._parameters[0].device
-        self._member = torch.tensor([[module == name for name in self._names] for module in modules], device=device)
+        self._member = torch.tensor([[module == name for name in self.modules] for module in modules], device=device)
         self._nothing = torch.zeros((), device=device)
 
     @torch.no_grad()
     def clip(self, largest: float) -> GradientNorms:
         """Scales the gradients so that their norm over all parameters is at most `largest`; asks the device for nothing."""
-        present = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norms = iter(_norms(present))
-        each = [next(norms) if parameter.grad is not None else self._nothing for parameter in self._parameters]
+        norms = iter(_norms([parameter.grad for parameter in self._parameters if parameter.grad is not None]))
+        each = [self._nothing if parameter.grad is None else next(norms) for parameter in self._parameters]
         stacked = torch.stack([norm.to(self._nothing) for norm in each])
         total = torch.linalg.vector_norm(stacked)
         nn.utils.clip_grads_with_norm_(self._parameters, largest, total, foreach=True)
         squares = (self._member * stacked.square()[:, None]).sum(0)
-        return GradientNorms(total=total, by_module=Named(names=self._names, sums=squares.sqrt()))
+        return GradientNorms(total=total, by_module=squares.sqrt())
 
 
 def _norms(gradients: list[Tensor]) -> list[Tensor]:
     """The norm of each gradient; of one that is sharded over processes, that of the whole."""
     # One fused call; torch does not list it among its public names.
     found = list(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
-    whole = getattr(found[0], "full_tensor", None) if found else None  # of a DTensor, whose import takes long
-    if whole is None:
+    if not found or not hasattr(found[0], "full_tensor"):  # a DTensor's method; the class takes long to import
         return found
     sharded: Any = torch.stack(found)
     return list(sharded.full_tensor().unbind())

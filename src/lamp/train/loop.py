@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamp.errors import LampError
+from lamp.train.breakdown import labelled, labels_of
 from lamp.train.configs import LoopConfig
 from lamp.train.ema import Ema
 from lamp.train.gradients import Gradients
-from lamp.train.means import Part, Value
-from lamp.train.metrics import Interval, Journal, Progress, clock, device_memory
+from lamp.train.metrics import Interval, Journal, Progress, Value, clock, device_memory
 from lamp.train.optimiser import cosine, optimiser_tensors, restore_optimiser, set_learning_rate
 from lamp.train.randomness import generator_at, global_states, restore_global_states, seed_everything
 from lamp.train.state import TrainingState
@@ -34,7 +34,7 @@ class StepLoss:
     """The loss of one batch, and the parts of it that are worth a line in the log."""
 
     total: Float[Tensor, ""]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Tensor]
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class Stage(Protocol):
 
 
 Save = Callable[[TrainingState], None]
-Reason = Literal["finished", "time limit", "interrupted"]
+Reason = Literal["finished", "time limit", "interrupted", "planned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ class Loop:
         self.stage, self.config, self.out, self.save = stage, config, out, save
         self.parameters = stage.parameters()
         self.gradients = Gradients(self.parameters)
+        self.labels = {**labels_of(stage), "grad_norms": self.gradients.modules}
         self.optimiser = config.optimiser.build(self.parameters)
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None
         self.step = 0
@@ -127,6 +128,16 @@ class Loop:
         session_s = time.perf_counter() - self.started
         rate = self.samples / max(session_s, 1e-9)
         return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate)
+
+    def rehearse(self, steps: int) -> list[float]:
+        """Takes some steps in earnest, and returns the seconds of each; nothing is logged or saved."""
+        seconds = []
+        for _ in range(steps):
+            interval, started = Interval(), time.perf_counter()
+            self._train_step(interval)
+            interval.read()  # waits for the device
+            seconds.append(time.perf_counter() - started)
+        return seconds
 
     @property
     def elapsed_s(self) -> float:
@@ -206,7 +217,7 @@ class Loop:
         values = interval.read()
         self._check_finite(values)
         values |= {"lr": self.optimiser.param_groups[0]["lr"], **self.stage.gauges(), **device_memory(config.device)}
-        journal.write("train", self.step, self.elapsed_s, values)
+        journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
         progress.show(self._line(values), force=reason is not None)
         if validate:
             self._validate(journal, progress)
@@ -220,7 +231,7 @@ class Loop:
                 measured = self.stage.validate()
         if not measured:
             return
-        journal.write("validation", self.step, self.elapsed_s, measured)
+        journal.write("validation", self.step, self.elapsed_s, labelled(measured, self.labels))
         numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
         progress.show("validation  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()), force=True)
 

@@ -10,48 +10,47 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
+from torch import Tensor
 
 from lamp.files import append_line, atomic_write_text, read_lines_json, to_line
-from lamp.train.means import Means, Part, Total, Value, alone
 from lamp.train.tracking import TensorBoard, Tracker, Trackers
 
 FILE_NAME = "metrics.jsonl"
 GIB = 2**30
 
+Value = float | int | str | list[float] | list[list[float]] | dict[str, float]
+
 
 class Interval:
-    """What the steps since the last log line reported; tensors stay on their device until they are read."""
+    """Sums of what the steps since the last log line reported; tensors stay on their device until they are read."""
 
     def __init__(self) -> None:
-        self._means = Means()
+        self._sums: dict[str, Tensor] = {}
+        self.steps = 0
         self.samples = 0
         self.waited_s = 0.0
         self.started = time.perf_counter()
 
-    def add(self, values: Mapping[str, Part], *, samples: int, waited_s: float) -> None:
-        self._means.add(values)
+    def add(self, values: Mapping[str, Tensor], *, samples: int, waited_s: float) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.steps += 1
         self.samples += samples
         self.waited_s += waited_s
 
-    def read(self, total: Total = alone, *, processes: int = 1) -> dict[str, Value]:
-        """Returns the means, the rate in samples a second, and the share of time spent waiting for data.
-
-        Args:
-            total: Sums over the processes of a run; then every one of them has to read.
-            processes: How many there are.
-        """
-        means = self._means.read(total)
+    def read(self) -> dict[str, Value]:
+        """Returns the means, the rate in samples a second, and the share of time spent waiting for data."""
         spent = max(time.perf_counter() - self.started, 1e-9)
-        own = torch.tensor([self.samples, self.waited_s], dtype=torch.float64)
-        samples, waited = total(own).tolist()
+        means: dict[str, Value] = {name: (total / self.steps).tolist() for name, total in self._sums.items()}
         return means | {
-            "samples_per_s": round(samples / spent, 2),
-            "data_wait_share": round(waited / processes / spent, 4),
+            "samples_per_s": round(self.samples / spent, 2),
+            "data_wait_share": round(self.waited_s / spent, 4),
         }
 
 
 def device_memory(device: str) -> dict[str, Value]:
-    """The most GPU memory that was held at once since the process began, and what torch reserved for it; nothing on a CPU."""
+    """The most GPU memory that tensors took at once since the process began, and what torch held for them; nothing on a CPU."""
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return {}
     return {
@@ -77,8 +76,7 @@ class Journal:
 
     def write(self, kind: str, step: int, elapsed_s: float, values: Mapping[str, Value]) -> None:
         append_line(self.path, to_line({"kind": kind, "step": step, "elapsed_s": round(elapsed_s, 3), **values}))
-        pairs = [pair for name, value in values.items() for pair in _flat(f"{kind}/{name}", value)]
-        self._trackers.log(dict(pairs), step)
+        self._trackers.log(dict(pair for name, value in values.items() for pair in _flat(f"{kind}/{name}", value)), step)
 
     def close(self) -> None:
         self._trackers.close()
@@ -86,7 +84,7 @@ class Journal:
 
 def _flat(name: str, value: Value) -> list[tuple[str, float]]:
     if isinstance(value, list):
-        return [(f"{name}/{index}", item) for index, item in enumerate(value)]
+        return [pair for index, item in enumerate(value) for pair in _flat(f"{name}/{index}", item)]
     if isinstance(value, dict):
         return [(f"{name}/{key}", item) for key, item in value.items()]
     return [] if isinstance(value, str) else [(name, float(value))]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import nn
+from torch import Tensor, nn
 
 from lamp.data.mixture import MixedSamples, mixture_weights
 from lamp.data.motion_samples import MotionSamples
@@ -17,11 +18,11 @@ from lamp.data.sampler import Sampler
 from lamp.data.samples import PolicySamples
 from lamp.model.lamp import LaMP
 from lamp.train.action_metrics import measure_actions
-from lamp.train.breakdown import AXES, action_names, by_name, by_tau, clamped
+from lamp.train.breakdown import AXES, TAU_NAMES, Labels, action_names, by_tau, clamped
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.flow_metrics import measure_flow
 from lamp.train.loop import StepLoss
-from lamp.train.means import Means, Value
+from lamp.train.metrics import Value
 from lamp.train.randomness import generator_at
 from lamp.types import Batch
 
@@ -44,6 +45,7 @@ class MotionStage:
     """Stage 1: the Motion Expert, all of it, on scene flow (L_motion, Eq. 3)."""
 
     name = "motion"
+    labels: Labels = MappingProxyType({"per_axis": AXES, "per_tau": TAU_NAMES, "clamped": AXES})
 
     def __init__(
         self, model: LaMP, config: MotionTraining, samples: MotionSamples, validation: MotionSamples | None
@@ -64,9 +66,10 @@ class MotionStage:
         return with_fewer_tokens(batch, self.config.token_dropout, self.config.loop.seed, step)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
+        assert batch.motion is not None
         loss = self.model.motion_loss(batch, generator, self.config.draws)
-        parts = {"per_axis": by_name(loss.per_axis, AXES), "per_tau": by_tau(loss.draws)}
-        return StepLoss(total=loss.total, parts=parts | ({"clamped": clamped(batch.motion)} if batch.motion else {}))
+        parts = {"per_axis": loss.per_axis, "per_tau": by_tau(loss.draws), "clamped": clamped(batch.motion)}
+        return StepLoss(total=loss.total, parts=parts)
 
     def gauges(self) -> dict[str, float]:
         return {}
@@ -107,7 +110,8 @@ class PolicyStage:
             part.requires_grad_(True)
         lengths = [len(part) for part in samples.parts] if isinstance(samples, MixedSamples) else [len(samples)]
         weights = mixture_weights(lengths, config.weights)
-        self.action_names = _action_names(samples)
+        names = _action_names(samples)
+        self.labels: Labels = {"per_dim": names, "per_tau": TAU_NAMES, "action_error_per_dim": names}
         self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed, weights=weights)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -127,8 +131,7 @@ class PolicyStage:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
         loss = self.model.action_loss(batch, generator, self.config.noise_draws)
-        parts = {"per_dim": by_name(loss.per_dim, self.action_names), "per_tau": by_tau(loss.draws)}
-        return StepLoss(total=loss.total, parts=parts)
+        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws)})
 
     def gauges(self) -> dict[str, float]:
         opening = self.model.gate
@@ -138,12 +141,12 @@ class PolicyStage:
         if self.validation is None:
             return {}
         self.model.eval()
-        loop, total = self.config.loop, len(self.validation)
-        measured = held_out_loss(self.loss, self.validation, spread(total, self.config.validation_samples), loop)
+        indices = spread(len(self.validation), self.config.validation_samples)
+        measured = held_out_loss(self.loss, self.validation, indices, self.config.loop)
         if not self.config.action_samples:
             return measured
-        indices = spread(total, self.config.action_samples)
-        return measured | measure_actions(self.model, self.validation, indices, self.action_names, loop=loop)
+        indices = spread(len(self.validation), self.config.action_samples)
+        return measured | measure_actions(self.model, self.validation, indices, loop=self.config.loop)
 
     def sampler_state(self) -> dict[str, Any]:
         return self.sampler.state_dict()
@@ -186,12 +189,13 @@ def held_out_loss(
     loop: LoopConfig,
 ) -> dict[str, Value]:
     """Returns the mean loss over some samples and its parts, with the same noise every time."""
-    means = Means()
+    sums: dict[str, Tensor] = {}
     for number, part in enumerate(batches(indices, loop.batch_size)):
         with loop.precision.autocast(loop.device):
             step = loss(samples.batch(part).to(loop.device), generator_at(loop.seed, "validation", number))
-        means.add({"loss": step.total, **step.parts}, weight=float(len(part)))
-    return means.read()
+        for name, value in {"loss": step.total, **step.parts}.items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu() * len(part)
+    return {name: (total / len(indices)).tolist() for name, total in sums.items()}
 
 
 def batches(indices: Int64[np.ndarray, n], size: int) -> Iterator[Int64[np.ndarray, b]]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
-    from lamp.train.configs import MixedIn, MotionTraining, PolicyTraining
+    from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, PolicyTraining
+    from lamp.train.planning import Planner
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -149,6 +150,12 @@ class MotionFlags:
     """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
+    track: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl and TensorBoard: wandb, trackio, each KIND or KIND=PROJECT (docs/training_plan.md)."""
+    plan: bool = False
+    """Say what the run will need (memory, steps, time, disk), and train nothing."""
+    json: bool = False
+    """Print the plan as one JSON object."""
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
@@ -163,8 +170,41 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
+    training = replace(training, loop=_tracked(training.loop, flags))
+    if flags.plan:
+        return _plan(flags, training.loop, lambda loop, run: train_motion(
+            replace(training, loop=loop), flags.data, flags.out, fresh=flags.fresh, run=run
+        ))  # fmt: skip
     _prepare(flags.data, training)
     train_motion(training, flags.data, flags.out, fresh=flags.fresh)
+
+
+def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
+    """
+    Raises:
+        ConfigError: A tracker is unknown, or --json is given without --plan.
+        MissingDependencyError: A tracker's package is not installed.
+    """
+    from lamp.train.tracking import check_trackers, tracker
+
+    if flags.json and not flags.plan:
+        raise ConfigError("--json given without --plan; expected both: only a plan is printed as JSON")
+    named = [tracker(text) for text in flags.track]
+    trackers = (*loop.trackers, *(one for one in named if one not in loop.trackers))
+    check_trackers(trackers)
+    return replace(loop, trackers=trackers)
+
+
+def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, Planner], object]) -> None:
+    """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
+    from lamp.train.plan import to_text
+    from lamp.train.planning import Planner
+    from lamp.train.running import is_here
+
+    planner = Planner(loop.device)
+    train(loop if is_here(loop.device) else replace(loop, device="cpu"), planner)
+    if planner.plan is not None and planner.main:
+        print(json.dumps(asdict(planner.plan), indent=2) if flags.json else to_text(planner.plan))
 
 
 def _prepare(data: Path, training: MotionTraining | PolicyTraining) -> None:
@@ -224,6 +264,11 @@ def _train_policy(arguments: Sequence[str]) -> None:
     if motion is None:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
+    training = replace(training, loop=_tracked(training.loop, flags))
+    if flags.plan:
+        return _plan(flags, training.loop, lambda loop, run: train_policy(
+            replace(training, loop=loop), flags.data, flags.out, flags.motion, fresh=flags.fresh, run=run
+        ))  # fmt: skip
     _prepare(flags.data, training)
     for part in training.also:
         _ensure_features(Path(part.data), training.backbone, part.embodiment)

@@ -55,7 +55,7 @@ def by_tau(draws: Draws) -> Float[Tensor, "2 n"]:
 
 @torch.no_grad()
 def clamped(motion: Motion) -> Float[Tensor, "2 3"]:
-    """By axis: the share of increments that supervise and are clamped, those on a bound, and the share of those that supervise."""
+    """By axis: the share of increments that supervise and lie on a bound, as clamped ones do, above all that supervise."""
     beyond = (motion.values.abs() >= 1) & motion.mask
     return torch.stack([part.float().mean((0, 1, 2)) for part in (beyond, motion.mask)])
 

@@ -86,7 +86,9 @@ class LikeGpu(TorchFunctionMode):
             return func(args[0].float(), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
         """A kernel that keeps its output and one number a row, as those of a GPU do; dropped weights are drawn again."""
         if self._autocast:
             query, key, value = _each(self._lower, (query, key, value))

@@ -23,6 +23,10 @@ from lamp.train.ledger import Ledger, LikeGpu
 from lamp.types import Batch, Encoded, Motion
 
 GIB = 2**30
+GPU_RESERVE = GIB
+"""For what the estimate does not know of: a GPU's context, libraries' work space, gaps between what the allocator hands out."""
+PROBE = 32
+"""Samples from which the memory of larger batches is extrapolated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,42 +54,69 @@ class BatchShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What is held for a while only, when most of it is. [bytes]"""
+
+    name: str
+    gradients: int
+    activations: int
+    """What is kept for the backward pass, autocast's copies of weights, and what operators need for a moment."""
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.gradients + self.activations
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes by part, at the fullest moment of a step."""
+    """What a training step holds on one device. [bytes]"""
 
     weights: int
     """That are trained."""
     frozen: int
     """Weights that are not, and tables."""
-    gradients: int
     optimiser: int
     average: int
     """Of the weights, where the run averages."""
+    exchange: int
+    """Copies of the gradients, for several processes to exchange."""
     batch: int
-    activations: int
-    """What is kept for the backward pass, autocast's copies of weights, and what operators need for a moment."""
-    moment: str
-    """Which moment is the fullest."""
+    moments: tuple[Moment, ...]
+    """The fullest moment of each part of a step."""
+
+    @property
+    def fullest(self) -> Moment:
+        """The fullest moment of all."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """What is held all the time, by part."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is held at the fullest moment, by part."""
+        return {**self.held, "gradients": self.fullest.gradients, "activations": self.fullest.activations}
 
     @property
     def total(self) -> int:
         """All parts together."""
         return sum(self.parts.values())
 
-    @property
-    def parts(self) -> dict[str, int]:
-        """Bytes of each part."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
 
-
-def step_memory(training: MotionTraining | PolicyTraining, shape: BatchShape, device: str | None = None) -> Memory:
+def step_memory(
+    training: MotionTraining | PolicyTraining, shape: BatchShape, device: str | None = None, *, processes: int = 1
+) -> Memory:
     """Estimates the memory of a training step on one device.
 
     Args:
         training: What is trained and how.
         shape: Of the batch that the device gets.
-        device: Where; the training's by default. A GPU is reckoned without its context and its allocator's waste, of which
-            half a GiB to one GiB is usual.
+        device: Where; the training's by default. A GPU is reckoned without its context and what its allocator wastes; see
+            `GPU_RESERVE`.
+        processes: How many train together, each with all weights.
     """
     kind = torch.device(device or training.loop.device).type
     with _without_values(kind) as place:
@@ -101,36 +132,41 @@ def step_memory(training: MotionTraining | PolicyTraining, shape: BatchShape, de
             total.backward()
             del total
         numbers = [ledger.number_of(value.grad) for value in trained.values() if value.grad is not None]
-        in_step = ledger.fullest({number for number in numbers if number is not None})
-        weights, everything = _bytes(list(trained.values())), _bytes(held)
-        inputs = _bytes(_tensors(batch))
-    states, gradients, at_update = _update(training.loop, trained)
-    in_update = (gradients, at_update)
-    backward = sum(in_step) >= sum(in_update)
+        gradients, others = ledger.fullest({number for number in numbers if number is not None})
+    weights = _bytes(list(trained.values()))
+    states, update = _update(training.loop, trained)
     return Memory(
         weights=weights,
-        frozen=everything - weights,
-        gradients=(in_step if backward else in_update)[0],
+        frozen=_bytes(held) - weights,
         optimiser=states,
         average=weights if training.loop.ema is not None else 0,
-        batch=inputs,
-        activations=(in_step if backward else in_update)[1],
-        moment="forward and backward" if backward else "optimizer",
+        exchange=weights if processes > 1 else 0,
+        batch=_bytes(_tensors(batch)),
+        moments=(Moment(name="forward and backward", gradients=gradients, activations=others), update),
     )
 
 
-def largest_batch(training: MotionTraining | PolicyTraining, shape: BatchShape, limit: int, device: str | None = None) -> int:
-    """How many samples fit into so many bytes; 0: not one."""
-    one, two = (step_memory(training, replace(shape, samples=n), device).total for n in (2, 4))
-    each = max((two - one) / 2, 1.0)
-    found = max(math.floor((limit - one) / each) + 2, 0)
-    while found and step_memory(training, replace(shape, samples=found), device).total > limit:
-        found -= max(1, found // 50)
+def largest_batch(
+    training: MotionTraining | PolicyTraining, shape: BatchShape, limit: int, device: str | None = None
+) -> int:
+    """How many samples of this shape fit into so many bytes; 0: not one."""
+
+    def needed(samples: int) -> int:
+        return step_memory(training, replace(shape, samples=samples), device).total
+
+    one, many = needed(1), needed(PROBE)
+    if one > limit:
+        return 0
+    # From where the activations are more than what an update needs, each sample takes as much as the next.
+    each = max(needed(2 * PROBE) - many, 1) / PROBE
+    found = max(1, math.floor(PROBE + (limit - many) / each))
+    while found > 1 and (over := needed(found) - limit) > 0:
+        found = max(1, found - math.ceil(over / each))
     return found
 
 
-def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """Returns the bytes of the optimizer's state and of all gradients, and what the update needs besides; clipping needs nothing."""
+def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, Moment]:
+    """Returns the bytes of the optimizer's state, and the fullest moment of the update; clipping needs nothing."""
     parameters = {name: nn.Parameter(torch.empty_like(value, device="meta")) for name, value in trained.items()}
     optimiser = loop.optimiser.build(parameters)
     average = Ema(parameters, loop.ema) if loop.ema is not None else None
@@ -145,7 +181,8 @@ def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, int, 
         optimiser.step()
         if average is not None:
             average.update(1)
-    return _bytes(states), _bytes(gradients), ledger.fullest()[1]
+    moment = Moment(name="optimizer", gradients=_bytes(gradients), activations=ledger.fullest()[1])
+    return _bytes(states), moment
 
 
 def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> LaMP:
@@ -188,9 +225,7 @@ def _batch(training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchS
     )
 
 
-def _loss(
-    training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch, generator: torch.Generator
-) -> Tensor:
+def _loss(training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch, generator: torch.Generator) -> Tensor:
     if isinstance(training, MotionTraining):
         return model.motion_loss(batch, generator, training.draws).total
     return model.action_loss(batch, generator, training.noise_draws).total
@@ -213,7 +248,14 @@ def _precision(loop: LoopConfig, kind: str) -> Iterator[None]:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    found = [batch.encoded.tokens, batch.encoded.mask, batch.state, batch.actions, batch.action_mask, batch.motion_hidden]
+    found = [
+        batch.encoded.tokens,
+        batch.encoded.mask,
+        batch.state,
+        batch.actions,
+        batch.action_mask,
+        batch.motion_hidden,
+    ]
     if batch.motion is not None:
         found += [batch.motion.values, batch.motion.mask]
     return [tensor for tensor in found if tensor is not None]

@@ -76,7 +76,9 @@ class Journal:
 
     def write(self, kind: str, step: int, elapsed_s: float, values: Mapping[str, Value]) -> None:
         append_line(self.path, to_line({"kind": kind, "step": step, "elapsed_s": round(elapsed_s, 3), **values}))
-        self._trackers.log(dict(pair for name, value in values.items() for pair in _flat(f"{kind}/{name}", value)), step)
+        self._trackers.log(
+            dict(pair for name, value in values.items() for pair in _flat(f"{kind}/{name}", value)), step
+        )
 
     def close(self) -> None:
         self._trackers.close()

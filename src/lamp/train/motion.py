@@ -23,7 +23,7 @@ from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.randomness import seed_everything
-from lamp.train.running import TrainingResult, run_stage
+from lamp.train.running import RunStage, TrainingResult, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import MotionStage, spread
 
@@ -31,7 +31,13 @@ SCENE_FLOW = "sceneflow"
 
 
 def train_motion(
-    config: MotionTraining, data: Path, out: Path, *, fresh: bool = False, backbone: FrozenBackbone | None = None
+    config: MotionTraining,
+    data: Path,
+    out: Path,
+    *,
+    fresh: bool = False,
+    backbone: FrozenBackbone | None = None,
+    run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
 
@@ -43,6 +49,7 @@ def train_motion(
         out: Where the run is kept.
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only its key is asked.
+        run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
         DataError: Something is missing or damaged.
@@ -57,7 +64,7 @@ def train_motion(
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model).to(config.loop.device)
     stage = MotionStage(model, config, samples, validation)
-    result = run_stage(stage, config.loop, _describe(config, sources, samples), out, fresh=fresh)
+    result = run(stage, config.loop, _describe(config, sources, samples), out, fresh=fresh)
     report = out / FILE_NAME
     if result.outcome.finished and validation is not None and not report.exists():
         trained, _ = load_checkpoint(result.checkpoint, device=config.loop.device)

@@ -26,7 +26,7 @@ from lamp.train.description import Description, FlowRecord, MotionSource, OtherD
 from lamp.train.hidden import HiddenCache
 from lamp.train.metrics import Progress
 from lamp.train.randomness import seed_everything
-from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_stage
+from lamp.train.running import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import PolicyStage
 from lamp.train.tensors import content_hash
@@ -43,6 +43,7 @@ def train_policy(
     *,
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
+    run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
 
@@ -53,6 +54,7 @@ def train_policy(
         motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only its key is asked.
+        run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
         ConfigError: Motion checkpoint and configuration do not agree on whether there is a motion prior.
@@ -79,7 +81,7 @@ def train_policy(
                 for part in _parts(of_all):
                     _cache_hidden(model, part, draws, config, description, out)
 
-    result = run_stage(stage, config.loop, description, out, fresh=fresh, prepare=prepare)
+    result = run(stage, config.loop, description, out, fresh=fresh, prepare=prepare)
     if result.outcome.finished:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result

@@ -54,6 +54,22 @@ class TrainingResult:
     """Of this call; a run that was finished before took no time."""
 
 
+@runtime_checkable
+class RunStage(Protocol):
+    """What is done with a stage once it is prepared: trained (`run_stage`), or only planned."""
+
+    def __call__(
+        self,
+        stage: ModelStage,
+        loop: LoopConfig,
+        description: Description,
+        out: Path,
+        *,
+        fresh: bool,
+        prepare: Callable[[], None] = ...,
+    ) -> TrainingResult: ...
+
+
 def run_stage(
     stage: ModelStage,
     loop: LoopConfig,
@@ -103,16 +119,25 @@ def run_stage(
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
 
 
-def check_device(device: str) -> None:
-    """
+def is_here(device: str) -> bool:
+    """Whether this machine has a device.
+
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: There is no such kind of device at all.
     """
     try:
         kind = torch.device(device).type
     except RuntimeError:
         raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    return kind != "cuda" or torch.cuda.is_available()
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        ConfigError: This machine has no such device.
+    """
+    if not is_here(device):
         raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected --loop.device cpu.")
 
 

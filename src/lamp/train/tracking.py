@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from lamp.errors import MissingDependencyError
+from lamp.errors import ConfigError, MissingDependencyError, unknown
 from lamp.files import read_json, write_json
 
 IDS = "trackers.json"
@@ -90,6 +90,24 @@ class Trackio:
 
 
 Tracker = TensorBoard | Wandb | Trackio
+KINDS: Mapping[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+
+
+def tracker(text: str) -> Tracker:
+    """Reads a tracker as the command line names it: KIND or KIND=PROJECT.
+
+    Raises:
+        ConfigError: There is none of that kind, or it has no projects.
+    """
+    kind, _, project = text.partition("=")
+    if kind not in KINDS:
+        raise unknown("tracker", kind, KINDS)
+    made = KINDS[kind]()
+    if not project:
+        return made
+    if isinstance(made, TensorBoard):
+        raise ConfigError(f"tracker {text!r} given; TensorBoard has no projects: expected 'tensorboard' alone.")
+    return replace(made, project=project)
 
 
 def check_trackers(trackers: Sequence[Tracker]) -> None:
@@ -100,10 +118,10 @@ def check_trackers(trackers: Sequence[Tracker]) -> None:
     for tracker in trackers:
         missing = [name for name in tracker.NEEDS if find_spec(name) is None]
         if missing:
-            kind = type(tracker).__name__
+            kind, lacking = type(tracker).__name__, " and ".join(missing)
             raise MissingDependencyError(
-                f"tracking with {kind} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-                f"pip install 'lamp-vla[{kind.lower()}]', or leave it out: metrics.jsonl is written anyway."
+                f"tracking with {kind} needs packages that are not installed: {lacking}. Install them, "
+                f"pip install 'lamp-vla[{kind.lower()}]', or leave the tracker out: metrics.jsonl is written anyway."
             )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lamp.data.actions import Delta, Relative
 from lamp.data.embodiment import Embodiment
-from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.data.lerobot_format import Feature
 from lamp.model.lamp import Draws
 from lamp.train.metrics import Value
 from lamp.types import Motion
@@ -80,12 +80,12 @@ def _labelled(value: Value, names: Sequence[str] | None) -> Value:
     return {name: one / count for name, one, count in zip(chosen, sums, counts, strict=True) if count > 0}
 
 
-def action_names(dataset: LeRobotDataset, embodiment: Embodiment, width: int) -> tuple[str, ...]:
-    """What the dataset calls the dimensions of the action that is learnt; where it does not say, `POSE_NAMES` where they fit,
+def action_names(features: Mapping[str, Feature], embodiment: Embodiment, width: int) -> tuple[str, ...]:
+    """What a dataset calls the dimensions of the action that is learnt; where it does not say, `POSE_NAMES` where they fit,
     else their numbers."""
     found: list[str] = []
     for part in embodiment.action:
-        found += (dataset.features[part.key].names or ())[part.start : part.stop]
+        found += (features[part.key].names or ())[part.start : part.stop]
     if len(found) == width == len(set(found)):
         return tuple(found)
     posed = isinstance(embodiment.kind, Delta) or (isinstance(embodiment.kind, Relative) and embodiment.kind.pose)

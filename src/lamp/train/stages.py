@@ -169,7 +169,7 @@ class PolicyStage:
 def _action_names(samples: PolicySamples | MixedSamples) -> tuple[str, ...]:
     """Those of the first dataset, the policy's own."""
     first = samples.parts[0] if isinstance(samples, MixedSamples) else samples
-    return action_names(first.features.dataset, first.embodiment, first.scaling.actions.width)
+    return action_names(first.features.dataset.features, first.embodiment, first.scaling.actions.width)
 
 
 def with_fewer_tokens(batch: Batch, share: float, seed: int, step: int) -> Batch:

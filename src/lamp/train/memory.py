@@ -262,4 +262,4 @@ def _tensors(batch: Batch) -> list[Tensor]:
 
 
 def _bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.numel() > 1 or tensor.is_meta)
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

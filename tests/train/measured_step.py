@@ -92,7 +92,13 @@ class Step:
         found = [*self.model.parameters(), *self.model.buffers(), encoded.tokens, encoded.mask]
         found += [value for state in self.optimiser.state.values() for value in state.values()]
         found += list(self.ema.average.values()) if self.ema else []
-        others = (self.batch.state, self.batch.actions, self.batch.action_mask, flow and flow.values, flow and flow.mask)
+        others = (
+            self.batch.state,
+            self.batch.actions,
+            self.batch.action_mask,
+            flow and flow.values,
+            flow and flow.mask,
+        )
         found += [value for value in others if isinstance(value, Tensor)]
         return sum(value.untyped_storage().nbytes() for value in found)
 

@@ -56,9 +56,7 @@ def test_the_clamp_rate_is_that_of_the_bounds() -> None:
     increments = torch.randn(3, 5, 4, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.05, 0.01, 0.2])
     mask = torch.rand(increments.shape, generator=torch.Generator().manual_seed(1)) > 0.4
     camera = Camera(intrinsics=torch.eye(3).expand(3, 3, 3), world_from_cam=torch.eye(4).expand(3, 4, 4))
-    flow = SceneFlow(
-        start=torch.zeros(3, 5, 3), increments=increments, visible=mask[..., 0], mask=mask, camera=camera
-    )
+    flow = SceneFlow(start=torch.zeros(3, 5, 3), increments=increments, visible=mask[..., 0], mask=mask, camera=camera)
     bounds = MotionBounds(low=(-0.05, -0.05, -0.04), high=(0.05, 0.05, 0.04))
     found = labelled({"clamped": clamped(bounds.motion(flow)).tolist()}, {"clamped": ("u", "v", "d")})["clamped"]
     assert isinstance(found, dict)

@@ -9,7 +9,7 @@ from view_fakes import make_run
 
 from lamp.errors import DataError
 from lamp.files import append_line
-from lamp.view.evidence import gather, spans
+from lamp.view.evidence import Curves, gather, spans
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}
@@ -136,3 +136,19 @@ def test_folders_with_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_spans_of_numbers() -> None:
     assert spans([0, 1, 2, 5, 30, 31]) == "0-2, 5, 30-31"
+
+
+def test_losses_are_drawn_apart_by_axis_flow_time_and_action_dimension(page: str) -> None:
+    for label in ("motion loss by axis", "motion loss by flow time", "loss by dimension", "error of held-out actions"):
+        assert f'aria-label="{label}"' in page
+    assert page.count("policy gradient norm") == 1
+    assert all(name in text_of(page) for name in ("du, across", "0.5-1.0", "gripper"))
+
+
+def test_losses_by_axis_of_older_runs_are_drawn_too() -> None:
+    older = Curves(lines=[{"kind": "train", "step": 1, "per_axis": [1.0, 2.0, 3.0]}, {"kind": "train", "step": 2}])
+    assert older.values("train", "per_axis", 2) == [(1.0, 3.0)] and older.entries("train", "per_axis") == []
+    named = Curves(
+        lines=[{"kind": "train", "step": 1, "per_axis": {"u": 1.0}}, {"kind": "train", "step": 2, "per_axis": {}}]
+    )
+    assert named.values("train", "per_axis", "u") == [(1.0, 1.0)] and named.entries("train", "per_axis") == ["u"]

@@ -110,7 +110,7 @@ class Step:
         events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
         most = now = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             most = max(most, now)
         return self.held() + most
 

@@ -73,7 +73,7 @@ def _labelled(value: Value, names: Sequence[str] | None) -> Value:
         return value
     rows = [row for row in value if isinstance(row, list)]
     if not rows:
-        plain = [entry for entry in value if not isinstance(entry, list)]
+        plain = [float(entry) for entry in value if not isinstance(entry, list)]
         return plain if names is None else dict(zip(names, plain, strict=True))
     sums, counts = rows
     chosen = names or [str(index) for index in range(len(sums))]

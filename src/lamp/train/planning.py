@@ -217,7 +217,8 @@ def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int) -> TimePlan:
     training = step * (loop.steps - done)
     if loop.time_budget_s is not None:
         training = min(training, loop.time_budget_s)
-    hidden, validation = _hidden_time(stage), _validation_time(stage)
+    # A run that has begun has its hidden states.
+    hidden, validation = 0.0 if done else _hidden_time(stage), _validation_time(stage, done)
     return TimePlan(
         step=step,
         measured=len(measured),
@@ -245,18 +246,19 @@ def _hidden_time(stage: AnyStage) -> float:
     return times[-1] / len(indices) * (len(stage.samples) * stage.config.cached_hidden_draws + held_out)
 
 
-def _validation_time(stage: AnyStage) -> float:
+def _validation_time(stage: AnyStage, done: int) -> float:
     """Measures a few held-out samples, and multiplies."""
     if stage.validation is None:
         return 0.0
-    config, few = stage.config, min(VALIDATED, len(stage.validation))
+    config: Any = stage.config
+    few = min(VALIDATED, len(stage.validation))
     wanted = min(config.validation_samples, len(stage.validation))
     stage.config = _with_few(config, few)
     started = time.perf_counter()
     stage.validate()
     each = (time.perf_counter() - started) / few
     stage.config = config
-    validations = config.loop.steps // config.loop.validate_every + (config.loop.steps % config.loop.validate_every > 0)
+    validations = math.ceil(config.loop.steps / config.loop.validate_every) - done // config.loop.validate_every
     at_the_end = 0
     if isinstance(config, MotionTraining):
         at_the_end = 4 * min(config.final_samples, len(stage.validation))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lamp.train.backbones import BackboneConfig
     from lamp.train.caching import CacheRequest
     from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, PolicyTraining
+    from lamp.train.running import RunStage
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -219,12 +220,19 @@ class MotionFlags:
     """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
     features: Path | None = None
     """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
+    track: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl and TensorBoard: wandb, trackio, each KIND or KIND=PROJECT (docs/training.md)."""
+    plan: bool = False
+    """Say what the run will need (memory, steps, time, disk), and train nothing."""
+    json: bool = False
+    """Print the plan as one JSON object."""
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
     from lamp.recipes import Recipe
     from lamp.train.configs import MotionTraining
     from lamp.train.motion import train_motion
+    from lamp.train.running import run_stage
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
     if chosen.motion is None:
@@ -233,9 +241,44 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    training = replace(training, loop=_sharded(training.loop, flags.sharding))
+    training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_motion(planned, flags.data, flags.out, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, training.loop, train)
     _prepare(flags.data, training, flags.features)
-    train_motion(training, flags.data, flags.out, fresh=flags.fresh, features=flags.features)
+    train(training.loop, run_stage)
+
+
+def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
+    """
+    Raises:
+        ConfigError: A tracker is unknown, or --json is given without --plan.
+        MissingDependencyError: A tracker's package is not installed.
+    """
+    from lamp.train.tracking import check_trackers, tracker
+
+    if flags.json and not flags.plan:
+        raise ConfigError("--json given without --plan; expected both: only a plan is printed as JSON")
+    named = [tracker(text) for text in flags.track]
+    trackers = (*loop.trackers, *(one for one in named if one not in loop.trackers))
+    check_trackers(trackers)
+    return replace(loop, trackers=trackers)
+
+
+def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], None]) -> None:
+    """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
+    from lamp.train.plan import to_text
+    from lamp.train.planning import Planner
+    from lamp.train.running import is_here
+
+    planner = Planner(loop.device)
+    train(loop if is_here(loop.device) else replace(loop, device="cpu"), planner)
+    if planner.plan is not None and planner.main:
+        print(json.dumps(asdict(planner.plan), indent=2) if flags.json else to_text(planner.plan))
 
 
 def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
@@ -332,6 +375,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.configs import PolicyTraining
     from lamp.train.policy import train_policy
     from lamp.train.processes import processes
+    from lamp.train.running import run_stage
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
     given = value_of("--motion", arguments)
@@ -341,11 +385,19 @@ def _train_policy(arguments: Sequence[str]) -> None:
     if flags.also:
         training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    training = _with_lora(replace(training, loop=_sharded(training.loop, flags.sharding)), flags.lora)
+    loop = _tracked(_sharded(training.loop, flags.sharding), flags)
+    training = _with_lora(replace(training, loop=loop), flags.lora)
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_policy(planned, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, loop, train)
     _prepare(flags.data, training, flags.features)
     if motion is None and processes(training.loop.device).main:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    train_policy(training, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features)
+    train(loop, run_stage)
 
 
 def _following(policy: PolicyTraining, motion: Path) -> PolicyTraining:

@@ -27,7 +27,7 @@ from lamp.train.hidden import hidden_settings, samples_hidden
 from lamp.train.metrics import Progress
 from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
-from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_stage
+from lamp.train.running import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import PolicyStage
 from lamp.train.tensors import content_hash
@@ -43,6 +43,7 @@ def train_policy(
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
     features: Path | None = None,
+    run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
 
@@ -54,6 +55,7 @@ def train_policy(
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
         features: The folder that feature caches are in; None: each dataset's own.
+        run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
         ConfigError: Motion checkpoint and configuration do not agree on whether there is a motion prior.
@@ -87,7 +89,7 @@ def train_policy(
                 for part in cached_parts(of_all):
                     _cache_hidden(model, part, draws, here, description, out)
 
-    result = run_stage(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
+    result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
     if result.outcome.finished and group.main:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result

@@ -26,15 +26,16 @@ class Curves:
 
     lines: Sequence[Mapping[str, Any]]
 
-    def values(self, kind: str, name: str, index: int | None = None) -> list[tuple[float, float]]:
-        """Returns (step, value) of a metric, or of one entry of a metric that is a list; what is missing is left out."""
+    def values(self, kind: str, name: str, entry: int | str | None = None) -> list[tuple[float, float]]:
+        """Returns (step, value) of a metric, or of one entry of a metric that has several, by its name or, in older runs, its
+        place; what is missing is left out."""
         found = []
         for line in self.lines:
             value = line.get(name)
             if line.get("kind") != kind or value is None:
                 continue
-            if index is not None:
-                value = value[index] if isinstance(value, list) and index < len(value) else None
+            if entry is not None:
+                value = _entry(value, entry)
             if isinstance(value, int | float) and math.isfinite(value):
                 found.append((float(line["step"]), float(value)))
         return found
@@ -47,6 +48,11 @@ class Curves:
             )
         )
 
+    def entries(self, kind: str, name: str) -> list[str]:
+        """Returns the names of a metric's entries, in order of appearance."""
+        found = [line[name] for line in self.lines if line.get("kind") == kind and isinstance(line.get(name), dict)]
+        return list(dict.fromkeys(entry for value in found for entry in value))
+
     @property
     def steps(self) -> int:
         """The last step."""
@@ -56,6 +62,12 @@ class Curves:
     def seconds(self) -> float:
         """Training time until the last line [s]."""
         return max((float(line.get("elapsed_s", 0.0)) for line in self.lines), default=0.0)
+
+
+def _entry(value: Any, entry: int | str) -> Any:
+    if isinstance(value, dict):
+        return value.get(entry)
+    return value[entry] if isinstance(value, list) and isinstance(entry, int) and entry < len(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import lamp.recipes
 from lamp import cli
 from lamp.model.counting import expected_parameters
 from lamp.recipes.kinds import TrainingRecipe
-from lamp.train import motion, policy
+from lamp.train import motion, trained_on
 from lamp.train.memory import BatchShape, step_memory
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
@@ -35,8 +35,8 @@ def tiny() -> TrainingRecipe:
 def recipe(monkeypatch: pytest.MonkeyPatch) -> str:
     """A recipe for the data of these tests, by its name."""
     monkeypatch.setitem(lamp.recipes.RECIPES, "tiny", tiny)
-    for module in (motion, policy):
-        monkeypatch.setattr(module, "backbone_key", lambda config: PatchBackbone.key)
+    for module in (motion, trained_on):
+        monkeypatch.setattr(module, "find_backbone", lambda config: PatchBackbone())
     return "tiny"
 
 
@@ -115,17 +115,14 @@ def test_for_a_gpu_that_is_not_here_memory_is_told_and_no_time(
     assert cli.main(["train", "motion", *words]) == 2  # without --plan, that is a mistake
 
 
-def test_the_text_names_every_part(
-    data: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_the_text_names_every_part(data: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--recipe", recipe, "--data", str(data), "--out", str(tmp_path / "out")]
     assert cli.main(["train", "policy", *words, "--plan"]) == 0
     shown = capsys.readouterr().out
-    for part in ("action_expert, trained", "steps", "epochs", "over 2 processes", "weights", "optimiser", "average",
-                 "activations", "features (mapped)", "training", "validation", "checkpoint", "exchange"):  # fmt: skip
+    for part in ("action_expert, trained", "steps", "epochs", "weights", "optimiser", "average",
+                 "activations", "features (mapped)", "training", "validation", "checkpoint"):  # fmt: skip
         assert part in shown, part
-    assert "4 samples" in shown and "nothing was trained or written" in shown
+    assert "8 samples" in shown and "exchange" not in shown and "nothing was trained or written" in shown
 
 
 @pytest.mark.parametrize(

@@ -234,9 +234,9 @@ def test_a_question_whose_connection_breaks_is_asked_again_with_the_same_seed() 
 def test_what_is_too_large_for_the_server_is_not_sent() -> None:
     requests: list[dict[str, Any]] = []
     told = {"limits": {"message_bytes": 10_000, "array_bytes": 8_000}}
-    with server(answering(told, requests)) as port, WebsocketPolicy("127.0.0.1", port) as policy:
-        with pytest.raises(WireError, match=r"has 301\d\d\d bytes; the server at ws://\S+ takes 10000\. Send smaller"):
-            policy.act(observation())
+    words = r"has 301\d\d\d bytes; the server at ws://\S+ takes 10000\. Send smaller"
+    with server(answering(told, requests)) as port, pytest.raises(WireError, match=words):
+        WebsocketPolicy("127.0.0.1", port).act(observation())
     assert not requests
 
 

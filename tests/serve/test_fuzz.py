@@ -1,4 +1,4 @@
-"""A server in a process of its own under attack, and honest clients beside it: nobody notices anything, and nothing is left behind.
+"""A server in a process of its own under attack, honest clients beside it: nobody notices anything, nothing is left behind.
 
     LAMP_FUZZ_MESSAGES=100000 pytest tests/serve/test_fuzz.py -m slow -s
 

@@ -105,9 +105,9 @@ class RayCluster:
             except Exception as error:
                 said = str(error).strip().splitlines() or [type(error).__name__]
                 raise ClusterError(
-                    f"no Ray cluster at {address!r} lets this process in: {said[0][:300].rstrip('.')}. Expected the address of one, "
-                    "such as 10.0.0.1:6379, or auto on one of its machines; `ray start --head` starts one, and where it asks for "
-                    "tokens, as new versions do, RAY_AUTH_MODE=token is needed here too."
+                    f"no Ray cluster at {address!r} lets this process in: {said[0][:300].rstrip('.')}. Expected the address of "
+                    "one, such as 10.0.0.1:6379, or auto on one of its machines; `ray start --head` starts one. "
+                    "Where it asks for tokens, as new versions do, RAY_AUTH_MODE=token is needed here too."
                 ) from None
         room = int(ray.cluster_resources().get("CPU", 0))
         if room < simulators:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Run:
     """Pauses within the writing of a checkpoint."""
     stop_at: int | None = None
     """The step before which the last process is asked to stop."""
+    count: bool = False
+    """Write down how often the main process has talked with the others, in each way, while it took steps."""
 
     def train(self) -> None:
         backbone = None if isinstance(self.config.backbone, Qwen3VLBackboneConfig) else PatchBackbone()
@@ -148,7 +151,7 @@ def _forked(rank: int, logs: list[str], runs: list[Run]) -> int:
         count = str(len(logs))
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         for run in runs:
-            _with_pauses(run, last=rank == len(logs) - 1)
+            _with_pauses(run, main=rank == 0, last=rank == len(logs) - 1)
             try:
                 run.train()
             except KeyboardInterrupt:
@@ -185,12 +188,20 @@ def _ends(pids: list[int]) -> list[int]:
 TRAIN_STEP, WRITE = loops.Loop._train_step, checkpoints.write_tensors
 
 
-def _with_pauses(run: Run, *, last: bool) -> None:
+def _with_pauses(run: Run, *, main: bool, last: bool) -> None:
+    talks: Counter[str] = Counter()
+
     def step(self: loops.Loop, interval: Any) -> None:
         if last and self.step == run.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(run.step_s)
-        TRAIN_STEP(self, interval)
+        if not (run.count and main):
+            TRAIN_STEP(self, interval)
+            return
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            TRAIN_STEP(self, interval)
+        talks.update(event.name for event in seen.events() or () if event.name.startswith("gloo:"))
+        (run.out / "talks.json").write_text(json.dumps(talks))
 
     def write(*arguments: Any) -> None:
         time.sleep(run.write_s)

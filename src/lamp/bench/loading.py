@@ -131,19 +131,20 @@ class Timed:
     def __init__(self, samples: Batches[Any], *, workers: int, batch_size: int) -> None:
         self._loader = Loader(samples, Sampler(len(samples), batch_size), workers=workers)
         self._size, self._queued = min(batch_size, len(samples)), max(1, workers * self._loader.ahead)
-        self._workers, self._samples, self._elapsed = workers, 0, 0.0
+        self._samples, self._elapsed = 0, 0.0
 
     def run(self, seconds: float) -> None:
-        """Loads for a while; what the workers' queues hold before does not count, and nothing is being made after."""
+        """Loads for a while. The workers' queues are full before and after, so that as many are made as are taken."""
         for _ in range(self._queued):
             next(self._loader)
+        self._loader.wait()
         begun, batches = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - begun) < seconds or batches < max(1, self._workers):
+        while time.perf_counter() - begun < seconds or batches == 0:
             next(self._loader)
             batches += 1
         self._loader.wait()
         self._samples += self._size * batches
-        self._elapsed += elapsed
+        self._elapsed += time.perf_counter() - begun
 
     @property
     def rate(self) -> float:

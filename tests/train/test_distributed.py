@@ -108,6 +108,22 @@ def test_two_processes_train_what_one_does(runs: Path, stage: str, way: str) -> 
     alike(runs / f"{stage}-alone", runs / f"{stage}-{way}")
 
 
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
+def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(
+    launcher: Launcher, data: Path, prior: Path, tmp_path: Path, way: str
+) -> None:
+    """Gloo scatters sums by way of summing them everywhere."""
+    talks = {}
+    for parts in (1, 3):
+        config = exact_policy(config=settings(steps=2, accumulate=parts, **WAYS[way]))
+        run = Run(config=config, data=data, out=tmp_path / f"parts-{parts}", motion=prior, count=True)
+        launcher.start([run]).wait()
+        talks[parts] = json.loads((run.out / "talks.json").read_text())
+    sums = {parts: {part: found.get("gloo:all_reduce", 0) for part, found in of.items()} for parts, of in talks.items()}
+    assert sums[1]["last"] >= 2 and sums[3]["last"] >= 2 and sums[3]["others"] == 0
+    assert way == "sharded" or sums[3] == sums[1] == {"last": 2, "others": 0}
+
+
 def test_only_the_main_process_says_something(runs: Path) -> None:
     main, other = (runs / f"log-{rank}.txt" for rank in (0, 1))
     assert "policy  step 10/10" in main.read_text()

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lamp.flow_matching import Uniform
 from lamp.model.lamp import LaMP
-from lamp.model.recompute import recompute
 from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.ema import Ema
 from lamp.train.ledger import Ledger, LikeGpu
@@ -118,6 +117,8 @@ def step_memory(
         device: Where; the training's by default. A GPU is reckoned without its context and what its allocator wastes; see
             `GPU_RESERVE`.
         processes: How many train together, each with all weights.
+
+    What recomputing activations spares is not worked out: the estimate is then an upper bound.
     """
     kind = torch.device(device or training.loop.device).type
     with _without_values(kind) as place:
@@ -190,8 +191,6 @@ def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> La
     # Which flow times are drawn changes no shape, and Beta draws them on the host.
     with place:
         model = LaMP(replace(training.model, motion_tau=Uniform(), action_tau=Uniform()))
-    if training.loop.recompute:
-        recompute(model)
     model.requires_grad_(isinstance(training, MotionTraining)).train()
     if isinstance(training, PolicyTraining):
         model.eval()

@@ -105,6 +105,8 @@ class Planner:
         self, loop: LoopConfig, count: int, memory: MemoryPlan, seconds: TimePlan | None, disk: DiskPlan
     ) -> list[str]:
         notes = ["the backbone is not loaded: its features are cached"]
+        if loop.recompute:
+            notes.append("activations are recomputed (loop.recompute): memory is less than told here")
         if isinstance(loop.sharding, FullySharded) and count > 1:
             notes.append(
                 f"memory is that of whole weights; each of {count} processes keeps a part of them, and of what belongs to them"

@@ -69,7 +69,7 @@ $(SIMPLER)/.vulkan: scripts/simpler-vulkan $(SIMPLER)/.installed
 	@scripts/simpler-vulkan $(SIMPLER) && touch $@
 
 test: setup
-	$(BIN)/pytest -m "not slow and not hub and not gpu"
+	$(BIN)/pytest -m "not slow and not hub and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

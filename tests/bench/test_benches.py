@@ -210,6 +210,7 @@ def test_the_whole_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     qwen = random_qwen(views=1, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, sizes=SMALL_QWEN, side=64)
     monkeypatch.setattr(subjects, "random_qwen", lambda **_: qwen)
     assert TINY.model.motion is not None and TINY.model.action is not None
+    assert isinstance(TINY.model.guidance, GuidanceConfig)
     wide = {"token_width": 32}
     model = replace(
         TINY.model,
@@ -224,9 +225,9 @@ def test_the_whole_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     made = subjects.subject("paper", batch=3, device=CPU, dtype=torch.float32)
     assert made.joined is not None
     tokens = qwen.plain()
-    expected = made.model.act(
-        **made.inputs | {"encoded": Encoded(tokens=tokens, mask=torch.ones(3, 13, dtype=torch.bool))}
-    )
+    seen = Encoded(tokens=tokens, mask=torch.ones(3, 13, dtype=torch.bool))
+    inputs: dict[str, Any] = {**made.inputs, "encoded": seen}
+    expected = made.model.act(**inputs)
     actor = FastActor(made.model)
     torch.testing.assert_close(made.joined(actor)(), expected, atol=1e-4, rtol=1e-4)
     actor.device = torch.device("cuda")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from torch import nn
@@ -15,9 +16,15 @@ METHODS: Mapping[type[nn.Module], str] = {Block: "attend", MotionBlock: "forward
 """What of a block is computed again: all that is large."""
 
 
-def recompute(model: nn.Module) -> None:
-    """Makes the blocks of the experts in a model compute their activations twice; results stay the same, dropout included."""
+def recompute(model: nn.Module, again: Callable[[], AbstractContextManager[object]] | None = None) -> None:
+    """Makes the blocks of the experts in a model compute their activations twice; results stay the same, dropout included.
+
+    Args:
+        model: Whose blocks.
+        again: What surrounds the second time, besides autocast, which comes back by itself.
+    """
+    how = {} if again is None else {"context_fn": lambda: (nullcontext(), again())}
     for module in model.modules():
         for kind, method in METHODS.items():
             if isinstance(module, kind):
-                setattr(module, method, partial(checkpoint, getattr(module, method), use_reentrant=False))
+                setattr(module, method, partial(checkpoint, getattr(module, method), use_reentrant=False, **how))

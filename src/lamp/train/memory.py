@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,14 +17,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lamp.flow_matching import Uniform
 from lamp.model.lamp import LaMP
+from lamp.model.recompute import recompute
 from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.ema import Ema
 from lamp.train.ledger import Ledger, LikeGpu
+from lamp.train.sharding import FullySharded
 from lamp.types import Batch, Encoded, Motion
 
 GIB = 2**30
 GPU_RESERVE = GIB
 """For what the estimate does not know of: a GPU's context, libraries' work space, gaps between what the allocator hands out."""
+COMPUTING = "forward and backward"
 PROBE = 32
 """Samples from which the memory of larger batches is extrapolated."""
 
@@ -80,7 +83,7 @@ class Memory:
     average: int
     """Of the weights, where the run averages."""
     exchange: int
-    """Copies of the gradients, for several processes to exchange."""
+    """For several processes: copies of the gradients to exchange, or, where weights are shared out, what is gathered of them."""
     batch: int
     moments: tuple[Moment, ...]
     """The fullest moment of each part of a step."""
@@ -112,13 +115,11 @@ def step_memory(
     """Estimates the memory of a training step on one device.
 
     Args:
-        training: What is trained and how.
-        shape: Of the batch that the device gets.
+        training: What is trained and how. Where DeepSpeed shares something out, the estimate is an upper bound: that of replicas.
+        shape: Of what a device computes at once.
         device: Where; the training's by default. A GPU is reckoned without its context and what its allocator wastes; see
             `GPU_RESERVE`.
-        processes: How many train together, each with all weights.
-
-    What recomputing activations spares is not worked out: the estimate is then an upper bound.
+        processes: How many train together.
     """
     kind = torch.device(device or training.loop.device).type
     with _without_values(kind) as place:
@@ -127,34 +128,82 @@ def step_memory(
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         held = [*model.parameters(), *model.buffers()]
         ledger = Ledger([*held, *_tensors(batch)], place)
-        generator = torch.Generator().manual_seed(0)
         with ledger, torch.autograd.set_multithreading_enabled(False):
-            with _precision(training.loop, kind):
-                total = _loss(training, model, batch, generator)
-            total.backward()
-            del total
+            for _ in range(min(training.loop.accumulate, 2)):  # in the second part all gradients are there from the start
+                _forward_and_backward(training, model, batch, kind)
         numbers = [ledger.number_of(value.grad) for value in trained.values() if value.grad is not None]
         gradients, others = ledger.fullest({number for number in numbers if number is not None})
     weights = _bytes(list(trained.values()))
     states, update = _update(training.loop, trained)
-    return Memory(
+    found = Memory(
         weights=weights,
         frozen=_bytes(held) - weights,
         optimiser=states,
         average=weights if training.loop.ema is not None else 0,
         exchange=weights if processes > 1 else 0,
         batch=_bytes(_tensors(batch)),
-        moments=(Moment(name="forward and backward", gradients=gradients, activations=others), update),
+        moments=(Moment(name=COMPUTING, gradients=gradients, activations=others), update),
+    )
+    sharding = training.loop.sharding
+    if processes == 1 or not isinstance(sharding, FullySharded):
+        return found
+    gathered = _gathered(model, sharding)
+    return _shared_out(found, gathered, processes, exchanged_at_once=training.loop.accumulate == 1)
+
+
+def _forward_and_backward(training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with _precision(training.loop, kind):
+        total = _loss(training, model, batch, generator)
+    total.backward()
+
+
+def _gathered(model: LaMP, sharding: FullySharded) -> int:
+    """Bytes of whole weights and gradients that a process has beside its parts, where weights are gathered block by block."""
+    blocks = [list(block.parameters()) for block in model.blocks]
+    inside = {id(value) for block in blocks for value in block}
+    rest = _bytes([value for value in model.parameters() if id(value) not in inside])
+    sizes = sorted((_bytes(block) for block in blocks), reverse=True)
+    trained = sorted((_bytes([value for value in block if value.requires_grad]) for block in blocks), reverse=True)
+    # The next block is gathered while one is computed, and its gradients are still there while the next ones are made.
+    return rest + sum(sizes[:2] if sharding.reshard else sizes) + sum(trained[:2])
+
+
+def _shared_out(whole: Memory, gathered: int, processes: int, *, exchanged_at_once: bool) -> Memory:
+    """What each of several processes holds that keep a part of every tensor."""
+
+    def part(size: int) -> int:
+        return math.ceil(size / processes)
+
+    computing, update = whole.moments
+    # Gradients stay whole until they are exchanged, which is after the last part of a step.
+    gradients = part(computing.gradients) if exchanged_at_once else computing.gradients
+    return Memory(
+        weights=part(whole.weights),
+        frozen=part(whole.frozen),
+        optimiser=part(whole.optimiser),
+        average=part(whole.average),
+        exchange=gathered,
+        batch=whole.batch,
+        moments=(
+            replace(computing, gradients=gradients),
+            replace(update, gradients=part(update.gradients), activations=part(update.activations)),
+        ),
     )
 
 
 def largest_batch(
-    training: MotionTraining | PolicyTraining, shape: BatchShape, limit: int, device: str | None = None
+    training: MotionTraining | PolicyTraining,
+    shape: BatchShape,
+    limit: int,
+    device: str | None = None,
+    *,
+    processes: int = 1,
 ) -> int:
-    """How many samples of this shape fit into so many bytes; 0: not one."""
+    """How many samples of this shape a device can compute at once in so many bytes; 0: not one."""
 
     def needed(samples: int) -> int:
-        return step_memory(training, replace(shape, samples=samples), device).total
+        return step_memory(training, replace(shape, samples=samples), device, processes=processes).total
 
     one, many = needed(1), needed(PROBE)
     if one > limit:
@@ -197,6 +246,9 @@ def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> La
         for part in (model.guidance, model.action_expert):
             if part is not None:
                 part.requires_grad_(True).train()
+    if training.loop.recompute:
+        # A CPU's autocast comes back by itself where blocks are computed again, what stands for a GPU's does not.
+        recompute(model, None if place.type == "cpu" else lambda: _precision(training.loop, place.type))
     return model
 
 
@@ -242,11 +294,8 @@ def _without_values(kind: str) -> Iterator[torch.device]:
         yield torch.device("cpu" if kind == "cpu" else "meta")
 
 
-@contextmanager
-def _precision(loop: LoopConfig, kind: str) -> Iterator[None]:
-    lowered = isinstance(loop.precision, BFloat16)
-    with loop.precision.autocast("cpu") if kind == "cpu" else LikeGpu(autocast=lowered):
-        yield
+def _precision(loop: LoopConfig, kind: str) -> AbstractContextManager[object]:
+    return loop.precision.autocast("cpu") if kind == "cpu" else LikeGpu(autocast=isinstance(loop.precision, BFloat16))
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

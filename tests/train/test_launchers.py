@@ -64,7 +64,9 @@ def gap(one: Path, other: Path) -> float:
 
 
 @pytest.mark.parametrize(("launcher", "stage"), [("torchrun", POLICY), ("accelerate", MOTION)])
-def test_a_launcher_trains_what_one_process_does(launcher: str, stage: str, data: Path, features: Path, tmp_path: Path) -> None:
+def test_a_launcher_trains_what_one_process_does(
+    launcher: str, stage: str, data: Path, features: Path, tmp_path: Path
+) -> None:
     """Against one process with the same global batch, and with the one that there were if each took a whole batch."""
     for name, batch in (("alone", 6), ("larger", 12)):
         assert main(words(stage, data, features, tmp_path / name, batch)) == 0

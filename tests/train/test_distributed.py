@@ -34,6 +34,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+LOGGED = {"loss", "grad_norm", "grad_norms", "lr", "per_axis", "per_dim", "per_tau", "clamped"}
+
+
 def weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "checkpoint" / "model.safetensors")
 
@@ -53,8 +56,17 @@ def alike(one: Path, other: Path) -> None:
     first, second = curve(one), curve(other)
     assert len(first) == len(second) > 2
     for before, after in zip(first, second, strict=True):
-        for name in before.keys() & {"loss", "grad_norm", "lr", "per_axis", "per_dim"}:
+        told = LOGGED & before.keys()
+        assert told >= {"loss", "grad_norms", "per_tau"} and told == LOGGED & after.keys()
+        for name in told:
             assert after[name] == pytest.approx(before[name], rel=1e-5, abs=1e-6), (before["step"], name)
+    measured = [
+        [line for line in read_lines_json(run / "metrics.jsonl") if line["kind"] == "validation"]
+        for run in (one, other)
+    ]
+    for before, after in zip(*measured, strict=True):
+        for name in before.keys() & {"loss", "action_error", "action_error_per_dim", "ade_px_one_sample"}:
+            assert after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-5), (before["step"], name)
 
 
 @pytest.fixture(scope="module")

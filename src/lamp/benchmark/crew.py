@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 from lamp.benchmark.episodes import Episode
-from lamp.benchmark.workers import Duty, Failure, Outcome, Post, Request, work
+from lamp.benchmark.places import Here, Place, Process
+from lamp.benchmark.workers import Duty, Failure, Outcome, Post, Request
 from lamp.errors import LampError
 from lamp_client.types import ActionChunk
 
@@ -35,7 +30,7 @@ class Worker:
     """A simulator process and the episode it is busy with."""
 
     number: int
-    process: BaseProcess
+    process: Process
     connection: Connection
     duty: Duty | None = None
     place: tuple[str, int] | None = None
@@ -60,6 +55,8 @@ class Crew:
     gather_s: float = 0.02
     deadline_s: float = float("inf")
     """An episode that takes longer loses its worker, as if that had died: simulators may hang."""
+    place: Place = field(default_factory=Here)
+    """Where the workers run."""
     say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
     workers: list[Worker] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
@@ -73,24 +70,15 @@ class Crew:
         """
         pending = list(duties)
         try:
-            with _starting():
-                self.workers = [self._hired(number) for number in range(min(self.size, len(pending)))]
+            numbers = range(min(self.size, len(pending)))
+            for number, hired in zip(numbers, self.place.hire(numbers, self.post), strict=True):
+                self.workers.append(Worker(number=number, process=hired.process, connection=hired.connection))
             for worker in self.workers:
                 self._assign(worker, pending)
             while any(worker.duty for worker in self.workers):
                 yield from self._attend(pending)
         finally:
             self._dismiss()
-
-    def _hired(self, number: int) -> Worker:
-        # Spawned, not forked: neither OpenGL nor torch's threads survive a fork.
-        context = multiprocessing.get_context("spawn")
-        ends: tuple[Any, Any] = context.Pipe()
-        ours, theirs = ends
-        process = context.Process(target=work, args=(theirs, self.post), name=f"lamp-simulator-{number}", daemon=True)
-        process.start()
-        theirs.close()  # so that the worker's death is the end of the pipe
-        return Worker(number=number, process=process, connection=ours)
 
     def _assign(self, worker: Worker, pending: list[Duty]) -> None:
         worker.duty = None
@@ -173,13 +161,13 @@ class Crew:
 
     def _bury(self, worker: Worker, pending: list[Duty]) -> None:
         """Reports a dead worker, puts its episode back and hires another."""
-        worker.process.join(timeout=10)
+        worker.process.join(timeout=10.0)
         worker.connection.close()
         duty = worker.duty
         assert duty is not None
         self.deaths[duty.episode.name] += 1
         late = f"stopped: its episode took longer than {self.deadline_s:g} s"
-        cause = late if worker.overdue else f"died ({_cause(worker.process.exitcode)})"
+        cause = late if worker.overdue else f"died ({worker.process.cause()})"
         how = f"worker {worker.number} {cause} on {_title(duty.episode)}"
         if self.deaths[duty.episode.name] >= MAX_DEATHS:
             advice = f"Is there memory for {self.size} simulators? Try fewer --workers."
@@ -189,48 +177,24 @@ class Crew:
             )
         self.say(f"{how}; a new worker takes over")
         pending.insert(0, duty)
-        with _starting():
-            fresh = self._hired(worker.number)
+        (fresh,) = self.place.hire([worker.number], self.post)
         worker.process, worker.connection, worker.place, worker.overdue = fresh.process, fresh.connection, None, False
         self._assign(worker, pending)
 
     def _dismiss(self) -> None:
         for worker in self.workers:
+            with suppress(OSError):
+                worker.connection.send(None)  # who has nothing to do leaves by itself
             worker.connection.close()
-            if worker.process.is_alive():
+            if worker.process.alive():
                 worker.process.terminate()
         for worker in self.workers:
-            worker.process.join(timeout=5)
-            if worker.process.is_alive():
+            worker.process.join(timeout=5.0)
+            if worker.process.alive():
                 worker.process.kill()
-                worker.process.join()
+                worker.process.join(timeout=5.0)
         self.workers = []
 
 
 def _title(episode: Episode) -> str:
     return f"{episode.condition} task {episode.task} state {episode.state}"
-
-
-def _cause(code: int | None) -> str:
-    if code == -9:
-        return "killed, often for lack of memory"
-    return f"exit code {code}"
-
-
-@contextmanager
-def _starting() -> Iterator[None]:
-    """Processes started here compute on one thread each, and leave Ctrl-C to the main process from their first moment."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    # Numeric libraries read these names when they are loaded, so setting them inside the process would be too late.
-    os.environ.update({name: value or "1" for name, value in before.items()})
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-    try:
-        yield
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)

@@ -17,6 +17,7 @@ from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode, EpisodeRecord
 from lamp.benchmark.films import Artist, plain
 from lamp.benchmark.perturbed import described, perturbed
+from lamp.benchmark.places import Here, Place
 from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
 from lamp.benchmark.progress import Progress
 from lamp.benchmark.runs import Manifest, Run
@@ -26,12 +27,13 @@ from lamp.benchmark.summaries import Summary, summarise
 from lamp.benchmark.workers import Duty, Outcome, Post
 from lamp.configuration import to_json as config_to_json
 from lamp.errors import ConfigError, unknown
+from lamp.files import atomic_path
 from lamp.model.interventions import parse as parse_interventions
 from lamp.version import code_version, package_versions
 
 WITHOUT_EFFECT = (
     *("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device", "threads", "deadline_s"),
-    *("plus_root", "plus_assets", "leave_out_missing"),
+    *("plus_root", "plus_assets", "leave_out_missing", "ray"),
 )
 """Settings that change no result, or (paths) whose content is compared instead."""
 
@@ -63,6 +65,8 @@ class RunSettings:
     """Policy episodes to film, spread over the tasks."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Simulator processes."""
+    ray: str | None = None
+    """Runs the simulators on the machines of a Ray cluster: its address, or `auto` for the one that this machine belongs to."""
     fast: bool = True
     """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
     gather_ms: float = 2.0
@@ -203,13 +207,14 @@ def evaluate(
         )
     ]
     plan = parse_shard(config.shard).of(plan)
-    manifest = _manifest(config, hashes, programme, len(plan), settings or {})
+    manifest = _manifest(config, hashes, programme, len(plan), settings or {}, policies.kinds())
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
         if run.records:
             print(f"{len(run.records)} of {len(plan)} episodes are done already", file=sys.stderr)
         try:
             if pending:
+                place = _place(config)
                 post = Post(
                     simulators={visit.simulators.suite: visit.simulators for visit in programme.visits},
                     conditions=conditions,
@@ -217,7 +222,7 @@ def evaluate(
                         visit.simulators.suite: visit.simulators.instructions() for visit in programme.visits
                     },
                     execute=policies.execute(config.execute),
-                    folder=config.out,
+                    folder=config.out if isinstance(place, Here) else None,
                     artist=artist,
                     probes=policies.probes() if config.flow_errors else {},
                 )
@@ -227,6 +232,7 @@ def evaluate(
                     answer=policies.answer,
                     gather_s=config.gather_ms / 1000,
                     deadline_s=config.deadline_s,
+                    place=place,
                 )
                 filmed = _filmed(plan, conditions, config.videos)
                 duties = _duties(pending, conditions, programme.tasks, filmed, set(post.probes))
@@ -235,6 +241,15 @@ def evaluate(
             summary = summarise(config.out, run.records, planned=len(plan), seconds=time.monotonic() - started)
             summary.write()
     return summary
+
+
+def _place(config: RunSettings) -> Place:
+    """Where the simulators run."""
+    if config.ray is None:
+        return Here()
+    from lamp.benchmark.cluster import RayCluster
+
+    return RayCluster.at(config.ray, config.workers)
 
 
 def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
@@ -252,6 +267,7 @@ def _manifest(
     programme: Programme,
     planned: int,
     settings: Mapping[str, Any],
+    models: Mapping[str, Any],
 ) -> Manifest:
     plain_config: dict[str, Any] = config_to_json(config)
     decisive = {key: value for key, value in plain_config.items() if key not in (*WITHOUT_EFFECT, "list", "json")}
@@ -263,7 +279,7 @@ def _manifest(
     if "replay" in config.controls:
         decisive["data"] = plain_config["data"]
     facts = {key: plain_config[key] for key in WITHOUT_EFFECT if key in plain_config}
-    facts |= {"code": code_version(), "packages": package_versions(), **programme.facts}
+    facts |= {"models": models, "code": code_version(), "packages": package_versions(), **programme.facts}
     return Manifest(
         config=decisive, conditions=hashes, instructions=programme.instructions, planned=planned, facts=facts
     )
@@ -311,6 +327,9 @@ def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, 
     try:
         for outcome in crew.run(duties):
             attempt = 1 + crew.deaths[outcome.episode.name]
+            if outcome.film is not None and outcome.video is not None:
+                with atomic_path(run.folder / outcome.video) as staged:
+                    staged.write_bytes(outcome.film)
             record = _record(outcome, config, attempt=attempt, code=code, packages=packages)
             run.add(record)
             progress.tell(record)
@@ -322,7 +341,8 @@ def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, 
 def _record(
     outcome: Outcome, config: RunSettings, *, attempt: int, code: str, packages: Mapping[str, str]
 ) -> EpisodeRecord:
-    fields = {item.name: getattr(outcome, item.name) for item in dataclasses.fields(outcome) if item.name != "episode"}
+    kept = [item.name for item in dataclasses.fields(outcome) if item.name not in ("episode", "film")]
+    fields = {name: getattr(outcome, name) for name in kept}
     return EpisodeRecord(
         **dataclasses.asdict(outcome.episode),
         **fields,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -65,6 +66,8 @@ class Outcome:
     video: str | None
     variation: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
+    film: bytes | None = None
+    """The video's file, where the worker is on another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,8 @@ class Post:
     """Suite -> the instruction of every task."""
     execute: Mapping[str, int]
     """Condition -> number of actions executed of each chunk."""
-    folder: Path
+    folder: Path | None
+    """Where films go; None: they travel to the main process."""
     artist: Artist
     probes: Mapping[str, FlowProbe] = field(default_factory=dict)
     """Condition -> the scene flow that it foresees."""
@@ -238,8 +242,7 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         frame_every=rules.film_every if rules else FILM_EVERY,
     )
     video = f"videos/{episode.name}.mp4" if film else None
-    if film and video:
-        write_film(post.folder / video, film.frames)
+    filmed = _film(film, post.folder / video if post.folder and video else None)
     extra: dict[str, Any] = {"flow": witness.errors(post.probes[episode.condition])} if witness else {}
     if isinstance(simulator, Reporting):
         extra["simulator"] = dict(simulator.facts)
@@ -256,4 +259,18 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         video=video,
         variation=dict(simulator.variation) if isinstance(simulator, Varied) else {},
         extra=extra,
+        film=filmed,
     )
+
+
+def _film(film: Film | None, path: Path | None) -> bytes | None:
+    """Writes a film where it belongs; returns it where that is on another machine."""
+    if film is None:
+        return None
+    if path is not None:
+        write_film(path, film.frames)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "film.mp4"
+        write_film(file, film.frames)
+        return file.read_bytes()

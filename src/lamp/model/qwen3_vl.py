@@ -340,7 +340,7 @@ class Qwen3VLBackbone(nn.Module):
         used, room = len(self.tokenizer.read(instruction)), self.config.text_tokens
         if room is not None and used > room:
             raise DataError(
-                f"Qwen3-VL: the prompt of {instruction!r} has {used} tokens, text_tokens is {room}; raise it."
+                f"Qwen3-VL: the prompt of {instruction[:80]!r} has {used} tokens, text_tokens is {room}; raise it."
             )
         ids = self.tokenizer.turn(instruction, self._image_tokens)
         kinds = (ids == self.tokenizer.image_id).int()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lamp.train.backbones import BackboneConfig
     from lamp.train.caching import CacheRequest
     from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, PolicyTraining
+    from lamp.train.running import RunStage
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -104,7 +105,8 @@ class CacheFlags:
     recipe: str = "demo"
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
     embodiment: str | None = None
-    """How datasets record their robot where they do not say: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    """How datasets record their robot where they do not say: lamp, libero, bridge, droid ..., or a JSON file; by default, as the
+    recipe says (docs/data.md)."""
     out: Path | None = None
     """The folder for the caches of all datasets, `--features` of a training; by default each is in its dataset."""
     motion: Path | None = None
@@ -161,7 +163,7 @@ def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
     processes, on_corrupt = flags.processes or len(flags.devices), LeaveOut() if flags.leave_out_corrupt else Refuse()
     workers = Workers(processes=processes, devices=flags.devices) if processes else None
     return flags, CacheRequest(
-        datasets=tuple(_mixed_in(text, flags.embodiment) for text in flags.data),
+        datasets=tuple(_mixed_in(text, flags.embodiment, policy.embodiment) for text in flags.data),
         settings=settings,
         motion=flags.motion,
         root=flags.out,
@@ -203,25 +205,34 @@ class MotionFlags:
     """Stage 1: trains the Motion Expert on the dataset's scene flow."""
 
     recipe: str
-    """Where all other settings come from, a name that `lamp recipe list` shows; each can be changed by its own flag."""
+    """Where all other settings come from: a name that `lamp recipe list` shows, or a file of `lamp recipe fit`; each can be
+    changed by its own flag."""
     data: Path
     """The dataset."""
     out: Path
     """The run's folder; an unfinished run in it is continued."""
     embodiment: str | None = None
-    """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
+    """How the dataset records its robot: lamp, libero, bridge, droid ..., or a JSON file; by default, as the recipe says
+    (docs/data.md)."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
     sharding: Literal["replicated", "full", "deepspeed"] | None = None
     """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
     features: Path | None = None
     """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
+    track: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl and TensorBoard: wandb, trackio, each KIND or KIND=PROJECT (docs/training.md)."""
+    plan: bool = False
+    """Say what the run will need (memory, steps, time, disk), and train nothing."""
+    json: bool = False
+    """Print the plan as one JSON object."""
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
     from lamp.recipes import Recipe
     from lamp.train.configs import MotionTraining
     from lamp.train.motion import train_motion
+    from lamp.train.running import run_stage
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
     if chosen.motion is None:
@@ -230,9 +241,44 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    training = replace(training, loop=_sharded(training.loop, flags.sharding))
+    training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_motion(planned, flags.data, flags.out, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, training.loop, train)
     _prepare(flags.data, training, flags.features)
-    train_motion(training, flags.data, flags.out, fresh=flags.fresh, features=flags.features)
+    train(training.loop, run_stage)
+
+
+def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
+    """
+    Raises:
+        ConfigError: A tracker is unknown, or --json is given without --plan.
+        MissingDependencyError: A tracker's package is not installed.
+    """
+    from lamp.train.tracking import check_trackers, tracker
+
+    if flags.json and not flags.plan:
+        raise ConfigError("--json given without --plan; expected both: only a plan is printed as JSON")
+    named = [tracker(text) for text in flags.track]
+    trackers = (*loop.trackers, *(one for one in named if one not in loop.trackers))
+    check_trackers(trackers)
+    return replace(loop, trackers=trackers)
+
+
+def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], None]) -> None:
+    """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
+    from lamp.train.plan import to_text
+    from lamp.train.planning import Planner
+    from lamp.train.running import is_here
+
+    planner = Planner(loop.device)
+    train(loop if is_here(loop.device) else replace(loop, device="cpu"), planner)
+    if planner.plan is not None and planner.main:
+        print(json.dumps(asdict(planner.plan), indent=2) if flags.json else to_text(planner.plan))
 
 
 def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
@@ -317,17 +363,19 @@ class PolicyFlags(MotionFlags):
     """Train adapters of this rank in Qwen3-VL along (docs/training.md); the feature cache is of no use then."""
 
 
-def _mixed_in(text: str, otherwise: str | None = None) -> MixedIn:
+def _mixed_in(text: str, named: str | None = None, otherwise: Embodiment | None = None) -> MixedIn:
     from lamp.train.configs import MixedIn
 
     folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
-    return MixedIn(data=folder, embodiment=_embodiment(name or otherwise))
+    chosen = name or named
+    return MixedIn(data=folder, embodiment=otherwise if otherwise and not chosen else _embodiment(chosen))
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.configs import PolicyTraining
     from lamp.train.policy import train_policy
     from lamp.train.processes import processes
+    from lamp.train.running import run_stage
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
     given = value_of("--motion", arguments)
@@ -337,11 +385,19 @@ def _train_policy(arguments: Sequence[str]) -> None:
     if flags.also:
         training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    training = _with_lora(replace(training, loop=_sharded(training.loop, flags.sharding)), flags.lora)
+    loop = _tracked(_sharded(training.loop, flags.sharding), flags)
+    training = _with_lora(replace(training, loop=loop), flags.lora)
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_policy(planned, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, loop, train)
     _prepare(flags.data, training, flags.features)
     if motion is None and processes(training.loop.device).main:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    train_policy(training, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features)
+    train(loop, run_stage)
 
 
 def _following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
@@ -459,6 +515,12 @@ def _show_perturbations(arguments: Sequence[str]) -> None:
     print(sheet(parse(SheetConfig, arguments, "show perturbations")))
 
 
+def _score(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.trials import ScoreConfig, score
+
+    print(score(parse(ScoreConfig, _with_flag(arguments, "--out"), "score")))
+
+
 def _report(arguments: Sequence[str]) -> None:
     from lamp.view.report import ReportConfig, report
 
@@ -574,6 +636,14 @@ def _recipe_list(arguments: Sequence[str]) -> None:
     width = max(map(len, RECIPES))
     for name, build in RECIPES.items():
         print(f"{name:<{width}}  {build().summary}")
+
+
+def _recipe_fit(arguments: Sequence[str]) -> None:
+    from lamp.recipes.fitting import FitConfig, fit
+
+    config = parse(FitConfig, _with_flag(arguments, "--data"), "recipe fit")
+    made, told = fit(config, _training(config.like))
+    print(f"{told}\n{config.out}: {made.summary}. Read it, change what you like, and give it to any --recipe.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -835,6 +905,7 @@ COMMANDS: dict[str, Command] = {
     "push": Command(summary="publish a checkpoint on the Hugging Face hub", run=_push),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
     "show perturbations": Command(summary="draw what plus-style perturbations do to a scene", run=_show_perturbations),
+    "score": Command(summary="write down how far a trial on a real robot came", run=_score),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),
     "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),
@@ -844,5 +915,6 @@ COMMANDS: dict[str, Command] = {
     "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
+    "recipe fit": Command(summary="write a recipe that fits your own dataset into a file", run=_recipe_fit),
     "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),
 }

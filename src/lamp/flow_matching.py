@@ -36,6 +36,17 @@ def velocity_target(noise: Float[Tensor, "*shape"], data: Float[Tensor, "*shape"
     return data - noise
 
 
+def velocity_errors(
+    predicted: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], axes: int = 1
+) -> tuple[Float[Tensor, "*lead"], Bool[Tensor, "*lead"]]:
+    """Returns the mean squared error over what is supervised, for each element of the first `axes` axes, and whether anything
+    of it is; 0 where nothing is."""
+    weight = mask.float()
+    squared = (predicted.float() - target.float()).square() * weight
+    supervised = weight.flatten(axes).sum(axes)
+    return squared.flatten(axes).sum(axes) / supervised.clamp(min=1), supervised > 0
+
+
 def masked_velocity_loss(
     predicted: Float[Tensor, " b *shape"], target: Float[Tensor, " b *shape"], mask: Bool[Tensor, " b *shape"]
 ) -> Float[Tensor, ""]:
@@ -43,11 +54,8 @@ def masked_velocity_loss(
 
     Deviation: Eq. 3 has no mask. A mean over all elements would weigh a sample by how much of it happens to be visible.
     """
-    weight = mask.float()
-    squared = (predicted.float() - target.float()).square() * weight
-    supervised = weight.flatten(1).sum(1)
-    per_sample = squared.flatten(1).sum(1) / supervised.clamp(min=1)
-    return per_sample.sum() / (supervised > 0).sum().clamp(min=1)
+    per_sample, supervised = velocity_errors(predicted, target, mask)
+    return per_sample.sum() / supervised.sum().clamp(min=1)
 
 
 def gaussian(shape: Sequence[int], source: Source, device: torch.device | str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import lamp.model.fast as fast_module
 from lamp.bench.infer import InferConfig, bench_infer, to_text
 from lamp.bench.machine import Ceilings
 from lamp.bench.qwen import QwenSizes, random_qwen
+from lamp.bench.reading import KeptBatch
 from lamp.bench.stages import flops_of, stage
 from lamp.bench.timing import Timing
 from lamp.bench.train_step import TrainStepConfig, bench_train_step
@@ -29,7 +31,7 @@ from lamp.model.lamp import Departure, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.recipes import training
 from lamp.recipes.kinds import ModelRecipe
-from lamp.types import Encoded
+from lamp.types import Batch, Encoded
 
 CPU = torch.device("cpu")
 D, N, WIDTH, TOKENS = 48, 5, 32, 16  # motion width, backbone tokens, action width, motion tokens
@@ -158,12 +160,30 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_training_step_is_measured_with_and_without_the_cache() -> None:
     result = bench_train_step(TrainStepConfig(recipe="demo", batch=1, seconds=0.1))
-    assert set(result.stages["ours"]) == {"forward", "backward", "optimiser"}
+    assert set(result.stages["ours"]) == {"read", "forward", "backward", "optimiser"}
     assert set(result.stages["other"]) == {"vlm", "motion", "forward", "backward", "optimiser"}
     assert result.evaluations == {"motion": 0, "guidance": 1, "action": 6}
     assert result.ratio == pytest.approx(result.samples_per_s["ours"] / result.samples_per_s["other"])
     assert result.parameters["trained"] > 1e6
     assert result.flops > 1e8
+
+
+def test_a_kept_batch_is_read_as_it_was(tmp_path: Path) -> None:
+    tokens, hidden = torch.randn(3, 5, 4).half().float(), torch.randn(3, 2, 6).half().float()
+    batch = Batch(
+        encoded=Encoded(tokens=tokens, mask=torch.ones(3, 5, dtype=torch.bool)),
+        state=torch.zeros(3, 2),
+        motion_hidden=hidden,
+    )
+    kept = KeptBatch(batch, tmp_path)
+    orders = []
+    for _ in range(6):
+        read = kept.read()
+        assert read.motion_hidden is not None and read.state is batch.state
+        rows = [next(row for row in range(3) if torch.equal(one, tokens[row])) for one in read.encoded.tokens]
+        assert torch.equal(read.motion_hidden, hidden[rows]) and read.encoded.tokens.dtype == torch.float32
+        orders.append(tuple(rows))
+    assert len(set(orders)) > 1
 
 
 def test_a_random_qwen_has_the_published_number_of_parameters() -> None:

@@ -54,6 +54,9 @@ def test_results_do_not_depend_on_workers_batches_or_films(runs: Path, tmp_path:
         found.append(outcomes(out))
     assert found[0] == found[1] and len(found[0]) == 8
     assert len(list((tmp_path / "3" / "videos").glob("with_motion-*.mp4"))) == 2
+    kinds = json.loads((tmp_path / "3" / "run.json").read_text())["facts"]["models"]
+    assert kinds["with_motion"] == {"flow": "SpatialFlow", "fusion": "GuidanceConfig"}
+    assert kinds["without_motion"] == {"flow": None, "fusion": None}
     # The checkpoint says that 3 actions of a chunk are executed.
     assert all(calls == -(-steps // 3) for steps, _, calls in found[0].values())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,3 +76,20 @@ class HiddenArray:
 
     def take(self, samples: np.ndarray, draws: np.ndarray, views: np.ndarray | None) -> np.ndarray:
         return self.values[samples, draws]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Batches of their samples' numbers; the one with a certain sample takes a second when it is first made."""
+
+    sample: int
+    marker: Path
+
+    def __len__(self) -> int:
+        return 1000
+
+    def batch(self, indices: np.ndarray, *, epoch: int = 0) -> Tensor:
+        if self.sample in indices and not self.marker.exists():
+            self.marker.touch()
+            time.sleep(1.0)
+        return torch.from_numpy(indices)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent)]
 
 import torch
+from torch.distributed import TCPStore
+from torch.profiler import ProfilerActivity, profile
 from training_fakes import GUIDANCE, PatchBackbone, loop, motion_training, policy_training
 
 import lamp.train.checkpoint as checkpoints
@@ -50,6 +54,8 @@ class Run:
     """Pauses within the writing of a checkpoint."""
     stop_at: int | None = None
     """The step before which the last process is asked to stop."""
+    count: bool = False
+    """Write down how the main process has talked with the others in the last part of its steps, and in the others."""
 
     def train(self) -> None:
         backbone = None if isinstance(self.config.backbone, Qwen3VLBackboneConfig) else PatchBackbone()
@@ -127,9 +133,10 @@ def serve() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)
-        with socket.socket() as port:
-            port.bind(("127.0.0.1", 0))
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
+        # As torchrun does, this process holds what they meet at: a port that is only looked up may be taken before they come.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         runs = [from_json(Run, run) for run in asked["runs"]]
         pids = [_forked(rank, asked["logs"], runs) for rank in range(len(asked["logs"]))]
         print(json.dumps(pids), flush=True)
@@ -148,7 +155,7 @@ def _forked(rank: int, logs: list[str], runs: list[Run]) -> int:
         count = str(len(logs))
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         for run in runs:
-            _with_pauses(run, last=rank == len(logs) - 1)
+            _with_pauses(run, main=rank == 0, last=rank == len(logs) - 1)
             try:
                 run.train()
             except KeyboardInterrupt:
@@ -185,12 +192,19 @@ def _ends(pids: list[int]) -> list[int]:
 TRAIN_STEP, WRITE = loops.Loop._train_step, checkpoints.write_tensors
 
 
-def _with_pauses(run: Run, *, last: bool) -> None:
+def _with_pauses(run: Run, *, main: bool, last: bool) -> None:
+    talks = {"last": Counter[str](), "others": Counter[str]()}
+
     def step(self: loops.Loop, interval: Any) -> None:
         if last and self.step == run.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(run.step_s)
+        placed = self.placement
+        if run.count and main and self.step == 0:
+            placed.part = _counted(placed.part, talks)
         TRAIN_STEP(self, interval)
+        if run.count and main:
+            (run.out / "talks.json").write_text(json.dumps(talks))
 
     def write(*arguments: Any) -> None:
         time.sleep(run.write_s)
@@ -199,6 +213,17 @@ def _with_pauses(run: Run, *, last: bool) -> None:
 
     loops.Loop._train_step = step
     checkpoints.write_tensors = write
+
+
+def _counted(part: Callable[..., Any], talks: dict[str, Counter[str]]) -> Callable[..., Any]:
+    @contextmanager
+    def counted(*, last: bool) -> Iterator[None]:
+        with profile(activities=[ProfilerActivity.CPU]) as seen, part(last=last):
+            yield
+        names = [event.name for event in seen.events() or () if event.name.startswith("gloo:")]
+        talks["last" if last else "others"].update(names)
+
+    return counted
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+LOGGED = {"loss", "grad_norm", "grad_norms", "lr", "per_axis", "per_dim", "per_tau", "clamped"}
+
+
 def weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "checkpoint" / "model.safetensors")
 
@@ -53,8 +56,17 @@ def alike(one: Path, other: Path) -> None:
     first, second = curve(one), curve(other)
     assert len(first) == len(second) > 2
     for before, after in zip(first, second, strict=True):
-        for name in before.keys() & {"loss", "grad_norm", "lr", "per_axis", "per_dim"}:
+        told = LOGGED & before.keys()
+        assert told >= {"loss", "grad_norms", "per_tau"} and told == LOGGED & after.keys()
+        for name in told:
             assert after[name] == pytest.approx(before[name], rel=1e-5, abs=1e-6), (before["step"], name)
+    measured = [
+        [line for line in read_lines_json(run / "metrics.jsonl") if line["kind"] == "validation"]
+        for run in (one, other)
+    ]
+    for before, after in zip(*measured, strict=True):
+        for name in before.keys() & {"loss", "action_error", "action_error_per_dim", "ade_px_one_sample"}:
+            assert after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-5), (before["step"], name)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +106,22 @@ def runs(launcher: Launcher, data: Path, prior: Path, tmp_path_factory: pytest.T
 @pytest.mark.parametrize("stage", ["motion", "policy"])
 def test_two_processes_train_what_one_does(runs: Path, stage: str, way: str) -> None:
     alike(runs / f"{stage}-alone", runs / f"{stage}-{way}")
+
+
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
+def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(
+    launcher: Launcher, data: Path, prior: Path, tmp_path: Path, way: str
+) -> None:
+    """Gloo scatters sums by way of summing them everywhere."""
+    talks = {}
+    for parts in (1, 3):
+        config = exact_policy(config=settings(steps=2, accumulate=parts, **WAYS[way]))
+        run = Run(config=config, data=data, out=tmp_path / f"parts-{parts}", motion=prior, count=True)
+        launcher.start([run]).wait()
+        talks[parts] = json.loads((run.out / "talks.json").read_text())
+    sums = {parts: {part: found.get("gloo:all_reduce", 0) for part, found in of.items()} for parts, of in talks.items()}
+    assert sums[1]["last"] >= 2 and sums[3]["last"] >= 2 and sums[3]["others"] == 0
+    assert way == "sharded" or sums[3] == sums[1] == {"last": 2, "others": 0}
 
 
 def test_only_the_main_process_says_something(runs: Path) -> None:

@@ -131,6 +131,7 @@ def test_logged_losses_do_not_depend_on_the_interruption(tmp_path: Path) -> None
     assert set(after[0]) >= {
         "loss",
         "per_dim",
+        "grad_norms",
         "lr",
         "grad_norm",
         "gate",

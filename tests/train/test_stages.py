@@ -12,19 +12,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_training
 
+from lamp.data.samples import PolicySamples
 from lamp.errors import ConfigError, LampError, MismatchError
 from lamp.files import read_lines_json
+from lamp.flow_matching import interpolate, velocity_target
+from lamp.model.layers import Mlp
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
+from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
 from lamp.train.description import read_description
 from lamp.train.drawing import with_fewer_tokens
 from lamp.train.motion import evaluate_flow, train_motion
@@ -230,6 +235,66 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
         assert first.abs().max() > 0.1
         torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
     assert sorted(shapes) == [1, 1, 2, 2, 2, 2]
+
+
+def test_workers_reshuffle_every_epoch_and_change_nothing(data: Path, prior: Path, tmp_path: Path) -> None:
+    """Three epochs and a bit with the same worker, on scene flow, and on states of the Motion Expert that are cached."""
+    for workers in (0, 1):
+        settings = loop(steps=22, batch_size=7, checkpoint_every=30, validate_every=30, workers=workers)
+        motion(data, tmp_path / f"motion-{workers}", motion_training(loop=settings))
+        config = policy_training(loop=settings, cached_hidden_draws=2)
+        policy(data, tmp_path / f"policy-{workers}", config, prior)
+    for stage in ("motion", "policy"):
+        assert same(weights(tmp_path / f"{stage}-0"), weights(tmp_path / f"{stage}-1"))
+    state = json.loads((tmp_path / "policy-1" / "checkpoint" / "training" / "state.json").read_text())
+    assert state["sampler"]["epoch"] >= 3
+    waiting = [
+        line["data_wait_share"] for line in read_lines_json(tmp_path / "policy-1" / "metrics.jsonl") if "lr" in line
+    ]
+    assert all(0.0 <= share <= 1.0 for share in waiting)
+
+
+def test_epochs_take_the_samples_in_another_order(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    collate = PolicySamples.batch
+
+    def batch(self: PolicySamples, indices: np.ndarray, *, epoch: int = 0) -> Batch:
+        seen.append(indices.tolist())
+        return collate(self, indices, epoch=epoch)
+
+    monkeypatch.setattr(PolicySamples, "batch", batch)
+    settings = loop(steps=12, batch_size=8, validate_every=30)
+    policy(data, tmp_path, policy_training(with_motion=False, loop=settings, split=Split(validation_share=0.0)))
+    epoch = 72 // 8
+    first, second = ([*chain(*seen[start : start + 3])] for start in (0, epoch))
+    assert sorted(chain(*seen[:epoch])) == list(range(72)) and first != second and set(first) != set(second)
+
+
+def test_time_and_noise_are_float32_beside_bfloat16(data: Path, prior: Path, tmp_path: Path) -> None:
+    """What the experts are asked with, and what their answers are compared with."""
+    kinds: dict[str, set[torch.dtype]] = {}
+
+    def spied(name: str, function: Any, places: tuple[int, ...]) -> Any:
+        def spy(*arguments: Any, **named: Any) -> Any:
+            kinds.setdefault(name, set()).update(arguments[place].dtype for place in places)
+            return function(*arguments, **named)
+
+        return spy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lamp.model.lamp.interpolate", spied("interpolate", interpolate, (0, 1, 2)))
+        patch.setattr("lamp.model.lamp.velocity_target", spied("target", velocity_target, (0, 1)))
+        patch.setattr(
+            Mlp,
+            "forward",
+            spied("mlp", lambda self, x, f=Mlp.forward: kinds["out"].add(f(self, x).dtype) or f(self, x), (1,)),
+        )
+        kinds["out"] = set()
+        settings = loop(steps=2, precision=BFloat16())
+        motion(data, tmp_path / "motion", motion_training(loop=settings))
+        policy(data, tmp_path / "policy", policy_training(loop=settings), prior)
+    assert kinds["interpolate"] == kinds["target"] == {torch.float32} and kinds["out"] == {torch.bfloat16}
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "policy").values())
 
 
 def test_a_finished_run_is_left_alone_and_fresh_starts_again(

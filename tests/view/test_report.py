@@ -10,7 +10,7 @@ from view_fakes import make_run
 
 from lamp.errors import DataError
 from lamp.files import append_line
-from lamp.view.evidence import Evidence, gather, spans
+from lamp.view.evidence import Curves, Evidence, gather, spans
 from lamp.view.published import beside_the_paper, libero_rows, plus_rows, read_published, widowx_rows
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report
 from lamp_client.envs.libero_plus.names import SIZES
@@ -292,3 +292,19 @@ def test_simplerenv_is_read_at_the_last_step_and_at_any(tmp_path: Path, run: Pat
     text = text_of(report(ReportConfig(run=(tmp_path,))).read_text())
     assert "files of the scenes are not the original ones. Not the published protocol." in text
     assert rows("libero_object") == []
+
+
+def test_losses_are_drawn_apart_by_axis_flow_time_and_action_dimension(page: str) -> None:
+    for label in ("motion loss by axis", "motion loss by flow time", "loss by dimension", "error of held-out actions"):
+        assert f'aria-label="{label}"' in page
+    assert page.count("policy gradient norm") == 1
+    assert all(name in text_of(page) for name in ("du, across", "0.5-1.0", "gripper"))
+
+
+def test_losses_by_axis_of_older_runs_are_drawn_too() -> None:
+    older = Curves(lines=[{"kind": "train", "step": 1, "per_axis": [1.0, 2.0, 3.0]}, {"kind": "train", "step": 2}])
+    assert older.values("train", "per_axis", 2) == [(1.0, 3.0)] and older.entries("train", "per_axis") == []
+    named = Curves(
+        lines=[{"kind": "train", "step": 1, "per_axis": {"u": 1.0}}, {"kind": "train", "step": 2, "per_axis": {}}]
+    )
+    assert named.values("train", "per_axis", "u") == [(1.0, 1.0)] and named.entries("train", "per_axis") == ["u"]

@@ -207,7 +207,7 @@ def evaluate(
         )
     ]
     plan = parse_shard(config.shard).of(plan)
-    manifest = _manifest(config, hashes, programme, len(plan), settings or {})
+    manifest = _manifest(config, hashes, programme, len(plan), settings or {}, policies.kinds())
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
         if run.records:
@@ -267,6 +267,7 @@ def _manifest(
     programme: Programme,
     planned: int,
     settings: Mapping[str, Any],
+    models: Mapping[str, Any],
 ) -> Manifest:
     plain_config: dict[str, Any] = config_to_json(config)
     decisive = {key: value for key, value in plain_config.items() if key not in (*WITHOUT_EFFECT, "list", "json")}
@@ -278,7 +279,7 @@ def _manifest(
     if "replay" in config.controls:
         decisive["data"] = plain_config["data"]
     facts = {key: plain_config[key] for key in WITHOUT_EFFECT if key in plain_config}
-    facts |= {"code": code_version(), "packages": package_versions(), **programme.facts}
+    facts |= {"models": models, "code": code_version(), "packages": package_versions(), **programme.facts}
     return Manifest(
         config=decisive, conditions=hashes, instructions=programme.instructions, planned=planned, facts=facts
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lamp.benchmark.controls import Asking, Checkpoint, Condition, Intervened, control
 from lamp.benchmark.flow_errors import FlowProbe
-from lamp.benchmark.runs import checkpoint_hash
+from lamp.benchmark.runs import checkpoint_hash, model_kind
 from lamp.benchmark.workers import Request
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.interventions import Intervention
@@ -116,6 +116,10 @@ class Policies:
         """Returns the content hash of the checkpoint that each condition asks; empty where it asks none."""
         known = {path: checkpoint_hash(path) for path in {condition.path for condition in self._asking.values()}}
         return {name: known[self._asking[name].path] if name in self._asking else "" for name in conditions}
+
+    def kinds(self) -> dict[str, dict[str, str | None]]:
+        """Returns what kind of policy each condition is that acts as its checkpoint is meant to."""
+        return {name: model_kind(one.path) for name, one in self._asking.items() if isinstance(one, Checkpoint)}
 
     def execute(self, override: int | None) -> dict[str, int]:
         """Returns how many actions of a chunk each asking condition executes: the checkpoint's number, unless overridden."""

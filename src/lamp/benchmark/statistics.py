@@ -30,8 +30,12 @@ class Rate:
         return wilson(self.successes, self.trials)
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns Wilson's score interval of a binomial proportion; (0, 1) where nothing was tried."""
+def wilson(successes: float | int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns Wilson's score interval of a binomial proportion; (0, 1) where nothing was tried.
+
+    Of trials that count for shares, it is that of their sum: too wide rather than too narrow, for no values between 0 and 1 vary
+    more about their mean than zeros and ones do.
+    """
     if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + confidence / 2)

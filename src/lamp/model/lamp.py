@@ -24,6 +24,7 @@ from lamp.flow_matching import (
     interpolate,
     masked_velocity_loss,
     step_times,
+    velocity_errors,
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
@@ -108,12 +109,24 @@ class LaMPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The noise draws that a loss is of, one by one, detached."""
+
+    loss: Float[Tensor, " n"]
+    tau: Float[Tensor, " n"]
+    """Each draw's flow time."""
+    supervised: Bool[Tensor, " n"]
+    """False where nothing of a draw supervises; its loss is then 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MotionLoss:
     """L_motion (Eq. 3)."""
 
     total: Float[Tensor, ""]
     per_axis: Float[Tensor, " 3"]
     """The same over (du, dv, dd) alone, detached."""
+    draws: Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +136,7 @@ class ActionLoss:
     total: Float[Tensor, ""]
     per_dim: Float[Tensor, " a"]
     """The same over each action value alone, detached."""
+    draws: Draws
 
 
 class LaMP(nn.Module):
@@ -152,7 +166,11 @@ class LaMP(nn.Module):
         noisy = interpolate(noise, data, tau)
         scale = expert.error_scale(tau, noisy)
         predicted, target = expert(noisy, tau, encoded) / scale, velocity_target(noise, data) / scale
-        return MotionLoss(total=masked_velocity_loss(predicted, target, mask), per_axis=_each(predicted, target, mask))
+        return MotionLoss(
+            total=masked_velocity_loss(predicted, target, mask),
+            per_axis=_each(predicted, target, mask),
+            draws=_draws(predicted, target, mask, tau),
+        )
 
     @torch.no_grad()
     def motion_hidden(
@@ -222,7 +240,11 @@ class LaMP(nn.Module):
         tau = tau.unflatten(0, (-1, noise_draws))
         predicted = expert(interpolate(noise, data, tau), tau, state, context)
         target, mask = velocity_target(noise, data), _action_mask(batch, data)
-        return ActionLoss(total=masked_velocity_loss(predicted, target, mask), per_dim=_each(predicted, target, mask))
+        return ActionLoss(
+            total=masked_velocity_loss(predicted, target, mask),
+            per_dim=_each(predicted, target, mask),
+            draws=_draws(predicted, target, mask, tau),
+        )
 
     @torch.no_grad()
     def act(
@@ -327,3 +349,9 @@ def _each(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"
     with torch.no_grad():
         axes = zip(predicted.unbind(-1), target.unbind(-1), mask.unbind(-1), strict=True)
         return torch.stack([masked_velocity_loss(*axis) for axis in axes])
+
+
+@torch.no_grad()
+def _draws(predicted: Tensor, target: Tensor, mask: Tensor, tau: Float[Tensor, "*lead"]) -> Draws:
+    loss, supervised = velocity_errors(predicted, target, mask, axes=tau.ndim)
+    return Draws(loss=loss.flatten(), tau=tau.flatten(), supervised=supervised.flatten())

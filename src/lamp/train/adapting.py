@@ -57,23 +57,26 @@ class AdaptedStage(PolicyStage):
         self.backbone.train()
 
     def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
-        assert isinstance(batch, ObservedBatch) and batch.observations is not None
-        encoded = self.backbone.encode(batch.observations)
+        seen = self.encoded(batch)
         if self.config.token_dropout and self.backbone.training:
             # As many numbers as there can be tokens: how many there are depends on the part of the batch.
             assert self.model.config.action is not None
-            drawn = uniform((len(encoded.mask), self.model.config.action.positions), source)
-            kept = drawn[:, : encoded.mask.shape[1]].to(encoded.mask.device) >= self.config.token_dropout
-            encoded = replace(encoded, mask=encoded.mask & kept, whole=None)
-        seen = Batch(
-            encoded=encoded,
+            mask = seen.encoded.mask
+            drawn = uniform((len(mask), self.model.config.action.positions), source)
+            kept = drawn[:, : mask.shape[1]].to(mask.device) >= self.config.token_dropout
+            seen = replace(seen, encoded=replace(seen.encoded, mask=mask & kept, whole=None))
+        return super().loss(seen, source)
+
+    def encoded(self, batch: AnyBatch) -> Batch:
+        assert isinstance(batch, ObservedBatch) and batch.observations is not None
+        return Batch(
+            encoded=self.backbone.encode(batch.observations),
             state=batch.state,
             actions=batch.actions,
             action_mask=batch.action_mask,
             prior_seen=batch.prior_seen,
             guided=batch.guided,
         )
-        return super().loss(seen, source)
 
     def validate(self) -> dict[str, Value]:
         self.backbone.eval()

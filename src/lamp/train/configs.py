@@ -23,6 +23,7 @@ from lamp.train.backbones import BackboneConfig
 from lamp.train.optimiser import AdamW
 from lamp.train.randomness import Noise, PerBatch
 from lamp.train.sharding import Replicated, Sharding
+from lamp.train.tracking import TensorBoard, Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,8 @@ class LoopConfig:
     workers: int = 0
     """Processes that make batches ahead, for each process that trains; 0: none, which is best where features are cached."""
     noise: Noise = field(default_factory=PerBatch)
+    trackers: Annotated[tuple[Tracker, ...], tyro.conf.Suppress] = (TensorBoard(),)
+    """Where metrics go besides `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads", "accumulate"):
@@ -221,6 +224,9 @@ class PolicyTraining:
     """The action's dimension that holds the gripper (0 or 1), or None."""
     split: Split = field(default_factory=Split)
     validation_samples: int = 256
+    """Held-out samples whose loss is measured at each validation."""
+    action_samples: int = 64
+    """Held-out samples for which a whole chunk is drawn at each validation, with all solver steps; 0: none."""
 
     def __post_init__(self) -> None:
         if self.model.action is None:

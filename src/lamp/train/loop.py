@@ -17,10 +17,11 @@ from torch import Tensor
 from lamp.data.sampler import Share
 from lamp.draws import Source
 from lamp.errors import ConfigError, FailedElsewhereError, LampError
+from lamp.train.breakdown import labelled, labels_of
 from lamp.train.configs import LoopConfig
 from lamp.train.counts import Counts, added, weighted
 from lamp.train.ema import Ema
-from lamp.train.metrics import Interval, Journal, Progress, Value, clock
+from lamp.train.metrics import Interval, Journal, Progress, Value, clock, device_memory
 from lamp.train.optimiser import set_learning_rates
 from lamp.train.placement import AnyBatch, StepLoss, Trained, place
 from lamp.train.processes import SINGLE, Processes
@@ -74,7 +75,7 @@ class Stage(Trained, Protocol):
 
 
 Save = Callable[[TrainingState], None]
-Reason = Literal["finished", "time limit", "interrupted"]
+Reason = Literal["finished", "time limit", "interrupted", "planned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ class Loop:
         self._check_shares()
         self.placement = place(stage, config, processes, samples=stage.batch_samples)
         self.parameters = self.placement.parameters
+        self.labels = {**labels_of(stage), "grad_norms": self.placement.modules}
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None
         self.step = 0
         self.samples = 0
@@ -131,7 +133,8 @@ class Loop:
         """Trains until the schedule is done, the time limit is reached, or a process is asked to stop."""
         self.started = time.perf_counter()
         progress = Progress(self.stage.name)
-        journal = Journal(self.out, from_step=self.step) if self.processes.main else None
+        here = self.processes.main
+        journal = Journal(self.out, from_step=self.step, trackers=self.config.trackers) if here else None
         interval = Interval()
         try:
             with stop_request() as stop:
@@ -150,6 +153,16 @@ class Loop:
             self.stage.close()
         rate = self.samples / max(time.perf_counter() - self.started, 1e-9)
         return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate)
+
+    def rehearse(self, steps: int) -> list[float]:
+        """Takes some steps in earnest, and returns the seconds of each; nothing is logged or saved."""
+        seconds = []
+        for _ in range(steps):
+            interval, started = Interval(), time.perf_counter()
+            self._train_step(interval)
+            interval.read(self.processes)  # waits for the device
+            seconds.append(time.perf_counter() - started)
+        return seconds
 
     @property
     def fraction(self) -> float:
@@ -229,12 +242,13 @@ class Loop:
                 # Gradients of several processes are averaged, and the losses of their parts add up.
                 self.placement.backward(mine["loss"] * self.processes.count if share.of > 1 else loss.total)
             values = {name: values[name] + value.detach() if values else value for name, value in mine.items()}
-        norm = self.placement.step(config.clip)
+        norms = self.placement.step(config.clip)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
         self.samples += self.stage.batch_samples
-        values["grad_norm"] = norm / self.processes.count
+        # Every process knows the norms of all gradients, and what processes report is added up.
+        values["grad_norm"], values["grad_norms"] = (norm / self.processes.count for norm in norms)
         interval.add(
             values, samples=sum(len(share.rows(self.stage.batch_samples)) for share, _ in parts), waited_s=waited
         )
@@ -261,8 +275,9 @@ class Loop:
         self._check_finite(values)
         with self.placement.whole():
             values |= {"lr": self.placement.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
+        values |= device_memory(config.device)
         if journal is not None:
-            journal.write("train", self.step, self.elapsed_s, values)
+            journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
             progress.show(self._line(values), force=reason is not None)
         if validate:
             self._validate(journal, progress)
@@ -273,7 +288,7 @@ class Loop:
             measured = self.stage.validate()
         if not measured or journal is None:
             return
-        journal.write("validation", self.step, self.elapsed_s, measured)
+        journal.write("validation", self.step, self.elapsed_s, labelled(measured, self.labels))
         numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
         progress.show("validation  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()), force=True)
 

@@ -26,7 +26,7 @@ from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.measuring import spread
 from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
-from lamp.train.running import TrainingResult, run_stage
+from lamp.train.running import RunStage, TrainingResult, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import MotionStage
 
@@ -41,6 +41,7 @@ def train_motion(
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
     features: Path | None = None,
+    run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
 
@@ -53,6 +54,7 @@ def train_motion(
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
         features: The folder that feature caches are in; None: the dataset's own.
+        run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
         DataError: Something is missing or damaged.
@@ -78,7 +80,7 @@ def train_motion(
     model = LaMP(config.model).to(here.loop.device)
     stage = MotionStage(model, here, samples, validation, group.share)
     description = _describe(config, sources, samples)
-    result = run_stage(stage, here.loop, description, out, fresh=fresh, processes=group)
+    result = run(stage, here.loop, description, out, fresh=fresh, processes=group)
     report = out / FILE_NAME
     if group.main and result.outcome.finished and validation is not None and not report.exists():
         trained, _ = load_checkpoint(result.checkpoint, device=here.loop.device)

@@ -16,10 +16,11 @@ from lamp.data.image_samples import ObservedBatch
 from lamp.draws import Source
 from lamp.errors import ConfigError
 from lamp.train.configs import LoopConfig
+from lamp.train.gradients import GradientNorms, Gradients
 from lamp.train.optimiser import AdamW, optimiser_tensors, restore_optimiser
 from lamp.train.processes import Processes
 from lamp.train.sharding import DeepSpeed, FullySharded
-from lamp.train.shards import filled, whole
+from lamp.train.shards import filled
 from lamp.types import Batch
 
 AnyBatch = Batch | ObservedBatch
@@ -82,6 +83,11 @@ class Placement(Protocol):
     def optimiser(self) -> torch.optim.Optimizer: ...
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Whose gradients' norms are told apart."""
+        ...
+
+    @property
     def sharded(self) -> bool:
         """Whether this process has only a part of the weights."""
         ...
@@ -94,8 +100,8 @@ class Placement(Protocol):
 
     def backward(self, loss: Float[Tensor, ""]) -> None: ...
 
-    def step(self, clip: float) -> Float[Tensor, ""]:
-        """Clips the gradients, moves the weights and forgets the gradients; returns the gradients' norm before."""
+    def step(self, clip: float) -> GradientNorms:
+        """Clips the gradients, moves the weights and forgets the gradients; returns the gradients' norms before."""
         ...
 
     def whole(self) -> AbstractContextManager[None]:
@@ -120,6 +126,11 @@ class Alone:
         self.stage = stage
         self.parameters = stage.parameters()
         self.optimiser: torch.optim.Optimizer = optimiser.build(self.parameters)
+        self._gradients = Gradients(self.parameters)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return self._gradients.modules
 
     def part(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -130,11 +141,11 @@ class Alone:
     def backward(self, loss: Float[Tensor, ""]) -> None:
         loss.backward()
 
-    def step(self, clip: float) -> Float[Tensor, ""]:
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip, foreach=True)
+    def step(self, clip: float) -> GradientNorms:
+        norms = self._gradients.clip(clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return whole(norm)
+        return norms
 
     def whole(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -14,6 +14,7 @@ import lamp.version
 from lamp.configuration import to_json
 from lamp.data.features import FrozenBackbone
 from lamp.data.image_samples import ImageSamples
+from lamp.data.normalise import NoState
 from lamp.data.samples import PolicySamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import LaMP
@@ -26,7 +27,7 @@ from lamp.train.hidden import hidden_settings, samples_hidden
 from lamp.train.metrics import Progress
 from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
-from lamp.train.running import HIDDEN, TrainingResult, first_difference, run_stage
+from lamp.train.running import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import PolicyStage
 from lamp.train.tensors import content_hash
@@ -42,6 +43,7 @@ def train_policy(
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
     features: Path | None = None,
+    run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
 
@@ -53,6 +55,7 @@ def train_policy(
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
         features: The folder that feature caches are in; None: each dataset's own.
+        run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
         ConfigError: Motion checkpoint and configuration do not agree on whether there is a motion prior.
@@ -86,7 +89,7 @@ def train_policy(
                 for part in cached_parts(of_all):
                     _cache_hidden(model, part, draws, here, description, out)
 
-    result = run_stage(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
+    result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
     if result.outcome.finished and group.main:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result
@@ -199,6 +202,13 @@ def _cache_hidden(
         progress.close()
 
 
+def _state_width(config: PolicyTraining, one: TrainedOn) -> int:
+    """How many values of a state the policy has to be given; none where neither it nor its actions look at them."""
+    if isinstance(config.state_transform, NoState) and one.embodiment.per_frame:
+        return 0
+    return int(one.embodiment.states(one.sources.dataset, 0).shape[1])
+
+
 def _describe(
     config: PolicyTraining,
     datasets: Sequence[TrainedOn],
@@ -210,7 +220,7 @@ def _describe(
         OtherDataset(
             root=str(one.sources.dataset.root),
             data=one.sources.record(samples=len(part)),
-            state_width=one.embodiment.states(one.sources.dataset, 0).shape[1],
+            state_width=_state_width(config, one),
             scaling=one.scaling,
             fps=one.sources.dataset.fps,
             embodiment=one.embodiment,

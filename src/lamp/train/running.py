@@ -31,13 +31,14 @@ from lamp.train.loop import Loop, Outcome, Stage
 from lamp.train.metrics import FILE_NAME as METRICS
 from lamp.train.processes import SINGLE, Processes
 from lamp.train.state import TrainingState
+from lamp.train.tracking import IDS
 
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
-MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", HIDDEN, METRICS, FILE_NAME, "flow.json")
+MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, "flow.json")
 FREE_TO_CHANGE = (
     *("log_every", "checkpoint_every", "validate_every", "time_limit_s", "threads", "device"),
-    *("accumulate", "recompute", "sharding", "workers"),
+    *("accumulate", "recompute", "sharding", "workers", "trackers"),
 )
 """Loop settings that a continued run may change: the weights do not depend on them, but for rounding."""
 
@@ -57,6 +58,23 @@ class TrainingResult:
     description: Description
     outcome: Outcome
     """Of this call; a run that was finished before took no time."""
+
+
+@runtime_checkable
+class RunStage(Protocol):
+    """What is done with a stage once it is prepared: trained (`run_stage`), or only planned."""
+
+    def __call__(
+        self,
+        stage: ModelStage,
+        loop: LoopConfig,
+        description: Description,
+        out: Path,
+        *,
+        fresh: bool,
+        prepare: Callable[[], None] = ...,
+        processes: Processes = ...,
+    ) -> TrainingResult: ...
 
 
 def run_stage(
@@ -126,6 +144,19 @@ def _say(processes: Processes, text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def is_here(device: str) -> bool:
+    """Whether this machine has a device.
+
+    Raises:
+        ConfigError: There is no such kind of device at all.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
+    return kind != "cuda" or torch.cuda.is_available()
+
+
 def check_device(device: str, flag: str = "--loop.device") -> None:
     """
     Args:
@@ -135,11 +166,7 @@ def check_device(device: str, flag: str = "--loop.device") -> None:
     Raises:
         ConfigError: This machine has no such device.
     """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    if not is_here(device):
         raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected {flag} cpu.")
 
 

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def _is_sharded(value: Tensor) -> TypeGuard[DTensor]:
+def is_sharded(value: Tensor) -> TypeGuard[DTensor]:
     # Not by its class, whose module takes a second to import: every training and evaluation would wait for it.
     return hasattr(value, "full_tensor")
 
 
 def local(value: Tensor) -> Tensor:
     """The part that this process holds; it shares the memory."""
-    return value.to_local() if _is_sharded(value) else value
+    return value.to_local() if is_sharded(value) else value
 
 
 def whole(value: Tensor) -> Tensor:
     """The whole tensor; where it is sharded, all processes have to ask."""
-    return value.full_tensor() if _is_sharded(value) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 @torch.no_grad()
 def filled(target: Tensor, value: Tensor) -> Tensor:
     """Copies a tensor, whole or sharded like `target`, into `target`, which is returned."""
-    if _is_sharded(target) and not _is_sharded(value):
+    if is_sharded(target) and not is_sharded(value):
         from torch.distributed.tensor import distribute_tensor
 
         # Each process has the whole value, so none has to send it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from lamp.data.samples import PolicySamples
 from lamp.draws import Source, normal, uniform
 from lamp.model.lamp import LaMP
 from lamp.model.recompute import recompute
+from lamp.train.action_metrics import measure_actions
+from lamp.train.breakdown import AXES, TAU_NAMES, Labels, action_names, by_tau, clamped
 from lamp.train.configs import MotionTraining, PolicyTraining, UnseenEpisodes
 from lamp.train.counts import Counts
 from lamp.train.drawing import Drawn, with_fewer_tokens
@@ -34,6 +37,7 @@ class MotionStage:
 
     name = "motion"
     may_skip = False
+    labels: Labels = MappingProxyType({"per_axis": AXES, "per_tau": TAU_NAMES, "clamped": AXES})
 
     def __init__(
         self,
@@ -76,12 +80,19 @@ class MotionStage:
         assert isinstance(batch, Batch) and batch.motion is not None
         assert self.model.motion_expert is not None
         supervised = self.model.motion_expert.supervised(batch.motion.mask).flatten(1, 2)
-        return {"loss": supervised.flatten(1).any(1).sum().double(), "per_axis": supervised.any(1).sum(0).double()}
+        rows = torch.tensor(float(len(supervised))).double()
+        return {
+            "loss": supervised.flatten(1).any(1).sum().double(),
+            "per_axis": supervised.any(1).sum(0).double(),
+            "per_tau": rows,
+            "clamped": rows,
+        }
 
     def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, Batch) and batch.motion is not None
         loss = self.model.motion_loss(batch, source, self.config.draws)
-        return StepLoss(total=loss.total, parts={"per_axis": loss.per_axis})
+        parts = {"per_axis": loss.per_axis, "per_tau": by_tau(loss.draws), "clamped": clamped(batch.motion)}
+        return StepLoss(total=loss.total, parts=parts)
 
     def gauges(self) -> dict[str, float]:
         return {}
@@ -126,6 +137,8 @@ class PolicyStage:
         for part in self.trained:
             part.requires_grad_(True)
         lengths = [len(part) for part in samples.parts] if isinstance(samples, MixedSamples) else [len(samples)]
+        names = _action_names(samples)
+        self.labels: Labels = {"per_dim": names, "per_tau": TAU_NAMES, "action_error_per_dim": names}
         self.drawn = Drawn(samples, config.loop, share, mixture_weights(lengths, config.weights))
         if config.loop.recompute:
             recompute(model)
@@ -169,13 +182,19 @@ class PolicyStage:
         seen = batch.prior_seen
         return {
             "loss": batch.action_mask.any(1).sum().double(),
+            "per_tau": torch.tensor(float(len(batch.action_mask))).double(),
             "prior": torch.tensor(float(len(batch.action_mask)) if seen is None else float(seen.sum())).double(),
         }
 
     def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
         assert isinstance(batch, Batch)
         loss = self.model.action_loss(batch, source, self.config.noise_draws)
-        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim})
+        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws)})
+
+    def encoded(self, batch: AnyBatch) -> Batch:
+        """The batch with the backbone's tokens."""
+        assert isinstance(batch, Batch)
+        return batch
 
     def gauges(self) -> dict[str, float]:
         opening = self.model.gate
@@ -186,7 +205,12 @@ class PolicyStage:
             return {}
         self.model.eval()
         indices = spread(len(self.validation), self.config.validation_samples)
-        return held_out_loss(self, self.validation, indices, self.config.loop, self.drawn.at_once)
+        at_once = self.drawn.at_once
+        measured = held_out_loss(self, self.validation, indices, self.config.loop, at_once)
+        if not self.config.action_samples:
+            return measured
+        indices = spread(len(self.validation), self.config.action_samples)
+        return measured | measure_actions(self, self.validation, indices, loop=self.config.loop, at_once=at_once)
 
     def sampler_state(self) -> dict[str, Any]:
         return self.drawn.state()
@@ -208,3 +232,10 @@ class PolicyStage:
         waiting = step < self.config.prior_from * self.config.loop.steps
         seen = drawn >= (1.0 if waiting else self.config.prior_dropout)
         return replace(batch, prior_seen=seen if batch.prior_seen is None else seen & batch.prior_seen)
+
+
+def _action_names(samples: PolicySamples | MixedSamples | ImageSamples) -> tuple[str, ...]:
+    """Those of the first dataset, the policy's own."""
+    first = samples.parts[0] if isinstance(samples, MixedSamples) else samples
+    dataset = first.dataset if isinstance(first, ImageSamples) else first.features.dataset
+    return action_names(dataset.features, first.embodiment, first.scaling.actions.width)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lamp.draws import Source
 from lamp.errors import MissingDependencyError
 from lamp.train.configs import LoopConfig
+from lamp.train.gradients import GradientNorms
 from lamp.train.placement import Alone, AnyBatch, Objective, StepLoss, Trained
 from lamp.train.sharding import DeepSpeed
 
@@ -75,10 +76,16 @@ class ZeroTwo(Alone):
     def backward(self, loss: Float[Tensor, ""]) -> None:
         self._engine.backward(loss)
 
-    def step(self, clip: float) -> Float[Tensor, ""]:
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """None: DeepSpeed tells the norm of all gradients together."""
+        return ()
+
+    def step(self, clip: float) -> GradientNorms:
         # Clips as its configuration says, which has the same number; moves the weights and forgets the gradients.
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        total = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        return GradientNorms(total=total, by_module=total.new_zeros(0))
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]

@@ -180,7 +180,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     from lamp.train import motion, policy
 
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(commands, "_ensure_features", lambda *_, **__: None)
+    monkeypatch.setattr(commands.train, "ensure_features", lambda *_, **__: None)
     monkeypatch.setattr(motion, "train_motion", lambda *values, fresh, **_: calls.append((*values, fresh)))
     monkeypatch.setattr(policy, "train_policy", lambda *values, fresh, **_: calls.append((*values, fresh)))
     return calls

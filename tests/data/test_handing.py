@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from pathlib import Path
@@ -41,7 +42,12 @@ def equal(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) else one == other
 
 
-def test_values_arrive_as_they_were_and_are_not_changed_by_the_next() -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_values_arrive_as_they_were_and_are_not_changed_by_the_next(
+    in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_memory:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
     slab = Slab()
     found = {name: slab.take(slab.put(value)) for name, value in VALUES.items()}
     assert all(equal(value, found[name]) for name, value in VALUES.items())

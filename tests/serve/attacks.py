@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -263,6 +264,13 @@ class Attack:
                 await asyncio.sleep(self.hold_s)
         finally:
             writer.transport.abort()
+
+
+def attacked(port: int, messages: int, seed: int) -> tuple[dict[str, int], float]:
+    """Attacks, in a process of its own; what was done, and how long it took [s]."""
+    attack, started = Attack(port=port, messages=messages, seed=seed), time.monotonic()
+    asyncio.run(attack.run())
+    return dict(attack.did), time.monotonic() - started
 
 
 async def _message(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -29,7 +29,7 @@ import lamp.model.fast as fast_module
 import lamp.model.qwen3_vl as qwen3_vl
 from lamp import cli
 from lamp.benchmark.evaluating import EvaluateConfig, evaluate
-from lamp.commands import MotionFlags
+from lamp.commands.train import MotionFlags
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.padding import LeftPadding

@@ -272,28 +272,28 @@ def test_epochs_take_the_samples_in_another_order(data: Path, tmp_path: Path, mo
 
 def test_time_and_noise_are_float32_beside_bfloat16(data: Path, prior: Path, tmp_path: Path) -> None:
     """What the experts are asked with, and what their answers are compared with."""
-    kinds: dict[str, set[torch.dtype]] = {}
+    kinds: dict[str, set[torch.dtype]] = {"interpolate": set(), "target": set(), "mlp": set()}
 
-    def spied(name: str, function: Any, places: tuple[int, ...]) -> Any:
-        def spy(*arguments: Any, **named: Any) -> Any:
-            kinds.setdefault(name, set()).update(arguments[place].dtype for place in places)
-            return function(*arguments, **named)
+    def spied(name: str, function: Any) -> Any:
+        def spy(*tensors: Tensor) -> Tensor:
+            kinds[name].update(tensor.dtype for tensor in tensors)
+            return function(*tensors)
 
         return spy
 
+    def mlp(self: Mlp, *inputs: Tensor, forward: Any = Mlp.forward) -> Tensor:
+        found = forward(self, *inputs)
+        kinds["mlp"].add(found.dtype)
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamp.model.lamp.interpolate", spied("interpolate", interpolate, (0, 1, 2)))
-        patch.setattr("lamp.model.lamp.velocity_target", spied("target", velocity_target, (0, 1)))
-        patch.setattr(
-            Mlp,
-            "forward",
-            spied("mlp", lambda self, x, f=Mlp.forward: kinds["out"].add(f(self, x).dtype) or f(self, x), (1,)),
-        )
-        kinds["out"] = set()
+        patch.setattr("lamp.model.lamp.interpolate", spied("interpolate", interpolate))
+        patch.setattr("lamp.model.lamp.velocity_target", spied("target", velocity_target))
+        patch.setattr(Mlp, "forward", mlp)
         settings = loop(steps=2, precision=BFloat16())
         motion(data, tmp_path / "motion", motion_training(loop=settings))
         policy(data, tmp_path / "policy", policy_training(loop=settings), prior)
-    assert kinds["interpolate"] == kinds["target"] == {torch.float32} and kinds["out"] == {torch.bfloat16}
+    assert kinds["interpolate"] == kinds["target"] == {torch.float32} and kinds["mlp"] == {torch.bfloat16}
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "policy").values())
 
 

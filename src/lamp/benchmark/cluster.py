@@ -92,7 +92,7 @@ class RayCluster:
             ConfigError: It has fewer CPUs than there are to be simulators.
         """
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise MissingDependencyError(
                 f"--ray {address}: the package ray is not installed; install it on this machine and the others: {INSTALL}. "

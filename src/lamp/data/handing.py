@@ -62,7 +62,7 @@ class Slab:
     def take(self, handed: Handed) -> Any:
         """The value that was put here; a copy of its own."""
         contents = [np.empty(size, np.uint8) for size in handed.sizes]
-        self._all(self._file.readinto, [memoryview(content) for content in contents])
+        self._all(self._file.readinto, [content.data for content in contents])
         return pickle.loads(handed.head, buffers=contents)
 
     def _all(self, move: Callable[[memoryview], int], contents: Sequence[memoryview]) -> None:

@@ -62,8 +62,9 @@ def measure_actions(
         noise = WholeBatch(generator=generator_at(loop.seed, "validation actions", number), rows=len(whole))
         for first in range(0, len(whole), at_once):
             part = whole[first : first + at_once]
+            seen = samples.batch(part).to(loop.device)
             with loop.precision.autocast(loop.device):
-                batch = stage.encoded(samples.batch(part).to(loop.device))
+                batch = stage.encoded(seen)
                 drawn = _drawn(stage.model, batch, noise.part(first, len(part)))
             assert batch.actions is not None and batch.action_mask is not None
             error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()

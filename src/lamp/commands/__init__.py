@@ -1,0 +1,14 @@
+"""The commands of the line: each reads its flags and calls the function that does the work, imported only then."""
+
+from __future__ import annotations
+
+from lamp.commands import bench, data, evaluate, recipe, serve, share, show, train
+from lamp.commands.command import Command
+
+__all__ = ["COMMANDS", "Command"]
+
+COMMANDS: dict[str, Command] = {
+    name: command
+    for room in (recipe, data, train, evaluate, show, serve, share, bench)
+    for name, command in room.COMMANDS.items()
+}

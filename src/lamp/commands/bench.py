@@ -1,0 +1,99 @@
+"""Commands that measure speed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamp.commands.command import Command, training_named
+from lamp.flags import parse, parse_beside
+
+if TYPE_CHECKING:
+    pass
+
+
+def _bench_infer(arguments: Sequence[str]) -> None:
+    from lamp.bench.infer import InferConfig, bench_infer, to_text
+
+    config = parse(InferConfig, arguments, "bench infer")
+    result = bench_infer(config)
+    print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
+
+
+def _bench_evaluate(arguments: Sequence[str]) -> None:
+    from lamp.bench.evaluating import EvaluationBench, bench_evaluate, to_text
+
+    config = parse(EvaluationBench, arguments, "bench evaluate")
+    figures = bench_evaluate(config)
+    print(json.dumps(figures, indent=2) if config.json else to_text(figures))
+
+
+def _bench_train_step(arguments: Sequence[str]) -> None:
+    from lamp.bench.train_step import TrainStepConfig, bench_train_step, to_text
+
+    config = parse(TrainStepConfig, arguments, "bench train-step")
+    result = bench_train_step(config)
+    print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeBenchFlags:
+    """Measures the policy server under many clients on loopback; every reply is checked against its request."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def _bench_serve(arguments: Sequence[str]) -> None:
+    from lamp.bench.serving import ServeBench, bench_serving, summary
+
+    flags, bench = parse_beside(ServeBenchFlags, ServeBench, arguments, "bench serve")
+    figures = bench_serving(bench)
+    print(json.dumps(figures, indent=2) if flags.json else summary(figures))
+    if figures["wrong_replies"] or figures["lost_replies"] or figures["errors"]:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBenchFlags:
+    """Measures how many samples a second the loader gives: from videos, from decoded frames, from cached features."""
+
+    data: Path | None = None
+    """The dataset; by default a small one is made up."""
+    recipe: str = "demo"
+    """The recipe whose backbone encodes."""
+    workers: int = 2
+    """Processes that load."""
+    batch_size: int = 16
+    """Samples a batch."""
+    seconds: float = 10.0
+    """How long to measure each way. [s]"""
+    json: bool = False
+    """Print JSON."""
+
+
+def _bench_data(arguments: Sequence[str]) -> None:
+    flags = parse(DataBenchFlags, arguments, "bench data")
+    from lamp.bench.loading import measure_loading
+    from lamp.info import to_text
+
+    found = measure_loading(
+        training_named(flags.recipe).backbone,
+        flags.data,
+        workers=flags.workers,
+        batch_size=flags.batch_size,
+        seconds=flags.seconds,
+    )
+    print(json.dumps(found, ensure_ascii=False) if flags.json else to_text(found))
+
+
+COMMANDS: dict[str, Command] = {
+    "bench data": Command(summary="measure the loader: videos, decoded frames, cached features", run=_bench_data),
+    "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
+    "bench infer": Command(summary="measure what a chunk of actions costs, stage by stage", run=_bench_infer),
+    "bench evaluate": Command(summary="measure the evaluation's runner: episodes an hour", run=_bench_evaluate),
+    "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
+}

@@ -1,0 +1,192 @@
+"""Commands that make, read and check data: demonstrations, scene flow, features, recordings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from lamp.commands.command import Command, experiment_named, need, training_named, with_flag
+from lamp.commands.inputs import following, mixed_in
+from lamp.flags import parse, parse_beside, value_of
+
+if TYPE_CHECKING:
+    from lamp.train.caching import CacheRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectFlags:
+    """Records demonstrations of LIBERO tasks with a scripted expert; a stopped collection goes on where it was."""
+
+    recipe: str | None = None
+    """Where the other flags' defaults come from: a name that `lamp recipe list` shows."""
+
+
+def _collect(arguments: Sequence[str]) -> None:
+    from lamp.collect.collecting import collect
+    from lamp.collect.jobs import CollectConfig
+
+    settings = None
+    if name := value_of("--recipe", arguments):
+        need("--out", arguments, "collect")
+        settings = experiment_named(name).collect
+    _, config = parse_beside(CollectFlags, CollectConfig, arguments, "collect", settings)
+    print(collect(config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowFlags:
+    """Computes a dataset's 3-D scene flow from its recorded simulation; a stopped build goes on where it was."""
+
+    recipe: str | None = None
+    """Where the other flags' defaults come from: a name that `lamp recipe list` shows."""
+
+
+def _flow_build(arguments: Sequence[str]) -> None:
+    from lamp.sceneflow.building import FlowBuildConfig, build
+
+    settings, words = None, with_flag(arguments, "--data")
+    if name := value_of("--recipe", arguments):
+        need("--data", words, "flow build")
+        settings = experiment_named(name).flow
+    _, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings)
+    build(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFlags:
+    """Computes the frozen backbone's tokens of a dataset's images and instructions; `lamp train` does the same if needed."""
+
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """The datasets, each DIR or DIR=EMBODIMENT."""
+    recipe: str = "demo"
+    """The recipe whose backbone it is; its settings can be changed by their own flags."""
+    embodiment: str | None = None
+    """How datasets record their robot where they do not say: lamp, libero, bridge, droid ..., or a JSON file; by default, as the
+    recipe says (docs/data.md)."""
+    out: Path | None = None
+    """The folder for the caches of all datasets, `--features` of a training; by default each is in its dataset."""
+    motion: Path | None = None
+    """Stage 1's checkpoint or run: also computes z_m, --cached-hidden-draws of each frame. All settings of the training that is
+    to read them then have flags here."""
+    processes: int | None = None
+    """Worker processes; by default one a core, or for a large backbone one a GPU. The same command may run several times at
+    once, here or where else the folder is mounted: each then makes a share."""
+    devices: tuple[str, ...] = ()
+    """Where the workers compute, in turn: cuda:0 cuda:1 ..."""
+    storage: Literal["default", "float16", "bfloat16", "float32"] = "default"
+    """How tokens are kept: float16 by default for the embedded backbone, the backbone's own format for a large one."""
+    leave_out_corrupt: bool = False
+    """Leave out episodes whose pictures cannot be read, and name them, rather than stop; training then leaves them out too."""
+    check: bool = False
+    """Compute nothing: read what is there, compare it with its checksums and the data, and name every fault; exit code 1 if
+    there is one."""
+    json: bool = False
+    """With --check, print JSON."""
+
+
+def _cache_features(arguments: Sequence[str]) -> None:
+    from lamp.train.caching import check_caches, fill_caches
+
+    flags, request = _cache_request(arguments)
+    if not flags.check:
+        for folder in fill_caches(request):
+            print(f"{folder} is complete (lamp info {folder})")
+        return
+    from lamp.info import to_text
+
+    found = [report.to_json() for report in check_caches(request)]
+    print(json.dumps(found, indent=2) if flags.json else "\n".join(map(to_text, found)))
+    if not all(report["ok"] for report in found):
+        raise SystemExit(1)
+
+
+def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
+    from lamp.data.filling import Workers
+    from lamp.data.stored_images import LeaveOut, Refuse
+    from lamp.train.backbones import Caching
+    from lamp.train.caching import CacheRequest
+    from lamp.train.configs import PolicyTraining, Seen
+
+    policy, motion = (
+        training_named(value_of("--recipe", arguments) or CacheFlags.recipe).policy,
+        value_of("--motion", arguments),
+    )
+    settings = Seen(backbone=policy.backbone, augmentation=policy.augmentation)
+    if motion is not None:
+        settings = following(policy, Path(motion))
+    kind = PolicyTraining if motion is not None else Seen
+    flags, settings = parse_beside(CacheFlags, kind, arguments, "cache features", settings)
+    processes, on_corrupt = flags.processes or len(flags.devices), LeaveOut() if flags.leave_out_corrupt else Refuse()
+    workers = Workers(processes=processes, devices=flags.devices) if processes else None
+    return flags, CacheRequest(
+        datasets=tuple(mixed_in(text, flags.embodiment, policy.embodiment) for text in flags.data),
+        settings=settings,
+        motion=flags.motion,
+        root=flags.out,
+        caching=Caching(workers=workers, storage=flags.storage, on_corrupt=on_corrupt),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheckFlags:
+    """Reads a whole LeRobot dataset, v2.0, v2.1 or v3.0, and reports every fault it finds: exit code 1 if there is one."""
+
+    data: tyro.conf.Positional[Path]
+    """The dataset: a folder, or a hub id."""
+    workers: int = 1
+    """Processes that read."""
+    quick: bool = False
+    """Count the videos' pictures without decoding them."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _data_check(arguments: Sequence[str]) -> None:
+    flags = parse(DataCheckFlags, arguments, "data check")
+    from lamp.data.check import check_dataset
+
+    found = check_dataset(flags.data, workers=flags.workers, quick=flags.quick)
+    print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if flags.json else found.to_text())
+    if not found.ok:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingFlags:
+    """Makes a LeRobot dataset of what a robot or simulator recorded; again, it takes up what was recorded since."""
+
+    recording: tyro.conf.Positional[Path]
+    """The recorder's folder."""
+    out: Path
+    """The dataset."""
+    robot_type: str = "panda"
+    """As written in the dataset's description."""
+    successes_only: bool = False
+    """Leave out episodes that nobody called a success."""
+
+
+def _import_recording(arguments: Sequence[str]) -> None:
+    flags = parse(RecordingFlags, arguments, "import-recording")
+    from lamp.data.recordings import import_recording
+
+    found = import_recording(
+        flags.recording, flags.out, robot_type=flags.robot_type, successes_only=flags.successes_only
+    )
+    for line in found.skipped:
+        print(f"left out {line}", file=sys.stderr)
+    print(f"{flags.out}: {found.episodes} new episodes, {found.frames} frames")
+
+
+COMMANDS: dict[str, Command] = {
+    "collect": Command(summary="record demonstrations of LIBERO tasks with a scripted expert", run=_collect),
+    "flow build": Command(summary="compute the 3-D scene flow of a dataset", run=_flow_build),
+    "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
+    "data check": Command(summary="find every fault of a LeRobot dataset", run=_data_check),
+    "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),
+}

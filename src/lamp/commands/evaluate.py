@@ -1,0 +1,72 @@
+"""Commands that run policies in simulators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lamp.commands.command import Command, found_checkpoint
+from lamp.errors import unknown
+from lamp.flags import parse
+
+if TYPE_CHECKING:
+    from lamp.benchmark.evaluating import RunSettings
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        known = [name.split()[1] for name in COMMANDS if name.startswith("evaluate ")]
+        raise unknown("benchmark", arguments[0], known)
+    _evaluate_libero(arguments)
+
+
+def _evaluate_libero(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.evaluating import EvaluateConfig
+
+    _evaluated(parse(EvaluateConfig, arguments, "evaluate libero"))
+
+
+def _evaluate_plus(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.plus import PlusConfig, listing, listing_text
+
+    config = parse(PlusConfig, arguments, "evaluate libero_plus")
+    if config.list:
+        found = listing(config)
+        print(json.dumps(found, indent=2) if config.json else listing_text(found))
+    else:
+        _evaluated(config)
+
+
+def _evaluated(config: RunSettings) -> None:
+    from lamp.benchmark.evaluating import evaluate
+    from lamp.view.overlay import ForesightArtist
+
+    found = {name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+    print(evaluate(replace(config, **found), artist=ForesightArtist()).text)
+
+
+def _evaluate_simpler(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.simpler import SimplerConfig, evaluate_simpler
+    from lamp.view.overlay import ForesightArtist
+
+    config = parse(SimplerConfig, arguments, "evaluate simpler")
+    found = {name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+    print(evaluate_simpler(replace(config, **found), artist=ForesightArtist()).text)
+
+
+def _merge_evaluations(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.sharding import MergeConfig, merge
+
+    config = parse(MergeConfig, arguments, "merge-evaluations")
+    print(f"{merge(config)} episodes in {config.out}")
+
+
+COMMANDS: dict[str, Command] = {
+    "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
+    "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
+    "evaluate libero_plus": Command(summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus),
+    "evaluate simpler": Command(summary="run a policy on SimplerEnv's WidowX tasks", run=_evaluate_simpler),
+    "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
+}

@@ -1,0 +1,89 @@
+"""Commands about recipes, and the demo that runs one from nothing to a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from lamp.commands.command import Command, experiment_named, training_named, with_flag
+from lamp.flags import parse
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags:
+    """Runs a recipe from nothing to a report: collect, scene flow, both stages, evaluation; an interrupted run goes on."""
+
+    out: Path
+    """The folder of everything."""
+    recipe: str = "demo"
+    """A name that `lamp recipe list` shows."""
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    flags = parse(DemoFlags, arguments, "demo")
+    from lamp.experiment import run
+
+    run(experiment_named(flags.recipe), flags.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFlags:
+    """Lists the recipes, each with what it is for."""
+
+
+def _recipe_list(arguments: Sequence[str]) -> None:
+    parse(ListFlags, arguments, "recipe list")
+    from lamp.recipes import RECIPES
+
+    width = max(map(len, RECIPES))
+    for name, build in RECIPES.items():
+        print(f"{name:<{width}}  {build().summary}")
+
+
+def _recipe_fit(arguments: Sequence[str]) -> None:
+    from lamp.recipes.fitting import FitConfig, fit
+
+    config = parse(FitConfig, with_flag(arguments, "--data"), "recipe fit")
+    made, told = fit(config, training_named(config.like))
+    print(f"{told}\n{config.out}: {made.summary}. Read it, change what you like, and give it to any --recipe.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags:
+    """Prints a recipe's full configuration, and how many parameters its models have."""
+
+    name: tyro.conf.Positional[str]
+    """The recipe."""
+    json: bool = False
+    """Print the configuration as JSON."""
+
+
+def _recipe_show(arguments: Sequence[str]) -> None:
+    flags = parse(ShowFlags, arguments, "recipe show")
+    from lamp.configuration import to_json
+    from lamp.info import to_text
+    from lamp.model.counting import expected_parameters
+    from lamp.recipes import recipe
+
+    made = recipe(flags.name)
+    if flags.json:
+        print(json.dumps(to_json(made), indent=2, ensure_ascii=False))
+        return
+    counts = {name: expected_parameters(model) for name, model in made.models.items()}
+    print(to_text({**to_json(made), "parameters": counts}))
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(summary="run everything once, small, from demonstrations to a report", run=_demo),
+    "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
+    "recipe fit": Command(summary="write a recipe that fits your own dataset into a file", run=_recipe_fit),
+    "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),
+}

@@ -1,0 +1,260 @@
+"""Commands that train: both stages, plans of them, and other sizes of a Motion Expert."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from lamp.commands.command import Command, found_checkpoint, training_named
+from lamp.commands.inputs import embodiment, ensure_features, following, mixed_in
+from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.flags import parse, parse_beside, value_of
+
+if TYPE_CHECKING:
+    from lamp.recipes import Recipe
+    from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
+    from lamp.train.running import RunStage
+
+ANY_RECIPE = "demo"
+"""Fills the help text of a command that needs a recipe and was given none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionFlags:
+    """Stage 1: trains the Motion Expert on the dataset's scene flow."""
+
+    recipe: str
+    """Where all other settings come from: a name that `lamp recipe list` shows, or a file of `lamp recipe fit`; each can be
+    changed by its own flag."""
+    data: Path
+    """The dataset."""
+    out: Path
+    """The run's folder; an unfinished run in it is continued."""
+    embodiment: str | None = None
+    """How the dataset records its robot: lamp, libero, bridge, droid ..., or a JSON file; by default, as the recipe says
+    (docs/data.md)."""
+    fresh: bool = False
+    """Start again, and remove an earlier run."""
+    sharding: Literal["replicated", "full", "deepspeed"] | None = None
+    """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
+    features: Path | None = None
+    """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
+    track: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl and TensorBoard: wandb, trackio, each KIND or KIND=PROJECT (docs/training.md)."""
+    plan: bool = False
+    """Say what the run will need (memory, steps, time, disk), and train nothing."""
+    json: bool = False
+    """Print the plan as one JSON object."""
+
+
+def _train_motion(arguments: Sequence[str]) -> None:
+    from lamp.recipes import Recipe
+    from lamp.train.configs import MotionTraining
+    from lamp.train.motion import train_motion
+    from lamp.train.running import run_stage
+
+    chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
+    if chosen.motion is None:
+        raise ConfigError(f"recipe {chosen.name!r} has no motion prior to train; `lamp train policy` is all it needs")
+    flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
+    if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
+        training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
+    training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
+    training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_motion(planned, flags.data, flags.out, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, training.loop, train)
+    _prepare(flags.data, training, flags.features)
+    train(training.loop, run_stage)
+
+
+def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
+    """
+    Raises:
+        ConfigError: A tracker is unknown, or --json is given without --plan.
+        MissingDependencyError: A tracker's package is not installed.
+    """
+    from lamp.train.tracking import check_trackers, tracker
+
+    if flags.json and not flags.plan:
+        raise ConfigError("--json given without --plan; expected both: only a plan is printed as JSON")
+    named = [tracker(text) for text in flags.track]
+    trackers = (*loop.trackers, *(one for one in named if one not in loop.trackers))
+    check_trackers(trackers)
+    return replace(loop, trackers=trackers)
+
+
+def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], None]) -> None:
+    """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
+    from lamp.train.plan import to_text
+    from lamp.train.planning import Planner
+    from lamp.train.running import is_here
+
+    planner = Planner(loop.device)
+    train(loop if is_here(loop.device) else replace(loop, device="cpu"), planner)
+    if planner.plan is not None and planner.main:
+        print(json.dumps(asdict(planner.plan), indent=2) if flags.json else to_text(planner.plan))
+
+
+def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
+    """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
+    from lamp.train.adapters import lora_of
+    from lamp.train.processes import processes
+    from lamp.train.running import check_device
+
+    check_device(training.loop.device)
+
+    def features() -> None:
+        if lora_of(training.backbone) is not None:
+            print("the backbone is trained along: its tokens are computed at every step, not cached", file=sys.stderr)
+            return
+        width, views = training.model.token_width, getattr(training, "augmentation", None)
+        ensure_features(data, training.backbone, training.embodiment, token_width=width, augmentation=views, root=root)
+        for part in getattr(training, "also", ()):
+            ensure_features(Path(part.data), training.backbone, part.embodiment, augmentation=views, root=root)
+
+    processes(training.loop.device).only_main(features)
+
+
+def _with_lora(training: PolicyTraining, rank: int | None) -> PolicyTraining:
+    """
+    Raises:
+        ConfigError: The recipe's backbone can have no adapters.
+    """
+    from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
+    from lamp.model.qwen_lora import LoRA
+
+    backbone = training.backbone
+    if rank is None:
+        return training
+    if not isinstance(backbone, Qwen3VLBackboneConfig):
+        raise ConfigError(
+            f"--lora {rank} given, and the recipe's backbone is the small one; expected one with Qwen3-VL."
+        )
+    return replace(training, backbone=replace(backbone, lora=replace(backbone.lora or LoRA(), rank=rank)))
+
+
+def _sharded(loop: LoopConfig, name: str | None) -> LoopConfig:
+    from lamp.train.sharding import DeepSpeed, FullySharded, Replicated
+
+    kinds = {"replicated": Replicated, "full": FullySharded, "deepspeed": DeepSpeed}
+    # What the recipe says of its own kind of sharding, or was said by flags, stays.
+    return loop if name is None or isinstance(loop.sharding, kinds[name]) else replace(loop, sharding=kinds[name]())
+
+
+def _flow_stride(chosen: Recipe, data: Path) -> int:
+    """Stored flow steps that make one of the recipe's: a store may be finer than the one that the recipe builds.
+
+    Raises:
+        DataError: There is no dataset, or no scene flow of it.
+        MismatchError: The stored steps do not add up to the recipe's.
+    """
+    from lamp.sceneflow.building import FOLDER
+    from lamp.sceneflow.store import SceneFlowStore
+
+    if not data.is_dir():
+        raise DataError(
+            f"no dataset at {data}: there is no such folder; expected one of `lamp collect`, or in LeRobot's format"
+        )
+    store = SceneFlowStore(data / FOLDER)
+    frames, stored = chosen.flow.stride * chosen.motion.flow_stride, store.description.sampling.stride
+    if frames % stored:
+        raise MismatchError(
+            f"{store.path} has a flow step every {stored} frames, the recipe {chosen.name} one every {frames}; "
+            f"build it again with `lamp flow build {data} --recipe {chosen.name} --overwrite`, or give --flow-stride"
+        )
+    return frames // stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFlags(MotionFlags):
+    """Stage 2: trains the guidance and the Action Expert, or, without --motion, a policy that has no motion prior."""
+
+    motion: Path | None = None
+    """Stage 1's checkpoint or run."""
+    also: tuple[str, ...] = ()
+    """Further datasets, each DIR or DIR=EMBODIMENT, with normalisers of their own; --weights says how often each comes up."""
+    lora: int | None = None
+    """Train adapters of this rank in Qwen3-VL along (docs/training.md); the feature cache is of no use then."""
+
+
+def _train_policy(arguments: Sequence[str]) -> None:
+    from lamp.train.configs import PolicyTraining
+    from lamp.train.policy import train_policy
+    from lamp.train.processes import processes
+    from lamp.train.running import run_stage
+
+    chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
+    given = value_of("--motion", arguments)
+    motion = None if given is None else found_checkpoint(Path(given))
+    settings = chosen.without_motion if motion is None else following(chosen.policy, motion)
+    flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
+    if flags.also:
+        training = replace(training, also=tuple(mixed_in(text) for text in flags.also))
+    training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
+    loop = _tracked(_sharded(training.loop, flags.sharding), flags)
+    training = _with_lora(replace(training, loop=loop), flags.lora)
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_policy(planned, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, loop, train)
+    _prepare(flags.data, training, flags.features)
+    if motion is None and processes(training.loop.device).main:
+        print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
+    train(loop, run_stage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeFlags:
+    """Carries the weights of a motion checkpoint over to another grid or horizon; Stage 2 takes the result as it is."""
+
+    source: tyro.conf.Positional[Path]
+    """Stage 1's checkpoint or run."""
+    out: tyro.conf.Positional[Path]
+    """The new checkpoint's folder."""
+    grid: tuple[int, ...] = ()
+    """Rows and columns of grid points, or one number for both; as many as before by default."""
+    horizon: int | None = None
+    """Flow steps; as many as before by default."""
+    pace: float = 1.0
+    """Old flow steps in each new one: 0.5 with twice the horizon sees the same span in finer steps."""
+
+    def __post_init__(self) -> None:
+        if len(self.grid) > 2:
+            raise ConfigError(f"--grid {' '.join(map(str, self.grid))}: expected one number, or rows and columns")
+        if not self.grid and self.horizon is None and self.pace == 1.0:
+            raise ConfigError("nothing to resize: expected --grid, --horizon or --pace")
+
+
+def _resize(arguments: Sequence[str]) -> None:
+    flags = parse(ResizeFlags, arguments, "resize")
+    from lamp.train.resizing import resize_checkpoint
+
+    grid = (flags.grid[0], flags.grid[-1]) if flags.grid else None
+    found = resize_checkpoint(
+        found_checkpoint(flags.source), flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace
+    )
+    assert found.flow is not None
+    rows, columns = found.flow.grid
+    steps = f"{found.flow.horizon} flow steps of {found.flow.stride} frames"
+    print(f"{flags.out}: {rows}x{columns} points, {steps} (lamp info {flags.out})")
+
+
+COMMANDS: dict[str, Command] = {
+    "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
+    "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
+    "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
+}

@@ -57,7 +57,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
     from lamp.recipes import Recipe
     from lamp.train.configs import MotionTraining
     from lamp.train.motion import train_motion
-    from lamp.train.running import run_stage
+    from lamp.train.planning import announced
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
     if chosen.motion is None:
@@ -75,7 +75,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if flags.plan:
         return _plan(flags, training.loop, train)
     _prepare(flags.data, training, flags.features)
-    train(training.loop, run_stage)
+    train(training.loop, announced)
 
 
 def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
@@ -190,9 +190,9 @@ class PolicyFlags(MotionFlags):
 
 def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.configs import PolicyTraining
+    from lamp.train.planning import announced
     from lamp.train.policy import train_policy
     from lamp.train.processes import processes
-    from lamp.train.running import run_stage
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
     given = value_of("--motion", arguments)
@@ -214,7 +214,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     _prepare(flags.data, training, flags.features)
     if motion is None and processes(training.loop.device).main:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    train(loop, run_stage)
+    train(loop, announced)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -275,7 +275,7 @@ class Loop:
         self._check_finite(values)
         with self.placement.whole():
             values |= {"lr": self.placement.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
-        values |= device_memory(config.device)
+        values |= device_memory(config.device, self.processes)
         if journal is not None:
             journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
             progress.show(self._line(values), force=reason is not None)

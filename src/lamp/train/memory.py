@@ -7,7 +7,7 @@ of whatever is added to the models later; and a full-size model takes seconds on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -129,7 +129,9 @@ def step_memory(
         held = [*model.parameters(), *model.buffers()]
         ledger = Ledger([*held, *_tensors(batch)], place)
         with ledger, torch.autograd.set_multithreading_enabled(False):
-            for _ in range(min(training.loop.accumulate, 2)):  # in the second part all gradients are there from the start
+            for _ in range(
+                min(training.loop.accumulate, 2)
+            ):  # in the second part all gradients are there from the start
                 _forward_and_backward(training, model, batch, kind)
         numbers = [ledger.number_of(value.grad) for value in trained.values() if value.grad is not None]
         gradients, others = ledger.fullest({number for number in numbers if number is not None})
@@ -312,5 +314,5 @@ def _tensors(batch: Batch) -> list[Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
-def _bytes(tensors: list[Tensor]) -> int:
+def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

@@ -56,14 +56,18 @@ class Interval:
         }
 
 
-def device_memory(device: str) -> dict[str, Value]:
-    """The most GPU memory that tensors took at once since the process began, and what torch held for them; nothing on a CPU."""
+def device_memory(device: str, processes: Processes = SINGLE) -> dict[str, Value]:
+    """The most GPU memory that tensors took at once since the process began, and what torch held for them; nothing on a CPU.
+
+    Of several processes' GPUs, those of the fullest; all have to ask.
+    """
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return {}
-    return {
-        "gpu_memory_gib": round(torch.cuda.max_memory_allocated(device) / GIB, 3),
-        "gpu_reserved_gib": round(torch.cuda.max_memory_reserved(device) / GIB, 3),
-    }
+    mine = (torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
+    each = torch.zeros(processes.count, len(mine), dtype=torch.float64)
+    each[processes.index] = torch.tensor(mine)
+    taken, held = (processes.sum({"each": each})["each"].amax(0) / GIB).tolist()
+    return {"gpu_memory_gib": round(taken, 3), "gpu_reserved_gib": round(held, 3)}
 
 
 class Journal:

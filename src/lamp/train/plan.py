@@ -34,7 +34,7 @@ class MemoryPlan:
 
     device: str
     samples: int
-    """Of the batch, on each device."""
+    """That each device computes at once."""
     total: int
     fullest: str
     """The moment at which it is that much."""
@@ -43,7 +43,7 @@ class MemoryPlan:
     gradients: int
     """Once all are there, which may be another moment."""
     largest_batch: dict[str, int]
-    """Samples that fit on a GPU of so many GiB, with a reserve of one GiB; empty on a CPU."""
+    """Samples that a GPU of so many GiB can compute at once, with a reserve of one GiB; empty on a CPU."""
     data: dict[str, int]
     """In the host's memory besides: what is kept of the data, and files that are mapped."""
 
@@ -86,7 +86,8 @@ class Plan:
     stage: str
     out: str
     amount: Amount
-    memory: MemoryPlan
+    memory: MemoryPlan | None
+    """None where it is not worked out."""
     time: TimePlan | None
     """None where no step could be measured."""
     disk: DiskPlan
@@ -111,13 +112,7 @@ def to_text(plan: Plan) -> str:
         "samples": f"{amount.samples:,} of {amount.episodes} episodes; {amount.held_out_episodes} held out",
         "batch": f"{amount.batch}{shared}",
     })]  # fmt: skip
-    lines += [
-        "",
-        f"memory of a step on {memory.device}, {memory.samples} samples: {size(memory.total)}, most in {memory.fullest}",
-    ]
-    lines += _table({name: size(value) for name, value in memory.parts.items() if value})
-    lines += _table({f"largest batch, {gib} GiB": str(value) for gib, value in memory.largest_batch.items()})
-    lines += _table({name: size(value) for name, value in memory.data.items()})
+    lines += _memory_lines(memory) if memory is not None else []
     if plan.time is not None:
         told = plan.time
         rows = {
@@ -132,6 +127,21 @@ def to_text(plan: Plan) -> str:
         **({"hidden states": size(disk.hidden)} if disk.hidden else {}),
     })]  # fmt: skip
     return "\n".join([*lines, "", *(f"note: {note}" for note in plan.notes), "nothing was trained or written."])
+
+
+def _memory_lines(memory: MemoryPlan) -> list[str]:
+    head = f"memory of a step on {memory.device}, {memory.samples} samples at once: {size(memory.total)}"
+    largest = {
+        f"GPU of {gib} GiB": f"{'fits' if value >= memory.samples else 'TOO LITTLE'}; at most {value} samples at once"
+        for gib, value in memory.largest_batch.items()
+    }
+    return [
+        "",
+        f"{head}, most in {memory.fullest}",
+        *_table({name: size(value) for name, value in memory.parts.items() if value}),
+        *_table(largest),
+        *_table({name: size(value) for name, value in memory.data.items()}),
+    ]
 
 
 def _counts(modules: Mapping[str, int], kind: str) -> dict[str, str]:

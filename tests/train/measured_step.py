@@ -9,6 +9,7 @@ import ctypes
 import gc
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.recompute import recompute
 from lamp.train.configs import BFloat16, Float32, LoopConfig, MotionTraining, PolicyTraining, Precision
 from lamp.train.ema import Ema
 from lamp.train.gradients import Gradients
@@ -58,6 +60,26 @@ def random_batch(training: MotionTraining | PolicyTraining, model: LaMP, samples
     )
 
 
+def loss_of(training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(training, MotionTraining):
+        return model.motion_loss(batch, generator, training.draws).total
+    return model.action_loss(batch, generator, training.noise_draws).total
+
+
+def most_above(work: Callable[[], None]) -> int:
+    """Bytes at the fullest moment of some work, above those before it, by the record of torch's allocator."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    assert record.profiler is not None and record.profiler.kineto_results is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    most = now = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+        most = max(most, now)
+    return most
+
+
 class Step:
     """A training step as the loop takes it, and what it holds between two of them."""
 
@@ -70,16 +92,16 @@ class Step:
         trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.gradients, self.optimiser = Gradients(trained), training.loop.optimiser.build(trained)
         self.ema = Ema(trained, training.loop.ema) if training.loop.ema is not None else None
+        if training.loop.recompute:
+            recompute(self.model)
         self.take()
 
     def take(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        with self.training.loop.precision.autocast("cpu"):
-            if isinstance(self.training, MotionTraining):
-                loss = self.model.motion_loss(self.batch, generator, self.training.draws).total
-            else:
-                loss = self.model.action_loss(self.batch, generator, self.training.noise_draws).total
-        loss.backward()
+        for _ in range(self.training.loop.accumulate):
+            with self.training.loop.precision.autocast("cpu"):
+                loss = loss_of(self.training, self.model, self.batch)
+            loss.backward()
+            del loss
         self.gradients.clip(self.training.loop.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -104,15 +126,7 @@ class Step:
 
     def peak(self) -> int:
         """Bytes at the fullest moment of a step, by the record of torch's allocator."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
-            self.take()
-        assert record.profiler is not None and record.profiler.kineto_results is not None
-        events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-        most = now = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-            most = max(most, now)
-        return self.held() + most
+        return self.held() + most_above(self.take)
 
 
 def resident(name: str) -> int:

@@ -39,6 +39,8 @@ from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import read_description
 from lamp.train.motion import train_motion
 from lamp.train.optimiser import AdamW, Rates
+from lamp.train.plan import to_text
+from lamp.train.planning import Planner
 from lamp.train.policy import train_policy
 from lamp.types import Observations
 from lamp_client.types import Observation
@@ -245,6 +247,24 @@ def test_workers_and_parts_do_not_change_a_run(
     assert all(torch.equal(value, usual[name]) for name, value in adapter_of(tmp_path / "workers").items())
     gap = max(float((value - usual[name]).abs().max()) for name, value in adapter_of(tmp_path / "parts").items())
     assert gap < 1e-6
+
+
+def test_a_plan_counts_adapters_apart_from_the_frozen_backbone(
+    demonstrations: Path, prior: Path, adapted: Qwen3VLBackboneConfig, tmp_path: Path
+) -> None:
+    planner, backbone = Planner("cpu"), build_backbone(adapted)
+    assert isinstance(backbone, Qwen3VLBackbone)
+    train_policy(training(adapted), demonstrations, tmp_path / "out", prior, backbone=backbone, run=planner)
+    assert planner.plan is not None and planner.plan.time is not None and planner.plan.memory is None
+    amount, inside = planner.plan.amount, adapters(backbone.vlm)
+    assert amount.trained["vlm"] == sum(value.numel() for value in inside.values()) > 0
+    assert amount.frozen["vlm"] == sum(value.numel() for value in backbone.vlm.parameters()) - amount.trained["vlm"]
+    assert set(amount.trained) == {"guidance", "action_expert", "vlm"} and set(amount.frozen) == {
+        "motion_expert",
+        "vlm",
+    }
+    assert "what a step with it holds is not worked out" in to_text(planner.plan)
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_have_a_learning_rate_of_their_own(

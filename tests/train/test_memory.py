@@ -8,7 +8,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import measured_shards
 import pytest
 import torch
 from measured_step import GUIDANCE, Step, motion, policy, random_batch
@@ -16,11 +18,15 @@ from measured_step import GUIDANCE, Step, motion, policy, random_batch
 from lamp.model.counting import expected_parameters
 from lamp.model.lamp import LaMP
 from lamp.recipes import training
-from lamp.train.configs import BFloat16, Float32
+from lamp.train.configs import BFloat16, Float32, MotionTraining, PolicyTraining, Precision
 from lamp.train.memory import GIB, GPU_RESERVE, BatchShape, largest_batch, step_memory
 
 LIBERO_TOKENS = 164
 """Two views of 66 tokens and 32 of the instruction."""
+
+
+def in_parts(trained: MotionTraining | PolicyTraining, **loop: Any) -> MotionTraining | PolicyTraining:
+    return replace(trained, loop=replace(trained.loop, **loop))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,8 @@ LIBERO_TOKENS = 164
         (motion(Float32()), 6, 40, "forward and backward"),
         (policy(BFloat16(), ema=0.9), 4, 60, "forward and backward"),
         (policy(Float32(), prefix=True), 1, 4, "optimizer"),
+        (in_parts(motion(Float32()), accumulate=3), 6, 40, "forward and backward"),
+        (in_parts(policy(BFloat16(), ema=0.9), accumulate=2, recompute=True), 6, 40, "forward and backward"),
     ],
 )
 def test_the_estimate_is_what_the_allocator_records(trained, samples: int, tokens: int, fullest: str) -> None:
@@ -48,6 +56,33 @@ def test_the_estimate_is_within_15_percent_of_what_the_process_takes() -> None:
     assert grown > 150e6  # far above what is left of the process's own ups and downs
     estimate = step_memory(policy(Float32(), ema=0.9), BatchShape(samples=samples, tokens=tokens))
     assert estimate.total == pytest.approx(grown, rel=0.15)
+
+
+def test_shared_out_weights_are_within_15_percent_of_what_the_allocator_records() -> None:
+    """Whole gradients while a step is taken in parts; whole weights between the passes, where they are kept."""
+    program = [sys.executable, str(Path(__file__).with_name("measured_shards.py"))]
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(program, env=surroundings, capture_output=True, text=True, check=True, timeout=600)
+    taken = json.loads(done.stdout.splitlines()[-1])
+    shape = BatchShape(samples=measured_shards.SAMPLES, tokens=measured_shards.TOKENS)
+    told = {way: step_memory(measured_shards.training(way), shape, processes=2).total for way in taken}
+    assert told == pytest.approx(taken, rel=0.15)
+    assert min(taken["in parts"], taken["whole between passes"]) > 1.1 * taken["by block"]
+    assert told["by block"] < 0.8 * step_memory(policy(Float32()), shape, processes=2).total
+
+
+@pytest.mark.parametrize("precision", [Float32(), BFloat16()])
+def test_recomputing_spares_as_much_on_a_gpu_as_here(precision: Precision) -> None:
+    shape, trained = BatchShape(samples=8, tokens=60), policy(precision)
+    spared = {
+        device: [
+            step_memory(in_parts(trained, recompute=again), shape, device).moments[0].total for again in (False, True)
+        ]
+        for device in ("cpu", "cuda")
+    }
+    for kept, again in spared.values():
+        assert again < 0.75 * kept
+    assert spared["cuda"][1] == pytest.approx(spared["cpu"][1], rel=0.15)
 
 
 def test_the_parts_are_what_is_known_of_them() -> None:

@@ -17,6 +17,8 @@ from lamp.recipes.kinds import TrainingRecipe
 from lamp.train import motion, trained_on
 from lamp.train.memory import BatchShape, step_memory
 from lamp.train.motion import train_motion
+from lamp.train.plan import size, to_text
+from lamp.train.planning import Planner
 from lamp.train.policy import train_policy
 
 SETTINGS = loop(steps=30, validate_every=10, checkpoint_every=10, device="cpu")
@@ -123,6 +125,41 @@ def test_the_text_names_every_part(data: Path, recipe: str, tmp_path: Path, caps
                  "activations", "features (mapped)", "training", "validation", "checkpoint"):  # fmt: skip
         assert part in shown, part
     assert "8 samples" in shown and "exchange" not in shown and "nothing was trained or written" in shown
+
+
+def test_a_run_says_what_it_is_about_to_train_and_a_finished_one_does_not(
+    data: Path,
+    prior: Path,
+    recipe: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lamp.train.backbones.ensure_features", lambda *_, **__: None)
+    words = ["train", "policy", "--recipe", recipe, "--data", str(data), "--motion", str(prior), "--out", str(tmp_path)]
+    found = plan(capsys, *words[1:])
+    stop = ["--loop.time-limit-s", "0"]
+    for more in (stop, [], []):
+        assert cli.main([*words, *more]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "parameters trained" in line]
+    counts = expected_parameters(tiny().policy.model)
+    trained, frozen = counts["guidance"] + counts["action_expert"], counts["motion_expert"]
+    assert len(told) == 2 and told[0] == told[1]  # of the three calls, the last one had nothing to do
+    assert told[0].startswith(f"policy: {trained:,} parameters trained, {frozen:,} frozen; 30 steps of 8 samples, ")
+    assert (
+        f"{found['amount']['epochs']:.1f} epochs; a step holds about {size(found['memory']['total'])} on cpu" in told[0]
+    )
+
+
+def test_a_plan_says_which_gpus_a_step_fits(data: Path, tmp_path: Path) -> None:
+    trained = motion_training(loop=loop(steps=3, batch_size=8))
+    planner = Planner("cuda")
+    train_motion(trained, data, tmp_path / "out", backbone=PatchBackbone(), run=planner)
+    assert planner.plan is not None and planner.plan.memory is not None
+    assert to_text(planner.plan).count("fits; at most") == 3
+    big = replace(planner.plan.memory, samples=10, largest_batch={"24": 9, "40": 10})
+    lines = [line.split() for line in to_text(replace(planner.plan, memory=big)).splitlines() if "GPU of" in line]
+    assert [line[4:6] for line in lines] == [["TOO", "LITTLE;"], ["fits;", "at"]]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""Two processes that keep a part of every weight each, and what the first of them holds at the fullest moment of a step.
+
+Run as a script, it prints one JSON object of bytes for each of some ways to share out and to take a step in parts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from measured_step import loss_of, most_above, policy, random_batch
+from torch import Tensor, nn
+
+from lamp.draws import Source
+from lamp.model.lamp import LaMP
+from lamp.train.configs import Float32, PolicyTraining
+from lamp.train.placement import AnyBatch, Shards, StepLoss
+from lamp.train.processes import processes
+from lamp.train.sharding import FullySharded
+from lamp.train.shards import local
+from lamp.types import Batch
+
+SAMPLES, TOKENS = 4, 30
+WAYS: dict[str, dict[str, Any]] = {
+    "by block": {"sharding": FullySharded()},
+    "whole between passes": {"sharding": FullySharded(reshard=False)},
+    "in parts": {"sharding": FullySharded(), "accumulate": 2},
+}
+
+
+def training(way: str) -> PolicyTraining:
+    made = policy(Float32())
+    return replace(made, loop=replace(made.loop, **WAYS[way]))
+
+
+class Sharded:
+    """A stage as far as a placement has to know it."""
+
+    may_skip = False
+
+    def __init__(self, training: PolicyTraining) -> None:
+        torch.manual_seed(0)
+        self.training, self.module = training, LaMP(training.model)
+        assert self.module.motion_expert is not None
+        self.module.motion_expert.requires_grad_(False)
+
+    @property
+    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        return self.module.blocks
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
+        assert isinstance(batch, Batch)
+        return StepLoss(total=loss_of(self.training, self.module, batch), parts={})
+
+
+def fullest(way: str) -> int:
+    chosen = training(way)
+    stage, group, parts = Sharded(chosen), processes("cpu"), chosen.loop.accumulate
+    batch = random_batch(chosen, stage.module, SAMPLES, TOKENS)
+    assert isinstance(chosen.loop.sharding, FullySharded)
+    placement = Shards(stage, chosen.loop.optimiser, chosen.loop.sharding, group)
+
+    def take() -> None:
+        for number in range(parts):
+            with placement.part(last=number == parts - 1):
+                placement.backward(placement.loss(batch, torch.Generator()).total)
+        placement.step(1.0)
+
+    take()
+    states = [value for state in placement.optimiser.state.values() for value in state.values()]
+    held = [*stage.module.parameters(), *states, *stage.module.buffers(), batch.encoded.tokens]
+    return sum(_bytes(tensor) for tensor in held) + most_above(take)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return local(tensor.detach()).untyped_storage().nbytes()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
+    other = os.fork()
+    rank = "0" if other else "1"
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    found = {way: fullest(way) for way in WAYS}
+    if other:
+        print(json.dumps(found))
+        os.waitpid(other, 0)
+
+
+if __name__ == "__main__":
+    main()

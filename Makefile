@@ -1,8 +1,10 @@
 # make setup   the environment in .venv, and the system's GL libraries
 # make demo    everything once, small: collect, scene flow, train, evaluate, report (outputs/demo)
+# make simpler-env   ManiSkill3 in .venv-simpler, for `lamp evaluate simpler`, and Vulkan on the CPU
 # make test    the tests that need neither minutes, a GPU nor a model hub
 # make check   lint, formatting, types, import layers
-# make clean   removes .venv and caches; outputs/ stays
+# make bench-gpu  what needs a GPU: its tests, the full-size policy at batch 1, 4, 16, training steps (outputs/bench)
+# make clean   removes .venv, .venv-simpler and caches; outputs/ stays
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer); PIP_ARGS is passed on to pip, for instance to name a package
 # index with CPU builds of torch.
@@ -17,15 +19,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SYSTEM := $(VENV)/.system
+SIMPLER := .venv-simpler
 
 export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo simpler-env test check bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -7
 
 setup: $(SYSTEM) $(INSTALLED)
 
@@ -49,6 +52,22 @@ $(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/lamp demo --out outputs/demo
 
+simpler-env: $(SIMPLER)/.installed $(SIMPLER)/.vulkan
+
+$(SIMPLER)/bin/python:
+	@scripts/system-packages venv "$(PYTHON)"
+	$(PYTHON) -m venv $(SIMPLER)
+
+$(SIMPLER)/.installed: packages/lamp-client/pyproject.toml constraints-simpler.txt | $(SIMPLER)/bin/python
+	@echo "Installing ManiSkill3 into $(SIMPLER) (minutes, the first time)"
+	$(SIMPLER)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-simpler.txt setuptools
+	$(SIMPLER)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-simpler.txt \
+	  -e packages/lamp-client mani_skill sapien torch
+	@touch $@
+
+$(SIMPLER)/.vulkan: scripts/simpler-vulkan $(SIMPLER)/.installed
+	@scripts/simpler-vulkan $(SIMPLER) && touch $@
+
 test: setup
 	$(BIN)/pytest -m "not slow and not hub and not gpu"
 
@@ -58,6 +77,9 @@ check: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+bench-gpu: setup
+	@PYTHON=$(BIN)/python scripts/bench-gpu outputs/bench
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SIMPLER) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src packages tests -depth \( -name __pycache__ -o -name '*.egg-info' \) -exec rm -rf {} +

@@ -11,6 +11,8 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch's compiler cannot look through the shape checks below; on a GPU, the fast path is then recorded as it is.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 from jaxtyping import install_import_hook
 
@@ -24,13 +26,27 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU or a package that is only an oracle, where it is not there."""
+    """Skips what needs a GPU, a package that is only an oracle, or another environment, where it is not there."""
     lacking = {} if torch.cuda.is_available() else {"gpu": "no GPU on this machine"}
     if find_spec("diffusers") is None:
         lacking["diffusers"] = "diffusers is not installed: pip install -e '.[oracle]'"
+    if any("maniskill" in item.keywords for item in items) and (reason := _no_maniskill()):
+        lacking["maniskill"] = reason
     for item in items:
         for name in lacking.keys() & item.keywords:
             item.add_marker(pytest.mark.skip(reason=lacking[name]))
+
+
+def _no_maniskill() -> str:
+    """Why SimplerEnv's scenes cannot be simulated here; empty where they can, as far as files tell."""
+    from lamp.benchmark.simpler_environment import interpreter
+    from lamp_client.envs import simpler_assets
+
+    if not interpreter(None).is_file():
+        return "ManiSkill3's environment is not there: make simpler-env"
+    if simpler_assets.missing(simpler_assets.folder()):
+        return "ManiSkill's assets are not there: docs/simpler.md"
+    return ""
 
 
 @pytest.fixture(scope="session")

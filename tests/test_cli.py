@@ -181,8 +181,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(commands, "_ensure_features", lambda *_, **__: None)
-    monkeypatch.setattr(motion, "train_motion", lambda *values, fresh: calls.append((*values, fresh)))
-    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh: calls.append((*values, fresh)))
+    monkeypatch.setattr(motion, "train_motion", lambda *values, fresh, **_: calls.append((*values, fresh)))
+    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh, **_: calls.append((*values, fresh)))
     return calls
 
 
@@ -284,9 +284,27 @@ def test_the_plain_forms_are_understood(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(module, name, lambda config, **_: seen.append(config) or SimpleNamespace(text=""))
     collect = "collect --suite libero_object --task 0 --episodes 5 --out DIR"
     evaluate = "evaluate --checkpoint DIR --suite libero_object --task 0 1 --states 30:50 --out DIR"
-    for words in (collect, "flow build DIR", evaluate):
+    for words in (collect, "flow build DIR", evaluate, evaluate.replace("evaluate", "evaluate libero")):
         assert cli.main(words.split()) == 0
-    collected, built, evaluated = seen
+    collected, built, evaluated, named = seen
+    assert named == evaluated
     assert (collected.task, collected.episodes, collected.out) == ((0,), 5, Path("DIR"))
     assert built.data == Path("DIR")
     assert (evaluated.checkpoint, evaluated.task, evaluated.states) == (Path("DIR"), (0, 1), "30:50")
+
+
+def test_an_unknown_benchmark_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "libreo", "--out", "x"]) == 2
+    assert "unknown benchmark 'libreo'; did you mean 'libero'?" in capsys.readouterr().err
+
+
+def test_a_command_with_others_below_it_keeps_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--help"]) == 0
+    assert "--checkpoint" in capsys.readouterr().out
+
+
+def test_a_missing_dataset_is_named_before_its_scene_flow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "motion", "--recipe", "demo", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert f"no dataset at {tmp_path / 'none'}" in error and "scene-flow" not in error

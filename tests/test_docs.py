@@ -51,6 +51,7 @@ def test_commands_in_examples_have_these_flags(document: str, line: str, capsys:
     command, rest = cli.find(line.split())
     name = next(name for name, known in COMMANDS.items() if known is command)
     chosen = value_of("--recipe", line.split())
+    chosen = "demo" if chosen and chosen.endswith(".json") else chosen  # a file that the reader has written
     # Which flags there are may depend on the recipe.
     assert cli.main([*name.split(), *(["--recipe", chosen] if chosen else []), "--help"]) == 0
     shown = capsys.readouterr().out

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import lamp
 from lamp.commands import COMMANDS, Command
-from lamp.errors import ConfigError, LampError, unknown
+from lamp.errors import ConfigError, FailedElsewhereError, LampError, unknown
 from lamp_client.errors import LampClientError
 
 EXIT_MISTAKE = 2
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _quiet_end():
             return _dispatch(words)
+    except FailedElsewhereError:
+        return EXIT_MISTAKE
     except (LampError, LampClientError) as error:
         print(f"lamp: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_MISTAKE
@@ -73,12 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lamp: {error.strerror}: {error.filename}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
-        print("lamp: interrupted; the same command continues where it stopped", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of the processes of a launcher, the main one
+            print("lamp: interrupted; the same command continues where it stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 def _dispatch(words: list[str]) -> int:
-    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    groups = {name.split()[0] for name in COMMANDS if " " in name} - COMMANDS.keys()
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
     elif words[0] == "--version":

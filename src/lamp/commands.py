@@ -7,18 +7,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lamp.errors import ConfigError, MismatchError
+from lamp.errors import ConfigError, DataError, MismatchError, unknown
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
+    from lamp.benchmark.evaluating import RunSettings
+    from lamp.data.augmentation import Augmentation
     from lamp.data.embodiment import Embodiment
     from lamp.recipes import Recipe, TrainingRecipe
     from lamp.train.backbones import BackboneConfig
-    from lamp.train.configs import MixedIn, MotionTraining, PolicyTraining
+    from lamp.train.caching import CacheRequest
+    from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, PolicyTraining
+    from lamp.train.running import RunStage
 
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
@@ -96,22 +100,75 @@ def _training(name: str) -> Recipe | TrainingRecipe:
 class CacheFlags:
     """Computes the frozen backbone's tokens of a dataset's images and instructions; `lamp train` does the same if needed."""
 
-    data: tyro.conf.Positional[Path]
-    """The dataset."""
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """The datasets, each DIR or DIR=EMBODIMENT."""
     recipe: str = "demo"
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
     embodiment: str | None = None
-    """How the dataset records its robot: lamp (the default), libero, bridge, droid ... (docs/data.md)."""
+    """How datasets record their robot where they do not say: lamp, libero, bridge, droid ..., or a JSON file; by default, as the
+    recipe says (docs/data.md)."""
+    out: Path | None = None
+    """The folder for the caches of all datasets, `--features` of a training; by default each is in its dataset."""
+    motion: Path | None = None
+    """Stage 1's checkpoint or run: also computes z_m, --cached-hidden-draws of each frame. All settings of the training that is
+    to read them then have flags here."""
+    processes: int | None = None
+    """Worker processes; by default one a core, or for a large backbone one a GPU. The same command may run several times at
+    once, here or where else the folder is mounted: each then makes a share."""
+    devices: tuple[str, ...] = ()
+    """Where the workers compute, in turn: cuda:0 cuda:1 ..."""
+    storage: Literal["default", "float16", "bfloat16", "float32"] = "default"
+    """How tokens are kept: float16 by default for the embedded backbone, the backbone's own format for a large one."""
     leave_out_corrupt: bool = False
     """Leave out episodes whose pictures cannot be read, and name them, rather than stop; training then leaves them out too."""
+    check: bool = False
+    """Compute nothing: read what is there, compare it with its checksums and the data, and name every fault; exit code 1 if
+    there is one."""
+    json: bool = False
+    """With --check, print JSON."""
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
-    from lamp.train.configs import Seen
+    from lamp.train.caching import check_caches, fill_caches
 
-    settings = Seen(backbone=_training(value_of("--recipe", arguments) or CacheFlags.recipe).backbone)
-    flags, seen = parse_beside(CacheFlags, Seen, arguments, "cache features", settings)
-    _ensure_features(flags.data, seen.backbone, _embodiment(flags.embodiment), leave_out=flags.leave_out_corrupt)
+    flags, request = _cache_request(arguments)
+    if not flags.check:
+        for folder in fill_caches(request):
+            print(f"{folder} is complete (lamp info {folder})")
+        return
+    from lamp.info import to_text
+
+    found = [report.to_json() for report in check_caches(request)]
+    print(json.dumps(found, indent=2) if flags.json else "\n".join(map(to_text, found)))
+    if not all(report["ok"] for report in found):
+        raise SystemExit(1)
+
+
+def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
+    from lamp.data.filling import Workers
+    from lamp.data.stored_images import LeaveOut, Refuse
+    from lamp.train.backbones import Caching
+    from lamp.train.caching import CacheRequest
+    from lamp.train.configs import PolicyTraining, Seen
+
+    policy, motion = (
+        _training(value_of("--recipe", arguments) or CacheFlags.recipe).policy,
+        value_of("--motion", arguments),
+    )
+    settings = Seen(backbone=policy.backbone, augmentation=policy.augmentation)
+    if motion is not None:
+        settings = _following(policy, Path(motion))
+    kind = PolicyTraining if motion is not None else Seen
+    flags, settings = parse_beside(CacheFlags, kind, arguments, "cache features", settings)
+    processes, on_corrupt = flags.processes or len(flags.devices), LeaveOut() if flags.leave_out_corrupt else Refuse()
+    workers = Workers(processes=processes, devices=flags.devices) if processes else None
+    return flags, CacheRequest(
+        datasets=tuple(_mixed_in(text, flags.embodiment, policy.embodiment) for text in flags.data),
+        settings=settings,
+        motion=flags.motion,
+        root=flags.out,
+        caching=Caching(workers=workers, storage=flags.storage, on_corrupt=on_corrupt),
+    )
 
 
 def _embodiment(name: str | None) -> Embodiment:
@@ -126,13 +183,21 @@ def _ensure_features(
     embodiment: Embodiment,
     *,
     token_width: int | None = None,
-    leave_out: bool = False,
+    augmentation: Augmentation | None = None,
+    root: Path | None = None,
 ) -> None:
-    from lamp.data.stored_images import LeaveOut
-    from lamp.train.backbones import ensure_features
+    """Completes what a training reads; what is stored and is not what it asks for, it refuses."""
+    from lamp.data.augmentation import NO_AUGMENTATION
+    from lamp.train.backbones import Caching, ensure_features
 
-    on_corrupt = LeaveOut() if leave_out else None
-    ensure_features(embodiment.open(data), config, token_width=token_width, on_corrupt=on_corrupt)
+    ensure_features(
+        embodiment.open(data),
+        config,
+        token_width=token_width,
+        augmentation=augmentation or NO_AUGMENTATION,
+        root=root,
+        caching=Caching(refresh=False),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,21 +205,34 @@ class MotionFlags:
     """Stage 1: trains the Motion Expert on the dataset's scene flow."""
 
     recipe: str
-    """Where all other settings come from, a name that `lamp recipe list` shows; each can be changed by its own flag."""
+    """Where all other settings come from: a name that `lamp recipe list` shows, or a file of `lamp recipe fit`; each can be
+    changed by its own flag."""
     data: Path
     """The dataset."""
     out: Path
     """The run's folder; an unfinished run in it is continued."""
     embodiment: str | None = None
-    """How the dataset records its robot: lamp, libero, bridge, droid ... (docs/data.md); by default, as the recipe says."""
+    """How the dataset records its robot: lamp, libero, bridge, droid ..., or a JSON file; by default, as the recipe says
+    (docs/data.md)."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
+    sharding: Literal["replicated", "full", "deepspeed"] | None = None
+    """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
+    features: Path | None = None
+    """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
+    track: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl and TensorBoard: wandb, trackio, each KIND or KIND=PROJECT (docs/training.md)."""
+    plan: bool = False
+    """Say what the run will need (memory, steps, time, disk), and train nothing."""
+    json: bool = False
+    """Print the plan as one JSON object."""
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
     from lamp.recipes import Recipe
     from lamp.train.configs import MotionTraining
     from lamp.train.motion import train_motion
+    from lamp.train.running import run_stage
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
     if chosen.motion is None:
@@ -163,27 +241,106 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    _prepare(flags.data, training)
-    train_motion(training, flags.data, flags.out, fresh=flags.fresh)
+    training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_motion(planned, flags.data, flags.out, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, training.loop, train)
+    _prepare(flags.data, training, flags.features)
+    train(training.loop, run_stage)
 
 
-def _prepare(data: Path, training: MotionTraining | PolicyTraining) -> None:
-    """Sees to it that the training can start, what takes least first."""
+def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
+    """
+    Raises:
+        ConfigError: A tracker is unknown, or --json is given without --plan.
+        MissingDependencyError: A tracker's package is not installed.
+    """
+    from lamp.train.tracking import check_trackers, tracker
+
+    if flags.json and not flags.plan:
+        raise ConfigError("--json given without --plan; expected both: only a plan is printed as JSON")
+    named = [tracker(text) for text in flags.track]
+    trackers = (*loop.trackers, *(one for one in named if one not in loop.trackers))
+    check_trackers(trackers)
+    return replace(loop, trackers=trackers)
+
+
+def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], None]) -> None:
+    """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
+    from lamp.train.plan import to_text
+    from lamp.train.planning import Planner
+    from lamp.train.running import is_here
+
+    planner = Planner(loop.device)
+    train(loop if is_here(loop.device) else replace(loop, device="cpu"), planner)
+    if planner.plan is not None and planner.main:
+        print(json.dumps(asdict(planner.plan), indent=2) if flags.json else to_text(planner.plan))
+
+
+def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
+    """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
+    from lamp.train.adapters import lora_of
+    from lamp.train.processes import processes
     from lamp.train.running import check_device
 
     check_device(training.loop.device)
-    _ensure_features(data, training.backbone, training.embodiment, token_width=training.model.token_width)
+
+    def features() -> None:
+        if lora_of(training.backbone) is not None:
+            print("the backbone is trained along: its tokens are computed at every step, not cached", file=sys.stderr)
+            return
+        width, views = training.model.token_width, getattr(training, "augmentation", None)
+        _ensure_features(data, training.backbone, training.embodiment, token_width=width, augmentation=views, root=root)
+        for part in getattr(training, "also", ()):
+            _ensure_features(Path(part.data), training.backbone, part.embodiment, augmentation=views, root=root)
+
+    processes(training.loop.device).only_main(features)
+
+
+def _with_lora(training: PolicyTraining, rank: int | None) -> PolicyTraining:
+    """
+    Raises:
+        ConfigError: The recipe's backbone can have no adapters.
+    """
+    from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
+    from lamp.model.qwen_lora import LoRA
+
+    backbone = training.backbone
+    if rank is None:
+        return training
+    if not isinstance(backbone, Qwen3VLBackboneConfig):
+        raise ConfigError(
+            f"--lora {rank} given, and the recipe's backbone is the small one; expected one with Qwen3-VL."
+        )
+    return replace(training, backbone=replace(backbone, lora=replace(backbone.lora or LoRA(), rank=rank)))
+
+
+def _sharded(loop: LoopConfig, name: str | None) -> LoopConfig:
+    from lamp.train.sharding import DeepSpeed, FullySharded, Replicated
+
+    kinds = {"replicated": Replicated, "full": FullySharded, "deepspeed": DeepSpeed}
+    # What the recipe says of its own kind of sharding, or was said by flags, stays.
+    return loop if name is None or isinstance(loop.sharding, kinds[name]) else replace(loop, sharding=kinds[name]())
 
 
 def _flow_stride(chosen: Recipe, data: Path) -> int:
     """Stored flow steps that make one of the recipe's: a store may be finer than the one that the recipe builds.
 
     Raises:
+        DataError: There is no dataset, or no scene flow of it.
         MismatchError: The stored steps do not add up to the recipe's.
     """
     from lamp.sceneflow.building import FOLDER
     from lamp.sceneflow.store import SceneFlowStore
 
+    if not data.is_dir():
+        raise DataError(
+            f"no dataset at {data}: there is no such folder; expected one of `lamp collect`, or in LeRobot's format"
+        )
     store = SceneFlowStore(data / FOLDER)
     frames, stored = chosen.flow.stride * chosen.motion.flow_stride, store.description.sampling.stride
     if frames % stored:
@@ -202,32 +359,45 @@ class PolicyFlags(MotionFlags):
     """Stage 1's checkpoint or run."""
     also: tuple[str, ...] = ()
     """Further datasets, each DIR or DIR=EMBODIMENT, with normalisers of their own; --weights says how often each comes up."""
+    lora: int | None = None
+    """Train adapters of this rank in Qwen3-VL along (docs/training.md); the feature cache is of no use then."""
 
 
-def _mixed_in(text: str) -> MixedIn:
+def _mixed_in(text: str, named: str | None = None, otherwise: Embodiment | None = None) -> MixedIn:
     from lamp.train.configs import MixedIn
 
     folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
-    return MixedIn(data=folder, embodiment=_embodiment(name or None))
+    chosen = name or named
+    return MixedIn(data=folder, embodiment=otherwise if otherwise and not chosen else _embodiment(chosen))
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.configs import PolicyTraining
     from lamp.train.policy import train_policy
+    from lamp.train.processes import processes
+    from lamp.train.running import run_stage
 
     chosen = _training(value_of("--recipe", arguments) or ANY_RECIPE)
-    motion = value_of("--motion", arguments)
-    settings = chosen.without_motion if motion is None else _following(chosen.policy, Path(motion))
+    given = value_of("--motion", arguments)
+    motion = None if given is None else _checkpoint(Path(given))
+    settings = chosen.without_motion if motion is None else _following(chosen.policy, motion)
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
     if flags.also:
         training = replace(training, also=tuple(_mixed_in(text) for text in flags.also))
-    if motion is None:
-        print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
     training = replace(training, embodiment=_embodiment(flags.embodiment)) if flags.embodiment else training
-    _prepare(flags.data, training)
-    for part in training.also:
-        _ensure_features(Path(part.data), training.backbone, part.embodiment)
-    train_policy(training, flags.data, flags.out, flags.motion, fresh=flags.fresh)
+    loop = _tracked(_sharded(training.loop, flags.sharding), flags)
+    training = _with_lora(replace(training, loop=loop), flags.lora)
+
+    def train(now: LoopConfig, run: RunStage) -> None:
+        planned = replace(training, loop=now)
+        train_policy(planned, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features, run=run)
+
+    if flags.plan:
+        return _plan(flags, loop, train)
+    _prepare(flags.data, training, flags.features)
+    if motion is None and processes(training.loop.device).main:
+        print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
+    train(loop, run_stage)
 
 
 def _following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
@@ -270,24 +440,85 @@ def _resize(arguments: Sequence[str]) -> None:
     from lamp.train.resizing import resize_checkpoint
 
     grid = (flags.grid[0], flags.grid[-1]) if flags.grid else None
-    found = resize_checkpoint(flags.source, flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace)
+    found = resize_checkpoint(_checkpoint(flags.source), flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace)
     assert found.flow is not None
     rows, columns = found.flow.grid
     steps = f"{found.flow.horizon} flow steps of {found.flow.stride} frames"
     print(f"{flags.out}: {rows}x{columns} points, {steps} (lamp info {flags.out})")
 
 
+def _checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint that may be a hub id."""
+    from lamp.train.publishing import find_checkpoint
+
+    return find_checkpoint(path)
+
+
 def _evaluate(arguments: Sequence[str]) -> None:
-    from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+    if arguments and not arguments[0].startswith("-"):
+        known = [name.split()[1] for name in COMMANDS if name.startswith("evaluate ")]
+        raise unknown("benchmark", arguments[0], known)
+    _evaluate_libero(arguments)
+
+
+def _evaluate_libero(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.evaluating import EvaluateConfig
+
+    _evaluated(parse(EvaluateConfig, arguments, "evaluate libero"))
+
+
+def _evaluate_plus(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.plus import PlusConfig, listing, listing_text
+
+    config = parse(PlusConfig, arguments, "evaluate libero_plus")
+    if config.list:
+        found = listing(config)
+        print(json.dumps(found, indent=2) if config.json else listing_text(found))
+    else:
+        _evaluated(config)
+
+
+def _evaluated(config: RunSettings) -> None:
+    from lamp.benchmark.evaluating import evaluate
     from lamp.view.overlay import ForesightArtist
 
-    print(evaluate(parse(EvaluateConfig, arguments, "evaluate"), artist=ForesightArtist()).text)
+    found = {name: _checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+    print(evaluate(replace(config, **found), artist=ForesightArtist()).text)
+
+
+def _evaluate_simpler(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.simpler import SimplerConfig, evaluate_simpler
+    from lamp.view.overlay import ForesightArtist
+
+    config = parse(SimplerConfig, arguments, "evaluate simpler")
+    found = {name: _checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+    print(evaluate_simpler(replace(config, **found), artist=ForesightArtist()).text)
+
+
+def _merge_evaluations(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.sharding import MergeConfig, merge
+
+    config = parse(MergeConfig, arguments, "merge-evaluations")
+    print(f"{merge(config)} episodes in {config.out}")
 
 
 def _view(arguments: Sequence[str]) -> None:
     from lamp.view.foresight import ViewConfig, view
 
-    view(parse(ViewConfig, _with_flag(arguments, "--data"), "view"))
+    config = parse(ViewConfig, _with_flag(arguments, "--data"), "view")
+    view(replace(config, checkpoint=_checkpoint(config.checkpoint)) if config.checkpoint else config)
+
+
+def _show_perturbations(arguments: Sequence[str]) -> None:
+    from lamp.view.perturbations import SheetConfig, sheet
+
+    print(sheet(parse(SheetConfig, arguments, "show perturbations")))
+
+
+def _score(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.trials import ScoreConfig, score
+
+    print(score(parse(ScoreConfig, _with_flag(arguments, "--out"), "score")))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -318,7 +549,7 @@ class InfoFlags:
     """Says what a folder is: dataset, scene-flow store, feature cache, training run, checkpoint or evaluation."""
 
     path: tyro.conf.Positional[Path]
-    """The folder."""
+    """The folder, or a checkpoint's id on the hub, OWNER/NAME or OWNER/NAME@REVISION: its weights are not fetched."""
     json: bool = False
     """Print JSON."""
 
@@ -329,6 +560,68 @@ def _info(arguments: Sequence[str]) -> None:
 
     description = describe(flags.path)
     print(json.dumps(description, indent=2, ensure_ascii=False) if flags.json else to_text(description))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullFlags:
+    """Copies a checkpoint from the Hugging Face hub to a folder, once it is found to be whole; pickles are refused."""
+
+    source: tyro.conf.Positional[str]
+    """OWNER/NAME, or OWNER/NAME@REVISION."""
+    out: tyro.conf.Positional[Path]
+    """The folder."""
+    revision: str | None = None
+    """The hub's branch, tag or commit."""
+
+
+def _pull(arguments: Sequence[str]) -> None:
+    flags = parse(PullFlags, arguments, "pull")
+    from lamp.train.publishing import pull
+
+    out = pull(flags.source, flags.out, flags.revision)
+    print(f"{out}: a checkpoint (lamp info {out})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushFlags:
+    """Publishes a checkpoint on the Hugging Face hub, with a card made from its own record."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Its folder, or the run that holds it."""
+    repository: tyro.conf.Positional[str]
+    """OWNER/NAME, made where there is none, or OWNER/NAME@BRANCH."""
+    results: tuple[Path, ...] = ()
+    """Folders of `lamp evaluate` with this checkpoint, finished, for the card."""
+    licence: str | None = None
+    """Of the weights, by the hub's identifier: mit, apache-2.0, cc-by-4.0 ..."""
+    datasets: tuple[str, ...] = ()
+    """Hub ids of what it was trained on, for the card."""
+    private: bool = False
+    """Make a new repository for its owner only."""
+    message: str | None = None
+    """Of the commit."""
+    dry_run: bool = False
+    """Print the card and what would be published, and ask no hub."""
+
+
+def _push(arguments: Sequence[str]) -> None:
+    flags = parse(PushFlags, arguments, "push")
+    from lamp.benchmark.measured import measured
+    from lamp.train.card import Publication
+    from lamp.train.description import checkpoint_folder
+    from lamp.train.publishing import card_of, published_files, push
+
+    folder = checkpoint_folder(flags.checkpoint)
+    results = tuple(result for evaluation in flags.results for result in measured(evaluation, folder))
+    about = Publication(
+        licence=flags.licence, datasets=flags.datasets, results=results, repository=flags.repository.partition("@")[0]
+    )
+    if flags.dry_run:
+        print(card_of(folder, about))
+        for name, file in published_files(folder).items():
+            print(f"{name}: {file.stat().st_size:,} bytes", file=sys.stderr)
+        return
+    print(push(folder, flags.repository, about, private=flags.private, message=flags.message))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +636,14 @@ def _recipe_list(arguments: Sequence[str]) -> None:
     width = max(map(len, RECIPES))
     for name, build in RECIPES.items():
         print(f"{name:<{width}}  {build().summary}")
+
+
+def _recipe_fit(arguments: Sequence[str]) -> None:
+    from lamp.recipes.fitting import FitConfig, fit
+
+    config = parse(FitConfig, _with_flag(arguments, "--data"), "recipe fit")
+    made, told = fit(config, _training(config.like))
+    print(f"{told}\n{config.out}: {made.summary}. Read it, change what you like, and give it to any --recipe.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,7 +712,7 @@ def _export_released(arguments: Sequence[str]) -> None:
     flags = parse(ExportFlags, arguments, "export-released")
     from lamp.train.released import export_released
 
-    found = export_released(flags.checkpoint, flags.out, vlm=flags.vlm)
+    found = export_released(_checkpoint(flags.checkpoint), flags.out, vlm=flags.vlm)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{found.folder}: a released {found.kind}")
@@ -448,6 +749,14 @@ def _bench_infer(arguments: Sequence[str]) -> None:
     print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
 
 
+def _bench_evaluate(arguments: Sequence[str]) -> None:
+    from lamp.bench.evaluating import EvaluationBench, bench_evaluate, to_text
+
+    config = parse(EvaluationBench, arguments, "bench evaluate")
+    figures = bench_evaluate(config)
+    print(json.dumps(figures, indent=2) if config.json else to_text(figures))
+
+
 def _bench_train_step(arguments: Sequence[str]) -> None:
     from lamp.bench.train_step import TrainStepConfig, bench_train_step, to_text
 
@@ -461,7 +770,8 @@ def _serve(arguments: Sequence[str]) -> None:
     from lamp.serve.server import serve
     from lamp.view.overlay import ForesightArtist
 
-    serve(parse(ServeConfig, arguments, "serve"), artist=ForesightArtist())
+    config = parse(ServeConfig, arguments, "serve")
+    serve(replace(config, checkpoint=_checkpoint(config.checkpoint)), artist=ForesightArtist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -583,18 +893,28 @@ COMMANDS: dict[str, Command] = {
     "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
     "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
-    "evaluate": Command(summary="run a policy in the simulator and count successes", run=_evaluate),
+    "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
+    "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
+    "evaluate libero_plus": Command(summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus),
+    "evaluate simpler": Command(summary="run a policy on SimplerEnv's WidowX tasks", run=_evaluate_simpler),
+    "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),
+    "pull": Command(summary="copy a checkpoint from the Hugging Face hub", run=_pull),
+    "push": Command(summary="publish a checkpoint on the Hugging Face hub", run=_push),
     "view": Command(summary="draw predicted beside true scene flow", run=_view),
+    "show perturbations": Command(summary="draw what plus-style perturbations do to a scene", run=_show_perturbations),
+    "score": Command(summary="write down how far a trial on a real robot came", run=_score),
     "report": Command(summary="write the HTML report of a run", run=_report),
     "import-released": Command(summary="make a checkpoint of the authors' released weights", run=_import_released),
     "export-released": Command(summary="write a checkpoint as the authors' code reads it", run=_export_released),
     "check-released": Command(summary="compare golden vectors of released weights with ours", run=_check_released),
     "bench infer": Command(summary="measure what a chunk of actions costs, stage by stage", run=_bench_infer),
+    "bench evaluate": Command(summary="measure the evaluation's runner: episodes an hour", run=_bench_evaluate),
     "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
+    "recipe fit": Command(summary="write a recipe that fits your own dataset into a file", run=_recipe_fit),
     "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),
 }

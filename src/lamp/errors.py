@@ -30,6 +30,10 @@ class MissingDependencyError(LampError):
     """A package or system library that is not installed; the message says how to install it."""
 
 
+class FailedElsewhereError(LampError):
+    """Another process of the same training has failed and says why; this one ends without a word."""
+
+
 def unknown(kind: str, value: object, known: Iterable[object]) -> ConfigError:
     """Builds the error for a name that is not among the known ones, with the nearest match first."""
     names = [str(name) for name in known]

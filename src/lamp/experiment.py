@@ -76,7 +76,7 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
     with clock.stage("flow"):
         build(replace(recipe.flow, data=data))
     with clock.stage("features"):
-        ensure_features(data, recipe.backbone)
+        ensure_features(data, recipe.backbone, augmentation=recipe.policy.augmentation)
     with _in_another_process(train_policy, recipe.without_motion, data, out / "policy_without", None) as plain_policy:
         with clock.stage("train_motion"):
             train_motion(recipe.motion, data, out / "motion")
@@ -89,7 +89,7 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
         _pictures(recipe, out)
         summary = _summary(recipe, out, clock, summaries)
         write_json(out / "summary.json", summary)
-        report(ReportConfig(run=out))
+        report(ReportConfig(run=(out,)))
     summary["seconds"] = clock.rounded()
     write_json(out / "summary.json", summary)
     return summary

@@ -24,11 +24,13 @@ from lamp.errors import DataError
 
 PathLike = str | os.PathLike[str]
 
+TEMPORARY = ".tmp-"
+"""How the names of temporary folders begin."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flushes a file, or every file of a folder, to the disk."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
@@ -62,13 +64,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
     staged = holder / target.name
     try:
         yield staged
         if not staged.exists():
             raise DataError(f"nothing was written for {target}; expected a file or a folder at the temporary path")
-        _sync(staged)
+        sync(staged)
         if target.is_dir():
             _exchange(staged, target)
         else:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lamp.draws import Source, beta, normal, uniform
 from lamp.errors import ConfigError
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -36,6 +36,17 @@ def velocity_target(noise: Float[Tensor, "*shape"], data: Float[Tensor, "*shape"
     return data - noise
 
 
+def velocity_errors(
+    predicted: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], axes: int = 1
+) -> tuple[Float[Tensor, "*lead"], Bool[Tensor, "*lead"]]:
+    """Returns the mean squared error over what is supervised, for each element of the first `axes` axes, and whether anything
+    of it is; 0 where nothing is."""
+    weight = mask.float()
+    squared = (predicted.float() - target.float()).square() * weight
+    supervised = weight.flatten(axes).sum(axes)
+    return squared.flatten(axes).sum(axes) / supervised.clamp(min=1), supervised > 0
+
+
 def masked_velocity_loss(
     predicted: Float[Tensor, " b *shape"], target: Float[Tensor, " b *shape"], mask: Bool[Tensor, " b *shape"]
 ) -> Float[Tensor, ""]:
@@ -43,25 +54,22 @@ def masked_velocity_loss(
 
     Deviation: Eq. 3 has no mask. A mean over all elements would weigh a sample by how much of it happens to be visible.
     """
-    weight = mask.float()
-    squared = (predicted.float() - target.float()).square() * weight
-    supervised = weight.flatten(1).sum(1)
-    per_sample = squared.flatten(1).sum(1) / supervised.clamp(min=1)
-    return per_sample.sum() / (supervised > 0).sum().clamp(min=1)
+    per_sample, supervised = velocity_errors(predicted, target, mask)
+    return per_sample.sum() / supervised.sum().clamp(min=1)
 
 
-def gaussian(shape: Sequence[int], generator: torch.Generator, device: torch.device | str) -> Tensor:
+def gaussian(shape: Sequence[int], source: Source, device: torch.device | str) -> Tensor:
     """Draws float32 standard noise where the generator lives, so that a seed means the same on every device."""
-    return torch.randn(tuple(shape), generator=generator, device=generator.device).to(device)
+    return normal(tuple(shape), source).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
     """tau ~ U(0, 1): the Motion Expert's flow times (the paper does not say which)."""
 
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | str) -> Float[Tensor, " n"]:
+    def sample(self, n: int, source: Source, device: torch.device | str) -> Float[Tensor, " n"]:
         """Draws `n` flow times."""
-        return torch.rand(n, generator=generator, device=generator.device).to(device)
+        return uniform((n,), source).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +88,9 @@ class Beta:
         if not 0 < self.scale <= 1:
             raise ConfigError(f"Beta: scale {self.scale} given, a number above 0 and up to 1 expected.")
 
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | str) -> Float[Tensor, " n"]:
+    def sample(self, n: int, source: Source, device: torch.device | str) -> Float[Tensor, " n"]:
         """Draws `n` flow times."""
-        noise_level = self.scale * _beta(self.alpha, self.beta, n, generator) + (1 - self.scale)
+        noise_level = self.scale * beta(self.alpha, self.beta, n, source) + (1 - self.scale)
         return (1 - noise_level).to(device)
 
 
@@ -96,9 +104,9 @@ class LiteralBeta:
     def __post_init__(self) -> None:
         _check_beta(self.alpha, self.beta)
 
-    def sample(self, n: int, generator: torch.Generator, device: torch.device | str) -> Float[Tensor, " n"]:
+    def sample(self, n: int, source: Source, device: torch.device | str) -> Float[Tensor, " n"]:
         """Draws `n` flow times."""
-        return _beta(self.alpha, self.beta, n, generator).to(device)
+        return beta(self.alpha, self.beta, n, source).to(device)
 
 
 TauSampling = Uniform | Beta | LiteralBeta
@@ -107,12 +115,6 @@ TauSampling = Uniform | Beta | LiteralBeta
 def _check_beta(alpha: float, beta: float) -> None:
     if alpha <= 0 or beta <= 0:
         raise ConfigError(f"Beta distribution: alpha {alpha} and beta {beta} given, positive numbers expected.")
-
-
-def _beta(alpha: float, beta: float, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
-    # torch's own Beta takes no generator: one number of ours seeds numpy's.
-    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    return torch.from_numpy(np.random.default_rng(seed).beta(alpha, beta, n)).float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,8 @@ class Preconditioning:
     def coefficients(self, tau: Float[Tensor, " b"], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (scale_in, skip, out) for flow times `tau`, shaped to multiply tensors such as `like`."""
         tau = tau.float().reshape(-1, *(1,) * (like.ndim - 1))
-        s = torch.tensor(self.data_std, device=like.device)
+        # Filled in on the device: a tensor of the host's numbers would be copied there, which no CUDA graph can record.
+        s = torch.cat([torch.full((1,), std, device=like.device) for std in self.data_std])
         variance = (1 - tau) ** 2 + (tau * s) ** 2
         return variance.rsqrt(), (tau * s**2 - (1 - tau)) / variance, s * variance.rsqrt()
 

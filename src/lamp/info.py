@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamp.errors import DataError
 from lamp.files import read_json, read_lines_json
+from lamp.hub import HubId
+
+if TYPE_CHECKING:
+    from lamp.train.description import Description
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +42,21 @@ def _scene_flow(path: Path) -> dict[str, Any]:
 
 
 def _features(path: Path) -> dict[str, Any]:
-    manifest = read_json(path / "manifest.json", "feature cache's description")
-    files = list(path.glob("episode-*.safetensors"))
-    size = sum(file.stat().st_size for file in files)
-    return manifest | {"episodes": len(files), "megabytes": round(size / 1e6, 1)}
+    from lamp.data.cache_report import describe_cache
+
+    return describe_cache(path)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from lamp.configuration import to_json
-    from lamp.model.counting import expected_parameters
     from lamp.train.description import read_description
 
-    found = read_description(path)
+    return _described(read_description(path))
+
+
+def _described(found: Description) -> dict[str, Any]:
+    from lamp.configuration import to_json
+    from lamp.model.counting import expected_parameters
+
     described = to_json(found)
     shown = ("step", "averaged", "exactly_reproducible", "flow", "policy", "backbone", "data", "motion_source", "code")
     return {
@@ -68,6 +75,7 @@ def _run(path: Path) -> dict[str, Any]:
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
+    from lamp.benchmark import robustness
     from lamp.benchmark.episodes import read_records
     from lamp.benchmark.tables import tabulate, to_json
 
@@ -78,6 +86,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
         "settings": manifest["config"],
         "conditions": manifest["conditions"],
         "results": to_json(tabulate(records)) if records else [],
+        "perturbed": robustness.to_json(robustness.robustness(records)),
     }
 
 
@@ -92,11 +101,14 @@ KINDS = (
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Says what a folder is and what is in it, as JSON values.
+    """Says what a folder, or a checkpoint on the hub, is and what is in it, as JSON values.
 
     Raises:
-        DataError: The folder is missing, damaged, or none that LaMP writes.
+        DataError: The folder is missing, damaged, or none that LaMP writes; or a hub does not give the checkpoint.
     """
+    hub = None if path.exists() else HubId.parse(str(path))
+    if hub is not None:
+        return _on_the_hub(hub)
     if not path.is_dir():
         raise DataError(f"no folder at {path}; expected one that a lamp command wrote")
     for kind in KINDS:
@@ -106,6 +118,14 @@ def describe(path: Path) -> dict[str, Any]:
     inside = [f"{folder} ({name})" for name, folder in _inside(path)]
     hint = f"; it holds {', '.join(inside[:6])}" if inside else ""
     raise DataError(f"{path} is none of LaMP's folders ({known}){hint}")
+
+
+def _on_the_hub(hub: HubId) -> dict[str, Any]:
+    from lamp.train.description import parse_description
+    from lamp.train.publishing import describe_remote
+
+    file, commit = describe_remote(hub)
+    return {"kind": "checkpoint", "path": hub.name, "commit": commit, **_described(parse_description(file))}
 
 
 def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:

@@ -7,7 +7,9 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,23 @@ from torch import Tensor, nn
 from lamp.data.features import FrozenBackbone
 from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
+from lamp.files import atomic_path
 from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
+from lamp.model.fast_step import FastStep
+from lamp.model.intervening import InterveningActor
+from lamp.model.interventions import Intervention, ToldWrong
 from lamp.model.lamp import LaMP
+from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenInputs
 from lamp.sceneflow.tracks import grid_points, integrate
-from lamp.train.checkpoint import Expected, load_checkpoint
-from lamp.train.configs import Float32, Precision
-from lamp.train.description import Description, PolicyRecord, checkpoint_folder, read_description
+from lamp.train.card import Publication
+from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights, save_checkpoint
+from lamp.train.configs import BFloat16, Float32, Precision
+from lamp.train.description import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
+from lamp.train.publishing import copy_vlm, find_checkpoint, push, write_card
 from lamp.train.randomness import generator_at
 from lamp.train.sharing import Backbones
+from lamp.train.tensors import content_hash
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
 
@@ -49,9 +59,11 @@ class LaMPPolicy:
         if isinstance(backbone, nn.Module):
             backbone.eval().to(device)
         self.device = str(device)
-        self.precision = precision or Float32()
+        self._asked, self.precision = precision, precision or Float32()
         self.record: PolicyRecord = description.policy
-        self._actor: LaMP | FastActor = self.model
+        self._actor: LaMP | FastActor | InterveningActor = self.model
+        self._step: FastStep | None = None
+        self._source: Path | None = None
 
     @classmethod
     def from_checkpoint(
@@ -71,7 +83,7 @@ class LaMPPolicy:
             backbone: The frozen backbone, where the caller has it, or where those of several policies are kept; None loads the
                 one that the checkpoint names.
             expected: What else the checkpoint has to be, such as its cameras or its chunk.
-            precision: Of the networks; float32 by default.
+            precision: Of the networks; by default float32, but for the fast path on a GPU.
 
         Raises:
             DataError: There is no checkpoint, or it is damaged; or its backbone is not where its settings say.
@@ -84,17 +96,72 @@ class LaMPPolicy:
             backbone = (backbone or Backbones()).of(path)
         expected = replace(expected, backbone_key=backbone.key, backbone=backbone.description)
         model, description = load_checkpoint(path, expected=expected, device=device)
-        return cls(model, description, backbone, device=device, precision=precision)
+        policy = cls(model, description, backbone, device=device, precision=precision)
+        policy._source = path
+        return policy
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, revision: str | None = None, **settings: Any) -> LaMPPolicy:
+        """Opens a policy from a folder or from the Hugging Face hub.
+
+        Args:
+            source: A checkpoint's folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
+            revision: The hub's branch, tag or commit.
+            settings: As for `from_checkpoint`.
+
+        Raises:
+            DataError: The hub does not give it, or there is no checkpoint, or it is damaged or holds a pickle.
+            MismatchError: As for `from_checkpoint`.
+        """
+        return cls.from_checkpoint(find_checkpoint(source, revision), **settings)
+
+    def save_pretrained(self, folder: Path | str, about: Publication | None = None) -> Path:
+        """Writes the policy as a checkpoint of its own, with a card, in place of one that is there.
+
+        Raises:
+            MismatchError: The Motion Expert's weights are no longer those of Stage 1, so that no one could load them.
+        """
+        weights, source = self.model.state_dict(), self.description.motion_source
+        if source is not None and content_hash(motion_weights(weights)) != source.sha256:
+            raise MismatchError(
+                "the Motion Expert's weights are not those of its Stage 1 any more; expected them frozen, as Stage 2 has them."
+            )
+        with atomic_path(folder) as staged:
+            save_checkpoint(staged, self.description, weights)
+            write_card(staged, about or Publication())
+            if self._source is not None:
+                copy_vlm(self._source, staged)
+        return Path(folder)
+
+    def push_to_hub(
+        self, repository: str, about: Publication | None = None, *, private: bool = False, message: str | None = None
+    ) -> str:
+        """Publishes the policy, with its card, as OWNER/NAME or at OWNER/NAME@BRANCH; returns the commit's address.
+
+        Raises:
+            DataError: The hub cannot be reached, or does not take it.
+            MismatchError: As for `save_pretrained`.
+            MissingDependencyError: `huggingface_hub` is not installed.
+        """
+        about = about or Publication()
+        with TemporaryDirectory() as folder:
+            saved = self.save_pretrained(Path(folder) / "checkpoint", about)
+            return push(saved, repository, about, private=private, message=message)
 
     def compile(self) -> LaMPPolicy:
         """Prepares the fast path (`lamp.model.fast`): the same actions, within rounding, sooner. Returns the policy itself.
 
         The backbone takes its own (`lamp.model.qwen_fast`), for all policies that share it. No weights must change any more. On
-        a GPU, the first call of each batch size, and of each length of the instruction, then takes a while.
+        a GPU, where no precision was asked for, the networks compute in bfloat16, and the first call of each batch size, and of
+        each length of the instruction, takes a while.
         """
-        if isinstance(self.encoder.backbone, Accelerating):
-            self.encoder.backbone.accelerate()
-        self._actor = FastActor(self.model, self.precision.DTYPE)
+        backbone, cuda = self.encoder.backbone, self.device.startswith("cuda")
+        if isinstance(backbone, Accelerating):
+            backbone.accelerate()
+        precision = self._asked or (BFloat16() if cuda else Float32())
+        self._actor = FastActor(self.model, precision.DTYPE)
+        if cuda and isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None:
+            self._step = FastStep(backbone.fast, self._actor, padding=backbone.padding, length=backbone.length)
         return self
 
     def of_dataset(self, name: str) -> LaMPPolicy:
@@ -107,10 +174,26 @@ class LaMPPolicy:
         other.record = self.record.of_dataset(name)
         return other
 
+    def intervened(self, intervention: Intervention) -> LaMPPolicy:
+        """The same policy with its motion prior changed (`lamp.model.interventions`).
+
+        Raises:
+            MismatchError: It has no motion prior, or not what the intervention changes.
+        """
+        other = copy.copy(self)
+        model = self._actor.model if isinstance(self._actor, FastActor) else self.model
+        other._actor, other._step = InterveningActor(model, intervention), None
+        return other
+
     @property
     def uses_motion(self) -> bool:
         """Whether the motion prior guides the actions."""
         return self.model.motion_expert is not None
+
+    @property
+    def foresees(self) -> FlowRecord | None:
+        """The scene flow that the motion prior predicts; None without one."""
+        return self.description.flow if self.uses_motion else None
 
     @property
     def execute(self) -> int:
@@ -145,7 +228,11 @@ class LaMPPolicy:
 
     @torch.inference_mode()
     def act_batch(
-        self, observations: Sequence[Observation], noise_seeds: Sequence[tuple[int, ...]], foresight: bool = False
+        self,
+        observations: Sequence[Observation],
+        noise_seeds: Sequence[tuple[int, ...]],
+        foresight: bool = False,
+        prior_instructions: Sequence[str] | None = None,
     ) -> list[ActionChunk]:
         """Returns the next actions for several observations in one pass.
 
@@ -156,9 +243,10 @@ class LaMPPolicy:
             noise_seeds: One for each.
             foresight: Also denoise the whole scene flow, for pictures; no action depends on it. The points start on the grid
                 with a depth of 0, so their depth is RELATIVE to the unknown depth of the start. None for a policy without motion.
+            prior_instructions: What the Motion Expert is told in place of each observation's instruction, for `ToldWrong`.
 
         Raises:
-            MismatchError: An observation does not fit the policy.
+            MismatchError: An observation does not fit the policy, or `prior_instructions` are missing or not asked for.
         """
         if len(observations) != len(noise_seeds):
             raise MismatchError(
@@ -168,20 +256,28 @@ class LaMPPolicy:
             return []
         for observation in observations:
             self._check(observation)
-        timing, moment = {}, time.perf_counter()
-        encoded, state = self._encode(observations), self._state(observations)
-        timing["encode"], moment = _since(moment, self.device)
-        motion_noise = self._noise(self.model.motion_shape, noise_seeds, "motion")
-        action_noise = self._noise(self.model.action_shape, noise_seeds, "action")
-        assert action_noise is not None
-        with self.precision.autocast(self.device):
-            acted = self._actor.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
-            timing["act"], moment = _since(moment, self.device)
-            pictures: Sequence[np.ndarray | None] = [None] * len(observations)
-            if foresight and motion_noise is not None:
-                pictures = list(self._foresee(encoded, motion_noise))
-                timing["foresight"], moment = _since(moment, self.device)
+        watch = Stopwatch(self.device)
+        prior = self._prior(observations, prior_instructions)
+        # Brought to the device beforehand: between the stages, the host waits for nothing.
+        given = {
+            "state": self._state(observations),
+            "motion_noise": self._noise(self.model.motion_shape, noise_seeds, "motion"),
+            "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
+        }
+        pictures: Sequence[np.ndarray | None] = [None] * len(observations)
+        if self._step is not None and not foresight:
+            acted = self._step.act(self._inputs(observations), **given)
+        else:
+            encoded = self._encode(observations)
+            watch.note("encode")
+            with self.precision.autocast(self.device):
+                acted = self._actor.act(encoded, **given, **prior)  # pyright: ignore[reportArgumentType]
+                if foresight and given["motion_noise"] is not None:
+                    watch.note("act")
+                    pictures = list(self._foresee(encoded, given["motion_noise"]))
+        watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
+        timing = watch.times_ms()
         raw = np.stack([observation.state for observation in observations])
         actions = self.record.embodiment.kind.restore(actions, raw).astype(np.float32)
         gate = self.gate
@@ -221,15 +317,32 @@ class LaMPPolicy:
         )
 
     def _encode(self, observations: Sequence[Observation]) -> Encoded:
+        return self.encoder.encode(self._observed(observations)).to(self.device)
+
+    def _inputs(self, observations: Sequence[Observation]) -> QwenInputs:
+        assert isinstance(self.encoder.backbone, Qwen3VLBackbone)
+        return self.encoder.backbone.prepare(self._observed(observations))
+
+    def _observed(self, observations: Sequence[Observation]) -> Observations:
         cameras = [camera.name for camera in self.description.backbone.cameras]
         images = {
             camera: torch.from_numpy(np.stack([observation.images[camera] for observation in observations]))
             for camera in cameras
         }
         instructions = tuple(observation.instruction for observation in observations)
-        return self.encoder.encode(Observations(images=images, instructions=instructions).to(self.device)).to(
-            self.device
-        )
+        return Observations(images=images, instructions=instructions).to(self.device)
+
+    def _prior(self, observations: Sequence[Observation], instructions: Sequence[str] | None) -> dict[str, Encoded]:
+        """What the Motion Expert reads where it is told another instruction than the Action Expert."""
+        wanted = isinstance(self._actor, InterveningActor) and isinstance(self._actor.intervention, ToldWrong)
+        if wanted != (instructions is not None):
+            raise MismatchError(
+                f"prior_instructions are {'missing' if wanted else 'given'}; expected with {ToldWrong.name} and with it alone."
+            )
+        if instructions is None:
+            return {}
+        told = [replace(one, instruction=text) for one, text in zip(observations, instructions, strict=True)]
+        return {"prior": self._encode(told)}
 
     def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "b s"]:
         raw = np.stack([observation.state for observation in observations])
@@ -249,9 +362,31 @@ class LaMPPolicy:
         return integrate(start, increments).numpy().astype(np.float32)
 
 
-def _since(moment: float, device: str) -> tuple[float, float]:
-    """Returns the milliseconds since `moment`, once the device is done, and the present moment."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    now = time.perf_counter()
-    return 1000.0 * (now - moment), now
+class Stopwatch:
+    """What each part of a chunk takes. On a GPU the device notes the moments itself, and nobody waits for it in between."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._names: list[str] = []
+        self._moments = [self._now()]
+
+    def note(self, part: str) -> None:
+        """Ends a part."""
+        self._names.append(part)
+        self._moments.append(self._now())
+
+    def times_ms(self) -> dict[str, float]:
+        """Returns the milliseconds of each part, once the device is done."""
+        if self._cuda:
+            self._moments[-1].synchronize()
+        return {
+            name: begun.elapsed_time(ended) if self._cuda else 1000.0 * (ended - begun)
+            for name, (begun, ended) in zip(self._names, pairwise(self._moments), strict=True)
+        }
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        moment = torch.cuda.Event(enable_timing=True)
+        moment.record()
+        return moment

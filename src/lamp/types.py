@@ -7,6 +7,7 @@ corner; depth ``d`` is in metres along the optical axis of the reference camera.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -17,23 +18,30 @@ from torch import Tensor
 Moved = TypeVar("Moved", bound="OnDevice")
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, OnDevice):
-        return value.to(device)
+        return value.changed(change)
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return value
+        return {key: _changed(item, change) for key, item in value.items()}
+    return change(value)
 
 
 class OnDevice:
     """A frozen dataclass of tensors that can move between devices."""
 
+    def changed(self: Moved, change: Callable[[Any], Any]) -> Moved:
+        """Returns a copy with each tensor or plain value in it changed."""
+        changes = {field.name: _changed(getattr(self, field.name), change) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+        return replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
     def to(self: Moved, device: torch.device | str) -> Moved:
         """Returns a copy whose tensors live on `device`."""
-        changes = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}  # pyright: ignore[reportArgumentType]
-        return replace(self, **changes)  # pyright: ignore[reportArgumentType]
+        return self.changed(lambda value: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value)
+
+    def rows(self: Moved, first: int, count: int) -> Moved:
+        """Returns some rows of a batch: of every tensor, and of every tuple that has an entry a row."""
+        chosen = slice(first, first + count)
+        return self.changed(lambda value: value[chosen] if isinstance(value, Tensor | tuple) else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +100,8 @@ class Encoded(OnDevice):
     tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
     """True where a token is real, False where it is padding."""
-    whole: bool = False
-    """Nothing is padding, and the host knows it: attention then goes without a mask, which is faster."""
+    whole: bool | None = None
+    """Whether nothing is padding, where the host knows it: attention then goes without a mask, which is faster."""
 
     @property
     def padding_mask(self) -> Bool[Tensor, "b n"] | None:
@@ -125,7 +133,7 @@ class Guided(OnDevice):
     """The motion prior where it does not enter through the tokens but at the actions."""
     t_1: Float[Tensor, " b"] | None = None
     """The solver's first time after 0, for an Action Expert that sees it."""
-    whole: bool = False
+    whole: bool | None = None
     """As in `Encoded`."""
 
     @classmethod
@@ -162,3 +170,5 @@ class Batch(OnDevice):
     """z_m precomputed for this sample (one of several cached noise draws); None: the model computes it."""
     prior_seen: Bool[Tensor, " b"] | None = None
     """False where the motion prior is withheld from a sample; None: nowhere."""
+    guided: bool | None = None
+    """Whether any sample of the optimiser step sees the prior, those computed elsewhere included; None: this batch is all."""

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.model.recording import Replayed
 
 import lamp.bench.infer as infer_module
+import lamp.bench.machine as machine
 import lamp.bench.subjects as subjects
+import lamp.model.fast as fast_module
 from lamp.bench.infer import InferConfig, bench_infer, to_text
 from lamp.bench.machine import Ceilings
 from lamp.bench.qwen import QwenSizes, random_qwen
-from lamp.bench.stages import flops_of
+from lamp.bench.reading import KeptBatch
+from lamp.bench.stages import flops_of, stage
+from lamp.bench.timing import Timing
 from lamp.bench.train_step import TrainStepConfig, bench_train_step
 from lamp.cli import main
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
+from lamp.model.fast import FastActor
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import Departure, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
+from lamp.recipes import training
 from lamp.recipes.kinds import ModelRecipe
+from lamp.types import Batch, Encoded
 
 CPU = torch.device("cpu")
 D, N, WIDTH, TOKENS = 48, 5, 32, 16  # motion width, backbone tokens, action width, motion tokens
@@ -61,12 +70,14 @@ def test_a_chunk_is_measured_stage_by_stage(against: str) -> None:
     assert list(result.stages) == ["motion", "guidance", "action"]
     assert result.evaluations == {"motion": 2, "guidance": 1, "action": 10}
     assert result.ratio == pytest.approx(result.other.p50_s / result.ours.p50_s)
-    assert result.floors_s == pytest.approx(sum(stage.floor_s for stage in result.stages.values()))
+    assert result.floors_s == pytest.approx(sum(part.floor_s for part in result.stages.values()))
     assert result.largest_difference < 1e-4
+    assert result.cosine == pytest.approx(1, abs=1e-6)
+    assert result.peak_bytes > 2**20
     assert result.machine.ceilings.matrix_flops > 1e8
-    for stage in result.stages.values():
-        assert 0 < stage.of_matrix_rate < 1
-        assert stage.weight_bytes == 4 * stage.parameters * stage.evaluations
+    for part in result.stages.values():
+        assert 0 < part.of_matrix_rate < 1
+        assert part.weight_bytes == 4 * part.parameters * part.evaluations
     told = to_text(result)
     assert all(word in told for word in ("motion", "guidance", "action", f"{against} / ours: {result.ratio:.2f}"))
 
@@ -83,9 +94,9 @@ def test_the_arithmetic_is_counted_as_by_hand() -> None:
     found = flops_of(made)
     time = 16 * D + D * D
     modulations = 2 * (2 * 6 * D * D) + 2 * D * D
-    inputs = TOKENS * 3 * 8 * D + N * 24 * D
+    inputs, condition = TOKENS * 3 * 8 * D, N * 24 * D
     blocks = joint_block(TOKENS + N, D) + joint_block(TOKENS + N, D, asking=TOKENS)
-    motion = 2 * (time + modulations + inputs + blocks) + TOKENS * D * 3 * 8  # the velocity, once
+    motion = 2 * (time + modulations + inputs + blocks) + condition + TOKENS * D * 3 * 8  # the last two once
     assert found["motion"] == pytest.approx(2 * motion)
     guidance = TOKENS * D * 24 + (2 * N + 2 * TOKENS) * 24**2 + 2 * N * TOKENS * 24
     assert found["guidance"] == pytest.approx(2 * guidance)
@@ -101,6 +112,22 @@ def test_prefix_and_departure_need_less_arithmetic(monkeypatch: pytest.MonkeyPat
     less = flops_of(subjects.subject("tiny", batch=1, device=CPU, dtype=torch.float32))
     assert less["motion"] < 0.55 * flops_of(made)["motion"]
     assert less["action"] < 0.65 * flops_of(made)["action"]
+
+
+def test_tables_are_not_read_whole() -> None:
+    part = torch.nn.Sequential(torch.nn.Embedding(1000, 4), torch.nn.Linear(4, 3))
+    limits = Ceilings(matrix_flops=1.0, copy_bytes=1.0)
+    found = stage(0.0, part, 10, 2, Timing(p50_s=1.0, p95_s=1.0, best_s=1.0, runs=1), limits)
+    assert (found.parameters, found.weight_bytes, found.floor_s) == (4015, 15 * 2 * 10, 300.0)
+
+
+def test_a_copy_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = Timing(p50_s=1.0, p95_s=1.0, best_s=1.0, runs=1)
+    monkeypatch.setattr(machine, "measure", lambda ways, *_, **__: dict.fromkeys(ways, second))
+    monkeypatch.setattr(machine, "MATRIX_SIDE", {"cpu": 8})
+    monkeypatch.setattr(machine, "COPIED_BYTES", {"cpu": 100})
+    found = machine.measure_ceilings(CPU, torch.float32)
+    assert (found.matrix_flops, found.copy_bytes) == (2 * 8**3, 200)
 
 
 def test_the_floor_is_the_larger_of_two() -> None:
@@ -133,12 +160,30 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_training_step_is_measured_with_and_without_the_cache() -> None:
     result = bench_train_step(TrainStepConfig(recipe="demo", batch=1, seconds=0.1))
-    assert set(result.stages["ours"]) == {"forward", "backward", "optimiser"}
+    assert set(result.stages["ours"]) == {"read", "forward", "backward", "optimiser"}
     assert set(result.stages["other"]) == {"vlm", "motion", "forward", "backward", "optimiser"}
     assert result.evaluations == {"motion": 0, "guidance": 1, "action": 6}
     assert result.ratio == pytest.approx(result.samples_per_s["ours"] / result.samples_per_s["other"])
     assert result.parameters["trained"] > 1e6
     assert result.flops > 1e8
+
+
+def test_a_kept_batch_is_read_as_it_was(tmp_path: Path) -> None:
+    tokens, hidden = torch.randn(3, 5, 4).half().float(), torch.randn(3, 2, 6).half().float()
+    batch = Batch(
+        encoded=Encoded(tokens=tokens, mask=torch.ones(3, 5, dtype=torch.bool)),
+        state=torch.zeros(3, 2),
+        motion_hidden=hidden,
+    )
+    kept = KeptBatch(batch, tmp_path)
+    orders = []
+    for _ in range(6):
+        read = kept.read()
+        assert read.motion_hidden is not None and read.state is batch.state
+        rows = [next(row for row in range(3) if torch.equal(one, tokens[row])) for one in read.encoded.tokens]
+        assert torch.equal(read.motion_hidden, hidden[rows]) and read.encoded.tokens.dtype == torch.float32
+        orders.append(tuple(rows))
+    assert len(set(orders)) > 1
 
 
 def test_a_random_qwen_has_the_published_number_of_parameters() -> None:
@@ -156,6 +201,36 @@ def test_a_random_qwen_sees_views_and_words() -> None:
     assert tokens.shape == (3, 2 * (4 + 2) + 7, 32)
     assert tokens.std(dim=1).min() > 0
     torch.testing.assert_close(qwen.fast(), tokens, atol=1e-4, rtol=1e-4)
+
+
+def test_the_whole_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the pixels on, with a stand-in for the CUDA graph: the experts read what the model gives."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(fast_module, "Recorded", Replayed)
+    qwen = random_qwen(views=1, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, sizes=SMALL_QWEN, side=64)
+    monkeypatch.setattr(subjects, "random_qwen", lambda **_: qwen)
+    assert TINY.model.motion is not None and TINY.model.action is not None
+    wide = {"token_width": 32}
+    model = replace(
+        TINY.model,
+        token_width=32,
+        motion=replace(TINY.model.motion, **wide),
+        guidance=replace(TINY.model.guidance, **wide, heads=4),
+        action=replace(TINY.model.action, **wide),
+    )
+    paper = training("paper_simpler")
+    recipe = replace(paper, policy=replace(paper.policy, model=model, execute=1))
+    monkeypatch.setattr(subjects, "find_recipe", lambda name: recipe)
+    made = subjects.subject("paper", batch=3, device=CPU, dtype=torch.float32)
+    assert made.joined is not None
+    tokens = qwen.plain()
+    expected = made.model.act(
+        **made.inputs | {"encoded": Encoded(tokens=tokens, mask=torch.ones(3, 13, dtype=torch.bool))}
+    )
+    actor = FastActor(made.model)
+    torch.testing.assert_close(made.joined(actor)(), expected, atol=1e-4, rtol=1e-4)
+    actor.device = torch.device("cuda")
+    torch.testing.assert_close(infer_module._ours(made, actor)(), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("tiny")

@@ -65,6 +65,8 @@ class FakeSimulators:
     """A file that gets a line for every episode begun."""
     raises_at: int | None = None
     """The task whose simulator cannot be opened."""
+    hangs_at: int | None = None
+    """The task whose simulator never opens; with a journal, the first time only."""
 
     def instructions(self) -> tuple[str, ...]:
         return ("push left", "push right", "push up")
@@ -72,7 +74,17 @@ class FakeSimulators:
     def make(self, task: int) -> FakeSimulator:
         if task == self.raises_at:
             raise RuntimeError("the simulator exploded")
+        if task == self.hangs_at and (self.journal is None or _first(self.journal.with_name("hung"))):
+            time.sleep(3600)
         return FakeSimulator(task, self.instructions()[task], self.pause_s, self.journal)
+
+
+def _first(mark: Path) -> bool:
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 class FakePolicy:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.benchmark.statistics import Paired, Rate, mcnemar_exact, wilson
+from lamp.benchmark.statistics import Paired, Rate, mcnemar_exact, rank_sum, wilson
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,17 @@ def test_paired_counts() -> None:
     assert pair.episodes == 12
     assert pair.difference == pytest.approx(9 / 12 - 5 / 12)
     assert pair.p_value == pytest.approx(2 * (1 + 6) / 64)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([1.0, 2.0, 3.0, 9.0], [4.0, 5.0, 6.0]), ([1.0, 1.0, 2.0], [1.0, 2.0, 2.0, 2.0, 3.0]), ([5.0] * 9, [1.0] * 8)],
+)
+def test_rank_sum_is_scipys(first: list[float], second: list[float]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.mannwhitneyu(first, second, alternative="two-sided", method="asymptotic").pvalue
+    assert rank_sum(first, second) == pytest.approx(expected)
+
+
+def test_rank_sum_of_nothing_to_compare_finds_nothing() -> None:
+    assert rank_sum([], [1.0, 2.0]) == rank_sum([1.0, 1.0], [1.0]) == 1.0

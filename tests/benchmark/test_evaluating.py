@@ -229,3 +229,44 @@ def test_what_does_not_exist_is_named_before_anything_runs(
     with pytest.raises(ConfigError, match=message):
         evaluate(EvaluateConfig(suite="fake", out=tmp_path / "out", **settings), simulators=FakeSimulators())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_suite_without_an_expert_says_so(tmp_path: Path) -> None:
+    config = EvaluateConfig(suite="fake", states="0", task=(0,), controls=("expert",), out=tmp_path)
+    with pytest.raises(SimulationStoppedError, match="fake has no scripted expert"):
+        evaluate(config, simulators=FakeSimulators())
+
+
+def test_progress_tells_rate_pace_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_checkpoint(tmp_path / "policy")
+    config = EvaluateConfig(checkpoint=tmp_path / "policy", suite="fake", states="0:3", task=(0,), out=tmp_path / "out")
+    evaluate(config, load=FakePolicy, simulators=FakeSimulators())
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"\[3/3\] with_motion task 0 .* so far 3/3 \(100%, 44 to 100\); [\d,]+ episodes/h, 0:00 left$", last
+    )
+
+
+def test_an_episode_past_its_deadline_is_stopped_and_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Task 1 hangs the first time that it is tried."""
+    make_checkpoint(tmp_path / "policy")
+    config = EvaluateConfig(
+        checkpoint=tmp_path / "policy", suite="fake", states="0:2", task=(0, 1), out=tmp_path / "out", workers=2,
+        deadline_s=3.0,
+    )  # fmt: skip
+    simulators = FakeSimulators(hangs_at=1, journal=tmp_path / "journal")
+    summary = evaluate(config, load=FakePolicy, simulators=simulators)
+    assert summary.complete and {r.success for r in summary.records} == {True}
+    assert sorted(record.attempt for record in summary.records) == [1, 1, 1, 2]
+    assert "stopped: its episode took longer than 3 s" in capsys.readouterr().err
+
+
+def test_an_episode_that_always_hangs_ends_the_evaluation_with_advice(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "policy")
+    config = EvaluateConfig(
+        checkpoint=tmp_path / "policy", suite="fake", states="0", task=(1,), out=tmp_path / "out", deadline_s=1.5
+    )
+    with pytest.raises(SimulationStoppedError, match="Try a longer --deadline-s"):
+        evaluate(config, load=FakePolicy, simulators=FakeSimulators(hangs_at=1))

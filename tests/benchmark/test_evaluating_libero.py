@@ -11,8 +11,10 @@ import pytest
 from benchmark_fakes import make_checkpoint
 
 from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+from lamp.benchmark.flow_errors import FlowProbe, Witness
 from lamp.benchmark.suites import LiberoSimulators, Simulator
 from lamp.data.video import video_info
+from lamp.sceneflow.tracks import grid_points
 from lamp.view.overlay import ForesightArtist
 from lamp_client.types import ActionChunk, Observation
 
@@ -87,3 +89,34 @@ def test_conditions_meet_the_same_scene_in_libero(tmp_path: Path) -> None:
     assert video is not None
     info = video_info(tmp_path / "out" / video)
     assert (info.frames, info.height) == (7, 512)
+
+
+@pytest.mark.sim
+def test_foresight_is_measured_in_the_evaluated_episode_itself() -> None:
+    """The hand goes down for two flow steps: a foresight of no motion errs as no motion does, a perfect one not at all."""
+    env = LiberoSimulators(suite="libero_object", render="fast").make(0)
+    try:
+        env.reset(31)
+        witness, probe = Witness(env), FlowProbe(camera="agentview", grid=(20, 20), horizon=2, stride=5)
+        before = witness.observe().images["agentview"].copy()
+        still = np.repeat(np.concatenate([grid_points(20, 20).numpy(), np.zeros((400, 1))], axis=1)[:, None], 3, axis=1)
+        witness.note(still.astype(np.float32))
+        for _ in range(10):
+            witness.step(np.array([0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0]))
+        found = witness.errors(probe)
+        assert found["queries"] == 1 and found["points"] is not None and 3 < found["points"] < 200
+        error = found["ade_px"]
+        assert error is not None and error == found["zero_motion_ade_px"] and error > 256 * 0.01 / 2
+        # The renderer of the truth leaves the one of the pictures as it was.
+        env.reset(31)
+        assert np.abs(witness.observe().images["agentview"].astype(int) - before).max() <= 1
+    finally:
+        env.close()
+
+
+@pytest.mark.sim
+def test_the_scripted_expert_is_a_control(tmp_path: Path) -> None:
+    config = EvaluateConfig(states="0", task=(3,), controls=("expert", "zero"), out=tmp_path, workers=1)
+    expert, zero = evaluate(config, simulators=LiberoSimulators(suite="libero_object")).tables[0].rows
+    assert (expert.condition, expert.total.successes) == ("expert", 1)
+    assert (zero.condition, zero.total.successes) == ("zero", 0)

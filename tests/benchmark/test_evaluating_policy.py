@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benchmark_fakes import FakeSimulators
 from training_fakes import PatchBackbone, loop, motion_training, policy_training, write_dataset  # pyright: ignore[reportMissingImports]
 
+from lamp.benchmark.crew import SimulationStoppedError
 from lamp.benchmark.evaluating import EvaluateConfig, evaluate
 from lamp.benchmark.policies import BatchPolicy
+from lamp.errors import ConfigError, MismatchError
+from lamp.model.interventions import ToldWrong
 from lamp.policy import LaMPPolicy
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
@@ -49,5 +54,50 @@ def test_results_do_not_depend_on_workers_batches_or_films(runs: Path, tmp_path:
         found.append(outcomes(out))
     assert found[0] == found[1] and len(found[0]) == 8
     assert len(list((tmp_path / "3" / "videos").glob("with_motion-*.mp4"))) == 2
+    kinds = json.loads((tmp_path / "3" / "run.json").read_text())["facts"]["models"]
+    assert kinds["with_motion"] == {"flow": "SpatialFlow", "fusion": "GuidanceConfig"}
+    assert kinds["without_motion"] == {"flow": None, "fusion": None}
     # The checkpoint says that 3 actions of a chunk are executed.
     assert all(calls == -(-steps // 3) for steps, _, calls in found[0].values())
+
+
+def test_interventions_are_conditions_on_the_same_scenes(runs: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(
+        checkpoint=runs / "guided", suite="fake", states="0:2", task=(0, 2), out=tmp_path, workers=2,
+        intervene=("gate=0", "prior_told_wrong", "denoised=10", "denoised=3"),
+    )  # fmt: skip
+    summary = evaluate(config, load=load, simulators=FakeSimulators())
+    names = ["with_motion", "denoised=3", "denoised=10", "gate=0", "prior_told_wrong"]
+    assert [row.condition for row in summary.tables[0].rows] == names
+    assert len({record.checkpoint for record in summary.records}) == 1
+    # The Action Expert still hears the right instruction, and the record says so.
+    assert {r.instruction for r in summary.records if r.task == 2} == {"push up"}
+    with pytest.raises(ConfigError, match=r"intervene is \['gate=0'\], was"):
+        evaluate(replace(config, intervene=("gate=0",)), load=load, simulators=FakeSimulators())
+
+
+def test_a_policy_without_a_prior_is_refused_before_anything_runs(runs: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(checkpoint=runs / "plain", suite="fake", states="0", out=tmp_path / "x", intervene=("all",))
+    with pytest.raises(MismatchError, match="this policy has none"):
+        evaluate(config, load=load, simulators=FakeSimulators())
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_prior_alone_is_told_wrong(runs: Path) -> None:
+    policy = LaMPPolicy.from_checkpoint(runs / "guided", backbone=PatchBackbone())
+    seen = [FakeSimulators().make(0).observe()]
+    with pytest.raises(MismatchError, match="prior_instructions are given"):
+        policy.act_batch(seen, [(1,)], prior_instructions=["push up"])
+    wrong = policy.intervened(ToldWrong())
+    with pytest.raises(MismatchError, match="prior_instructions are missing"):
+        wrong.act_batch(seen, [(1,)])
+    usual = policy.act_batch(seen, [(1,)])[0].actions
+    assert np.allclose(wrong.act_batch(seen, [(1,)], prior_instructions=["push left"])[0].actions, usual, atol=1e-6)
+
+
+def test_flow_errors_need_a_simulator_that_tells_its_states(runs: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(
+        checkpoint=runs / "guided", suite="fake", states="0", task=(0,), out=tmp_path, flow_errors=True
+    )
+    with pytest.raises(SimulationStoppedError, match="a simulator that tells its states"):
+        evaluate(config, load=load, simulators=FakeSimulators())

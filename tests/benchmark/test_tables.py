@@ -47,7 +47,7 @@ def test_counts_order_and_pairs() -> None:
 def test_renderings_agree() -> None:
     tables = tabulate(RECORDS)
     markdown, text, plain = to_markdown(tables), to_text(tables), to_json(tables)
-    assert "| replay | 1/1 | - | 1/1 (100.0%, 20.7-100.0) | 0/1 | 80 |" in markdown
+    assert "| replay | 1/1, 0 last | - | 1/1 (100.0%, 20.7-100.0) | 0/1 | 80 |" in markdown
     assert "8/10 (80.0%, 49.0-94.3)" in markdown and "8/10 (80.0%, 49.0-94.3)" in text
     assert "McNemar exact p = 0.688" in text
     assert plain[0]["conditions"][2]["tasks"]["3"] == {

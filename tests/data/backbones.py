@@ -1,11 +1,14 @@
-"""Tiny stand-ins for a frozen backbone: each image token is a quarter of the picture, each text token a letter."""
+"""Tiny stand-ins for a frozen backbone: each image token is a quarter of the picture, each text token a letter; and for z_m."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,3 +59,37 @@ class Compact(Plain):
     @property
     def varying_channels(self) -> slice:
         return slice(2, 2 + VARYING)
+
+
+@dataclass(frozen=True)
+class HiddenArray:
+    """z_m in memory: samples, draws, tokens, channels."""
+
+    values: np.ndarray
+
+    @property
+    def draws(self) -> int:
+        return self.values.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, samples: np.ndarray, draws: np.ndarray, views: np.ndarray | None) -> np.ndarray:
+        return self.values[samples, draws]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Batches of their samples' numbers; the one with a certain sample takes a second when it is first made."""
+
+    sample: int
+    marker: Path
+
+    def __len__(self) -> int:
+        return 1000
+
+    def batch(self, indices: np.ndarray, *, epoch: int = 0) -> Tensor:
+        if self.sample in indices and not self.marker.exists():
+            self.marker.touch()
+            time.sleep(1.0)
+        return torch.from_numpy(indices)

@@ -11,7 +11,9 @@ from backbones import TEXT, WIDTH, Compact, Plain
 from demonstrations import episode, write
 
 from lamp.data.features import FeatureBackbone, FeatureCache, FrameIndex, PartlyConstant
+from lamp.data.filling import Filled
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter, stage_episode
+from lamp.data.making import FeatureWork
 from lamp.errors import DataError, MismatchError
 
 
@@ -49,26 +51,25 @@ def test_cached_tokens_are_the_backbones(dataset: LeRobotDataset, backbone: Plai
 
 def test_workers_give_the_same(dataset: LeRobotDataset, tmp_path: Path) -> None:
     other = write(tmp_path / "other")
-    seen: list[tuple[int, int]] = []
-    two = FeatureCache.build(other, Compact(), processes=2, progress=lambda done, total: seen.append((done, total)))
+    seen: list[Filled] = []
+    two = FeatureCache.build(other, Compact(), processes=2, progress=seen.append)
     one = FeatureCache.build(dataset, Compact())
-    assert seen == [(n, 4) for n in range(1, 5)]
+    assert [(now.episodes, now.of_episodes, now.of_frames) for now in seen] == [(n, 4, 33) for n in range(1, 5)]
+    assert seen[-1].frames == 33 and seen[0].frames < seen[1].frames
     rows = np.arange(len(one))
     torch.testing.assert_close(two.encoded(rows).tokens, one.encoded(rows).tokens, rtol=0, atol=0)
 
 
 def test_building_goes_on_where_it_stopped(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lamp.data.encoding as features
+    whole, done = FeatureWork.make, []
 
-    whole, done = features._encode_episode, []
-
-    def encode(data: LeRobotDataset, backbone: FeatureBackbone, folder: Path, place: int) -> None:
+    def make(self: FeatureWork, place: int) -> None:
         if len(done) == 2:
             raise KeyboardInterrupt
-        whole(data, backbone, folder, place)
+        whole(self, place)
         done.append(place)
 
-    monkeypatch.setattr(features, "_encode_episode", encode)
+    monkeypatch.setattr(FeatureWork, "make", make)
     with pytest.raises(KeyboardInterrupt):
         FeatureCache.build(dataset, Compact())
     with pytest.raises(DataError, match="lacks 2 of 4 episodes; complete it with `lamp cache features"):
@@ -76,7 +77,7 @@ def test_building_goes_on_where_it_stopped(dataset: LeRobotDataset, monkeypatch:
     done[:] = [0]
     cut = dataset.root / "features/compact/episode-000001.safetensors"
     cut.write_bytes(cut.read_bytes()[:30])
-    monkeypatch.setattr(features, "_encode_episode", lambda *given: (whole(*given), done.append(given[-1])))
+    monkeypatch.setattr(FeatureWork, "make", lambda *given: (whole(*given), done.append(given[-1])))
     FeatureCache.build(dataset, Compact())
     assert done == [0, 1, 2, 3]
     FeatureCache.build(dataset, Compact())

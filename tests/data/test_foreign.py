@@ -172,29 +172,3 @@ def test_readers_stay_open_until_the_file_changes(reordered: Path, tmp_path: Pat
         readers.reader(path, 10.0)
     readers.reader(reordered, 10.0)
     assert len(readers._open) == 1
-
-
-def test_an_id_that_is_no_folder_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    asked = []
-
-    def snapshot(name: str, *, repo_type: str, revision: str | None, local_files_only: bool) -> str:
-        asked.append((name, repo_type, local_files_only))
-        if local_files_only:
-            raise FileNotFoundError(name)
-        return str(FIXTURES / "v21")
-
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    assert len(LeRobotDataset("someone/something")) == 3
-    assert asked == [("someone/something", "dataset", True), ("someone/something", "dataset", False)]
-
-    def unreachable(name: str, **_: object) -> str:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    with pytest.raises(
-        DataError, match=r"neither a folder nor a dataset that the hub gives us \(ConnectionError: no route\)"
-    ):
-        LeRobotDataset("someone/something")
-    with pytest.raises(DataError, match="not a LeRobot dataset"):
-        LeRobotDataset(tmp_path / "absent")

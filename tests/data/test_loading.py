@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backbones import HiddenArray
 from demonstrations import number_in
 
 from lamp.data.actions import Relative
@@ -178,7 +179,7 @@ def test_mixed_samples_keep_their_own_scaling_and_the_order(dataset: LeRobotData
     one.show_prior_in([0])
     seen = mixed.batch(np.array([len(one), len(one) - 1])).prior_seen
     assert seen is not None and seen.tolist() == [True, False]
-    one.motion_hidden = np.zeros((len(one), 1, 2, 3), np.float16)
+    one.motion_hidden = HiddenArray(np.zeros((len(one), 1, 2, 3), np.float16))
     with pytest.raises(MismatchError, match="only some of the mixed datasets have motion_hidden"):
         mixed.batch(picks)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.data.sampler import Sampler, balanced_weights
+from lamp.data.sampler import Sampler, Share, balanced_weights
 from lamp.errors import ConfigError, DataError, MismatchError
 
 
@@ -41,6 +41,28 @@ def test_an_epoch_takes_no_sample_twice(size: int, batch: int) -> None:
         assert {pick.epoch for pick in picks} == {epoch}
         taken = np.concatenate([pick.indices for pick in picks])
         assert len(set(taken.tolist())) == len(taken) >= size - min(batch, size) + 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(6, 40), batch=st.integers(4, 12), processes=st.integers(1, 4), moved_to=st.integers(1, 4))
+def test_the_batches_do_not_depend_on_how_many_processes_share_them(
+    size: int, batch: int, processes: int, moved_to: int
+) -> None:
+    """Nor does where a run goes on, with another number of them."""
+    whole = Sampler(size, batch, seed=3)
+    shared = [Sampler(size, batch, seed=3, share=Share(index=n, of=processes)) for n in range(processes)]
+    for _ in range(7):
+        expected, found = next(whole), [next(sampler) for sampler in shared]
+        np.testing.assert_array_equal(np.concatenate([pick.indices for pick in found]), expected.indices)
+        assert {pick.epoch for pick in found} == {expected.epoch}
+    states = [sampler.state_dict() for sampler in shared]
+    assert all(state == whole.state_dict() for state in states)
+    moved = [Sampler(size, batch, seed=3, share=Share(index=n, of=moved_to)) for n in range(moved_to)]
+    for sampler in moved:
+        sampler.load_state_dict(states[0])
+    for _ in range(7):
+        found = np.concatenate([next(sampler).indices for sampler in moved])
+        np.testing.assert_array_equal(found, next(whole).indices)
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbones import Compact
+from backbones import Compact, HiddenArray
 from demonstrations import LENGTHS, episode, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,14 +84,14 @@ def test_actions_after_an_overridden_one_do_not_count(tmp_path: Path, scaling: P
 
 def test_hidden_states_take_turns_by_epoch(samples: PolicySamples) -> None:
     hidden = np.arange(len(samples) * 3, dtype=np.float16).reshape(-1, 3, 1, 1).repeat(2, 2)
-    samples.motion_hidden = hidden
+    samples.motion_hidden = HiddenArray(hidden)
     try:
         indices = np.array([5, 0])
         found = [samples.batch(indices, epoch=epoch).motion_hidden for epoch in range(4)]
         assert [part[0, 0, 0].item() for part in found if part is not None] == [17, 15, 16, 17]
         assert [part[1, 1, 0].item() for part in found if part is not None] == [0, 1, 2, 0]
         with pytest.raises(MismatchError, match="cover 4 samples; expected 28"):
-            samples.motion_hidden = hidden[:4]
+            samples.motion_hidden = HiddenArray(hidden[:4])
     finally:
         samples.motion_hidden = None
 

@@ -88,8 +88,9 @@ def test_files_hold_no_padding_and_say_their_layout(dataset: LeRobotDataset) -> 
     whole, parts = (json.loads((folder / key / "manifest.json").read_text()) for key in ("reader", "compact"))
     assert (whole["version"], whole["length"], whole["padding"]["type"]) == (2, 20, "LeftPadding")
     assert not (folder / "reader" / "shared.safetensors").exists()
-    assert list(parts) == ["format", "version", "key", "backbone", "cameras", "width", "varying"]
-    assert parts["version"] == 1
+    assert list(parts) == ["format", "version", "key", "backbone", "cameras", "width", "storage", "varying"]
+    assert (parts["version"], parts["storage"]) == (1, "float16")
+    assert (whole["storage"], whole["dtype"]) == ("bfloat16", "bfloat16")
 
 
 def test_a_cache_is_complete_or_says_that_it_is_not(dataset: LeRobotDataset) -> None:
@@ -98,7 +99,7 @@ def test_a_cache_is_complete_or_says_that_it_is_not(dataset: LeRobotDataset) -> 
     assert FeatureCache.is_complete(dataset, "reader") and not FeatureCache.is_complete(dataset, "other")
     (dataset.root / "features/reader/episode-000002.safetensors").write_bytes(b"cut short")
     assert not FeatureCache.is_complete(dataset, "reader")
-    with pytest.raises(MismatchError, match=r"000002\.safetensors was made from other data"):
+    with pytest.raises(DataError, match=r"000002\.safetensors is not a whole file \(episode 2\); bring it up to date"):
         FeatureCache(dataset, "reader")
     FeatureCache.build(dataset, Reader())
     assert FeatureCache.is_complete(dataset, "reader")

@@ -177,6 +177,9 @@ def test_a_greeting_that_does_not_fit(greeting: bytes | str, kind: type[LampClie
         ({"action": 1}, WireError, "a map with action; expected a map with 'actions'"),
         ([1, 2], WireError, "list"),
         ({"actions": np.zeros(7)}, InvalidValueError, "actions is float32"),
+        ({"actions": [["a"]]}, WireError, "cannot be read"),
+        ({"actions": [[1], [2, 3]]}, WireError, "cannot be read"),
+        ({"actions": np.zeros((1, 7)), "server_timing": 5}, WireError, "cannot be read"),
         ({"actions": np.full((1, 7), np.inf)}, InvalidValueError, "not finite"),
     ],
 )
@@ -204,6 +207,37 @@ def test_a_reply_that_never_comes_and_a_server_that_leaves() -> None:
         leave.set()
         with pytest.raises(ConnectionFailedError, match="went away"):
             WebsocketPolicy("127.0.0.1", port).act(observation())
+
+
+def test_a_question_whose_connection_breaks_is_asked_again_with_the_same_seed() -> None:
+    requests: list[dict[str, Any]] = []
+
+    def handle(connection: ServerConnection) -> None:
+        connection.send(wire.pack({"lamp": {"protocol": 1}, "action_units": "dataset"}))
+        for message in connection:
+            assert isinstance(message, bytes)
+            requests.append(wire.unpack(message))
+            if len(requests) < 3:
+                connection.socket.shutdown(socket.SHUT_RDWR)  # no closing handshake, in the middle of a question
+                return
+            connection.send(wire.pack({"actions": np.full((1, 7), len(requests))}))
+
+    with server(handle) as port, WebsocketPolicy("127.0.0.1", port, layout=LIBERO_REQUEST, retries=2) as policy:
+        np.testing.assert_array_equal(policy.act(observation(), noise_seed=(4, 2)).actions, np.full((1, 7), 3))
+        assert [request["lamp/noise_seed"] for request in requests] == [[4, 2]] * 3
+        requests.clear()
+        with pytest.raises(ConnectionFailedError, match="went away"):
+            WebsocketPolicy("127.0.0.1", port, layout=LIBERO_REQUEST, retries=1).act(observation())
+        assert len(requests) == 2
+
+
+def test_what_is_too_large_for_the_server_is_not_sent() -> None:
+    requests: list[dict[str, Any]] = []
+    told = {"limits": {"message_bytes": 10_000, "array_bytes": 8_000}}
+    words = r"has 301\d\d\d bytes; the server at ws://\S+ takes 10000\. Send smaller"
+    with server(answering(told, requests)) as port, pytest.raises(WireError, match=words):
+        WebsocketPolicy("127.0.0.1", port).act(observation())
+    assert not requests
 
 
 def test_layouts_and_their_inverses() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -45,11 +46,12 @@ def compiled_beside_plain(config: LaMPConfig) -> dict[str, float]:
     """Compiles a model's blocks; returns how alike the actions are, and how many pieces were compiled."""
     model, encoded, state, noise = made(config, "cpu")
     twin = prepared(model, torch.bfloat16)
-    plain = twin.act(encoded, state, **noise)
-    counters.clear()
-    torch.compiler.reset()
-    compile_blocks(twin)
-    compiled = twin.act(encoded, state, **noise)
+    with torch.inference_mode():
+        plain = twin.act(encoded, state, **noise)
+        counters.clear()
+        torch.compiler.reset()
+        compile_blocks(twin)
+        compiled = twin.act(encoded, state, **noise)
     alike = functional.cosine_similarity(plain.flatten(), compiled.flatten(), dim=0)
     return {"cosine": float(alike), "pieces": counters["stats"]["unique_graphs"]}
 
@@ -68,5 +70,6 @@ if __name__ == "__main__":
         action=action,
     )
     prefix = replace(config, action=replace(action, attention=Prefix()))
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)
     compare = recorded_beside_plain if sys.argv[1:] == ["cuda"] else compiled_beside_plain
     print(json.dumps({"joint": compare(config), "prefix": compare(prefix)}))

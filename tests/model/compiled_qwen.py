@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import torch
@@ -58,6 +59,7 @@ def recorded_beside_transformers(backbone: Qwen3VLBackbone, fast: FastQwen) -> d
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)
     folder, device = sys.argv[1:]
     torch.manual_seed(3)
     # Compiled blocks round less often, which in bfloat16 would show.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
 import torch
+from tests.model.recording import Replayed
 
+from lamp.model import fast
 from lamp.model.action_expert import ActionExpertConfig, Prefix
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
@@ -58,6 +60,14 @@ def spread(model: LaMP) -> LaMP:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, torch.Size]]:
+    """Has stand-ins recorded instead of CUDA graphs; says the shapes of each."""
+    monkeypatch.setattr(Replayed, "made", [])
+    monkeypatch.setattr(fast, "Recorded", Replayed)
+    return Replayed.made
 
 
 @pytest.fixture

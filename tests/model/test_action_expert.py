@@ -44,7 +44,9 @@ def naive_prefix(expert: ActionExpert, actions, tau, state, guided) -> torch.Ten
         real = guided.mask[b]
         for r in range(actions.shape[1]):
             c = (expert.context_in(guided.tokens[b]) + expert.positions[5 : 5 + len(real)])[real][None]
-            x = expert._embed(actions[b : b + 1, r : r + 1], tau[b : b + 1, r : r + 1], state[b : b + 1])[:, 0]
+            x = expert.embed(actions[b : b + 1, r : r + 1], expert._times(tau[b : b + 1, r : r + 1]), state[b : b + 1])[
+                :, 0
+            ]
             for index, block in enumerate(expert.blocks):
                 both = torch.cat([x, c], dim=1)
                 x_next = block(both, torch.ones(1, 1, 1, both.shape[1], dtype=torch.bool))[:, :5]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,15 +14,18 @@ from typing import Any
 import pytest
 import torch
 from tests.model.conftest import spread
+from tests.model.recording import FakeCuda, NothingAsked
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from lamp.flow_matching import Preconditioning
 from lamp.model import onednn
 from lamp.model.action_expert import Joint
-from lamp.model.fast import FastActor, prepared, with_twins
+from lamp.model.fast import WARM_UP, FastActor, Graphs, Recorded, prepared, with_twins
 from lamp.model.fusion import AddFusion, ConcatFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
-from lamp.model.motion_expert import AdaLNPooled, RepeatAndPad
+from lamp.model.motion_expert import AdaLNPooled, ImageFlow, RepeatAndPad
 from lamp.types import Encoded
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="torch was built without oneDNN")
@@ -41,6 +45,13 @@ VARIANTS: dict[str, Callable[[Any], LaMPConfig]] = {
     "first layer": lambda c: replace(c, motion=replace(c.motion, hidden_layer=0)),
     "t_1": lambda c: replace(c, action=replace(c.action, sees_t_1=True)),
     "without motion": lambda c: replace(c, motion=None),
+}
+RECORDED = VARIANTS | {
+    "preconditioned": lambda c: replace(
+        c, motion=replace(c.motion, preconditioning=Preconditioning(data_std=(0.1, 0.2, 0.3)))
+    ),
+    "2-D": lambda c: replace(c, motion=replace(c.motion, flow=ImageFlow())),
+    "whole times": lambda c: replace(c, motion=replace(c.motion, whole_time=True)),
 }
 
 
@@ -75,12 +86,14 @@ def test_bfloat16_points_the_same_way(model, batch):
     assert functional.cosine_similarity(fast.flatten(), plain.flatten(), dim=0) >= 0.999
 
 
-def test_what_time_does_is_computed_once(model, batch):
+def test_what_time_does_is_computed_once(model, batch, monkeypatch):
     actor, calls = FastActor(model), []
     expert: Any = actor.model.motion_expert
     for module in (expert.time, expert.modulate_out, *(block.norm_attention.modulate for block in expert.blocks)):
         module.register_forward_hook(lambda *_: calls.append(1))
-    actor.act(batch.encoded, batch.state, **noises(model, 2))
+    with monkeypatch.context() as watched:
+        watched.setattr(actor.model.action_expert, "_times", lambda _: pytest.fail("an action's time was embedded"))
+        actor.act(batch.encoded, batch.state, **noises(model, 2))
     assert calls == []
     actor.model.foresee(batch.encoded, noises(model, 2)["motion_noise"], steps=3)
     assert len(calls) == 2 * (2 + len(expert.blocks))  # 1/3 and 2/3; tau = 0 was known
@@ -95,6 +108,85 @@ def test_the_model_itself_stays_as_it_was(model, batch):
     torch.testing.assert_close(model.act(batch.encoded, batch.state, **noises(model, 2)), before, rtol=0, atol=0)
     model.train().action_loss(batch, torch.Generator()).total.backward()
     assert model.guidance.project.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("variant", RECORDED)
+def test_it_can_be_recorded(config, batch, variant, whole):
+    """Nothing asks a tensor for a value, and nothing comes from the host."""
+    model = prepared(spread(LaMP(RECORDED[variant](config))).eval(), torch.bfloat16)
+    given = {"tokens": batch.encoded.tokens, "mask": batch.encoded.mask, "state": batch.state} | noises(model, 2)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.inference_mode(), mode, NothingAsked() as watch:
+        fakes: dict[str, Any] = {
+            name: tensor if tensor is None else mode.from_tensor(tensor) for name, tensor in given.items()
+        }
+        encoded = Encoded(tokens=fakes.pop("tokens"), mask=fakes.pop("mask"), whole=whole)
+        actions = model.act(encoded, **fakes)
+    assert actions.shape == (2, 5, 7) and watch.ran > 100
+
+
+def test_what_asks_is_seen(batch):
+    for asking in (lambda x: x.tokens.sum().item(), lambda x: x.tokens[x.mask], lambda _: torch.tensor([1.0])):
+        with pytest.raises(AssertionError, match=r"called|mask"), NothingAsked():
+            asking(batch.encoded)
+
+
+def test_what_the_encoder_knows_is_not_asked_again(model, batch):
+    actor, encoded = FastActor(model), without_padding(batch.encoded)
+    with torch.inference_mode(), pytest.raises(AssertionError), NothingAsked():
+        actor.act(encoded, batch.state, **noises(model, 2))
+    with torch.inference_mode(), NothingAsked():
+        actor.act(replace(encoded, whole=True), batch.state, **noises(model, 2))
+        actor.act(replace(batch.encoded, whole=False), batch.state, **noises(model, 2))
+
+
+def test_autocast_changes_nothing(model, batch):
+    actor = FastActor(model, torch.bfloat16)
+    alone = actor.act(batch.encoded, batch.state, **noises(model, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(actor.act(batch.encoded, batch.state, **noises(model, 2)), alone)
+
+
+def test_z_enters_the_motion_expert_once(model, batch):
+    calls = []
+    model.eval().motion_expert.condition_in.register_forward_hook(lambda *_: calls.append(1))
+    model.act(batch.encoded, batch.state, **noises(model, 2))
+    assert len(calls) == 1
+    model.foresee(batch.encoded, noises(model, 2)["motion_noise"])
+    assert len(calls) == 2
+
+
+def test_what_is_recorded_reads_the_same_places_and_outlives_its_maker(monkeypatch):
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    calls, weight = [], torch.tensor([2.0])
+    watched = weakref.ref(weight)
+
+    def function(x: torch.Tensor, nothing: None, weight: torch.Tensor = weight) -> torch.Tensor:
+        calls.append((cuda.capturing, x))
+        return x * weight
+
+    given = {"x": torch.ones(1), "nothing": None}
+    recorded = Recorded(function, given)
+    del function, weight
+    assert [capturing for capturing, _ in calls] == [False] * WARM_UP + [True]
+    assert watched() is not None, "a replay would read what somebody else has there by now"
+    assert cuda.events == [
+        "side waits for main", "on side", "off side", "main waits for side", "recording, thread_local", "recorded",
+    ]  # fmt: skip
+    place = calls[0][1]
+    assert all(x is place for _, x in calls) and place is not given["x"]
+    first = recorded({"x": torch.tensor([5.0]), "nothing": None})
+    graph: Any = recorded._graph
+    assert place == 5 and graph.replays == 1 and first is not recorded._output
+
+
+def test_another_type_is_another_recording(replayed):
+    graphs = Graphs()
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        assert graphs.run(torch.neg, {"input": torch.ones(3, dtype=dtype)}).dtype == dtype
+    assert len(replayed) == 2
 
 
 def test_a_whole_batch_needs_no_mask(model, batch, monkeypatch):
@@ -131,8 +223,9 @@ def test_blocks_compile_whole_and_once_for_all_layers():
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     for found in json.loads(run.stdout).values():
         assert found["cosine"] >= 0.999
-        # Four layers each. A motion block and the last of them; projecting and attending, in context and actions.
-        assert 4 <= found["pieces"] <= 8
+        # Four layers each. A motion block and the last of them; embedding actions; projecting and attending, in context and
+        # actions.
+        assert 5 <= found["pieces"] <= 9
 
 
 @needs_onednn

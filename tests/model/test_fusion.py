@@ -56,7 +56,9 @@ def naive(expert: ActionExpert, guided: Guided, actions, tau, state) -> torch.Te
         real = guided.mask[b]
         for r in range(actions.shape[1]):
             c = (expert.context_in(guided.tokens[b]) + expert.positions[5 : 5 + len(real)])[real][None]
-            x = expert._embed(actions[b : b + 1, r : r + 1], tau[b : b + 1, r : r + 1], state[b : b + 1])[0]
+            x = expert.embed(actions[b : b + 1, r : r + 1], expert._times(tau[b : b + 1, r : r + 1]), state[b : b + 1])[
+                0
+            ]
             if isinstance(guided.motion, JoinedMotion):
                 assert expert.join is not None
                 rows = []
@@ -120,7 +122,7 @@ def test_training_and_inference_fuse_alike(fused, batch):
     """Given the noise, Stage 2 and `act` condition on the same, with z_m computed on the way or cached."""
     model, seen = built(fused), []
     guide = model.guide
-    model.guide = lambda *args: seen.append(guide(*args)) or seen[-1]
+    model.guide = lambda *args, **more: seen.append(guide(*args, **more)) or seen[-1]
     noise = gaussian((2, *model.motion_shape), seeded(7), "cpu")
     plain = model.action_loss(batch, seeded(7)).total
     generator = seeded(7)

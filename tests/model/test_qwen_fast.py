@@ -6,28 +6,26 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 from tests.model.conftest import spread
+from tests.model.recording import NothingAsked
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn import functional
 
-import lamp.model.fast as fast_module
 from lamp.errors import MismatchError
-from lamp.model.action_expert import Joint
 from lamp.model.backbone import Accelerating
-from lamp.model.fast import GRAPHS_KEPT, FastActor, Graphs, Recorded, prepared
+from lamp.model.fast import GRAPHS_KEPT, FastActor, Graphs
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PostNorm, PreNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenInputs
 from lamp.model.qwen_fast import FastQwen, StaticQwen
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
-from lamp.types import Encoded, Observations
+from lamp.types import Observations
 
 CAMERAS = {
     "one view": (("a", 96),),
@@ -102,9 +100,9 @@ def test_a_backbone_takes_it_once_for_every_instruction_and_batch(
     asked = [("open it",), INSTRUCTIONS, ("put the milk and the two moka pots into the basket",) * 2]
     plain = [backbone.encode(observed(backbone, instructions)) for instructions in asked]
     backbone.accelerate()
-    fast = backbone._fast
+    fast = backbone.fast
     backbone.accelerate()
-    assert backbone._fast is fast, "what is recorded is not thrown away"
+    assert backbone.fast is fast, "what is recorded is not thrown away"
     monkeypatch.setattr(backbone.vlm, "forward", lambda **_: pytest.fail("transformers' own forward ran"))
     for instructions, expected in zip(asked, plain, strict=True):
         found = backbone.encode(observed(backbone, instructions))
@@ -145,7 +143,7 @@ class TestOnTensorsWithoutValues:
             "patches": inputs.patches.unflatten(0, (3, -1)),
         }
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.inference_mode(), mode:
+        with torch.inference_mode(), mode, NothingAsked():
             tokens = static(**self.fake(mode, given))
         assert tokens.shape == (*inputs.ids.shape, 32)
 
@@ -161,51 +159,6 @@ class TestOnTensorsWithoutValues:
         with torch.no_grad(), mode, pytest.raises(NO_VALUES):
             backbone.vlm(**self.fake(mode, given))
 
-    @pytest.mark.parametrize(("joint", "whole"), [(False, True), (True, False)])
-    def test_the_experts(self, config, batch, joint, whole) -> None:
-        if joint:
-            config = replace(config, action=replace(config.action, attention=Joint()))
-        model = prepared(spread(LaMP(config)).eval(), torch.bfloat16)
-        generator = torch.Generator().manual_seed(5)
-        given = {
-            "tokens": batch.encoded.tokens,
-            "mask": batch.encoded.mask,
-            "state": batch.state,
-            "motion_noise": torch.randn(2, *(model.motion_shape or ()), generator=generator),
-            "action_noise": torch.randn(2, *(model.action_shape or ()), generator=generator),
-        }
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.inference_mode(), mode:
-            fakes = self.fake(mode, given)
-            encoded = Encoded(tokens=fakes.pop("tokens"), mask=fakes.pop("mask"), whole=whole)
-            actions = model.act(encoded, **fakes)  # pyright: ignore[reportArgumentType]
-        assert actions.shape == (2, 5, 7)
-
-
-class Replayed(Recorded):
-    """Stands in for a CUDA graph: keeps the inputs' shapes, as a recording does."""
-
-    made: ClassVar[list[Mapping[str, torch.Size]]] = []
-
-    def __init__(self, function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> None:
-        self.function, self.shapes = function, self.shapes_of(given)
-        self.made.append(self.shapes)
-
-    def __call__(self, given: Mapping[str, Tensor | None]) -> Tensor:
-        assert self.shapes_of(given) == self.shapes
-        return self.function(**given)
-
-    @staticmethod
-    def shapes_of(given: Mapping[str, Tensor | None]) -> dict[str, torch.Size]:
-        return {name: tensor.shape for name, tensor in given.items() if tensor is not None}
-
-
-@pytest.fixture
-def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, torch.Size]]:
-    monkeypatch.setattr(Replayed, "made", [])
-    monkeypatch.setattr(fast_module, "Recorded", Replayed)
-    return Replayed.made
-
 
 def test_few_lengths_and_batch_sizes_are_recorded(
     backbone: Qwen3VLBackbone, replayed: list[Mapping[str, torch.Size]]
@@ -218,6 +171,31 @@ def test_few_lengths_and_batch_sizes_are_recorded(
         assert found.shape[:2] == inputs.ids.shape
         torch.testing.assert_close(real(found, inputs), real(backbone(inputs), inputs), atol=1e-5, rtol=1e-5)
     assert [tuple(shapes["ids"]) for shapes in replayed] == [(1, 32), (4, 48), (4, 32)]
+
+
+def test_with_room_for_a_prompt_every_instruction_has_one_recording(
+    qwen_folder: Path, replayed: list[Mapping[str, torch.Size]]
+) -> None:
+    backbone = built(qwen_folder, text_tokens=30)
+    asked = [("open it",), ("put the milk and the two moka pots into the basket",), ("put " * 29,)]
+    plain = [backbone.encode(observed(backbone, instructions)) for instructions in asked]
+    backbone.accelerate()
+    assert backbone.fast is not None
+    backbone.fast.device = torch.device("cuda")
+    for instructions, expected in zip(asked, plain, strict=True):
+        inputs = backbone.prepare(observed(backbone, instructions))
+        found = backbone.fast(inputs.ids, inputs.positions, inputs.patches, length=backbone.length)
+        torch.testing.assert_close(real(found, inputs), expected.tokens[expected.mask], atol=1e-5, rtol=1e-5)
+    (shapes,) = replayed
+    assert tuple(shapes["ids"]) == (1, 64) and backbone.length == 55
+
+
+def test_flash_attention_is_torch_s_own_on_the_fast_path(qwen_folder: Path) -> None:
+    backbone = built(qwen_folder)
+    plain = backbone.encode(observed(backbone))
+    backbone.vlm.language_model.config._attn_implementation = "flash_attention_2"
+    backbone.accelerate()
+    torch.testing.assert_close(backbone.encode(observed(backbone)).tokens, plain.tokens, atol=1e-5, rtol=1e-5)
 
 
 def test_the_graph_used_longest_ago_is_dropped(replayed: list[Mapping[str, torch.Size]]) -> None:

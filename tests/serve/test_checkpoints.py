@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
 from lamp_client import wire
 from lamp_client.client import WebsocketPolicy
-from lamp_client.types import Observation
+from lamp_client.types import ActionChunk, Observation
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,12 @@ def test_a_signal_stops_the_program_after_what_is_in_flight(number: signal.Signa
         program.stderr.close()
 
 
-def test_the_command(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     seen: list[object] = []
+    (tmp_path / "runs" / "policy").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "serve", lambda config, artist: seen.append(config))
     words = "serve runs/policy --port 9000 --api-key-file keys --units libero --host 0.0.0.0"
     assert cli.main(words.split()) == 0
@@ -106,6 +111,30 @@ def test_the_command(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch, capsys
         cli.main(["serve", "x", "--units", "yards"]) == 2
         and "Known: dataset, libero, widowx" in capsys.readouterr().err
     )
+
+
+def test_the_measurement_with_a_trained_policy(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamp.bench import serving
+    from lamp.bench.asking import SCENES, Known
+
+    def swapped(*arguments: Any, **options: Any) -> list[ActionChunk]:
+        chunks = policy.act_batch(*arguments, **options)
+        return chunks[::-1] if len(chunks) == 3 else chunks
+
+    served = CheckpointPolicy(contract=contract_of(policy), act_batch=swapped)
+    known = Known.of(served, clients=3)
+    assert known.expected.shape == (3, SCENES, 5, 7) and not np.array_equal(known.expected[0, 0], known.expected[0, 1])
+    seen, seed = known.question(known.scenes(2), 2, 5)
+    assert seed == (2, 1) and known.off(known.expected[2, 1], seen, seed) == 0.0
+    assert known.off(known.expected[2, 1] + np.float32(1e-4), seen, seed) == pytest.approx(1e-4, rel=1e-2)
+    assert known.off(known.expected[1, 1], seen, seed) is None and known.off(known.expected[2, 0], seen, seed) is None
+    monkeypatch.setattr(serving, "open_checkpoint", lambda *_, **__: served)
+    bench = serving.ServeBench(
+        checkpoint=Path("x"), clients=3, seconds=2.0, alone_seconds=0.5, processes=1, gather_ms=200.0
+    )
+    figures = serving.bench_serving(bench)
+    assert figures["lost_replies"] == 0 and figures["requests"] > 9 and figures["largest_difference"] < 1e-4
+    assert figures["wrong_replies"] >= figures["requests"] // 3  # the policy swaps the replies of three
 
 
 def test_the_measurement(capsys: pytest.CaptureFixture[str]) -> None:

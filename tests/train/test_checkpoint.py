@@ -15,12 +15,13 @@ from training_fakes import MOTION, PatchBackbone, loop, motion_training, policy_
 
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
-from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
+from lamp.train.checkpoint import Expected, load_checkpoint, recover, save_checkpoint
 from lamp.train.configs import PolicyTraining
 from lamp.train.description import TIME_CONVENTION, read_description
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
 from lamp.train.running import first_difference
+from lamp.train.shards import read_shards, write_shards
 
 SHORT = loop(steps=2)
 
@@ -75,6 +76,7 @@ def test_no_file_of_a_run_is_a_pickle(policy: Path) -> None:
         "lamp.json",
         "model.safetensors",
         "state.json",
+        "committed.json",
         "optimiser.safetensors",
         "random.safetensors",
         "raw.safetensors",
@@ -172,6 +174,39 @@ def test_a_failed_save_keeps_the_previous_checkpoint(copy: Path, monkeypatch: py
     assert (copy / "model.safetensors").read_bytes() == before
     assert [path.name for path in copy.parent.iterdir()] == ["checkpoint"]
     load_checkpoint(copy)
+
+
+def test_what_a_killed_writer_left_is_put_in_place_or_removed(copy: Path, tmp_path: Path) -> None:
+    """Between the two renames of a file system that cannot exchange folders, the old one is away and the new one not there."""
+    before = read_description(copy)
+    for holder, step, committed in ((".tmp-a", 3, True), (".tmp-b", 7, True), (".tmp-c", 9, False)):
+        folder = Path(shutil.copytree(copy, tmp_path / holder / "checkpoint"))
+        edit(folder, step=step)
+        (folder / "training" / "committed.json").write_text(json.dumps({"step": step}))
+        if not committed:
+            (folder / "training" / "committed.json").unlink()
+    spared = Path(shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-spared"))
+    recover(spared / "checkpoint")
+    assert read_description(spared) == before and [path.name for path in spared.iterdir()] == ["checkpoint"]
+    shutil.rmtree(copy)
+    recover(copy)
+    assert read_description(copy).step == 7 and [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    load_checkpoint(copy)
+
+
+def test_shards_are_read_by_whoever_needs_them_and_say_what_is_missing(tmp_path: Path) -> None:
+    tensors = {"raw/a": torch.arange(6.0).reshape(2, 3), "optimiser/a:step": torch.tensor(3.0)}
+    write_shards(tmp_path / "shards", tensors, None)
+    assert {path.suffix for path in (tmp_path / "shards").iterdir()} == {".safetensors"}
+    into = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    read_shards(tmp_path / "shards", into, None)
+    assert all(torch.equal(into[name], value) for name, value in tensors.items())
+    with pytest.raises(MismatchError, match=r"has \(2, 3\) as raw/a; this run needs \(3, 2\)"):
+        read_shards(tmp_path / "shards", {"raw/a": torch.zeros(3, 2)}, None)
+    with pytest.raises(MismatchError, match="has nothing as raw/b"):
+        read_shards(tmp_path / "shards", {"raw/b": torch.zeros(1)}, None)
+    with pytest.raises(DataError, match="no shards at"):
+        read_shards(tmp_path, into, None)
 
 
 def test_stage_two_refuses_another_motion_expert(data: Path, motion: Path, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from lamp.errors import LampError
+from lamp.draws import Source, normal
+from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
 from lamp.train.configs import BFloat16, LoopConfig
-from lamp.train.loop import Loop, StepLoss
+from lamp.train.loop import Loop
 from lamp.train.optimiser import AdamW
+from lamp.train.placement import StepLoss
 from lamp.train.randomness import generator_at
 from lamp.train.state import TrainingState
 from lamp.types import Batch, Encoded
@@ -38,6 +40,9 @@ class Toy:
     """Fits a linear map with dropout: the smallest thing that has trained and frozen parts and reads every kind of noise."""
 
     name = "toy"
+    batch_samples = 8
+    may_skip = False
+    blocks: dict[nn.Module, tuple[str, ...]] = {}  # noqa: RUF012
 
     def __init__(self, interrupt_at: int | None = None, poison_at: int | None = None) -> None:
         torch.manual_seed(0)
@@ -46,8 +51,18 @@ class Toy:
         self.position = 0
         self.interrupt_at, self.poison_at = interrupt_at, poison_at
 
+    @property
+    def module(self) -> nn.Module:
+        return self.head
+
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.head.named_parameters())
+
+    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": torch.tensor(float(len(batch.encoded.mask)))}
+
+    def close(self) -> None:
+        pass
 
     def train_mode(self) -> None:
         self.head.train()
@@ -60,8 +75,8 @@ class Toy:
         tokens = tokens * (math.nan if step == self.poison_at else 1.0)
         return Batch(encoded=Encoded(tokens=tokens, mask=torch.ones(8, 1, dtype=torch.bool)))
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
-        noise = torch.randn(8, 1, 4, generator=generator)
+    def loss(self, batch: Batch, source: Source) -> StepLoss:
+        noise = normal(tuple(batch.encoded.tokens.shape), source)
         error = self.head(self.frozen(batch.encoded.tokens + 0.1 * noise)) - 1.0
         return StepLoss(total=error.float().square().mean(), parts={"per_dim": error.detach().square().mean((0, 1))})
 
@@ -87,7 +102,7 @@ def run(out: Path, config: LoopConfig = CONFIG, *, resume: TrainingState | None 
         state.write(folder)
         states.append(TrainingState.read(folder, {name: value.clone() for name, value in state.weights.items()}))
 
-    outcome = Loop(stage, config, out, save, resume).run()
+    outcome = Loop(stage, config, out, save, resume).run()  # pyright: ignore[reportArgumentType]
     return stage, outcome, states
 
 
@@ -116,6 +131,7 @@ def test_logged_losses_do_not_depend_on_the_interruption(tmp_path: Path) -> None
     assert set(after[0]) >= {
         "loss",
         "per_dim",
+        "grad_norms",
         "lr",
         "grad_norm",
         "gate",
@@ -172,6 +188,25 @@ def test_the_average_follows_its_closed_form(tmp_path: Path) -> None:
         expected = decay * expected + (1 - decay) * state.raw[name]
         assert state.average is not None
         torch.testing.assert_close(state.average[name], expected)
+
+
+def test_a_step_in_parts_is_the_whole_step(tmp_path: Path) -> None:
+    """But for dropout, whose masks differ."""
+    config = replace(CONFIG, ema=None, steps=10)
+
+    def trained(name: str, accumulate: int, dropout: float) -> dict[str, torch.Tensor]:
+        stage = Toy()
+        stage.head[0] = nn.Dropout(dropout)
+        Loop(stage, replace(config, accumulate=accumulate), tmp_path / name, lambda _: None).run()  # pyright: ignore[reportArgumentType]
+        return {key: value.detach() for key, value in stage.parameters().items()}
+
+    whole, parts = (trained(f"exact-{accumulate}", accumulate, 0.0) for accumulate in (1, 3))
+    assert all(torch.allclose(value, parts[name], atol=1e-5) for name, value in whole.items())
+    assert any(not torch.equal(value, parts[name]) for name, value in whole.items())
+    one, other = (trained(f"dropout-{accumulate}", accumulate, 0.2) for accumulate in (1, 3))
+    assert not all(torch.allclose(value, other[name], atol=1e-4) for name, value in one.items())
+    with pytest.raises(ConfigError, match="8 samples, for 1 processes and 9 parts each; expected at least 9"):
+        Loop(Toy(), replace(config, accumulate=9), tmp_path / "many", lambda _: None)  # pyright: ignore[reportArgumentType]
 
 
 def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lamp.errors import ConfigError, DataError
 from lamp.train.configs import LoopConfig
-from lamp.train.optimiser import AdamW, cosine, optimiser_tensors, restore_optimiser
+from lamp.train.optimiser import AdamW, Rates, cosine, optimiser_tensors, restore_optimiser, set_learning_rates
 from lamp.train.randomness import generator_at, global_states, restore_global_states, seed_everything, seed_of
 from lamp.train.tensors import content_hash, read_tensors, write_tensors
 
@@ -49,6 +49,25 @@ def test_an_optimizer_continues_from_its_tensors() -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_modules_have_learning_rates_of_their_own() -> None:
+    names = ("guidance.g", "action_expert.a", "vlm.layers.0.lora_A", "action_expert.b")
+    parameters = {name: nn.Parameter(torch.ones(1)) for name in names}
+    optimiser = AdamW(lr=1.0, rates=Rates(guidance=0.5, vlm=0.0)).build(parameters)
+
+    def rates(fraction: float) -> dict[str, float]:
+        set_learning_rates(optimiser, fraction, min_lr=0.1)
+        of = {id(member): group["lr"] for group in optimiser.param_groups for member in group["params"]}
+        return {name: of[id(parameter)] for name, parameter in parameters.items()}
+
+    assert list(rates(0.0).values()) == [0.5, 1.0, 0.0, 1.0]
+    assert list(rates(0.5).values()) == pytest.approx([0.3, 0.55, 0.0, 0.55])
+    assert list(rates(1.0).values()) == pytest.approx([0.1, 0.1, 0.0, 0.1])
+    with pytest.raises(ConfigError, match="a learning rate of motion_expert is given, which this run does not train"):
+        AdamW(rates=Rates(motion_expert=1.0)).build(parameters)
+    with pytest.raises(ConfigError, match="must not be negative"):
+        Rates(vlm=-1.0)
+
+
 def test_global_random_states_come_back() -> None:
     seed_everything("test", 1)
     np.random.standard_normal()  # leaves a cached value behind, part of numpy's state
@@ -80,7 +99,9 @@ def test_tensors_on_disk_are_whole_or_an_error(tmp_path: Path) -> None:
         read_tensors(tmp_path / "y.safetensors")
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"ema": 1.5}, {"clip": 0.0}, {"log_every": 0}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"ema": 1.5}, {"clip": 0.0}, {"log_every": 0}, {"accumulate": 0}, {"workers": -1}]
+)
 def test_settings_that_cannot_be_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         LoopConfig(**{"steps": 10, **change})  # pyright: ignore[reportArgumentType]

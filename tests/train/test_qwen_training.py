@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_fakes import FakeSimulators
+from tests.model.recording import Replayed
 from tiny_qwen import WIDTH
 from training_fakes import (
     ACTION,
@@ -24,6 +25,7 @@ from training_fakes import (
     write_dataset,
 )
 
+import lamp.model.fast as fast_module
 import lamp.model.qwen3_vl as qwen3_vl
 from lamp import cli
 from lamp.benchmark.evaluating import EvaluateConfig, evaluate
@@ -33,6 +35,8 @@ from lamp.data.lerobot import LeRobotDataset
 from lamp.data.padding import LeftPadding
 from lamp.errors import MismatchError
 from lamp.flags import parse_beside
+from lamp.model.fast import FastActor
+from lamp.model.fast_step import FastStep
 from lamp.model.lamp import LaMPConfig
 from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_text import RELEASE_PROMPT
@@ -40,7 +44,7 @@ from lamp.policy import LaMPPolicy
 from lamp.recipes.paper import paper_libero
 from lamp.train.backbones import backbone_key, build_backbone, ensure_features
 from lamp.train.checkpoint import Expected
-from lamp.train.configs import MotionTraining, PolicyTraining
+from lamp.train.configs import Float32, MotionTraining, PolicyTraining
 from lamp.train.description import read_description
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
@@ -76,8 +80,10 @@ def policy_config(backbone: Qwen3VLBackboneConfig) -> PolicyTraining:
 
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes of two tasks."""
-    return write_dataset(tmp_path_factory.mktemp("qwen") / "data", episodes=4)
+    """Four episodes of two tasks, without features of another backbone."""
+    data = write_dataset(tmp_path_factory.mktemp("qwen") / "data", episodes=4)
+    shutil.rmtree(data / "features")
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +150,46 @@ def test_the_fast_path_begins_at_the_backbone_and_gives_the_same_actions(
     monkeypatch.setattr(backbone.vlm, "forward", lambda **_: pytest.fail("transformers' own forward ran"))
     for fast, expected in zip(policy.act_batch(seen, seeds), plain, strict=True):
         np.testing.assert_allclose(fast.actions, expected.actions, atol=2e-2)
+
+
+def test_on_a_gpu_the_whole_step_is_one_recording(
+    runs: Path, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `compile` makes it there, with a stand-in for the CUDA graph."""
+    monkeypatch.setattr(fast_module, "Recorded", Replayed)
+    monkeypatch.setattr(Replayed, "made", [])
+    policy = LaMPPolicy.from_checkpoint(runs / "policy")
+    seen = [observed(demonstrations, episode, 4) for episode in (0, 1, 2)]
+    seeds: list[tuple[int, ...]] = [(3,), (4,), (5,)]
+    plain = policy.act_batch(seen, seeds)
+    backbone, actor = policy.compile().encoder.backbone, policy._actor
+    assert policy._step is None
+    assert isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None and isinstance(actor, FastActor)
+    policy._step = FastStep(backbone.fast, actor, padding=backbone.padding, length=backbone.length)
+    monkeypatch.setattr(actor, "act", lambda *_, **__: pytest.fail("the experts ran by themselves"))
+    for chunk, expected in zip(policy.act_batch(seen, seeds), plain, strict=True):
+        np.testing.assert_allclose(chunk.actions, expected.actions, atol=2e-2)
+        assert set(chunk.timing_ms) == {"act"}
+    assert len(Replayed.made) == 1 and Replayed.made[0]["state"][0] == 4
+    monkeypatch.undo()
+    assert set(policy.act_batch(seen, seeds, foresight=True)[0].timing_ms) == {"encode", "act", "foresight"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [Float32(), None])
+def test_on_a_gpu_it_acts_as_the_plain_path(runs: Path, demonstrations: Path, precision: Float32 | None) -> None:
+    plain, fast = (LaMPPolicy.from_checkpoint(runs / "policy", device="cuda", precision=precision) for _ in range(2))
+    actor, seeds = fast.compile()._actor, [(3,), (4,), (5,)]
+    assert fast._step is not None and isinstance(actor, FastActor)
+    assert next(actor.model.parameters()).dtype == (torch.float32 if precision else torch.bfloat16)
+    for frame in (4, 6, 4):
+        seen = [observed(demonstrations, episode, frame) for episode in (0, 1, 2)]
+        for foresight in (False, True):
+            ours, theirs = (way.act_batch(seen, seeds, foresight=foresight) for way in (fast, plain))
+            for chunk, expected in zip(ours, theirs, strict=True):
+                one, other = (torch.from_numpy(found.actions).flatten() for found in (chunk, expected))
+                assert torch.nn.functional.cosine_similarity(one, other, dim=0) > (0.9999 if precision else 0.99)
+                assert all(value > 0 for value in chunk.timing_ms.values())
 
 
 def test_the_motion_prior_can_be_looked_at(runs: Path, demonstrations: Path) -> None:

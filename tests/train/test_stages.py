@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,27 +23,32 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_training
 
+from lamp.data.samples import PolicySamples
 from lamp.errors import ConfigError, LampError, MismatchError
 from lamp.files import read_lines_json
+from lamp.flow_matching import interpolate, velocity_target
+from lamp.model.layers import Mlp
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
+from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
 from lamp.train.description import read_description
+from lamp.train.drawing import with_fewer_tokens
 from lamp.train.motion import evaluate_flow, train_motion
 from lamp.train.optimiser import AdamW
 from lamp.train.policy import train_policy
+from lamp.train.randomness import generator_at
 from lamp.train.running import TrainingResult
-from lamp.train.stages import PolicyStage, with_fewer_tokens
+from lamp.train.stages import PolicyStage
 from lamp.types import Batch, Encoded
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
 BACKBONE = PatchBackbone()
 
 
-def motion(data: Path, out: Path, config: MotionTraining | None = None, **options: bool) -> TrainingResult:
+def motion(data: Path, out: Path, config: MotionTraining | None = None, **options: Any) -> TrainingResult:
     return train_motion(config or motion_training(), data, out, backbone=BACKBONE, **options)
 
 
-def policy(data: Path, out: Path, config: PolicyTraining, prior: Path | None = None, **options: bool) -> TrainingResult:
+def policy(data: Path, out: Path, config: PolicyTraining, prior: Path | None = None, **options: Any) -> TrainingResult:
     return train_policy(config, data, out, prior, backbone=BACKBONE, **options)
 
 
@@ -90,11 +97,11 @@ def test_the_policy_without_motion_has_no_guidance(data: Path, tmp_path: Path) -
 def test_hidden_tokens_are_drawn_anew_at_every_step_and_never_shown_where_there_are_none() -> None:
     real = torch.arange(1000) < 900
     batch = Batch(encoded=Encoded(tokens=torch.zeros(8, 1000, 1), mask=real.expand(8, -1)))
-    first, second = (with_fewer_tokens(batch, 0.3, 0, step).encoded.mask for step in (1, 2))
+    first, second = (with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", step)).encoded.mask for step in (1, 2))
     assert not torch.equal(first, second) and not first[:, 900:].any()
     assert abs(first[:, :900].float().mean() - 0.7) < 0.02
-    assert torch.equal(first, with_fewer_tokens(batch, 0.3, 0, 1).encoded.mask)
-    assert with_fewer_tokens(batch, 0.0, 0, 1) is batch
+    assert torch.equal(first, with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", 1)).encoded.mask)
+    assert with_fewer_tokens(batch, 0.0, generator_at(0)) is batch
 
 
 def test_dropouts_are_settings_of_the_run_and_change_it(data: Path, prior: Path, tmp_path: Path) -> None:
@@ -121,7 +128,7 @@ def test_the_prior_is_shown_only_where_stage_one_did_not_look(data: Path, tmp_pa
         batch = take(self, step)
         assert batch.prior_seen is not None
         shown.append(batch.prior_seen)
-        return batch
+        return batch  # pyright: ignore[reportReturnType]
 
     config = policy_training(loop=loop(steps=8), prior_on=UnseenEpisodes())
     with pytest.MonkeyPatch.context() as patch:
@@ -150,7 +157,7 @@ def stopping_at(step: int) -> Iterator[None]:
     def next_batch(self: PolicyStage, now: int) -> Batch:
         if now == step:
             raise KeyboardInterrupt
-        return take(self, now)
+        return take(self, now)  # pyright: ignore[reportReturnType]
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PolicyStage, "next_batch", next_batch)
@@ -172,7 +179,7 @@ def test_a_prior_that_joins_late_leaves_the_guidance_alone_until_then(data: Path
         batch = take(self, step)
         assert batch.prior_seen is not None
         seen.append((moved, batch.prior_seen.all().item(), batch.prior_seen.any().item()))
-        return batch
+        return batch  # pyright: ignore[reportReturnType]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyStage, "next_batch", next_batch)
@@ -206,7 +213,7 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
     with stopping_at(0):
         policy(data, tmp_path / "whole", config, prior)
     monkeypatch.setattr("lamp.train.hidden.SAMPLES_AT_ONCE", 7)
-    reports = iter([None, None, KeyboardInterrupt()])
+    reports = iter([None, KeyboardInterrupt()])
 
     def show(self: object, text: str, *, force: bool = False) -> None:
         stop = next(reports)
@@ -216,15 +223,78 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lamp.train.metrics.Progress.show", show)
         policy(data, tmp_path / "parts", config, prior)
-    assert any(path.name.endswith(".partial.npy") for path in (tmp_path / "parts" / "hidden").iterdir())
+    assert len(list((tmp_path / "parts" / "hidden").rglob("*.safetensors"))) == 2
     with stopping_at(0):
         policy(data, tmp_path / "parts", config, prior)
-    one, other = (sorted((tmp_path / name / "hidden").iterdir()) for name in ("whole", "parts"))
-    assert [path.name for path in one] == [path.name for path in other] and len(one) == 2
+    one, other = (sorted((tmp_path / name / "hidden").rglob("*.safetensors")) for name in ("whole", "parts"))
+    assert [path.name for path in one] == [path.name for path in other] and len(one) == 6
+    shapes = []
     for path, again in zip(one, other, strict=True):
-        first, second = np.load(path).astype(np.float32), np.load(again).astype(np.float32)
-        assert first.shape[1] in (1, 2) and np.abs(first).max() > 0.1
-        np.testing.assert_allclose(first, second, atol=2e-3)
+        first, second = (load_file(file)["hidden"].float() for file in (path, again))
+        shapes.append(first.shape[0])
+        assert first.abs().max() > 0.1
+        torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
+    assert sorted(shapes) == [1, 1, 2, 2, 2, 2]
+
+
+def test_workers_reshuffle_every_epoch_and_change_nothing(data: Path, prior: Path, tmp_path: Path) -> None:
+    """Three epochs and a bit with the same worker, on scene flow, and on states of the Motion Expert that are cached."""
+    for workers in (0, 1):
+        settings = loop(steps=22, batch_size=7, checkpoint_every=30, validate_every=30, workers=workers)
+        motion(data, tmp_path / f"motion-{workers}", motion_training(loop=settings))
+        config = policy_training(loop=settings, cached_hidden_draws=2)
+        policy(data, tmp_path / f"policy-{workers}", config, prior)
+    for stage in ("motion", "policy"):
+        assert same(weights(tmp_path / f"{stage}-0"), weights(tmp_path / f"{stage}-1"))
+    state = json.loads((tmp_path / "policy-1" / "checkpoint" / "training" / "state.json").read_text())
+    assert state["sampler"]["epoch"] >= 3
+    waiting = [
+        line["data_wait_share"] for line in read_lines_json(tmp_path / "policy-1" / "metrics.jsonl") if "lr" in line
+    ]
+    assert all(0.0 <= share <= 1.0 for share in waiting)
+
+
+def test_epochs_take_the_samples_in_another_order(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    collate = PolicySamples.batch
+
+    def batch(self: PolicySamples, indices: np.ndarray, *, epoch: int = 0) -> Batch:
+        seen.append(indices.tolist())
+        return collate(self, indices, epoch=epoch)
+
+    monkeypatch.setattr(PolicySamples, "batch", batch)
+    settings = loop(steps=12, batch_size=8, validate_every=30)
+    policy(data, tmp_path, policy_training(with_motion=False, loop=settings, split=Split(validation_share=0.0)))
+    epoch = 72 // 8
+    first, second = ([*chain(*seen[start : start + 3])] for start in (0, epoch))
+    assert sorted(chain(*seen[:epoch])) == list(range(72)) and first != second and set(first) != set(second)
+
+
+def test_time_and_noise_are_float32_beside_bfloat16(data: Path, prior: Path, tmp_path: Path) -> None:
+    """What the experts are asked with, and what their answers are compared with."""
+    kinds: dict[str, set[torch.dtype]] = {}
+
+    def spied(name: str, function: Any, places: tuple[int, ...]) -> Any:
+        def spy(*arguments: Any, **named: Any) -> Any:
+            kinds.setdefault(name, set()).update(arguments[place].dtype for place in places)
+            return function(*arguments, **named)
+
+        return spy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lamp.model.lamp.interpolate", spied("interpolate", interpolate, (0, 1, 2)))
+        patch.setattr("lamp.model.lamp.velocity_target", spied("target", velocity_target, (0, 1)))
+        patch.setattr(
+            Mlp,
+            "forward",
+            spied("mlp", lambda self, x, f=Mlp.forward: kinds["out"].add(f(self, x).dtype) or f(self, x), (1,)),
+        )
+        kinds["out"] = set()
+        settings = loop(steps=2, precision=BFloat16())
+        motion(data, tmp_path / "motion", motion_training(loop=settings))
+        policy(data, tmp_path / "policy", policy_training(loop=settings), prior)
+    assert kinds["interpolate"] == kinds["target"] == {torch.float32} and kinds["out"] == {torch.bfloat16}
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "policy").values())
 
 
 def test_a_finished_run_is_left_alone_and_fresh_starts_again(

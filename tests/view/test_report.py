@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,8 +10,10 @@ from view_fakes import make_run
 
 from lamp.errors import DataError
 from lamp.files import append_line
-from lamp.view.evidence import gather, spans
+from lamp.view.evidence import Curves, Evidence, gather, spans
+from lamp.view.published import beside_the_paper, libero_rows, plus_rows, read_published, widowx_rows
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report
+from lamp_client.envs.libero_plus.names import SIZES
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}
 
@@ -47,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> str:
-    return report(ReportConfig(run=run)).read_text()
+    return report(ReportConfig(run=(run,))).read_text()
 
 
 def text_of(page: str) -> str:
@@ -96,7 +99,7 @@ def test_absent_parts_are_skipped_and_said() -> None:
 
 
 def test_a_training_alone_can_be_reported(run: Path, tmp_path: Path) -> None:
-    out = report(ReportConfig(run=run / "motion", out=tmp_path / "motion.html"))
+    out = report(ReportConfig(run=(run / "motion",), out=tmp_path / "motion.html"))
     text = text_of(out.read_text())
     assert "Held-out paths of moving points" in text and "This run has no evaluated episodes." in text
 
@@ -107,7 +110,7 @@ def test_an_evaluation_alone_can_be_reported_and_says_when_unfinished(run: Path,
     (folder / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
     for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()[:-3]:
         append_line(folder / "episodes.jsonl", line)
-    text = text_of(report(ReportConfig(run=folder)).read_text())
+    text = text_of(report(ReportConfig(run=(folder,))).read_text())
     assert "only 97 of 100 planned episodes are done" in text
     assert "No episode of this run was filmed." in text  # the lines name films, but their files are not here
 
@@ -129,10 +132,179 @@ def test_the_parts_of_a_demo_are_found(run: Path) -> None:
 
 def test_folders_with_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to report"):
-        report(ReportConfig(run=tmp_path))
+        report(ReportConfig(run=(tmp_path,)))
     with pytest.raises(DataError, match="no folder"):
-        report(ReportConfig(run=tmp_path / "none"))
+        report(ReportConfig(run=(tmp_path / "none",)))
 
 
 def test_spans_of_numbers() -> None:
     assert spans([0, 1, 2, 5, 30, 31]) == "0-2, 5, 30-31"
+
+
+def test_interventions_and_flow_errors_have_a_section(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    given = [json.loads(line) for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()]
+    for number, line in enumerate(line for line in given if line["condition"] == "with_motion"):
+        measured = {
+            "queries": 9,
+            "points": 80,
+            "ade_px": 8.0 if line["success"] else 20.0 + number,
+            "zero_motion_ade_px": 16.0,
+        }
+        changed = [{**line, "condition": name, "success": line["success"] and n % 2 == 0} for n, name in enumerate(
+            ("gate=0", "gate=0.5", "gate=1", "prior_zeroed")
+        )]  # fmt: skip
+        for one in ({**line, "extra": {"flow": measured}}, *changed):
+            append_line(folder / "episodes.jsonl", json.dumps(one))
+    page = report(ReportConfig(run=(folder,))).read_text()
+    parsed, text = Balance(), text_of(page)
+    parsed.feed(page)
+    assert not parsed.open and "prior" in parsed.anchors
+    for said in (
+        "Is the motion prior used?",
+        "with motion minus it",
+        "Success against opening of the gate",
+        "rank-sum p",
+    ):
+        assert said in text, said
+    assert "with motion: successes" in text and "0.50" in text  # 8 px of 16
+    assert "Success against Euler steps" not in text
+    assert text.index("gate=0 ") < text.index("gate=0.5 ") < text.index("gate=1 ")
+
+
+def test_runs_without_interventions_have_no_such_section(page: str) -> None:
+    assert "Is the motion prior used?" not in page
+
+
+def test_two_evaluations_are_compared_on_the_scenes_that_both_met(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["state"] < 35:
+            append_line(other / "episodes.jsonl", json.dumps({**record, "success": False}))
+    out = report(ReportConfig(run=(run, other), out=tmp_path / "both.html", json=tmp_path / "both.json"))
+    text, found = text_of(out.read_text()), json.loads((tmp_path / "both.json").read_text())
+    same = f"{run.name}/evaluation: with motion against {tmp_path.name}/other: with motion on the same 10 episodes"
+    assert same.replace("_", " ") in text
+    assert len(found["between"]) == 2 and len(found["tables"]) == 2
+    assert found["folders"] == [str(run / "evaluation"), str(other)]
+
+
+def test_other_placements_are_other_scenes(run: Path, tmp_path: Path) -> None:
+    """The same seed displaces objects elsewhere where another displacement is asked for."""
+    moved = copied(run, tmp_path / "moved", placement={"soup_1": [0.04, -0.08]}, placement_shift=0.08)
+    text = text_of(report(ReportConfig(run=(run, moved), out=tmp_path / "both.html")).read_text())
+    assert "Between runs" not in text
+
+
+def copied(run: Path, folder: Path, **changes) -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines():
+        append_line(folder / "episodes.jsonl", json.dumps({**json.loads(line), **changes}))
+    return folder
+
+
+def test_published_numbers_stand_beside_ours_with_what_departs(page: str, run: Path, tmp_path: Path) -> None:
+    assert "Beside the paper" not in page  # objects were displaced
+    standard = copied(run, tmp_path / "standard", placement_shift=0.0)
+    text = text_of(report(ReportConfig(run=(standard,))).read_text())
+    assert "Beside the paper" in text and "LaMP without motion (paper)" in text
+    assert "2 of 10 tasks, 20 initial states, 20 episodes; fast rendering. Not the published protocol." in text
+    published = read_published()
+    # Averages as printed; the paper's own rounding is half a unit of its last digit, and it truncates some.
+    for name in ("libero", "widowx"):
+        row = published[name].rows["LaMP"]
+        assert abs(sum(value or 0 for value in row[:-1]) / 4 - (row[-1] or 0)) < 0.1
+    for table in published.values():
+        assert all(len(row) == len(table.columns) for row in table.rows.values())
+
+
+def test_a_full_run_departs_from_nothing_and_has_an_average(tmp_path: Path, run: Path) -> None:
+    template = json.loads((run / "evaluation" / "episodes.jsonl").read_text().splitlines()[0])
+    suites = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    lines = [
+        {**template, "suite": suite, "task": task, "state": state, "render": "exact", "placement_shift": 0.0,
+         "success": state < 25 + 5 * number, "video": None}
+        for number, suite in enumerate(suites) for task in range(10) for state in range(50)
+    ]  # fmt: skip
+    (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = libero_rows(gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None))
+    assert row.departs == () and row.average == pytest.approx((50 + 60 + 70 + 80) / 4)
+
+
+def test_libero_plus_has_both_averages_beside_the_paper_and_plus_style_has_none(tmp_path: Path, run: Path) -> None:
+    template = json.loads((run / "evaluation" / "episodes.jsonl").read_text().splitlines()[0])
+    template |= {"condition": "with_motion", "render": "exact", "placement_shift": 0.0, "video": None, "state": 0}
+    suites = ("libero_plus_spatial", "libero_plus_object")
+    lines, wins = [], dict(zip(SIZES, (800, 0, 1537, 571, 1076, 1601, 305), strict=True))
+    for category, size in SIZES.items():
+        varied = {"benchmark": "LIBERO-Plus", "category": category, "level": 1}
+        lines += [
+            {**template, "suite": suites[len(lines) % 2], "task": len(lines) + index, "success": index < wins[category],
+             "variation": varied} for index in range(size)
+        ]  # fmt: skip
+    style = {"benchmark": "plus-style", "perturbation": "camera=1", "category": "camera", "level": 1}
+    lines.append({**template, "suite": "libero_goal plus-style camera=1", "success": False, "variation": style})
+    (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None)
+    (row,) = plus_rows(found)
+    assert row.departs == () and libero_rows(found) == []
+    assert row.average == pytest.approx(100 * sum(wins.values()) / 10_030)
+    assert row.mean == pytest.approx(100 * sum(wins[name] / size for name, size in SIZES.items()) / 7)
+    page = text_of(render_tables(found))
+    assert "Average over tasks" in page and "over dimensions" in page and "plus-style" not in page
+    # The paper's own row: its Average is over tasks; over the seven dimensions it is another.
+    assert " 79.3 " in page and " 80.8 " in page
+
+
+def render_tables(found: Evidence) -> str:
+    section = beside_the_paper(found)
+    assert section is not None
+    return section.body
+
+
+def test_simplerenv_is_read_at_the_last_step_and_at_any(tmp_path: Path, run: Path) -> None:
+    template = json.loads((run / "evaluation" / "episodes.jsonl").read_text().splitlines()[0])
+
+    def rows(suite: str, **changes: object):
+        lines = [
+            {**template, "suite": suite, "condition": condition, "task": task, "state": state, "placement_shift": 0.0,
+             "success": state < 18, "success_last": state < 6 * task, "steps": 120 if task == 3 else 60, "video": None, **changes}
+            for condition in ("with_motion", "expert") for task in range(4) for state in range(24)
+        ]  # fmt: skip
+        (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+        (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return widowx_rows(gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None))
+
+    last, latched = rows("simpler_widowx")
+    assert last.departs == latched.departs == ()
+    assert last.average == pytest.approx((0 + 25 + 50 + 75) / 4) and latched.average == 75.0
+    assert last.name.endswith("at the last step") and latched.name.endswith("at any step")
+    (first, _) = rows("simpler_widowx_stand_ins", steps=120)
+    assert first.departs == ("another number of actions", "files of the scenes are not the original ones")
+    text = text_of(report(ReportConfig(run=(tmp_path,))).read_text())
+    assert "files of the scenes are not the original ones. Not the published protocol." in text
+    assert rows("libero_object") == []
+
+
+def test_losses_are_drawn_apart_by_axis_flow_time_and_action_dimension(page: str) -> None:
+    for label in ("motion loss by axis", "motion loss by flow time", "loss by dimension", "error of held-out actions"):
+        assert f'aria-label="{label}"' in page
+    assert page.count("policy gradient norm") == 1
+    assert all(name in text_of(page) for name in ("du, across", "0.5-1.0", "gripper"))
+
+
+def test_losses_by_axis_of_older_runs_are_drawn_too() -> None:
+    older = Curves(lines=[{"kind": "train", "step": 1, "per_axis": [1.0, 2.0, 3.0]}, {"kind": "train", "step": 2}])
+    assert older.values("train", "per_axis", 2) == [(1.0, 3.0)] and older.entries("train", "per_axis") == []
+    named = Curves(
+        lines=[{"kind": "train", "step": 1, "per_axis": {"u": 1.0}}, {"kind": "train", "step": 2, "per_axis": {}}]
+    )
+    assert named.values("train", "per_axis", "u") == [(1.0, 1.0)] and named.entries("train", "per_axis") == ["u"]

@@ -57,13 +57,18 @@ def _metrics(path: Path, *, motion: bool, gate: bool, seed: int) -> None:
             "lr": 6e-4,
             "grad_norm": 1.0 + loss,
         }
-        line |= (
-            {"samples_per_s": 410.0, "per_axis": [loss * 1.1, loss, loss * 0.8]} if motion else {"samples_per_s": 300.0}
-        )
+        if motion:
+            line |= {"samples_per_s": 410.0, "per_axis": {"u": loss * 1.1, "v": loss, "d": loss * 0.8}}
+        else:
+            line |= {"samples_per_s": 300.0, "per_dim": {"x": loss * 1.2, "y": loss, "gripper": loss * 0.5}}
+        # Little is drawn near the data, and nothing in some intervals.
+        line |= {"per_tau": {"0.0-0.5": loss * 1.3} | ({"0.5-1.0": loss} if step % 20 else {})}
         line |= {"gate": 0.5 - 0.02 * step / 1500 + 0.001 * generator.normal()} if gate else {}
         lines.append(json.dumps(line))
         if step % 250 == 0:
             held: dict[str, Any] = {"kind": "validation", "step": step, "elapsed_s": step * 0.16, "loss": loss + 0.05}
+            if not motion:
+                held |= {"action_error": 0.2 + 0.5 * np.exp(-step / 700)}
             if motion:
                 held |= {"ade_px_one_sample": 40 * np.exp(-step / 700), "ade_px_zero_motion": 36.2}
                 held |= {"ade_px_constant_velocity": 29.5}

@@ -30,6 +30,8 @@ from lamp.train.backbones import BackboneConfig, build_backbone, ensure_features
 CHUNK = 16
 EPISODES, FRAMES, SIDE = 6, 48, 256
 """Of the demonstrations that are made up."""
+ROUNDS = 2
+"""Turns that each way gets."""
 DECODED_EPISODES = 24
 """At most this many episodes are decoded for the way from decoded frames, of which each frame takes 200 kB."""
 
@@ -57,10 +59,7 @@ def measure_loading(
         dataset = make_up(Path(folder) / "data", camera_names(backbone)) if data is None else LeRobotDataset(data)
         ensure_features(dataset, config)
         ways = _ways(dataset, backbone, Path(folder) / "frames")
-        rates = {
-            name: _rate(samples, workers=workers, batch_size=batch_size, seconds=seconds)
-            for name, samples in ways.items()
-        }
+        rates = _rates(ways, workers=workers, batch_size=batch_size, seconds=seconds)
     return {
         "benchmark": "data",
         "ratio": rates["features"] / rates["video and encoding"],
@@ -126,15 +125,45 @@ def _ways(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Ma
     }
 
 
-def _rate(samples: Batches[Any], *, workers: int, batch_size: int, seconds: float) -> float:
-    """Samples a second once the workers' queues have been emptied of what they held before the clock started."""
-    loader = Loader(samples, Sampler(len(samples), batch_size), workers=workers)
-    size = min(batch_size, len(samples))
-    for _ in range(max(1, workers * loader.ahead)):
-        next(loader)
-    begun, batches = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - begun) < seconds or batches < 2 * max(1, workers):
-        next(loader)
-        batches += 1
-    loader.close()
-    return size * batches / elapsed
+class Timed:
+    """A way of loading, and how many samples came in how long."""
+
+    def __init__(self, samples: Batches[Any], *, workers: int, batch_size: int) -> None:
+        self._loader = Loader(samples, Sampler(len(samples), batch_size), workers=workers)
+        self._size, self._queued = min(batch_size, len(samples)), max(1, workers * self._loader.ahead)
+        self._samples, self._elapsed = 0, 0.0
+
+    def run(self, seconds: float) -> None:
+        """Loads for a while. The workers' queues are full before and after, so that as many are made as are taken."""
+        for _ in range(self._queued):
+            next(self._loader)
+        self._loader.wait()
+        begun, batches = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds or batches == 0:
+            next(self._loader)
+            batches += 1
+        self._loader.wait()
+        self._samples += self._size * batches
+        self._elapsed += time.perf_counter() - begun
+
+    @property
+    def rate(self) -> float:
+        """Samples a second."""
+        return self._samples / self._elapsed
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._loader.close()
+
+
+def _rates(ways: Mapping[str, Batches[Any]], *, workers: int, batch_size: int, seconds: float) -> dict[str, float]:
+    """Measures all ways in turns, so that whatever slows the machine slows all of them."""
+    timed = {name: Timed(samples, workers=workers, batch_size=batch_size) for name, samples in ways.items()}
+    try:
+        for _ in range(ROUNDS):
+            for way in timed.values():
+                way.run(seconds / ROUNDS)
+        return {name: way.rate for name, way in timed.items()}
+    finally:
+        for way in timed.values():
+            way.close()

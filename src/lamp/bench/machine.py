@@ -28,7 +28,7 @@ class Ceilings:
     """Floating-point operations per second of a large matrix product in the precision at hand, by whichever kernel is the
     fastest [1/s]."""
     copy_bytes: float
-    """Bytes read per second while a large tensor is copied; as many are written [1/s]."""
+    """Bytes read and written per second, together, while a large tensor is copied [1/s]."""
 
     def floor_s(self, flops: float, weight_bytes: float) -> float:
         """The least time for so much arithmetic on so many weights: the larger of the two limits [s]."""
@@ -75,7 +75,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     source = torch.zeros(COPIED_BYTES.get(device.type, COPIED_BYTES["cpu"]), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = measure({"copy": lambda: target.copy_(source)}, device, seconds=0.5)["copy"]
-    return Ceilings(matrix_flops=2 * side**3 / product.best_s, copy_bytes=source.numel() / copy.best_s)
+    return Ceilings(matrix_flops=2 * side**3 / product.best_s, copy_bytes=2 * source.numel() / copy.best_s)
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:

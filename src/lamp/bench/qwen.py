@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamp.data.padding import RightPadding
 from lamp.model.backbone import frozen
+from lamp.model.fast import FastActor
+from lamp.model.fast_step import FastStep
+from lamp.model.qwen3_vl import QwenInputs, run_plain
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import missing
 
@@ -75,6 +79,10 @@ class RandomQwen:
     """transformers' own forward."""
     fast: Callable[[], Tensor]
     """What an accelerated `Qwen3VLBackbone` runs."""
+    inputs: QwenInputs
+    """The views and words."""
+    joined: Callable[[FastActor], FastStep]
+    """The model and a policy's experts in one, from the pixels on."""
 
 
 def random_qwen(
@@ -125,15 +133,20 @@ def random_qwen(
     grid = torch.tensor([[1, cells, cells]] * views)
     positions, _ = vlm.get_rope_index(ids, (ids == config.image_token_id).int(), image_grid_thw=grid)
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    inputs = {
-        "input_ids": ids.repeat(batch, 1).to(device),
-        "position_ids": positions.repeat(1, batch, 1).to(device),
-        "pixel_values": torch.randn(batch * views * cells**2, values, device=device, dtype=dtype),
-        "image_grid_thw": grid.repeat(batch, 1).to(device),
-    }
+    length = ids.shape[1]
+    inputs = QwenInputs(
+        ids=ids.repeat(batch, 1).to(device),
+        positions=positions.repeat(1, batch, 1).to(device),
+        patches=torch.randn(batch * views * cells**2, values, device=device, dtype=dtype),
+        grid=grid.repeat(batch, 1).to(device),
+        lengths=(length,) * batch,
+        real=torch.full((batch,), length, device=device),
+    )
     fast = FastQwen(vlm, ids[0], grid)
     return RandomQwen(
         vlm=vlm,
-        plain=lambda: vlm(**inputs).last_hidden_state,
-        fast=lambda: fast(inputs["input_ids"], inputs["position_ids"], inputs["pixel_values"]),
+        plain=lambda: run_plain(vlm, inputs),
+        fast=lambda: fast(inputs.ids, inputs.positions, inputs.patches),
+        inputs=inputs,
+        joined=lambda actor: FastStep(fast, actor, padding=RightPadding(), length=length),
     )

@@ -1,7 +1,7 @@
 """The server under many clients on loopback: every reply is checked against its request, and all is timed.
 
-The clients live in processes of their own, so that they share no interpreter with the server. The policy is a stand-in whose
-replies repeat what was asked (`lamp.serve.standin`); what is measured is therefore the server and not a model.
+The clients live in processes of their own, so that they share no interpreter with the server. By default the policy is a
+stand-in whose replies repeat what was asked (`lamp.serve.standin`); what is measured is then the server and not a model.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lamp.bench.asking import Asking, Echoed, Known, Seed
 from lamp.errors import ConfigError
 from lamp.serve.config import ServerConfig
+from lamp.serve.contract import ServedPolicy, open_checkpoint
 from lamp.serve.metrics import resident_bytes
 from lamp.serve.server import PolicyServer, served
-from lamp.serve.standin import STATE, StandIn, fingerprint
+from lamp.serve.standin import StandIn
 from lamp_client import wire
-from lamp_client.layouts import LIBERO_REQUEST
 from lamp_client.types import Observation
 
-REQUEST = replace(LIBERO_REQUEST, image_size=None)
-SCENES = 4
-"""Different pairs of images of each client; everything else of a request is new every time."""
 REPLY_S = 60.0
 """After so long a reply is lost."""
 
@@ -53,6 +52,12 @@ class ServeBench:
     """How much longer than its own arithmetic the stand-in policy takes for a batch [ms]."""
     gather_ms: float = 2.5
     """The server's wait for company [ms]."""
+    checkpoint: Path | None = None
+    """A trained policy in place of the stand-in; its replies are compared with those that it gives to one observation alone."""
+    device: str = "cpu"
+    """Where that policy computes."""
+    threads: int | None = None
+    """CPU threads of that policy; None leaves it to torch."""
     processes: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
     """Processes that the clients are shared among."""
 
@@ -74,6 +79,8 @@ class Tally:
     """The same without the policy's time and the wait for it."""
     wrong: int = 0
     """Replies that answer another request."""
+    off: float = 0.0
+    """The largest difference of a reply from what was expected; a batch rounds otherwise than a single observation."""
     lost: int = 0
     """Requests without a reply."""
     errors: dict[str, int] = field(default_factory=dict)
@@ -83,23 +90,26 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
     """Runs the measurement and returns its figures as JSON values."""
     limits = {"max_clients": config.clients + 1, "max_queue": max(64, 2 * config.clients)}
     server_config = ServerConfig(port=0, gather_ms=config.gather_ms, **limits)  # pyright: ignore[reportArgumentType]
-    policy = StandIn(side=config.side, pause_s=config.policy_ms / 1000)
+    policy, asking = _subject(config)
     workers = ProcessPoolExecutor(config.processes, mp_context=multiprocessing.get_context("spawn"))
     with workers, served(policy, server_config) as server:
-        alone = _phase(workers, server, config, clients=1, seconds=config.alone_seconds)
+        phase = partial(_phase, workers, server, config, asking)
+        alone = phase(clients=1, seconds=config.alone_seconds)
         counted = server.metrics.batch
         before, total = counted.count, counted.total
-        loaded = _phase(workers, server, config, clients=config.clients, seconds=config.seconds)
+        loaded = phase(clients=config.clients, seconds=config.seconds)
         batches = counted.count - before
         mean_batch = (counted.total - total) / max(1, batches)
     return {
         "clients": config.clients,
         "seconds": config.seconds,
-        "image_px": config.side,
+        "policy": "stand-in" if config.checkpoint is None else str(config.checkpoint),
+        "images_px": [[camera.height, camera.width] for camera in policy.contract.cameras],
         "think_ms": config.think_ms,
         "requests": loaded["requests"],
         "wrong_replies": alone["wrong_replies"] + loaded["wrong_replies"],
         "lost_replies": alone["lost_replies"] + loaded["lost_replies"],
+        "largest_difference": max(alone["off"], loaded["off"]),
         "errors": {**alone["errors"], **loaded["errors"]},
         "throughput_per_s": loaded["throughput_per_s"],
         "latency_ms": loaded["latency_ms"],
@@ -116,22 +126,36 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
     }
 
 
+def _subject(config: ServeBench) -> tuple[ServedPolicy, Asking]:
+    """The policy, and what it is asked."""
+    if config.checkpoint is None:
+        return StandIn(side=config.side, pause_s=config.policy_ms / 1000), Echoed(side=config.side)
+    policy = open_checkpoint(config.checkpoint, device=config.device, threads=config.threads)
+    return policy, Known.of(policy, config.clients)
+
+
 def _phase(
-    workers: ProcessPoolExecutor, server: PolicyServer, config: ServeBench, *, clients: int, seconds: float
+    workers: ProcessPoolExecutor,
+    server: PolicyServer,
+    config: ServeBench,
+    asking: Asking,
+    *,
+    clients: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Lets so many clients ask for so long."""
     shares = [len(range(number, clients, config.processes)) for number in range(min(config.processes, clients))]
-    ask = partial(ask_for, server.address, side=config.side, seconds=seconds, think_s=config.think_ms / 1000)
+    ask = partial(ask_for, server.address, asking=asking, seconds=seconds, think_s=config.think_ms / 1000)
     cpu, begun = time.process_time(), time.monotonic()
     firsts = [sum(shares[:number]) for number in range(len(shares))]
     running = [workers.submit(ask, share, first) for share, first in zip(shares, firsts, strict=True)]
-    memory = []
-    for share in (0.3, 0.65):  # buffers have found their size by then: what grows between these grows for ever
+    memory = {"before": _memory_mb()}
+    # Buffers have found their size by 30%: what grows after that grows for ever. What the clients noted comes here at the end.
+    for share in (0.3, 0.65, 0.98):
         time.sleep(max(0.0, begun + share * seconds - time.monotonic()))
-        memory.append(round((resident_bytes() or 0.0) / 1e6, 1))
-    tallies = [future.result() for future in running]
-    memory.append(round((resident_bytes() or 0.0) / 1e6, 1))
+        memory[f"at {share:.0%}"] = _memory_mb()
     cpu = time.process_time() - cpu
+    tallies = [future.result() for future in running]
     total = [value for tally in tallies for value in tally.total_ms]
     errors: dict[str, int] = {}
     for tally in tallies:
@@ -141,13 +165,18 @@ def _phase(
         "requests": len(total),
         "wrong_replies": sum(tally.wrong for tally in tallies),
         "lost_replies": sum(tally.lost for tally in tallies),
+        "off": max(tally.off for tally in tallies),
         "errors": errors,
         "throughput_per_s": round(len(total) / seconds, 1),
         "latency_ms": _quantiles(total),
         "overhead_ms": _quantiles([value for tally in tallies for value in tally.overhead_ms]),
-        "memory_mb": dict(zip(("at 30%", "at 65%", "at the end"), memory, strict=True)),
+        "memory_mb": memory,
         "cpu_ms": round(1000 * cpu / max(1, len(total)), 3),
     }
+
+
+def _memory_mb() -> float:
+    return round((resident_bytes() or 0.0) / 1e6, 1)
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
@@ -157,26 +186,22 @@ def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
     return {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3), "max": round(max(values), 3)}
 
 
-def ask_for(address: str, clients: int, first: int, *, side: int, seconds: float, think_s: float) -> Tally:
+def ask_for(address: str, clients: int, first: int, *, asking: Asking, seconds: float, think_s: float) -> Tally:
     """Runs in a process of clients: so many connections ask until the time is over."""
     tally = Tally()
 
     async def all_of_them() -> None:
         numbers = range(first, first + clients)
-        await asyncio.gather(*(_client(address, number, side, seconds, think_s, tally) for number in numbers))
+        await asyncio.gather(*(_client(address, number, asking, seconds, think_s, tally) for number in numbers))
 
     asyncio.run(all_of_them())
     return tally
 
 
-async def _client(address: str, number: int, side: int, seconds: float, think_s: float, tally: Tally) -> None:
+async def _client(address: str, number: int, asking: Asking, seconds: float, think_s: float, tally: Tally) -> None:
     from websockets.asyncio.client import connect
 
-    generator = np.random.default_rng(number)
-    scenes = [
-        {camera: generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for camera in ("agentview", "wrist")}
-        for _ in range(SCENES)
-    ]
+    scenes = asking.scenes(number)
     try:
         async with connect(
             address, compression=None, max_size=None, ping_interval=None, proxy=None, open_timeout=60
@@ -184,11 +209,8 @@ async def _client(address: str, number: int, side: int, seconds: float, think_s:
             await ws.recv()
             deadline, call = time.monotonic() + seconds, 0
             while time.monotonic() < deadline:
-                state = generator.normal(size=STATE).astype(np.float32)
-                seen = Observation(
-                    images=scenes[call % SCENES], state=state, instruction=f"client {number} call {call}"
-                )
-                await _ask(ws, seen, (number, call), tally)
+                seen, seed = asking.question(scenes, number, call)
+                await _ask(ws, asking, seen, seed, tally)
                 call += 1
                 if think_s:
                     await asyncio.sleep(think_s)
@@ -197,9 +219,9 @@ async def _client(address: str, number: int, side: int, seconds: float, think_s:
         tally.errors[name] = tally.errors.get(name, 0) + 1
 
 
-async def _ask(ws: Any, seen: Observation, seed: tuple[int, int], tally: Tally) -> None:
+async def _ask(ws: Any, asking: Asking, seen: Observation, seed: Seed, tally: Tally) -> None:
     started = time.perf_counter()
-    request = {**REQUEST.request(seen), "lamp/noise_seed": list(seed)}
+    request = {**asking.layout.request(seen), "lamp/noise_seed": list(seed)}
     await ws.send(wire.pack(request))
     try:
         async with asyncio.timeout(REPLY_S):
@@ -211,7 +233,9 @@ async def _ask(ws: Any, seen: Observation, seed: tuple[int, int], tally: Tally) 
     timing = reply["server_timing"]
     tally.total_ms.append(total)
     tally.overhead_ms.append(total - timing["infer_ms"] - timing["queue_ms"])
-    tally.wrong += not np.array_equal(reply["actions"][:2], fingerprint(seen, seed))
+    off = asking.off(reply["actions"], seen, seed)
+    tally.wrong += off is None
+    tally.off = max(tally.off, off or 0.0)
 
 
 def summary(figures: Mapping[str, Any]) -> str:
@@ -222,7 +246,8 @@ def summary(figures: Mapping[str, Any]) -> str:
         [
             f"{figures['requests']} requests of {figures['clients']} clients in {figures['seconds']:g} s: "
             f"{figures['throughput_per_s']} per second, {figures['mean_batch']} computed together",
-            f"wrong replies {figures['wrong_replies']}, lost {figures['lost_replies']}, errors {figures['errors'] or 'none'}",
+            f"wrong replies {figures['wrong_replies']}, lost {figures['lost_replies']}, errors {figures['errors'] or 'none'}, "
+            f"largest difference by rounding {figures['largest_difference']:.2g}",
             f"latency p50 {latency['p50']} ms, p99 {latency['p99']} ms",
             f"protocol overhead p50 {alone['p50']} ms alone, {loaded['p50']} ms loaded; server's processor time "
             f"{cpu['alone']} and {cpu['loaded']} ms a request",

@@ -29,7 +29,7 @@ class Stage:
     flops: float
     """Floating-point operations of the matrix products, as the plain arithmetic has them."""
     weight_bytes: float
-    """Weights that are read, once for each evaluation."""
+    """Weights that are read, once for each evaluation: of a table, such as the words', only some rows are, and none count."""
     parameters: int
     evaluations: int
     """How often the network is asked."""
@@ -46,7 +46,8 @@ def stage(
 ) -> Stage:
     """Puts a stage's work beside its time."""
     parameters = sum(p.numel() for p in part.parameters()) if part is not None else 0
-    read = float(parameters * itemsize * evaluations)
+    tables = [m for m in part.modules() if isinstance(m, nn.Embedding)] if part is not None else []
+    read = float((parameters - sum(m.weight.numel() for m in tables)) * itemsize * evaluations)
     return Stage(
         seconds=time.p50_s,
         flops=flops,

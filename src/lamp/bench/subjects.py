@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamp.bench.qwen import random_qwen
+from lamp.bench.qwen import RandomQwen, random_qwen
 from lamp.errors import ConfigError
+from lamp.model.fast import FastActor
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
@@ -45,6 +46,8 @@ class Subject:
     """Runs it on the batch's observations."""
     see_fast: Callable[[], Tensor] | None = None
     """The same the fast way, where the backbone has one."""
+    joined: Callable[[FastActor], Callable[[], Tensor]] | None = None
+    """Gives what runs it and the experts in one, from the pixels on, where that can be."""
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -94,7 +97,15 @@ def subject(name: str, *, batch: int, device: torch.device, dtype: torch.dtype, 
             "action_noise": torch.randn(batch, *action),
         }
     seeing = _backbone(recipe, batch, device, dtype) if vlm else {}
-    return Subject(name=name, model=model, **made, **seeing)
+    qwen: RandomQwen | None = seeing.pop("qwen", None)
+    rest = {key: made[key] for key in ("state", "motion_noise", "action_noise")}
+
+    def joined(actor: FastActor) -> Callable[[], Tensor]:
+        assert qwen is not None
+        step, inputs = qwen.joined(actor), qwen.inputs
+        return lambda: step.act(inputs, **rest)
+
+    return Subject(name=name, model=model, **made, **seeing, joined=joined if qwen else None)
 
 
 def stirred(model: LaMP) -> LaMP:
@@ -136,4 +147,4 @@ def _backbone(recipe: AnyRecipe, batch: int, device: torch.device, dtype: torch.
         return {"vlm": small, "see": lambda: small.encode(observations)}
     views, words = len(config.cameras), config.text_tokens or WORDS
     qwen = random_qwen(views=views, text_tokens=words, batch=batch, device=device, dtype=dtype)
-    return {"vlm": qwen.vlm, "see": qwen.plain, "see_fast": qwen.fast}
+    return {"vlm": qwen.vlm, "see": qwen.plain, "see_fast": qwen.fast, "qwen": qwen}

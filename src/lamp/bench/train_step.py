@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lamp.bench.machine import Machine, check_settings, describe_machine
+from lamp.bench.reading import KeptBatch
 from lamp.bench.reference import ReleaseArrangement
 from lamp.bench.subjects import Subject, stirred, subject
 from lamp.bench.timing import Timing, measure, wait_for
@@ -41,7 +44,7 @@ class TrainStepConfig:
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the networks' arithmetic; weights, time and noise stay in float32."""
     against: Literal["uncached", "reference"] = "uncached"
-    """What to compare with: `uncached` runs the frozen networks in every step, ours reads what they gave from a cache;
+    """What to compare with: `uncached` runs the frozen networks in every step, ours reads what they gave from a file;
     `reference` is the same sizes as the authors' release arranges them, both with the backbone's tokens at hand."""
     threads: int = 1
     """Of the CPU."""
@@ -140,13 +143,16 @@ def bench_train_step(config: TrainStepConfig) -> TrainStepResult:
     model = made.model if config.stage == "policy" else stirred(LaMP(settings.model)).to(device)
     given = _batch(made, model, settings, cached=config.stage == "policy")
     machine = describe_machine(device, dtype)
-    ours = _ours(model, given, settings, None, device, dtype)
-    if uncached:
-        other = _ours(model, replace(given, motion_hidden=None), settings, made, device, dtype)
-    else:
-        other = _reference(model, given, settings, device, dtype)
-    timed = measure({"ours": ours.step, "other": other.step}, device, seconds=config.seconds)
-    flops = _flops(ours)
+    with tempfile.TemporaryDirectory() as folder:
+        if uncached:
+            kept = KeptBatch(given, Path(folder))
+            ours = _ours(model, kept, settings, None, device, dtype)
+            other = _ours(model, replace(given, motion_hidden=None), settings, made, device, dtype)
+        else:
+            ours = _ours(model, given, settings, None, device, dtype)
+            other = _reference(model, given, settings, device, dtype)
+        timed = measure({"ours": ours.step, "other": other.step}, device, seconds=config.seconds)
+        flops = _flops(ours)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return TrainStepResult(
         recipe=config.recipe,
@@ -189,7 +195,7 @@ def _batch(made: Subject, model: LaMP, settings: MotionTraining | PolicyTraining
 
 def _ours(
     model: LaMP,
-    batch: Batch,
+    batch: Batch | KeptBatch,
     settings: MotionTraining | PolicyTraining,
     see: Subject | None,
     device: torch.device,
@@ -203,7 +209,9 @@ def _ours(
             part.train().requires_grad_(True)
 
     def loss(watch: Stopwatch) -> Tensor:
-        given = batch
+        given = batch.read() if isinstance(batch, KeptBatch) else batch
+        if isinstance(batch, KeptBatch):
+            watch.note("read")
         if see is not None and see.see is not None:
             see.see()
             watch.note("vlm")

@@ -1,7 +1,7 @@
 """The conditions of an evaluation: a policy, and the controls that say what its success rate is worth.
 
-Every condition acts on the same episodes. `Replay` and `Zero` never look, so they cost no rendering; `WrongInstruction` and
-`Blank` ask the same checkpoint, but take one of its inputs away.
+Every condition acts on the same episodes. `Replay`, `Zero` and `Scripted` never look, so they cost no rendering;
+`WrongInstruction` and `Blank` ask the same checkpoint, but take one of its inputs away.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lamp.errors import ConfigError, DataError, unknown
+from lamp.model.interventions import Intervention, ToldWrong
 from lamp_client.types import Observation
 
 
@@ -41,11 +42,46 @@ class WrongInstruction:
 
     def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
         """Returns what the policy is shown."""
-        turns = [(task + step) % len(instructions) for step in range(1, len(instructions))]
-        for turn in sorted(turns, key=lambda turn: turn not in self.among):
-            if instructions[turn] != observation.instruction:
-                return dataclasses.replace(observation, instruction=instructions[turn])
-        raise ConfigError("the control wrong_instruction needs a suite with at least two different instructions")
+        told = wrong_instruction(observation.instruction, task, instructions, self.among)
+        return dataclasses.replace(observation, instruction=told)
+
+
+def wrong_instruction(right: str, task: int, instructions: tuple[str, ...], among: tuple[int, ...]) -> str:
+    """The instruction of the suite's next task that says something else; those of the tasks `among` come first.
+
+    Raises:
+        ConfigError: All tasks are told the same.
+    """
+    turns = [(task + step) % len(instructions) for step in range(1, len(instructions))]
+    for turn in sorted(turns, key=lambda turn: turn not in among):
+        if instructions[turn] != right:
+            return instructions[turn]
+    raise ConfigError("a wrong instruction needs a suite with at least two different instructions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervened:
+    """The same policy, its motion prior changed while it acts: near the policy's rate, that is not what success depends on."""
+
+    path: Path
+    intervention: Intervention
+    among: tuple[int, ...] = ()
+    """Tasks whose instructions come first where the prior is told a wrong one."""
+    blind = False
+
+    @property
+    def name(self) -> str:
+        return self.intervention.name
+
+    def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
+        """Returns what the policy is shown."""
+        return observation
+
+    def prior_told(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> str | None:
+        """Returns what the Motion Expert is told in place of the instruction; None: nothing else."""
+        if not isinstance(self.intervention, ToldWrong):
+            return None
+        return wrong_instruction(observation.instruction, task, instructions, self.among)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +127,29 @@ class Zero:
         return np.array([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=np.float32)
 
 
-Condition = Checkpoint | WrongInstruction | Blank | Replay | Zero
-CONTROLS = ("replay", "zero", "wrong_instruction", "blank")
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """The suite's scripted expert, which is told where everything is: what the tasks allow, and that they can be solved here."""
+
+    name: str = "expert"
+    blind = True
+
+
+Asking = Checkpoint | WrongInstruction | Blank | Intervened
+"""Conditions that look, and ask a checkpoint."""
+Condition = Asking | Replay | Zero | Scripted
+CONTROLS = ("expert", "replay", "zero", "wrong_instruction", "blank")
 ORDER = ("with_motion", "policy", "without_motion", *CONTROLS)
 """The order of conditions in tables; others follow the policies by name."""
+
+
+def rank(condition: str) -> tuple[int, str, float]:
+    """Sorts conditions as tables show them: policies, others by name and then by their value (`gate=0.5`), controls."""
+    name, _, value = condition.partition("=")
+    number = float(value) if value.replace(".", "", 1).lstrip("-").isdigit() else 0.0
+    if condition in CONTROLS:
+        return len(ORDER) + CONTROLS.index(condition), name, number
+    return (ORDER.index(condition) if condition in ORDER else 3), name, number
 
 
 def control(name: str, *, checkpoint: Path | None, data: Path | None, tasks: tuple[int, ...] = ()) -> Condition:
@@ -105,6 +160,8 @@ def control(name: str, *, checkpoint: Path | None, data: Path | None, tasks: tup
     """
     if name == "zero":
         return Zero()
+    if name == "expert":
+        return Scripted()
     if name == "replay":
         if data is None:
             raise ConfigError("the control replay needs --data: the dataset folder whose expert episodes it replays")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 from lamp.benchmark.episodes import Episode
-from lamp.benchmark.workers import Duty, Failure, Outcome, Post, Request, work
+from lamp.benchmark.places import Here, Place, Process
+from lamp.benchmark.workers import Duty, Failure, Outcome, Post, Request
 from lamp.errors import LampError
 from lamp_client.types import ActionChunk
 
@@ -34,11 +30,15 @@ class Worker:
     """A simulator process and the episode it is busy with."""
 
     number: int
-    process: BaseProcess
+    process: Process
     connection: Connection
     duty: Duty | None = None
-    task: int | None = None
-    """The task whose simulator it has open."""
+    place: tuple[str, int] | None = None
+    """The suite and task whose simulator it has open."""
+    since: float = 0.0
+    """When it was given its episode, on the monotonic clock [s]."""
+    overdue: bool = False
+    """Whether it was stopped because its episode took too long."""
 
 
 @dataclass
@@ -53,6 +53,10 @@ class Crew:
     post: Post
     answer: Callable[[Sequence[Request]], Sequence[ActionChunk]]
     gather_s: float = 0.02
+    deadline_s: float = float("inf")
+    """An episode that takes longer loses its worker, as if that had died: simulators may hang."""
+    place: Place = field(default_factory=Here)
+    """Where the workers run."""
     say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
     workers: list[Worker] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
@@ -66,8 +70,9 @@ class Crew:
         """
         pending = list(duties)
         try:
-            with _starting():
-                self.workers = [self._hired(number) for number in range(min(self.size, len(pending)))]
+            numbers = range(min(self.size, len(pending)))
+            for number, hired in zip(numbers, self.place.hire(numbers, self.post), strict=True):
+                self.workers.append(Worker(number=number, process=hired.process, connection=hired.connection))
             for worker in self.workers:
                 self._assign(worker, pending)
             while any(worker.duty for worker in self.workers):
@@ -75,35 +80,25 @@ class Crew:
         finally:
             self._dismiss()
 
-    def _hired(self, number: int) -> Worker:
-        # Spawned, not forked: neither OpenGL nor torch's threads survive a fork.
-        context = multiprocessing.get_context("spawn")
-        ends: tuple[Any, Any] = context.Pipe()
-        ours, theirs = ends
-        process = context.Process(target=work, args=(theirs, self.post), name=f"lamp-simulator-{number}", daemon=True)
-        process.start()
-        theirs.close()  # so that the worker's death is the end of the pipe
-        return Worker(number=number, process=process, connection=ours)
-
     def _assign(self, worker: Worker, pending: list[Duty]) -> None:
         worker.duty = None
         if not pending:
             return
         duty = pending.pop(self._choice(worker, pending))
-        worker.duty, worker.task = duty, duty.episode.task
+        worker.duty, worker.place, worker.since = duty, duty.episode.place, time.monotonic()
         # A worker that has died says so by the end of its pipe in the next round, where the episode goes back to the list.
         with suppress(OSError):
             worker.connection.send(duty)
 
     def _choice(self, worker: Worker, pending: Sequence[Duty]) -> int:
         """The next episode of the worker's task, as opening a simulator takes seconds; else of the task that is most behind."""
-        left = Counter(duty.episode.task for duty in pending)
-        if worker.task not in left:
-            busy = Counter(other.task for other in self.workers if other.duty and other is not worker)
-            task = max(left, key=lambda task: (left[task] / (1 + busy[task]), -task))
-        else:
-            task = worker.task
-        return next(index for index, duty in enumerate(pending) if duty.episode.task == task)
+        left = Counter(duty.episode.place for duty in pending)
+        place = worker.place
+        if place is None or place not in left:
+            busy = Counter(other.place for other in self.workers if other.duty and other is not worker)
+            # Of several that are as far behind the first: `left` is in the order of the list.
+            place = max(left, key=lambda place: left[place] / (1 + busy[place]))
+        return next(index for index, duty in enumerate(pending) if duty.episode.place == place)
 
     def _attend(self, pending: list[Duty]) -> Iterator[Outcome]:
         """One round: waits for messages, collects requests for a moment, answers them."""
@@ -118,7 +113,7 @@ class Crew:
                 break
             if not listened:
                 return
-            for connection in wait(list(listened), timeout=remaining):
+            for connection in wait(list(listened), timeout=self._patience(listened.values(), remaining)):
                 worker = listened[connection]  # pyright: ignore[reportArgumentType]
                 message = self._received(worker, pending)
                 if isinstance(message, Request):
@@ -127,7 +122,22 @@ class Crew:
                 elif isinstance(message, Outcome):
                     self._assign(worker, pending)
                     yield message
+            self._stop_the_overdue(listened.values())
         self._reply(asked)
+
+    def _patience(self, listened: Iterable[Worker], remaining: float | None) -> float | None:
+        """How long to wait for messages: to the end of the gathering, or to the next deadline."""
+        ends = [worker.since + self.deadline_s - time.monotonic() for worker in listened]
+        waits = [*([] if remaining is None else [remaining]), *(max(0.0, end) for end in ends if isfinite(end))]
+        return min(waits, default=None)
+
+    def _stop_the_overdue(self, listened: Iterable[Worker]) -> None:
+        """Kills workers whose episode is past its deadline; the end of their pipes then says so."""
+        now = time.monotonic()
+        for worker in listened:
+            if worker.duty and not worker.overdue and now > worker.since + self.deadline_s:
+                worker.overdue = True
+                worker.process.kill()
 
     def _reply(self, asked: Sequence[tuple[Worker, Request]]) -> None:
         chunks = self.answer([request for _, request in asked])
@@ -151,61 +161,40 @@ class Crew:
 
     def _bury(self, worker: Worker, pending: list[Duty]) -> None:
         """Reports a dead worker, puts its episode back and hires another."""
-        worker.process.join(timeout=10)
+        worker.process.join(timeout=10.0)
         worker.connection.close()
         duty = worker.duty
         assert duty is not None
         self.deaths[duty.episode.name] += 1
-        how = f"worker {worker.number} died ({_cause(worker.process.exitcode)}) on {_title(duty.episode)}"
+        late = f"stopped: its episode took longer than {self.deadline_s:g} s"
+        cause = late if worker.overdue else f"died ({worker.process.cause()})"
+        how = f"worker {worker.number} {cause} on {_title(duty.episode)}"
         if self.deaths[duty.episode.name] >= MAX_DEATHS:
+            advice = f"Is there memory for {self.size} simulators? Try fewer --workers."
             raise SimulationStoppedError(
-                f"{how}; {MAX_DEATHS} workers have died on it. Is there memory for {self.size} simulators? Try fewer --workers. "
+                f"{how}; {MAX_DEATHS} workers were lost on it. {'Try a longer --deadline-s.' if worker.overdue else advice} "
                 "Finished episodes are kept; run the same command to go on."
             )
         self.say(f"{how}; a new worker takes over")
         pending.insert(0, duty)
-        with _starting():
-            fresh = self._hired(worker.number)
-        worker.process, worker.connection, worker.task = fresh.process, fresh.connection, None
+        (fresh,) = self.place.hire([worker.number], self.post)
+        worker.process, worker.connection, worker.place, worker.overdue = fresh.process, fresh.connection, None, False
         self._assign(worker, pending)
 
     def _dismiss(self) -> None:
         for worker in self.workers:
+            with suppress(OSError):
+                worker.connection.send(None)  # who has nothing to do leaves by itself
             worker.connection.close()
-            if worker.process.is_alive():
+            if worker.process.alive():
                 worker.process.terminate()
         for worker in self.workers:
-            worker.process.join(timeout=5)
-            if worker.process.is_alive():
+            worker.process.join(timeout=5.0)
+            if worker.process.alive():
                 worker.process.kill()
-                worker.process.join()
+                worker.process.join(timeout=5.0)
         self.workers = []
 
 
 def _title(episode: Episode) -> str:
     return f"{episode.condition} task {episode.task} state {episode.state}"
-
-
-def _cause(code: int | None) -> str:
-    if code == -9:
-        return "killed, often for lack of memory"
-    return f"exit code {code}"
-
-
-@contextmanager
-def _starting() -> Iterator[None]:
-    """Processes started here compute on one thread each, and leave Ctrl-C to the main process from their first moment."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    # Numeric libraries read these names when they are loaded, so setting them inside the process would be too late.
-    os.environ.update({name: value or "1" for name, value in before.items()})
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-    try:
-        yield
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)

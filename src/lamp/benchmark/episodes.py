@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +43,15 @@ class Episode:
         return self.suite, self.task, self.state, self.placement_seed
 
     @property
+    def place(self) -> tuple[str, int]:
+        """What a simulator is opened for."""
+        return self.suite, self.task
+
+    @property
     def name(self) -> str:
         """A file name that no other episode of the folder has."""
-        return f"{self.condition}-{self.suite}-task{self.task}-state{self.state:02d}-{self.repeat}"
+        suite = re.sub(r"[^\w.=+-]+", "-", self.suite)
+        return f"{self.condition}-{suite}-task{self.task}-state{self.state:02d}-{self.repeat}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,8 @@ class EpisodeRecord:
     """1, or more where worker processes died on this episode before."""
     video: str | None = None
     strip: str | None = None
+    variation: dict[str, Any] = field(default_factory=dict)
+    """How the scene differs from the standard one (`benchmark`, `category`, `level`, what was drawn); empty: not at all."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from lamp.benchmark.controls import Blank, Checkpoint, Condition, WrongInstruction, control
-from lamp.benchmark.runs import checkpoint_hash
+from lamp.benchmark.controls import Asking, Checkpoint, Condition, Intervened, control
+from lamp.benchmark.flow_errors import FlowProbe
+from lamp.benchmark.runs import checkpoint_hash, model_kind
 from lamp.benchmark.workers import Request
 from lamp.errors import ConfigError, MismatchError
+from lamp.model.interventions import Intervention
 from lamp_client.types import ActionChunk
+
+if TYPE_CHECKING:
+    from lamp.train.description import FlowRecord
 
 
 @runtime_checkable
@@ -29,7 +34,29 @@ class BatchPolicy(Protocol):
 
     @property
     def act_batch(self) -> Callable[..., list[ActionChunk]]:
-        """(observations, noise seeds, foresight=whether to predict points too) -> a chunk for each observation."""
+        """(observations, noise seeds, foresight=whether to predict points too) -> a chunk for each observation.
+
+        With `prior_instructions`, the Motion Expert is told those.
+        """
+        ...
+
+
+@runtime_checkable
+class Intervenable(Protocol):
+    """A policy whose motion prior can be changed while it acts."""
+
+    def intervened(self, intervention: Intervention) -> BatchPolicy:
+        """The same policy with its motion prior changed."""
+        ...
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A policy that can tell which scene flow it foresees."""
+
+    @property
+    def foresees(self) -> FlowRecord | None:
+        """None without a motion prior."""
         ...
 
 
@@ -43,7 +70,8 @@ class Policies:
     def __init__(self, load: Callable[[Path], BatchPolicy]) -> None:
         self._load = load
         self._opened: dict[Path, BatchPolicy] = {}
-        self._paths: dict[str, Path] = {}
+        self._asking: dict[str, Asking] = {}
+        self._intervened: dict[str, BatchPolicy] = {}
 
     def conditions(
         self,
@@ -51,6 +79,7 @@ class Policies:
         controls: Iterable[str],
         data: Path | None,
         tasks: tuple[int, ...] = (),
+        interventions: Sequence[Intervention] = (),
     ) -> dict[str, Condition]:
         """Builds the conditions by name, policies first.
 
@@ -59,48 +88,85 @@ class Policies:
             controls: Names of controls; those that ask a policy ask the first checkpoint.
             data: The dataset that the replay control repeats.
             tasks: Those that are evaluated.
+            interventions: What is done to the first checkpoint's motion prior, a condition each.
 
         Raises:
-            ConfigError: Two conditions have the same name, or a control lacks what it needs.
+            ConfigError: Two conditions have the same name, or a control or an intervention lacks what it needs.
+            MismatchError: The first checkpoint's policy has no motion prior, or not what an intervention changes.
         """
         given = [(path, name) for path, name in checkpoints if path is not None]
         first = given[0][0] if given else None
         found: list[Condition] = [Checkpoint(name=name or self._own_name(path), path=path) for path, name in given]
+        if interventions and first is None:
+            raise ConfigError("interventions need --checkpoint: they change its motion prior")
+        found += [Intervened(path=first, intervention=one, among=tasks) for one in interventions if first is not None]
         found += [control(name, checkpoint=first, data=data, tasks=tasks) for name in controls]
         names = [condition.name for condition in found]
         if len(set(names)) != len(names):
             raise ConfigError(
                 f"conditions {', '.join(names)}: expected different names; give --label and --against-label"
             )
-        self._paths = {c.name: c.path for c in found if isinstance(c, Checkpoint | WrongInstruction | Blank)}
+        self._asking = {c.name: c for c in found if isinstance(c, Asking)}
+        for condition in found:
+            if isinstance(condition, Intervened):
+                self._of(condition)  # a policy without what is to be changed is refused now
         return {condition.name: condition for condition in found}
 
     def hashes(self, conditions: Iterable[str]) -> dict[str, str]:
         """Returns the content hash of the checkpoint that each condition asks; empty where it asks none."""
-        known = {path: checkpoint_hash(path) for path in set(self._paths.values())}
-        return {name: known[self._paths[name]] if name in self._paths else "" for name in conditions}
+        known = {path: checkpoint_hash(path) for path in {condition.path for condition in self._asking.values()}}
+        return {name: known[self._asking[name].path] if name in self._asking else "" for name in conditions}
+
+    def kinds(self) -> dict[str, dict[str, str | None]]:
+        """Returns what kind of policy each condition is that acts as its checkpoint is meant to."""
+        return {name: model_kind(one.path) for name, one in self._asking.items() if isinstance(one, Checkpoint)}
 
     def execute(self, override: int | None) -> dict[str, int]:
         """Returns how many actions of a chunk each asking condition executes: the checkpoint's number, unless overridden."""
-        return {name: override or self._policy(path).execute for name, path in self._paths.items()}
+        return {name: override or self._policy(asking.path).execute for name, asking in self._asking.items()}
+
+    def probes(self) -> dict[str, FlowProbe]:
+        """Returns the scene flow that each condition foresees, of those that act as the checkpoint is meant to."""
+        probes = {}
+        for name, asking in self._asking.items():
+            policy = self._policy(asking.path)
+            flow = policy.foresees if isinstance(policy, Foreseeing) else None
+            if isinstance(asking, Checkpoint) and flow is not None:
+                probes[name] = FlowProbe(camera=flow.camera, grid=flow.grid, horizon=flow.horizon, stride=flow.stride)
+        return probes
 
     def answer(self, requests: Sequence[Request]) -> list[ActionChunk]:
         """Answers requests of several workers, one forward pass for all that ask the same checkpoint."""
-        groups: dict[tuple[Path, bool], list[int]] = {}
+        groups: dict[tuple[Path, str, bool], list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault((self._paths[request.episode.condition], request.foresight), []).append(index)
+            condition = self._asking[request.episode.condition]
+            changed = condition.name if isinstance(condition, Intervened) else ""
+            groups.setdefault((condition.path, changed, request.foresight), []).append(index)
         chunks: dict[int, ActionChunk] = {}
-        for (path, foresight), indices in groups.items():
-            answered = self._policy(path).act_batch(
-                [requests[index].observation for index in indices],
-                [requests[index].noise_seed for index in indices],
+        for (_, _, foresight), indices in groups.items():
+            asked = [requests[index] for index in indices]
+            told = [request.prior_told for request in asked]
+            answered = self._of(self._asking[asked[0].episode.condition]).act_batch(
+                [request.observation for request in asked],
+                [request.noise_seed for request in asked],
                 foresight=foresight,
+                **({} if told[0] is None else {"prior_instructions": told}),
             )
             chunks.update(zip(indices, answered, strict=True))
         return [chunks[index] for index in range(len(requests))]
 
     def _own_name(self, path: Path) -> str:
         return "with_motion" if self._policy(path).uses_motion else "without_motion"
+
+    def _of(self, condition: Asking) -> BatchPolicy:
+        policy = self._policy(condition.path)
+        if not isinstance(condition, Intervened):
+            return policy
+        if condition.name not in self._intervened:
+            if not isinstance(policy, Intervenable):
+                raise MismatchError(f"{condition.name}: the policy of {condition.path} cannot be intervened with")
+            self._intervened[condition.name] = policy.intervened(condition.intervention)
+        return self._intervened[condition.name]
 
     def _policy(self, path: Path) -> BatchPolicy:
         if path not in self._opened:
@@ -131,13 +197,16 @@ class PolicyOpener:
             threads: CPU threads of this process; the simulators need the other cores.
 
         Raises:
+            ConfigError: There is no such device.
             MismatchError: Its chunks are too short, or it is no policy; no weights have been read then.
         """
         import torch
 
         from lamp.policy import LaMPPolicy
         from lamp.train.description import read_description
+        from lamp.train.running import check_device
 
+        check_device(device, "--device")
         record = read_description(path).policy
         if self._execute is not None and record is not None and self._execute > record.chunk:
             raise MismatchError(

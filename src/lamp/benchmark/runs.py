@@ -99,13 +99,24 @@ def _claim(folder: Path, manifest: Manifest) -> None:
         )
 
 
+def model_kind(checkpoint: Path) -> dict[str, str | None]:
+    """Returns which scene flow a checkpoint's motion prior knows and what joins it to the policy; None each without a prior."""
+    model = read_json(_folder(checkpoint) / "lamp.json", "checkpoint description").get("model") or {}
+    motion, fusion = model.get("motion"), model.get("guidance")
+    return {"flow": motion["flow"]["type"] if motion else None, "fusion": fusion["type"] if fusion else None}
+
+
+def _folder(checkpoint: Path) -> Path:
+    return checkpoint / "checkpoint" if (checkpoint / "checkpoint").is_dir() else checkpoint
+
+
 def checkpoint_hash(checkpoint: Path) -> str:
     """Returns 16 hexadecimal digits that name the content of a checkpoint, or of a run's: its weights and its description.
 
     Raises:
         DataError: The folder is no checkpoint.
     """
-    folder = checkpoint / "checkpoint" if (checkpoint / "checkpoint").is_dir() else checkpoint
+    folder = _folder(checkpoint)
     files = [folder / "lamp.json", folder / "model.safetensors"]
     for file in files:
         if not file.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist
@@ -29,8 +30,12 @@ class Rate:
         return wilson(self.successes, self.trials)
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns Wilson's score interval of a binomial proportion; (0, 1) where nothing was tried."""
+def wilson(successes: float | int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns Wilson's score interval of a binomial proportion; (0, 1) where nothing was tried.
+
+    Of trials that count for shares, it is that of their sum: too wide rather than too narrow, for no values between 0 and 1 vary
+    more about their mean than zeros and ones do.
+    """
     if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -78,3 +83,25 @@ class Paired:
     def p_value(self) -> float:
         """McNemar's exact two-sided p-value."""
         return mcnemar_exact(self.only_first, self.only_second)
+
+
+def rank_sum(first: Sequence[float], second: Sequence[float]) -> float:
+    """Returns the two-sided p-value of the Wilcoxon-Mann-Whitney test, by its normal approximation, corrected for ties and for
+    continuity: do the values of one group tend to be larger? 1 where a group is empty or all values are equal."""
+    n, m = len(first), len(second)
+    values = sorted([(value, True) for value in first] + [(value, False) for value in second])
+    ranks, ties, start = 0.0, 0.0, 0
+    while start < len(values):
+        end = start
+        while end < len(values) and values[end][0] == values[start][0]:
+            end += 1
+        equal = end - start
+        ranks += (start + 1 + end) / 2 * sum(is_first for _, is_first in values[start:end])
+        ties += equal**3 - equal
+        start = end
+    total = n + m
+    variance = n * m / 12 * (total + 1 - ties / (total * (total - 1))) if total > 1 else 0.0
+    if variance <= 0:
+        return 1.0
+    away = abs(ranks - n * (n + 1) / 2 - n * m / 2)
+    return min(1.0, 2 * NormalDist().cdf(-max(0.0, away - 0.5) / sqrt(variance)))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from lamp.errors import ConfigError, unknown
+from lamp_client.chunks import Executor
 from lamp_client.envs import Env
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The four LIBERO suites in the order that numbers them in the noise seed."""
 
 TASKS_PER_SUITE = 10
+
+LIBERO_PLUS = "LIBERO-Plus"
+"""The benchmark of that name, run from its own task files."""
+PLUS_STYLE = "plus-style"
+"""Perturbations of LaMP's own; suites, tables and episodes are named so, and are not LIBERO-Plus."""
 
 
 @runtime_checkable
@@ -45,6 +51,82 @@ class Simulators(Protocol):
         ...
 
     def make(self, task: int) -> Simulator: ...
+
+
+@runtime_checkable
+class Demonstrated(Protocol):
+    """A suite with a scripted expert."""
+
+    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+        """An expert for a simulator that has just been reset; each call is its next action, in the dataset's units."""
+        ...
+
+
+@runtime_checkable
+class Varied(Protocol):
+    """A simulator whose scene differs from its task's standard one."""
+
+    @property
+    def variation(self) -> dict[str, Any]:
+        """What was changed at the last reset, as JSON values: `benchmark`, `category`, `level`, and what was drawn."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """What an evaluation does of one suite."""
+
+    simulators: Simulators
+    tasks: tuple[int, ...]
+    states: tuple[int, ...]
+    """Initial states of each task."""
+    repeats: int = 1
+    """Episodes of each initial state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programme:
+    """What an evaluation visits."""
+
+    visits: tuple[Visit, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else decides the results, beside the command's settings: perturbations in full, which tasks were found."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is worth knowing, but may differ between sessions."""
+    instructions: tuple[str, ...] = ()
+    """Of every task of the suite, for the manifest."""
+
+    @property
+    def tasks(self) -> tuple[int, ...]:
+        """Numbers of all tasks that are visited in some suite."""
+        return tuple(sorted({task for visit in self.visits for task in visit.tasks}))
+
+
+@runtime_checkable
+class Ruled(Protocol):
+    """A suite whose episodes are run in another way than LIBERO's: chunks executed in the open, until the first success."""
+
+    @property
+    def stop_on_success(self) -> bool: ...
+
+    @property
+    def film_every(self) -> int:
+        """Steps between two frames of a film."""
+        ...
+
+    def executor(self, execute: int) -> Executor:
+        """Makes one action a step of a policy's chunks, of which it says that `execute` actions are to be executed."""
+        ...
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A simulator that says what the record should know of it."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Plain values, such as versions that this process does not see."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +162,14 @@ class LiberoSimulators:
             placement_shift=self.placement_shift,
             seed=self.seed,
         )
+
+    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+        """The expert that `lamp collect` records; it knows pick-and-place tasks."""
+        from lamp.collect.recording import act_of_expert
+        from lamp_client.envs.libero import LiberoEnv
+
+        assert isinstance(simulator, LiberoEnv)
+        return act_of_expert(simulator)
 
 
 def parse_states(text: str, available: int = 50) -> tuple[int, ...]:
@@ -120,12 +210,16 @@ def noise_seed(suite: str, task: int, state: int, repeat: int = 0) -> int:
     The episode number is the initial state, so that evaluating a few states gives the very episodes of the full run;
     repetitions of a state count on in steps of 50.
     """
-    number = SUITES.index(suite) if suite in SUITES else len(SUITES)
-    return 7 + 100_000 * number + 1_000 * task + state + 50 * repeat
+    return 7 + 100_000 * _number(suite) + 1_000 * task + state + 50 * repeat
+
+
+def _number(suite: str) -> int:
+    """A suite's number in seeds; a perturbed suite has the standard one's, so that only what is perturbed differs."""
+    standard = suite.split()[0]
+    return SUITES.index(standard) if standard in SUITES else len(SUITES)
 
 
 def placement_seed(seed: int, suite: str, task: int, state: int, repeat: int = 0) -> int:
     """The seed that displaces an episode's objects: the same for every condition, whichever subset is evaluated."""
-    number = SUITES.index(suite) if suite in SUITES else len(SUITES)
     # The leading constant keeps evaluation placements apart from any that collection draws from small integer seeds.
-    return int(np.random.SeedSequence([0xE7A1, seed, number, task, state, repeat]).generate_state(1)[0])
+    return int(np.random.SeedSequence([0xE7A1, seed, _number(suite), task, state, repeat]).generate_state(1)[0])

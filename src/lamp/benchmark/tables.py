@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamp.benchmark.controls import CONTROLS, ORDER
+from lamp.benchmark.controls import rank
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.statistics import Paired, Rate
 
@@ -18,6 +18,8 @@ class Row:
     condition: str
     tasks: tuple[Rate, ...]
     """One a task, in the order of `SuccessTable.tasks`."""
+    tasks_last: tuple[Rate, ...]
+    """The same at the last step instead of at any step."""
     total: Rate
     total_last: Rate
     """Success at the last step instead of at any step."""
@@ -39,23 +41,23 @@ class SuccessTable:
 
 
 def tabulate(records: Sequence[EpisodeRecord]) -> list[SuccessTable]:
-    """Computes one table a suite; with and without motion are compared first."""
-    return [_table(suite, [r for r in records if r.suite == suite]) for suite in sorted({r.suite for r in records})]
+    """Computes one table a suite; with and without motion are compared first. Perturbed episodes are no part of it."""
+    standard = [record for record in records if not record.variation]
+    return [_table(suite, [r for r in standard if r.suite == suite]) for suite in sorted({r.suite for r in standard})]
 
 
-def _rank(condition: str) -> tuple[int, str]:
-    if condition in CONTROLS:
-        return len(ORDER) + CONTROLS.index(condition), condition
-    return (ORDER.index(condition) if condition in ORDER else 3), condition
-
-
-def _rate(records: Sequence[EpisodeRecord]) -> Rate:
+def rate_of(records: Sequence[EpisodeRecord]) -> Rate:
+    """Counts the episodes and their successes."""
     return Rate(successes=sum(record.success for record in records), trials=len(records))
+
+
+def _rate_last(records: Sequence[EpisodeRecord]) -> Rate:
+    return Rate(successes=sum(record.success_last for record in records), trials=len(records))
 
 
 def _table(suite: str, records: Sequence[EpisodeRecord]) -> SuccessTable:
     tasks = tuple(sorted({record.task for record in records}))
-    conditions = sorted({record.condition for record in records}, key=_rank)
+    conditions = sorted({record.condition for record in records}, key=rank)
     by_condition = {condition: [r for r in records if r.condition == condition] for condition in conditions}
     pairs = [paired(by_condition[conditions[0]], by_condition[other]) for other in conditions[1:]]
     return SuccessTable(
@@ -74,17 +76,19 @@ def _instruction(records: Sequence[EpisodeRecord]) -> str:
 
 def _row(condition: str, tasks: Sequence[int], records: Sequence[EpisodeRecord]) -> Row:
     lengths = [record.steps for record in records if record.success]
+    by_task = [[record for record in records if record.task == task] for task in tasks]
     return Row(
         condition=condition,
-        tasks=tuple(_rate([record for record in records if record.task == task]) for task in tasks),
-        total=_rate(records),
-        total_last=Rate(successes=sum(record.success_last for record in records), trials=len(records)),
+        tasks=tuple(map(rate_of, by_task)),
+        tasks_last=tuple(map(_rate_last, by_task)),
+        total=rate_of(records),
+        total_last=_rate_last(records),
         steps=sum(lengths) / len(lengths) if lengths else 0.0,
     )
 
 
 def paired(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord]) -> Paired:
-    """Compares two conditions on the scenes that both have met."""
+    """Compares two conditions, of at least one episode each, on the scenes that both have met."""
     one = {record.scene: record.success for record in first}
     two = {record.scene: record.success for record in second}
     shared = [(one[scene], two[scene]) for scene in one if scene in two]
@@ -122,7 +126,7 @@ def _cells(table: SuccessTable) -> list[list[str]]:
     body = [
         [
             row.condition,
-            *(f"{rate.successes}/{rate.trials}" if rate.trials else "-" for rate in row.tasks),
+            *(_cell(rate, last) for rate, last in zip(row.tasks, row.tasks_last, strict=True)),
             counted(row.total),
             f"{row.total_last.successes}/{row.total_last.trials}",
             f"{row.steps:.0f}" if row.steps else "-",
@@ -130,6 +134,14 @@ def _cells(table: SuccessTable) -> list[list[str]]:
         for row in table.rows
     ]
     return [head, *body]
+
+
+def _cell(rate: Rate, last: Rate) -> str:
+    """Successes at any step; where they were fewer at the last step, those too."""
+    if not rate.trials:
+        return "-"
+    fewer = f", {last.successes} last" if last.successes < rate.successes else ""
+    return f"{rate.successes}/{rate.trials}{fewer}"
 
 
 def sentence(pair: Paired) -> str:
@@ -175,7 +187,8 @@ def to_text(tables: Sequence[SuccessTable]) -> str:
     return "\n".join(parts)
 
 
-def _rate_json(rate: Rate) -> dict[str, Any]:
+def rate_json(rate: Rate) -> dict[str, Any]:
+    """A rate as plain JSON values, with its interval."""
     low, high = rate.interval
     value = rate.value if rate.trials else None
     return {"successes": rate.successes, "trials": rate.trials, "rate": value, "low": low, "high": high}
@@ -184,10 +197,11 @@ def _rate_json(rate: Rate) -> dict[str, Any]:
 def _row_json(row: Row, tasks: Sequence[int]) -> dict[str, Any]:
     return {
         "condition": row.condition,
-        "total": _rate_json(row.total),
-        "total_last": _rate_json(row.total_last),
+        "total": rate_json(row.total),
+        "total_last": rate_json(row.total_last),
         "steps": row.steps,
-        "tasks": {str(task): _rate_json(rate) for task, rate in zip(tasks, row.tasks, strict=True)},
+        "tasks": {str(task): rate_json(rate) for task, rate in zip(tasks, row.tasks, strict=True)},
+        "tasks_last": {str(task): rate_json(rate) for task, rate in zip(tasks, row.tasks_last, strict=True)},
     }
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from lamp.benchmark.controls import Condition, Replay, Zero
+from lamp.benchmark.controls import Condition, Intervened, Replay, Scripted, Zero
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
-from lamp.benchmark.suites import Simulator, Simulators
-from lamp_client.chunks import OpenLoop
+from lamp.benchmark.flow_errors import FlowProbe, Witness
+from lamp.benchmark.suites import Demonstrated, Reporting, Ruled, Simulator, Simulators, Varied
+from lamp.errors import ConfigError
+from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.rollout import run_episode
 from lamp_client.types import ActionChunk, Observation
 
@@ -31,6 +34,8 @@ class Duty:
     actions: np.ndarray | None
     """(n, 7) recorded actions in dataset units of a control that does not look; the last one is repeated."""
     filmed: bool
+    probed: bool = False
+    """Whether to measure how good the foresight was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,8 @@ class Request:
     observation: Observation
     noise_seed: tuple[int, ...]
     foresight: bool
+    prior_told: str | None = None
+    """What the Motion Expert is told in place of the observation's instruction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,10 @@ class Outcome:
     policy_calls: int
     policy_ms: float
     video: str | None
+    variation: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+    film: bytes | None = None
+    """The video's file, where the worker is on another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +83,18 @@ class Failure:
 class Post:
     """What a worker is told at its start."""
 
-    simulators: Simulators
+    simulators: Mapping[str, Simulators]
+    """Suite -> its simulators."""
     conditions: Mapping[str, Condition]
-    instructions: tuple[str, ...]
+    instructions: Mapping[str, tuple[str, ...]]
+    """Suite -> the instruction of every task."""
     execute: Mapping[str, int]
     """Condition -> number of actions executed of each chunk."""
-    folder: Path
+    folder: Path | None
+    """Where films go; None: they travel to the main process."""
     artist: Artist
+    probes: Mapping[str, FlowProbe] = field(default_factory=dict)
+    """Condition -> the scene flow that it foresees."""
 
 
 class RemotePolicy:
@@ -92,6 +108,7 @@ class RemotePolicy:
         self.waited_s = 0.0
         self.foresight: np.ndarray | None = None
         self.instruction: str | None = None
+        self.witness: Witness | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -101,19 +118,30 @@ class RemotePolicy:
     def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
         """Sends the observation and waits for the chunk."""
         condition = self._post.conditions[self._duty.episode.condition]
-        if isinstance(condition, Replay | Zero):
+        if isinstance(condition, Replay | Zero | Scripted):
             raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
-        shown = condition.altered(observation, task=self._duty.episode.task, instructions=self._post.instructions)
+        episode = self._duty.episode
+        where = {"task": episode.task, "instructions": self._post.instructions[episode.suite]}
+        shown = condition.altered(observation, **where)
+        told = condition.prior_told(observation, **where) if isinstance(condition, Intervened) else None
         self.instruction = shown.instruction
         seeds = noise_seed if noise_seed is not None else (*self._duty.episode.noise_seed, self.calls)
         started = time.perf_counter()
         self._connection.send(
-            Request(episode=self._duty.episode, observation=shown, noise_seed=seeds, foresight=self._duty.filmed)
+            Request(
+                episode=self._duty.episode,
+                observation=shown,
+                noise_seed=seeds,
+                foresight=self._duty.filmed or self._duty.probed,
+                prior_told=told,
+            )
         )
         chunk: ActionChunk = self._connection.recv()
         self.waited_s += time.perf_counter() - started
         self.calls += 1
         self.foresight = chunk.foresight
+        if self.witness is not None:
+            self.witness.note(chunk.foresight)
         return chunk
 
 
@@ -122,17 +150,18 @@ def work(connection: Connection, post: Post) -> None:
     # Ctrl-C reaches the whole process group; only the main process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     simulator: Simulator | None = None
-    task = -1
+    opened: tuple[str, int] | None = None
     try:
         while True:
             duty: Duty | None = connection.recv()
             if duty is None:
                 return
             try:
-                if simulator is None or task != duty.episode.task:
+                if simulator is None or opened != duty.episode.place:
                     if simulator is not None:
                         simulator.close()
-                    simulator, task = post.simulators.make(duty.episode.task), duty.episode.task
+                    opened = duty.episode.place
+                    simulator = post.simulators[duty.episode.suite].make(duty.episode.task)
                 outcome = play(simulator, duty, RemotePolicy(connection, post, duty), post)
             except (EOFError, ConnectionError):
                 raise
@@ -168,24 +197,55 @@ class Recorded:
         return action
 
 
+class Driven(Recorded):
+    """An executor that asks a scripted expert; the expert sees the simulator itself."""
+
+    def __init__(self, expert: Callable[[], np.ndarray]) -> None:
+        self._expert = expert
+
+    def reset(self) -> None:
+        """Nothing: an expert is made for each episode."""
+
+    def next_action(self, observe: Callable[[], Observation], policy: Any, noise_seed: tuple[int, ...]) -> np.ndarray:
+        """Returns the expert's next action."""
+        return self._expert()
+
+
+def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
+    if duty.actions is not None:
+        return Recorded(duty.actions)
+    simulators = post.simulators[duty.episode.suite]
+    if not isinstance(post.conditions[duty.episode.condition], Scripted):
+        execute = post.execute[duty.episode.condition]
+        return simulators.executor(execute) if isinstance(simulators, Ruled) else OpenLoop(execute=execute)
+    if not isinstance(simulators, Demonstrated):
+        raise ConfigError(f"{simulators.suite} has no scripted expert; expected one of LIBERO's or SimplerEnv's")
+    return Driven(simulators.expert(simulator))
+
+
 def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
-    """Runs one episode: at most `step_limit` actions after settling, ended by the first success."""
+    """Runs one episode: at most `step_limit` actions after settling; the first success ends it, if the suite's rules are so."""
+    simulators = post.simulators[duty.episode.suite]
+    rules = simulators if isinstance(simulators, Ruled) else None
     started = time.perf_counter()
     episode = duty.episode
     simulator.reset(episode.state, episode.placement_seed)
     film = Film(post.artist) if duty.filmed else None
-    executor = OpenLoop(execute=post.execute[episode.condition]) if duty.actions is None else Recorded(duty.actions)
+    policy.witness = witness = Witness(simulator) if duty.probed else None
     result = run_episode(
-        simulator,
+        cast(Simulator, witness or simulator),
         policy,
-        executor,
+        _executor(simulator, duty, post),
         noise_seed=episode.noise_seed,
+        stop_on_success=rules is None or rules.stop_on_success,
         on_frame=film.shoot if film else None,
-        frame_every=FILM_EVERY,
+        frame_every=rules.film_every if rules else FILM_EVERY,
     )
     video = f"videos/{episode.name}.mp4" if film else None
-    if film and video:
-        write_film(post.folder / video, film.frames)
+    filmed = _film(film, post.folder / video if post.folder and video else None)
+    extra: dict[str, Any] = {"flow": witness.errors(post.probes[episode.condition])} if witness else {}
+    if isinstance(simulator, Reporting):
+        extra["simulator"] = dict(simulator.facts)
     return Outcome(
         episode=episode,
         success=result.success,
@@ -197,4 +257,20 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         policy_calls=policy.calls,
         policy_ms=round(1000 * policy.waited_s / policy.calls, 2) if policy.calls else 0.0,
         video=video,
+        variation=dict(simulator.variation) if isinstance(simulator, Varied) else {},
+        extra=extra,
+        film=filmed,
     )
+
+
+def _film(film: Film | None, path: Path | None) -> bytes | None:
+    """Writes a film where it belongs; returns it where that is on another machine."""
+    if film is None:
+        return None
+    if path is not None:
+        write_film(path, film.frames)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "film.mp4"
+        write_film(file, film.frames)
+        return file.read_bytes()

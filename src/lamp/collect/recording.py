@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,13 @@ def simulate(env: LiberoEnv, disturbance: Disturbance) -> Trajectory:
         outcome="success" if success else _reason(expert, scene),
         retries=expert.retries,
     )
+
+
+def act_of_expert(env: LiberoEnv) -> Callable[[], Float[np.ndarray, "7"]]:
+    """The expert alone, without disturbance or recording, for an environment that was just reset: each call is its next action,
+    in the dataset's convention."""
+    expert = Expert(Scene(*env.simulation, env.robosuite))
+    return lambda: dataset_action(expert.decide().action)
 
 
 def _reason(expert: Expert, scene: Scene) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
+from lamp.configuration import from_json
 from lamp.data.actions import Absolute, ActionKind, Delta, Gripper, Pose, Relative
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError, unknown
+from lamp.files import read_json
 
 STATE = "observation.state"
 ACTION = "action"
@@ -198,11 +201,14 @@ EMBODIMENTS: Mapping[str, Embodiment] = {
 
 
 def embodiment(name: str) -> Embodiment:
-    """The embodiment of a name.
+    """The embodiment of a name, or of a JSON file.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or the file does not describe one.
+        DataError: There is no such file, or it is not JSON.
     """
+    if name.endswith(".json"):
+        return from_json(Embodiment, read_json(Path(name), "embodiment"), where=name)
     if name not in EMBODIMENTS:
         raise unknown("embodiment", name, EMBODIMENTS)
     return EMBODIMENTS[name]

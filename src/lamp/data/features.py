@@ -1,44 +1,43 @@
 """The frozen backbone's tokens, computed once per fresh frame, or apart per image and per instruction where it allows that.
 
-A cache lives under ``features/<key>/`` in the dataset's folder, where the key identifies the backbone's weights and settings.
-Each episode is a file of its own, written whole or not at all; files are mapped into memory, so that the operating system
-keeps in RAM what fits, and shares it between processes.
+A cache lives under ``features/<key>/`` in the dataset's folder, or in another that was chosen; the key identifies the backbone's
+weights and settings. Augmented views of the pictures are under ``views/<key>/`` in it. Each episode is a shard, a file of its
+own, written whole or not at all; shards are mapped into memory, so that the operating system keeps in RAM what fits, and shares
+it between processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.encoding import (
-    MANIFEST,
-    SEQUENCES,
+    BackboneIdentity,
     FeatureBackbone,
     FrozenBackbone,
     PartlyConstant,
     SequenceBackbone,
-    cache_folder,
-    camera_names,
-    encode_all,
-    episode_path,
-    is_left_out,
-    is_stale,
-    left_out_path,
-    read_manifest,
-    write_shared,
+    StorageFormat,
 )
-from lamp.data.layouts import Located, Parts, Sequences
+from lamp.data.feature_store import FeatureStore
+from lamp.data.filling import Filled, Workers
+from lamp.data.layouts import Located, Parts, Sequences, Stored
 from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.data.making import Given, make_features
+from lamp.data.manifest import MANIFEST, SEQUENCES, cache_folder, read_manifest
 from lamp.data.padding import Padding
-from lamp.data.stored_images import OnCorrupt, Refuse
-from lamp.errors import DataError, MismatchError
+from lamp.data.stored_images import OnCorrupt
+from lamp.errors import DataError
 from lamp.types import Encoded
 
 __all__ = [
+    "BackboneIdentity",
     "FeatureBackbone",
     "FeatureCache",
     "FrameIndex",
@@ -91,23 +90,40 @@ class FrameIndex:
 class FeatureCache:
     """A complete cache, opened for reading."""
 
-    def __init__(self, dataset: LeRobotDataset, key: str):
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        key: str,
+        *,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        root: Path | None = None,
+        wanted: Mapping[str, Any] | None = None,
+    ):
         """
+        Args:
+            dataset: What it is of.
+            key: Of the backbone.
+            augmentation: Which views of the pictures there are to be besides themselves.
+            root: The folder that caches are in; None: the dataset's own.
+            wanted: What the backbone says of itself, to name how it differs from those that there are caches of.
+
         Raises:
-            DataError: There is no cache for this backbone, or it lacks episodes.
-            MismatchError: It was made from other data, or by another backbone.
+            DataError: There is no cache for this backbone, or it lacks episodes or has corrupt ones.
+            MismatchError: It was made from other data, or by another backbone, or with another augmentation.
         """
-        self.dataset, self.key = dataset, key
-        self.folder = cache_folder(dataset, key)
-        self.manifest: dict[str, Any] = read_manifest(self.folder, key)
+        self.dataset, self.key, self.augmentation = dataset, key, augmentation
+        self.folder = cache_folder(dataset, key, root)
+        self.manifest: dict[str, Any] = read_manifest(self.folder, key, dataset, wanted)
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
-        self.left_out = tuple(index for index in range(len(dataset)) if is_left_out(dataset, self.folder, index))
+        store = FeatureStore(dataset, self.folder, augmentation)
+        self.left_out = store.left_out()
         """Episodes without features, since their pictures cannot be read: they have no rows."""
-        self._check_episodes()
+        store.check()
         self.index = FrameIndex.of(dataset, without=self.left_out)
         layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
-        self._layout = layout(self.folder, self.manifest, [episode.task for episode in dataset.episodes])
+        stored = Stored(store.pictures, store.views)
+        self._layout = layout(stored, self.folder, self.manifest, [episode.task for episode in dataset.episodes])
 
     @classmethod
     def build(
@@ -116,58 +132,57 @@ class FeatureCache:
         backbone: FrozenBackbone,
         *,
         processes: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[Filled], None] | None = None,
         on_corrupt: OnCorrupt | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        root: Path | None = None,
+        storage: StorageFormat = "default",
     ) -> FeatureCache:
         """Computes what is missing or out of date, and opens the cache. May be interrupted and run again at any time.
+
+        Other processes may do the same at the same time: each then makes a share.
 
         Args:
             dataset: Where the images are.
             backbone: What encodes them.
             processes: Worker processes, of one thread each; 1 works in this process.
-            progress: Is told how many episodes are done, and of how many.
+            progress: Is told how far it is.
             on_corrupt: What to do where an episode's pictures cannot be read; by default, refuse.
+            augmentation: Which views of the pictures to encode besides themselves.
+            root: The folder that caches are in; None: the dataset's own.
+            storage: How tokens are kept.
         """
-        folder = cache_folder(dataset, backbone.key)
-        missing = [camera for camera in camera_names(backbone) if camera not in dataset.cameras]
-        if missing:
-            raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")
-        write_shared(dataset, backbone, folder)
-        for index in range(len(dataset)):
-            if left_out_path(folder, index).exists():  # it may have been mended since
-                left_out_path(folder, index).unlink()
-        todo = [index for index in range(len(dataset)) if is_stale(dataset, folder, index)]
-        done = len(dataset) - len(todo)
-        for _ in encode_all(dataset, backbone, folder, todo, processes, on_corrupt or Refuse()):
-            done += 1
-            if progress is not None:
-                progress(done, len(dataset))
-        return cls(dataset, backbone.key)
-
-    def _check_episodes(self) -> None:
-        total = len(self.dataset)
-        expected = [index for index in range(total) if index not in self.left_out]
-        missing = [index for index in expected if not episode_path(self.folder, index).exists()]
-        if missing:
-            raise DataError(
-                f"{self.folder} lacks {len(missing)} of {total} episodes; "
-                f"complete it with `lamp cache features {self.dataset.root}`"
-            )
-        for index in expected:
-            if is_stale(self.dataset, self.folder, index):
-                raise MismatchError(
-                    f"{episode_path(self.folder, index)} was made from other data than episode {index} now holds; "
-                    f"bring it up to date with `lamp cache features {self.dataset.root}`"
-                )
+        make_features(
+            dataset,
+            backbone,
+            Given(backbone),
+            workers=Workers(processes=processes),
+            progress=progress,
+            on_corrupt=on_corrupt,
+            augmentation=augmentation,
+            root=root,
+            storage=storage,
+        )
+        return cls(dataset, backbone.key, augmentation=augmentation, root=root, wanted=backbone.description)
 
     @staticmethod
-    def is_complete(dataset: LeRobotDataset, key: str) -> bool:
+    def is_complete(
+        dataset: LeRobotDataset,
+        key: str,
+        *,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        root: Path | None = None,
+    ) -> bool:
         """Whether a backbone's cache of a dataset lacks nothing and is up to date."""
-        folder = cache_folder(dataset, key)
-        return (folder / MANIFEST).exists() and not any(
-            is_stale(dataset, folder, episode) and not is_left_out(dataset, folder, episode)
-            for episode in range(len(dataset))
-        )
+        store = FeatureStore(dataset, cache_folder(dataset, key, root), augmentation)
+        return (store.folder / MANIFEST).exists() and all(map(store.is_settled, range(len(dataset))))
+
+    @property
+    def kept_otherwise(self) -> tuple[str, ...]:
+        """The number format that tokens are kept in, where it is another than by default."""
+        stored = self.manifest.get("storage")
+        usual = self.manifest.get("dtype", "float16") if self.manifest["version"] == SEQUENCES else "float16"
+        return () if stored in (None, usual) else (stored,)
 
     @property
     def tokens(self) -> int | None:
@@ -183,13 +198,19 @@ class FeatureCache:
         """Number of rows: fresh frames of the dataset."""
         return len(self.index.frame)
 
-    def encoded(self, rows: Int64[np.ndarray, "b"]) -> Encoded:
-        """The tokens of some rows of `index`, in the backbone's order."""
-        order = np.argsort(self.index.episode[rows], kind="stable")
-        episodes, cuts = np.unique(self.index.episode[rows][order], return_index=True)
-        return self._layout.encoded(
-            [
-                Located(episode=episode, places=place, frames=rows[place] - self.index.first[episode])
-                for episode, place in zip(episodes.tolist(), np.split(order, cuts[1:]), strict=True)
-            ]
-        )
+    def encoded(self, rows: Int64[np.ndarray, "b"], views: Int64[np.ndarray, "b"] | None = None) -> Encoded:
+        """The tokens of some rows of `index`, in the backbone's order.
+
+        Args:
+            rows: Which.
+            views: In which view each is seen: 0 for the picture itself, as all are by default.
+        """
+        augmented = np.zeros(len(rows), bool) if views is None else views > 0
+        groups = self.index.episode[rows] * 2 + augmented
+        order = np.argsort(groups, kind="stable")
+        taken, cuts = np.unique(groups[order], return_index=True)
+        located = []
+        for group, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
+            part = Located(episode=group // 2, places=places, frames=rows[places] - self.index.first[group // 2])
+            located.append(replace(part, views=views[places]) if views is not None and group % 2 else part)
+        return self._layout.encoded(located)

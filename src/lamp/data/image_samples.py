@@ -41,6 +41,10 @@ class ObservedBatch(OnDevice):
     action_mask: Bool[Tensor, "b h"]
     """False past the end of the episode, and after an action that was overridden."""
     left_out: tuple[LeftOut, ...] = ()
+    prior_seen: Bool[Tensor, " b"] | None = None
+    """As in `Batch`."""
+    guided: bool | None = None
+    """As in `Batch`."""
 
 
 @dataclass(kw_only=True)

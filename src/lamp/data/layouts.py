@@ -10,48 +10,52 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lamp.configuration import from_json
-from lamp.data.encoding import SHARED, TOKENS, episode_path, load_mapped
+from lamp.data.encoding import FORMATS, TOKENS
+from lamp.data.manifest import SHARED
 from lamp.data.padding import Padding, RightPadding, padded
+from lamp.data.shards import MappedShards, Shards, load_mapped
 from lamp.errors import MismatchError
 from lamp.types import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """Those rows of a batch that are of one episode."""
+    """Those rows of a batch that are of one episode, and all of its pictures themselves or all of augmented views."""
 
     episode: int
     places: Int64[np.ndarray, "n"]
     """Where they stand in the batch."""
     frames: Int64[np.ndarray, "n"]
     """Which of the episode's fresh frames they are."""
+    views: Int64[np.ndarray, "n"] | None = None
+    """Which augmented view each is seen in, from 1; None: the pictures themselves."""
 
 
-class Episodes:
-    """The episodes' files, each mapped into memory when it is first needed."""
+class Stored:
+    """The rows of a cache's shards, read as they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._mapped: dict[int, dict[str, Tensor]] = {}
+    def __init__(self, pictures: Shards, views: Shards | None) -> None:
+        self._pictures = MappedShards(pictures)
+        self._views = None if views is None else MappedShards(views)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Another process maps the files itself."""
-        return {**self.__dict__, "_mapped": {}}
-
-    def __getitem__(self, episode: int) -> dict[str, Tensor]:
-        if episode not in self._mapped:
-            self._mapped[episode] = load_mapped(episode_path(self._folder, episode))[0]
-        return self._mapped[episode]
+    def rows(self, part: Located, name: str) -> Float[Tensor, "n tokens width"]:
+        """The stored tokens of some rows, under a name that the layout gives them."""
+        frames = torch.from_numpy(part.frames)
+        if part.views is None:
+            return self._pictures[part.episode][name][frames]
+        assert self._views is not None
+        return self._views[part.episode][name][torch.from_numpy(part.views - 1), frames]
 
 
 class Parts:
     """Tokens of each camera's image, then those of the instruction: computed apart, put together here.
 
     Args:
+        stored: The shards' rows.
         folder: The cache.
         manifest: Its description.
         instructions: Each episode's.
@@ -60,19 +64,17 @@ class Parts:
         MismatchError: The cache lacks an instruction.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
-        self._episodes, self._width = Episodes(folder), manifest["width"]
+    def __init__(self, stored: Stored, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
+        self._stored, self._width = stored, manifest["width"]
         self._varying = slice(*manifest["varying"])
         tensors, metadata = load_mapped(folder / SHARED)
-        known = json.loads(metadata["instructions"])
+        known = {task: place for place, task in enumerate(json.loads(metadata["instructions"]))}
         absent = [task for task in instructions if task not in known]
         if absent:
-            raise MismatchError(
-                f"{folder} lacks the instruction {absent[0]!r}; complete it with `lamp cache features {folder.parents[1]}`"
-            )
+            raise MismatchError(f"{folder} lacks the instruction {absent[0]!r}; run `lamp cache features` again")
         self._text, self._text_mask = tensors["text"], tensors["text_mask"]
         self._constant = {camera: tensors[f"constant.{camera}"] for camera in manifest["cameras"]}
-        self._instruction = [known.index(task) for task in instructions]
+        self._instruction = [known[task] for task in instructions]
         self.tokens: int = sum(map(len, self._constant.values())) + self._text.shape[1]
         self.padding: Padding = RightPadding()
 
@@ -85,7 +87,7 @@ class Parts:
             of_camera = tokens[:, start : start + len(constant)]
             of_camera[:] = constant
             for part in located:
-                stored = self._episodes[part.episode][camera][torch.from_numpy(part.frames)]
+                stored = self._stored.rows(part, camera)
                 of_camera[torch.from_numpy(part.places), :, self._varying] = stored.float()
             start += len(constant)
         for part in located:
@@ -95,23 +97,25 @@ class Parts:
 
 
 class Sequences:
-    """Whole sequences, stored without their padding and in the backbone's number format.
+    """Whole sequences, stored without their padding, and given in the backbone's number format.
 
     Args:
+        stored: The shards' rows.
         folder: The cache.
         manifest: Its description.
         instructions: Each episode's; an episode's own tokens say all about it.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
-        self._episodes = Episodes(folder)
+    def __init__(self, stored: Stored, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
+        self._stored = stored
         self.padding: Padding = from_json(Padding, manifest["padding"], where=f"padding in {folder}")
         self.tokens: int | None = manifest["length"]
+        self._dtype = None if "dtype" not in manifest else FORMATS[manifest["dtype"]]
 
     def encoded(self, located: Sequence[Located]) -> Encoded:
         """Puts the sequences of a batch together and pads them as the backbone does."""
         rows: dict[int, Tensor] = {}
         for part in located:
-            stored = self._episodes[part.episode][TOKENS][torch.from_numpy(part.frames)]
-            rows.update(zip(part.places.tolist(), stored, strict=True))
+            stored = self._stored.rows(part, TOKENS)
+            rows.update(zip(part.places.tolist(), stored.to(self._dtype or stored.dtype), strict=True))
         return padded([rows[place] for place in range(len(rows))], self.padding, self.tokens)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import cycle
 from multiprocessing import util
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from lamp.data.handing import Handed, Slab
 from lamp.data.image_samples import ObservedBatch
 from lamp.data.sampler import Pick, Sampler
 from lamp.errors import ConfigError, LampError
@@ -59,7 +62,10 @@ class Loader(Generic[Made]):
         self._sampler = sampler
         self._state = sampler.state_dict()
         self._pool: ProcessPoolExecutor | None = None
-        self._coming: deque[tuple[Future[Made], dict[str, Any]]] = deque()
+        self._slabs = tuple(Slab() for _ in range(workers * ahead))
+        # Batches are taken in the order in which they are asked for, so that the slab after the last one is free.
+        self._places = cycle(range(len(self._slabs)))
+        self._coming: deque[tuple[Future[Handed], int, dict[str, Any]]] = deque()
 
     def __iter__(self) -> Iterator[Made]:
         return self
@@ -90,6 +96,10 @@ class Loader(Generic[Made]):
         self._sampler.load_state_dict(state)
         self._state = self._position()
 
+    def wait(self) -> None:
+        """Waits until the workers have made what is asked of them."""
+        wait([future for future, *_ in self._coming])
+
     def close(self) -> None:
         """Ends the workers; the next batch starts new ones, where this loader was."""
         self._forget()
@@ -98,8 +108,8 @@ class Loader(Generic[Made]):
             self._pool = None
 
     def _forget(self) -> None:
-        for future, _ in self._coming:
-            future.cancel()
+        # Those that have begun write to their slabs until they are done.
+        wait([future for future, *_ in self._coming if not future.cancel()])
         self._coming.clear()
         self._sampler.load_state_dict(self._state)
 
@@ -114,28 +124,38 @@ class Loader(Generic[Made]):
             # Not forked: a fork of a process that has computed with torch may wait for ever on a lock that no thread of its own
             # holds. The samples go as plain bytes: by itself multiprocessing would put tensors into shared memory.
             context, packed = multiprocessing.get_context("spawn"), pickle.dumps(self.samples)
-            self._pool = ProcessPoolExecutor(self.workers, context, _start, (packed,))
-        while len(self._coming) < self.workers * self.ahead:
-            pick = next(self._sampler)
-            self._coming.append((self._pool.submit(_work, pick), self._position()))
-        future, state = self._coming.popleft()
+            self._pool = ProcessPoolExecutor(self.workers, context, _start, (packed, self._slabs))
+        while len(self._coming) < len(self._slabs):
+            pick, place = next(self._sampler), next(self._places)
+            self._coming.append((self._pool.submit(_work, pick, place), place, self._position()))
+        future, place, state = self._coming.popleft()
         try:
-            return future.result(), state
+            return self._slabs[place].take(future.result()), state
         except BrokenProcessPool:
             raise LampError("a worker process of the loader died (out of memory?); use fewer workers") from None
 
 
 _samples: Batches[Any] | None = None
+_slabs: tuple[Slab, ...] = ()
 
 
-def _start(packed: bytes) -> None:
-    global _samples
+def _start(packed: bytes, slabs: tuple[Slab, ...]) -> None:
+    global _samples, _slabs
     torch.set_num_threads(1)
-    _samples = pickle.loads(packed)
+    _samples, _slabs = pickle.loads(packed), slabs
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Threads that libraries have started may abort an interpreter that is taken apart in order; nothing is left to be saved.
     util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
-def _work(pick: Pick) -> Any:
+def _end_with_parent() -> None:
+    """Ends this process when the one that reads from it is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(pick: Pick, place: int) -> Handed:
     assert _samples is not None
-    return _samples.batch(pick.indices, epoch=pick.epoch)
+    return _slabs[place].put(_samples.batch(pick.indices, epoch=pick.epoch))

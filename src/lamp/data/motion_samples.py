@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,10 @@ class MotionSamples:
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process reads what it needs itself."""
+        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
 
     def _episode_flow(self, episode: int) -> SceneFlow:
         if episode in self._kept:

@@ -314,7 +314,20 @@ class ContinuousRotation:
         return np.concatenate([before, _two_columns(angles).astype(state.dtype), after], axis=-1)
 
 
-StateTransform = RawState | ContinuousRotation
+@dataclass(frozen=True, kw_only=True)
+class NoState:
+    """State transform: the policy is not shown what the data record (SimplerEnv's protocol has no proprioception)."""
+
+    def width(self, raw: int) -> int:
+        """Returns 0."""
+        return 0
+
+    def apply(self, state: Values) -> Values:
+        """Returns nothing of the state (..., 0)."""
+        return state[..., :0]
+
+
+StateTransform = RawState | ContinuousRotation | NoState
 
 
 def _two_columns(axis_angle: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 6"]:

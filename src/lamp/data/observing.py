@@ -24,8 +24,8 @@ class ObservationEncoder:
 
     def __init__(self, backbone: FrozenBackbone) -> None:
         self.backbone = backbone
-        self.instruction_cache: OrderedDict[str, tuple[Float[Tensor, "n d"], Bool[Tensor, n]]] = OrderedDict()
-        """Text tokens and mask of the instructions seen lately; the least recently used goes first."""
+        self.instruction_cache: OrderedDict[str, tuple[Float[Tensor, "n d"], Bool[Tensor, n], bool]] = OrderedDict()
+        """Text tokens and mask of the instructions seen lately, and whether all are real; the least recently used goes first."""
 
     def encode(self, observations: Observations) -> Encoded:
         """Returns the backbone's tokens: cameras in order, then the instruction.
@@ -41,17 +41,20 @@ class ObservationEncoder:
         if isinstance(self.backbone, SequenceBackbone):
             return self.backbone.encode(observations)
         images = [self.backbone.image_tokens(camera, observations.images[camera]) for camera in cameras]
-        text, text_mask = zip(*(self._read(instruction) for instruction in observations.instructions), strict=True)
+        read = [self._read(instruction) for instruction in observations.instructions]
+        text, text_mask, whole = zip(*read, strict=True)
         device = images[0].device
         tokens = torch.cat([*images, torch.stack(text).to(device)], dim=1)
         seen = torch.ones(len(tokens), sum(part.shape[1] for part in images), dtype=torch.bool, device=device)
-        return Encoded(tokens=tokens, mask=torch.cat([seen, torch.stack(text_mask).to(device)], dim=1))
+        mask = torch.cat([seen, torch.stack(text_mask).to(device)], dim=1)
+        return Encoded(tokens=tokens, mask=mask, whole=all(whole))
 
-    def _read(self, instruction: str) -> tuple[Tensor, Tensor]:
+    def _read(self, instruction: str) -> tuple[Tensor, Tensor, bool]:
         assert not isinstance(self.backbone, SequenceBackbone)
         if instruction not in self.instruction_cache:
             tokens, mask = self.backbone.text_tokens([instruction])
-            self.instruction_cache[instruction] = (tokens[0], mask[0])
+            # Asked once an instruction, so that nobody has to ask the device while it acts.
+            self.instruction_cache[instruction] = (tokens[0], mask[0], bool(mask[0].all()))
             if len(self.instruction_cache) > INSTRUCTIONS_KEPT:
                 self.instruction_cache.popitem(last=False)
         self.instruction_cache.move_to_end(instruction)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lamp.errors import DataError
@@ -48,3 +48,22 @@ def padded(sequences: Sequence[Float[Tensor, "_ d"]], padding: Padding, length: 
         tokens[row, start : start + len(sequence)] = sequence
         mask[row, start : start + len(sequence)] = True
     return Encoded(tokens=tokens, mask=mask)
+
+
+def placed(
+    tokens: Float[Tensor, "b n d"], real: Int[Tensor, " b"], padding: Padding, length: int, *, whole: bool | None = None
+) -> Encoded:
+    """As `padded`, for sequences that lie in one batch already, at its left; no tensor is asked for a value.
+
+    Args:
+        tokens: What stands past a sequence's end does not matter.
+        real: Tokens of each sequence, at most `length`.
+        padding: The side of the zeros.
+        length: Tokens of each padded sequence.
+        whole: Whether every sequence fills it, where the caller knows.
+    """
+    place = torch.arange(length, device=tokens.device).expand(len(tokens), -1)
+    source = place + real[:, None] - length if isinstance(padding, LeftPadding) else place
+    mask = (source >= 0) & (source < real[:, None])
+    index = source.clamp(0, tokens.shape[1] - 1)[..., None].expand(-1, -1, tokens.shape[2])
+    return Encoded(tokens=tokens.gather(1, index).masked_fill(~mask[..., None], 0.0), mask=mask, whole=whole)

@@ -13,8 +13,27 @@ from lamp.errors import ConfigError, DataError, MismatchError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of every batch is meant: the `index`-th of `of` parts of nearly the same size."""
+
+    index: int = 0
+    of: int = 1
+
+    def rows(self, total: int) -> range:
+        """The rows of a batch of so many that are in this part."""
+        return range(total * self.index // self.of, total * (self.index + 1) // self.of)
+
+    def parts(self, count: int) -> list[Share]:
+        """Cuts this part into smaller ones."""
+        return [Share(index=self.index * count + part, of=self.of * count) for part in range(count)]
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pick:
-    """One batch's samples."""
+    """One batch's samples, or a part of them."""
 
     indices: Int64[np.ndarray, "b"]
     epoch: int
@@ -36,16 +55,26 @@ class Sampler:
     """An endless stream of batches of sample indices.
 
     The order of an epoch depends on the seed and the epoch alone. A last batch that would be too small is dropped; where
-    there are fewer samples than one batch takes, each batch is all of them.
+    there are fewer samples than one batch takes, each batch is all of them. Processes that share the batches each have such a
+    sampler; the batches, and where the sampler is, do not depend on how many they are.
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int = 0, weights: Float[np.ndarray, "n"] | None = None):
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        weights: Float[np.ndarray, "n"] | None = None,
+        share: Share = WHOLE,
+    ):
         """
         Args:
             size: Number of samples.
             batch_size: Samples a batch.
             seed: Of the order.
             weights: How often to take each sample, relative to the others; None takes each once an epoch.
+            share: The part of each batch that is given out.
 
         Raises:
             DataError: There are no samples.
@@ -57,7 +86,7 @@ class Sampler:
             raise ConfigError(f"a batch size of {batch_size} is not possible; expected at least 1")
         if weights is not None and (len(weights) != size or (weights < 0).any() or not 0 < weights.sum() < np.inf):
             raise ConfigError(f"expected {size} weights, none negative and not all zero; got {len(weights)}")
-        self.size, self.batch_size, self.seed = size, min(batch_size, size), seed
+        self.size, self.batch_size, self.seed, self.share = size, min(batch_size, size), seed, share
         self._shares = None if weights is None else weights / weights.sum()
         self.epoch = self.position = 0
         self._order = self._epoch_order()
@@ -84,9 +113,10 @@ class Sampler:
         if self.position + self.batch_size > self.size:
             self.epoch, self.position = self.epoch + 1, 0
             self._order = self._epoch_order()
-        indices = self._order[self.position : self.position + self.batch_size]
+        batch = self._order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
-        return Pick(indices=indices, epoch=self.epoch)
+        rows = self.share.rows(self.batch_size)
+        return Pick(indices=batch[rows.start : rows.stop], epoch=self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler is, as plain numbers."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from lamp.data.augmentation import drawn_views
 from lamp.data.embodiment import ACTION, OWN, STATE, Embodiment
 from lamp.data.features import FeatureCache
+from lamp.data.hidden_states import HiddenStates
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.normalise import Normaliser, StateTransform
 from lamp.errors import ConfigError, DataError, MismatchError
@@ -125,7 +127,8 @@ class PolicySamples:
         chunk: int,
         scaling: PolicyScaling,
         embodiment: Embodiment = OWN,
-        motion_hidden: Float16[np.ndarray, "n draws m dm"] | None = None,
+        motion_hidden: HiddenStates | None = None,
+        view_seed: int | None = None,
     ):
         """
         Args:
@@ -136,6 +139,8 @@ class PolicySamples:
             scaling: How to normalise.
             embodiment: What of the dataset is state and action, and what is learnt of the actions.
             motion_hidden: z_m for every sample, for several noise draws; may be set later.
+            view_seed: Of the choice, for each sample and epoch, among the picture and its augmented views; None: the pictures
+                themselves, as validation needs them.
 
         Raises:
             ConfigError: The chunk is empty.
@@ -172,7 +177,9 @@ class PolicySamples:
             held += [actions, np.repeat(actions[-1:], chunk - 1, axis=0)]
         self._actions = torch.from_numpy(np.concatenate(held))
         self._first, self._ends = torch.from_numpy(np.concatenate(first)), torch.from_numpy(np.concatenate(ends))
-        self._hidden: Float16[np.ndarray, "n draws m dm"] | None = None
+        self._view_seed = view_seed if features.augmentation.views else None
+        self._views: tuple[int, Int64[np.ndarray, "n"]] | None = None
+        self._hidden: HiddenStates | None = None
         self.motion_hidden = motion_hidden
         self._prior_seen: Bool[Tensor, "n"] | None = None
 
@@ -181,17 +188,17 @@ class PolicySamples:
         return len(self.rows)
 
     @property
-    def motion_hidden(self) -> Float16[np.ndarray, "n draws m dm"] | None:
-        """z_m precomputed for every sample, for several noise draws; it may be mapped from a file."""
+    def motion_hidden(self) -> HiddenStates | None:
+        """z_m precomputed for every sample, for several noise draws."""
         return self._hidden
 
     @motion_hidden.setter
-    def motion_hidden(self, hidden: Float16[np.ndarray, "n draws m dm"] | None) -> None:
+    def motion_hidden(self, hidden: HiddenStates | None) -> None:
         """
         Raises:
             MismatchError: It was made for another number of samples.
         """
-        if hidden is not None and (len(hidden) != len(self) or hidden.shape[1] < 1):
+        if hidden is not None and (len(hidden) != len(self) or hidden.draws < 1):
             raise MismatchError(f"the hidden states cover {len(hidden)} samples; expected {len(self)}, one entry each")
         self._hidden = hidden
 
@@ -212,15 +219,29 @@ class PolicySamples:
         related = self.embodiment.kind.relate(self._actions[places].numpy(), self._raw_states[indices])
         return torch.from_numpy(self.scaling.actions.normalise(related.astype(np.float32))), mask
 
+    def views(self, indices: Int64[np.ndarray, "b"], *, epoch: int) -> Int64[np.ndarray, "b"] | None:
+        """In which view samples are seen in an epoch: 0 the picture itself; None where none is augmented."""
+        if self._view_seed is None:
+            return None
+        if self._views is None or self._views[0] != epoch:
+            drawn = drawn_views(len(self), self.features.augmentation.views, seed=self._view_seed, epoch=epoch)
+            self._views = epoch, drawn
+        return self._views[1][indices]
+
+    @property
+    def view_count(self) -> int:
+        """Augmented views that samples may be seen in, besides the pictures themselves."""
+        return 0 if self._view_seed is None else self.features.augmentation.views
+
     def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> Batch:
-        """Collates samples; where hidden states are cached, each epoch takes the next of their noise draws."""
+        """Collates samples, each in the view of this epoch; where z_m is cached, each epoch takes the next of its draws."""
         actions, mask = self.chunks(indices)
-        hidden = None
+        views, hidden = self.views(indices, epoch=epoch), None
         if self._hidden is not None:
-            draws = (indices + epoch) % self._hidden.shape[1]
-            hidden = torch.from_numpy(self._hidden[indices, draws].astype(np.float32))
+            found = self._hidden.take(indices, (indices + epoch) % self._hidden.draws, views)
+            hidden = torch.from_numpy(found.astype(np.float32))
         return Batch(
-            encoded=self.features.encoded(self.rows[indices]),
+            encoded=self.features.encoded(self.rows[indices], views),
             state=self._states[torch.from_numpy(indices)],
             actions=actions,
             action_mask=mask,

@@ -7,6 +7,7 @@ tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -131,6 +132,7 @@ class ActionExpert(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.velocity_out = nn.Linear(config.width, config.action_dim)
         self.join = JoinMotion(config.width, joined_width) if joined_width else None
+        self._fixed: dict[float, Tensor] = {}
 
     def context(self, guided: Guided) -> JointContext | PrefixContext:
         """Computes, once, what does not depend on the actions.
@@ -176,19 +178,35 @@ class ActionExpert(nn.Module):
 
         `tau` may be one flow time for all.
         """
-        x = self._embed(actions, flow_times(tau, 2, actions.device), state, context.t_1)
+        x = self.embed(actions, self._time(tau), state, context.t_1)
         if self.join is not None and isinstance(context.motion, JoinedMotion):
             x = self.join(x, context.motion.values)
         x = self._beside(x, context) if isinstance(context, PrefixContext) else self._together(x, context)
         return self.velocity_out(self.norm(x))
 
-    def _embed(self, actions: Tensor, tau: Tensor, state: Tensor, t_1: Tensor | None = None) -> Tensor:
+    def fix_times(self, times: Sequence[float]) -> None:
+        """Embeds some flow times once and for all."""
+        self._fixed = {tau: self._time(tau) for tau in times}
+
+    def embed(
+        self,
+        actions: Float[Tensor, "b r h a"],
+        time: Float[Tensor, "#b #r c"],
+        state: Float[Tensor, "b s"],
+        t_1: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b r h d"]:
+        """Returns the action tokens as the first block finds them, from the embedded flow time."""
         b, r, h, _ = actions.shape
-        parts = [actions, self._times(tau)[:, :, None].expand(b, r, h, -1), state[:, None, None].expand(b, r, h, -1)]
+        parts = [actions, time[:, :, None].expand(b, r, h, -1), state[:, None, None].expand(b, r, h, -1)]
         if self.config.sees_t_1 and t_1 is not None:
             parts.append(self._times(t_1)[:, None, None].expand(b, r, h, -1))
         tokens = torch.cat(parts, dim=-1)
         return self.action_in(tokens.to(self.action_in.weight.dtype)) + self.positions[:h]
+
+    def _time(self, tau: Float[Tensor, "b r"] | float) -> Float[Tensor, "#b #r c"]:
+        if isinstance(tau, float) and tau in self._fixed:
+            return self._fixed[tau]
+        return self._times(flow_times(tau, 2, self.positions.device))
 
     def _times(self, tau: Float[Tensor, "*b"]) -> Float[Tensor, "*b c"]:
         slowest, fastest = self.config.time_frequencies
@@ -223,7 +241,8 @@ class ActionExpert(nn.Module):
             seen = torch.cat([context.mask.new_ones(b, h), context.mask], dim=1)
             mask = seen.repeat_interleave(r, dim=0)[:, None, None]
         asked, keys, values, beyond = (
-            part.repeat_interleave(r, dim=0) for part in (context.query, *context.first, context.tokens)
+            part if r == 1 else part.repeat_interleave(r, dim=0)
+            for part in (context.query, *context.first, context.tokens)
         )
         tokens = torch.cat([x.flatten(0, 1), beyond], dim=1)
         for index in range(self.config.layers):

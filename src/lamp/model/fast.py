@@ -2,7 +2,8 @@
 
 What does not change from one observation to the next is computed once (flow times and all that they modulate), and products go
 through the fastest kernels at hand: on a CPU in float32, oneDNN's, with weights laid out for them; on a GPU, blocks go through
-torch's compiler and one CUDA graph runs from the backbone's tokens to the actions, so that the host launches one thing a chunk.
+torch's compiler and one CUDA graph runs from the backbone's tokens to the actions (with `lamp.model.fast_step`, from the pixels),
+so that the host launches one thing a chunk.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from lamp.flow_matching import step_times
 from lamp.model import onednn
+from lamp.model.action_expert import ActionExpert
 from lamp.model.lamp import LaMP
 from lamp.model.layers import Block, Mlp
 from lamp.model.motion_expert import MotionBlock
@@ -46,8 +48,11 @@ def prepared(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
     with torch.inference_mode():
         if _device(twin).type == "cpu" and dtype == torch.float32 and onednn.available():
             _pack(twin)
+        times = step_times(model.config.solver_steps)
         if twin.motion_expert is not None:
-            twin.motion_expert.fix_times(step_times(model.config.solver_steps)[: model.config.evaluations["motion"]])
+            twin.motion_expert.fix_times(times[: model.config.evaluations["motion"]])
+        if twin.action_expert is not None:
+            twin.action_expert.fix_times(times[:-1])
     return twin
 
 
@@ -74,6 +79,8 @@ def compile_blocks(model: LaMP) -> None:
         elif isinstance(module, Block):
             module.project = torch.compile(module.project, fullgraph=True, dynamic=False)
             module.attend = torch.compile(module.attend, fullgraph=True, dynamic=False)
+        elif isinstance(module, ActionExpert):
+            module.embed = torch.compile(module.embed, fullgraph=True, dynamic=False)
 
 
 class FastActor:
@@ -102,10 +109,18 @@ class FastActor:
         action_noise: Float[Tensor, "b h a"],
     ) -> Float[Tensor, "b h a"]:
         """Returns a normalised action chunk, as `LaMP.act`."""
-        # The one question to the device: attention without a mask is another, faster kernel.
-        encoded = replace(encoded, whole=encoded.whole or bool(encoded.mask.all()))
-        if self.device.type != "cuda":
-            return self.model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
+        if encoded.whole is None:
+            # The one question to the device, where the encoder has not answered it: without a mask, attention is faster.
+            encoded = replace(encoded, whole=bool(encoded.mask.all()))
+        # The weights have their type: autocast would only convert what need not be.
+        with torch.autocast(self.device.type, enabled=False):
+            if self.device.type != "cuda":
+                return self.model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
+            return self._replayed(encoded, state, motion_noise, action_noise)
+
+    def _replayed(
+        self, encoded: Encoded, state: Tensor, motion_noise: Tensor | None, action_noise: Tensor
+    ) -> Float[Tensor, "b h a"]:
         given = {
             "tokens": encoded.tokens,
             "mask": encoded.mask,
@@ -114,10 +129,10 @@ class FastActor:
             "action_noise": action_noise,
         }
         given = {name: tensor if tensor is None else with_twins(tensor) for name, tensor in given.items()}
-        whole = encoded.whole
+        model, whole = self.model, encoded.whole
 
         def act(tokens: Tensor, mask: Tensor, **rest: Any) -> Tensor:
-            return self.model.act(Encoded(tokens=tokens, mask=mask, whole=whole), **rest)
+            return model.act(Encoded(tokens=tokens, mask=mask, whole=whole), **rest)
 
         return self._graphs.run(act, given, key=whole)[: len(state)]
 
@@ -138,6 +153,8 @@ class Recorded:
             function: Does nothing that depends on the tensors' values.
             given: Its arguments by name, of the shapes and types that it will have; None stays None.
         """
+        # Whatever else the function reads has to stay where it is.
+        self._function = function
         self._inputs = {name: tensor if tensor is None else tensor.clone() for name, tensor in given.items()}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -146,7 +163,8 @@ class Recorded:
                 function(**self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # What other threads do meanwhile, such as waiting for a stream of their own, does not spoil the recording.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._output = function(**self._inputs)
 
     def __call__(self, given: Mapping[str, Tensor | None]) -> Tensor:
@@ -173,7 +191,8 @@ class Graphs:
             given: Its arguments by name.
             key: Says which function it is, where there are several.
         """
-        shapes = (key, *((name, tensor if tensor is None else tensor.shape) for name, tensor in given.items()))
+        kinds = ((name, tensor if tensor is None else (tensor.shape, tensor.dtype)) for name, tensor in given.items())
+        shapes = (key, *kinds)
         graph = self._kept.pop(shapes, None) or _record(function, given)
         self._kept[shapes] = graph
         if len(self._kept) > GRAPHS_KEPT:

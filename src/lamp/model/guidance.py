@@ -76,5 +76,8 @@ class MotionGuidance(nn.Module):
 
     def forward(self, z: Float[Tensor, "b n d"], z_m: Float[Tensor, "b m dm"]) -> Float[Tensor, "b n d"]:
         """Returns z_guided (Eq. 4)."""
-        h_motion = self.norm_motion(self.project(z_m))
-        return z + self.opening() * self.cross_attention(self.norm_z(z), h_motion)
+        return z + self.opening() * self.update(z, z_m)
+
+    def update(self, z: Float[Tensor, "b n d"], z_m: Float[Tensor, "b m dm"]) -> Float[Tensor, "b n d"]:
+        """Returns what the gate lets through: CA(Q = LN(z), K = V = LN(W_proj z_m))."""
+        return self.cross_attention(self.norm_z(z), self.norm_motion(self.project(z_m)))

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lamp.draws import Source
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import (
     Beta,
@@ -23,12 +24,14 @@ from lamp.flow_matching import (
     interpolate,
     masked_velocity_loss,
     step_times,
+    velocity_errors,
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
 from lamp.model.fusion import FusionConfig, build_fusion, joined_width, withheld
 from lamp.model.guidance import GuidanceConfig, MotionGuidance
-from lamp.model.motion_expert import MotionExpert, MotionExpertConfig
+from lamp.model.layers import Block
+from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
 from lamp.types import Batch, Encoded, Guided
 
 Present = TypeVar("Present")
@@ -106,12 +109,24 @@ class LaMPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The noise draws that a loss is of, one by one, detached."""
+
+    loss: Float[Tensor, " n"]
+    tau: Float[Tensor, " n"]
+    """Each draw's flow time."""
+    supervised: Bool[Tensor, " n"]
+    """False where nothing of a draw supervises; its loss is then 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MotionLoss:
     """L_motion (Eq. 3)."""
 
     total: Float[Tensor, ""]
     per_axis: Float[Tensor, " 3"]
     """The same over (du, dv, dd) alone, detached."""
+    draws: Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +136,7 @@ class ActionLoss:
     total: Float[Tensor, ""]
     per_dim: Float[Tensor, " a"]
     """The same over each action value alone, detached."""
+    draws: Draws
 
 
 class LaMP(nn.Module):
@@ -134,42 +150,61 @@ class LaMP(nn.Module):
         self.guidance = build_fusion(fusion, action) if fusion and action else None
         self.action_expert = ActionExpert(action, joined_width(fusion)) if action else None
 
-    def motion_loss(self, batch: Batch, generator: torch.Generator, draws: int = 1) -> MotionLoss:
+    def motion_loss(self, batch: Batch, source: Source, draws: int = 1) -> MotionLoss:
         """Stage 1: the Motion Expert learns the velocity from noise to the observed scene flow.
 
         Args:
             batch: With `motion`.
-            generator: Source of noise and flow times.
+            source: Of noise and flow times.
             draws: Noise draws per sample.
         """
         expert, motion = _present(self.motion_expert, "Motion Expert"), _present(batch.motion, "batch.motion")
         encoded, mask = _repeated(batch.encoded, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
         data = expert.within(motion.values.repeat_interleave(draws, dim=0))
-        noise = expert.within(gaussian(data.shape, generator, data.device))
-        tau = self.config.motion_tau.sample(len(data), generator, data.device)
+        noise = expert.within(gaussian(data.shape, source, data.device))
+        tau = self.config.motion_tau.sample(len(data), source, data.device)
         noisy = interpolate(noise, data, tau)
         scale = expert.error_scale(tau, noisy)
         predicted, target = expert(noisy, tau, encoded) / scale, velocity_target(noise, data) / scale
-        return MotionLoss(total=masked_velocity_loss(predicted, target, mask), per_axis=_each(predicted, target, mask))
+        return MotionLoss(
+            total=masked_velocity_loss(predicted, target, mask),
+            per_axis=_each(predicted, target, mask),
+            draws=_draws(predicted, target, mask, tau),
+        )
 
     @torch.no_grad()
-    def motion_hidden(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
-        """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient."""
+    def motion_hidden(
+        self, encoded: Encoded, noise: Float[Tensor, "b k t 3"], *, taken: int | None = None
+    ) -> Float[Tensor, "b m dm"]:
+        """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient.
+
+        Args:
+            encoded: What the Motion Expert is conditioned on.
+            noise: Where the solver starts.
+            taken: Steps of the solver before z_m is read; None takes the configuration's.
+        """
         expert = _present(self.motion_expert, "Motion Expert")
         noise = expert.within(noise)
-        taken = self.config.hidden_at.STEPS
-        partial = euler(lambda m, tau: expert(m, tau, encoded), noise, self.config.solver_steps, stop_after=taken)
-        return expert.hidden(partial, step_times(self.config.solver_steps)[taken], encoded)
+        taken = self.config.hidden_at.STEPS if taken is None else taken
+        steps, condition = self.config.solver_steps, expert.condition(encoded)
+        partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
+        return expert.hidden(partial, step_times(steps)[taken], encoded, condition)
 
     def guide(
-        self, encoded: Encoded, hidden: Float[Tensor, "b m dm"] | None, seen: Bool[Tensor, " b"] | None = None
+        self,
+        encoded: Encoded,
+        hidden: Float[Tensor, "b m dm"] | None,
+        seen: Bool[Tensor, " b"] | None = None,
+        *,
+        unguided: bool = False,
     ) -> Guided:
         """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it.
 
-        In the ablations that bring the prior to the actions, z stays as it is and the prior comes beside it.
+        In the ablations that bring the prior to the actions, z stays as it is and the prior comes beside it. Where the whole
+        batch is `unguided`, guidance is not computed.
         """
         guided = Guided.of(encoded)
-        if self.guidance is not None and not self._unguided(seen):
+        if self.guidance is not None and not unguided:
             guided = self.guidance.guide(encoded, _present(hidden, "motion hidden state"))
             guided = guided if seen is None else withheld(guided, encoded, seen)
         if self.config.action is None or not self.config.action.sees_t_1:
@@ -177,32 +212,39 @@ class LaMP(nn.Module):
         t_1 = torch.full((len(encoded.mask),), step_times(self.config.solver_steps)[1], device=encoded.mask.device)
         return replace(guided, t_1=t_1)
 
-    def _unguided(self, seen: Bool[Tensor, " b"] | None) -> bool:
-        """Whether no sample has seen the prior, so that guidance need not be computed."""
-        return isinstance(self.guidance, MotionGuidance) and seen is not None and not bool(seen.any())
+    def _unguided(self, batch: Batch) -> bool:
+        """Whether no sample of the step sees the prior, so that guidance need not be computed."""
+        if not isinstance(self.guidance, MotionGuidance) or batch.prior_seen is None:
+            return False
+        return not (bool(batch.prior_seen.any()) if batch.guided is None else batch.guided)
 
-    def action_loss(self, batch: Batch, generator: torch.Generator, noise_draws: int = 2) -> ActionLoss:
+    def action_loss(self, batch: Batch, source: Source, noise_draws: int = 2) -> ActionLoss:
         """Stage 2 (Algorithm 1): guidance and Action Expert learn the velocity from noise to the expert's actions.
 
         Args:
             batch: With `state` and `actions`; `motion_hidden` spares the Motion Expert's evaluation.
-            generator: Source of motion noise, action noise and flow times.
+            source: Of motion noise, action noise and flow times.
             noise_draws: Action-noise draws per sample, which share z_guided.
         """
         expert, actions = _present(self.action_expert, "Action Expert"), _present(batch.actions, "batch.actions")
         state, hidden = _present(batch.state, "batch.state"), batch.motion_hidden
-        if hidden is None and self.motion_expert is not None and not self._unguided(batch.prior_seen):
-            noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), generator, actions.device)
+        unguided = self._unguided(batch)
+        if hidden is None and self.motion_expert is not None and not unguided:
+            noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), source, actions.device)
             hidden = self.motion_hidden(batch.encoded, noise)
-        context = expert.context(self.guide(batch.encoded, hidden, batch.prior_seen))
+        context = expert.context(self.guide(batch.encoded, hidden, batch.prior_seen, unguided=unguided))
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)
-        noise = gaussian(data.shape, generator, data.device)
-        tau = self.config.action_tau.sample(data.shape[0] * noise_draws, generator, data.device)
+        noise = gaussian(data.shape, source, data.device)
+        tau = self.config.action_tau.sample(data.shape[0] * noise_draws, source, data.device)
         tau = tau.unflatten(0, (-1, noise_draws))
         predicted = expert(interpolate(noise, data, tau), tau, state, context)
         target, mask = velocity_target(noise, data), _action_mask(batch, data)
-        return ActionLoss(total=masked_velocity_loss(predicted, target, mask), per_dim=_each(predicted, target, mask))
+        return ActionLoss(
+            total=masked_velocity_loss(predicted, target, mask),
+            per_dim=_each(predicted, target, mask),
+            draws=_draws(predicted, target, mask, tau),
+        )
 
     @torch.no_grad()
     def act(
@@ -224,13 +266,27 @@ class LaMP(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, guided: Guided, state: Float[Tensor, "b s"], action_noise: Float[Tensor, "b h a"]
+        self,
+        guided: Guided,
+        state: Float[Tensor, "b s"],
+        action_noise: Float[Tensor, "b h a"],
+        *,
+        steps: int | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10)."""
+        """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10).
+
+        Args:
+            guided: What the Action Expert is conditioned on.
+            state: Normalised robot state.
+            action_noise: Where the solver starts.
+            steps: Euler steps; None takes the configuration's.
+        """
         expert = _present(self.action_expert, "Action Expert")
         context = expert.context(guided)
         return euler(
-            lambda a, tau: expert(a[:, None], tau, state, context)[:, 0], action_noise, self.config.solver_steps
+            lambda a, tau: expert(a[:, None], tau, state, context)[:, 0],
+            action_noise,
+            steps or self.config.solver_steps,
         )
 
     @torch.no_grad()
@@ -239,7 +295,14 @@ class LaMP(nn.Module):
     ) -> Float[Tensor, "b k t 3"]:
         """Returns fully denoised, normalised scene-flow increments: for pictures, no action depends on them."""
         expert = _present(self.motion_expert, "Motion Expert")
-        return euler(lambda m, tau: expert(m, tau, encoded), expert.within(noise), steps or self.config.solver_steps)
+        noise, condition = expert.within(noise), expert.condition(encoded)
+        return euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps or self.config.solver_steps)
+
+    @property
+    def blocks(self) -> dict[nn.Module, tuple[str, ...]]:
+        """The experts' blocks, each with those of its methods (besides `forward`) that compute with its weights."""
+        kinds: dict[type[nn.Module], tuple[str, ...]] = {Block: ("project", "attend"), MotionBlock: ("moment",)}
+        return {module: methods for module in self.modules() for kind, methods in kinds.items() if type(module) is kind}
 
     @property
     def gate(self) -> float | None:
@@ -286,3 +349,9 @@ def _each(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"
     with torch.no_grad():
         axes = zip(predicted.unbind(-1), target.unbind(-1), mask.unbind(-1), strict=True)
         return torch.stack([masked_velocity_loss(*axis) for axis in axes])
+
+
+@torch.no_grad()
+def _draws(predicted: Tensor, target: Tensor, mask: Tensor, tau: Float[Tensor, "*lead"]) -> Draws:
+    loss, supervised = velocity_errors(predicted, target, mask, axes=tau.ndim)
+    return Draws(loss=loss.flatten(), tau=tau.flatten(), supervised=supervised.flatten())

@@ -183,6 +183,14 @@ class Moment(NamedTuple):
     scale: Float[Tensor, "b 1 d"]
 
 
+class Condition(NamedTuple):
+    """z_t as the first block finds it."""
+
+    tokens: Float[Tensor, "b c d"]
+    real: Bool[Tensor, "b c"] | None
+    """Which of them; None where all are."""
+
+
 class MotionBlock(nn.Module):
     """Joint attention over [condition; motion] and an MLP, both shared, with each stream modulated by time on its own.
 
@@ -263,11 +271,18 @@ class MotionExpert(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"] | float, encoded: Encoded
+        self,
+        motion: Float[Tensor, "b k t 3"],
+        tau: Float[Tensor, " b"] | float,
+        encoded: Encoded,
+        condition: Condition | None = None,
     ) -> Float[Tensor, "b k t 3"]:
-        """Returns the predicted velocity (Eq. 3); `tau` may be one flow time for all."""
+        """Returns the predicted velocity (Eq. 3); `tau` may be one flow time for all.
+
+        `condition` is what `self.condition(encoded)` gave, where the network is asked more than once.
+        """
         moment = self.moment(tau, encoded)
-        tokens = self.norm(self._run(motion, moment, encoded, self.config.layers))
+        tokens = self.norm(self._run(motion, moment, condition or self.condition(encoded), self.config.layers))
         predicted = self.unpatchify(self.velocity_out(self.norm_out(tokens) * (1 + moment.scale) + moment.shift))
         if self.config.preconditioning is not None:
             _, skip, out = self.config.preconditioning.coefficients(moment.tau, motion)
@@ -281,11 +296,15 @@ class MotionExpert(nn.Module):
         return self.config.preconditioning.coefficients(tau, motion)[2]
 
     def hidden(
-        self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " b"] | float, encoded: Encoded
+        self,
+        motion: Float[Tensor, "b k t 3"],
+        tau: Float[Tensor, " b"] | float,
+        encoded: Encoded,
+        condition: Condition | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Returns z_m: the motion tokens as they leave block `hidden_layer`, before any final norm."""
         depth = self.config.hidden_layer % self.config.layers + 1
-        return self._run(motion, self.moment(tau, encoded), encoded, depth)
+        return self._run(motion, self.moment(tau, encoded), condition or self.condition(encoded), depth)
 
     def moment(self, tau: Float[Tensor, " b"] | float, encoded: Encoded) -> Moment:
         """Returns what time (and the mean of z_t, where it enters that way) does to every block."""
@@ -331,23 +350,23 @@ class MotionExpert(nn.Module):
         mean = total / encoded.mask.sum(1, keepdim=True).clamp(min=1)
         return time + self.pooled(functional.silu(self.condition_in(mean.to(self.condition_in.weight.dtype))))
 
-    def _run(self, motion: Tensor, moment: Moment, encoded: Encoded, depth: int) -> Float[Tensor, "b m d"]:
+    def _run(self, motion: Tensor, moment: Moment, given: Condition, depth: int) -> Float[Tensor, "b m d"]:
         scaled = self.patchify(self._scaled(motion, moment.tau)).to(self.motion_in.weight.dtype)
         tokens = self.motion_in(scaled) + self.positions
-        condition, seen = self.condition(encoded)
+        condition, seen = given
         mask = None if seen is None else torch.cat([seen, seen.new_ones(tokens.shape[:2])], dim=1)[:, None, None]
         for index, (block, then) in enumerate(zip(self.blocks[:depth], moment.blocks, strict=False), start=1):
             condition, tokens = block(condition, tokens, then, mask, last=index == depth)
         return tokens
 
-    def condition(self, encoded: Encoded) -> tuple[Float[Tensor, "b c d"], Bool[Tensor, "b c"] | None]:
-        """Returns the condition tokens that attend jointly with the motion tokens, and which are real: None where all are."""
+    def condition(self, encoded: Encoded) -> Condition:
+        """Returns the condition tokens that attend jointly with the motion tokens; they do not depend on the flow time."""
         if isinstance(self.config.conditioning, AdaLNPooled):
             empty = self.condition_in.weight.new_empty(len(encoded.mask), 0, self.config.width)
-            return empty, None
+            return Condition(empty, None)
         tokens = self.condition_in(encoded.tokens.to(self.condition_in.weight.dtype))
         if isinstance(self.config.conditioning, JointTokens):
-            return tokens, encoded.padding_mask
+            return Condition(tokens, encoded.padding_mask)
         # Row p of the result is token p mod n, while p is within a whole number of repetitions. Every size and address stays
         # on the device, so that nothing waits for the host.
         real = encoded.mask.sum(1, keepdim=True).clamp(min=1)
@@ -360,7 +379,7 @@ class MotionExpert(nn.Module):
         whole = (place < filled) | (real > place.shape[1])
         # The projection's bias is part of every row, as if the rows had come through it.
         filling = (self.filling + self.condition_in.bias).to(tokens.dtype)
-        return torch.where(whole[..., None], repeated, filling[rest]), None
+        return Condition(torch.where(whole[..., None], repeated, filling[rest]), None)
 
     def patchify(self, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m v"]:
         """Cuts a grid (row by row) of paths into tokens of (axis, flow step, row, column) values."""

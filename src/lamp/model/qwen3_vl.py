@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lamp.data.padding import LeftPadding, Padding, RightPadding, padded
+from lamp.configuration import to_json
+from lamp.data.padding import LeftPadding, Padding, RightPadding, placed
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
 from lamp.model.backbone import frozen
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
 from lamp.model.qwen_images import PatchRule
+from lamp.model.qwen_lora import LoRA, adapt, merge
 from lamp.model.qwen_text import BARE_PROMPT, PromptTokenizer, check_prompt
 from lamp.types import Encoded, Observations
 
@@ -74,6 +76,8 @@ class Qwen3VLBackboneConfig:
     bfloat16: bool = True
     """Weights and arithmetic in bfloat16, as they are published; else in float32."""
     attention: Sdpa | FlashAttention = field(default_factory=Sdpa)
+    lora: LoRA | None = None
+    """Adapters that Stage 2 trains along; None: the model is frozen, and its tokens can be cached."""
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.cameras]
@@ -95,6 +99,7 @@ class Qwen3VLBackboneConfig:
             content: Hash of the model's files; None where they are not at hand.
             commit: On the hub.
         """
+        adapted = {} if self.lora is None else {"lora": to_json(self.lora)}
         return {
             "kind": "qwen3_vl",
             "revision": REVISION,
@@ -107,6 +112,7 @@ class Qwen3VLBackboneConfig:
             "padding": type(self.padding).__name__,
             "text_tokens": self.text_tokens,
             "bfloat16": self.bfloat16,
+            **adapted,
         }
 
     def pinned(self, recorded: Mapping[str, Any]) -> Qwen3VLBackboneConfig:
@@ -141,6 +147,47 @@ class QwenIdentity:
         said = {name: value for name, value in self.description.items() if name not in PROVENANCE}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def rule(self) -> PatchRule:
+        """What the model makes of an image."""
+        try:
+            return PatchRule.read(self.folder.path)
+        except ImportError as error:
+            raise missing(error) from error
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """What it makes of an instruction."""
+        try:
+            return PromptTokenizer(self.folder.path / TOKENIZER, self.config.prompt)
+        except ImportError as error:
+            raise missing(error) from error
+
+    @property
+    def padding(self) -> Padding:
+        """On which side sequences are padded."""
+        return self.config.padding
+
+    @cached_property
+    def tokens_of_images(self) -> tuple[int, ...]:
+        """Tokens of each camera's image."""
+        return tuple(self.rule.tokens(side) for _, side in self.config.cameras)
+
+    @cached_property
+    def length(self) -> int | None:
+        """Tokens of every padded sequence, where `text_tokens` fixes them."""
+        room = self.config.text_tokens
+        return None if room is None else self.tokenizer.turn_length(self.tokens_of_images, room)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of its tokens."""
+        return torch.bfloat16 if self.config.bfloat16 else torch.float32
+
+    def values_of(self, instruction: str) -> int:
+        """How many numbers one observation's tokens are, without padding."""
+        return len(self.tokenizer.turn(instruction, self.tokens_of_images)) * self.width
+
     def load(self) -> Qwen3VLBackbone:
         """Loads the weights."""
         return Qwen3VLBackbone(self.config, self)
@@ -159,6 +206,8 @@ class QwenInputs:
     """Frames, rows and columns of patches of each image."""
     lengths: tuple[int, ...]
     """Real tokens of each sequence."""
+    real: Int[Tensor, " b"]
+    """The same, on the model's device: nothing has to be brought there between the model and the experts."""
 
 
 class Qwen3VLBackbone(nn.Module):
@@ -177,31 +226,35 @@ class Qwen3VLBackbone(nn.Module):
     def __init__(self, config: Qwen3VLBackboneConfig, identity: QwenIdentity | None = None) -> None:
         super().__init__()
         self.config, self.identity = config, identity or config.find()
-        folder = self.identity.folder
+        self.rule, self.tokenizer = self.identity.rule, self.identity.tokenizer
         try:
-            self.rule = PatchRule.read(folder.path)
-            self.tokenizer = PromptTokenizer(folder.path / TOKENIZER, config.prompt)
-            self.vlm: Any = _load(folder, config)
+            self.vlm: Any = _load(self.identity.folder, config)
         except ImportError as error:
             raise missing(error) from error
-        room = config.text_tokens
-        self._length = None if room is None else self.tokenizer.turn_length(self._image_tokens, room)
+        self._image_tokens, self._length = self.identity.tokens_of_images, self.identity.length
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
-        self._fast: FastQwen | None = None
+        self.fast: FastQwen | None = None
+        """What `accelerate` prepared."""
         frozen(self)
+        if config.lora is not None:
+            adapt(self.vlm, config.lora)
 
     def train(self, mode: bool = True) -> Qwen3VLBackbone:
-        """Stays in evaluation mode: the backbone is frozen in both stages."""
-        return super().train(False)
+        """Stays in evaluation mode, but for adapters: the backbone itself is frozen in both stages."""
+        return super().train(mode and self.config.lora is not None)
 
     def accelerate(self) -> None:
         """From now on computes the same tokens, within rounding, sooner (`lamp.model.qwen_fast`), on the device where it is.
 
         The weights must not change any more. On a GPU, the first call of each batch size and length then takes a while.
         """
-        if self._fast is None or self._fast.device != self.vlm.device:
+        if self.config.lora is not None:
+            merge(self.vlm)
+        if self.fast is None or self.fast.device != self.vlm.device:
+            # Package flash-attn can neither be compiled whole nor gain anything here, where torch picks such a kernel itself.
+            self.vlm.language_model.set_attn_implementation("sdpa")
             sequence = self.tokenizer.turn("", self._image_tokens)
-            self._fast = FastQwen(self.vlm, sequence, self._grid)
+            self.fast = FastQwen(self.vlm, sequence, self._grid)
 
     @property
     def width(self) -> int:
@@ -228,6 +281,15 @@ class Qwen3VLBackbone(nn.Module):
         """Tokens of every padded sequence, where `text_tokens` fixes them."""
         return self._length
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of its tokens."""
+        return self.identity.dtype
+
+    def values_of(self, instruction: str) -> int:
+        """How many numbers one observation's tokens are, without padding."""
+        return self.identity.values_of(instruction)
+
     def prepare(self, observations: Observations) -> QwenInputs:
         """Makes the model's inputs, on the model's device.
 
@@ -240,6 +302,7 @@ class Qwen3VLBackbone(nn.Module):
             given = ", ".join(observations.images) or "none"
             raise MismatchError(f"Qwen3-VL: cameras {absent} expected and not given; given: {given}.")
         device, turns = self.vlm.device, [self._turn(text) for text in observations.instructions]
+        lengths = tuple(len(ids) for ids, _ in turns)
         ids = nn.utils.rnn.pad_sequence([ids for ids, _ in turns], batch_first=True)
         positions = nn.utils.rnn.pad_sequence([positions.T for _, positions in turns], batch_first=True)
         patches = [self.rule.patches(observations.images[name].to(device), side) for name, side in self.config.cameras]
@@ -248,33 +311,23 @@ class Qwen3VLBackbone(nn.Module):
             positions=positions.permute(2, 0, 1).to(device),
             patches=torch.cat(patches, dim=1).flatten(0, 1),
             grid=self._grid.repeat(len(turns), 1).to(device),
-            lengths=tuple(len(ids) for ids, _ in turns),
+            lengths=lengths,
+            real=torch.tensor(lengths, device=device),
         )
 
-    @torch.no_grad()
     def forward(self, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
         """Returns the last decoder layer's output; what it holds past a sequence's end means nothing."""
-        if self._fast is not None:
-            return self._fast(inputs.ids, inputs.positions, inputs.patches)
-        with torch.autocast(self.vlm.device.type, enabled=False):
-            # No mask: with causal attention the padding on the right is never seen.
-            found = self.vlm(
-                input_ids=inputs.ids,
-                position_ids=inputs.positions,
-                pixel_values=inputs.patches,
-                image_grid_thw=inputs.grid,
-            )
-        return found.last_hidden_state
+        if self.fast is not None:
+            return self.fast(inputs.ids, inputs.positions, inputs.patches, length=self.length)
+        learning = self.training and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning), torch.autocast(self.vlm.device.type, enabled=False):
+            return run_plain(self.vlm, inputs)
 
     def encode(self, observations: Observations) -> Encoded:
         """Returns the tokens of whole observations, padded as the settings say."""
         inputs = self.prepare(observations)
-        rows = zip(self(inputs), inputs.lengths, strict=True)
-        return padded([row[:length] for row, length in rows], self.config.padding, self.length)
-
-    @property
-    def _image_tokens(self) -> Sequence[int]:
-        return [self.rule.tokens(side) for _, side in self.config.cameras]
+        length = self.length or max(inputs.lengths)
+        return placed(self(inputs), inputs.real, self.config.padding, length, whole=min(inputs.lengths) == length)
 
     @property
     def _grid(self) -> Int[Tensor, "i 3"]:
@@ -287,7 +340,7 @@ class Qwen3VLBackbone(nn.Module):
         used, room = len(self.tokenizer.read(instruction)), self.config.text_tokens
         if room is not None and used > room:
             raise DataError(
-                f"Qwen3-VL: the prompt of {instruction!r} has {used} tokens, text_tokens is {room}; raise it."
+                f"Qwen3-VL: the prompt of {instruction[:80]!r} has {used} tokens, text_tokens is {room}; raise it."
             )
         ids = self.tokenizer.turn(instruction, self._image_tokens)
         kinds = (ids == self.tokenizer.image_id).int()
@@ -296,6 +349,18 @@ class Qwen3VLBackbone(nn.Module):
             self._turns.clear()
         self._turns[instruction] = ids, positions[:, 0]
         return self._turns[instruction]
+
+
+def run_plain(vlm: Any, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
+    """Runs transformers' own forward."""
+    # No mask: with causal attention the padding on the right is never seen.
+    found = vlm(
+        input_ids=inputs.ids,
+        position_ids=inputs.positions,
+        pixel_values=inputs.patches,
+        image_grid_thw=inputs.grid,
+    )
+    return found.last_hidden_state
 
 
 def _load(folder: ModelFolder, config: Qwen3VLBackboneConfig) -> Any:

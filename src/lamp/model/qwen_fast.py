@@ -7,6 +7,7 @@ GPU it is recorded as one CUDA graph for each batch size and length.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ class Group(NamedTuple):
 
 class StaticQwen:
     """Computes what transformers' Qwen3VLModel does, up to rounding, and asks no tensor for a value.
+
+    Attention is torch's own, which takes the flash kernel where there is one: nothing here has a mask.
 
     Args:
         vlm: transformers' model; its weights must not change any more, nor move.
@@ -112,13 +115,18 @@ class FastQwen:
 
     def __init__(self, vlm: Any, ids: Int[Tensor, " n"], grid: Int[Tensor, "i 3"], *, compiled: bool = True) -> None:
         self.device: torch.device = vlm.device
-        self._static, self._graphs = StaticQwen(vlm, ids, grid), Graphs()
+        self.static, self._graphs = StaticQwen(vlm, ids, grid), Graphs()
         if compiled and self.device.type == "cuda":
-            self._static.compile()
+            self.static.compile()
 
     @torch.inference_mode()
     def __call__(
-        self, ids: Int[Tensor, "b n"], positions: Int[Tensor, "3 b n"], patches: Float[Tensor, "p v"]
+        self,
+        ids: Int[Tensor, "b n"],
+        positions: Int[Tensor, "3 b n"],
+        patches: Float[Tensor, "p v"],
+        *,
+        length: int | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Returns the language model's output; what it holds past a sequence's end means nothing.
 
@@ -126,15 +134,30 @@ class FastQwen:
             ids: Sequences, padded on the right.
             positions: Of each token in time, rows and columns (M-RoPE).
             patches: Of all images, one observation after the other.
+            length: To which a GPU fills all sequences up, so that one recording serves every instruction.
         """
         b, n = ids.shape
-        given = {"ids": ids, "positions": positions.transpose(0, 1), "patches": patches.unflatten(0, (b, -1))}
+        given = by_observation(ids, positions, patches)
         with torch.autocast(self.device.type, enabled=False):
             if self.device.type != "cuda":
-                return self._static(**given)
-            filled = {name: functional.pad(given[name], (0, -n % LENGTH_STEP)) for name in ("ids", "positions")}
-            filled = {name: with_twins(tensor) for name, tensor in (given | filled).items()}
-            return self._graphs.run(self._static, filled)[:b, :n]
+                return self.static(**given)
+            return self._graphs.run(self.static, filled_up(given, length))[:b, :n]
+
+
+def by_observation(
+    ids: Int[Tensor, "b n"], positions: Int[Tensor, "3 b n"], patches: Float[Tensor, "p v"]
+) -> dict[str, Tensor]:
+    """The arguments of `StaticQwen` by name: of each, one row an observation."""
+    return {"ids": ids, "positions": positions.transpose(0, 1), "patches": patches.unflatten(0, (len(ids), -1))}
+
+
+def filled_up(given: Mapping[str, Tensor], length: int | None = None) -> dict[str, Tensor]:
+    """Fills sequences and batch up to the few shapes that are recorded."""
+    n = given["ids"].shape[1]
+    more = max(n, length or 0) - n
+    more += -(n + more) % LENGTH_STEP
+    longer = {name: functional.pad(given[name], (0, more)) for name in ("ids", "positions")}
+    return {name: with_twins(tensor) for name, tensor in {**given, **longer}.items()}
 
 
 def _groups(grids: list[list[int]]) -> tuple[Group, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
 from lamp.files import read_json, sha256_of
-from lamp.model.hub import fetch
+from lamp.hub import Fetch, HubId, fetch
 
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer.json", "preprocessor_config.json"
 DESCRIBING = (CONFIG, TOKENIZER, IMAGES)
@@ -116,7 +116,8 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
     for folder in _places(model):
         if folder.is_dir():
             return ModelFolder(path=folder)
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+    hub = HubId.parse(model, revision)
+    if hub is None:
         raise DataError(
             f"no folder at {model}; expected the folder of a Qwen3-VL model, or its name on the hub. A copy of it at "
             f"${MODELS_VARIABLE}/{Path(model).name} serves as well."
@@ -125,7 +126,7 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
         f"Use the folder of a copy instead (hf download {model} --local-dir FOLDER, where there is a hub): in training as "
         f"--backbone.model FOLDER, or at ${MODELS_VARIABLE}/{model} for every command."
     )
-    path = fetch(model, revision, ("*.json", WEIGHTS), instead=instead)
+    path = fetch(hub, Fetch(patterns=("*.json", WEIGHTS), instead=instead))
     return ModelFolder(path=path, revision=path.name)
 
 

@@ -232,7 +232,7 @@ class SmallBackbone(nn.Module):
         if len(ids) > self.config.text_tokens:
             room = self.config.text_tokens
             raise DataError(
-                f"small backbone: instruction {text!r} has {len(ids)} tokens, text_tokens is {room}; raise it."
+                f"small backbone: instruction {text[:80]!r} has {len(ids)} tokens, text_tokens is {room}; raise it."
             )
         with torch.autocast(self.mean.device.type, enabled=False):
             states = self.language(torch.tensor(ids, device=self.mean.device))

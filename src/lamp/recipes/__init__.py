@@ -1,14 +1,17 @@
 """Recipes: named functions that return everything an experiment, a training or a measurement needs.
 
 `lamp recipe list` names them and `lamp recipe show NAME` prints one in full. An ablation is a recipe that changes another
-with `dataclasses.replace`; nothing is read from a file.
+with `dataclasses.replace`. A recipe may also be a JSON file: what `lamp recipe fit` wrote, or `lamp recipe show NAME --json`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from lamp.configuration import from_json
 from lamp.errors import ConfigError, unknown
+from lamp.files import read_json
 from lamp.recipes.ablations import ABLATIONS
 from lamp.recipes.bench import bench_mid, bench_mid_fast
 from lamp.recipes.kinds import AnyRecipe, ModelRecipe, Recipe, TrainingRecipe
@@ -32,11 +35,14 @@ RECIPES: dict[str, Callable[[], AnyRecipe]] = {
 
 
 def recipe(name: str) -> AnyRecipe:
-    """Builds a recipe by its name.
+    """Builds a recipe by its name, or reads it from a file.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is none of that name, or the file says something that no recipe can.
+        DataError: There is no such file, or it is not JSON.
     """
+    if name.endswith(".json"):
+        return from_json(AnyRecipe, read_json(Path(name), "recipe"), where=name)
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]()

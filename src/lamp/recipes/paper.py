@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lamp.data.normalise import ByRange, ContinuousRotation, RawState, StateTransform
+from lamp.data.normalise import ByRange, ContinuousRotation, NoState, StateTransform
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
@@ -62,7 +62,7 @@ def paper_simpler() -> TrainingRecipe:
         benchmark="SimplerEnv-WidowX",
         cameras=("front",),
         action=action_expert(chunk=30, state_dim=0),
-        state_transform=RawState(),
+        state_transform=NoState(),
         execute=1,
         steps=15_000,
         lr=1e-4,

@@ -82,6 +82,10 @@ class SceneFlowStore:
         )
         self._episode = lru_cache(maxsize=512)(self._open_episode)
 
+    def __reduce__(self) -> tuple[type[SceneFlowStore], tuple[Path]]:
+        """Another process opens it itself."""
+        return SceneFlowStore, (self.path,)
+
     @classmethod
     def create(cls, path: Path, description: StoreDescription) -> SceneFlowStore:
         """Makes an empty store, or opens the one that is there if it is described alike.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -104,3 +105,5 @@ class ServeConfig(ServerConfig):
     """CPU threads of the policy; None leaves it to torch."""
     fast: bool = True
     """Take the policy's fast path: the same actions within rounding (docs/speed.md)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the experts; auto is bfloat16 where the fast path runs on a GPU, and float32 elsewhere."""

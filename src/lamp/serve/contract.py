@@ -118,7 +118,9 @@ class CheckpointPolicy:
     act_batch: Callable[..., list[ActionChunk]]
 
 
-def open_checkpoint(path: Path, *, device: str, threads: int | None, fast: bool = True) -> CheckpointPolicy:
+def open_checkpoint(
+    path: Path, *, device: str, threads: int | None, fast: bool = True, precision: str = "auto"
+) -> CheckpointPolicy:
     """Opens the policy of a checkpoint folder.
 
     Args:
@@ -126,18 +128,24 @@ def open_checkpoint(path: Path, *, device: str, threads: int | None, fast: bool 
         device: Where to compute.
         threads: CPU threads of the policy; None leaves them as they are.
         fast: Prepare the fast path.
+        precision: Of the experts: float32, bfloat16, or auto for what `LaMPPolicy` takes by itself.
 
     Raises:
+        ConfigError: There is no such device.
         DataError: There is no checkpoint, or it is damaged.
         MismatchError: It is no policy.
     """
     import torch
 
     from lamp.policy import LaMPPolicy
+    from lamp.train.configs import BFloat16, Float32
+    from lamp.train.running import check_device
 
+    check_device(device, "--device")
     if threads is not None:
         torch.set_num_threads(threads)
-    policy = LaMPPolicy.from_checkpoint(path, device=device)
+    asked = {"float32": Float32(), "bfloat16": BFloat16()}.get(precision)
+    policy = LaMPPolicy.from_checkpoint(path, device=device, precision=asked)
     policy = policy.compile() if fast else policy
     return CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
 

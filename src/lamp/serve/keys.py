@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
@@ -79,11 +78,14 @@ def _key_in(header: str) -> str:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value.strip(), validate=True).decode("utf-8", "replace").partition(":")[2]
-        except binascii.Error:
+        except ValueError:  # binascii.Error is one; other letters than ASCII are another
             return ""
     return ""
 
 
 def same_origin(origin: str | None, host: str | None) -> bool:
     """Says whether a browser's page comes from this very server; programs send no origin."""
-    return origin is None or (host is not None and urlsplit(origin).netloc.lower() == host.lower())
+    try:
+        return origin is None or (host is not None and urlsplit(origin).netloc.lower() == host.lower())
+    except ValueError:  # such as http://[
+        return False

@@ -52,7 +52,10 @@ class Routes:
 
     async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """Returns a response to plain requests and to clients that are refused; None lets the websocket open."""
-        path = urlsplit(request.path).path
+        try:
+            path = urlsplit(request.path).path
+        except ValueError:
+            return text(f"The address {request.path[:80]!r} cannot be read.\n", HTTPStatus.BAD_REQUEST)
         upgrade = "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
         if path == "/healthz" and not upgrade:
             return text(
@@ -110,7 +113,9 @@ def seed_of(path: str) -> NoiseSeed | None:
         InvalidValueError: It is none.
     """
     given = parse_qs(urlsplit(path).query).get("seed", [""])[-1]
-    parts = [int(part) if part.isascii() and part.isdigit() else part for part in given.split(",")] if given else None
+    # Nineteen digits are enough for any seed; int() itself refuses thousands in its own words.
+    whole = [part.isascii() and part.isdigit() and len(part) <= 19 for part in given.split(",")]
+    parts = [int(part) if fits else part for part, fits in zip(given.split(","), whole, strict=True)] if given else None
     return seed_from(parts, "seed")
 
 

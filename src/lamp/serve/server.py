@@ -34,6 +34,8 @@ from lamp_client.types import ActionChunk
 log = logging.getLogger("lamp.serve")
 TALKING_S = 1.0
 """A client that has asked so recently may ask again soon [s]."""
+SHAKING_S = 0.5
+"""How long a stop waits for those who have not finished connecting [s]."""
 
 
 class PolicyServer:
@@ -114,7 +116,9 @@ class PolicyServer:
                         await asyncio.sleep(0.01)
             for session in list(self.sessions):
                 session.connection.transport.abort()
-            await self._server.wait_closed()
+            with contextlib.suppress(TimeoutError):  # who has begun to connect and says nothing more is not waited for
+                async with asyncio.timeout(SHAKING_S):
+                    await self._server.wait_closed()
         if self._picture is not None:
             self._picture.cancel()
         await self.batcher.stop()
@@ -258,7 +262,13 @@ def serve(config: ServeConfig, *, artist: Artist | None = None) -> None:
     if config.api_key_file is not None:  # a mistake here should not cost loading the weights
         ApiKeys.read(config.api_key_file)
     config.tls()
-    policy = open_checkpoint(config.checkpoint, device=_device(config.device), threads=config.threads, fast=config.fast)
+    policy = open_checkpoint(
+        config.checkpoint,
+        device=_device(config.device),
+        threads=config.threads,
+        fast=config.fast,
+        precision=config.precision,
+    )
     asyncio.run(serve_until_signalled(policy, config, artist=artist))
 
 

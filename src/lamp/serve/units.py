@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.errors import MismatchError, unknown
-from lamp_client.envs.libero import action_from_policy
+from lamp_client.envs import libero, simpler_tasks
 
 Actions = Float[np.ndarray, "h a"]
 
@@ -42,7 +42,7 @@ class Libero:
         _check_seven(width, "libero")
 
     def __call__(self, actions: Actions) -> Actions:
-        return action_from_policy(actions)
+        return libero.action_from_policy(actions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,7 @@ class WidowX:
         _check_seven(width, "widowx")
 
     def __call__(self, actions: Actions) -> Actions:
-        converted = actions.copy()
-        converted[:, 3:6] = np.stack([_axis_angle(*angles) for angles in actions[:, 3:6].tolist()])
-        converted[:, 6] = 2.0 * (actions[:, 6] > 0.5) - 1.0
-        return converted
+        return simpler_tasks.action_from_policy(actions)
 
 
 Units = AsRecorded | Libero | WidowX
@@ -83,12 +80,3 @@ def units_named(name: str) -> Units:
 def _check_seven(width: int, name: str) -> None:
     if width != 7:
         raise MismatchError(f"--units {name} needs actions of 7 values; this policy's have {width}. Known: dataset.")
-
-
-def _axis_angle(roll: float, pitch: float, yaw: float) -> Float[np.ndarray, " 3"]:
-    """Axis times angle [rad] of the rotation about the fixed x, y and z axes, in that order."""
-    (cr, cp, cy), (sr, sp, sy) = (function(np.array([roll, pitch, yaw]) / 2) for function in (np.cos, np.sin))
-    w = cr * cp * cy + sr * sp * sy
-    vector = np.array([sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy])
-    sine = np.linalg.norm(vector)
-    return np.zeros(3) if sine < 1e-9 else vector / sine * 2.0 * np.arctan2(sine, w)

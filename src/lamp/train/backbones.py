@@ -1,24 +1,35 @@
-"""From a backbone's settings to the frozen backbone."""
+"""From a backbone's settings to the frozen backbone, and to its features of a dataset."""
 
 from __future__ import annotations
 
 import os
-import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
+from lamp.data.encoding import StorageFormat
+from lamp.data.feature_store import FeatureStore
 from lamp.data.features import FeatureCache, FrozenBackbone
+from lamp.data.filling import Filled, Workers
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.stored_images import OnCorrupt
-from lamp.errors import MismatchError
-from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenIdentity
+from lamp.data.making import Plan, make_features
+from lamp.data.manifest import MANIFEST, cache_folder, other_caches, read_manifest
+from lamp.data.shards import in_bytes
+from lamp.data.stored_images import OnCorrupt, Refuse
+from lamp.errors import ConfigError, MismatchError
+from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
+from lamp.train.metrics import Progress, clock
 
 BackboneConfig = SmallBackboneConfig | Qwen3VLBackboneConfig
 """Settings of any backbone that a run can be trained on."""
+RANK = "LOCAL_RANK"
+"""Set where torchrun or accelerate launch have started several processes."""
 
 
 def find_backbone(config: BackboneConfig, *, recorded: Mapping[str, Any] | None = None) -> SmallBackbone | QwenIdentity:
@@ -48,44 +59,161 @@ def backbone_key(config: BackboneConfig) -> str:
     return find_backbone(config).key
 
 
+@dataclass(frozen=True)
+class LoadedThere:
+    """Loads a backbone in the process that encodes with it, since weights of gigabytes had better not travel."""
+
+    config: BackboneConfig
+
+    def __call__(self, device: str | None) -> FrozenBackbone:
+        """Loads it on a device."""
+        found = loaded(find_backbone(self.config))
+        return found if device is None else found.to(device)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """How features are computed."""
+
+    workers: Workers | None = None
+    """None: the embedded backbone works in a process a core; a large one in a process a GPU, or in this one."""
+    storage: StorageFormat = "default"
+    on_corrupt: OnCorrupt = field(default_factory=Refuse)
+    refresh: bool = True
+    """Make what there is not, and make again what is out of date. False: complete an unfinished cache, or make one where there is
+    none of any backbone; refuse any other that is not as asked for, as a training does."""
+
+
 def ensure_features(
     data: Path | LeRobotDataset,
     config: BackboneConfig,
     *,
     token_width: int | None = None,
     on_corrupt: OnCorrupt | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    root: Path | None = None,
+    caching: Caching | None = None,
 ) -> None:
-    """Computes what the dataset's feature cache lacks for a backbone, and says how far it is.
+    """Computes what the dataset's feature cache lacks for a backbone, and says how large it will be and how far it is.
 
-    The embedded backbone works in a process a core; a large one in this process, on the GPU where there is one.
+    Any number of processes and commands may do so at once: each makes the episodes that no other is making.
 
     Args:
         data: The dataset's folder.
         config: The backbone's settings.
         token_width: Of the model that will read the features; None: it does not matter.
-        on_corrupt: What to do about pictures that cannot be read; None: stop.
+        on_corrupt: What to do about pictures that cannot be read; None: as `caching` says.
+        augmentation: Which views of the pictures to encode besides themselves.
+        root: The folder that caches are in; None: the dataset's own.
+        caching: How.
 
     Raises:
-        MismatchError: The backbone's tokens have another width.
+        ConfigError: The backbone has adapters, with which its tokens change.
+        DataError: Something of the dataset cannot be read, or what is to be made does not fit on the disk.
+        MismatchError: The backbone's tokens have another width, or what is stored is out of date and not to be made again.
     """
+    if isinstance(config, Qwen3VLBackboneConfig) and config.lora is not None:
+        raise ConfigError("backbone.lora is given; tokens of a backbone that is trained along cannot be cached.")
     dataset, found = data if isinstance(data, LeRobotDataset) else LeRobotDataset(data), find_backbone(config)
+    caching = caching or Caching()
     if token_width is not None and found.width != token_width:
         raise MismatchError(
             f"the backbone's tokens are {found.width} wide, the model's token_width is {token_width}; expected the same: "
             "another backbone, or a recipe for this one."
         )
-    if FeatureCache.is_complete(dataset, found.key):
+    if FeatureCache.is_complete(dataset, found.key, augmentation=augmentation, root=root):
         return
-
-    def progress(done: int, total: int) -> None:
-        print(f"features of {done} of {total} episodes", file=sys.stderr, flush=True)
-
-    backbone, processes = loaded(found), os.cpu_count() or 1
-    if isinstance(backbone, Qwen3VLBackbone):
-        backbone, processes = backbone.to("cuda" if torch.cuda.is_available() else "cpu"), 1
-    cache = FeatureCache.build(dataset, backbone, processes=processes, progress=progress, on_corrupt=on_corrupt)
-    if cache.left_out:
-        print(
-            f"left out, since their pictures cannot be read: episodes {', '.join(map(str, cache.left_out))}",
-            file=sys.stderr,
+    if not caching.refresh:
+        _refuse_stale(dataset, found, augmentation, root)
+    pinned = config if isinstance(config, SmallBackboneConfig) else config.pinned(found.description)
+    teller = Teller(f"features of {dataset.root}")
+    try:
+        make_features(
+            dataset,
+            found,  # pyright: ignore[reportArgumentType]
+            LoadedThere(pinned),
+            workers=caching.workers or default_workers(config),
+            planned=teller.plan,
+            progress=teller.progress,
+            on_corrupt=on_corrupt or caching.on_corrupt,
+            augmentation=augmentation,
+            root=root,
+            storage=caching.storage,
         )
+        cache = FeatureCache(dataset, found.key, augmentation=augmentation, root=root, wanted=found.description)
+        if cache.left_out:
+            episodes = ", ".join(map(str, cache.left_out))
+            teller.say(f"left out, since their pictures cannot be read: episodes {episodes}")
+    finally:
+        teller.close()
+
+
+def default_workers(config: BackboneConfig) -> Workers:
+    """Who encodes where nobody says."""
+    if isinstance(config, SmallBackboneConfig):
+        return Workers(processes=1 if RANK in os.environ else os.cpu_count() or 1)
+    return gpu_workers(without=1)
+
+
+def gpu_workers(*, without: int) -> Workers:
+    """A process a GPU; under torchrun or accelerate launch, each rank by itself, on its own.
+
+    Args:
+        without: How many processes there are to be where there is no GPU.
+    """
+    gpus = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    if RANK in os.environ:
+        return Workers(devices=gpus and (gpus[int(os.environ[RANK]) % len(gpus)],))
+    return Workers(processes=len(gpus) or without, devices=gpus)
+
+
+def _refuse_stale(
+    dataset: LeRobotDataset, found: SmallBackbone | QwenIdentity, augmentation: Augmentation, root: Path | None
+) -> None:
+    """
+    Raises:
+        DataError: Stored features are corrupt.
+        MismatchError: What is stored is of another backbone, of other data, or of another augmentation.
+    """
+    folder = cache_folder(dataset, found.key, root)
+    if not (folder / MANIFEST).exists():
+        if other_caches(folder):
+            read_manifest(folder, found.key, dataset, found.description)
+        return
+    FeatureStore(dataset, folder, augmentation).check(complete=False)
+
+
+class Teller:
+    """Says what is going to be made, how far it is, at which rate, and how long it will take."""
+
+    def __init__(self, name: str) -> None:
+        self._line = Progress(name)
+        self._began: tuple[float, int] | None = None
+
+    def plan(self, plan: Plan) -> None:
+        """Says what is going to be made."""
+        size = "of a size not known yet" if plan.size is None else f"about {in_bytes(plan.size)}"
+        views = f" and {plan.views} augmented views of each" if plan.views else ""
+        self.say(f"{plan.frames} frames of {plan.episodes} episodes{views}, {size}, to {plan.folder}")
+
+    def progress(self, now: Filled) -> None:
+        """Says how far it is."""
+        last = now.episodes == now.of_episodes
+        text = f"{now.episodes} of {now.of_episodes} episodes, {now.frames} of {now.of_frames} frames"
+        if self._began is None:
+            # What was there before does not count, nor does the first episode: it waits for weights to load.
+            self._began = time.perf_counter(), now.frames
+        elif now.frames > self._began[1]:
+            rate = (now.frames - self._began[1]) / max(time.perf_counter() - self._began[0], 1e-9)
+            text += f", {rate:.1f} frames/s, {clock((now.of_frames - now.frames) / rate)} left"
+        if now.elsewhere:
+            text += f"; waiting for {now.elsewhere} episodes that other processes are making"
+        self._line.show(text, force=last)
+
+    def say(self, text: str) -> None:
+        """Says something once."""
+        self._line.show(text, force=True)
+
+    def close(self) -> None:
+        """Ends the line."""
+        self._line.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamp.errors import DataError, MismatchError
-from lamp.files import atomic_path
+from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE
+from lamp.train.adapters import PART, read_adapter, write_adapter
 from lamp.train.description import Description, checkpoint_folder, read_description
+from lamp.train.processes import SINGLE, Processes
+from lamp.train.shards import whole
 from lamp.train.state import TrainingState
 from lamp.train.tensors import content_hash, read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training"
+COMMITTED = "committed.json"
+"""In `training`, written once everything else of a checkpoint is on the disk."""
 MOTION_PART = "motion_expert."
 
 
@@ -100,15 +108,66 @@ class Expected:
 
 
 def save_checkpoint(
-    path: Path, description: Description, weights: Mapping[str, Tensor], state: TrainingState | None = None
+    path: Path,
+    description: Description,
+    weights: Mapping[str, Tensor],
+    state: TrainingState | None = None,
+    processes: Processes = SINGLE,
 ) -> None:
-    """Writes a checkpoint folder in place of the previous one, which stays until the new one is complete."""
+    """Writes a checkpoint folder in place of the previous one, which stays until the new one is complete.
+
+    All processes of a training have to; the main one writes, and of a sharded state each its own part.
+    """
+    with _staged(path, processes) as folder:
+        if state is not None and state.sharded:
+            state.write_shards(folder / TRAINING, processes.group)
+        joined: dict[str, Tensor] = {}
+        for name, value in weights.items():
+            found = whole(value)  # all processes ask, and only the main one keeps it
+            if processes.main:
+                joined[name] = found.cpu()
+        processes.only_main(lambda: _write(folder, description, joined, state))
+
+
+@contextmanager
+def _staged(path: Path, processes: Processes) -> Iterator[Path]:
+    """A temporary folder, the same for all processes, that takes the place of `path`."""
+    if not processes.main:
+        yield Path(processes.told(""))
+        return
     with atomic_path(path) as folder:
         folder.mkdir()
-        write_tensors(folder / WEIGHTS, weights)
-        replace(description, weights_sha256=content_hash(weights)).write(folder)
-        if state is not None:
-            state.write(folder / TRAINING)
+        processes.told(str(folder))
+        yield folder
+
+
+def _write(folder: Path, description: Description, weights: Mapping[str, Tensor], state: TrainingState | None) -> None:
+    adapter = {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
+    model = {name: value for name, value in weights.items() if not name.startswith(PART)}
+    write_tensors(folder / WEIGHTS, model)
+    hashes = {"weights_sha256": content_hash(model)}
+    if adapter:
+        hashes["adapter_sha256"] = content_hash(adapter)
+        write_adapter(folder, description.training, adapter)
+    replace(description, **hashes).write(folder)
+    if state is not None:
+        state.write(folder / TRAINING)
+        sync(folder)
+        write_json(folder / TRAINING / COMMITTED, {"step": state.step})
+
+
+def recover(path: Path) -> None:
+    """Tidies up after a training that was killed while it wrote a checkpoint; nobody else may be writing.
+
+    Where the killed one had taken the old checkpoint away and not yet put the new one in its place, that is done now.
+    """
+    holders = list(path.parent.glob(f"{TEMPORARY}*"))
+    complete = [folder for holder in holders if ((folder := holder / path.name) / TRAINING / COMMITTED).is_file()]
+    if complete and not path.exists():
+        newest = max(complete, key=lambda folder: read_json(folder / TRAINING / COMMITTED)["step"])
+        os.rename(newest, path)
+    for holder in holders:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def load_checkpoint(
@@ -142,6 +201,19 @@ def load_weights(folder: Path, description: Description, model: LaMP) -> dict[st
     if description.motion_source is not None:
         _check_hash(folder, "Motion Expert", content_hash(motion_weights(weights)), description.motion_source.sha256)
     model.load_state_dict(weights)
+    return weights
+
+
+def load_adapter(folder: Path, description: Description) -> dict[str, Tensor]:
+    """Reads the weights of a checkpoint's adapters; empty where it has none.
+
+    Raises:
+        DataError: The file is missing or damaged, or holds other values than the description says.
+    """
+    if not description.adapter_sha256:
+        return {}
+    weights = read_adapter(folder)
+    _check_hash(folder, "adapter's weights", content_hash(weights), description.adapter_sha256)
     return weights
 
 

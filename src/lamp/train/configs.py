@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.normalise import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
@@ -20,6 +21,9 @@ from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.tracks import Supervision
 from lamp.train.backbones import BackboneConfig
 from lamp.train.optimiser import AdamW
+from lamp.train.randomness import Noise, PerBatch
+from lamp.train.sharding import Replicated, Sharding
+from lamp.train.tracking import TensorBoard, Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,9 @@ class LoopConfig:
     """How long and how a stage is optimised; the same for both stages."""
 
     steps: int
+    """Optimizer steps."""
     batch_size: int = 32
+    """Samples of a step, over all processes."""
     optimiser: AdamW = field(default_factory=AdamW)
     min_lr: float = 1e-6
     clip: float = 1.0
@@ -70,11 +76,25 @@ class LoopConfig:
     threads: int = 2
     """CPU threads of this process: 2 for one training alone, 1 each for two side by side."""
     device: str = "cpu"
+    """cpu, cuda, or one GPU such as cuda:1. Of several processes, each takes a GPU of its own."""
+    accumulate: int = 1
+    """Parts that each process takes its samples of a step in, one after the other: less memory, the same step."""
+    recompute: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, more time."""
+    sharding: Sharding = field(default_factory=Replicated)
+    """How weights and the optimizer's state lie on several processes."""
+    workers: int = 0
+    """Processes that make batches ahead, for each process that trains; 0: none, which is best where features are cached."""
+    noise: Noise = field(default_factory=PerBatch)
+    trackers: Annotated[tuple[Tracker, ...], tyro.conf.Suppress] = (TensorBoard(),)
+    """Where metrics go besides `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}; it must be 0 (none) or more.")
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise ConfigError(
                 f"ema is {self.ema}; it must lie between 0 and 1 (0.995, 0.999), or be None for no averaging."
@@ -101,6 +121,8 @@ class Seen:
     """Through which backbone a dataset is seen."""
 
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    augmentation: Augmentation = NO_AUGMENTATION
+    """Augmented views of the pictures that are encoded besides themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +156,8 @@ class MotionTraining:
             )
         if self.model.action is not None:
             raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
+        if isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None:
+            raise ConfigError("backbone.lora is given; Stage 1 leaves the backbone frozen: train adapters in Stage 2.")
         _check_share("token_dropout", self.token_dropout)
 
 
@@ -172,6 +196,8 @@ class PolicyTraining:
     """How the dataset records its robot: cameras, state, action, gripper, and what is learnt of the actions."""
     also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
     """Further datasets, of the same widths of state and action."""
+    augmentation: Augmentation = NO_AUGMENTATION
+    """Augmented views of the pictures, in which training sees each sample at one epoch or another."""
     weights: tuple[float, ...] | None = None
     """The share of samples from each dataset, the policy's own first, relative to the others'; by length where not given."""
     execute: int
@@ -198,6 +224,9 @@ class PolicyTraining:
     """The action's dimension that holds the gripper (0 or 1), or None."""
     split: Split = field(default_factory=Split)
     validation_samples: int = 256
+    """Held-out samples whose loss is measured at each validation."""
+    action_samples: int = 64
+    """Held-out samples for which a whole chunk is drawn at each validation, with all solver steps; 0: none."""
 
     def __post_init__(self) -> None:
         if self.model.action is None:

@@ -157,6 +157,8 @@ class Description:
     format: str = FORMAT
     version: int = VERSION
     weights_sha256: str = ""
+    adapter_sha256: str = ""
+    """Of the weights of the backbone's adapters; empty where it has none."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE_NAME, to_json(self))
@@ -184,7 +186,16 @@ def read_description(path: Path) -> Description:
         DataError: There is no checkpoint, or its description is damaged.
         MismatchError: It was written by a version of the code that describes itself in another way.
     """
-    file = checkpoint_folder(path) / FILE_NAME
+    return parse_description(checkpoint_folder(path) / FILE_NAME)
+
+
+def parse_description(file: Path) -> Description:
+    """Reads a description from its file, wherever that is.
+
+    Raises:
+        DataError: It is missing or damaged.
+        MismatchError: It was written by a version of the code that describes itself in another way.
+    """
     obj = read_json(file, "checkpoint description")
     if not isinstance(obj, dict) or obj.get("format") != FORMAT:
         raise DataError(f"{file} is not the description of a checkpoint; expected format {FORMAT!r}.")

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lamp.train.shards import filled, local
+
 
 class Ema:
     """Averages trained parameters: average += (1 - decay) (parameter - average), with a decay that grows over the first steps.
 
-    The decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that a short run is not held at its random start.
+    The decay is min(decay, (1 + n) / (10 + n)) at the n-th update, so that a short run is not held at its random start. Of
+    sharded parameters, each process averages its own part.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -26,7 +29,9 @@ class Ema:
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
         # One fused call; torch does not list it among its public names.
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(self.average.values()), [p.detach() for p in self.parameters.values()], 1.0 - decay
+            [local(value) for value in self.average.values()],
+            [local(parameter.detach()) for parameter in self.parameters.values()],
+            1.0 - decay,
         )
 
     @contextmanager
@@ -42,8 +47,8 @@ class Ema:
 
     def restore(self, average: Mapping[str, Tensor]) -> None:
         for name, value in average.items():
-            self.average[name].copy_(value)
+            filled(self.average[name], value)
 
     def _assign(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.detach().copy_(values[name])
+            local(parameter.detach()).copy_(local(values[name]))

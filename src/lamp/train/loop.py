@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from lamp.errors import LampError
+from lamp.data.sampler import Share
+from lamp.draws import Source
+from lamp.errors import ConfigError, FailedElsewhereError, LampError
+from lamp.train.breakdown import labelled, labels_of
 from lamp.train.configs import LoopConfig
+from lamp.train.counts import Counts, added, weighted
 from lamp.train.ema import Ema
-from lamp.train.metrics import Interval, Journal, Progress, Value, clock
-from lamp.train.optimiser import cosine, optimiser_tensors, restore_optimiser, set_learning_rate
-from lamp.train.randomness import generator_at, global_states, restore_global_states, seed_everything
+from lamp.train.metrics import Interval, Journal, Progress, Value, clock, device_memory
+from lamp.train.optimiser import set_learning_rates
+from lamp.train.placement import AnyBatch, StepLoss, Trained, place
+from lamp.train.processes import SINGLE, Processes
+from lamp.train.randomness import global_states, restore_global_states, seed_everything
 from lamp.train.state import TrainingState
-from lamp.types import Batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepLoss:
-    """The loss of one batch, and the parts of it that are worth a line in the log."""
-
-    total: Float[Tensor, ""]
-    parts: Mapping[str, Tensor]
+from lamp.train.stopping import stop_request
 
 
 @runtime_checkable
-class Stage(Protocol):
+class Stage(Trained, Protocol):
     """What differs between the stages."""
 
     name: str
 
-    def parameters(self) -> dict[str, nn.Parameter]:
+    @property
+    def batch_samples(self) -> int:
+        """Samples of a step, over all processes."""
+        ...
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name; everything else is frozen."""
         ...
 
@@ -49,9 +49,13 @@ class Stage(Protocol):
         """Puts the trained parts into training mode and the frozen ones into evaluation mode."""
         ...
 
-    def next_batch(self, step: int) -> Batch: ...
+    def next_batch(self, step: int) -> AnyBatch:
+        """Returns this process's share of the next batch."""
+        ...
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss: ...
+    def counts(self, batch: AnyBatch) -> Counts: ...
+
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
 
     def gauges(self) -> dict[str, float]:
         """Values to log beside the loss, such as the gate."""
@@ -65,9 +69,13 @@ class Stage(Protocol):
 
     def restore_sampler(self, state: dict[str, Any]) -> None: ...
 
+    def close(self) -> None:
+        """Ends what the stage has started besides this process."""
+        ...
+
 
 Save = Callable[[TrainingState], None]
-Reason = Literal["finished", "time limit", "interrupted"]
+Reason = Literal["finished", "time limit", "interrupted", "planned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +93,30 @@ class Outcome:
 
 
 class Loop:
-    """Optimises a stage; `run` goes from the given state (or the start) to the end, or to where it must stop."""
+    """Optimises a stage; `run` goes from the given state (or the start) to the end, or to where it must stop.
 
-    def __init__(self, stage: Stage, config: LoopConfig, out: Path, save: Save, resume: TrainingState | None = None):
+    Several processes each take their share of every batch, and do all of the following together.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        config: LoopConfig,
+        out: Path,
+        save: Save,
+        resume: TrainingState | None = None,
+        processes: Processes = SINGLE,
+    ):
+        """
+        Raises:
+            ConfigError: A step has too few samples to share out.
+        """
         torch.set_num_threads(config.threads)
-        self.stage, self.config, self.out, self.save = stage, config, out, save
-        self.parameters = stage.parameters()
-        self.optimiser = config.optimiser.build(self.parameters)
+        self.stage, self.config, self.out, self.save, self.processes = stage, config, out, save, processes
+        self._check_shares()
+        self.placement = place(stage, config, processes, samples=stage.batch_samples)
+        self.parameters = self.placement.parameters
+        self.labels = {**labels_of(stage), "grad_norms": self.placement.modules}
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None
         self.step = 0
         self.samples = 0
@@ -101,15 +126,18 @@ class Loop:
         seed_everything(config.seed, "start")
         if resume is not None:
             self._restore(resume)
+        self.elapsed_s = self.elapsed_before_s
+        """Time spent on this run, earlier calls included, by the main process's clock after the last step. [s]"""
 
     def run(self) -> Outcome:
-        """Trains until the schedule is done, the time limit is reached, or the process is asked to stop."""
+        """Trains until the schedule is done, the time limit is reached, or a process is asked to stop."""
         self.started = time.perf_counter()
         progress = Progress(self.stage.name)
-        journal = Journal(self.out, from_step=self.step)
+        here = self.processes.main
+        journal = Journal(self.out, from_step=self.step, trackers=self.config.trackers) if here else None
         interval = Interval()
         try:
-            with _stop_request() as stop:
+            with stop_request() as stop:
                 reason = self._stop_reason(stop)
                 while reason is None:
                     self._train_step(interval)
@@ -120,15 +148,21 @@ class Loop:
             self.save(self.state(finished=reason == "finished"))
         finally:
             progress.close()
-            journal.close()
-        session_s = time.perf_counter() - self.started
-        rate = self.samples / max(session_s, 1e-9)
+            if journal is not None:
+                journal.close()
+            self.stage.close()
+        rate = self.samples / max(time.perf_counter() - self.started, 1e-9)
         return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate)
 
-    @property
-    def elapsed_s(self) -> float:
-        """Time spent on this run, earlier calls included. [s]"""
-        return self.elapsed_before_s + time.perf_counter() - self.started
+    def rehearse(self, steps: int) -> list[float]:
+        """Takes some steps in earnest, and returns the seconds of each; nothing is logged or saved."""
+        seconds = []
+        for _ in range(steps):
+            interval, started = Interval(), time.perf_counter()
+            self._train_step(interval)
+            interval.read(self.processes)  # waits for the device
+            seconds.append(time.perf_counter() - started)
+        return seconds
 
     @property
     def fraction(self) -> float:
@@ -144,80 +178,117 @@ class Loop:
             step=self.step,
             elapsed_s=self.elapsed_s,
             finished=finished,
-            optimiser=optimiser_tensors(self.optimiser, self.parameters),
+            optimiser=self.placement.optimiser_tensors(),
             raw={name: parameter.detach() for name, parameter in self.parameters.items()},
             average=self.ema.average if self.ema else None,
             random_tensors=tensors,
             random_plain=plain,
             sampler=self.stage.sampler_state(),
+            sharded=self.placement.sharded,
         )
 
-    @torch.no_grad()
     def _restore(self, state: TrainingState) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state.raw[name])
-        restore_optimiser(self.optimiser, self.parameters, state.optimiser)
+        if state.shards is not None:
+            state = state.read_shards(self.parameters, self.processes.group)
+        self.placement.restore(state.raw, state.optimiser)
         if self.ema is not None and state.average is not None:
             self.ema.restore(state.average)
         restore_global_states(state.random_tensors, state.random_plain)
         self.stage.restore_sampler(dict(state.sampler))
         self.step, self.elapsed_before_s = state.step, state.elapsed_s
 
+    def _check_shares(self) -> None:
+        count, parts = self.processes.count, self.config.accumulate
+        if self.stage.batch_samples < count * parts:
+            raise ConfigError(
+                f"a step has {self.stage.batch_samples} samples, for {count} processes and {parts} parts each; expected at "
+                f"least {count * parts}: raise batch_size (or use more data), or lower accumulate."
+            )
+
     def _stop_reason(self, stop: threading.Event) -> Reason | None:
+        """Whether to stop, the same in all processes."""
+        spent, limit = time.perf_counter() - self.started, self.config.time_limit_s
+        main, late = self.processes.main, limit is not None and spent >= limit
+        said = {"stop": float(stop.is_set()), "spent": spent if main else 0.0, "late": float(late and main)}
+        agreed = self.processes.sum({name: torch.tensor(value, dtype=torch.float64) for name, value in said.items()})
+        self.elapsed_s = self.elapsed_before_s + float(agreed["spent"])
         if self.fraction >= 1.0:
             return "finished"
-        if stop.is_set():
+        if agreed["stop"]:
             return "interrupted"
-        limit = self.config.time_limit_s
-        return "time limit" if limit is not None and time.perf_counter() - self.started >= limit else None
+        return "time limit" if agreed["late"] else None
 
     def _train_step(self, interval: Interval) -> None:
         config = self.config
         self.stage.train_mode()
-        seed_everything(config.seed, "dropout", self.step)
         waiting = time.perf_counter()
-        batch = self.stage.next_batch(self.step).to(config.device)
+        parts = self._parts(self.stage.next_batch(self.step))
         waited = time.perf_counter() - waiting
-        set_learning_rate(self.optimiser, cosine(self.fraction, lr=config.optimiser.lr, min_lr=config.min_lr))
-        with config.precision.autocast(config.device):
-            loss = self.stage.loss(batch, generator_at(config.seed, "loss", self.step))
-        loss.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=True)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        counts = [self.stage.counts(part) for _, part in parts]
+        totals = self.processes.sum(added(counts))
+        set_learning_rates(self.placement.optimiser, self.fraction, min_lr=config.min_lr)
+        noise = config.noise.at(config.seed, "loss", self.step, rows=self.stage.batch_samples)
+        values: dict[str, Tensor] = {}
+        for number, ((share, part), count) in enumerate(zip(parts, counts, strict=True), start=1):
+            rows = share.rows(self.stage.batch_samples)
+            seed_everything(config.seed, "dropout", self.step, *([share.index] if share.index else []))
+            if "prior" in totals:
+                part = replace(part, guided=bool(totals["prior"] > 0))
+            with self.placement.part(last=number == len(parts)):
+                with config.precision.autocast(config.device):
+                    loss = self.placement.loss(part.to(config.device), noise.part(rows.start, len(rows)))
+                whole = {"loss": loss.total, **loss.parts}
+                mine = {name: weighted(value, name, count, totals, parts=share.of) for name, value in whole.items()}
+                # Gradients of several processes are averaged, and the losses of their parts add up.
+                self.placement.backward(mine["loss"] * self.processes.count if share.of > 1 else loss.total)
+            values = {name: values[name] + value.detach() if values else value for name, value in mine.items()}
+        norms = self.placement.step(config.clip)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
-        values = {"loss": loss.total, **loss.parts, "grad_norm": norm}
-        samples = len(batch.encoded.tokens)
-        self.samples += samples
-        interval.add(values, samples=samples, waited_s=waited)
+        self.samples += self.stage.batch_samples
+        # Every process knows the norms of all gradients, and what processes report is added up.
+        values["grad_norm"], values["grad_norms"] = (norm / self.processes.count for norm in norms)
+        interval.add(
+            values, samples=sum(len(share.rows(self.stage.batch_samples)) for share, _ in parts), waited_s=waited
+        )
 
-    def _report(self, interval: Interval, journal: Journal, progress: Progress, reason: Reason | None) -> Interval:
+    def _parts(self, batch: AnyBatch) -> list[tuple[Share, AnyBatch]]:
+        """Cuts this process's share of a batch into what is computed at once."""
+        total, mine = self.stage.batch_samples, self.processes.share
+        if self.config.accumulate == 1:
+            return [(mine, batch)]
+        start = mine.rows(total).start
+        shares = [(share, share.rows(total)) for share in mine.parts(self.config.accumulate)]
+        return [(share, batch.rows(rows.start - start, len(rows))) for share, rows in shares]
+
+    def _report(
+        self, interval: Interval, journal: Journal | None, progress: Progress, reason: Reason | None
+    ) -> Interval:
         """Writes what is due after this step; returns the interval that the next step adds to."""
         config = self.config
         validate = reason == "finished" or self.step % config.validate_every == 0
         due = (config.log_every, config.validate_every, config.checkpoint_every)
         if reason is None and all(self.step % every for every in due):
             return interval
-        values = interval.read()
+        values = interval.read(self.processes)
         self._check_finite(values)
-        values |= {"lr": self.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
-        journal.write("train", self.step, self.elapsed_s, values)
-        progress.show(self._line(values), force=reason is not None)
+        with self.placement.whole():
+            values |= {"lr": self.placement.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
+        values |= device_memory(config.device)
+        if journal is not None:
+            journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
+            progress.show(self._line(values), force=reason is not None)
         if validate:
             self._validate(journal, progress)
         return Interval()
 
-    def _validate(self, journal: Journal, progress: Progress) -> None:
-        if self.ema is None:
+    def _validate(self, journal: Journal | None, progress: Progress) -> None:
+        with nullcontext() if self.ema is None else self.ema.applied(), self.placement.whole():
             measured = self.stage.validate()
-        else:
-            with self.ema.applied():
-                measured = self.stage.validate()
-        if not measured:
+        if not measured or journal is None:
             return
-        journal.write("validation", self.step, self.elapsed_s, measured)
+        journal.write("validation", self.step, self.elapsed_s, labelled(measured, self.labels))
         numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
         progress.show("validation  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()), force=True)
 
@@ -232,30 +303,8 @@ class Loop:
     def _check_finite(self, values: Mapping[str, Any]) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(values[name]):
-                raise LampError(
+                message = (
                     f"{name} is {values[name]} after step {self.step}; expected a finite number. The last checkpoint is kept; "
                     f"try a smaller lr than {self.config.optimiser.lr}, a smaller clip, or Float32 precision."
                 )
-
-
-@contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the present step; a second one acts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        event.set()
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    for name in before:
-        signal.signal(name, request)
-    try:
-        yield event
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+                raise LampError(message) if self.processes.main else FailedElsewhereError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,21 +18,30 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.train.backbones import backbone_key
+from lamp.train.backbones import find_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
+from lamp.train.measuring import spread
+from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
-from lamp.train.running import TrainingResult, run_stage
+from lamp.train.running import RunStage, TrainingResult, run_stage
 from lamp.train.sources import Sources
-from lamp.train.stages import MotionStage, spread
+from lamp.train.stages import MotionStage
 
 SCENE_FLOW = "sceneflow"
 
 
 def train_motion(
-    config: MotionTraining, data: Path, out: Path, *, fresh: bool = False, backbone: FrozenBackbone | None = None
+    config: MotionTraining,
+    data: Path,
+    out: Path,
+    *,
+    fresh: bool = False,
+    backbone: FrozenBackbone | None = None,
+    features: Path | None = None,
+    run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
 
@@ -42,27 +52,42 @@ def train_motion(
         data: The dataset's folder, with scene flow (`lamp flow build`) and the backbone's features (`lamp cache features`).
         out: Where the run is kept.
         fresh: Start again, and remove what an earlier run left in `out`.
-        backbone: The frozen backbone, where the caller has it; only its key is asked.
+        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        features: The folder that feature caches are in; None: the dataset's own.
+        run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
         DataError: Something is missing or damaged.
         MismatchError: Things that do not belong together, such as a scene flow of another grid.
     """
     torch.set_num_threads(config.loop.threads)
-    key = backbone.key if backbone else backbone_key(config.backbone)
-    sources = Sources.open(data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment)
+    group = processes(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
+    found = backbone or find_backbone(config.backbone)
+    sources = Sources.open(
+        data,
+        found.key,
+        config.split,
+        token_width=config.model.token_width,
+        embodiment=config.embodiment,
+        features=features,
+        wanted=found.description,
+    )
     samples = motion_samples(config, sources, sources.split.train, config.bounds)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None
     seed_everything(config.loop.seed, "weights")
-    model = LaMP(config.model).to(config.loop.device)
-    stage = MotionStage(model, config, samples, validation)
-    result = run_stage(stage, config.loop, _describe(config, sources, samples), out, fresh=fresh)
+    model = LaMP(config.model).to(here.loop.device)
+    stage = MotionStage(model, here, samples, validation, group.share)
+    description = _describe(config, sources, samples)
+    result = run(stage, here.loop, description, out, fresh=fresh, processes=group)
     report = out / FILE_NAME
-    if result.outcome.finished and validation is not None and not report.exists():
-        trained, _ = load_checkpoint(result.checkpoint, device=config.loop.device)
+    if group.main and result.outcome.finished and validation is not None and not report.exists():
+        trained, _ = load_checkpoint(result.checkpoint, device=here.loop.device)
         indices = spread(len(validation), config.final_samples)
-        measure_flow(trained, validation, indices, loop=config.loop).write(report)
+        measure_flow(trained, validation, indices, loop=replace(here.loop, batch_size=stage.drawn.at_once)).write(
+            report
+        )
     return result
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lamp.draws import EachRow, Source, WholeBatch
 
 
 def seed_of(*address: int | str) -> int:
@@ -27,6 +30,37 @@ def generator_at(*address: int | str, device: torch.device | str = "cpu") -> tor
     generator = torch.Generator(device=device)
     generator.manual_seed(seed_of(*address))
     return generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerBatch:
+    """One generator draws the noise of all samples of a step, in one go; each process draws for all and uses its own."""
+
+    def at(self, *address: int | str, rows: int) -> WholeBatch:
+        return WholeBatch(generator=generator_at(*address), rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleAddress:
+    """Where the generators of the samples of one step are."""
+
+    address: tuple[int | str, ...]
+
+    def part(self, first: int, count: int) -> Source:
+        """The draws of some samples, for one pass through the model."""
+        return EachRow(generators=tuple(generator_at(*self.address, row) for row in range(first, first + count)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSample:
+    """A generator for each sample of a step: many processes draw no more than they use."""
+
+    def at(self, *address: int | str, rows: int) -> SampleAddress:
+        return SampleAddress(address=address)
+
+
+Noise = PerBatch | PerSample
+"""How noise is drawn; either way a sample's does not depend on the process, or the part of a batch, that it is in."""
 
 
 def seed_everything(*address: int | str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,18 +23,24 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
-from lamp.train.checkpoint import load_state, load_weights, save_checkpoint
+from lamp.train.adapters import PART
+from lamp.train.checkpoint import load_adapter, load_state, load_weights, recover, save_checkpoint
 from lamp.train.configs import LoopConfig
 from lamp.train.description import FILE_NAME, Description, read_description
 from lamp.train.loop import Loop, Outcome, Stage
 from lamp.train.metrics import FILE_NAME as METRICS
+from lamp.train.processes import SINGLE, Processes
 from lamp.train.state import TrainingState
+from lamp.train.tracking import IDS
 
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
-MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", HIDDEN, METRICS, FILE_NAME, "flow.json")
-FREE_TO_CHANGE = ("log_every", "checkpoint_every", "validate_every", "time_limit_s", "threads", "device")
-"""Loop settings that a continued run may change: the weights do not depend on them, but for rounding (threads, device)."""
+MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, "flow.json")
+FREE_TO_CHANGE = (
+    *("log_every", "checkpoint_every", "validate_every", "time_limit_s", "threads", "device"),
+    *("accumulate", "recompute", "sharding", "workers", "trackers"),
+)
+"""Loop settings that a continued run may change: the weights do not depend on them, but for rounding."""
 
 
 @runtime_checkable
@@ -53,6 +60,23 @@ class TrainingResult:
     """Of this call; a run that was finished before took no time."""
 
 
+@runtime_checkable
+class RunStage(Protocol):
+    """What is done with a stage once it is prepared: trained (`run_stage`), or only planned."""
+
+    def __call__(
+        self,
+        stage: ModelStage,
+        loop: LoopConfig,
+        description: Description,
+        out: Path,
+        *,
+        fresh: bool,
+        prepare: Callable[[], None] = ...,
+        processes: Processes = ...,
+    ) -> TrainingResult: ...
+
+
 def run_stage(
     stage: ModelStage,
     loop: LoopConfig,
@@ -61,6 +85,7 @@ def run_stage(
     *,
     fresh: bool,
     prepare: Callable[[], None] = lambda: None,
+    processes: Processes = SINGLE,
 ) -> TrainingResult:
     """Trains a stage in `out`, from where an earlier call stopped.
 
@@ -70,49 +95,79 @@ def run_stage(
         description: What the checkpoint will say; the step is filled in.
         out: The run's folder.
         fresh: Remove an earlier run first.
-        prepare: Called before the first step of this call, if there is one.
+        prepare: Called before the first step of this call, if there is one; by the main process first.
+        processes: Who trains together.
 
     Raises:
         MismatchError: `out` holds a run with other settings or data.
         KeyboardInterrupt: The user asked to stop; a checkpoint has been written.
     """
     path = out / CHECKPOINT
-    with locked(out / ".lock", f"another process is training in {out}; wait for it, or choose another --out."):
+    with _alone_in(out, processes):
         if fresh:
-            clear(out)
+            processes.only_main(lambda: clear(out))
+        processes.only_main(lambda: recover(path))
         state = _continued(stage, description, path)
         if state is not None and state.finished:
-            print(
-                f"{stage.name}: {out} is already finished (step {state.step}); --fresh starts again.", file=sys.stderr
-            )
+            _say(processes, f"{stage.name}: {out} is already finished (step {state.step}); --fresh starts again.")
             outcome = Outcome(reason="finished", step=state.step, elapsed_s=state.elapsed_s, samples_per_s=0.0)
             return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
         if state is not None:
-            print(f"{stage.name}: continuing {out} from step {state.step}.", file=sys.stderr)
-        write_json(out / FILE_NAME, _run_record(description))
-        prepare()
+            _say(processes, f"{stage.name}: continuing {out} from step {state.step}.")
+        processes.only_main(lambda: write_json(out / FILE_NAME, _run_record(description)))
+        processes.only_main(prepare)
+        if not processes.main:
+            prepare()  # what the main process has computed is read
 
         def save(now: TrainingState) -> None:
             weights = {**stage.model.state_dict(), **now.weights}
-            save_checkpoint(path, replace(description, step=now.step), weights, now)
+            save_checkpoint(path, replace(description, step=now.step), weights, now, processes)
 
-        outcome = Loop(stage, loop, out, save, state).run()
+        outcome = Loop(stage, loop, out, save, state, processes).run()
+        processes.wait()
     if outcome.reason == "interrupted":
         raise KeyboardInterrupt
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
 
 
-def check_device(device: str) -> None:
-    """
+@contextmanager
+def _alone_in(out: Path, processes: Processes) -> Iterator[None]:
+    """Keeps other trainings out of a folder; the main process holds the lock for all of this one."""
+    with ExitStack() as stack:
+        lock = locked(out / ".lock", f"another process is training in {out}; wait for it, or choose another --out.")
+        processes.only_main(lambda: stack.enter_context(lock))
+        yield
+
+
+def _say(processes: Processes, text: str) -> None:
+    if processes.main:
+        print(text, file=sys.stderr)
+
+
+def is_here(device: str) -> bool:
+    """Whether this machine has a device.
+
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: There is no such kind of device at all.
     """
     try:
         kind = torch.device(device).type
     except RuntimeError:
         raise ConfigError(f"device {device!r} given; expected cpu, cuda or one GPU, such as cuda:1.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected --loop.device cpu.")
+    return kind != "cuda" or torch.cuda.is_available()
+
+
+def check_device(device: str, flag: str = "--loop.device") -> None:
+    """
+    Args:
+        device: As torch names it.
+        flag: With which it is chosen, for the error.
+
+    Raises:
+        ConfigError: This machine has no such device.
+    """
+    if not is_here(device):
+        raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected {flag} cpu.")
 
 
 def clear(out: Path) -> None:
@@ -131,6 +186,7 @@ def _continued(stage: ModelStage, description: Description, path: Path) -> Train
     previous = read_description(path)
     _check_same(path, previous, description)
     weights = load_weights(path, previous, stage.model)
+    weights |= {PART + name: value for name, value in load_adapter(path, previous).items()}
     return load_state(path, weights, list(stage.parameters()))
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from lamp.data.features import FrozenBackbone
 from lamp.errors import MismatchError
+from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.model.qwen_lora import fill
 from lamp.train.backbones import BackboneConfig, find_backbone, loaded
-from lamp.train.checkpoint import Expected
+from lamp.train.checkpoint import Expected, load_adapter
 from lamp.train.configs import Imported
 from lamp.train.description import Description, checkpoint_folder, read_description
 
@@ -26,14 +28,21 @@ class Backbones:
             MismatchError: What is there is another backbone, or the checkpoint has no settings of it.
         """
         folder, description = checkpoint_folder(path), read_description(path)
-        recorded = description.backbone
-        if recorded.key is not None and recorded.key in self._loaded:
-            return self._loaded[recorded.key]
+        recorded, adapter = description.backbone, description.adapter_sha256
+        if recorded.key is not None and recorded.key + adapter in self._loaded:
+            return self._loaded[recorded.key + adapter]
         found = find_backbone(_settings(folder, description), recorded=recorded.description)
         Expected(backbone_key=found.key, backbone=found.description).check(folder, description)
-        if found.key not in self._loaded:
-            self._loaded[found.key] = loaded(found)
-        return self._loaded[found.key]
+        if found.key + adapter not in self._loaded:
+            self._loaded[found.key + adapter] = _with_adapter(loaded(found), folder, description)
+        return self._loaded[found.key + adapter]
+
+
+def _with_adapter(backbone: FrozenBackbone, folder: Path, description: Description) -> FrozenBackbone:
+    weights = load_adapter(folder, description)
+    if weights and isinstance(backbone, Qwen3VLBackbone):
+        fill(backbone.vlm, weights)
+    return backbone
 
 
 def _settings(folder: Path, description: Description) -> BackboneConfig:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.samples import EpisodeSplit, split_episodes
 from lamp.errors import MismatchError
+from lamp.model.qwen3_vl import QwenIdentity
 from lamp.train.configs import Split
 from lamp.train.description import BackboneRecord, CameraInput, DataRecord
 
@@ -22,12 +25,32 @@ class Sources:
     """What both stages read."""
 
     dataset: LeRobotDataset
-    features: FeatureCache
+    cache: FeatureCache | None
+    """The backbone's tokens; None where they change in training, so that pictures are read."""
     backbone: BackboneRecord
+    frozen_key: str
+    """Of the backbone without adapters."""
     split: EpisodeSplit
 
+    @property
+    def features(self) -> FeatureCache:
+        """The backbone's tokens, where they do not change in training."""
+        assert self.cache is not None
+        return self.cache
+
     @classmethod
-    def open(cls, data: Path, key: str, split: Split, *, token_width: int, embodiment: Embodiment = OWN) -> Sources:
+    def open(
+        cls,
+        data: Path,
+        key: str,
+        split: Split,
+        *,
+        token_width: int,
+        embodiment: Embodiment = OWN,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        features: Path | None = None,
+        wanted: Mapping[str, Any] | None = None,
+    ) -> Sources:
         """Opens a dataset and its cached features.
 
         Args:
@@ -36,29 +59,51 @@ class Sources:
             split: Which episodes to hold out.
             token_width: Of the model.
             embodiment: How the dataset records its robot.
+            augmentation: Which views of the pictures there are to be besides themselves.
+            features: The folder that feature caches are in; None: the dataset's own.
+            wanted: What the backbone says of itself, to name how it differs from what is stored.
 
         Raises:
             DataError: The dataset or the features are not there.
-            MismatchError: The features have another width than the model's tokens.
+            MismatchError: The features are others, or have another width than the model's tokens.
         """
         dataset = embodiment.open(data)
-        features = FeatureCache(dataset, key)
-        if features.width != token_width:
+        cache = FeatureCache(dataset, key, augmentation=augmentation, root=features, wanted=wanted)
+        if cache.width != token_width:
             raise MismatchError(
-                f"the features of {key} are {features.width} wide, the model's token_width is {token_width}; expected the same."
+                f"the features of {key} are {cache.width} wide, the model's token_width is {token_width}; expected the same."
             )
-        sizes = [dataset.image_sizes[name] for name in features.cameras]
-        cameras = tuple(
-            CameraInput(name=name, height=height, width=width)
-            for name, (height, width) in zip(features.cameras, sizes, strict=True)
+        return cls(
+            dataset=dataset,
+            cache=cache,
+            backbone=_record(dataset, key, cache.manifest["backbone"], cache.cameras),
+            frozen_key=key,
+            split=_split(dataset, split).without(cache.left_out),
         )
-        description = features.manifest["backbone"]
-        prompt = description.get("prompt", "{instruction}")
-        record = BackboneRecord(key=key, description=description, cameras=cameras, prompt=prompt)
-        tasks = [episode.task for episode in dataset.episodes]
-        chosen = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
-        chosen = chosen.without(features.left_out)
-        return cls(dataset=dataset, features=features, backbone=record, split=chosen)
+
+    @classmethod
+    def pictured(
+        cls, data: Path, identity: QwenIdentity, split: Split, *, token_width: int, embodiment: Embodiment = OWN
+    ) -> Sources:
+        """Opens a dataset whose pictures go through a backbone that is trained along.
+
+        Raises:
+            DataError: The dataset is not there.
+            MismatchError: The backbone's tokens have another width than the model's.
+        """
+        dataset, frozen = embodiment.open(data), replace(identity, config=replace(identity.config, lora=None))
+        if identity.width != token_width:
+            raise MismatchError(
+                f"the backbone's tokens are {identity.width} wide, the model's token_width is {token_width}; expected the same."
+            )
+        cameras = tuple(name for name, _ in identity.config.cameras)
+        return cls(
+            dataset=dataset,
+            cache=None,
+            backbone=_record(dataset, identity.key, identity.description, cameras),
+            frozen_key=frozen.key,
+            split=_split(dataset, split),
+        )
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
         """Describes what is trained on.
@@ -67,7 +112,8 @@ class Sources:
             samples: Training samples.
             also: Further content that the run depends on, such as the scene flow's.
         """
-        digest = hashlib.sha256("\n".join([self.features.key, *also]).encode())
+        kept = self.cache.kept_otherwise if self.cache is not None else ()
+        digest = hashlib.sha256("\n".join([self.backbone.key or "", *kept, *also]).encode())
         for episode in (*self.split.train, *self.split.validation):
             digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
         trained = {self.dataset.episodes[episode].task for episode in self.split.train}
@@ -92,3 +138,19 @@ class Sources:
         if other.dataset != self.content:
             return self.split.train
         return tuple(episode for episode in self.split.train if episode in set(other.validation_episodes))
+
+
+def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:
+    tasks = [episode.task for episode in dataset.episodes]
+    return split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
+
+
+def _record(
+    dataset: LeRobotDataset, key: str, description: Mapping[str, Any], cameras: Sequence[str]
+) -> BackboneRecord:
+    sizes = [dataset.image_sizes[name] for name in cameras]
+    seen = tuple(
+        CameraInput(name=name, height=height, width=width) for name, (height, width) in zip(cameras, sizes, strict=True)
+    )
+    prompt = description.get("prompt", "{instruction}")
+    return BackboneRecord(key=key, description=dict(description), cameras=seen, prompt=prompt)

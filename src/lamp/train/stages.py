@@ -2,53 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import nn
 
+from lamp.data.image_samples import ImageSamples, ObservedBatch
 from lamp.data.mixture import MixedSamples, mixture_weights
 from lamp.data.motion_samples import MotionSamples
-from lamp.data.sampler import Sampler
+from lamp.data.sampler import WHOLE, Share
 from lamp.data.samples import PolicySamples
+from lamp.draws import Source, normal, uniform
 from lamp.model.lamp import LaMP
-from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
+from lamp.model.recompute import recompute
+from lamp.train.action_metrics import measure_actions
+from lamp.train.breakdown import AXES, TAU_NAMES, Labels, action_names, by_tau, clamped
+from lamp.train.configs import MotionTraining, PolicyTraining, UnseenEpisodes
+from lamp.train.counts import Counts
+from lamp.train.drawing import Drawn, with_fewer_tokens
 from lamp.train.flow_metrics import measure_flow
-from lamp.train.loop import StepLoss
+from lamp.train.measuring import held_out_loss, spread
 from lamp.train.metrics import Value
-from lamp.train.randomness import generator_at
+from lamp.train.placement import AnyBatch, StepLoss
 from lamp.types import Batch
 
-
-@runtime_checkable
-class Samples(Protocol):
-    """Samples of some episodes."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Int64[np.ndarray, b], *, epoch: int = 0) -> Batch: ...
-
-
-def spread(total: int, wanted: int) -> Int64[np.ndarray, n]:
-    """Returns up to `wanted` indices, evenly spread over `total`: the same ones every time."""
-    return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(np.int64))
+Either = TypeVar("Either", Batch, ObservedBatch)
 
 
 class MotionStage:
     """Stage 1: the Motion Expert, all of it, on scene flow (L_motion, Eq. 3)."""
 
     name = "motion"
+    may_skip = False
+    labels: Labels = MappingProxyType({"per_axis": AXES, "per_tau": TAU_NAMES, "clamped": AXES})
 
     def __init__(
-        self, model: LaMP, config: MotionTraining, samples: MotionSamples, validation: MotionSamples | None
+        self,
+        model: LaMP,
+        config: MotionTraining,
+        samples: MotionSamples,
+        validation: MotionSamples | None,
+        share: Share = WHOLE,
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.model.requires_grad_(True)
-        self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed)
+        self.drawn = Drawn(samples, config.loop, share)
+        if config.loop.recompute:
+            recompute(model)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    @property
+    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        return self.model.blocks
+
+    @property
+    def batch_samples(self) -> int:
+        return self.drawn.batch_samples
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
@@ -57,13 +72,27 @@ class MotionStage:
         self.model.train()
 
     def next_batch(self, step: int) -> Batch:
-        pick = next(self.sampler)
-        batch = self.samples.batch(pick.indices, epoch=pick.epoch)
-        return with_fewer_tokens(batch, self.config.token_dropout, self.config.loop.seed, step)
+        batch = self.drawn.next_batch()
+        assert isinstance(batch, Batch)
+        return with_fewer_tokens(batch, self.config.token_dropout, self.drawn.noise("tokens", step))
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
-        loss = self.model.motion_loss(batch, generator, self.config.draws)
-        return StepLoss(total=loss.total, parts={"per_axis": loss.per_axis})
+    def counts(self, batch: AnyBatch) -> Counts:
+        assert isinstance(batch, Batch) and batch.motion is not None
+        assert self.model.motion_expert is not None
+        supervised = self.model.motion_expert.supervised(batch.motion.mask).flatten(1, 2)
+        rows = torch.tensor(float(len(supervised))).double()
+        return {
+            "loss": supervised.flatten(1).any(1).sum().double(),
+            "per_axis": supervised.any(1).sum(0).double(),
+            "per_tau": rows,
+            "clamped": rows,
+        }
+
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
+        assert isinstance(batch, Batch) and batch.motion is not None
+        loss = self.model.motion_loss(batch, source, self.config.draws)
+        parts = {"per_axis": loss.per_axis, "per_tau": by_tau(loss.draws), "clamped": clamped(batch.motion)}
+        return StepLoss(total=loss.total, parts=parts)
 
     def gauges(self) -> dict[str, float]:
         return {}
@@ -73,17 +102,21 @@ class MotionStage:
             return {}
         self.model.eval()
         indices = spread(len(self.validation), self.config.validation_samples)
-        measured = held_out_loss(self.loss, self.validation, indices, self.config.loop)
-        flow = measure_flow(self.model, self.validation, indices, loop=self.config.loop, samples=1)
+        loop, at_once = self.config.loop, self.drawn.at_once
+        measured = held_out_loss(self, self.validation, indices, loop, at_once)
+        flow = measure_flow(self.model, self.validation, indices, loop=replace(loop, batch_size=at_once), samples=1)
         return measured | {
             f"ade_px_{name}": errors.ade_px for name, errors in flow.moving.items() if errors.ade_px is not None
         }
 
     def sampler_state(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
+        return self.drawn.state()
 
     def restore_sampler(self, state: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state)
+        self.drawn.restore(state)
+
+    def close(self) -> None:
+        self.drawn.close()
 
 
 class PolicyStage:
@@ -93,8 +126,9 @@ class PolicyStage:
         self,
         model: LaMP,
         config: PolicyTraining,
-        samples: PolicySamples | MixedSamples,
-        validation: PolicySamples | MixedSamples | None,
+        samples: PolicySamples | MixedSamples | ImageSamples,
+        validation: PolicySamples | MixedSamples | ImageSamples | None,
+        share: Share = WHOLE,
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.name = "policy" if model.guidance is not None else "policy without motion"
@@ -103,8 +137,29 @@ class PolicyStage:
         for part in self.trained:
             part.requires_grad_(True)
         lengths = [len(part) for part in samples.parts] if isinstance(samples, MixedSamples) else [len(samples)]
-        weights = mixture_weights(lengths, config.weights)
-        self.sampler = Sampler(len(samples), config.loop.batch_size, seed=config.loop.seed, weights=weights)
+        names = _action_names(samples)
+        self.labels: Labels = {"per_dim": names, "per_tau": TAU_NAMES, "action_error_per_dim": names}
+        self.drawn = Drawn(samples, config.loop, share, mixture_weights(lengths, config.weights))
+        if config.loop.recompute:
+            recompute(model)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    @property
+    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        return self.model.blocks
+
+    @property
+    def may_skip(self) -> bool:
+        """Where the prior is withheld from all samples of a step, guidance has no gradient."""
+        unseen = isinstance(self.config.prior_on, UnseenEpisodes)
+        return bool(unseen or self.config.prior_dropout or self.config.prior_from)
+
+    @property
+    def batch_samples(self) -> int:
+        return self.drawn.batch_samples
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -114,16 +169,32 @@ class PolicyStage:
         for part in self.trained:
             part.train()
 
-    def next_batch(self, step: int) -> Batch:
-        pick = next(self.sampler)
-        batch = self.samples.batch(pick.indices, epoch=pick.epoch)
+    def next_batch(self, step: int) -> AnyBatch:
+        batch: Any = self.drawn.next_batch()
         batch = self._with_noisy_state(batch, step) if self.config.state_noise else batch
         batch = self._without_prior(batch, step) if self.config.prior_dropout or self.config.prior_from else batch
-        return with_fewer_tokens(batch, self.config.token_dropout, self.config.loop.seed, step)
+        if isinstance(batch, ObservedBatch):
+            return batch
+        return with_fewer_tokens(batch, self.config.token_dropout, self.drawn.noise("tokens", step))
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> StepLoss:
-        loss = self.model.action_loss(batch, generator, self.config.noise_draws)
-        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim})
+    def counts(self, batch: AnyBatch) -> Counts:
+        assert batch.action_mask is not None
+        seen = batch.prior_seen
+        return {
+            "loss": batch.action_mask.any(1).sum().double(),
+            "per_tau": torch.tensor(float(len(batch.action_mask))).double(),
+            "prior": torch.tensor(float(len(batch.action_mask)) if seen is None else float(seen.sum())).double(),
+        }
+
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
+        assert isinstance(batch, Batch)
+        loss = self.model.action_loss(batch, source, self.config.noise_draws)
+        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws)})
+
+    def encoded(self, batch: AnyBatch) -> Batch:
+        """The batch with the backbone's tokens."""
+        assert isinstance(batch, Batch)
+        return batch
 
     def gauges(self) -> dict[str, float]:
         opening = self.model.gate
@@ -134,53 +205,37 @@ class PolicyStage:
             return {}
         self.model.eval()
         indices = spread(len(self.validation), self.config.validation_samples)
-        return held_out_loss(self.loss, self.validation, indices, self.config.loop)
+        at_once = self.drawn.at_once
+        measured = held_out_loss(self, self.validation, indices, self.config.loop, at_once)
+        if not self.config.action_samples:
+            return measured
+        indices = spread(len(self.validation), self.config.action_samples)
+        return measured | measure_actions(self, self.validation, indices, loop=self.config.loop, at_once=at_once)
 
     def sampler_state(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
+        return self.drawn.state()
 
     def restore_sampler(self, state: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state)
+        self.drawn.restore(state)
 
-    def _with_noisy_state(self, batch: Batch, step: int) -> Batch:
+    def close(self) -> None:
+        self.drawn.close()
+
+    def _with_noisy_state(self, batch: Either, step: int) -> Either:
         assert batch.state is not None
-        noise = torch.randn(batch.state.shape, generator=generator_at(self.config.loop.seed, "state", step))
+        noise = normal(tuple(batch.state.shape), self.drawn.noise("state", step))
         return replace(batch, state=batch.state + self.config.state_noise * noise)
 
-    def _without_prior(self, batch: Batch, step: int) -> Batch:
-        drawn = torch.rand(len(batch.encoded.mask), generator=generator_at(self.config.loop.seed, "prior", step))
+    def _without_prior(self, batch: Either, step: int) -> Either:
+        assert batch.action_mask is not None
+        drawn = uniform((len(batch.action_mask),), self.drawn.noise("prior", step))
         waiting = step < self.config.prior_from * self.config.loop.steps
         seen = drawn >= (1.0 if waiting else self.config.prior_dropout)
         return replace(batch, prior_seen=seen if batch.prior_seen is None else seen & batch.prior_seen)
 
 
-def with_fewer_tokens(batch: Batch, share: float, seed: int, step: int) -> Batch:
-    """Hides a share of the backbone's tokens, drawn anew at every step."""
-    if not share:
-        return batch
-    mask = batch.encoded.mask
-    kept = torch.rand(mask.shape, generator=generator_at(seed, "tokens", step)) >= share
-    return replace(batch, encoded=replace(batch.encoded, mask=mask & kept))
-
-
-@torch.no_grad()
-def held_out_loss(
-    loss: Callable[[Batch, torch.Generator], StepLoss],
-    samples: Samples,
-    indices: Int64[np.ndarray, n],
-    loop: LoopConfig,
-) -> dict[str, Value]:
-    """Returns the mean loss over some samples and its parts, with the same noise every time."""
-    sums: dict[str, Tensor] = {}
-    for number, part in enumerate(batches(indices, loop.batch_size)):
-        with loop.precision.autocast(loop.device):
-            step = loss(samples.batch(part).to(loop.device), generator_at(loop.seed, "validation", number))
-        for name, value in {"loss": step.total, **step.parts}.items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu() * len(part)
-    return {name: (total / len(indices)).tolist() for name, total in sums.items()}
-
-
-def batches(indices: Int64[np.ndarray, n], size: int) -> Iterator[Int64[np.ndarray, b]]:
-    """Cuts indices into batches, the last one smaller where they do not divide."""
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def _action_names(samples: PolicySamples | MixedSamples | ImageSamples) -> tuple[str, ...]:
+    """Those of the first dataset, the policy's own."""
+    first = samples.parts[0] if isinstance(samples, MixedSamples) else samples
+    dataset = first.dataset if isinstance(first, ImageSamples) else first.features.dataset
+    return action_names(dataset.features, first.embodiment, first.scaling.actions.width)

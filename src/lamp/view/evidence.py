@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EpisodeRecord, read_records
+from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
+from lamp.benchmark.trials import Trial, read_trials
 from lamp.files import read_json, read_lines_json
+from lamp.view.wording import label
 
 SAID_OTHERWISE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
 UNITS: dict[str, str] = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
@@ -23,15 +26,16 @@ class Curves:
 
     lines: Sequence[Mapping[str, Any]]
 
-    def values(self, kind: str, name: str, index: int | None = None) -> list[tuple[float, float]]:
-        """Returns (step, value) of a metric, or of one entry of a metric that is a list; what is missing is left out."""
+    def values(self, kind: str, name: str, entry: int | str | None = None) -> list[tuple[float, float]]:
+        """Returns (step, value) of a metric, or of one entry of a metric that has several, by its name or, in older runs, its
+        place; what is missing is left out."""
         found = []
         for line in self.lines:
             value = line.get(name)
             if line.get("kind") != kind or value is None:
                 continue
-            if index is not None:
-                value = value[index] if isinstance(value, list) and index < len(value) else None
+            if entry is not None:
+                value = _entry(value, entry)
             if isinstance(value, int | float) and math.isfinite(value):
                 found.append((float(line["step"]), float(value)))
         return found
@@ -44,6 +48,11 @@ class Curves:
             )
         )
 
+    def entries(self, kind: str, name: str) -> list[str]:
+        """Returns the names of a metric's entries, in order of appearance."""
+        found = [line[name] for line in self.lines if line.get("kind") == kind and isinstance(line.get(name), dict)]
+        return list(dict.fromkeys(entry for value in found for entry in value))
+
     @property
     def steps(self) -> int:
         """The last step."""
@@ -53,6 +62,12 @@ class Curves:
     def seconds(self) -> float:
         """Training time until the last line [s]."""
         return max((float(line.get("elapsed_s", 0.0)) for line in self.lines), default=0.0)
+
+
+def _entry(value: Any, entry: int | str) -> Any:
+    if isinstance(value, dict):
+        return value.get(entry)
+    return value[entry] if isinstance(value, list) and isinstance(entry, int) and entry < len(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +91,33 @@ class Evidence:
     records: tuple[tuple[EpisodeRecord, ...], ...]
     """The episodes of each evaluation folder."""
     planned: tuple[int, ...]
+    models: tuple[Mapping[str, Mapping[str, str | None]], ...]
+    """Of each evaluation folder: condition -> its policy's `flow` and `fusion`, where the folder says."""
     flow: tuple[FlowRow, ...]
     flow_facts: Mapping[str, Any]
     data: Mapping[str, Any]
+    trials: tuple[Trial, ...] = ()
+    """On a real robot."""
 
     @property
     def tables(self) -> list[SuccessTable]:
         """The success tables, a suite each and a folder each."""
         return [table for records in self.records for table in tabulate(records)]
+
+    @property
+    def titled(self) -> list[tuple[str, SuccessTable]]:
+        """The success tables with a heading each: the suite, and the folder where there are several."""
+        several = len(self.folders) > 1
+        return [
+            (f"{table.suite}, {label(folder)}" if several else table.suite, table)
+            for folder, records in zip(self.folders, self.records, strict=True)
+            for table in tabulate(records)
+        ]
+
+    @property
+    def perturbed(self) -> list[RobustnessTable]:
+        """The tables of LIBERO-Plus and of plus-style perturbations, folder by folder."""
+        return [table for records in self.records for table in robustness(records)]
 
     def row(self, condition: str) -> Row | None:
         """The first table's row of a condition."""
@@ -104,6 +138,7 @@ def gather(
     evaluations: Sequence[Path],
     flow: Path | None,
     data: Path | None,
+    trials: Sequence[Path] = (),
 ) -> Evidence:
     """Reads all parts that are there.
 
@@ -118,9 +153,11 @@ def gather(
         folders=tuple(evaluations),
         records=tuple(tuple(read_records(folder)) for folder in evaluations),
         planned=tuple(int(manifest["planned"]) for manifest in manifests),
+        models=tuple(manifest.get("facts", {}).get("models", {}) for manifest in manifests),
         flow=_flow_rows(flow_json),
         flow_facts={key: value for key, value in flow_json.items() if isinstance(value, int | float | str | bool)},
         data=_dataset(data),
+        trials=tuple(trial for folder in trials for trial in read_trials(folder)),
     )
 
 

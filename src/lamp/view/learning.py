@@ -58,20 +58,37 @@ def _motion_curves(curves: Curves) -> str:
     drawn = line_chart(
         errors, x_label="step", y_label="mean error in px of 256", label="error of predicted paths over training"
     )
+    named = bool(curves.entries("train", "per_axis"))
     axes = [
-        Series(name=axis, points=curves.values("train", "per_axis", index), colour=(0, 2, 3)[index], smooth=True)
+        Series(
+            name=axis,
+            points=curves.values("train", "per_axis", "uvd"[index] if named else index),
+            colour=(0, 2, 3)[index],
+            smooth=True,
+        )
         for index, axis in enumerate(("du, across", "dv, down", "dd, depth"))
     ]
     split = line_chart(axes, x_label="step", y_label="loss by axis", label="motion loss by axis", log=True)
     norm = Series(name="gradient norm", points=curves.values("train", "grad_norm"), colour=7, smooth=True)
     pull = line_chart([norm], x_label="step", y_label="gradient norm", label="motion gradient norm", log=True)
+    times = _entries(curves, "per_tau", "motion loss by flow time")
     shown = [
         ("Loss", loss),
         ("Held-out paths of moving points", drawn),
         ("Loss by axis", split),
+        ("Loss by flow time (0: noise, 1: data)", times),
         ("Gradient norm", pull),
     ]
     return pages.panels([pages.panel(chart, title) for title, chart in shown if chart]) + _pace(curves)
+
+
+def _entries(curves: Curves, metric: str, label: str) -> str:
+    """A line for each entry of a metric that has names for them; nothing in older runs."""
+    lines = [
+        Series(name=entry, points=curves.values("train", metric, entry), colour=index % 8, smooth=True)
+        for index, entry in enumerate(curves.entries("train", metric))
+    ]
+    return line_chart(lines, x_label="step", y_label="loss", label=label, log=True)
 
 
 def _pace(curves: Curves) -> str:
@@ -138,9 +155,15 @@ def policy(found: Evidence) -> Section:
     if last:
         said = f"The gate, which scales the motion prior's contribution, ends at {number(last[0])}. "
         said += "Its size is no test of the prior's use."
-    shown = pages.panels(
-        [pages.panel(chart, title) for title, chart in (("Loss", loss), ("Motion gate", gate)) if chart]
-    )
+    first = next(iter(found.policies))
+    charts = [
+        ("Loss", loss),
+        ("Held-out actions", _held_out_actions(found.policies)),
+        (f"Loss by action dimension, {words(first)}", _entries(found.policies[first], "per_dim", "loss by dimension")),
+        ("Gradient norm", _gradients(found.policies)),
+        ("Motion gate", gate),
+    ]
+    shown = pages.panels([pages.panel(chart, title) for title, chart in charts if chart])
     missing = "" if gate else pages.absent("No gate was logged: the policies of this run have no motion prior.")
     pace = "".join(
         pages.paragraph(f"{words(name)}: {curves.steps:,} steps in {duration(curves.seconds)}.", "about")
@@ -152,3 +175,24 @@ def policy(found: Evidence) -> Section:
         about=about,
         body=shown + missing + (pages.paragraph(said, "about") if said else "") + pace,
     )
+
+
+def _held_out_actions(policies: Mapping[str, Curves]) -> str:
+    lines = [
+        Series(
+            name=words(name),
+            points=curves.values("validation", "action_error"),
+            colour=colour_of(name, index),
+            marked=True,
+        )
+        for index, (name, curves) in enumerate(policies.items())
+    ]
+    return line_chart(lines, x_label="step", y_label="mean error, normalised", label="error of held-out actions")
+
+
+def _gradients(policies: Mapping[str, Curves]) -> str:
+    lines = [
+        Series(name=words(name), points=curves.values("train", "grad_norm"), colour=colour_of(name, index), smooth=True)
+        for index, (name, curves) in enumerate(policies.items())
+    ]
+    return line_chart(lines, x_label="step", y_label="gradient norm", label="policy gradient norm", log=True)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EPISODES
-from lamp.errors import DataError
-from lamp.files import atomic_write_text, read_json
+from lamp.benchmark.robustness import to_json as perturbed_to_json
+from lamp.benchmark.tables import sentence
+from lamp.benchmark.tables import to_json as tables_to_json
+from lamp.benchmark.trials import TRIALS
+from lamp.errors import ConfigError, DataError
+from lamp.files import atomic_write_text, read_json, write_json
 from lamp.version import code_version
-from lamp.view import evidence, learning, sections, showing, successes
+from lamp.view import between_runs, evidence, figures, learning, published, sections, showing, successes
 from lamp.view.pages import page
+from lamp.view.prior import prior
 from lamp.view.strips import read_caption
 
 METRICS = "metrics.jsonl"
@@ -42,6 +47,8 @@ class ReportInputs:
     """Condition, such as with_motion -> metrics.jsonl of its second stage."""
     evaluations: tuple[Path, ...] = ()
     """Output folders of `lamp evaluate`."""
+    trials: tuple[Path, ...] = ()
+    """Folders in which `lamp score` wrote down trials on a real robot."""
     flow: Path | None = None
     """flow.json of the first stage: errors of predicted paths on held-out episodes."""
     pictures: tuple[Picture, ...] = ()
@@ -61,10 +68,12 @@ class ReportInputs:
 class ReportConfig:
     """What `lamp report` does."""
 
-    run: Path
-    """Folder of a demo, a training or an evaluation."""
+    run: tuple[Path, ...]
+    """Folders of a demo, a training or an evaluation; the episodes of all are compared."""
     out: Path | None = None
-    """The HTML file; None writes report.html into the folder."""
+    """The HTML file; None writes report.html into the first folder."""
+    json: Path | None = None
+    """Also write the tables as JSON."""
     title: str | None = None
     """Heading of the page."""
     max_films: int = 6
@@ -72,13 +81,28 @@ class ReportConfig:
 
 
 def report(config: ReportConfig) -> Path:
-    """Writes the report of a run folder and returns its path.
+    """Writes the report of run folders and returns its path.
 
     Raises:
-        DataError: The folder holds nothing to report.
+        ConfigError: No folder is given.
+        DataError: A folder holds nothing to report.
     """
-    inputs = discover(config.run, title=config.title, max_films=config.max_films)
-    return write_report(inputs, config.out or config.run / "report.html")
+    if not config.run:
+        raise ConfigError("no folder to report; expected that of a demo, a training or an evaluation, or several")
+    first, *others = (discover(run, title=config.title, max_films=config.max_films) for run in config.run)
+    further = tuple(folder for inputs in others for folder in inputs.evaluations)
+    trials = tuple(dict.fromkeys([*first.trials, *(folder for inputs in others for folder in inputs.trials)]))
+    inputs = replace(first, evaluations=tuple(dict.fromkeys(first.evaluations + further)), trials=trials)
+    if config.json is not None:
+        found = _gathered(inputs)
+        tables, between = tables_to_json(found.tables), [sentence(pair) for pair in between_runs.pairs(found)]
+        folders = [str(folder) for folder in found.folders]
+        parts = {"folders": folders, "tables": tables, "perturbed": perturbed_to_json(found.perturbed)}
+        write_json(
+            config.json,
+            {**parts, "between": between, "paper": published.to_json(found), "figures": figures.to_json(found)},
+        )
+    return write_report(inputs, config.out or config.run[0] / "report.html")
 
 
 def write_report(inputs: ReportInputs, out: Path) -> Path:
@@ -89,15 +113,17 @@ def write_report(inputs: ReportInputs, out: Path) -> Path:
 
 def render(inputs: ReportInputs) -> str:
     """Builds the page."""
-    found = evidence.gather(
-        motion=inputs.motion,
-        policies=inputs.policies,
-        evaluations=inputs.evaluations,
-        flow=inputs.flow,
-        data=inputs.data,
+    found = _gathered(inputs)
+    asked = (
+        between_runs.between(found),
+        prior(found),
+        published.beside_the_paper(found),
+        figures.ablations(found),
+        figures.robot(found),
     )
     made = [
         successes.success(found),
+        *(section for section in asked if section is not None),
         sections.time(inputs.seconds),
         showing.foresight([(item.path, item.caption) for item in inputs.pictures]),
         showing.episodes(found, inputs.max_films),
@@ -115,6 +141,17 @@ def render(inputs: ReportInputs) -> str:
     )
 
 
+def _gathered(inputs: ReportInputs) -> evidence.Evidence:
+    return evidence.gather(
+        motion=inputs.motion,
+        policies=inputs.policies,
+        evaluations=inputs.evaluations,
+        flow=inputs.flow,
+        data=inputs.data,
+        trials=inputs.trials,
+    )
+
+
 def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> ReportInputs:
     """Finds the parts of a report in a demo's, a training's or an evaluation's folder.
 
@@ -128,6 +165,7 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     evaluations = tuple(
         sorted(path.parent for pattern in ("", "*/", "*/*/") for path in run.glob(f"{pattern}{EPISODES}"))
     )
+    trials = (run,) if (run / TRIALS).is_file() else ()
     flows = [path for path in (run / "flow.json", run / "motion" / "flow.json") if path.is_file()]
     data = run / "data" if (run / "data" / "meta" / "info.json").is_file() else None
     pictures = tuple(
@@ -135,9 +173,10 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
         for path in sorted(run.glob("pictures/*"))
         if path.suffix in (".png", ".jpg")
     )
-    if not (motion or policies or evaluations or pictures or data):
+    if not (motion or policies or evaluations or pictures or data or trials):
         raise DataError(
-            f"{run} holds nothing to report: expected {METRICS}, {EPISODES}, pictures/ or a dataset, here or in its folders"
+            f"{run} holds nothing to report: expected {METRICS}, {EPISODES}, {TRIALS}, pictures/ or a dataset, here or "
+            "in its folders"
         )
     return ReportInputs(
         title=title or summary.get("title") or f"LaMP run: {run.resolve().name}",
@@ -146,6 +185,7 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
         motion=motion,
         policies=policies,
         evaluations=evaluations,
+        trials=trials,
         flow=flows[0] if flows else None,
         pictures=pictures,
         data=data,

@@ -134,8 +134,8 @@ def _own_notes(found: Evidence) -> list[str]:
 def _scene_notes(records: Sequence[EpisodeRecord]) -> list[str]:
     if not records:
         return []
-    suite, states = records[0].suite, spans(sorted({record.state for record in records}))
-    notes = [f"{suite}: stored initial states {states}; success counts if the goal held at any step."]
+    suites, states = _only(record.suite for record in records), spans(sorted({record.state for record in records}))
+    notes = [f"{suites}: stored initial states {states}; success counts if the goal held at any step."]
     shift = max(record.placement_shift for record in records)
     if shift:
         notes.append(

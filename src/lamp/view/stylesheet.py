@@ -48,10 +48,13 @@ nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin-top: 18px; font-size
 .chart .grid { stroke: var(--grid); stroke-width: 1; } .chart .axis { stroke: var(--line); stroke-width: 1; }
 .chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .chart .raw { fill: none; stroke-width: 1; opacity: 0.22; }
+.chart .hollow { fill: none; stroke-width: 1.5; stroke-dasharray: 3 2; }
+.chart .whisker { stroke: var(--ink); stroke-width: 1.2; }
 .chart .span { stroke-width: 7; stroke-linecap: round; opacity: 0.32; } .chart .ring { stroke: var(--card); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px; color: var(--soft); margin-top: 6px; }
 .legend span { display: inline-flex; align-items: center; gap: 7px; }
 i.dash { width: 16px; height: 3px; border-radius: 2px; } i.dot { width: 10px; height: 10px; border-radius: 50%; flex: none; }
+i.dot.hollow { opacity: 0.35; }
 .timebar { display: flex; gap: 2px; height: 22px; margin: 6px 0 16px; border-radius: 6px; overflow: hidden; }
 .timebar i { min-width: 2px; }
 ul.times { list-style: none; margin: 0; padding: 0; display: grid; gap: 3px 34px;

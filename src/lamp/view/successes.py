@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lamp.benchmark.robustness import RobustnessTable
 from lamp.benchmark.tables import Row, SuccessTable, counted, percent, sentence
 from lamp.view import pages
 from lamp.view.charts import Span, interval_chart
@@ -12,17 +13,17 @@ from lamp.view.wording import colour_of, words
 
 def success(found: Evidence) -> Section:
     """Success rates with intervals, tables, paired comparisons."""
-    if not found.tables:
+    if not found.tables and not found.perturbed:
         return Section(anchor="success", title="Success", body=pages.absent("This run has no evaluated episodes."))
     return Section(
         anchor="success",
         title="Success",
         about="Every condition meets the same initial states and placements. Bars are Wilson's 95% intervals.",
-        body="".join(_success(table) for table in found.tables),
+        body="".join([*(_success(table, title) for title, table in found.titled), *map(_robustness, found.perturbed)]),
     )
 
 
-def _success(table: SuccessTable) -> str:
+def _success(table: SuccessTable, title: str) -> str:
     shown = [
         Span(
             name=words(row.condition),
@@ -35,8 +36,19 @@ def _success(table: SuccessTable) -> str:
         for index, row in enumerate(table.rows)
     ]
     compared = "".join(pages.paragraph(sentence(pair).replace("_", " ") + ".", "found") for pair in table.pairs[:1])
-    chart = pages.panel(interval_chart(shown, label=f"success rates on {table.suite}"), table.suite)
+    chart = pages.panel(interval_chart(shown, label=f"success rates on {title}"), title)
     return chart + compared + _by_task(table)
+
+
+def _robustness(table: RobustnessTable) -> str:
+    """One line a perturbation, one column a condition; LIBERO-Plus and plus-style have panels of their own."""
+    notes = "".join(pages.paragraph(note) for note in table.notes)
+    compared = "".join(pages.paragraph(sentence(pair).replace("_", " ") + ".", "found") for pair in table.pairs[:1])
+    tables = []
+    for cells in table.cells():
+        (_, *conditions), *lines = zip(*cells, strict=True)
+        tables.append(pages.table(["", *map(words, conditions)], lines))
+    return pages.panel(notes + "".join(tables) + compared, table.title)
 
 
 def _said(row: Row) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lamp.benchmark.controls import CONTROLS
 
 COLOURS = {
@@ -12,6 +14,11 @@ COLOURS = {
     "mean_of_4": 2,
     "constant_velocity": 7,
 }
+
+
+def label(folder: Path) -> str:
+    """An evaluation's folder as people tell several apart: `object/evaluation`."""
+    return f"{folder.resolve().parent.name}/{folder.name}"
 
 
 def words(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from lamp_client.types import ActionChunk, Observation
 ObservationFn = Callable[[], Observation]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Chooses one action per step."""
 

@@ -212,12 +212,19 @@ def chunk_from_reply(reply: Any) -> ActionChunk:
     """Reads a server's reply.
 
     Raises:
-        WireError: if it holds no actions.
+        WireError: if it holds no actions, or what should be numbers is none.
         InvalidValueError: if they have another shape.
     """
     if not isinstance(reply, dict) or "actions" not in reply:
         kind = f"a map with {', '.join(map(str, reply))}" if isinstance(reply, dict) else type(reply).__name__
         raise WireError(f"the server replied with {kind}; expected a map with 'actions'.")
+    try:
+        return _chunk(reply)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise WireError(f"the server's reply cannot be read: {error}.") from error
+
+
+def _chunk(reply: Mapping[str, Any]) -> ActionChunk:
     timing = {
         f"{part.removesuffix('_timing')}.{name}": float(value)
         for part in ("policy_timing", "server_timing")

@@ -85,7 +85,7 @@ class Connection:
             WireError: its reply is not one of the protocol's.
         """
         encoded = wire.pack(message, limits=self._limits)
-        self.open()
+        self._check_size(len(encoded))
         try:
             self._socket.send(encoded)
             return self._receive(self._socket)
@@ -95,6 +95,16 @@ class Connection:
         except Exception as error:
             self.close()
             raise ConnectionLostError(f"the policy server at {self.address} went away: {_words(error)}.") from error
+
+    def _check_size(self, size: int) -> None:
+        """Compares a message with what the server says it takes: it would close the connection, again and again."""
+        told = self.open().get("limits")
+        room = told.get("message_bytes") if isinstance(told, dict) else None
+        if isinstance(room, int) and size > room:
+            raise WireError(
+                f"the request has {size} bytes; the server at {self.address} takes {room}.",
+                hint="Send smaller images: it resizes them anyway.",
+            )
 
     def close(self) -> None:
         """Closes the connection, if there is one."""

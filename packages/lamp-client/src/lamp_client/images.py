@@ -7,12 +7,15 @@ import functools
 import numpy as np
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes (H, W, 3) uint8 to (`size`, `size`, 3) with a triangle filter that is widened when shrinking."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
+def resize(image: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
+    """Resizes (H, W, 3) uint8 to (`height`, `width`, 3) with a triangle filter that is widened when shrinking.
+
+    Without a width the result is square.
+    """
+    size = (height, height if width is None else width)
+    if image.shape[:2] == size:
         return image
-    rows, columns = _weights(height, size), _weights(width, size)
+    rows, columns = (_weights(source, target) for source, target in zip(image.shape[:2], size, strict=True))
     resized = np.einsum("yh,hwc->ywc", rows, image.astype(np.float32))
     resized = np.einsum("xw,ywc->yxc", columns, resized)
     return np.clip(np.rint(resized), 0, 255).astype(np.uint8)

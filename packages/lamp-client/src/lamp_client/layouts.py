@@ -14,6 +14,8 @@ from lamp_client.types import Observation
 
 MAX_PROMPT = 2000
 """Characters of an instruction."""
+LARGEST_STATE = 1e9
+"""Of a state's values; metres, radians and encoders' ticks are far below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class RequestLayout:
         """
         missing = [key for key in self.keys if key not in message]
         if missing:
-            has = ", ".join(map(repr, list(message)[:12])) or "nothing"
+            has = ", ".join(repr(key)[:60] for key in list(message)[:12]) or "nothing"
             raise WireError(
                 f"the request lacks {', '.join(map(repr, missing))}; it has {has}. "
                 f"Expected {', '.join(map(repr, self.keys))}."
@@ -122,20 +124,35 @@ def state_from(value: Any, where: str, size: int) -> np.ndarray:
     Raises:
         InvalidValueError: they are others.
     """
-    try:
-        numbers = np.asarray(value)
-        fits = numbers.dtype.kind in "biuf"
-        state = numbers.astype(np.float32).reshape(-1) if fits else None
-    except (TypeError, ValueError, OverflowError):
-        state = None
-    if state is None:
+    # Lists are walked and not handed to NumPy, which would make room for the longest text in every place.
+    numbers = np.asarray(_numbers_in(value, where, size)) if isinstance(value, list) else np.asarray(value)
+    if numbers.dtype.kind not in "biuf":
         kind = str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
         raise InvalidValueError(f"{where!r} is {kind}; expected {size} numbers.")
-    if len(state) != size:
-        raise InvalidValueError(f"{where!r} has {len(state)} values; expected {size}.")
-    if not np.isfinite(state).all():
+    if numbers.size != size:
+        raise InvalidValueError(f"{where!r} has {numbers.size} values; expected {size}.")
+    if not np.isfinite(numbers).all():
         raise InvalidValueError(f"{where!r} holds values that are not finite; expected {size} finite numbers.")
-    return state
+    if (np.abs(numbers.astype(np.float64)) > LARGEST_STATE).any():
+        raise InvalidValueError(f"{where!r} holds values beyond {LARGEST_STATE:g}; expected {size} smaller numbers.")
+    return numbers.astype(np.float32).reshape(-1)
+
+
+def _numbers_in(values: list[Any], where: str, size: int) -> list[float]:
+    """The numbers of a list, inner lists' too."""
+    found: list[float] = []
+    waiting = [*reversed(values)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += reversed(value)
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size <= size:
+            found += value.reshape(-1).tolist()
+        elif isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+            found.append(float(value))
+        else:
+            raise InvalidValueError(f"{where!r} is a list with a {type(value).__name__}; expected {size} numbers.")
+    return found
 
 
 def prompt_from(value: Any, where: str) -> str:

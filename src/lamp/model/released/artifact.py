@@ -8,7 +8,7 @@ from typing import Any
 
 from lamp.errors import DataError, MissingDependencyError
 from lamp.files import read_json, sha256_of
-from lamp.model.hub import fetch
+from lamp.hub import Fetch, HubId, fetch
 from lamp.model.released.config import ReleasedConfig, read_config
 
 CONFIG_FILE = "config.yaml"
@@ -90,9 +90,10 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
         MissingDependencyError: `huggingface_hub` is not installed.
     """
     instead = f"Fetch it elsewhere with `hf download {hub_id} --local-dir FOLDER` and give that FOLDER instead."
-    if hub_id.startswith((".", "/", "~")) or hub_id.count("/") != 1:
+    hub = HubId.parse(hub_id, revision)
+    if hub is None:
         raise DataError(f"no folder {hub_id}; expected a folder, or a hub id such as summerwang11/LaMP-LIBERO.")
-    return fetch(hub_id, revision, patterns, instead=instead)
+    return fetch(hub, Fetch(patterns=patterns, instead=instead))
 
 
 def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Path:

@@ -102,6 +102,10 @@ def to_config(description: Description) -> ReleasedConfig:
         raise MismatchError(
             f"this checkpoint's backbone is {seen.get('kind', 'unknown')!r}; a released model has a Qwen3-VL."
         )
+    if "lora" in seen:
+        raise MismatchError(
+            "this checkpoint's backbone has adapters, and the release has none; expected a policy trained without --lora."
+        )
     sides = {side for _, side in seen["cameras"]}
     if seen["layer"] != PreNorm.__name__ or len(sides) != 1:
         raise MismatchError(

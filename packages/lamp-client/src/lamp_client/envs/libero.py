@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lamp_client.envs import StepResult, libero_simulation
+from lamp_client.envs.effects import ArmStart
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask, load_task
 from lamp_client.envs.placement import MAX_SHIFT, Placement, draw, movable_objects, stands
 from lamp_client.envs.rendering import Renderer, RenderQuality, import_mujoco
@@ -35,6 +36,8 @@ SETTLING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
 """Hold still with the gripper opening."""
 
 _PLACEMENT_ATTEMPTS = 10
+
+Opened = TypeVar("Opened", bound="LiberoEnv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +109,11 @@ class LiberoEnv:
         self.placement: Placement = {}
         """Object -> displacement [dx, dy] in metres, applied at the last reset."""
         self.initial_state: int | None = None
+        self.arm: ArmStart | None = None
+        """Where the arm, or its controller, starts at resets; None: as LIBERO has it."""
         self._mujoco = import_mujoco()
         self._renderer: Renderer | None = None
-        self.robosuite = libero_simulation.build(task.bddl_path)
+        self.robosuite = libero_simulation.build(task)
         self._start_from(0)
 
     @property
@@ -242,7 +247,7 @@ class LiberoEnv:
             self._renderer = None
         self.robosuite.close()
 
-    def __enter__(self) -> LiberoEnv:
+    def __enter__(self: Opened) -> Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -250,7 +255,8 @@ class LiberoEnv:
 
     def _start_from(self, initial_state: int) -> None:
         # The stored states do not say where cabinets and stoves are: LIBERO draws that anew, within 2 cm, at each reset.
-        libero_simulation.reset_to(self.robosuite, self.task.initial_states[initial_state], (self.seed, initial_state))
+        state, seed = self.task.initial_states[initial_state], (self.seed, initial_state)
+        libero_simulation.reset_to(self.robosuite, state, seed, self.arm)
 
     def _settle(self) -> None:
         for _ in range(SETTLING_STEPS):

@@ -8,19 +8,19 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lamp_client.envs.libero_tasks import import_benchmark, quiet
+from lamp_client.envs.effects import ArmStart
+from lamp_client.envs.libero_tasks import LiberoTask, import_benchmark, quiet
 from lamp_client.envs.rendering import import_mujoco
 
 _SINGLE_SOLVE_SINCE = (3, 4)
 """From this MuJoCo version on, solving for accelerations twice at one state is known to leave no trace in the next."""
 
 
-def build(bddl_path: Path) -> Any:
+def build(task: LiberoTask) -> Any:
     """Builds robosuite's environment for a task: no cameras, no renderer, no horizon.
 
     Raises:
@@ -34,9 +34,10 @@ def build(bddl_path: Path) -> Any:
         from libero.libero.envs import bddl_utils
         from libero.libero.envs.bddl_base_domain import TASK_MAPPING
 
-        problem = bddl_utils.get_problem_info(str(bddl_path))["problem_name"]
+        furnished = {} if task.furnishing is None else task.furnishing.register()
+        problem = bddl_utils.get_problem_info(str(task.bddl_path))["problem_name"]
         env = TASK_MAPPING[problem](
-            str(bddl_path),
+            str(task.bddl_path),
             robots=["Panda"],
             controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
             gripper_types="default",
@@ -47,6 +48,7 @@ def build(bddl_path: Path) -> Any:
             control_freq=20,
             ignore_done=True,
             hard_reset=False,
+            **furnished,
         )
     # robosuite would update every observable at each of the 25 substeps of a step.
     env._update_observables = lambda force=False: None
@@ -54,14 +56,16 @@ def build(bddl_path: Path) -> Any:
     return env
 
 
-def reset_to(env: Any, state: np.ndarray, seed: tuple[int, ...]) -> None:
-    """Resets robot, controller and fixtures, then puts every joint where `state` has it.
+def reset_to(env: Any, state: np.ndarray, seed: tuple[int, ...], arm: ArmStart | None = None) -> None:
+    """Resets robot, controller and fixtures, then puts every joint where `state` has it, the arm's where `arm` says.
 
     What follows depends on `state` and `seed` alone, not on what the environment did before: the library draws the fixtures'
     places from NumPy's global generator, which is seeded for the duration.
     """
     from robosuite.utils.errors import RandomizationError
 
+    for robot in env.robots:
+        robot.init_qpos = robot.robot_model.init_qpos if arm is None else arm.joints
     with quiet(), _numpy_seed(seed):
         while True:
             try:
@@ -73,9 +77,26 @@ def reset_to(env: Any, state: np.ndarray, seed: tuple[int, ...]) -> None:
         # A reset without rebuilding the model forgets this: the gripper would start from its last command.
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
     env.sim.set_state_from_flattened(state)
+    if arm is not None and arm.moved:
+        place_arm(env, arm.joints)
     env.sim.forward()
     env._check_success()
     env._post_process()
+
+
+def place_arm(env: Any, joints: np.ndarray) -> None:
+    """Puts the arm's joints somewhere, at rest."""
+    robot = env.robots[0]
+    env.sim.data.qpos[robot._ref_joint_pos_indexes] = joints
+    env.sim.data.qvel[robot._ref_joint_vel_indexes] = 0.0
+
+
+def arm_touches(env: Any) -> bool:
+    """Whether any part of the robot is in contact with anything that is no part of it."""
+    model, data = env.sim.model._model, env.sim.data._data
+    root = model.body_rootid[env.sim.model.body_name2id(env.robots[0].robot_model.root_body)]
+    of_robot = [model.body_rootid[model.geom_bodyid[geom]] == root for geom in range(model.ngeom)]
+    return any(of_robot[contact.geom1] != of_robot[contact.geom2] for contact in data.contact[: data.ncon])
 
 
 def step(env: Any, action: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,14 @@ from lamp_client.errors import MissingSoftwareError, UnknownNameError
 
 LIBERO_SUITES = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
 """Suite -> actions allowed after settling."""
+
+
+class Furnishing(Protocol):
+    """Scenes and objects that are not LIBERO's own."""
+
+    def register(self) -> dict[str, Any]:
+        """Makes them known to LIBERO's library; returns what its environment is to be built with."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,8 @@ class LiberoTask:
     initial_states: np.ndarray
     """(50, n) float64: time, joint positions and joint velocities of each stored initial state."""
     step_limit: int
+    furnishing: Furnishing | None = None
+    """What the scene needs beyond LIBERO's own; None: nothing."""
 
 
 def load_task(suite: str, index: int) -> LiberoTask:

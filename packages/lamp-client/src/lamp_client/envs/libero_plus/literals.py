@@ -1,0 +1,193 @@
+"""What LIBERO-Plus writes as Python code but is data: names, scenes, styles, objects. The code is parsed, never run."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lamp_client.errors import InvalidValueError, UnknownNameError
+
+
+def assigned(tree: ast.Module, name: str) -> Any:
+    """The literal that a module assigns to a name; None where it assigns none."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
+            return ast.literal_eval(node.value)
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlusScene:
+    """How a scene differs from the standard one of its kind."""
+
+    problem: str
+    """Name of the problem class, as task files ask for it."""
+    standard: str
+    """Name of LIBERO's own class that it builds on."""
+    scene: str
+    """The scene's file, in the assets."""
+    styles: dict[str, str]
+    """`floor_style` and `wall_style`."""
+    textures: dict[str, dict[str, str]]
+    """`floor` and `wall` -> style -> file name of those styles that LIBERO itself may not know."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What has to be in the assets, relative to them."""
+        used = (self.textures[kind].get(self.styles.get(f"{kind}_style", "")) for kind in ("floor", "wall"))
+        return (self.scene, *(f"textures/{name}" for name in used if name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlusObject:
+    """An object that LIBERO does not have."""
+
+    category: str
+    """As task files name it."""
+    file: str
+    """Its description, relative to the assets."""
+    rotation: dict[str, tuple[float, float]]
+    """Axis -> range of the angle that it is placed with [rad]; only used before the stored state is set."""
+
+
+class Scenery:
+    """The scenes and objects that a copy of LIBERO-Plus defines.
+
+    Args:
+        envs: Its folder `envs`.
+    """
+
+    def __init__(self, envs: Path) -> None:
+        self._envs = envs
+        self._modules: dict[Path, Module] = {}
+        self._scenes: dict[str, PlusScene] = {}
+
+    def scene(self, problem: str) -> PlusScene:
+        """The scene of a problem class.
+
+        Raises:
+            UnknownNameError: The copy defines no such class.
+        """
+        if problem not in self._scenes:
+            self._scenes[problem] = self._read_scene(problem)
+        return self._scenes[problem]
+
+    def _read_scene(self, problem: str) -> PlusScene:
+        modules = [self._module(path) for path in sorted((self._envs / "problems").glob("libero_*.py"))]
+        module = next((module for module in modules if problem.lower() in module.lowered), None)
+        if module is None:
+            raise UnknownNameError("problem of LIBERO-Plus", problem, ())
+        node = module.parsed(module.lowered[problem.lower()])
+        standard = next((base.id for base in node.bases if isinstance(base, ast.Name)), "")
+        inherited = dict(_strings(module.parsed(standard))) if standard.lower() in module.lowered else {}
+        strings = {**inherited, **dict(_strings(node))}
+        absent = {"scene_xml", "floor_style", "wall_style"} - strings.keys()
+        if absent:
+            raise InvalidValueError(f"the problem {problem} of LIBERO-Plus names no {', '.join(sorted(absent))}.")
+        return PlusScene(
+            problem=node.name,
+            standard=standard,
+            scene=strings["scene_xml"],
+            styles={key: strings[key] for key in ("floor_style", "wall_style")},
+            textures=self._textures,
+        )
+
+    @cached_property
+    def objects(self) -> dict[str, PlusObject]:
+        """Category -> object, of those that LIBERO does not have."""
+        path = self._envs / "objects" / "custom_objects.py"
+        found = {}
+        module = self._module(path) if path.is_file() else None
+        for name in module.spans if module is not None else ():
+            assert module is not None
+            node = module.parsed(name)
+            texts = [str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            file = next((text for text in texts if text.startswith("assets/") and text.endswith(".xml")), None)
+            if file is not None:
+                category = registered_name(name)
+                found[category] = PlusObject(
+                    category=category, file=file.removeprefix("assets/"), rotation=_rotation(node)
+                )
+        return found
+
+    @cached_property
+    def _textures(self) -> dict[str, dict[str, str]]:
+        tree = ast.parse((self._envs / "arenas" / "style.py").read_text(encoding="utf-8"))
+        return {kind: assigned(tree, f"{kind.upper()}_STYLE") or {} for kind in ("floor", "wall")}
+
+    def _module(self, path: Path) -> Module:
+        if path not in self._modules:
+            self._modules[path] = Module(path)
+        return self._modules[path]
+
+
+class Module:
+    """A Python file whose classes are parsed one by one: some have tens of thousands of lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._text = path.read_text(encoding="utf-8")
+        starts = [(found[1], found.start()) for found in re.finditer(r"^class\s+(\w+)", self._text, flags=re.MULTILINE)]
+        ends = [found.start() for found in re.finditer(r"^[^\s#)\]}]", self._text, flags=re.MULTILINE)]
+        following = dict(zip(ends, [*ends[1:], len(self._text)], strict=True))
+        self.spans = {name: (start, following[start]) for name, start in starts}
+        """Class -> where its text begins and ends."""
+        self.lowered = {name.lower(): name for name in self.spans}
+        """Names of classes in lower case, as LIBERO looks them up, to the names as written."""
+
+    def parsed(self, name: str) -> ast.ClassDef:
+        """The class, parsed."""
+        start, end = self.spans[name]
+        node = ast.parse(self._text[start:end]).body[0]
+        assert isinstance(node, ast.ClassDef)
+        return node
+
+
+def registered_name(cls: str) -> str:
+    """The category under which LIBERO registers an object's class: `BoxOfShampoo_1` is `box_of_shampoo__1`."""
+    return "_".join(re.sub(r"([A-Z0-9])", r" \1", cls).split()).lower()
+
+
+def _strings(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """The entries of all dictionaries in a class whose key and value are plain strings."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Dict):
+            for key, value in zip(part.keys, part.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield str(key.value), value.value
+
+
+def _rotation(node: ast.ClassDef) -> dict[str, tuple[float, float]]:
+    """The dictionary assigned to `self.rotation`, whose values are pairs of multiples of pi."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Assign) and isinstance(part.value, ast.Dict):
+            target = part.targets[0]
+            if isinstance(target, ast.Attribute) and target.attr == "rotation":
+                keys = [str(key.value) for key in part.value.keys if isinstance(key, ast.Constant)]
+                return dict(zip(keys, map(_pair, part.value.values), strict=True))
+    return {}
+
+
+def _pair(node: ast.expr) -> tuple[float, float]:
+    if not isinstance(node, ast.Tuple) or len(node.elts) != 2:
+        raise InvalidValueError(f"{ast.unparse(node)} is no pair of angles.")
+    low, high = (_number(part) for part in node.elts)
+    return low, high
+
+
+def _number(node: ast.expr) -> float:
+    """A number, pi, and sums, products and quotients of them."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return float(node.value)
+    if isinstance(node, ast.Attribute) and node.attr == "pi":
+        return 3.141592653589793
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_number(node.operand)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
+        left, right = _number(node.left), _number(node.right)
+        return left / right if isinstance(node.op, ast.Div) else left * right
+    raise InvalidValueError(f"{ast.unparse(node)} is no angle.")

@@ -1,0 +1,171 @@
+"""The 10,030 tasks: which there are, what each changes, what is missing to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from lamp_client.envs.corruption import numbered
+from lamp_client.envs.effects import ArmStart, Drawn, Effects, Standard
+from lamp_client.envs.libero_plus.camera import viewed_from
+from lamp_client.envs.libero_plus.files import PlusFiles
+from lamp_client.envs.libero_plus.furnishing import Furnishing
+from lamp_client.envs.libero_plus.names import (
+    STANDARD_VIEW,
+    SUITES,
+    Added,
+    Lighting,
+    Noise,
+    PlusName,
+    RobotStart,
+    Surfaces,
+    View,
+    Wording,
+    parse,
+)
+from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask
+from lamp_client.errors import InvalidValueError, UnknownNameError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlusTask:
+    """One task."""
+
+    suite: str
+    """LIBERO's suite."""
+    index: int
+    """Place in the suite; the benchmark's id is one more."""
+    read: PlusName
+    category: str
+    """One of the seven dimensions."""
+    level: int | None
+    """Difficulty, 1 to 5; None where the copy holds no classification."""
+
+    @property
+    def id(self) -> int:
+        """The benchmark's number of the task in its suite."""
+        return self.index + 1
+
+
+class PlusTasks:
+    """The tasks of a copy of LIBERO-Plus.
+
+    Args:
+        files: The copy.
+    """
+
+    def __init__(self, files: PlusFiles) -> None:
+        self.files = files
+
+    @cached_property
+    def all(self) -> tuple[PlusTask, ...]:
+        """Every task, suite by suite, in the benchmark's order."""
+        classified = self.files.classification
+        found = []
+        for suite, names in self.files.names.items():
+            for index, name in enumerate(names):
+                read = parse(name)
+                known = classified[suite].get(name) if classified is not None else None
+                if classified is not None and known is None:
+                    raise InvalidValueError(f"task_classification.json does not hold {suite} {name}.")
+                category, level = (read.category, None) if known is None else (known.category, known.level)
+                found.append(PlusTask(suite=suite, index=index, read=read, category=category, level=level))
+        return tuple(found)
+
+    @property
+    def source(self) -> str:
+        """Where the categories come from."""
+        return "file names" if self.files.classification is None else "task_classification.json"
+
+    def task(self, suite: str, index: int) -> PlusTask:
+        """One task by its place.
+
+        Raises:
+            UnknownNameError: There is no such suite or task.
+        """
+        if suite not in SUITES:
+            raise UnknownNameError("suite", suite, SUITES)
+        count = len(self.files.names[suite])
+        if not 0 <= index < count:
+            raise UnknownNameError(f"task of LIBERO-Plus in {suite}", index + 1, [f"1 to {count}"])
+        return self.all[sum(len(self.files.names[name]) for name in list(SUITES)[: list(SUITES).index(suite)]) + index]
+
+    def missing(self, task: PlusTask) -> tuple[Path, ...]:
+        """Files that the task needs and the copy does not have."""
+        return tuple(path for path in self.files.needed(task.suite, task.read) if not path.is_file())
+
+    def load(self, task: PlusTask, *, raw_prompt: bool = False) -> LiberoTask:
+        """Reads a task's definition and initial states; builds no simulation.
+
+        Args:
+            task: From this list.
+            raw_prompt: Give the instruction with the perturbation's numbers in it, as the benchmark's library does.
+
+        Raises:
+            InvalidValueError: Files that it needs are missing.
+        """
+        missing = self.missing(task)
+        if missing:
+            raise InvalidValueError(
+                f"{task.suite} task {task.id} of LIBERO-Plus needs {missing[0]}, which is not there.",
+                hint="Unpack the benchmark's asset archive, or choose tasks that do without it (--list).",
+            )
+        return LiberoTask(
+            suite=task.suite,
+            index=task.index,
+            name=task.read.name,
+            instruction=self.files.instruction(task.suite, task.read, raw=raw_prompt),
+            bddl_path=self.files.definition(task.suite, self._scene_of(task)),
+            initial_states=self.files.initial_states(task.suite, task.read),
+            step_limit=LIBERO_SUITES[task.suite],
+            furnishing=self._furnishing(task),
+        )
+
+    def draw(self, task: PlusTask) -> Callable[[np.random.Generator, Standard], Drawn]:
+        """What the task changes while it runs; nothing in it is random but the noise in its images."""
+        joints = {}
+        if isinstance(task.read.change, RobotStart):
+            number = task.read.change.number
+            joints = {robot: self.files.joints(robot, number) for robot in ("MountedPanda", "OnTheGroundPanda")}
+        return partial(_changed, task, joints)
+
+    def _scene_of(self, task: PlusTask) -> PlusName:
+        """The name whose file holds the scene; another wording has a file of its own, but the standard scene."""
+        if isinstance(task.read.change, Wording):
+            return PlusName(name=task.read.base, base=task.read.base, change=task.read.change)
+        return task.read
+
+    def _furnishing(self, task: PlusTask) -> Furnishing | None:
+        change, suite = task.read.change, task.suite
+        if isinstance(change, Lighting | Surfaces):
+            scene = self.files.scenery.scene(self.files.problem(suite, task.read))
+            return Furnishing(assets=self.files.assets, scene=scene)
+        if isinstance(change, Added):
+            objects, categories = self.files.scenery.objects, self.files.categories(suite, task.read)
+            return Furnishing(
+                assets=self.files.assets, objects=tuple(objects[c] for c in sorted(categories & objects.keys()))
+            )
+        return None
+
+
+def _changed(
+    task: PlusTask, joints: dict[str, np.ndarray], generator: np.random.Generator, standard: Standard
+) -> Drawn:
+    change = task.read.change
+    effects = Effects(
+        camera=viewed_from(standard.camera, change if isinstance(change, View) else STANDARD_VIEW),
+        arm=ArmStart(joints=joints[standard.robot], moved=False) if isinstance(change, RobotStart) else None,
+        corruption=numbered(change.number) if isinstance(change, Noise) else None,
+    )
+    numbers = {
+        "benchmark": "LIBERO-Plus",
+        "category": task.category,
+        "level": task.level,
+        "id": task.id,
+        "name": task.read.name,
+    }
+    return Drawn(effects=effects, numbers=numbers)

@@ -1,0 +1,263 @@
+"""A simulator in another Python environment, as if it were in this one: for benchmarks whose packages fit with nothing else.
+
+The other environment needs `lamp_client` and its simulator only. It is started as a process and asked over a socket, one question
+and one answer at a time, in the codec of the policy server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from lamp_client import wire
+from lamp_client.envs import StepResult
+from lamp_client.errors import SimulationError
+from lamp_client.types import Observation
+
+_LENGTH = struct.Struct(">Q")
+_LAST_WORDS = 2000
+"""Characters of a dead simulator's output that are shown."""
+_CLOSING_S = 5.0
+
+
+class Link:
+    """One end of a socket between two processes that trust each other: whole messages, in turn."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Sends a message."""
+        encoded = wire.pack(dict(message))
+        self._end.sendall(_LENGTH.pack(len(encoded)) + encoded)
+
+    def receive(self) -> dict[str, Any]:
+        """Waits for a message.
+
+        Raises:
+            EOFError: The other end is gone.
+        """
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        return wire.unpack(self._exactly(length))
+
+    def close(self) -> None:
+        """Closes this end."""
+        self._end.close()
+
+    def _exactly(self, count: int) -> bytes:
+        parts, missing = [], count
+        while missing:
+            part = self._end.recv(min(missing, 1 << 20))
+            if not part:
+                raise EOFError("the other process is gone")
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How the other process is started."""
+
+    command: tuple[str, ...]
+    """It is given the number of its end of the socket as one more word."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that it has besides this process's own."""
+
+
+class RemoteEnv:
+    """An environment that lives in another process.
+
+    Args:
+        launch: How to start it.
+        settings: What it is to open, as `host` on the other side understands it.
+        convert: Converts an action from the dataset's convention to the environment's.
+
+    Raises:
+        SimulationError: The other side refused.
+        ConnectionError: It died.
+    """
+
+    placement: Mapping[str, Any] = {}
+    """Nothing is displaced."""
+
+    def __init__(
+        self, launch: Launch, settings: Mapping[str, Any], convert: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        self.action_from_policy = convert
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*launch.command, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **launch.environment},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the process that decides what it means
+            )
+        self._link = Link(ours)
+        try:
+            told = self._ask("open", settings=dict(settings))
+        except BaseException:
+            self.close()
+            raise
+        self.cameras: tuple[str, ...] = tuple(told["cameras"])
+        self.instruction = str(told["instruction"])
+        self.step_limit = int(told["step_limit"])
+        self.facts: dict[str, Any] = dict(told["facts"])
+        """What the other side says about itself, for the record."""
+
+    def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
+        """Goes to a numbered initial state."""
+        self._ask("reset", initial_state=int(initial_state))
+
+    def observe(self) -> Observation:
+        """Has the other side render."""
+        told = self._ask("observe")
+        return Observation(images=told["images"], state=told["state"], instruction=told["instruction"])
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Executes one action in the environment's units."""
+        told = self._ask("step", action=np.asarray(action, dtype=np.float64))
+        return StepResult(success=bool(told["success"]), done=bool(told["done"]))
+
+    def expert(self) -> Callable[[], np.ndarray]:
+        """The other side's scripted expert for the episode that has just been reset."""
+        self._ask("expert")
+        return lambda: self._ask("expert_action")["action"]
+
+    def close(self) -> None:
+        """Ends the other process."""
+        with contextlib.suppress(OSError):
+            self._link.close()  # the end of the link is what tells it
+        try:
+            self._process.wait(_CLOSING_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+    def __enter__(self) -> RemoteEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, what: str, **details: Any) -> dict[str, Any]:
+        try:
+            self._link.send({"do": what, **details})
+            told = self._link.receive()
+        except (EOFError, OSError) as error:
+            raise ConnectionResetError(self._obituary()) from error
+        if "error" in told:
+            print(told["trace"], file=sys.stderr, flush=True)
+            raise SimulationError(f"the simulator's process failed: {told['error']}")
+        return told
+
+    def _obituary(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSING_S)
+        self._output.seek(0)
+        words = self._output.read().decode(errors="replace").strip()[-_LAST_WORDS:]
+        text = f"the simulator's process died (exit code {self._process.returncode}); its last words: {words or 'none'}"
+        print(text, file=sys.stderr, flush=True)
+        return text
+
+
+class Hosted(Protocol):
+    """An environment that `host` can show to another process."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def step_limit(self) -> int: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+    def reset(self, initial_state: int) -> None: ...
+    def observe(self) -> Observation: ...
+    def step(self, action: np.ndarray) -> StepResult: ...
+    def expert(self) -> Callable[[], np.ndarray]: ...
+
+
+def host(descriptor: int, opened: Callable[[dict[str, Any]], Hosted]) -> None:
+    """Answers the questions of a `RemoteEnv` until it is gone.
+
+    Args:
+        descriptor: The number of this end of the socket.
+        opened: Opens an environment by its settings.
+    """
+    _die_with_parent()
+    link = Link(socket.socket(fileno=descriptor))
+    answering = _Host(opened)
+    while True:
+        try:
+            question = link.receive()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = answering(question)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        link.send(answer)
+
+
+class _Host:
+    def __init__(self, opened: Callable[[dict[str, Any]], Hosted]) -> None:
+        self._opened = opened
+        self._env: Hosted | None = None
+        self._expert: Callable[[], np.ndarray] | None = None
+
+    def __call__(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        if question["do"] == "open":
+            return self._open(question["settings"])
+        assert self._env is not None
+        match question["do"]:
+            case "reset":
+                self._env.reset(question["initial_state"])
+                return {}
+            case "observe":
+                seen = self._env.observe()
+                return {"images": dict(seen.images), "state": seen.state, "instruction": seen.instruction}
+            case "step":
+                result = self._env.step(question["action"])
+                return {"success": bool(result.success), "done": bool(result.done)}
+            case "expert":
+                self._expert = self._env.expert()
+                return {}
+            case "expert_action":
+                assert self._expert is not None
+                return {"action": self._expert()}
+        raise ValueError(f"nobody knows how to {question['do']!r}")
+
+    def _open(self, settings: dict[str, Any]) -> dict[str, Any]:
+        self._env = env = self._opened(settings)
+        return {
+            "cameras": list(env.cameras),
+            "instruction": env.instruction,
+            "step_limit": env.step_limit,
+            "facts": dict(env.facts),
+        }
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to end this process when the one that started it dies, should it hang in the simulator just then."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

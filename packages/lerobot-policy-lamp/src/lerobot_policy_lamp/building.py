@@ -1,0 +1,206 @@
+"""From a recipe, a dataset's features and perhaps a motion prior to what is built. Nothing here needs LeRobot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lamp.configuration import from_json, to_json
+from lamp.errors import ConfigError, MismatchError, unknown
+from lamp.files import to_line
+from lamp.model.guidance import GuidanceConfig
+from lamp.model.lamp import LaMP, LaMPConfig
+from lamp.model.small import STRIDE, SmallBackboneConfig
+from lamp.recipes import training
+from lamp.train.backbones import BackboneConfig
+from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
+from lamp.train.configs import Imported, PolicyTraining
+from lamp.train.description import Description, checkpoint_folder, read_description
+from lamp.train.publishing import find_checkpoint
+
+IMAGES = ("observation.images.", "observation.")
+"""What LeRobot writes before the name of a camera."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraKey:
+    """A camera by its name in LaMP, and where LeRobot has its images."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that builds the policy again. It is kept in the policy's configuration, so that a recipe may change meanwhile."""
+
+    model: LaMPConfig
+    backbone: BackboneConfig
+    backbone_key: str | None = None
+    """Content hash of the backbone that it was trained with; None: it was not built yet."""
+    cameras: tuple[CameraKey, ...]
+    """In the order in which the backbone has them."""
+
+    def to_text(self) -> str:
+        """One line of JSON."""
+        return to_line(to_json(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Plan:
+        """Reads what `to_text` wrote.
+
+        Raises:
+            ConfigError: It was written by other code, or edited.
+        """
+        try:
+            obj = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the policy's plan is not JSON ({error}); expected it as it was saved.") from None
+        return from_json(cls, obj, where="the policy's plan")
+
+
+def settings_of(recipe: str, *, motion: bool) -> PolicyTraining:
+    """How a recipe trains the policy, with a motion prior or without.
+
+    Raises:
+        ConfigError: There is no such recipe, or it has no training.
+    """
+    made = training(recipe)
+    return made.policy if motion and made.policy.model.motion is not None else made.without_motion
+
+
+def make_plan(
+    recipe: str,
+    *,
+    images: Sequence[str],
+    cameras: Mapping[str, str],
+    state_width: int,
+    action_width: int,
+    chunk: int | None = None,
+    motion: str | None = None,
+    vlm: str | None = None,
+) -> Plan:
+    """Fits a recipe to a dataset.
+
+    Args:
+        recipe: Its sizes and its backbone are taken.
+        images: The dataset's image features.
+        cameras: LaMP's names of the cameras, in order, and the image feature of each; empty: all images, by their own names.
+        state_width: Values of the state; 0 where there is none.
+        action_width: Values of an action.
+        chunk: Actions in a chunk; None: the recipe's.
+        motion: A Stage-1 checkpoint, a folder or a hub id, whose Motion Expert and backbone are taken. None: no motion prior.
+        vlm: A folder or hub id in place of the vision-language model that the recipe names.
+
+    Raises:
+        ConfigError: The recipe, a camera or the chunk does not fit.
+        DataError: There is no such checkpoint.
+        MismatchError: The checkpoint is no motion prior, or was trained with other cameras.
+    """
+    policy = settings_of(recipe, motion=motion is not None)
+    named = _named(images, cameras)
+    found = None if motion is None else _motion(motion)
+    backbone = _backbone_of(found, motion) if found and motion else _with_cameras(policy.backbone, named)
+    if vlm is not None:
+        if isinstance(backbone, SmallBackboneConfig):
+            raise ConfigError(f"recipe {recipe!r} has no vision-language model to replace by {vlm}; expected no vlm.")
+        backbone = replace(backbone, model=vlm, commit=None)
+    asked = [name for name, _ in backbone.cameras]
+    if missing := [name for name in asked if name not in named]:
+        raise MismatchError(
+            f"the motion prior was trained with the cameras {asked}; {missing[0]!r} is not among {list(named)}. Say which image "
+            f"it is: cameras = {{{missing[0]!r}: one of {list(images)}}}."
+        )
+    model = _fitted(policy, found, state_width=state_width, action_width=action_width, chunk=chunk)
+    keys = tuple(CameraKey(name=name, key=named[name]) for name in asked)
+    return Plan(model=_with_room(model, backbone), backbone=backbone, cameras=keys)
+
+
+def _named(images: Sequence[str], cameras: Mapping[str, str]) -> dict[str, str]:
+    if not images:
+        raise ConfigError(
+            "the dataset has no images; expected at least one feature such as observation.images.agentview."
+        )
+    for key in cameras.values():
+        if key not in images:
+            raise unknown("image feature", key, images)
+    return dict(cameras) or {_bare(key): key for key in images}
+
+
+def _bare(key: str) -> str:
+    for prefix in IMAGES:
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
+
+
+def _motion(source: str) -> Description:
+    folder = find_checkpoint(source)
+    found = read_description(folder)
+    Expected(kind="motion").check(folder, found)
+    return found
+
+
+def _backbone_of(found: Description, source: str) -> BackboneConfig:
+    """The settings of the backbone that a motion prior was trained on: it can be used with no other."""
+    if not isinstance(found.training, Imported):
+        return found.training.backbone
+    backbone = found.training.backbone_in(checkpoint_folder(find_checkpoint(source)))
+    if backbone is None:
+        raise MismatchError(
+            f"{source} was imported and holds no settings of its backbone; expected it imported with them."
+        )
+    return backbone
+
+
+def _with_cameras(backbone: BackboneConfig, named: Mapping[str, str]) -> BackboneConfig:
+    """The recipe's image sizes for cameras that it knows; of the others, the first is taken for the reference camera."""
+    sizes, first, last = dict(backbone.cameras), backbone.cameras[0][1], backbone.cameras[-1][1]
+    cameras = tuple((name, sizes.get(name, last if index else first)) for index, name in enumerate(named))
+    return replace(backbone, cameras=cameras)
+
+
+def _fitted(
+    policy: PolicyTraining, found: Description | None, *, state_width: int, action_width: int, chunk: int | None
+) -> LaMPConfig:
+    model = policy.model
+    assert model.action is not None
+    action = replace(model.action, chunk=chunk or model.action.chunk, state_dim=state_width, action_dim=action_width)
+    if found is None:
+        return replace(model, action=action)
+    motion = found.model.motion
+    assert motion is not None
+    if motion.token_width != model.token_width:
+        raise MismatchError(
+            f"the motion prior reads tokens {motion.token_width} wide, the recipe's policy {model.token_width}; expected a "
+            "recipe for the same backbone."
+        )
+    if model.motion is None or not isinstance(model.guidance, GuidanceConfig):
+        raise ConfigError("the recipe has no motion guidance; expected one with, or no motion checkpoint.")
+    # Which layer z_m is read from is Stage 2's choice.
+    motion = replace(motion, hidden_layer=model.motion.hidden_layer)
+    guidance = replace(model.guidance, motion_width=motion.width)
+    return replace(model, motion=motion, guidance=guidance, action=action)
+
+
+def _with_room(model: LaMPConfig, backbone: BackboneConfig) -> LaMPConfig:
+    """Positions for as many tokens as the cameras give; a vision-language model's are left to the recipe."""
+    if not isinstance(backbone, SmallBackboneConfig):
+        return model
+    assert model.action is not None
+    tokens = sum((side // STRIDE) ** 2 for _, side in backbone.cameras) + backbone.text_tokens
+    positions = max(model.action.positions, model.action.chunk + tokens)
+    return replace(model, action=replace(model.action, positions=positions))
+
+
+def load_motion(model: LaMP, source: str, backbone_key: str) -> None:
+    """Puts a Stage-1 checkpoint's weights into a policy that was planned for it.
+
+    Raises:
+        DataError: It is damaged.
+        MismatchError: It was trained on another backbone.
+    """
+    expected = Expected(kind="motion", backbone_key=backbone_key)
+    trained, _ = load_checkpoint(find_checkpoint(source), expected=expected)
+    model.load_state_dict(motion_weights(trained.state_dict()), strict=False)

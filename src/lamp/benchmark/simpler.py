@@ -1,0 +1,215 @@
+"""`lamp evaluate simpler`: the four WidowX tasks of SimplerEnv, simulated by ManiSkill3 in an environment of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from lamp.benchmark.evaluating import EvaluateConfig, Summary, evaluate
+from lamp.benchmark.films import Artist, plain
+from lamp.benchmark.policies import BatchPolicy
+from lamp.benchmark.simpler_environment import Environment, find_environment
+from lamp.benchmark.suites import Simulator, parse_states
+from lamp.errors import ConfigError, MismatchError
+from lamp_client.chunks import Executor, OpenLoop, SimilarityEnsemble
+from lamp_client.envs.remote import Launch, RemoteEnv
+from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS, STATE_WIDTH, View, action_from_policy
+
+SUITE = "simpler_widowx"
+WITH_STAND_INS = "simpler_widowx_stand_ins"
+"""The suite's name where files of the scenes are not the original ones: such results are no SimplerEnv results."""
+
+TaskName = Literal["stack_block", "put_carrot", "put_spoon", "put_eggplant"]
+NUMBERS: dict[str, int] = {task.name: number for number, task in enumerate(SIMPLER_TASKS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimplerConfig:
+    """What `lamp evaluate simpler` does."""
+
+    checkpoint: Path | None = None
+    """The policy's checkpoint folder; None evaluates controls only."""
+    against: Path | None = None
+    """A second checkpoint on the same episodes, such as the one trained without the motion prior."""
+    task: tuple[TaskName, ...] = ()
+    """Tasks; empty for all four."""
+    states: str = f"0:{EPISODES}"
+    """Episodes, as SimplerEnv numbers them: `0:24`, `0:24:3` or `0,5,7`."""
+    out: Path = Path("outputs/simpler")
+    """Output folder; one that holds an unfinished run with the same settings is continued."""
+    max_steps: int | None = None
+    """Actions of every episode; None is the protocol: 60, and 120 for the eggplant. Some report 120 for all."""
+    ensemble: int = 7
+    """The policy is asked at every step, and so many of its latest chunks are averaged; 0: chunks are executed as they are."""
+    execute: int | None = None
+    """Without an ensemble: actions executed of each chunk before replanning; None takes the checkpoint's."""
+    controls: tuple[Literal["expert", "zero", "wrong_instruction", "blank"], ...] = ()
+    """What else acts on the same episodes."""
+    intervene: tuple[str, ...] = ()
+    """Changes of the policy's motion prior, each on the same episodes: `prior_zeroed`, `gate=0.5`, ... or `all`."""
+    python: Path | None = None
+    """ManiSkill3's interpreter; None looks for `.venv-simpler`, which `make simpler-env` builds."""
+    assets: Path | None = None
+    """The folder that holds ManiSkill's `data`; None: $MS_ASSET_DIR, or `~/.maniskill`."""
+    renderer: Literal["cpu", "gpu"] = "cpu"
+    """Where Vulkan renders."""
+    videos: int = 0
+    """Policy episodes to film, spread over the tasks."""
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Simulator processes."""
+    fast: bool = True
+    """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
+    gather_ms: float = 2.0
+    """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
+    deadline_s: float = 1800.0
+    """An episode that takes longer is stopped with its simulator, counted, and tried again [s]."""
+    shard: str = ""
+    """Part of the evaluation to do, such as `0/4` on the first of four machines; `lamp merge-evaluations` joins the folders."""
+    label: str | None = None
+    """Name of `checkpoint` in tables; None says with_motion or without_motion."""
+    against_label: str | None = None
+    """Name of `against` in tables."""
+    device: str = "cpu"
+    """Where the policy computes."""
+    threads: int = 1
+    """CPU threads of the policy; the simulators need the other cores."""
+
+    def __post_init__(self) -> None:
+        parse_states(self.states, EPISODES)
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps is {self.max_steps}; expected at least 1, or nothing for the protocol's")
+        if self.ensemble < 0:
+            raise ConfigError(f"ensemble is {self.ensemble}; expected at least 1 chunk, or 0 for none")
+        if self.ensemble and self.execute is not None:
+            raise ConfigError(
+                f"execute is {self.execute}, but an ensemble asks at every step; expected --ensemble 0 with it"
+            )
+        self.evaluation(SUITE)
+
+    def evaluation(self, suite: str) -> EvaluateConfig:
+        """The same in the words of an evaluation of any suite."""
+        names = {item.name for item in dataclasses.fields(EvaluateConfig)} - {"task"}
+        shared: dict[str, Any] = {
+            item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name in names
+        }
+        return EvaluateConfig(**shared, suite=suite, task=tuple(NUMBERS[name] for name in self.task))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes results here and nowhere else."""
+        return {"max_steps": self.max_steps, "ensemble": self.ensemble, "renderer": self.renderer}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimplerSimulators:
+    """The simulators of the four tasks, each in a process of ManiSkill3's interpreter."""
+
+    launch: Launch
+    suite: str = SUITE
+    view: View = field(default_factory=View)
+    max_steps: int | None = None
+    ensemble: int = 7
+    renderer: Literal["cpu", "gpu"] = "cpu"
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What each episode's record says about the scenes' files."""
+    stop_on_success: bool = False
+    """SimplerEnv looks at the last step, others at any: both are recorded, so no episode ends early."""
+    film_every: int = 1
+
+    def instructions(self) -> tuple[str, ...]:
+        """The instruction of every task, in order."""
+        return tuple(task.instruction for task in SIMPLER_TASKS)
+
+    def make(self, task: int) -> Simulator:
+        """Starts the process of one task (seconds)."""
+        settings = {
+            "task": task,
+            "view": dataclasses.asdict(self.view),
+            "step_limit": self.max_steps,
+            "renderer": self.renderer,
+        }
+        env = RemoteEnv(self.launch, settings, action_from_policy)
+        env.facts |= self.facts
+        return cast(Simulator, env)
+
+    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+        """The scripted expert of the process; it knows where everything is."""
+        return cast(RemoteEnv, simulator).expert()
+
+    def executor(self, execute: int) -> Executor:
+        """Averages the latest chunks at every step, or executes `execute` actions of each."""
+        return SimilarityEnsemble(window=self.ensemble) if self.ensemble else OpenLoop(execute=execute)
+
+
+def evaluate_simpler(
+    config: SimplerConfig, *, artist: Artist = plain, load: Callable[[Path, str, int], BatchPolicy] | None = None
+) -> Summary:
+    """Runs, or continues, an evaluation on SimplerEnv's WidowX tasks.
+
+    Args:
+        config: What to evaluate.
+        artist: Draws the policy's foresight over film frames.
+        load: Opens a policy; None takes LaMP's.
+
+    Raises:
+        MissingDependencyError: ManiSkill3, its assets or Vulkan are missing; nothing has been started then.
+        ConfigError: A setting does not fit, or the folder holds an evaluation with other settings.
+        MismatchError: A policy was trained with what SimplerEnv does not show.
+    """
+    found = find_environment(config.python, config.assets, config.renderer)
+    simulators = simulators_of(config, found, view_of(config.checkpoint, config.against))
+    settings = {**config.settings, "assets": found.fingerprint}
+    return evaluate(
+        config.evaluation(simulators.suite), artist=artist, load=load, simulators=simulators, settings=settings
+    )
+
+
+def simulators_of(config: SimplerConfig, found: Environment, view: View) -> SimplerSimulators:
+    """The simulators that a configuration asks for; with files that are stand-ins, under another name."""
+    return SimplerSimulators(
+        launch=found.launch,
+        suite=WITH_STAND_INS if found.stand_ins else SUITE,
+        view=view,
+        max_steps=config.max_steps,
+        ensemble=config.ensemble,
+        renderer=config.renderer,
+        facts={"assets": found.fingerprint, "stand_ins": list(found.stand_ins)},
+    )
+
+
+def view_of(*checkpoints: Path | None) -> View:
+    """What policies are to be shown: the camera, image size and state that they were trained with.
+
+    Raises:
+        MismatchError: SimplerEnv cannot show that, or not the same to all of them.
+    """
+    views = {path: _view(path) for path in checkpoints if path is not None}
+    if len(set(views.values())) > 1:
+        told = "; ".join(f"{path}: {view}" for path, view in views.items())
+        raise MismatchError(f"the policies see different things ({told}); expected the same: evaluate them one by one")
+    return next(iter(views.values()), View())
+
+
+def _view(checkpoint: Path) -> View:
+    from lamp.train.description import read_description
+
+    description = read_description(checkpoint)
+    if description.policy is None:
+        raise MismatchError(f"{checkpoint} is a {description.kind} checkpoint; expected a policy's")
+    cameras, width = description.backbone.cameras, description.policy.state_width
+    if len(cameras) != 1:
+        names = ", ".join(camera.name for camera in cameras)
+        raise MismatchError(f"{checkpoint} was trained with the cameras {names}; SimplerEnv has one")
+    if width not in (0, STATE_WIDTH):
+        raise MismatchError(
+            f"{checkpoint} was trained with a state of {width} values; expected none, or BridgeV2's {STATE_WIDTH} (position, "
+            "roll-pitch-yaw, gripper)"
+        )
+    (camera,) = cameras
+    return View(camera=camera.name, height=camera.height, width=camera.width, state_width=width)

@@ -1,0 +1,219 @@
+"""Filling a store: any number of processes, of one command or of several, each make the episodes that no other is making.
+
+A process claims an episode by a lock on one byte of a file in the store's folder. The system lets go of it when the process
+ends, however it ends, so that nothing has to be cleaned up after a process that was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from lamp.errors import ConfigError, LampError
+
+CLAIMS = ".claims"
+ASK_AGAIN_S = 0.5
+"""How long to wait before asking again for episodes that another process is making. [s]"""
+
+
+@runtime_checkable
+class Work(Protocol):
+    """Makes a store's shards. It is sent to worker processes, and loads what it computes with when it is told where."""
+
+    @property
+    def folder(self) -> Path:
+        """The store."""
+        ...
+
+    def load(self, device: str | None) -> None:
+        """Loads what it computes with; None: wherever it is."""
+        ...
+
+    def is_done(self, episode: int) -> bool:
+        """Whether an episode's shard needs nothing."""
+        ...
+
+    def make(self, episode: int) -> None:
+        """Makes an episode's shard, or notes why it cannot be made."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Who makes the shards."""
+
+    processes: int = 1
+    """1: this process alone."""
+    devices: tuple[str, ...] = ()
+    """Where they compute, taken in turn; empty: where each is loaded."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ConfigError(f"{self.processes} processes given; expected at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """How far a store is."""
+
+    episodes: int
+    of_episodes: int
+    frames: int
+    of_frames: int
+    elsewhere: int = 0
+    """Episodes that other processes are making, where nothing else is left to do."""
+
+
+class Claims:
+    """The episodes that this process is making. One object a process and store: closing a second would let go of all."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / CLAIMS, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def take(self, episode: int) -> bool:
+        """Claims an episode; False where another process has."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, episode)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def give_back(self, episode: int) -> None:
+        """Lets others claim it."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, episode)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        os.close(self._file)
+
+
+def _attempt(work: Work, claims: Claims, episode: int) -> bool:
+    """Makes an episode's shard if it needs making; False where another process is at it."""
+    if not claims.take(episode):
+        return False
+    try:
+        if not work.is_done(episode):
+            work.make(episode)
+    finally:
+        claims.give_back(episode)
+    return True
+
+
+def fill(
+    work: Work, episodes: Sequence[int], workers: Workers, elsewhere: Callable[[int], None] = lambda count: None
+) -> Iterator[int]:
+    """Makes shards, here or in workers, and yields each episode that is done, by whichever process.
+
+    Args:
+        work: What makes them.
+        episodes: Whose shards to see to.
+        workers: Who works.
+        elsewhere: Is told how many are left that only other processes are making.
+
+    Raises:
+        LampError: A shard could not be made, or a worker died.
+    """
+    if workers.processes <= 1 or len(episodes) <= 1:
+        yield from _here(work, episodes, workers, elsewhere)
+    else:
+        yield from _in_pool(work, episodes, workers, elsewhere)
+
+
+def _here(work: Work, left: Sequence[int], workers: Workers, elsewhere: Callable[[int], None]) -> Iterator[int]:
+    claims = Claims(work.folder)
+    try:
+        if left:
+            work.load(next(iter(workers.devices), None))
+        while left:
+            taken = []
+            for episode in left:
+                if _attempt(work, claims, episode):
+                    yield episode
+                else:
+                    taken.append(episode)
+            left = taken
+            if left:
+                elsewhere(len(left))
+                time.sleep(ASK_AGAIN_S)
+    finally:
+        claims.close()
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """What a worker process works with."""
+
+    work: Work
+    device: str | None
+    claims: Claims | None = None
+
+    def attempt(self, episode: int) -> bool:
+        if self.claims is None:
+            self.work.load(self.device)
+            self.claims = Claims(self.work.folder)
+        return _attempt(self.work, self.claims, episode)
+
+
+_worker: _Worker | None = None
+
+
+def _start(packed: bytes, devices: Any) -> None:
+    global _worker
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    torch.set_num_threads(1)
+    _worker = _Worker(work=pickle.loads(packed), device=devices.get())
+
+
+def _end_with(parent: BaseProcess | None) -> None:
+    """Ends this process when the one that asked is killed: it would wait for work for ever, and keep its memory."""
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(episode: int) -> bool:
+    assert _worker is not None
+    return _worker.attempt(episode)
+
+
+def _in_pool(work: Work, left: Sequence[int], workers: Workers, elsewhere: Callable[[int], None]) -> Iterator[int]:
+    # As plain bytes: by itself multiprocessing would put weights into shared memory, of which containers have little.
+    context, packed = multiprocessing.get_context("spawn"), pickle.dumps(work)
+    count = min(workers.processes, len(left))
+    devices = context.SimpleQueue()
+    for place in range(count):
+        devices.put(workers.devices[place % len(workers.devices)] if workers.devices else None)
+    with ProcessPoolExecutor(count, context, _start, (packed, devices)) as pool:
+        try:
+            while left:
+                asked, taken = {pool.submit(_work, episode): episode for episode in left}, []
+                for future in as_completed(asked):
+                    if future.result():
+                        yield asked[future]
+                    else:
+                        taken.append(asked[future])
+                left = taken
+                if left:
+                    elsewhere(len(left))
+                    time.sleep(ASK_AGAIN_S)
+        except BrokenProcessPool:
+            raise LampError(
+                "a worker process died while filling the cache (out of memory?); use fewer processes: what is finished stays"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,81 @@
+"""Acting with the motion prior changed, and nothing else.
+
+Each intervention replaces one step of Algorithm 2 and leaves the others, the noise of the actions among them, as they are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamp.errors import MismatchError
+from lamp.model.guidance import MotionGuidance
+from lamp.model.interventions import ActionSteps, Denoised, Gate, Intervention, Redrawn, Shuffled, Zeroed
+from lamp.model.lamp import LaMP
+from lamp.types import Encoded, Guided
+
+SHUFFLED_AMONG = 256
+"""Observations whose z_m is kept to be given to others."""
+
+
+class InterveningActor:
+    """Acts like `LaMP.act`, but for one intervention.
+
+    Raises:
+        MismatchError: The model has no motion prior, or not what the intervention changes.
+    """
+
+    def __init__(self, model: LaMP, intervention: Intervention) -> None:
+        if model.motion_expert is None or model.guidance is None:
+            raise MismatchError(f"{intervention.name} changes the motion prior, and this policy has none")
+        if isinstance(intervention, Gate) and not isinstance(model.guidance, MotionGuidance):
+            raise MismatchError(f"{intervention.name} sets the gate of Eq. 4, and this policy's fusion has no gate")
+        if isinstance(intervention, Denoised) and intervention.steps > model.config.solver_steps:
+            solver = model.config.solver_steps
+            raise MismatchError(f"{intervention.name}: the solver has {solver} steps; expected 0 to {solver}")
+        self.model, self.intervention = model, intervention
+        self._earlier: deque[Tensor] = deque(maxlen=SHUFFLED_AMONG)
+
+    @torch.no_grad()
+    def act(
+        self,
+        encoded: Encoded,
+        state: Float[Tensor, "b s"],
+        *,
+        motion_noise: Float[Tensor, "b k t 3"] | None,
+        action_noise: Float[Tensor, "b h a"],
+        prior: Encoded | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """Returns a normalised action chunk; `prior` is what the Motion Expert reads in place of `encoded`."""
+        assert motion_noise is not None
+        hidden = self._hidden(encoded if prior is None else prior, motion_noise)
+        steps = self.intervention.steps if isinstance(self.intervention, ActionSteps) else None
+        return self.model.decode(self._guided(encoded, hidden), state, action_noise, steps=steps)
+
+    def _hidden(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
+        if isinstance(self.intervention, Redrawn):
+            # Independent at every point of the old noise there, and as repeatable.
+            noise = noise.roll((noise.shape[1] // 2 + 1, 1), dims=(1, 2)).flip(-1)
+        taken = self.intervention.steps if isinstance(self.intervention, Denoised) else None
+        hidden = self.model.motion_hidden(encoded, noise, taken=taken)
+        if isinstance(self.intervention, Zeroed):
+            return torch.zeros_like(hidden)
+        return self._others(hidden) if isinstance(self.intervention, Shuffled) else hidden
+
+    def _others(self, hidden: Float[Tensor, "b m dm"]) -> Float[Tensor, "b m dm"]:
+        """Of the next in the batch; a lone one takes the oldest that is kept (its own, if it is the first of all)."""
+        lone = self._earlier[0][None] if self._earlier else hidden
+        taken = hidden.roll(-1, dims=0) if len(hidden) > 1 else lone
+        self._earlier.extend(hidden.unbind(0))
+        return taken
+
+    def _guided(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"]) -> Guided:
+        guided, guidance = self.model.guide(encoded, hidden), self.model.guidance
+        if isinstance(self.intervention, Gate) and isinstance(guidance, MotionGuidance):
+            z, z_m = (part.to(guided.tokens.dtype) for part in (encoded.tokens, hidden))
+            return replace(guided, tokens=z + self.intervention.opening * guidance.update(z, z_m))
+        return guided

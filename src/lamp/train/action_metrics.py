@@ -1,0 +1,94 @@
+"""How far a policy's action chunks are from the demonstrated ones, on held-out episodes."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lamp.data.image_samples import ImageSamples
+from lamp.data.mixture import MixedSamples
+from lamp.data.samples import PolicySamples
+from lamp.draws import Source, WholeBatch, normal
+from lamp.model.lamp import LaMP
+from lamp.train.configs import LoopConfig
+from lamp.train.metrics import Value
+from lamp.train.placement import AnyBatch
+from lamp.train.randomness import generator_at
+from lamp.types import Batch
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """What of a stage this measurement needs."""
+
+    model: LaMP
+
+    def encoded(self, batch: AnyBatch) -> Batch:
+        """The batch with the backbone's tokens."""
+        ...
+
+
+@torch.no_grad()
+def measure_actions(
+    stage: Acting,
+    samples: PolicySamples | MixedSamples | ImageSamples,
+    indices: Int64[np.ndarray, n],
+    *,
+    loop: LoopConfig,
+    at_once: int,
+) -> dict[str, Value]:
+    """Draws one chunk for each sample, with the same noise every time, and compares it with the demonstrated one.
+
+    Args:
+        stage: Whose model.
+        samples: Of held-out episodes.
+        indices: Which of them.
+        loop: Batch size, precision, device and seed.
+        at_once: Samples that go through the model together; the noise does not depend on it.
+
+    Returns:
+        `action_error`: the mean absolute error of the normalised actions that count; `action_error_per_dim`: by dimension, in
+        the unit that it is learnt in (m, rad; deltas and relative actions as such).
+    """
+    shape = stage.model.action_shape
+    assert shape is not None
+    normalised, by_dim, counted = torch.zeros(()), torch.zeros(shape[-1]), torch.zeros(())
+    for number, start in enumerate(range(0, len(indices), loop.batch_size)):
+        whole = indices[start : start + loop.batch_size]
+        noise = WholeBatch(generator=generator_at(loop.seed, "validation actions", number), rows=len(whole))
+        for first in range(0, len(whole), at_once):
+            part = whole[first : first + at_once]
+            with loop.precision.autocast(loop.device):
+                batch = stage.encoded(samples.batch(part).to(loop.device))
+                drawn = _drawn(stage.model, batch, noise.part(first, len(part)))
+            assert batch.actions is not None and batch.action_mask is not None
+            error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
+            counted += batch.action_mask.sum().cpu()
+            normalised += error.mean(-1).sum()
+            by_dim += (error * _scales(samples, part)[:, None].float()).sum((0, 1))
+    total = counted.clamp(min=1)
+    return {"action_error": (normalised / total).item(), "action_error_per_dim": (by_dim / total).tolist()}
+
+
+def _drawn(model: LaMP, batch: Batch, source: Source) -> Float[Tensor, "b h a"]:
+    assert batch.state is not None and model.action_shape is not None
+    count, device = len(batch.state), batch.state.device
+    hidden = batch.motion_hidden
+    if hidden is None and model.motion_shape is not None:
+        hidden = model.motion_hidden(batch.encoded, normal((count, *model.motion_shape), source).to(device))
+    noise = normal((count, *model.action_shape), source).to(device)
+    return model.decode(model.guide(batch.encoded, hidden, batch.prior_seen), batch.state, noise)
+
+
+def _scales(
+    samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, b]
+) -> Float[Tensor, "b a"]:
+    """What one unit of the normalised action is, for each sample's own dataset."""
+    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
+    of = samples.part_of(indices) if isinstance(samples, MixedSamples) else np.zeros(len(indices), np.int64)
+    scales = np.stack([part.scaling.actions.centre_and_scale()[1] for part in parts])
+    return torch.from_numpy(scales[of])

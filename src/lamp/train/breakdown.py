@@ -1,0 +1,92 @@
+"""A loss taken apart for the log: by axis of the scene flow, by dimension of the action, by flow time.
+
+On their way to the log all parts are plain means over samples, so that those of several steps or processes can be averaged. A
+share, such as the mean loss in a part of the flow time, travels as two rows of means, the sums above the counts, and is divided
+where it is written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lamp.data.actions import Delta, Relative
+from lamp.data.embodiment import Embodiment
+from lamp.data.lerobot_format import Feature
+from lamp.model.lamp import Draws
+from lamp.train.metrics import Value
+from lamp.types import Motion
+
+AXES = ("u", "v", "d")
+"""Of the scene flow: across, down, depth."""
+TAU_BUCKETS = 5
+"""Equal parts of the flow time, from noise to data."""
+TAU_NAMES = tuple(f"{index / TAU_BUCKETS:.1f}-{(index + 1) / TAU_BUCKETS:.1f}" for index in range(TAU_BUCKETS))
+POSE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
+"""Of an action of seven values, as nearly all datasets of arms have it: position, rotation, gripper."""
+
+Labels = Mapping[str, Sequence[str]]
+"""What the entries of a part are called, by the part's name."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A stage whose parts have names for their entries."""
+
+    labels: Labels
+
+
+def labels_of(stage: object) -> Labels:
+    """What a stage's parts are called; nothing where it does not say."""
+    return stage.labels if isinstance(stage, Labelled) else {}
+
+
+@torch.no_grad()
+def by_tau(draws: Draws) -> Float[Tensor, "2 n"]:
+    """The loss of the noise draws in each part of the flow time, and their share of all draws."""
+    bucket = (draws.tau * TAU_BUCKETS).long().clamp(0, TAU_BUCKETS - 1)
+    inside = (bucket[:, None] == torch.arange(TAU_BUCKETS, device=bucket.device)) & draws.supervised[:, None]
+    return torch.stack([(inside * draws.loss[:, None]).mean(0), inside.float().mean(0)])
+
+
+@torch.no_grad()
+def clamped(motion: Motion) -> Float[Tensor, "2 3"]:
+    """By axis: the share of increments that supervise and lie on a bound, as clamped ones do, above all that supervise."""
+    beyond = (motion.values.abs() >= 1) & motion.mask
+    return torch.stack([part.float().mean((0, 1, 2)) for part in (beyond, motion.mask)])
+
+
+def labelled(values: Mapping[str, Value], labels: Labels) -> dict[str, Value]:
+    """Gives the entries of each part their names, and divides those that are sums above counts.
+
+    An entry of which nothing was counted is left out.
+    """
+    return {name: _labelled(value, labels.get(name)) for name, value in values.items()}
+
+
+def _labelled(value: Value, names: Sequence[str] | None) -> Value:
+    if not isinstance(value, list):
+        return value
+    rows = [row for row in value if isinstance(row, list)]
+    if not rows:
+        plain = [float(entry) for entry in value if not isinstance(entry, list)]
+        return plain if names is None else dict(zip(names, plain, strict=True))
+    sums, counts = rows
+    chosen = names or [str(index) for index in range(len(sums))]
+    return {name: one / count for name, one, count in zip(chosen, sums, counts, strict=True) if count > 0}
+
+
+def action_names(features: Mapping[str, Feature], embodiment: Embodiment, width: int) -> tuple[str, ...]:
+    """What a dataset calls the dimensions of the action that is learnt; where it does not say, `POSE_NAMES` where they fit,
+    else their numbers."""
+    found: list[str] = []
+    for part in embodiment.action:
+        found += (features[part.key].names or ())[part.start : part.stop]
+    if len(found) == width == len(set(found)):
+        return tuple(found)
+    posed = isinstance(embodiment.kind, Delta) or (isinstance(embodiment.kind, Relative) and embodiment.kind.pose)
+    return POSE_NAMES if posed and width == len(POSE_NAMES) else tuple(str(index) for index in range(width))

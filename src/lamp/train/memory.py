@@ -1,0 +1,268 @@
+"""How much memory a training step needs, from the step itself: it is run on tensors that hold no values, and every storage noted.
+
+So the estimate knows of what is saved for the backward pass, of autocast's copies, of what an operator needs for a moment, and
+of whatever is added to the models later; and a full-size model takes seconds on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lamp.flow_matching import Uniform
+from lamp.model.lamp import LaMP
+from lamp.model.recompute import recompute
+from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
+from lamp.train.ema import Ema
+from lamp.train.ledger import Ledger, LikeGpu
+from lamp.types import Batch, Encoded, Motion
+
+GIB = 2**30
+GPU_RESERVE = GIB
+"""For what the estimate does not know of: a GPU's context, libraries' work space, gaps between what the allocator hands out."""
+PROBE = 32
+"""Samples from which the memory of larger batches is extrapolated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """What of a batch memory depends on."""
+
+    samples: int
+    tokens: int
+    """Of the backbone, for each sample."""
+    hidden: bool = False
+    """Whether z_m comes with the batch."""
+    whole: bool | None = None
+    """Whether no token is padding, where that is known."""
+    dtype: torch.dtype = torch.float32
+    """Of the tokens."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> BatchShape:
+        """The shape of a batch that is there."""
+        samples, tokens, _ = batch.encoded.tokens.shape
+        hidden = batch.motion_hidden is not None
+        return cls(
+            samples=samples, tokens=tokens, hidden=hidden, whole=batch.encoded.whole, dtype=batch.encoded.tokens.dtype
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What is held for a while only, when most of it is. [bytes]"""
+
+    name: str
+    gradients: int
+    activations: int
+    """What is kept for the backward pass, autocast's copies of weights, and what operators need for a moment."""
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.gradients + self.activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a training step holds on one device. [bytes]"""
+
+    weights: int
+    """That are trained."""
+    frozen: int
+    """Weights that are not, and tables."""
+    optimiser: int
+    average: int
+    """Of the weights, where the run averages."""
+    exchange: int
+    """Copies of the gradients, for several processes to exchange."""
+    batch: int
+    moments: tuple[Moment, ...]
+    """The fullest moment of each part of a step."""
+
+    @property
+    def fullest(self) -> Moment:
+        """The fullest moment of all."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """What is held all the time, by part."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is held at the fullest moment, by part."""
+        return {**self.held, "gradients": self.fullest.gradients, "activations": self.fullest.activations}
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+def step_memory(
+    training: MotionTraining | PolicyTraining, shape: BatchShape, device: str | None = None, *, processes: int = 1
+) -> Memory:
+    """Estimates the memory of a training step on one device.
+
+    Args:
+        training: What is trained and how.
+        shape: Of the batch that the device gets.
+        device: Where; the training's by default. A GPU is reckoned without its context and what its allocator wastes; see
+            `GPU_RESERVE`.
+        processes: How many train together, each with all weights.
+    """
+    kind = torch.device(device or training.loop.device).type
+    with _without_values(kind) as place:
+        model = _model(training, place)
+        batch = _batch(training, model, shape, place)
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        held = [*model.parameters(), *model.buffers()]
+        ledger = Ledger([*held, *_tensors(batch)], place)
+        generator = torch.Generator().manual_seed(0)
+        with ledger, torch.autograd.set_multithreading_enabled(False):
+            with _precision(training.loop, kind):
+                total = _loss(training, model, batch, generator)
+            total.backward()
+            del total
+        numbers = [ledger.number_of(value.grad) for value in trained.values() if value.grad is not None]
+        gradients, others = ledger.fullest({number for number in numbers if number is not None})
+    weights = _bytes(list(trained.values()))
+    states, update = _update(training.loop, trained)
+    return Memory(
+        weights=weights,
+        frozen=_bytes(held) - weights,
+        optimiser=states,
+        average=weights if training.loop.ema is not None else 0,
+        exchange=weights if processes > 1 else 0,
+        batch=_bytes(_tensors(batch)),
+        moments=(Moment(name="forward and backward", gradients=gradients, activations=others), update),
+    )
+
+
+def largest_batch(
+    training: MotionTraining | PolicyTraining, shape: BatchShape, limit: int, device: str | None = None
+) -> int:
+    """How many samples of this shape fit into so many bytes; 0: not one."""
+
+    def needed(samples: int) -> int:
+        return step_memory(training, replace(shape, samples=samples), device).total
+
+    one, many = needed(1), needed(PROBE)
+    if one > limit:
+        return 0
+    # From where the activations are more than what an update needs, each sample takes as much as the next.
+    each = max(needed(2 * PROBE) - many, 1) / PROBE
+    found = max(1, math.floor(PROBE + (limit - many) / each))
+    while found > 1 and (over := needed(found) - limit) > 0:
+        found = max(1, found - math.ceil(over / each))
+    return found
+
+
+def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, Moment]:
+    """Returns the bytes of the optimizer's state, and the fullest moment of the update; clipping needs nothing."""
+    parameters = {name: nn.Parameter(torch.empty_like(value, device="meta")) for name, value in trained.items()}
+    optimiser = loop.optimiser.build(parameters)
+    average = Ema(parameters, loop.ema) if loop.ema is not None else None
+    place = torch.device("meta")
+    for parameter in parameters.values():
+        parameter.grad = torch.empty_like(parameter)
+    optimiser.step()  # makes its state
+    states = [value for state in optimiser.state.values() for value in state.values()]
+    gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+    ledger = Ledger([*parameters.values(), *gradients, *states, *(average.average.values() if average else ())], place)
+    with ledger:
+        optimiser.step()
+        if average is not None:
+            average.update(1)
+    moment = Moment(name="optimizer", gradients=_bytes(gradients), activations=ledger.fullest()[1])
+    return _bytes(states), moment
+
+
+def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> LaMP:
+    # Which flow times are drawn changes no shape, and Beta draws them on the host.
+    with place:
+        model = LaMP(replace(training.model, motion_tau=Uniform(), action_tau=Uniform()))
+    if training.loop.recompute:
+        recompute(model)
+    model.requires_grad_(isinstance(training, MotionTraining)).train()
+    if isinstance(training, PolicyTraining):
+        model.eval()
+        for part in (model.guidance, model.action_expert):
+            if part is not None:
+                part.requires_grad_(True).train()
+    return model
+
+
+def _batch(training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchShape, place: torch.device) -> Batch:
+    b, config = shape.samples, training.model
+
+    def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(b, *size, dtype=dtype, device=place)
+
+    encoded = Encoded(
+        tokens=empty(shape.tokens, config.token_width, dtype=shape.dtype),
+        mask=empty(shape.tokens, dtype=torch.bool),
+        whole=shape.whole,
+    )
+    if isinstance(training, MotionTraining):
+        assert model.motion_shape is not None
+        motion = Motion(values=empty(*model.motion_shape), mask=empty(*model.motion_shape, dtype=torch.bool))
+        return Batch(encoded=encoded, motion=motion)
+    assert config.action is not None
+    assert model.action_shape is not None
+    hidden = config.motion is not None and shape.hidden
+    return Batch(
+        encoded=encoded,
+        state=empty(config.action.state_dim),
+        actions=empty(*model.action_shape),
+        action_mask=empty(config.action.chunk, dtype=torch.bool),
+        motion_hidden=empty(config.motion.tokens, config.motion.width) if config.motion and hidden else None,
+    )
+
+
+def _loss(training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch, generator: torch.Generator) -> Tensor:
+    if isinstance(training, MotionTraining):
+        return model.motion_loss(batch, generator, training.draws).total
+    return model.action_loss(batch, generator, training.noise_draws).total
+
+
+@contextmanager
+def _without_values(kind: str) -> Iterator[torch.device]:
+    """Gives the device for tensors without values: a CPU's own operators, or those of any other device."""
+    with ExitStack() as stack:
+        if kind == "cpu":
+            stack.enter_context(FakeTensorMode())
+        yield torch.device("cpu" if kind == "cpu" else "meta")
+
+
+@contextmanager
+def _precision(loop: LoopConfig, kind: str) -> Iterator[None]:
+    lowered = isinstance(loop.precision, BFloat16)
+    with loop.precision.autocast("cpu") if kind == "cpu" else LikeGpu(autocast=lowered):
+        yield
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    found = [
+        batch.encoded.tokens,
+        batch.encoded.mask,
+        batch.state,
+        batch.actions,
+        batch.action_mask,
+        batch.motion_hidden,
+    ]
+    if batch.motion is not None:
+        found += [batch.motion.values, batch.motion.mask]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

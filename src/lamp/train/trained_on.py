@@ -1,0 +1,138 @@
+"""The datasets that a policy is trained on: opened, scaled, and as samples of cached tokens or of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamp.data.embodiment import OWN, Embodiment
+from lamp.data.features import FrozenBackbone
+from lamp.data.frame_sources import Videos
+from lamp.data.image_samples import ImageSamples
+from lamp.data.mixture import MixedSamples
+from lamp.data.samples import PolicySamples, PolicyScaling, stacked
+from lamp.errors import MismatchError
+from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenIdentity
+from lamp.train.adapters import lora_of
+from lamp.train.adapting import check_adaptable
+from lamp.train.backbones import find_backbone
+from lamp.train.configs import MixedIn, PolicyTraining
+from lamp.train.sources import Sources
+
+GRIPPER_MARGIN = 0.01
+"""How far a gripper's values may lie outside [0, 1]: rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """One of the datasets of a run."""
+
+    sources: Sources
+    embodiment: Embodiment
+    scaling: PolicyScaling
+
+    def samples(
+        self, config: PolicyTraining, episodes: Sequence[int], *, augmented: bool = False
+    ) -> PolicySamples | ImageSamples | None:
+        """Samples of some episodes, in augmented views or as they are; None where there are none."""
+        assert config.model.action is not None
+        if not episodes:
+            return None
+        if self.sources.cache is None:
+            return ImageSamples(
+                dataset=self.sources.dataset,
+                pictures=Videos(dataset=self.sources.dataset),
+                cameras=tuple(camera.name for camera in self.sources.backbone.cameras),
+                episodes=tuple(episodes),
+                chunk=config.model.action.chunk,
+                scaling=self.scaling,
+                embodiment=self.embodiment,
+            )
+        return PolicySamples(
+            self.sources.dataset,
+            self.sources.features,
+            episodes=episodes,
+            chunk=config.model.action.chunk,
+            scaling=self.scaling,
+            embodiment=self.embodiment,
+            view_seed=config.loop.seed if augmented else None,
+        )
+
+
+def open_datasets(
+    config: PolicyTraining, data: Path, backbone: FrozenBackbone | None, features: Path | None = None
+) -> list[TrainedOn]:
+    """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
+    found = []
+    own = MixedIn(data=str(data), embodiment=config.embodiment)
+    if lora_of(config.backbone) is not None:
+        check_adaptable(config)
+    for part in (own, *config.also):
+        how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment}
+        if lora_of(config.backbone) is not None:
+            sources = Sources.pictured(Path(part.data), adaptable(config, backbone), config.split, **how)
+        else:
+            frozen = backbone or find_backbone(config.backbone)
+            how |= {"augmentation": config.augmentation, "features": features, "wanted": frozen.description}
+            sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
+        scaling = fit_scaling(config, sources, part.embodiment)
+        found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
+    return found
+
+
+def adaptable(config: PolicyTraining, backbone: FrozenBackbone | None) -> QwenIdentity:
+    """Which backbone it is, of those that can have adapters."""
+    found = backbone.identity if isinstance(backbone, Qwen3VLBackbone) else find_backbone(config.backbone)
+    assert isinstance(found, QwenIdentity)
+    return found
+
+
+def mixed(parts: Sequence[PolicySamples | ImageSamples | None]) -> PolicySamples | MixedSamples | ImageSamples | None:
+    present = [part for part in parts if part is not None]
+    if len(present) > 1:
+        return MixedSamples([part for part in present if isinstance(part, PolicySamples)])
+    return next(iter(present), None)
+
+
+def parts_of(samples: PolicySamples | MixedSamples | ImageSamples | None) -> tuple[PolicySamples | ImageSamples, ...]:
+    if samples is None:
+        return ()
+    return samples.parts if isinstance(samples, MixedSamples) else (samples,)
+
+
+def cached_parts(samples: PolicySamples | MixedSamples | ImageSamples | None) -> list[PolicySamples]:
+    """The parts whose tokens are read from a cache."""
+    return [part for part in parts_of(samples) if isinstance(part, PolicySamples)]
+
+
+def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment = OWN) -> PolicyScaling:
+    """Fits the normalisers to the training episodes.
+
+    Raises:
+        MismatchError: The data's state or action width is not the model's, or its gripper is not 0 to 1.
+    """
+    action, root = config.model.action, sources.dataset.root
+    assert action is not None
+    raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, embodiment)
+    states = config.state_transform.apply(raw)
+    for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
+        if found.shape[1] != wanted:
+            raise MismatchError(
+                f"{root} has {name}s of {found.shape[1]} values (after the state transform); "
+                f"the model's {name}_dim is {wanted}: expected the same."
+            )
+    binary: Sequence[int] = () if config.gripper is None else (config.gripper % actions.shape[1],)
+    for dimension in binary:
+        low, high = float(actions[:, dimension].min()), float(actions[:, dimension].max())
+        if not -GRIPPER_MARGIN <= low <= high <= 1 + GRIPPER_MARGIN:
+            raise MismatchError(
+                f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}; expected 0 to 1. "
+                "Give the embodiment its convention, or set gripper to None to learn it as any other dimension."
+            )
+    return PolicyScaling(
+        state_transform=config.state_transform,
+        state=config.state_fit.fit(states),
+        actions=config.action_fit.fit(actions, binary=binary),
+    )

@@ -1,0 +1,262 @@
+"""The paper's tables and figures with this run's rows beside the published ones, which are kept as data (`published.json`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any
+
+from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.episodes import EpisodeRecord
+from lamp.benchmark.robustness import robustness
+from lamp.benchmark.simpler import SUITE as WIDOWX
+from lamp.benchmark.simpler import WITH_STAND_INS
+from lamp.benchmark.statistics import Rate
+from lamp.benchmark.suites import LIBERO_PLUS
+from lamp.benchmark.tables import percent
+from lamp.model.interventions import is_intervention
+from lamp.view import pages
+from lamp.view.evidence import Evidence
+from lamp.view.pages import Section
+from lamp.view.wording import label, words
+from lamp_client.envs.libero_plus.names import CATEGORIES, SIZES
+from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS
+
+LIBERO_COLUMNS = {"libero_spatial": 0, "libero_object": 1, "libero_goal": 2, "libero_10": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A table or figure of the paper."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[float | None, ...]]
+    """Method -> success in per cent; None where the paper gives no number."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OurRow:
+    """A condition of a run, in the columns of a published table."""
+
+    name: str
+    rates: tuple[Rate | None, ...]
+    """One a column; the average over columns is not among them."""
+    departs: tuple[str, ...]
+    """How the run departs from the published protocol; empty where it does not."""
+    total: Rate | None = None
+    """Over all tasks, where the published average is that of tasks and not of columns."""
+
+    @property
+    def average(self) -> float | None:
+        """As the paper averages, in per cent, where all columns are there."""
+        if any(rate is None or not rate.trials for rate in self.rates):
+            return None
+        return self.mean if self.total is None else 100 * self.total.value
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the columns, in per cent, where all are there."""
+        if any(rate is None or not rate.trials for rate in self.rates):
+            return None
+        return 100 * sum(rate.value for rate in self.rates if rate is not None) / len(self.rates)
+
+
+def read_published() -> dict[str, Published]:
+    """Returns the paper's tables by name."""
+    raw = json.loads(files("lamp.view").joinpath("published.json").read_text())
+    return {
+        name: Published(
+            title=table["title"],
+            columns=tuple(table["columns"]),
+            rows={method: tuple(row) for method, row in table["rows"].items()},
+            note=table.get("note", ""),
+        )
+        for name, table in raw["tables"].items()
+    }
+
+
+def source() -> str:
+    """Where the published numbers are from."""
+    return str(json.loads(files("lamp.view").joinpath("published.json").read_text())["source"])
+
+
+def libero_rows(found: Evidence) -> list[OurRow]:
+    """The rows of Table I (LIBERO) that the runs' episodes make; displaced objects and changed priors belong to another table."""
+    rows = []
+    for folder, records in zip(found.folders, found.records, strict=True):
+        own = [record for record in records if _comparable(record)]
+        for condition in dict.fromkeys(record.condition for record in own):
+            chosen = [record for record in own if record.condition == condition]
+            rates: list[Rate | None] = [None] * len(LIBERO_COLUMNS)
+            for suite, column in LIBERO_COLUMNS.items():
+                some = [record.success for record in chosen if record.suite == suite]
+                rates[column] = Rate(successes=sum(some), trials=len(some)) if some else None
+            rows.append(
+                OurRow(name=f"{label(folder)}: {words(condition)}", rates=tuple(rates), departs=tuple(_departs(chosen)))
+            )
+    return rows
+
+
+def _comparable(record: EpisodeRecord) -> bool:
+    policy = record.condition not in CONTROLS and not is_intervention(record.condition)
+    return policy and record.suite in LIBERO_COLUMNS and not record.placement_shift and not record.variation
+
+
+def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
+    """The protocol: 10 tasks a suite, 50 stored states a task, once each, exact rendering."""
+    found = []
+    visits = {(record.suite, record.task, record.state) for record in records}
+    suites = {record.suite for record in records}
+    if len(visits) < 500 * len(suites) or len(records) > len(visits):
+        tasks = len({(record.suite, record.task) for record in records})
+        found.append(f"{tasks} of {10 * len(suites)} tasks, {len(visits)} initial states, {len(records)} episodes")
+    if any(record.render != "exact" for record in records):
+        found.append("fast rendering")
+    return found
+
+
+def plus_rows(found: Evidence) -> list[OurRow]:
+    """The rows of Table II (LIBERO-Plus) that the runs' episodes make; plus-style perturbations are no part of it."""
+    rows = []
+    for folder, records in zip(found.folders, found.records, strict=True):
+        own = [record for record in records if record.variation.get("benchmark") == LIBERO_PLUS]
+        for table in robustness(own):
+            for row in table.rows:
+                if row.condition in CONTROLS or is_intervention(row.condition):
+                    continue
+                rates = dict(zip(table.columns, row.columns, strict=True))
+                chosen = [record for record in own if record.condition == row.condition]
+                rows.append(
+                    OurRow(
+                        name=f"{label(folder)}: {words(row.condition)}",
+                        rates=tuple(rates.get(category) for category in CATEGORIES),
+                        departs=tuple(_departs_from_plus(chosen)),
+                        total=row.total,
+                    )
+                )
+    return rows
+
+
+def _departs_from_plus(records: Sequence[EpisodeRecord]) -> list[str]:
+    """The protocol: every task once, exact rendering, prompts without the perturbations' numbers."""
+    found, tasks = [], {(record.suite, record.task) for record in records}
+    if len(tasks) < sum(SIZES.values()) or len(records) > len(tasks):
+        found.append(f"{len(tasks)} of {sum(SIZES.values())} tasks, {len(records)} episodes")
+    if any(record.render != "exact" for record in records):
+        found.append("fast rendering")
+    return found
+
+
+def beside_the_paper(found: Evidence) -> Section | None:
+    """The published tables to which this run has rows; None where it has none."""
+    published = read_published()
+    body = (
+        _table(published["libero"], libero_rows(found))
+        + _plus_table(published["libero_plus"], plus_rows(found))
+        + _table(published["widowx"], widowx_rows(found))
+    )
+    if not body:
+        return None
+    about = f"Rows of this run first, then the paper's own numbers, in per cent. Published rows: {source()}."
+    return Section(anchor="paper", title="Beside the paper", about=about, body=body)
+
+
+def _table(published: Published, ours: Sequence[OurRow]) -> str:
+    if not ours:
+        return ""
+    rows = [
+        [row.name, *map(_cell, row.rates), _number(row.average), *([] if row.total is None else [_number(row.mean)])]
+        for row in ours
+    ]
+    rows += [[f"{name} (paper)", *map(_number, values)] for name, values in reversed(list(published.rows.items()))]
+    told = [f"{row.name}: {'; '.join(row.departs)}. Not the published protocol." for row in ours if row.departs]
+    told += [published.note] if published.note else []
+    return pages.panel(
+        pages.table(["method", *published.columns], rows) + (pages.notes(told) if told else ""), published.title
+    )
+
+
+def _plus_table(published: Published, ours: Sequence[OurRow]) -> str:
+    """With both averages: the published one is over tasks, which weighs the dimensions by their sizes."""
+    *columns, average = published.columns
+    with_means = {
+        name: (*row, None if any(value is None for value in row[:-1]) else sum(filter(None, row[:-1])) / len(columns))
+        for name, row in published.rows.items()
+    }
+    heads = (*columns, f"{average} over tasks", "over dimensions")
+    return _table(replace(published, columns=heads, rows=with_means), ours)
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None or not rate.trials:
+        return "-"
+    low, high = rate.interval
+    return f"{percent(rate.value)} ({rate.successes}/{rate.trials}, {100 * low:.0f} to {100 * high:.0f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def to_json(found: Evidence) -> dict[str, Any]:
+    """The rows of this run and the published ones as plain values."""
+    published = read_published()
+    return {
+        name: {
+            "ours": [_row_json(row, published[name]) for row in rows],
+            "published": {method: list(row) for method, row in published[name].rows.items()},
+        }
+        for name, rows in (
+            ("libero", libero_rows(found)),
+            ("libero_plus", plus_rows(found)),
+            ("widowx", widowx_rows(found)),
+        )
+    }
+
+
+def _row_json(row: OurRow, published: Published) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "columns": {
+            column: None if rate is None else {"successes": rate.successes, "episodes": rate.trials}
+            for column, rate in zip(published.columns, row.rates, strict=False)
+        },
+        "average": row.average,
+        "mean": row.mean,
+        "departs": list(row.departs),
+    }
+
+
+def widowx_rows(found: Evidence) -> list[OurRow]:
+    """The rows of Table I (SimplerEnv) that the runs' episodes make: at the last step, as SimplerEnv has it, and at any step."""
+    rows = []
+    for folder, records in zip(found.folders, found.records, strict=True):
+        own = [r for r in records if r.suite in (WIDOWX, WITH_STAND_INS) and r.condition not in CONTROLS]
+        for condition in dict.fromkeys(r.condition for r in own if not is_intervention(r.condition)):
+            chosen = [record for record in own if record.condition == condition]
+            by_task = [[record for record in chosen if record.task == task] for task in range(len(SIMPLER_TASKS))]
+            departs = tuple(_departs_from_widowx(chosen))
+            for rule, held in (
+                ("at the last step", [[record.success_last for record in some] for some in by_task]),
+                ("at any step", [[record.success for record in some] for some in by_task]),
+            ):
+                rates = tuple(Rate(successes=sum(some), trials=len(some)) if some else None for some in held)
+                rows.append(OurRow(name=f"{label(folder)}: {words(condition)}, {rule}", rates=rates, departs=departs))
+    return rows
+
+
+def _departs_from_widowx(records: Sequence[EpisodeRecord]) -> list[str]:
+    """The protocol: 24 episodes of each of four tasks, each to its own limit, in the original scenes."""
+    found, whole = [], EPISODES * len(SIMPLER_TASKS)
+    visits = {(record.task, record.state) for record in records}
+    if len(visits) < whole or len(records) > len(visits):
+        found.append(f"{len(visits)} of {whole} arrangements, {len(records)} episodes")
+    if any(record.steps != SIMPLER_TASKS[record.task].step_limit for record in records):
+        found.append("another number of actions")
+    if any(record.suite == WITH_STAND_INS for record in records):
+        found.append("files of the scenes are not the original ones")
+    return found

@@ -151,9 +151,7 @@ def _stopping(playback: Playback, renderer: BodyDepthRenderer, suspects: Suspect
         if is_mesh[index]:
             met = mujoco.mj_rayMesh(model, data, geoms[index], ends[index], back[index])
         else:
-            met = mujoco.mj_ray(
-                model, data, starts[index], forth[index], renderer.ray_groups, True, -1, nearest
-            )
+            met = mujoco.mj_ray(model, data, starts[index], forth[index], renderer.ray_groups, True, -1, nearest)
         return 0 <= met < reach[index]
 
     return stopped

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lamp.geometry import rigid, rotation_from_quaternion
 from lamp.sceneflow.following import Paths, Sampling, follow
 from lamp.sceneflow.occlusion import TOLERANCE, in_image
 from lamp.sceneflow.raycasting import seen_by_rays
@@ -87,15 +88,16 @@ def test_geoms_outside_the_image_are_left_out_and_no_pixel_changes(
     env: LiberoEnv, libero: Playback, drawn: BodyDepthRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for poses in the midst of the scene, where geoms reach from behind the camera into the image."""
-    poses = [libero.camera_poses(env.camera_names[name])[frame] for name in ("agentview", "wrist") for frame in (0, 14)]
-    inside = poses[0].clone()
-    inside[:3, 3] = torch.from_numpy(libero.geom_positions[0][libero.model.geom_group == 1].mean(axis=0))
+    poses = [libero.camera_poses(env.camera_names["wrist"])[frame] for frame in range(0, FRAMES, 2)]
+    middle = libero.geom_positions[0][libero.model.geom_group == 1].mean(axis=0)
+    turns = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    poses += list(rigid(rotation_from_quaternion(turns / turns.norm(dim=1, keepdim=True)), torch.from_numpy(middle)))
     libero.restore(14)
     groups = libero.model.geom_group.copy()
 
     def look() -> tuple[list[View], list[int]]:
         views, counts = [], []
-        for pose in [*poses, inside]:
+        for pose in poses:
             views.append(drawn.render(libero.data, env.camera_names["wrist"], pose))
             counts.append(drawn._scene.ngeom)
         return views, counts
@@ -107,4 +109,4 @@ def test_geoms_outside_the_image_are_left_out_and_no_pixel_changes(
     assert min(all_of_them) - min(fewer) > 20
     for one, other in zip(culled, whole, strict=True):
         assert one.body.equal(other.body) and one.depth.equal(other.depth)
-        assert (one.body > 0).any()
+    assert sum((view.body > 0).any().item() for view in culled) > 20

@@ -89,7 +89,7 @@ def _outlined(
     """Moment, point and box wherever a visible point is within or behind the box's outline and one of the two has moved."""
     corners, world, image = around.corners, paths.world.numpy(), paths.image.numpy()
     outline = outlines(corners, view.camera, nearest=nearest)
-    some = outline.in_image.any(axis=0).nonzero()[0]
+    some = np.flatnonzero(outline.in_image.any(axis=0))
     low, high = outline.low[:, None, some], outline.high[:, None, some]
     found = (np.abs(world - world[:1]).max(axis=2) > REST)[..., None] | (
         np.abs(corners[:, some] - corners[:1, some]).max(axis=(2, 3)) > REST

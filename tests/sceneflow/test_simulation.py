@@ -13,6 +13,7 @@ from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.geometry import to_image, to_world
 from lamp.sceneflow.following import Sampling, follow
 from lamp.sceneflow.occlusion import HeldRender, RayCast, agrees_with_depth
+from lamp.sceneflow.raycasting import seen_by_rays
 from lamp.sceneflow.recording import Playback, read_recording
 from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, View
 from lamp.sceneflow.simulation import episode_flow
@@ -169,8 +170,6 @@ def test_rays_agree_with_rendering_from_the_held_camera(playback: Playback, rend
 
 def test_a_still_camera_gives_the_same_with_rays(playback: Playback, renderer: BodyDepthRenderer) -> None:
     """Two ways of finding occlusion, depth images and rays, on the same paths."""
-    from lamp.sceneflow.occlusion import seen_by_rays
-
     view = look(playback, renderer, "front", 4)
     paths = follow(playback, view, 4, Sampling(horizon=19), nearest=renderer.near)
     depth = torch.stack([look(playback, renderer, "front", moment).depth for moment in paths.moments.tolist()])

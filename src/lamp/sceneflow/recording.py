@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamp.errors import DataError, MismatchError
-from lamp.geometry import rigid
-from lamp.sceneflow.rendering import MjModel, camera_id, camera_pose
+from lamp.geometry import pose_from_mujoco_camera, rigid
+from lamp.sceneflow.rendering import MjModel, camera_id
 from lamp_client.envs.rendering import import_mujoco
 
 AGREEMENT = 0.02
@@ -117,16 +117,17 @@ class Playback:
         self.length = len(recording.states)
         positions = np.empty((self.length, model.nbody, 3))
         rotations = np.empty((self.length, model.nbody, 9))
-        cameras = torch.empty(self.length, model.ncam, 4, 4, dtype=torch.float64)
+        self.geom_positions: Float[np.ndarray, "l ngeom 3"] = np.empty((self.length, model.ngeom, 3))
+        self.geom_rotations: Float[np.ndarray, "l ngeom 9"] = np.empty((self.length, model.ngeom, 9))
+        eyes, turns = np.empty((self.length, model.ncam, 3)), np.empty((self.length, model.ncam, 9))
         for frame in range(self.length):
             self.restore(frame)
             positions[frame], rotations[frame] = self.data.xpos, self.data.xmat
-            for index in range(model.ncam):
-                cameras[frame, index] = camera_pose(self.data, index)
+            self.geom_positions[frame], self.geom_rotations[frame] = self.data.geom_xpos, self.data.geom_xmat
+            eyes[frame], turns[frame] = self.data.cam_xpos, self.data.cam_xmat
         _check_poses(model, positions, recording)
-        rotation = torch.from_numpy(rotations).unflatten(-1, (3, 3))
-        self.world_from_body: Float[Tensor, "l nbody 4 4"] = rigid(rotation, torch.from_numpy(positions))
-        self._cameras = cameras
+        self.world_from_body: Float[Tensor, "l nbody 4 4"] = rigid(_matrices(rotations), torch.from_numpy(positions))
+        self._cameras = pose_from_mujoco_camera(torch.from_numpy(eyes), _matrices(turns))
 
     def restore(self, frame: int) -> None:
         """Puts the bodies, cameras and lights of `data` where they were at `frame`."""
@@ -135,9 +136,17 @@ class Playback:
         self._mujoco.mj_comPos(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
 
+    def place_geoms(self, frame: int) -> None:
+        """Puts only the geoms where they were at `frame`, which is all that rays ask for."""
+        self.data.geom_xpos[:], self.data.geom_xmat[:] = self.geom_positions[frame], self.geom_rotations[frame]
+
     def camera_poses(self, camera: str) -> Float[Tensor, "l 4 4"]:
         """``world_from_cam`` of a MuJoCo camera at every frame."""
         return self._cameras[:, camera_id(self.model, camera)]
+
+
+def _matrices(flat: np.ndarray) -> Tensor:
+    return torch.from_numpy(flat).unflatten(-1, (3, 3))
 
 
 def _check(model: MjModel, recording: Recording) -> None:

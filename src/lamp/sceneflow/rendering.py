@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lamp.errors import ConfigError, MissingDependencyError
 from lamp.geometry import intrinsics_from_fovy, pose_from_mujoco_camera
+from lamp.sceneflow.boxes import boxes, outlines
 from lamp.types import Camera
 from lamp_client.envs.rendering import import_mujoco
 
@@ -93,21 +94,22 @@ class BodyDepthRenderer:
         """Renders the present state through a camera of the model, or through the same camera held at another pose."""
         mujoco, scene = self._mujoco, self._scene
         index = camera_id(self.model, camera)
+        intrinsics = camera_intrinsics(self.model, camera, self.width, self.height, mirrored=self.mirrored)
+        pose = camera_pose(data, index) if world_from_cam is None else world_from_cam
+        looking = Camera(intrinsics=intrinsics, world_from_cam=pose)
         eye = mujoco.MjvCamera()
         eye.type, eye.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
-        mujoco.mjv_updateScene(self.model, data, self._options, None, eye, mujoco.mjtCatBit.mjCAT_ALL, scene)
-        if world_from_cam is None:
-            world_from_cam = camera_pose(data, index)
-        else:
+        with self._nothing_beside(data, looking):
+            mujoco.mjv_updateScene(self.model, data, self._options, None, eye, mujoco.mjtCatBit.mjCAT_ALL, scene)
+        if world_from_cam is not None:
             _hold(scene, world_from_cam)
         scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
         self._gl.make_current()
         mujoco.mjr_render(self._rect, scene, self._context)
         mujoco.mjr_readPixels(self._colours, self._depth, self._rect, self._context)
-        intrinsics = camera_intrinsics(self.model, camera, self.width, self.height, mirrored=self.mirrored)
         body = self._upright(self._bodies())
         depth = torch.where(body == NO_BODY, torch.inf, self._upright(self._metres()))
-        return View(depth=depth, body=body, camera=Camera(intrinsics=intrinsics, world_from_cam=world_from_cam))
+        return View(depth=depth, body=body, camera=looking)
 
     def close(self) -> None:
         """Frees the OpenGL context; further calls do nothing."""
@@ -122,6 +124,22 @@ class BodyDepthRenderer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def _nothing_beside(self, data: MjData, camera: Camera) -> Iterator[None]:
+        """Leaves geoms that are wholly outside the image out of a scene, for every one costs its vertices; pixels stay the same.
+
+        They are put into a group that is not drawn, if there is one, and back.
+        """
+        groups, before = self.model.geom_group, self.model.geom_group.copy()
+        around = boxes(self.model, np.arange(self.model.ngeom), data.geom_xpos[None], data.geom_xmat[None])
+        seen = outlines(around.corners, camera, nearest=self.near).in_image[0]
+        try:
+            if not self.ray_groups.all():
+                groups[~seen] = self.ray_groups.argmin()
+            yield
+        finally:
+            groups[:] = before
 
     def _upright(self, buffer: np.ndarray) -> Tensor:
         """Turns a bottom-up buffer into the policy's image: upright, and mirrored where the images are."""

@@ -14,7 +14,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lamp.sceneflow.following import Paths, Sampling, follow
-from lamp.sceneflow.occlusion import HeldRender, Occlusion, agrees_with_depth, seen_by_rays, seen_by_rendering
+from lamp.sceneflow.occlusion import HeldRender, Occlusion, agrees_with_depth, seen_by_rendering
+from lamp.sceneflow.raycasting import seen_by_rays
 from lamp.sceneflow.recording import Playback
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
 from lamp.sceneflow.tracks import hold_last

@@ -33,7 +33,10 @@ from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.motion import train_motion
 from lamp.train.optimiser import AdamW
+from lamp.train.plan import to_text
+from lamp.train.planning import Planner
 from lamp.train.policy import train_policy
+from lamp.train.running import run_stage
 
 PATIENCE_S = 300
 NOTICED_S = 60
@@ -52,6 +55,8 @@ class Run:
     """Pause before every step."""
     write_s: float = 0.0
     """Pauses within the writing of a checkpoint."""
+    plan: bool = False
+    """Only say what it would need."""
     stop_at: int | None = None
     """The step before which the last process is asked to stop."""
     count: bool = False
@@ -59,10 +64,14 @@ class Run:
 
     def train(self) -> None:
         backbone = None if isinstance(self.config.backbone, Qwen3VLBackboneConfig) else PatchBackbone()
+        planner = Planner(self.config.loop.device)
+        run = planner if self.plan else run_stage
         if isinstance(self.config, MotionTraining):
-            train_motion(self.config, self.data, self.out, backbone=backbone)
+            train_motion(self.config, self.data, self.out, backbone=backbone, run=run)
         else:
-            train_policy(self.config, self.data, self.out, self.motion, backbone=backbone)
+            train_policy(self.config, self.data, self.out, self.motion, backbone=backbone, run=run)
+        if planner.plan is not None and planner.main:
+            print(to_text(planner.plan))
 
 
 def settings(**changes: Any) -> LoopConfig:

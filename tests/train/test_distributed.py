@@ -131,6 +131,21 @@ def test_only_the_main_process_says_something(runs: Path) -> None:
     assert told == []
 
 
+def test_several_processes_plan_together(launcher: Launcher, data: Path, prior: Path, tmp_path: Path) -> None:
+    """Held-out samples and motion hidden states are measured while weights are shared out."""
+    made = []
+    for way in ("replicated", "sharded_in_parts"):
+        config = exact_policy(config=settings(**WAYS[way]), cached_hidden_draws=2)
+        made.append(Run(config=config, data=data, out=tmp_path / way, motion=prior, plan=True))
+        made.append(Run(config=exact_motion(config=config.loop), data=data, out=tmp_path / f"{way}-motion", plan=True))
+    launch = launcher.start(made)
+    launch.wait()
+    assert (said := launch.said()).count("7 over 2 processes") == said.count("exchange") == len(made)
+    assert said.count("4 samples at once") == said.count("2 samples at once") == 2
+    assert said.count("median of 7") == said.count("validation  ") == len(made)
+    assert not any(run.out.exists() for run in made)
+
+
 def test_a_run_goes_on_with_other_processes_at_the_same_sample(
     launcher: Launcher, data: Path, prior: Path, tmp_path: Path
 ) -> None:

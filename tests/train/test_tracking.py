@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, MissingDependencyError
 from lamp.files import read_json, read_lines_json, write_json
 from lamp.train import tracking
 from lamp.train.configs import LoopConfig
-from lamp.train.metrics import Journal
+from lamp.train.metrics import GIB, Journal, device_memory
+from lamp.train.processes import Single
 from lamp.train.tracking import TensorBoard, Tracker, Trackio, Wandb, check_trackers, tracker
 
 pytest.importorskip("accelerate")
@@ -139,3 +141,24 @@ def test_the_command_line_names_trackers() -> None:
         tracker("wanb=x")
     with pytest.raises(ConfigError, match="TensorBoard has no projects"):
         tracker("tensorboard=x")
+
+
+class ThreeTogether(Single):
+    """The second of three processes; the others' GPUs hold what is given."""
+
+    index, count = 1, 3
+
+    def __init__(self, others: torch.Tensor) -> None:
+        self.others = others
+
+    def sum(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value + self.others for name, value in values.items()}
+
+
+def test_gpu_memory_is_that_of_the_fullest_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, found in {"is_available": True, "max_memory_allocated": 3 * GIB, "max_memory_reserved": 9 * GIB}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, found=found: found)
+    others = torch.tensor([[5.0, 6.0], [0.0, 0.0], [4.0, 7.0]], dtype=torch.float64) * GIB
+    assert device_memory("cuda", ThreeTogether(others)) == {"gpu_memory_gib": 5.0, "gpu_reserved_gib": 9.0}
+    assert device_memory("cuda") == {"gpu_memory_gib": 3.0, "gpu_reserved_gib": 9.0}
+    assert device_memory("cpu", ThreeTogether(others)) == {}

@@ -104,7 +104,7 @@ def outline(stage: AnyStage, description: Description, done: int, count: int) ->
     )
     if isinstance(stage.samples, ImageSamples):
         return line
-    device = stage.config.loop.device
+    device = torch.device(stage.config.loop.device).type
     held = step_memory(stage.config, batch_shape(stage, count), processes=count).total
     return f"{line}; a step holds about {size(held)} on {device} (--plan says more)"
 

@@ -184,7 +184,8 @@ def _disk(stage: AnyStage, out: Path) -> DiskPlan:
 def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int, group: Processes) -> TimePlan:
     trained = Loop(stage, loop, out, save=lambda state: None, processes=group)
     begun, seconds = time.perf_counter(), trained.rehearse(1)
-    while len(seconds) < WARM_UP + MEASURED and time.perf_counter() - begun < PATIENCE_S:
+    # All processes take as many steps: those that the main one has patience for.
+    while len(seconds) < WARM_UP + MEASURED and group.told(time.perf_counter() - begun) < PATIENCE_S:
         seconds += trained.rehearse(1)
     # The first steps make the optimizer's state and fill caches, so they are left out, but for a very slow model's.
     measured = seconds[WARM_UP:] or seconds[-1:]
@@ -193,7 +194,8 @@ def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int, group: Proces
     if loop.time_budget_s is not None:
         training = min(training, loop.time_budget_s)
     # A run that has begun has its hidden states.
-    hidden, validation = 0.0 if done else _hidden_time(stage), _validation_time(stage, done)
+    with trained.placement.whole():
+        hidden, validation = 0.0 if done else _hidden_time(stage), _validation_time(stage, done)
     return TimePlan(
         step=step,
         measured=len(measured),

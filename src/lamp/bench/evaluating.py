@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import plain
 from lamp.benchmark.policies import Policies, PolicyOpener
 from lamp.benchmark.suites import LiberoSimulators, Simulator, Simulators, parse_states
-from lamp.benchmark.workers import Duty, Post
+from lamp.benchmark.workers import Duty, Post, default_workers
 from lamp.errors import ConfigError
 from lamp_client.chunks import OpenLoop
 from lamp_client.rollout import run_episode
@@ -43,7 +42,7 @@ class EvaluationBench:
     """Stored initial states; each is an episode."""
     render: Literal["exact", "fast"] = "exact"
     placement_shift: float = 0.0
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=default_workers)
     """Simulator processes of the batched runner."""
     plan_episodes: int = 2000
     """The plan: so many episodes ..."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from lamp.benchmark.runs import Manifest, Run
 from lamp.benchmark.sharding import parse_shard
 from lamp.benchmark.suites import LiberoSimulators, Programme, Simulators, Visit, parse_states
 from lamp.benchmark.summaries import Summary, summarise
-from lamp.benchmark.workers import Duty, Outcome, Post
+from lamp.benchmark.workers import Duty, Outcome, Post, default_workers
 from lamp.configuration import to_json as config_to_json
 from lamp.errors import ConfigError, unknown
 from lamp.files import atomic_path
@@ -63,8 +62,8 @@ class RunSettings:
     """Actions executed of each chunk before replanning; None takes the checkpoint's."""
     videos: int = 0
     """Policy episodes to film, spread over the tasks."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Simulator processes."""
+    workers: int = field(default_factory=default_workers)
+    """Simulator processes; by default one more than there are cores, so that none is idle while one waits for the policy."""
     ray: str | None = None
     """Runs the simulators on the machines of a Ray cluster: its address, or `auto` for the one that this machine belongs to."""
     fast: bool = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from lamp.benchmark.films import Artist, plain
 from lamp.benchmark.policies import BatchPolicy
 from lamp.benchmark.simpler_environment import Environment, find_environment
 from lamp.benchmark.suites import Simulator, parse_states
+from lamp.benchmark.workers import default_workers
 from lamp.errors import ConfigError, MismatchError
 from lamp_client.chunks import Executor, OpenLoop, SimilarityEnsemble
 from lamp_client.envs.remote import Launch, RemoteEnv
@@ -61,7 +61,7 @@ class SimplerConfig:
     """Where Vulkan renders."""
     videos: int = 0
     """Policy episodes to film, spread over the tasks."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=default_workers)
     """Simulator processes."""
     fast: bool = True
     """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""

@@ -26,6 +26,11 @@ from lamp_client.rollout import run_episode
 from lamp_client.types import ActionChunk, Observation
 
 
+def default_workers() -> int:
+    """Simulator processes: one more than there are cores, so that none is idle while one waits for the policy."""
+    return (os.cpu_count() or 1) + 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Duty:
     """Main process to worker: run this episode."""

@@ -58,7 +58,7 @@ def test_the_robot_starts_pointing_down_with_its_gripper_open(facts: dict[str, A
 
 
 def test_the_eggplants_24_episodes_are_8_places_almost_at_rest(facts: dict[str, Any]) -> None:
-    """Six of them still slide, by at most 5 cm/s."""
+    """Five of them still slide, by at most 5 cm/s."""
     assert facts["places"] == 8 and facts["at_rest"] < 0.06
 
 

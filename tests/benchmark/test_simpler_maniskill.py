@@ -58,8 +58,9 @@ def test_the_robot_starts_pointing_down_with_its_gripper_open(facts: dict[str, A
 
 
 def test_the_eggplants_24_episodes_are_8_places_almost_at_rest(facts: dict[str, Any]) -> None:
-    """Five of them still slide, by at most 5 cm/s."""
-    assert facts["places"] == 8 and facts["at_rest"] < 0.06
+    """In five of them it still slides, by at most 5 cm/s."""
+    assert facts["places"] == 8
+    assert sum(speed >= 0.01 for speed in facts["speeds"]) <= 5 and max(facts["speeds"]) < 0.05
 
 
 def test_the_expert_solves_what_standing_still_does_not(environment: Environment, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def compiled_beside_plain(config: LaMPConfig) -> dict[str, float]:
     model, encoded, state, noise = made(config, "cpu")
     twin = prepared(model, torch.bfloat16)
     with torch.inference_mode():
+        # As the solver's own steps are: a tensor of another kind would be compiled for once more.
+        noise = {name: tensor.clone() for name, tensor in noise.items()}
         plain = twin.act(encoded, state, **noise)
         counters.clear()
         torch.compiler.reset()

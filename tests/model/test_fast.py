@@ -223,9 +223,9 @@ def test_blocks_compile_whole_and_once_for_all_layers():
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     for found in json.loads(run.stdout).values():
         assert found["cosine"] >= 0.999
-        # Four layers each. A motion block and the last of them; embedding actions, the first ones and later ones; projecting and
-        # attending, for the context, for actions and, where they see each other, for both.
-        assert 5 <= found["pieces"] <= 10
+        # Four layers each. A motion block and the last of them; embedding actions; projecting and attending, for the context, for
+        # actions and, where they see each other, for both.
+        assert 5 <= found["pieces"] <= 9
 
 
 @needs_onednn

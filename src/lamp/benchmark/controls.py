@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.model.interventions import Intervention, ToldWrong
+from lamp.model.interventions import Intervention, ToldWrong, is_intervention
 from lamp_client.types import Observation
 
 
@@ -141,6 +141,11 @@ Condition = Asking | Replay | Zero | Scripted
 CONTROLS = ("expert", "replay", "zero", "wrong_instruction", "blank")
 ORDER = ("with_motion", "policy", "without_motion", *CONTROLS)
 """The order of conditions in tables; others follow the policies by name."""
+
+
+def is_policy(condition: str) -> bool:
+    """Whether a condition is a policy that acts as it is meant to: no control, and no change of its prior."""
+    return condition not in CONTROLS and not is_intervention(condition)
 
 
 def rank(condition: str) -> tuple[int, str, float]:

@@ -32,7 +32,35 @@ from lamp.types import Batch
 Either = TypeVar("Either", Batch, ObservedBatch)
 
 
-class MotionStage:
+class DrawnStage:
+    """What both stages are: a model, and samples that are drawn for it."""
+
+    model: LaMP
+    drawn: Drawn
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    @property
+    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        return self.model.blocks
+
+    @property
+    def batch_samples(self) -> int:
+        return self.drawn.batch_samples
+
+    def sampler_state(self) -> dict[str, Any]:
+        return self.drawn.state()
+
+    def restore_sampler(self, state: dict[str, Any]) -> None:
+        self.drawn.restore(state)
+
+    def close(self) -> None:
+        self.drawn.close()
+
+
+class MotionStage(DrawnStage):
     """Stage 1: the Motion Expert, all of it, on scene flow (L_motion, Eq. 3)."""
 
     name = "motion"
@@ -52,18 +80,6 @@ class MotionStage:
         self.drawn = Drawn(samples, config.loop, share)
         if config.loop.recompute:
             recompute(model)
-
-    @property
-    def module(self) -> nn.Module:
-        return self.model
-
-    @property
-    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
-        return self.model.blocks
-
-    @property
-    def batch_samples(self) -> int:
-        return self.drawn.batch_samples
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
@@ -109,17 +125,8 @@ class MotionStage:
             f"ade_px_{name}": errors.ade_px for name, errors in flow.moving.items() if errors.ade_px is not None
         }
 
-    def sampler_state(self) -> dict[str, Any]:
-        return self.drawn.state()
 
-    def restore_sampler(self, state: dict[str, Any]) -> None:
-        self.drawn.restore(state)
-
-    def close(self) -> None:
-        self.drawn.close()
-
-
-class PolicyStage:
+class PolicyStage(DrawnStage):
     """Stage 2 (Algorithm 1): guidance and Action Expert (L_action, Eq. 5); the Motion Expert is frozen."""
 
     def __init__(
@@ -144,22 +151,10 @@ class PolicyStage:
             recompute(model)
 
     @property
-    def module(self) -> nn.Module:
-        return self.model
-
-    @property
-    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
-        return self.model.blocks
-
-    @property
     def may_skip(self) -> bool:
         """Where the prior is withheld from all samples of a step, guidance has no gradient."""
         unseen = isinstance(self.config.prior_on, UnseenEpisodes)
         return bool(unseen or self.config.prior_dropout or self.config.prior_from)
-
-    @property
-    def batch_samples(self) -> int:
-        return self.drawn.batch_samples
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -211,15 +206,6 @@ class PolicyStage:
             return measured
         indices = spread(len(self.validation), self.config.action_samples)
         return measured | measure_actions(self, self.validation, indices, loop=self.config.loop, at_once=at_once)
-
-    def sampler_state(self) -> dict[str, Any]:
-        return self.drawn.state()
-
-    def restore_sampler(self, state: dict[str, Any]) -> None:
-        self.drawn.restore(state)
-
-    def close(self) -> None:
-        self.drawn.close()
 
     def _with_noisy_state(self, batch: Either, step: int) -> Either:
         assert batch.state is not None

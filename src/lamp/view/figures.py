@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.controls import is_policy
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.simpler import SUITE as WIDOWX
 from lamp.benchmark.simpler import WITH_STAND_INS
 from lamp.benchmark.statistics import Rate
 from lamp.benchmark.tables import percent
 from lamp.benchmark.trials import IN_DOMAIN, Progress, Trial, progress_by_column
-from lamp.model.interventions import is_intervention
 from lamp.view import pages
 from lamp.view.bars import Bar, BarSeries, bar_chart
 from lamp.view.evidence import Evidence
@@ -98,7 +97,7 @@ def _conditions(records: Sequence[EpisodeRecord]) -> Iterator[tuple[tuple[str, f
     """The episodes of policies as they are meant to act, in scenes that are not perturbed."""
     grouped: dict[tuple[tuple[str, float], str], list[EpisodeRecord]] = {}
     for record in records:
-        if record.condition not in CONTROLS and not is_intervention(record.condition) and not record.variation:
+        if is_policy(record.condition) and not record.variation:
             key = (record.suite, record.placement_shift), record.condition
             grouped.setdefault(key, []).append(record)
     for (suite, condition), chosen in grouped.items():

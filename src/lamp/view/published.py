@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.controls import is_policy
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.robustness import robustness
 from lamp.benchmark.simpler import SUITE as WIDOWX
@@ -16,7 +16,6 @@ from lamp.benchmark.simpler import WITH_STAND_INS
 from lamp.benchmark.statistics import Rate
 from lamp.benchmark.suites import LIBERO_PLUS
 from lamp.benchmark.tables import percent
-from lamp.model.interventions import is_intervention
 from lamp.view import pages
 from lamp.view.evidence import Evidence
 from lamp.view.pages import Section
@@ -102,8 +101,12 @@ def libero_rows(found: Evidence) -> list[OurRow]:
 
 
 def _comparable(record: EpisodeRecord) -> bool:
-    policy = record.condition not in CONTROLS and not is_intervention(record.condition)
-    return policy and record.suite in LIBERO_COLUMNS and not record.placement_shift and not record.variation
+    return (
+        is_policy(record.condition)
+        and record.suite in LIBERO_COLUMNS
+        and not record.placement_shift
+        and not record.variation
+    )
 
 
 def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
@@ -126,7 +129,7 @@ def plus_rows(found: Evidence) -> list[OurRow]:
         own = [record for record in records if record.variation.get("benchmark") == LIBERO_PLUS]
         for table in robustness(own):
             for row in table.rows:
-                if row.condition in CONTROLS or is_intervention(row.condition):
+                if not is_policy(row.condition):
                     continue
                 rates = dict(zip(table.columns, row.columns, strict=True))
                 chosen = [record for record in own if record.condition == row.condition]
@@ -235,8 +238,8 @@ def widowx_rows(found: Evidence) -> list[OurRow]:
     """The rows of Table I (SimplerEnv) that the runs' episodes make: at the last step, as SimplerEnv has it, and at any step."""
     rows = []
     for folder, records in zip(found.folders, found.records, strict=True):
-        own = [r for r in records if r.suite in (WIDOWX, WITH_STAND_INS) and r.condition not in CONTROLS]
-        for condition in dict.fromkeys(r.condition for r in own if not is_intervention(r.condition)):
+        own = [r for r in records if r.suite in (WIDOWX, WITH_STAND_INS) and is_policy(r.condition)]
+        for condition in dict.fromkeys(r.condition for r in own):
             chosen = [record for record in own if record.condition == condition]
             by_task = [[record for record in chosen if record.task == task] for task in range(len(SIMPLER_TASKS))]
             departs = tuple(_departs_from_widowx(chosen))

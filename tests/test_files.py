@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 
 from lamp.errors import DataError
 from lamp.files import (
+    NAME_LENGTH,
     append_line,
     atomic_path,
     atomic_write_bytes,
     atomic_write_text,
+    is_file_name,
+    path_inside,
     read_json,
     read_lines_json,
+    safe_file_name,
     write_json,
 )
 
@@ -148,3 +152,53 @@ def test_several_processes_append_to_one_log(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert sorted(read_lines_json(log)) == [[writer, number] for writer in range(3) for number in range(20)]
+
+
+@pytest.mark.parametrize("name", ["front", "observation.images.front", "libero_object-03-0007", "cámara 1", "前"])
+def test_a_name_that_can_be_a_files_stays_as_it_is(name: str) -> None:
+    assert is_file_name(name) and safe_file_name(name) == name
+
+
+@settings(deadline=None)
+@given(name=st.text())
+def test_every_foreign_name_becomes_one_file_of_the_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    folder = tmp_path_factory.mktemp("names")
+    safe = safe_file_name(name)
+    assert is_file_name(safe) and len(safe.encode()) <= NAME_LENGTH
+    (folder / safe).write_text("here")
+    assert [path.name for path in folder.iterdir()] == [safe]
+
+
+def test_names_that_look_alike_stay_apart() -> None:
+    names = ["a/b", "a_b", "a\\b", "../a/b", "..", ".", "", "a\0b", "x" * 500, "x" * 501, ".hidden", "hidden"]
+    assert len({safe_file_name(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "..", "/etc/passwd", "a/../../b", "../b", "a\0b", "x" * 300, "a/" * 3000 + "b"]
+)
+def test_a_foreign_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(DataError, match=r"camera path .* (leads out|too long)"):
+        path_inside(tmp_path, path, "camera path")
+    assert path_inside(tmp_path, "videos/front..left/a.mp4") == tmp_path / "videos/front..left/a.mp4"
+
+
+def test_links_lead_to_a_hubs_blobs_and_to_another_disk_and_nowhere_else(tmp_path: Path) -> None:
+    blobs = tmp_path / "datasets--somebody--cubes/blobs"
+    root = tmp_path / "datasets--somebody--cubes/snapshots/1234"
+    disk, secret = tmp_path / "disk", tmp_path / "secret.png"
+    for folder in (blobs, root / "data", root / "images", disk / "chunk-000"):
+        folder.mkdir(parents=True)
+    secret.write_text("secret")
+    (blobs / "0abc").write_text("a file of the hub")
+    (root / "data/file-000.parquet").symlink_to("../../../blobs/0abc")
+    (root / "videos").symlink_to(disk)
+    assert path_inside(root, "data/file-000.parquet").read_text() == "a file of the hub"
+    assert path_inside(root, "videos/chunk-000/file-000.mp4") == root / "videos/chunk-000/file-000.mp4"
+    (root / "images/0.png").symlink_to(secret)
+    (root / "images/deep").symlink_to(tmp_path)
+    (root / "0.png").symlink_to(secret)
+    (disk / "chunk-000/0.png").symlink_to(secret)
+    for path in ("images/0.png", "images/deep/secret.png", "0.png", "videos/chunk-000/0.png"):
+        with pytest.raises(DataError, match="through a link"):
+            path_inside(root, path)

@@ -13,9 +13,11 @@ import json
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,80 @@ TEMPORARY = ".tmp-"
 """How the names of temporary folders begin."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+NAME_LENGTH = 120
+"""Longest file name that `safe_file_name` makes. [bytes of UTF-8]"""
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a foreign name can be the name of one file or folder as it is: no separator, no dot in front, printable."""
+    return (
+        0 < len(name.encode(errors="replace")) <= NAME_LENGTH
+        and not name.startswith((".", "-", " "))
+        and not name.endswith((" ", "."))
+        and not set(name) & set('/\\:*?"<>|')
+        and name.isprintable()
+        and unicodedata.is_normalized("NFC", name)
+    )
+
+
+def safe_file_name(name: str) -> str:
+    """Makes the name of one file or folder of a foreign name, such as a camera's or an episode's.
+
+    A name that can be a file's (`is_file_name`) stays as it is. Of any other, what cannot be in a file's name becomes an
+    underscore, and a hash of the whole name keeps it apart from names that look alike then. The result never leads to another
+    folder, is never hidden and never too long.
+    """
+    if is_file_name(name):
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    kept = "".join(
+        letter if letter.isalnum() or letter in "._-" else "_" for letter in unicodedata.normalize("NFC", name)
+    )
+    kept = kept.encode(errors="replace")[: NAME_LENGTH - 9].decode(errors="ignore").strip(".-_")
+    return f"{kept}-{digest}" if kept else digest
+
+
+@lru_cache(maxsize=4096)
+def _leads_out(path: str, root: str) -> bool:
+    """Whether following links leads out of a folder, and neither to where a hub's cache keeps files nor to another disk.
+
+    Files in a hub's cache are links to its ``blobs``; a folder directly in `root` may be its owner's link to another disk.
+    """
+    real = Path(os.path.realpath(path))
+    if real.parent.name == "blobs" and real.parent.parent.name.startswith(("datasets--", "models--")):
+        return False
+    folders = Path(path).relative_to(root).parts
+    homes = [root, os.path.join(root, folders[0])] if (folders and os.path.isdir(path)) or len(folders) > 1 else [root]
+    return not any(real.is_relative_to(os.path.realpath(home)) for home in homes)
+
+
+def path_inside(root: PathLike, relative: str, what: str = "path") -> Path:
+    """The path of a file that foreign data name relative to a folder, which must not lead out of that folder.
+
+    A link that leads out is refused as well, but for those to the blobs of a hub's cache and for a folder directly in `root` that
+    is itself a link.
+
+    Args:
+        root: The folder, such as a dataset's.
+        relative: As the data name it, with ``/`` between folders.
+        what: Says in errors what the path is of, such as "video_path of meta/info.json".
+
+    Raises:
+        DataError: It is empty, absolute, too long, holds ``..`` or a NUL character, or leads out of the folder through a link.
+    """
+    parts = PurePosixPath(relative).parts
+    shown = f"the {what} {relative if len(relative) <= 200 else relative[:200] + '...'!r}"
+    if not parts or relative.startswith("/") or ".." in parts or "\0" in relative:
+        raise DataError(f"{shown} leads out of {root}; expected a relative path inside the folder, without '..'")
+    if len(relative) > 4000 or max(len(part.encode(errors="replace")) for part in parts) > 255:
+        raise DataError(f"{shown} is too long for a file's name; expected a relative path inside {root}")
+    home = os.path.abspath(root)
+    path = os.path.join(home, *parts)
+    if _leads_out(os.path.dirname(path), home) or (os.path.islink(path) and _leads_out(path, home)):
+        raise DataError(f"{shown} leads out of {root} through a link; expected a file inside the folder")
+    return Path(root, *parts)
 
 
 def sync(path: Path) -> None:

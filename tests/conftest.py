@@ -17,7 +17,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 from jaxtyping import install_import_hook
 
 # Every shape in an annotation is checked at every call; the hook has to be there before the first import of lamp.
-install_import_hook("lamp", "beartype.beartype")
+install_import_hook(["lamp", "lerobot_policy_lamp"], "beartype.beartype")
 
 import pytest
 import torch

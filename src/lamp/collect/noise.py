@@ -33,12 +33,12 @@ METRES_PER_STEP = 0.0125
 class OrnsteinUhlenbeck:
     """Noise with mean 0, a stationary standard deviation `std`, and a correlation of exp(-n / `correlation`) over n steps."""
 
-    def __init__(self, generator: np.random.Generator, *, std: Float[np.ndarray, "a"], correlation: float) -> None:
+    def __init__(self, generator: np.random.Generator, *, std: Float[np.ndarray, " a"], correlation: float) -> None:
         self.generator, self.std = generator, std
         self.keep = float(np.exp(-1.0 / correlation))
         self.value = std * generator.standard_normal(len(std))
 
-    def sample(self) -> Float[np.ndarray, "a"]:
+    def sample(self) -> Float[np.ndarray, " a"]:
         """The noise of the next step."""
         fresh = np.sqrt(1.0 - self.keep**2) * self.std * self.generator.standard_normal(len(self.std))
         self.value = self.keep * self.value + fresh

@@ -47,7 +47,7 @@ def find_place(goal: Points, centre: Float[np.ndarray, "2"]) -> Place:
 
 def _along(
     points: Points, start: Float[np.ndarray, "2"], end: Float[np.ndarray, "2"], radius: float
-) -> tuple[Float[np.ndarray, "m 3"], Float[np.ndarray, "m"]]:
+) -> tuple[Float[np.ndarray, "m 3"], Float[np.ndarray, " m"]]:
     """The points within `radius` of the straight way from start to end, and how far along it they lie in [m]."""
     way = end - start
     length = max(float(np.linalg.norm(way)), 1e-6)

@@ -31,7 +31,7 @@ class Trajectory:
     """The expert's action at the visited state, gripper 1 = open, 0 = closed."""
     executed: Float[np.ndarray, "l 7"]
     """The action that was executed, in the same convention."""
-    overridden: Bool[np.ndarray, "l"]
+    overridden: Bool[np.ndarray, " l"]
     """Where it was a push or a fumble instead of the clean action with noise."""
     outcome: str
     """`success`, or why the episode is of no use."""
@@ -93,7 +93,7 @@ def _reason(expert: Expert, scene: Scene) -> str:
     return f"out of steps in {expert.phase.value}" if expert.phase is not Phase.DONE else "the goal was undone"
 
 
-def fresh_frames(length: int, render_every: int) -> Bool[np.ndarray, "l"]:
+def fresh_frames(length: int, render_every: int) -> Bool[np.ndarray, " l"]:
     """Which frames are rendered; the others repeat the image before them."""
     return np.arange(length) % render_every == 0
 

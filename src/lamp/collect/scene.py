@@ -94,8 +94,8 @@ class Scene:
             _samples(int(model.geom_type[g]), aabb[g, :3] - aabb[g, 3:], aabb[g, :3] + aabb[g, 3:]) for g in things
         ]
         self._local: Points = np.concatenate(clouds)
-        self._geom: Int[np.ndarray, "n"] = np.repeat(things, [len(cloud) for cloud in clouds])
-        self._root: Int[np.ndarray, "n"] = roots[self._geom]
+        self._geom: Int[np.ndarray, " n"] = np.repeat(things, [len(cloud) for cloud in clouds])
+        self._root: Int[np.ndarray, " n"] = roots[self._geom]
         finger = [np.array([side in name for name in names]) for side in ("left", "right")]
         tips = [np.array([f"finger_joint{i}_tip" in name for name in names]) for i in (1, 2)]
         self._finger_geoms = [np.flatnonzero((finger[i] | tips[i])[geom_body] & robot_body[geom_body]) for i in (0, 1)]

@@ -106,7 +106,7 @@ class Augmentation:
         images: Mapping[str, UInt8[np.ndarray, "n _ _ 3"]],
         *,
         episode: int,
-        frames: Int64[np.ndarray, "n"],
+        frames: Int64[np.ndarray, " n"],
     ) -> dict[str, UInt8[np.ndarray, "n _ _ 3"]]:
         """Draws a view of some frames.
 
@@ -141,6 +141,6 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation()
 
 
-def drawn_views(size: int, views: int, *, seed: int, epoch: int) -> Int64[np.ndarray, "n"]:
+def drawn_views(size: int, views: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
     """Which view each sample is seen in during an epoch, 0 for the picture itself: the same however batches are made."""
     return np.random.default_rng((seed, epoch, zlib.crc32(b"views"))).integers(0, views + 1, size)

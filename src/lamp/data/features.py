@@ -52,9 +52,9 @@ __all__ = [
 class FrameIndex:
     """All fresh frames of a dataset, in order: one row of features each."""
 
-    episode: Int64[np.ndarray, "r"]
-    frame: Int64[np.ndarray, "r"]
-    first: Int64[np.ndarray, "e"]
+    episode: Int64[np.ndarray, " r"]
+    frame: Int64[np.ndarray, " r"]
+    first: Int64[np.ndarray, " e"]
     """Each episode's first row."""
 
     @classmethod
@@ -69,7 +69,7 @@ class FrameIndex:
             first=np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64),
         )
 
-    def rows(self, episode: int, frames: Sequence[int] | np.ndarray) -> Int64[np.ndarray, "n"]:
+    def rows(self, episode: int, frames: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " n"]:
         """The rows of some fresh frames of an episode.
 
         Raises:
@@ -198,7 +198,7 @@ class FeatureCache:
         """Number of rows: fresh frames of the dataset."""
         return len(self.index.frame)
 
-    def encoded(self, rows: Int64[np.ndarray, "b"], views: Int64[np.ndarray, "b"] | None = None) -> Encoded:
+    def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
         """The tokens of some rows of `index`, in the backbone's order.
 
         Args:

@@ -23,7 +23,7 @@ class Videos:
 
     dataset: LeRobotDataset
 
-    def read(self, camera: str, episode: int, frames: Int64[np.ndarray, "n"]) -> UInt8[np.ndarray, "n h w 3"]:
+    def read(self, camera: str, episode: int, frames: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
         """Frames of one episode, in ascending order."""
         return self.dataset.frames(camera, episode, frames)
 
@@ -65,7 +65,7 @@ class DecodedFrames:
         found = read_json(path.with_suffix(".json"), "mark of decoded frames")
         return found.get("fingerprint") == self.dataset.fingerprint(episode)
 
-    def read(self, camera: str, episode: int, frames: Int64[np.ndarray, "n"]) -> UInt8[np.ndarray, "n h w 3"]:
+    def read(self, camera: str, episode: int, frames: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
         """Frames of one episode.
 
         Raises:

@@ -31,7 +31,7 @@ class HiddenStates(Protocol):
         ...
 
     def take(
-        self, samples: Int64[np.ndarray, "b"], draws: Int64[np.ndarray, "b"], views: Int64[np.ndarray, "b"] | None
+        self, samples: Int64[np.ndarray, " b"], draws: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None
     ) -> Float16[np.ndarray, "b m dm"]:
         """Reads a draw of each of some samples, in the view that it is seen in."""
         ...
@@ -41,7 +41,7 @@ class StoredHidden:
     """z_m of some samples, in shards that are mapped into memory."""
 
     def __init__(
-        self, store: FeatureStore, *, episode: Int64[np.ndarray, "n"], place: Int64[np.ndarray, "n"], draws: int
+        self, store: FeatureStore, *, episode: Int64[np.ndarray, " n"], place: Int64[np.ndarray, " n"], draws: int
     ) -> None:
         """
         Args:
@@ -59,7 +59,7 @@ class StoredHidden:
         return len(self._episode)
 
     def take(
-        self, samples: Int64[np.ndarray, "b"], draws: Int64[np.ndarray, "b"], views: Int64[np.ndarray, "b"] | None
+        self, samples: Int64[np.ndarray, " b"], draws: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None
     ) -> Float16[np.ndarray, "b m dm"]:
         """Reads a draw of each of some samples, in the view that it is seen in."""
         numbers = np.zeros(len(samples), np.int64) if views is None else views

@@ -76,8 +76,8 @@ class ImageSamples:
         for camera in self.cameras:
             self.dataset.camera_key(camera)
         frames = [np.flatnonzero(self.dataset.fresh(episode)) for episode in self.episodes]
-        self.frame: Int64[np.ndarray, "n"] = np.concatenate(frames).astype(np.int64)
-        self.episode: Int64[np.ndarray, "n"] = np.repeat(self.episodes, [len(of) for of in frames]).astype(np.int64)
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
+        self.episode: Int64[np.ndarray, " n"] = np.repeat(self.episodes, [len(of) for of in frames]).astype(np.int64)
         self._states = {episode: self.embodiment.states(self.dataset, episode) for episode in self.episodes}
         self._ends = {episode: followed_until(self.dataset.overridden(episode)) for episode in self.episodes}
         self._actions = {episode: self.embodiment.actions(self.dataset, episode) for episode in self.episodes}
@@ -87,7 +87,7 @@ class ImageSamples:
         return len(self.frame)
 
     @torch.no_grad()
-    def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> ObservedBatch:
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> ObservedBatch:
         """Collates samples; every epoch is alike.
 
         Raises:
@@ -116,7 +116,7 @@ class ImageSamples:
             left_out=tuple(left_out),
         )
 
-    def _images(self, indices: Int64[np.ndarray, "b"]) -> tuple[dict[str, dict[int, np.ndarray]], list[LeftOut]]:
+    def _images(self, indices: Int64[np.ndarray, " b"]) -> tuple[dict[str, dict[int, np.ndarray]], list[LeftOut]]:
         """Pictures by camera and sample. Those of an episode are read together, in the order of the video."""
         found: dict[str, dict[int, np.ndarray]] = {camera: {} for camera in self.cameras}
         left_out: list[LeftOut] = []

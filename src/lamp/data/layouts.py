@@ -27,11 +27,11 @@ class Located:
     """Those rows of a batch that are of one episode, and all of its pictures themselves or all of augmented views."""
 
     episode: int
-    places: Int64[np.ndarray, "n"]
+    places: Int64[np.ndarray, " n"]
     """Where they stand in the batch."""
-    frames: Int64[np.ndarray, "n"]
+    frames: Int64[np.ndarray, " n"]
     """Which of the episode's fresh frames they are."""
-    views: Int64[np.ndarray, "n"] | None = None
+    views: Int64[np.ndarray, " n"] | None = None
     """Which augmented view each is seen in, from 1; None: the pictures themselves."""
 
 

@@ -135,13 +135,13 @@ class LeRobotDataset:
             self._columns[slot, name] = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
         return self._columns[slot, name]
 
-    def fresh(self, episode: int) -> Bool[np.ndarray, "l"]:
+    def fresh(self, episode: int) -> Bool[np.ndarray, " l"]:
         """Which frames have an image of their own, rather than a repetition; all, where the dataset does not say."""
         if FRESH not in self.features:
             return np.ones(self.episode(episode).length, bool)
         return self.column(FRESH, episode).astype(bool)
 
-    def overridden(self, episode: int) -> Bool[np.ndarray, "l"]:
+    def overridden(self, episode: int) -> Bool[np.ndarray, " l"]:
         """After which frames the episode did not go as the recorded action says; none, where the dataset does not say."""
         if OVERRIDDEN not in self.features:
             return np.zeros(self.episode(episode).length, bool)

@@ -105,7 +105,7 @@ class FeatureWork:
         shards: Shards,
         episode: int,
         images: Mapping[str, UInt8[np.ndarray, "n _ _ 3"]],
-        frames: Int64[np.ndarray, "n"],
+        frames: Int64[np.ndarray, " n"],
         numbers: range,
     ) -> None:
         """Encodes some views of an episode, 0 being the pictures themselves, unless that has been done."""

@@ -17,7 +17,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.types import Batch, Encoded
 
 
-def mixture_weights(lengths: Sequence[int], weights: Sequence[float] | None) -> Float[np.ndarray, "n"] | None:
+def mixture_weights(lengths: Sequence[int], weights: Sequence[float] | None) -> Float[np.ndarray, " n"] | None:
     """How often to take each sample, for the `Sampler`.
 
     Args:
@@ -69,11 +69,11 @@ class MixedSamples:
         """Number of samples."""
         return int(self._starts[-1])
 
-    def part_of(self, indices: Int64[np.ndarray, "b"]) -> Int64[np.ndarray, "b"]:
+    def part_of(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """Which dataset each sample is of."""
         return np.searchsorted(self._starts, indices, side="right") - 1
 
-    def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> Batch:
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
         """Collates samples, in the order of the indices."""
         of = self.part_of(indices)
         batches, order = [], []
@@ -87,7 +87,7 @@ class MixedSamples:
         return _joined(batches, back, self.parts[0].features.padding)
 
 
-def _joined(batches: Sequence[Batch], order: Int64[Tensor, "b"], padding: Padding) -> Batch:
+def _joined(batches: Sequence[Batch], order: Int64[Tensor, " b"], padding: Padding) -> Batch:
     """Puts batches of Stage 2 into one; where only some say which samples see the motion prior, the others' do."""
     found: dict[str, Any] = {}
     for field in fields(Batch):
@@ -102,11 +102,11 @@ def _joined(batches: Sequence[Batch], order: Int64[Tensor, "b"], padding: Paddin
     return Batch(encoded=_tokens([batch.encoded for batch in batches], order, padding), **found)
 
 
-def _seen(batch: Batch) -> Bool[Tensor, "b"]:
+def _seen(batch: Batch) -> Bool[Tensor, " b"]:
     return torch.ones(len(batch.encoded.mask), dtype=torch.bool) if batch.prior_seen is None else batch.prior_seen
 
 
-def _tokens(parts: Sequence[Encoded], order: Int64[Tensor, "b"], padding: Padding) -> Encoded:
+def _tokens(parts: Sequence[Encoded], order: Int64[Tensor, " b"], padding: Padding) -> Encoded:
     if len({part.tokens.shape[1] for part in parts}) == 1:
         tokens, mask = torch.cat([part.tokens for part in parts]), torch.cat([part.mask for part in parts])
         return Encoded(tokens=tokens[order], mask=mask[order])

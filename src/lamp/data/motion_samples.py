@@ -66,13 +66,13 @@ class MotionSamples:
         self._kept: dict[int, SceneFlow] = {}
         self._kept_bytes = 0
         stored = {episode: store.frames(episode, self.camera).astype(np.int64) for episode in episodes}
-        self.frame: Int64[np.ndarray, "n"] = np.concatenate([stored[episode] for episode in episodes])
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate([stored[episode] for episode in episodes])
         """The present frame of each sample, in its episode."""
-        self.episode: Int64[np.ndarray, "n"] = np.repeat(
+        self.episode: Int64[np.ndarray, " n"] = np.repeat(
             episodes, [len(stored[episode]) for episode in episodes]
         ).astype(np.int64)
         """The episode of each sample."""
-        self.rows: Int64[np.ndarray, "n"] = np.concatenate(
+        self.rows: Int64[np.ndarray, " n"] = np.concatenate(
             [features.index.rows(episode, frames) for episode, frames in stored.items()]
         )
         if len(self.rows) == 0:
@@ -111,7 +111,7 @@ class MotionSamples:
             self._kept_bytes += size
         return flow
 
-    def flow(self, indices: Int64[np.ndarray, "b"]) -> SceneFlow:
+    def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
         """The scene flow of some samples, in image fractions and metres."""
         episodes = self.episode[indices]
         order = np.argsort(episodes, kind="stable")
@@ -124,13 +124,13 @@ class MotionSamples:
         back = torch.from_numpy(np.argsort(order))
         return _joined(parts, back)
 
-    def earlier(self, indices: Int64[np.ndarray, "b"]) -> Int64[np.ndarray, "b"]:
+    def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """The samples one flow step (of these samples) before, -1 where there is none."""
         step = self.stride * self.store.description.sampling.stride
         keys = zip(self.episode[indices].tolist(), (self.frame[indices] - step).tolist(), strict=True)
         return np.array([self._place.get(key, -1) for key in keys], np.int64)
 
-    def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> Batch:
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
         """Collates samples; every epoch is alike."""
         return Batch(encoded=self.features.encoded(self.rows[indices]), motion=self.bounds.motion(self.flow(indices)))
 

@@ -51,7 +51,7 @@ class Affine:
         """Number of dimensions."""
         return len(self._affine()[0])
 
-    def centre_and_scale(self) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
+    def centre_and_scale(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
         """The map's constants, with masked, binary and constant dimensions taken care of."""
         centre, scale = (np.array(values, np.float64) for values in self._affine())
         scale[scale < SMALLEST_SPREAD] = 1

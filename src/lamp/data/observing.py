@@ -24,7 +24,7 @@ class ObservationEncoder:
 
     def __init__(self, backbone: FrozenBackbone) -> None:
         self.backbone = backbone
-        self.instruction_cache: OrderedDict[str, tuple[Float[Tensor, "n d"], Bool[Tensor, n], bool]] = OrderedDict()
+        self.instruction_cache: OrderedDict[str, tuple[Float[Tensor, "n d"], Bool[Tensor, " n"], bool]] = OrderedDict()
         """Text tokens and mask of the instructions seen lately, and whether all are real; the least recently used goes first."""
 
     def encode(self, observations: Observations) -> Encoded:

@@ -35,7 +35,7 @@ WHOLE = Share()
 class Pick:
     """One batch's samples, or a part of them."""
 
-    indices: Int64[np.ndarray, "b"]
+    indices: Int64[np.ndarray, " b"]
     epoch: int
 
 
@@ -65,7 +65,7 @@ class Sampler:
         batch_size: int,
         *,
         seed: int = 0,
-        weights: Float[np.ndarray, "n"] | None = None,
+        weights: Float[np.ndarray, " n"] | None = None,
         share: Share = WHOLE,
     ):
         """
@@ -91,7 +91,7 @@ class Sampler:
         self.epoch = self.position = 0
         self._order = self._epoch_order()
 
-    def _epoch_order(self) -> Int64[np.ndarray, "n"]:
+    def _epoch_order(self) -> Int64[np.ndarray, " n"]:
         generator = np.random.default_rng((self.seed, self.epoch))
         if self._shares is None:
             return generator.permutation(self.size)
@@ -145,7 +145,7 @@ class Sampler:
         self._order = self._epoch_order()
 
 
-def balanced_weights(groups: Shaped[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def balanced_weights(groups: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Weights that make every group (such as a task) come up equally often, however many samples it has."""
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return 1.0 / counts[group]

@@ -108,7 +108,7 @@ def stacked(
     return states, np.concatenate(parts)
 
 
-def followed_until(overridden: Bool[np.ndarray, "l"]) -> Int64[np.ndarray, "l"]:
+def followed_until(overridden: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " l"]:
     """For each frame, the end of the actions that follow from it: one past the next overridden one, or the episode's end."""
     length = len(overridden)
     ends = np.where(overridden, np.arange(1, length + 1), length)
@@ -158,10 +158,10 @@ class PolicySamples:
         self.features, self.chunk, self.scaling, self.embodiment = features, chunk, scaling, embodiment
         self.episodes = tuple(episodes)
         rows = [np.flatnonzero(features.index.episode == episode) for episode in episodes]
-        self.rows: Int64[np.ndarray, "n"] = np.concatenate(rows)
-        self.episode: Int64[np.ndarray, "n"] = features.index.episode[self.rows]
+        self.rows: Int64[np.ndarray, " n"] = np.concatenate(rows)
+        self.episode: Int64[np.ndarray, " n"] = features.index.episode[self.rows]
         """The episode of each sample."""
-        self.frame: Int64[np.ndarray, "n"] = features.index.frame[self.rows]
+        self.frame: Int64[np.ndarray, " n"] = features.index.frame[self.rows]
         """Its frame in that episode."""
         raw = [embodiment.states(dataset, episode)[self.frame[self.episode == episode]] for episode in episodes]
         self._raw_states = np.concatenate(raw)
@@ -178,10 +178,10 @@ class PolicySamples:
         self._actions = torch.from_numpy(np.concatenate(held))
         self._first, self._ends = torch.from_numpy(np.concatenate(first)), torch.from_numpy(np.concatenate(ends))
         self._view_seed = view_seed if features.augmentation.views else None
-        self._views: tuple[int, Int64[np.ndarray, "n"]] | None = None
+        self._views: tuple[int, Int64[np.ndarray, " n"]] | None = None
         self._hidden: HiddenStates | None = None
         self.motion_hidden = motion_hidden
-        self._prior_seen: Bool[Tensor, "n"] | None = None
+        self._prior_seen: Bool[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -206,7 +206,7 @@ class PolicySamples:
         """Lets only the samples of these episodes see the motion prior."""
         self._prior_seen = torch.from_numpy(np.isin(self.episode, np.asarray(episodes, np.int64)))
 
-    def chunks(self, indices: Int64[np.ndarray, "b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
+    def chunks(self, indices: Int64[np.ndarray, " b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
         """Normalised action chunks, and which of their actions count; past the episode's end the last is held.
 
         An action counts within the episode, and up to the first one that was overridden: those after it answer a push that
@@ -219,7 +219,7 @@ class PolicySamples:
         related = self.embodiment.kind.relate(self._actions[places].numpy(), self._raw_states[indices])
         return torch.from_numpy(self.scaling.actions.normalise(related.astype(np.float32))), mask
 
-    def views(self, indices: Int64[np.ndarray, "b"], *, epoch: int) -> Int64[np.ndarray, "b"] | None:
+    def views(self, indices: Int64[np.ndarray, " b"], *, epoch: int) -> Int64[np.ndarray, " b"] | None:
         """In which view samples are seen in an epoch: 0 the picture itself; None where none is augmented."""
         if self._view_seed is None:
             return None
@@ -233,7 +233,7 @@ class PolicySamples:
         """Augmented views that samples may be seen in, besides the pictures themselves."""
         return 0 if self._view_seed is None else self.features.augmentation.views
 
-    def batch(self, indices: Int64[np.ndarray, "b"], *, epoch: int = 0) -> Batch:
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
         """Collates samples, each in the view of this epoch; where z_m is cached, each epoch takes the next of its draws."""
         actions, mask = self.chunks(indices)
         views, hidden = self.views(indices, epoch=epoch), None

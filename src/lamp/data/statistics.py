@@ -62,7 +62,7 @@ class FeatureStatistics:
         return cls(**{name: np.asarray(obj[name], kind) for name, kind in kinds.items()})
 
 
-def statistics_of(values: Shaped[np.ndarray, "n *s"]) -> FeatureStatistics:
+def statistics_of(values: Shaped[np.ndarray, " n *s"]) -> FeatureStatistics:
     """Statistics over the first axis; a feature of one value per frame has shape (1,)."""
     numbers = values.astype(np.float64).reshape(len(values), *(values.shape[1:] or (1,)))
     quantiles = np.quantile(numbers, list(QUANTILES.values()), axis=0)

@@ -137,7 +137,7 @@ class FastActor:
         return self._graphs.run(act, given, key=whole)[: len(state)]
 
 
-def with_twins(tensor: Shaped[Tensor, "b *shape"]) -> Shaped[Tensor, "c *shape"]:
+def with_twins(tensor: Shaped[Tensor, " b *shape"]) -> Shaped[Tensor, " c *shape"]:
     """Repeats the last sample up to the next power of two, so that few batch sizes need a graph of their own."""
     b = len(tensor)
     room = 1 << (b - 1).bit_length()

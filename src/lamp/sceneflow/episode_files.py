@@ -23,7 +23,7 @@ MAX_FRAMES_PER_SHARD = 1024
 class CameraFlow:
     """An episode's scene flow in one camera."""
 
-    frames: Int[np.ndarray, "f"]
+    frames: Int[np.ndarray, " f"]
     tracks: Tracks
     """With the frames as only batch axis."""
     camera: Camera

@@ -43,9 +43,9 @@ class Paths:
     """m"""
     image: Float[Tensor, "t1 k 3"]
     """(u, v, d) in the reference camera."""
-    body: Int[Tensor, "k"]
+    body: Int[Tensor, " k"]
     """MuJoCo body that each point is on."""
-    moments: Int[Tensor, "t1"]
+    moments: Int[Tensor, " t1"]
     """Frame of the recording at each moment; past the end, the last one."""
     valid: Bool[Tensor, "t1 k"]
 

@@ -46,9 +46,9 @@ class Rays:
 class Suspects:
     """Points that a geom may hide at a moment, in the order of the moments."""
 
-    moment: Int[np.ndarray, "p"]
-    point: Int[np.ndarray, "p"]
-    geom: Int[np.ndarray, "p"]
+    moment: Int[np.ndarray, " p"]
+    point: Int[np.ndarray, " p"]
+    geom: Int[np.ndarray, " p"]
     rays: Rays
 
 
@@ -76,7 +76,7 @@ def seen_by_rays(playback: Playback, renderer: BodyDepthRenderer, view: View, pa
     return torch.from_numpy(visible & ~hidden)
 
 
-def _drawn(model: MjModel, groups: tuple[int, ...]) -> Int[np.ndarray, "g"]:
+def _drawn(model: MjModel, groups: tuple[int, ...]) -> Int[np.ndarray, " g"]:
     """Geoms that a ray can meet: those of the groups drawn that are not fully transparent."""
     opacity, painted = model.geom_rgba[:, 3].copy(), model.geom_matid >= 0
     opacity[painted] = model.mat_rgba[model.geom_matid[painted], 3]
@@ -104,7 +104,7 @@ def _outlined(
     return moment, point, some[index]
 
 
-def _meet(around: Boxes, moment: np.ndarray, box: np.ndarray, rays: Rays) -> Bool[np.ndarray, "p"]:
+def _meet(around: Boxes, moment: np.ndarray, box: np.ndarray, rays: Rays) -> Bool[np.ndarray, " p"]:
     """Whether each ray meets its box where a surface would hide its point (slab test)."""
     rotation, half = around.rotation[moment, box], around.half[box]
     along = np.einsum("pi,pij->pj", rays.along, rotation)

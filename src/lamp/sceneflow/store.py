@@ -110,7 +110,7 @@ class SceneFlowStore:
         """Indices of the stored episodes."""
         return tuple(sorted(int(path.name.removeprefix("episode-")) for path in self.path.glob("episode-[0-9]*")))
 
-    def frames(self, episode: int, camera: str | None = None) -> Int[np.ndarray, "f"]:
+    def frames(self, episode: int, camera: str | None = None) -> Int[np.ndarray, " f"]:
         """Stored reference frames of an episode, ascending."""
         return self._episode(episode, self._camera(camera)).frames
 

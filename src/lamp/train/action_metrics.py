@@ -36,7 +36,7 @@ class Acting(Protocol):
 def measure_actions(
     stage: Acting,
     samples: PolicySamples | MixedSamples | ImageSamples,
-    indices: Int64[np.ndarray, n],
+    indices: Int64[np.ndarray, " n"],
     *,
     loop: LoopConfig,
     at_once: int,
@@ -86,7 +86,7 @@ def _drawn(model: LaMP, batch: Batch, source: Source) -> Float[Tensor, "b h a"]:
 
 
 def _scales(
-    samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, b]
+    samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, " b"]
 ) -> Float[Tensor, "b a"]:
     """What one unit of the normalised action is, for each sample's own dataset."""
     parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)

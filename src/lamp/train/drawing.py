@@ -22,14 +22,14 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Int64[np.ndarray, b], *, epoch: int = 0) -> AnyBatch: ...
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> AnyBatch: ...
 
 
 class Drawn:
     """Where a stage's samples come from: this process's share of the batches of a sampler, and of their noise."""
 
     def __init__(
-        self, samples: Samples, loop: LoopConfig, share: Share, weights: Float[np.ndarray, n] | None = None
+        self, samples: Samples, loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
     ) -> None:
         self._loop, self._share = loop, share
         self._sampler = Sampler(len(samples), loop.batch_size, seed=loop.seed, weights=weights, share=share)

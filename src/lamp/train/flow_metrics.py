@@ -55,7 +55,7 @@ class FlowReport:
 
 @torch.inference_mode()
 def measure_flow(
-    model: LaMP, data: MotionSamples, indices: Int64[np.ndarray, n], *, loop: LoopConfig, samples: int = 4
+    model: LaMP, data: MotionSamples, indices: Int64[np.ndarray, " n"], *, loop: LoopConfig, samples: int = 4
 ) -> FlowReport:
     """Measures a Motion Expert on some samples, with noise that depends on the seed, episode and frame alone."""
     sums = PathErrorSums()
@@ -94,7 +94,7 @@ def _sampled(
     return data.bounds.denormalise(values.float().cpu())
 
 
-def constant_velocity(data: MotionSamples, part: Int64[np.ndarray, b]) -> Float[Tensor, "b k t 3"]:
+def constant_velocity(data: MotionSamples, part: Int64[np.ndarray, " b"]) -> Float[Tensor, "b k t 3"]:
     """Increments that repeat what was observed one flow step ago (see the module's text)."""
     now = data.flow(part)
     velocity = torch.zeros_like(now.start)

@@ -19,7 +19,7 @@ from lamp.train.placement import AnyBatch, StepLoss
 from lamp.train.randomness import generator_at
 
 
-def spread(total: int, wanted: int) -> Int64[np.ndarray, n]:
+def spread(total: int, wanted: int) -> Int64[np.ndarray, " n"]:
     """Returns up to `wanted` indices, evenly spread over `total`: the same ones every time."""
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(np.int64))
 
@@ -35,7 +35,7 @@ class Measured(Protocol):
 
 @torch.no_grad()
 def held_out_loss(
-    stage: Measured, samples: Samples, indices: Int64[np.ndarray, n], loop: LoopConfig, at_once: int | None = None
+    stage: Measured, samples: Samples, indices: Int64[np.ndarray, " n"], loop: LoopConfig, at_once: int | None = None
 ) -> dict[str, Value]:
     """Returns the mean loss over some samples and its parts, with the same noise every time.
 
@@ -62,7 +62,7 @@ def held_out_loss(
     return {name: (total / len(indices)).tolist() for name, total in sums.items()}
 
 
-def batches(indices: Int64[np.ndarray, n], size: int) -> Iterator[Int64[np.ndarray, b]]:
+def batches(indices: Int64[np.ndarray, " n"], size: int) -> Iterator[Int64[np.ndarray, " b"]]:
     """Cuts indices into batches, the last one smaller where they do not divide."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]

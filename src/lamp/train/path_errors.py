@@ -88,7 +88,7 @@ def _mean(total: float, count: float) -> float | None:
     return total / count if count else None
 
 
-def _sums(error: Tensor, known: Tensor, chosen: Tensor) -> Float[Tensor, 4]:
+def _sums(error: Tensor, known: Tensor, chosen: Tensor) -> Float[Tensor, " 4"]:
     """Sum of the points' mean errors, their number, sum of the last step's errors, their number."""
     error = torch.where(known, error, torch.zeros_like(error))
     steps = known.sum(-1)

@@ -149,7 +149,7 @@ class Zeros:
         return self._samples
 
     def take(
-        self, samples: Int64[np.ndarray, b], draws: Int64[np.ndarray, b], views: Int64[np.ndarray, b] | None
+        self, samples: Int64[np.ndarray, " b"], draws: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None
     ) -> Float16[np.ndarray, "b m dm"]:
         """Nothing but zeros."""
         return np.zeros((len(samples), *self._size), np.float16)

@@ -39,7 +39,7 @@ def time_colour(share: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def moving_points(points: Float[np.ndarray, "k t1 c"], threshold: float) -> Bool[np.ndarray, k]:
+def moving_points(points: Float[np.ndarray, "k t1 c"], threshold: float) -> Bool[np.ndarray, " k"]:
     """Says which points leave their start by at least `threshold` [fraction of the image]."""
     offsets = points[:, :, :2] - points[:, :1, :2]
     return np.linalg.norm(np.nan_to_num(offsets), axis=-1).max(axis=1) >= threshold
@@ -87,7 +87,7 @@ def draw_foresight(
 def _draw(
     draw: ImageDraw.ImageDraw,
     points: Float[np.ndarray, "k t1 c"],
-    moving: Bool[np.ndarray, k],
+    moving: Bool[np.ndarray, " k"],
     size: tuple[int, int],
     stroke: int,
     style: OverlayStyle,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamp.errors import ConfigError, MismatchError
-from lamp.sceneflow.bounds import RELEASED_BOUNDS, BoundsRule, MotionBounds
+from lamp.sceneflow.bounds import RELEASED_BOUNDS, BoundsRule, MotionBounds, Quantiles
 from lamp.sceneflow.tracks import (
     Supervision,
     flow_from_tracks,
@@ -145,3 +146,43 @@ def test_bounds_never_degenerate() -> None:
     for low, high in [((0.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((-1.0, -1.0, -1.0), (1.0, 1.0, float("inf")))]:
         with pytest.raises(ConfigError, match="finite numbers"):
             MotionBounds(low=low, high=high)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "heavy tails", "one sign", "few values"])
+@pytest.mark.parametrize("parts", [1, 7])
+def test_quantiles_of_more_than_fits_are_within_their_error(
+    distribution: str, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(3)
+    values = {
+        "normal": random.normal(0, 0.01, 20_000),
+        "heavy tails": random.standard_cauchy(20_000),
+        "one sign": -random.exponential(1e-4, 20_000),
+        "few values": random.choice([0.0, 0.25, -0.5], 20_000),
+    }[distribution].astype(np.float32)
+    exact, streamed, turned = Quantiles(), Quantiles(), Quantiles()
+    exact.add(values)
+    monkeypatch.setattr(Quantiles, "EXACT", 1000)
+    for part in np.array_split(values, parts):
+        streamed.add(part)
+    for part in np.array_split(values[::-1].copy(), 5):
+        turned.add(part)
+    for share in (0.0, 0.001, 0.005, 0.3, 0.5, 0.995, 1.0):
+        expected = np.quantile(values.astype(np.float64), share)
+        assert exact.at(share) == expected
+        ends = [np.quantile(values.astype(np.float64), share, method=kind) for kind in ("lower", "higher")]
+        assert abs(streamed.at(share) - expected) <= Quantiles.RELATIVE_ERROR * np.abs(ends).max() + 1e-38
+        assert turned.at(share) == streamed.at(share), "the order of the parts does not matter"
+
+
+def test_streamed_bounds_are_near_the_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(1)
+    points = torch.randn(8, 50, 9, 3, generator=random).mul(0.01).cumsum(2) + 0.5
+    known = torch.ones(8, 50, 9, dtype=torch.bool)
+    camera = Camera(intrinsics=torch.eye(3).repeat(8, 1, 1), world_from_cam=torch.eye(4).repeat(8, 1, 1))
+    flow = flow_from_tracks(Tracks(points=points, visible=known, valid=known), camera)
+    exact = BoundsRule().fit([flow])
+    monkeypatch.setattr(Quantiles, "EXACT", 100)
+    streamed = BoundsRule().fit([flow])
+    assert streamed != exact
+    np.testing.assert_allclose(streamed.high, exact.high, rtol=Quantiles.RELATIVE_ERROR)

@@ -71,6 +71,9 @@ class DataBenchFlags:
     """Samples a batch."""
     seconds: float = 10.0
     """How long to measure each way. [s]"""
+    synthetic_episodes: int | None = None
+    """Measure instead what it takes to open a made-up dataset of so many episodes, of numbers only, and to begin training on it:
+    time until the first shuffled batch, and memory."""
     json: bool = False
     """Print JSON."""
 
@@ -80,6 +83,12 @@ def _bench_data(arguments: Sequence[str]) -> None:
     from lamp.bench.loading import measure_loading
     from lamp.info import to_text
 
+    if flags.synthetic_episodes is not None:
+        from lamp.bench.scale import measure_opening
+
+        opened = measure_opening(flags.synthetic_episodes)
+        print(json.dumps(opened, ensure_ascii=False) if flags.json else to_text(opened))
+        return
     found = measure_loading(
         training_named(flags.recipe).backbone,
         flags.data,

@@ -60,8 +60,8 @@ class FrameIndex:
     @classmethod
     def of(cls, dataset: LeRobotDataset, without: Collection[int] = ()) -> FrameIndex:
         """Lists a dataset's fresh frames, but for those of some episodes."""
-        none = np.zeros(0, np.int64)
-        frames = [none if index in without else np.flatnonzero(dataset.fresh(index)) for index in range(len(dataset))]
+        none, gone = np.zeros(0, np.int64), set(without)
+        frames = [none if index in gone else np.flatnonzero(dataset.fresh(index)) for index in range(len(dataset))]
         counts = np.array([len(of_episode) for of_episode in frames])
         return cls(
             episode=np.repeat(np.arange(len(frames)), counts),
@@ -69,14 +69,19 @@ class FrameIndex:
             first=np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64),
         )
 
+    def of_episode(self, episode: int) -> range:
+        """The rows of an episode."""
+        last = self.first[episode + 1] if episode + 1 < len(self.first) else len(self.frame)
+        return range(int(self.first[episode]), int(last))
+
     def rows(self, episode: int, frames: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " n"]:
         """The rows of some fresh frames of an episode.
 
         Raises:
             DataError: One of them has no image of its own.
         """
-        last = self.first[episode + 1] if episode + 1 < len(self.first) else len(self.frame)
-        present = self.frame[self.first[episode] : last]
+        of = self.of_episode(episode)
+        present = self.frame[of.start : of.stop]
         wanted = np.asarray(frames, np.int64)
         place = np.searchsorted(present, wanted)
         known = (place < len(present)) & (present[np.minimum(place, len(present) - 1)] == wanted)
@@ -84,7 +89,7 @@ class FrameIndex:
             raise DataError(
                 f"frame {wanted[~known][0]} of episode {episode} repeats an earlier image; use a fresh frame"
             )
-        return self.first[episode] + place
+        return of.start + place
 
 
 class FeatureCache:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,9 @@ from torch import Tensor
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.frame_sources import FrameSource
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.data.samples import PolicyScaling, followed_until
+from lamp.data.samples import PolicyScaling, PolicyTargets
 from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
-from lamp.errors import ConfigError, DataError
+from lamp.errors import DataError
 from lamp.types import Encoded, Observations, OnDevice
 
 
@@ -69,18 +69,18 @@ class ImageSamples:
             ConfigError: The chunk is empty, or the dataset lacks a camera.
             DataError: There are no episodes, or a value is not finite.
         """
-        if self.chunk < 1:
-            raise ConfigError(f"a chunk of {self.chunk} actions is not possible; expected at least 1")
-        if not self.episodes:
-            raise DataError(f"no episodes of {self.dataset.root} to take samples from; expected at least one")
         for camera in self.cameras:
             self.dataset.camera_key(camera)
         frames = [np.flatnonzero(self.dataset.fresh(episode)) for episode in self.episodes]
-        self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
-        self.episode: Int64[np.ndarray, " n"] = np.repeat(self.episodes, [len(of) for of in frames]).astype(np.int64)
-        self._states = {episode: self.embodiment.states(self.dataset, episode) for episode in self.episodes}
-        self._ends = {episode: followed_until(self.dataset.overridden(episode)) for episode in self.episodes}
-        self._actions = {episode: self.embodiment.actions(self.dataset, episode) for episode in self.episodes}
+        self._targets = PolicyTargets(
+            self.dataset,
+            episodes=self.episodes,
+            frames=frames,
+            chunk=self.chunk,
+            scaling=self.scaling,
+            embodiment=self.embodiment,
+        )
+        self.frame, self.episode = self._targets.frame, self._targets.episode
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -105,14 +105,13 @@ class ImageSamples:
             },
             instructions=tuple(self.dataset.episode(int(self.episode[index])).task for index in kept),
         )
-        states = np.stack([self._states[int(self.episode[index])][self.frame[index]] for index in kept])
-        actions, mask = self._chunks(kept, states)
+        actions, mask = self._targets.chunks(kept)
         return ObservedBatch(
             observations=observations if self.encode is None else None,
             encoded=self.encode(observations) if self.encode is not None else None,
-            state=torch.from_numpy(self.scaling.scaled_state(states)),
-            actions=torch.from_numpy(self.scaling.actions.normalise(actions)),
-            action_mask=torch.from_numpy(mask),
+            state=self._targets.states(kept),
+            actions=actions,
+            action_mask=mask,
             left_out=tuple(left_out),
         )
 
@@ -132,15 +131,3 @@ class ImageSamples:
                     raise
                 left_out.append(LeftOut(file=str(error.path), episode=episode, samples=len(inside), reason=str(error)))
         return found, left_out
-
-    def _chunks(
-        self, indices: Sequence[int] | np.ndarray, states: Float[np.ndarray, "b s"]
-    ) -> tuple[Float[np.ndarray, "b h a"], Bool[np.ndarray, "b h"]]:
-        chunks, mask = [], []
-        for index in indices:
-            episode = int(self.episode[index])
-            actions, end = self._actions[episode], self._ends[episode][self.frame[index]]
-            places = self.frame[index] + np.arange(self.chunk)
-            chunks.append(actions[np.minimum(places, len(actions) - 1)])
-            mask.append(places < end)
-        return self.embodiment.kind.relate(np.stack(chunks), states).astype(np.float32), np.stack(mask)

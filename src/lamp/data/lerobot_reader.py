@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,8 @@ from lamp.files import read_json, read_lines_json
 
 FRESH = "observation.fresh"
 """False where a frame repeats the image rendered for an earlier one."""
+COLUMN_BYTES = 256 << 20
+"""Columns of data files that stay in memory, up to this many bytes: episodes are mostly read in their order."""
 OVERRIDDEN = "action.overridden"
 """True where something else than the action with its noise was executed: what was meant to follow it did not."""
 
@@ -65,7 +68,8 @@ class LeRobotDataset:
             name: (camera.height, camera.width) for name, camera in self.described.cameras.items()
         }
         self.features = dict(self.described.features)
-        self._columns: dict[tuple[Slot, str], np.ndarray] = {}
+        self._columns: OrderedDict[tuple[Slot, str], np.ndarray] = OrderedDict()
+        self._column_bytes = 0
         self._videos, self._stored_images = VideoReaders(), StoredImages(self.root)
 
     def __len__(self) -> int:
@@ -74,7 +78,7 @@ class LeRobotDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves cached values behind when the dataset is sent to another process."""
-        kept = {**self.__dict__, "_columns": {}, "_stored_images": StoredImages(self.root)}
+        kept = {**self.__dict__, "_columns": OrderedDict(), "_column_bytes": 0, "_stored_images": StoredImages(self.root)}
         return kept
 
     @cached_property
@@ -127,13 +131,21 @@ class LeRobotDataset:
         return np.concatenate([self.column(name, index) for index in range(len(self))])
 
     def _file_column(self, slot: Slot, name: str) -> np.ndarray:
+        """A column of a whole data file; those used last stay in memory."""
+        kept = self._columns.get((slot, name))
+        if kept is not None:
+            self._columns.move_to_end((slot, name))
+            return kept
         feature = {**self.features, **BOOKKEEPING}.get(name)
         if feature is None:
             raise unknown("feature", name, (*self.features, *BOOKKEEPING))
-        if (slot, name) not in self._columns:
-            path = slot.path(self.root, self.described.data_path)
-            self._columns[slot, name] = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
-        return self._columns[slot, name]
+        path = slot.path(self.root, self.described.data_path)
+        values = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
+        self._columns[slot, name] = values
+        self._column_bytes += values.nbytes
+        while self._column_bytes > COLUMN_BYTES and len(self._columns) > 1:
+            self._column_bytes -= self._columns.popitem(last=False)[1].nbytes
+        return values
 
     def fresh(self, episode: int) -> Bool[np.ndarray, " l"]:
         """Which frames have an image of their own, rather than a repetition; all, where the dataset does not say."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -65,21 +65,18 @@ class MotionSamples:
         self._supervision, self._memory_limit = supervision, memory_limit
         self._kept: dict[int, SceneFlow] = {}
         self._kept_bytes = 0
-        stored = {episode: store.frames(episode, self.camera).astype(np.int64) for episode in episodes}
-        self.frame: Int64[np.ndarray, " n"] = np.concatenate([stored[episode] for episode in episodes])
+        stored = [store.frames(episode, self.camera).astype(np.int64) for episode in episodes]
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate(stored)
         """The present frame of each sample, in its episode."""
-        self.episode: Int64[np.ndarray, " n"] = np.repeat(
-            episodes, [len(stored[episode]) for episode in episodes]
-        ).astype(np.int64)
+        self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in stored])
         """The episode of each sample."""
         self.rows: Int64[np.ndarray, " n"] = np.concatenate(
-            [features.index.rows(episode, frames) for episode, frames in stored.items()]
+            [features.index.rows(episode, frames) for episode, frames in zip(episodes, stored, strict=True)]
         )
+        self._first = dict(zip(episodes, np.cumsum([0, *map(len, stored[:-1])]).tolist(), strict=True))
+        """The first sample of each episode."""
         if len(self.rows) == 0:
             raise DataError(f"the scene flow of {store.path} holds no frames of episodes {self.episodes}")
-        self._place = {
-            key: index for index, key in enumerate(zip(self.episode.tolist(), self.frame.tolist(), strict=True))
-        }
         # Even with given bounds: a store that is too short should be refused here, not at some batch.
         retime(store.read(episodes[0], self.frame[:1], self.camera)[0], stride=stride, horizon=horizon)
         self.bounds: MotionBounds = (
@@ -113,22 +110,30 @@ class MotionSamples:
 
     def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
         """The scene flow of some samples, in image fractions and metres."""
+        parts, order = [], []
+        for episode, places in self._by_episode(indices):
+            order.append(places)
+            local = torch.from_numpy(indices[places] - self._first[episode])
+            parts.append(_picked(self._episode_flow(episode), lambda tensor, local=local: tensor[local]))
+        return _joined(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
+
+    def _by_episode(self, indices: Int64[np.ndarray, " b"]) -> Iterator[tuple[int, Int64[np.ndarray, "..."]]]:
+        """Each episode that some samples are of, and where in the indices these are."""
         episodes = self.episode[indices]
         order = np.argsort(episodes, kind="stable")
         taken, cuts = np.unique(episodes[order], return_index=True)
-        parts = []
-        for episode, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
-            first = int(np.argmax(self.episode == episode))
-            local = torch.from_numpy(indices[places] - first)
-            parts.append(_picked(self._episode_flow(episode), lambda tensor, local=local: tensor[local]))
-        back = torch.from_numpy(np.argsort(order))
-        return _joined(parts, back)
+        yield from zip(taken.tolist(), np.split(order, cuts[1:]), strict=True)
 
     def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """The samples one flow step (of these samples) before, -1 where there is none."""
         step = self.stride * self.store.description.sampling.stride
-        keys = zip(self.episode[indices].tolist(), (self.frame[indices] - step).tolist(), strict=True)
-        return np.array([self._place.get(key, -1) for key in keys], np.int64)
+        found = np.full(len(indices), -1, np.int64)
+        for episode, places in self._by_episode(indices):
+            first, count = self._first[episode], len(self.store.frames(episode, self.camera))
+            present, wanted = self.frame[first : first + count], self.frame[indices[places]] - step
+            near = np.searchsorted(present, wanted)
+            found[places] = np.where(present[np.minimum(near, count - 1)] == wanted, first + near, -1)
+        return found
 
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
         """Collates samples; every epoch is alike."""

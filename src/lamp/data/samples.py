@@ -25,6 +25,7 @@ __all__ = [
     "EpisodeSplit",
     "PolicySamples",
     "PolicyScaling",
+    "PolicyTargets",
     "followed_until",
     "split_episodes",
     "stacked",
@@ -40,9 +41,8 @@ class EpisodeSplit:
 
     def without(self, episodes: Collection[int]) -> EpisodeSplit:
         """The same split of the other episodes."""
-        train, validation = (
-            tuple(one for one in part if one not in episodes) for part in (self.train, self.validation)
-        )
+        gone = set(episodes)
+        train, validation = (tuple(one for one in part if one not in gone) for part in (self.train, self.validation))
         return EpisodeSplit(train=train, validation=validation)
 
 
@@ -63,8 +63,10 @@ def split_episodes(tasks: Sequence[str], *, validation_share: float, seed: int =
             f"a validation share of {validation_share} is not possible; expected 0 <= share < 1, such as 0.1"
         )
     generator = np.random.default_rng(seed)
-    groups = [np.flatnonzero(np.array(tasks) == task) for task in dict.fromkeys(tasks)]
-    shuffled = [generator.permutation(group) for group in groups]
+    groups: dict[str, list[int]] = {}
+    for episode, task in enumerate(tasks):
+        groups.setdefault(task, []).append(episode)
+    shuffled = [generator.permutation(np.array(group)) for group in groups.values()]
     # Rounding the running total, not each task's share, keeps the whole near the share when tasks have few episodes.
     due, held = 0.0, []
     for group in shuffled:
@@ -90,21 +92,29 @@ class PolicyScaling:
         return self.state.normalise(self.state_transform.apply(raw))
 
 
+STACKED_ROWS = 1 << 23
+"""Actions that normalisers are fitted to at most, where each is a part of several chunks: evenly spread chunks, beyond that."""
+
+
 def stacked(
     dataset: LeRobotDataset, episodes: Sequence[int], chunk: int, embodiment: Embodiment = OWN
 ) -> tuple[Float32[np.ndarray, "n s"], Float32[np.ndarray, "m a"]]:
     """Raw states and learnt actions of some episodes, one after another, to fit normalisers to.
 
-    Where an action differs from chunk to chunk, it is taken once for each chunk of the given length that it is part of.
+    Where an action differs from chunk to chunk, it is taken once for each chunk of the given length that it is part of; of a
+    dataset with more than `STACKED_ROWS` of these, every n-th frame's chunk is taken.
     """
     states = np.concatenate([embodiment.states(dataset, episode) for episode in episodes])
     if embodiment.per_frame:
         return states, np.concatenate([embodiment.actions(dataset, episode) for episode in episodes])
-    parts = []
+    every = max(1, -(-len(states) * chunk // STACKED_ROWS))
+    parts, passed = [], 0
     for episode in episodes:
         chunks = embodiment.chunks(dataset, episode, chunk)
         inside = np.arange(len(chunks))[:, None] + np.arange(chunk) < len(chunks)
-        parts.append(chunks[inside])
+        taken = slice(-passed % every, None, every)
+        parts.append(chunks[taken][inside[taken]])
+        passed += len(chunks)
     return states, np.concatenate(parts)
 
 
@@ -115,7 +125,85 @@ def followed_until(overridden: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " l"
     return np.minimum.accumulate(ends[::-1])[::-1].copy()
 
 
-class PolicySamples:
+class PolicyTargets:
+    """Normalised states, and the action chunks that follow them, of some frames of some episodes: arrays, by sample."""
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        *,
+        episodes: Sequence[int],
+        frames: Sequence[Int64[np.ndarray, "..."]],
+        chunk: int,
+        scaling: PolicyScaling,
+        embodiment: Embodiment = OWN,
+    ):
+        """
+        Args:
+            dataset: The demonstrations.
+            episodes: Which episodes to take.
+            frames: Of each episode, the frames that are samples.
+            chunk: Actions per sample, H + 1 in the paper's count.
+            scaling: How to normalise.
+            embodiment: What of the dataset is state and action, and what is learnt of the actions.
+
+        Raises:
+            ConfigError: The chunk is empty.
+            DataError: There are no episodes to take, or one has no instruction, or a value that is not finite.
+        """
+        if chunk < 1:
+            raise ConfigError(f"a chunk of {chunk} actions is not possible; expected at least 1")
+        if not episodes:
+            raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
+        for episode in episodes:
+            if not dataset.episode(episode).task.strip():
+                raise DataError(
+                    f"{dataset.root}: episode {episode} has no task text; leave it out, or give it an instruction"
+                )
+        self.chunk, self.scaling, self.embodiment = chunk, scaling, embodiment
+        self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in frames])
+        """The episode of each sample."""
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
+        """Its frame in that episode."""
+        states, actions, first, last, ends, start = [], [], [], [], [], 0
+        for episode, of_episode in zip(episodes, frames, strict=True):
+            states.append(embodiment.states(dataset, episode)[of_episode])
+            actions.append(embodiment.actions(dataset, episode))
+            first.append(start + of_episode)
+            ends.append(start + followed_until(dataset.overridden(episode))[of_episode])
+            start += len(actions[-1])
+            last.append(np.full(len(of_episode), start - 1))
+        self._raw_states = np.concatenate(states)
+        self._states = torch.from_numpy(scaling.scaled_state(self._raw_states))
+        self._actions = np.concatenate(actions)
+        if embodiment.per_frame:
+            self._actions = scaling.actions.normalise(self._actions)
+        self._first, self._last, self._ends = map(np.concatenate, (first, last, ends))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.frame)
+
+    def states(self, indices: Int64[np.ndarray, " b"]) -> Float[Tensor, "b s"]:
+        """The states of some samples, as the model sees them."""
+        return self._states[torch.from_numpy(indices)]
+
+    def chunks(self, indices: Int64[np.ndarray, " b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
+        """Normalised action chunks, and which of their actions count; past the episode's end the last is held.
+
+        An action counts within the episode, and up to the first one that was overridden: those after it answer a push that
+        the observation cannot tell of.
+        """
+        places = self._first[indices][:, None] + np.arange(self.chunk)
+        mask = torch.from_numpy(places < self._ends[indices][:, None])
+        actions = self._actions[np.minimum(places, self._last[indices][:, None])]
+        if not self.embodiment.per_frame:
+            related = self.embodiment.kind.relate(actions, self._raw_states[indices])
+            actions = self.scaling.actions.normalise(related.astype(np.float32))
+        return torch.from_numpy(actions), mask
+
+
+class PolicySamples(PolicyTargets):
     """(observation, state, action chunk) for every fresh frame of some episodes, in memory but for the features."""
 
     def __init__(
@@ -146,46 +234,23 @@ class PolicySamples:
             ConfigError: The chunk is empty.
             DataError: There are no episodes to take, or one has no instruction, or a value that is not finite.
         """
-        if chunk < 1:
-            raise ConfigError(f"a chunk of {chunk} actions is not possible; expected at least 1")
-        if not episodes:
-            raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
-        for episode in episodes:
-            if not dataset.episode(episode).task.strip():
-                raise DataError(
-                    f"{dataset.root}: episode {episode} has no task text; leave it out, or give it an instruction"
-                )
-        self.features, self.chunk, self.scaling, self.embodiment = features, chunk, scaling, embodiment
-        self.episodes = tuple(episodes)
-        rows = [np.flatnonzero(features.index.episode == episode) for episode in episodes]
-        self.rows: Int64[np.ndarray, " n"] = np.concatenate(rows)
-        self.episode: Int64[np.ndarray, " n"] = features.index.episode[self.rows]
-        """The episode of each sample."""
-        self.frame: Int64[np.ndarray, " n"] = features.index.frame[self.rows]
-        """Its frame in that episode."""
-        raw = [embodiment.states(dataset, episode)[self.frame[self.episode == episode]] for episode in episodes]
-        self._raw_states = np.concatenate(raw)
-        self._states = torch.from_numpy(scaling.scaled_state(self._raw_states))
-        held, first, ends = [], [], []
-        for episode in episodes:
-            actions = embodiment.actions(dataset, episode)
-            if embodiment.per_frame:
-                actions = scaling.actions.normalise(actions)
-            start, frames = sum(len(part) for part in held), self.frame[self.episode == episode]
-            first.append(start + frames)
-            ends.append(start + followed_until(dataset.overridden(episode))[frames])
-            held += [actions, np.repeat(actions[-1:], chunk - 1, axis=0)]
-        self._actions = torch.from_numpy(np.concatenate(held))
-        self._first, self._ends = torch.from_numpy(np.concatenate(first)), torch.from_numpy(np.concatenate(ends))
+        rows = [features.index.of_episode(episode) for episode in episodes]
+        super().__init__(
+            dataset,
+            episodes=episodes,
+            frames=[features.index.frame[of.start : of.stop] for of in rows],
+            chunk=chunk,
+            scaling=scaling,
+            embodiment=embodiment,
+        )
+        self.features, self.episodes = features, tuple(episodes)
+        self.rows: Int64[np.ndarray, " n"] = np.concatenate([np.arange(of.start, of.stop) for of in rows])
+        """The row of each sample in the features' index."""
         self._view_seed = view_seed if features.augmentation.views else None
         self._views: tuple[int, Int64[np.ndarray, " n"]] | None = None
         self._hidden: HiddenStates | None = None
         self.motion_hidden = motion_hidden
         self._prior_seen: Bool[Tensor, " n"] | None = None
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.rows)
 
     @property
     def motion_hidden(self) -> HiddenStates | None:
@@ -205,19 +270,6 @@ class PolicySamples:
     def show_prior_in(self, episodes: Sequence[int]) -> None:
         """Lets only the samples of these episodes see the motion prior."""
         self._prior_seen = torch.from_numpy(np.isin(self.episode, np.asarray(episodes, np.int64)))
-
-    def chunks(self, indices: Int64[np.ndarray, " b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
-        """Normalised action chunks, and which of their actions count; past the episode's end the last is held.
-
-        An action counts within the episode, and up to the first one that was overridden: those after it answer a push that
-        the observation cannot tell of.
-        """
-        places = self._first[torch.from_numpy(indices)][:, None] + torch.arange(self.chunk)
-        mask = places < self._ends[torch.from_numpy(indices)][:, None]
-        if self.embodiment.per_frame:
-            return self._actions[places], mask
-        related = self.embodiment.kind.relate(self._actions[places].numpy(), self._raw_states[indices])
-        return torch.from_numpy(self.scaling.actions.normalise(related.astype(np.float32))), mask
 
     def views(self, indices: Int64[np.ndarray, " b"], *, epoch: int) -> Int64[np.ndarray, " b"] | None:
         """In which view samples are seen in an epoch: 0 the picture itself; None where none is augmented."""
@@ -242,7 +294,7 @@ class PolicySamples:
             hidden = torch.from_numpy(found.astype(np.float32))
         return Batch(
             encoded=self.features.encoded(self.rows[indices], views),
-            state=self._states[torch.from_numpy(indices)],
+            state=self.states(indices),
             actions=actions,
             action_mask=mask,
             motion_hidden=hidden,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from lamp.configuration import from_json, to_json
@@ -103,18 +103,66 @@ class BoundsRule:
         """
         if not 0 <= self.tail < 0.5 or not self.smallest > 0:
             raise ConfigError(f"tail {self.tail}, smallest {self.smallest}: expected 0 <= tail < 0.5 and smallest > 0")
-        batches = [_supervising(flow, moving(flow, threshold=self.moving_threshold)) for flow in flows]
-        by_axis = [np.concatenate([np.zeros(0), *(batch[axis] for batch in batches)]) for axis in range(3)]
-        du, dv, dd = (self._end(increments) for increments in by_axis)
+        axes = [Quantiles() for _ in range(3)]
+        for flow in flows:
+            chosen = flow.mask & moving(flow, threshold=self.moving_threshold)[..., None, None]
+            for axis, found in enumerate(axes):
+                found.add(flow.increments[..., axis][chosen[..., axis]].float().numpy(force=True))
+        du, dv, dd = (self._end(found) for found in axes)
         return MotionBounds(low=(-du, -dv, -dd), high=(du, dv, dd))
 
-    def _end(self, increments: np.ndarray) -> float:
-        if increments.size == 0:
+    def _end(self, increments: Quantiles) -> float:
+        if increments.count == 0:
             return self.smallest
-        low, high = np.quantile(increments, [self.tail, 1 - self.tail])
-        return max(float(-low), float(high), self.smallest)
+        low, high = increments.at(self.tail), increments.at(1 - self.tail)
+        return max(-low, high, self.smallest)
 
 
-def _supervising(flow: SceneFlow, points: Bool[Tensor, "*b k"]) -> list[np.ndarray]:
-    chosen = flow.mask & points[..., None, None]
-    return [flow.increments[..., axis][chosen[..., axis]].double().numpy(force=True) for axis in range(3)]
+class Quantiles:
+    """Quantiles of values that come in parts, in bounded memory, whatever the parts and their order.
+
+    Up to `EXACT` values are kept, and their quantiles are exact. Of more than that, only how many there are of each float32
+    whose mantissa is cut to 11 bits: a quantile is then off by at most `RELATIVE_ERROR` of the larger of the two values that
+    it lies between.
+    """
+
+    EXACT = 1 << 25
+    """128 MiB."""
+    RELATIVE_ERROR = 2.0**-12
+    _CUT = 12
+    """Bits of the mantissa's 23 that do not count: those that stay tell 2,048 values from each other between 2^k and 2^(k+1)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._kept: list[np.ndarray] = []
+        self._counts: np.ndarray | None = None
+
+    def add(self, values: Float32[np.ndarray, " n"]) -> None:
+        """Takes in more values, all of them finite."""
+        self.count += len(values)
+        self._kept.append(values)
+        if self._counts is None and self.count > self.EXACT:
+            self._counts = np.zeros(1 << (32 - self._CUT), np.int64)
+        if self._counts is not None:
+            for part in self._kept:
+                # The bits of a float32, read as a number, are in the order of its size; a sign in front turns that round.
+                bits = part.view(np.uint32)
+                places = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)) >> self._CUT
+                self._counts += np.bincount(places, minlength=len(self._counts))
+            self._kept.clear()
+
+    def at(self, share: float) -> float:
+        """The value that this share of all values lies below, interpolated linearly as `numpy.quantile` does."""
+        if self._counts is None:
+            self._kept = [np.concatenate(self._kept)]
+            return float(np.quantile(self._kept[0].astype(np.float64), share))
+        rank = share * (self.count - 1)
+        ends = np.searchsorted(self._counts.cumsum(), [np.floor(rank), np.ceil(rank)], side="right")
+        low, high = self._middles(ends)
+        return float(low + (high - low) * (rank - np.floor(rank)))
+
+    def _middles(self, places: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """The middle of the values that were counted at a place."""
+        keys = (places.astype(np.uint32)[:, None] << self._CUT) | np.array([0, (1 << self._CUT) - 1], np.uint32)
+        bits = np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys).astype(np.uint32)
+        return bits.view(np.float32).astype(np.float64).mean(axis=1)

@@ -137,7 +137,8 @@ class Sources:
         """Training episodes that another training, of Stage 1, did not see: all, where it had another dataset."""
         if other.dataset != self.content:
             return self.split.train
-        return tuple(episode for episode in self.split.train if episode in set(other.validation_episodes))
+        held_out = set(other.validation_episodes)
+        return tuple(episode for episode in self.split.train if episode in held_out)
 
 
 def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:

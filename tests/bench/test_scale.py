@@ -1,0 +1,73 @@
+"""What opening a dataset of very many episodes takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lamp.bench.scale import FRAMES, measure_opening, write_numbers
+from lamp.data import lerobot_reader
+from lamp.data.frame_sources import Videos
+from lamp.data.image_samples import ImageSamples
+from lamp.data.lerobot import LeRobotDataset
+from lamp.data.normalise import MinMax, RawState, Standardise
+from lamp.data.samples import PolicyScaling, stacked
+from lamp.errors import ConfigError
+
+
+def test_opening_is_measured_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure_opening(40)
+    json.dumps(found)
+    assert found["frames"] == 40 * FRAMES and found["samples"] == 36 * FRAMES
+    assert found["total_s"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
+    assert found["within_target"] == (found["total_s"] <= 20 and found["peak_gib"] <= 2)
+    with pytest.raises(ConfigError, match="--synthetic-episodes 1 given"):
+        measure_opening(1)
+
+
+@pytest.mark.slow
+def test_fifty_thousand_episodes_open_in_twenty_seconds_and_two_gibibytes() -> None:
+    found = measure_opening(50_000)
+    assert found["within_target"], found
+
+
+def test_samples_are_the_same_whatever_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_numbers(tmp_path, 4500)  # three data files
+    whole = LeRobotDataset(tmp_path)
+    monkeypatch.setattr(lerobot_reader, "COLUMN_BYTES", 1 << 20)
+    bounded = LeRobotDataset(tmp_path)
+    episodes = (4499, 1, 2000, 3)
+    states, actions = stacked(whole, episodes, 4)
+    scaling = PolicyScaling(state_transform=RawState(), state=Standardise.fit(states), actions=MinMax.fit(actions))
+    samples = [
+        ImageSamples(
+            dataset=dataset,
+            pictures=Videos(dataset=dataset),
+            cameras=(),
+            episodes=episodes,
+            chunk=4,
+            scaling=scaling,
+        )
+        for dataset in (whole, bounded)
+    ]
+    indices = np.random.default_rng(0).permutation(len(samples[0]))
+    one, other = (of.batch(indices) for of in samples)
+    np.testing.assert_array_equal(one.actions, other.actions)
+    np.testing.assert_array_equal(one.state, other.state)
+    assert one.observations is not None and set(one.observations.instructions) == {
+        "put object 0 in its place",
+        "put object 20 in its place",
+        "put object 44 in its place",
+    }
+    for row, index in enumerate(indices[:20]):
+        episode, frame = int(samples[0].episode[index]), int(samples[0].frame[index])
+        steps = np.minimum(np.arange(frame, frame + 4), FRAMES - 1)
+        np.testing.assert_array_equal(
+            one.actions[row], scaling.actions.normalise(whole.column("action", episode)[steps])
+        )
+    held = bounded._columns
+    assert sum(values.nbytes for values in held.values()) == bounded._column_bytes
+    assert bounded._column_bytes <= (1 << 20) or len(held) == 1

@@ -78,7 +78,12 @@ class LeRobotDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves cached values behind when the dataset is sent to another process."""
-        kept = {**self.__dict__, "_columns": OrderedDict(), "_column_bytes": 0, "_stored_images": StoredImages(self.root)}
+        kept = {
+            **self.__dict__,
+            "_columns": OrderedDict(),
+            "_column_bytes": 0,
+            "_stored_images": StoredImages(self.root),
+        }
         return kept
 
     @cached_property

@@ -24,7 +24,7 @@ from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.measuring import spread
-from lamp.train.processes import processes
+from lamp.train.processes import Processes, processes
 from lamp.train.randomness import seed_everything
 from lamp.train.running import RunStage, TrainingResult, run_stage
 from lamp.train.sources import Sources
@@ -73,13 +73,13 @@ def train_motion(
         features=features,
         wanted=found.description,
     )
-    samples = motion_samples(config, sources, sources.split.train, config.bounds)
+    samples, clamped = _with_bounds(config, sources, group)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model).to(here.loop.device)
     stage = MotionStage(model, here, samples, validation, group.share)
-    description = _describe(config, sources, samples)
+    description = _describe(config, sources, samples, clamped)
     result = run(stage, here.loop, description, out, fresh=fresh, processes=group)
     report = out / FILE_NAME
     if group.main and result.outcome.finished and validation is not None and not report.exists():
@@ -170,7 +170,28 @@ def _motion(config: MotionTraining) -> MotionExpertConfig:
     return config.model.motion
 
 
-def _describe(config: MotionTraining, sources: Sources, samples: MotionSamples) -> Description:
+def _with_bounds(
+    config: MotionTraining, sources: Sources, group: Processes
+) -> tuple[MotionSamples, tuple[float, float, float]]:
+    """The training samples, and which share of their increments is clamped. Both take a pass over all scene flow, where bounds
+    are to be found in the data: of several processes the main one makes it.
+    """
+    chosen = sources.split.train
+    if group.main:
+        found = group.only_main(lambda: motion_samples(config, sources, chosen, config.bounds))
+        assert found is not None
+        group.told(found.bounds)
+    else:
+        group.only_main(lambda: None)
+        found = motion_samples(config, sources, chosen, group.told(config.bounds))
+    clamped = group.told(group.only_main(found.clamp_rate))
+    assert clamped is not None
+    return found, clamped
+
+
+def _describe(
+    config: MotionTraining, sources: Sources, samples: MotionSamples, clamped: tuple[float, float, float]
+) -> Description:
     motion, store = _motion(config), samples.store.description
     flow = FlowRecord(
         camera=samples.camera,
@@ -179,7 +200,7 @@ def _describe(config: MotionTraining, sources: Sources, samples: MotionSamples) 
         stride=config.flow_stride * store.sampling.stride,
         fps=sources.dataset.fps,
         bounds=samples.bounds,
-        clamped=samples.clamp_rate(),
+        clamped=clamped,
     )
     return Description(
         kind="motion",

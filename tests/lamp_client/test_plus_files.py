@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from plus_fakes import NAMES, classify, make_copy
 
 from lamp_client.envs.libero_plus.camera import viewed_from
 from lamp_client.envs.libero_plus.files import PlusFiles
+from lamp_client.envs.libero_plus.furnishing import check_model
 from lamp_client.envs.libero_plus.literals import registered_name
 from lamp_client.envs.libero_plus.names import parse
 from lamp_client.envs.libero_plus.stored_states import read_stored_states
@@ -158,6 +162,180 @@ def test_stored_states_are_numbers_and_nothing_else(tmp_path: Path) -> None:
         read_stored_states(tmp_path / "text")
     with pytest.raises(InvalidValueError, match=r"absent is missing\."):
         read_stored_states(tmp_path / "absent")
+
+
+class _Called:
+    """Pickles as a call."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self._call = (function, arguments)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self._call  # pyright: ignore[reportReturnType]
+
+
+def zipped(path: Path, content: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", content)
+    return path
+
+
+def named(module: str, name: str) -> bytes:
+    """A pickle that calls a function, named as it likes, without arguments."""
+    return b"c" + module.encode() + b"\n" + name.encode() + b"\n)R."
+
+
+@pytest.mark.parametrize("version", ["numpy.core", "numpy._core"])
+def test_stored_states_of_both_numpys_are_read(tmp_path: Path, version: str) -> None:
+    values = np.asfortranarray(np.arange(12.0).reshape(3, 4).astype(">f4"))
+    pickled = pickle.dumps(values, protocol=2).replace(b"cnumpy._core.multiarray", f"c{version}.multiarray".encode())
+    np.testing.assert_array_equal(read_stored_states(zipped(tmp_path / "states", pickled)), values)
+    pickled = pickle.dumps([values[0].copy(), values[1].copy()], protocol=2)
+    np.testing.assert_array_equal(read_stored_states(zipped(tmp_path / "states", pickled)), values[:2])
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("numpy.f2py.__main__", "main"),
+        ("numpy.testing._private.utils", "encode"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "fromfile"),
+        ("numpy", "save"),
+        ("numpy.core", "dtype"),
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("_codecs", "decode"),
+        ("lamp_client.envs.libero_plus.stored_states", "ndarray"),
+    ],
+)
+def test_only_exact_names_are_let_through(tmp_path: Path, module: str, name: str) -> None:
+    modules = set(sys.modules)
+    with pytest.raises(InvalidValueError, match=f"{module}.{name} is not part of an array"):
+        read_stored_states(zipped(tmp_path / "states", named(module, name)))
+    assert set(sys.modules) <= modules, "the module that the file names was imported"
+
+
+def test_an_array_is_no_larger_than_its_file(tmp_path: Path) -> None:
+    array = np.arange(6.0)
+    short = pickle.dumps(array, protocol=2).replace(b"K\x06\x85", b"J\xff\xff\xff\x7f\x85")
+    assert b"J\xff\xff\xff\x7f\x85" in short
+    doubled: object = array
+    for _ in range(40):
+        doubled = [doubled] * 10
+    kept = b"\x80\x02K\x01r\xff\xff\xff\x7f."
+    objects = pickle.dumps(np.array([1, "a"], dtype=object), protocol=2)
+    cases = {
+        "ndarray": pickle.dumps(_Called(np.ndarray, (1 << 40,)), protocol=2),
+        "short": short,
+        "doubled": pickle.dumps(doubled, protocol=2),
+        "kept": kept,
+        "objects": objects,
+        "empty": b"",
+        "number": pickle.dumps(3.0),
+        "codec": pickle.dumps(_Called(codecs.encode, "x", "zip"), protocol=2),
+        "long": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.",
+    }
+    for name, content in cases.items():
+        with pytest.raises(InvalidValueError, match="holds no stored initial states"):
+            read_stored_states(zipped(tmp_path / name, content))
+
+
+def test_archives_that_unpack_to_more_than_is_meant_and_damaged_ones(tmp_path: Path) -> None:
+    torch.save(np.random.default_rng(0).standard_normal((50, 92)), tmp_path / "states")
+    whole = (tmp_path / "states").read_bytes()
+    bomb = zipped(tmp_path / "bomb", bytes(7 << 20), zipfile.ZIP_DEFLATED)
+    with pytest.raises(InvalidValueError, match="unpack to 7,340,032"):
+        read_stored_states(bomb)
+    lying = bytearray(bomb.read_bytes())
+    at = lying.rindex(b"PK\x01\x02")
+    lying[at + 24 : at + 28] = (1000).to_bytes(4, "little")
+    (tmp_path / "lying").write_bytes(lying)
+    (tmp_path / "large").write_bytes(b"PK\x03\x04" + bytes(9 << 20))
+    zipped(tmp_path / "lzma", b"x" * 1000, zipfile.ZIP_LZMA)
+    deflated = zipped(
+        tmp_path / "deflated", bytes(np.random.default_rng(1).bytes(4000)) + bytes(4000), zipfile.ZIP_DEFLATED
+    )
+    damaged = bytearray(deflated.read_bytes())
+    damaged[200:260] = bytes(60)
+    (tmp_path / "damaged").write_bytes(damaged)
+    for name in ("lying", "large", "lzma", "damaged", "."):
+        with pytest.raises(InvalidValueError, match="holds no stored initial states"):
+            read_stored_states(tmp_path / name)
+    for length in (*range(0, 200, 7), *range(200, len(whole), 997), len(whole) - 1):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        with pytest.raises(InvalidValueError, match="holds no stored initial states"):
+            read_stored_states(tmp_path / "cut")
+
+
+def test_names_and_tables_of_a_copy_are_data(copy: Path, tmp_path: Path) -> None:
+    root = copy / "liberoplus" / "liberoplus"
+    table = root / "benchmark" / "libero_suite_task_map.py"
+    for text, said in (
+        (f"libero_task_map = { ({**NAMES, 'libero_goal': ['../../../etc/x_light_3']})!r}", "no name of a task"),
+        (f"libero_task_map = { ({**NAMES, 'libero_goal': [3]})!r}", "no name of a task"),
+        (f"libero_task_map = { ({**NAMES, 'libero_goal': 'x'})!r}", "no libero_task_map"),
+        ("libero_task_map = dict(__import__('os').environ)", "no plain values"),
+        ("libero_task_map = " + "(" * 5000, "is no Python"),
+        ("libero_task_map = " + "-" * 100_000 + "1", "is no Python|no plain values"),
+        ("libero_task_map = '\0'", "is no Python"),
+    ):
+        table.write_text(text)
+        with pytest.raises(InvalidValueError, match=said):
+            _ = PlusFiles(copy).names
+    table.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidValueError, match="no text in UTF-8"):
+        _ = PlusFiles(copy).names
+    robot = root / "envs" / "robots" / "mounted_panda.py"
+    robot.write_text("class MountedPanda4(M):\n    return np.array([__import__('os'), 1])\n")
+    with pytest.raises(InvalidValueError, match="no plain values"):
+        PlusFiles(copy).joints("MountedPanda", 4)
+    (root / "benchmark" / "task_classification.json").write_text("[" * 100_000)
+    with pytest.raises(InvalidValueError, match="not the benchmark's classification"):
+        _ = PlusFiles(copy).classification
+
+
+MODEL = """<mujoco model="tea"><compiler meshdir="."/><asset><texture name="t" type="2d" file="../tea.png"/>
+<mesh name="m" file="tea.msh"/></asset><worldbody><body><body name="object"><geom mesh="m"/></body></body></worldbody></mujoco>"""
+
+
+def test_models_are_made_of_what_is_known_to_be_harmless(tmp_path: Path) -> None:
+    assets = tmp_path / "assets"
+    (assets / "objects").mkdir(parents=True)
+    (assets / "tea.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8) + (64).to_bytes(4) * 2)
+    (assets / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8) + (60_000).to_bytes(4) * 2)
+    (assets / "out").symlink_to(tmp_path)
+    os.mkfifo(assets / "fifo")
+    model = assets / "objects" / "tea.xml"
+    model.write_text(MODEL)
+    assert check_model(assets, "objects/tea.xml") == model
+    for old, new, said in (
+        ("<asset>", '<include file="/etc/passwd"/><asset>', "holds <include>"),
+        ("<asset>", '<extension><plugin plugin="mujoco.pid"/></extension><asset>', "holds <extension>"),
+        ("<body>", '<replicate count="1000000000"><geom/></replicate><body>', "holds <replicate>"),
+        ("../tea.png", "/etc/passwd", "leads out of"),
+        ("../tea.png", "../../secret.png", "leads out of"),
+        ("../tea.png", "../out/secret.png", "leads out of"),
+        ("../tea.png", "../fifo", "no ordinary file"),
+        ("../tea.png", "../large.png", "60000 x 60000 pixels"),
+        ('file="../tea.png"', 'fileright="/etc/passwd"', "leads out of"),
+        ('meshdir="."', 'meshdir="/etc"', "leads out of"),
+        ('type="2d"', 'type="2d" width="1000000"', "no size of a texture"),
+        ("<mujoco model", '<!DOCTYPE x [<!ENTITY a "b">]><mujoco model', "document type"),
+        ("<mujoco model", '<!DOCTYPE x SYSTEM "file:///etc/passwd"><mujoco model', "document type"),
+        ("</mujoco>", "", "no XML"),
+        ("<body>", "<body>" * 200, "holds <body>"),
+    ):
+        model.write_text(MODEL.replace(old, new, 1))
+        with pytest.raises(InvalidValueError, match=said):
+            check_model(assets, "objects/tea.xml")
+    for name, said in (
+        ("../tea.xml", "leads out of"),
+        ("/etc/passwd", "leads out of"),
+        ("absent.xml", "cannot be read"),
+    ):
+        with pytest.raises(InvalidValueError, match=said):
+            check_model(assets, name)
 
 
 @pytest.mark.parametrize(

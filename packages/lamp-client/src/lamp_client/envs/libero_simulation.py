@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from lamp_client.envs.bddl import checked_copy
 from lamp_client.envs.effects import ArmStart
 from lamp_client.envs.libero_tasks import LiberoTask, import_benchmark, quiet
 from lamp_client.envs.rendering import import_mujoco
+from lamp_client.errors import InvalidValueError, LampClientError, UnknownNameError
 
 _SINGLE_SOLVE_SINCE = (3, 4)
 """From this MuJoCo version on, solving for accelerations twice at one state is known to leave no trace in the next."""
@@ -24,36 +26,65 @@ def build(task: LiberoTask) -> Any:
     """Builds robosuite's environment for a task: no cameras, no renderer, no horizon.
 
     Raises:
+        InvalidValueError: The task's definition holds what it may not (see `bddl`), or LIBERO can build nothing of it.
         MissingSoftwareError: if LIBERO is not installed.
     """
     import_benchmark()
     # Without this robosuite warns, at every start, that no private macro file was found.
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    with quiet():
+    with checked_copy(task.bddl_path) as definition, quiet():
         import robosuite
         from libero.libero.envs import bddl_utils
         from libero.libero.envs.bddl_base_domain import TASK_MAPPING
 
         furnished = {} if task.furnishing is None else task.furnishing.register()
-        problem = bddl_utils.get_problem_info(str(task.bddl_path))["problem_name"]
-        env = TASK_MAPPING[problem](
-            str(task.bddl_path),
-            robots=["Panda"],
-            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-            gripper_types="default",
-            initialization_noise=None,
-            use_camera_obs=False,
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            control_freq=20,
-            ignore_done=True,
-            hard_reset=False,
-            **furnished,
-        )
+        problem = bddl_utils.get_problem_info(str(definition))["problem_name"]
+        if problem not in TASK_MAPPING:
+            raise UnknownNameError(f"problem, in {task.bddl_path},", problem, sorted(TASK_MAPPING))
+        try:
+            env = TASK_MAPPING[problem](
+                str(definition),
+                robots=["Panda"],
+                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+                gripper_types="default",
+                initialization_noise=None,
+                use_camera_obs=False,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                control_freq=20,
+                ignore_done=True,
+                hard_reset=False,
+                **furnished,
+            )
+            _check_goal(env)
+        except (ImportError, LampClientError):
+            raise
+        except Exception as error:  # the libraries raise anything on objects, places and models that do not fit
+            raise InvalidValueError(
+                f"LIBERO cannot build {task.bddl_path} ({type(error).__name__}: {error}).",
+                hint="Does the file name only objects, fixtures and regions that this LIBERO has?",
+            ) from error
+    env.bddl_file_name = str(task.bddl_path)
     # robosuite would update every observable at each of the 25 substeps of a step.
     env._update_observables = lambda force=False: None
     env._get_observations = lambda force_update=False: {}
     return env
+
+
+def _check_goal(env: Any) -> None:
+    """Finds conditions that could only fail in the middle of an episode."""
+    from libero.libero.envs.predicates import get_predicate_fn_dict
+
+    known = get_predicate_fn_dict()
+    for condition in env.parsed_problem["goal_state"]:
+        if not isinstance(condition, list) or len(condition) not in (2, 3):
+            raise InvalidValueError(f"(:goal ...) holds {condition!r}; expected a condition of one or two objects.")
+        predicate, *objects = condition
+        if predicate not in known:
+            raise UnknownNameError("condition in (:goal ...)", predicate, sorted(known))
+        for name in objects:
+            if name not in env.object_states_dict:
+                raise UnknownNameError("object in (:goal ...)", name, sorted(env.object_states_dict))
 
 
 def reset_to(env: Any, state: np.ndarray, seed: tuple[int, ...], arm: ArmStart | None = None) -> None:

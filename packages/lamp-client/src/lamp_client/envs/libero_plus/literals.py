@@ -10,14 +10,64 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lamp_client.envs.bddl import arithmetic
 from lamp_client.errors import InvalidValueError, UnknownNameError
 
+_MAX_BYTES = 16 << 20
+"""The benchmark's longest Python file has 1.6 MB."""
+_NO_LITERAL = (SyntaxError, ValueError, TypeError, LookupError, RecursionError, MemoryError)
+"""What parsing Python, or reading a literal, raises on anything else."""
 
-def assigned(tree: ast.Module, name: str) -> Any:
-    """The literal that a module assigns to a name; None where it assigns none."""
-    for node in tree.body:
+
+def read_text(path: Path) -> str:
+    """The text of one of the copy's files.
+
+    Raises:
+        InvalidValueError: It is missing, no text, or beyond all reason in size.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise InvalidValueError(f"{path} has over {_MAX_BYTES:,} bytes; the benchmark has no such file.")
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise InvalidValueError(
+            f"{path} cannot be read ({error.strerror}).", hint="The copy of LIBERO-Plus is incomplete."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"{path} is no text in UTF-8 ({error.reason}).") from None
+
+
+def parse(text: str, path: Path) -> ast.Module:
+    """Parses Python without running it.
+
+    Raises:
+        InvalidValueError: It is no Python.
+    """
+    try:
+        return ast.parse(text)
+    except _NO_LITERAL as error:
+        raise InvalidValueError(f"{path} is no Python ({type(error).__name__}: {error}).") from None
+
+
+def literal(node: ast.expr | str, path: Path) -> Any:
+    """The value of a Python literal.
+
+    Raises:
+        InvalidValueError: It is none.
+    """
+    try:
+        return ast.literal_eval(node)
+    except _NO_LITERAL as error:
+        raise InvalidValueError(f"{path} holds no plain values where it should ({error}).") from None
+
+
+def assigned(path: Path, name: str) -> Any:
+    """The literal that a Python file assigns to a name; None where it assigns none."""
+    for node in parse(read_text(path), path).body:
         if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
-            return ast.literal_eval(node.value)
+            return literal(node.value, path)
     return None
 
 
@@ -117,8 +167,12 @@ class Scenery:
 
     @cached_property
     def _textures(self) -> dict[str, dict[str, str]]:
-        tree = ast.parse((self._envs / "arenas" / "style.py").read_text(encoding="utf-8"))
-        return {kind: assigned(tree, f"{kind.upper()}_STYLE") or {} for kind in ("floor", "wall")}
+        path = self._envs / "arenas" / "style.py"
+        found = {kind: assigned(path, f"{kind.upper()}_STYLE") or {} for kind in ("floor", "wall")}
+        for styles in found.values():
+            if not isinstance(styles, dict) or not all(isinstance(v, str) for pair in styles.items() for v in pair):
+                raise InvalidValueError(f"{path} holds no table of styles and files.")
+        return found
 
     def _module(self, path: Path) -> Module:
         if path not in self._modules:
@@ -130,7 +184,7 @@ class Module:
     """A Python file whose classes are parsed one by one: some have tens of thousands of lines."""
 
     def __init__(self, path: Path) -> None:
-        self._text = path.read_text(encoding="utf-8")
+        self._path, self._text = path, read_text(path)
         starts = [(found[1], found.start()) for found in re.finditer(r"^class\s+(\w+)", self._text, flags=re.MULTILINE)]
         ends = [found.start() for found in re.finditer(r"^[^\s#)\]}]", self._text, flags=re.MULTILINE)]
         following = dict(zip(ends, [*ends[1:], len(self._text)], strict=True))
@@ -142,8 +196,9 @@ class Module:
     def parsed(self, name: str) -> ast.ClassDef:
         """The class, parsed."""
         start, end = self.spans[name]
-        node = ast.parse(self._text[start:end]).body[0]
-        assert isinstance(node, ast.ClassDef)
+        node = next(iter(parse(self._text[start:end], self._path).body), None)
+        if not isinstance(node, ast.ClassDef):
+            raise InvalidValueError(f"{self._path} defines no class {name}.")
         return node
 
 
@@ -180,14 +235,7 @@ def _pair(node: ast.expr) -> tuple[float, float]:
 
 
 def _number(node: ast.expr) -> float:
-    """A number, pi, and sums, products and quotients of them."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return float(node.value)
-    if isinstance(node, ast.Attribute) and node.attr == "pi":
-        return 3.141592653589793
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_number(node.operand)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
-        left, right = _number(node.left), _number(node.right)
-        return left / right if isinstance(node.op, ast.Div) else left * right
-    raise InvalidValueError(f"{ast.unparse(node)} is no angle.")
+    try:
+        return arithmetic(node)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(f"{ast.unparse(node)} is no angle ({error}).") from None

@@ -112,7 +112,7 @@ def test_stale_and_foreign_caches_are_refused(dataset: LeRobotDataset, tmp_path:
     other = write(tmp_path / "other", (20, 8, 33, 1))
     (other.root / "features").mkdir()
     (dataset.root / "features/plain").rename(other.root / "features/compact")
-    with pytest.raises(MismatchError, match=r"000000\.safetensors was made from other data"):
+    with pytest.raises(MismatchError, match=r"000001\.safetensors was made from other data"):
         FeatureCache(other, "compact")
     FeatureCache.build(other, Compact())
 

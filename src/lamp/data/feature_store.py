@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lamp.configuration import from_json, to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
+from lamp.data.content import EpisodeContents
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.data.manifest import advice, differences
+from lamp.data.manifest import MANIFEST, advice, differences
 from lamp.data.shards import Shards, State
 from lamp.errors import DataError, MismatchError
 from lamp.files import read_json
@@ -31,11 +32,22 @@ class FeatureStore:
     """What each shard is to hold at least, besides the views."""
     flags: str = ""
     """Flags of `lamp cache features` that it takes to make these shards."""
+    known: EpisodeContents | None = None
+    """What identifies the episodes, where it is at hand."""
+
+    @cached_property
+    def contents(self) -> EpisodeContents:
+        """What identifies the episodes, as far as the cache depends on them."""
+        if self.known is not None:
+            return self.known
+        path = self.folder / MANIFEST
+        cameras = read_json(path, "feature cache's description").get("cameras") if path.exists() else None
+        return EpisodeContents(self.dataset, cameras or self.dataset.cameras, self.folder.parent)
 
     @cached_property
     def pictures(self) -> Shards:
         """Of the pictures themselves."""
-        return Shards(self.dataset, self.folder, self.least)
+        return Shards(self.dataset, self.folder, self.least, self.contents)
 
     @cached_property
     def views(self) -> Shards | None:
@@ -43,11 +55,15 @@ class FeatureStore:
         if not self.augmentation.views:
             return None
         least = {**self.least, "views": self.augmentation.views}
-        return Shards(self.dataset, self.folder / VIEWS / self.augmentation.key, least)
+        return Shards(self.dataset, self.folder / VIEWS / self.augmentation.key, least, self.contents)
 
     def left_out(self) -> tuple[int, ...]:
         """Episodes whose pictures cannot be read, as noted when they were last tried."""
-        noted = (e for e in range(len(self.dataset)) if self.pictures.left_out_path(e).exists())
+        noted = sorted(
+            episode
+            for path in self.folder.glob("episode-*.left-out.json")
+            if (episode := int(path.name.split("-")[1].split(".")[0])) < len(self.dataset)
+        )
         return tuple(episode for episode in noted if self.pictures.state(episode) is State.LEFT_OUT)
 
     def is_current(self, episode: int) -> bool:
@@ -70,7 +86,8 @@ class FeatureStore:
             DataError: A shard is missing or corrupt.
             MismatchError: One was made from other data, or the augmented views that are there are others.
         """
-        self._check_views()
+        if complete:
+            self._check_views()
         total, again = len(self.dataset), advice(self.dataset, self.flags)
         expected = set(range(total) if episodes is None else episodes).difference(self.left_out())
         for shards, what in ((self.pictures, "episodes"), (self.views, "episodes' augmented views")):

@@ -122,6 +122,8 @@ class FeatureCache:
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
         store = FeatureStore(dataset, self.folder, augmentation)
+        self.contents = store.contents
+        """What identifies the episodes, as far as their features depend on them."""
         self.left_out = store.left_out()
         """Episodes without features, since their pictures cannot be read: they have no rows."""
         store.check()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
+from lamp.data.content import EpisodeContents
 from lamp.data.encoding import (
     BackboneIdentity,
     FeatureBackbone,
@@ -175,7 +176,9 @@ def make_features(
     missing = [camera for camera in camera_names(backbone) if camera not in dataset.cameras]
     if missing:
         raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")
-    store = FeatureStore(dataset, cache_folder(dataset, backbone.key, root), augmentation)
+    folder = cache_folder(dataset, backbone.key, root)
+    contents = EpisodeContents(dataset, camera_names(backbone), folder.parent)
+    store = FeatureStore(dataset, folder, augmentation, known=contents)
     todo = [episode for episode in range(len(dataset)) if not store.is_current(episode)]
     frames = {episode: int(dataset.fresh(episode).sum()) for episode in range(len(dataset))}
     size = _predicted(store, backbone, {episode: frames[episode] for episode in todo}, storage)
@@ -186,6 +189,7 @@ def make_features(
     write_manifest(dataset, backbone, store.folder, storage)
     if store.views is not None:
         _describe_views(store.views.folder / VIEWS_MANIFEST, augmentation)
+    contents.find(todo)  # here, since each worker would read the files that hold many episodes
     work = FeatureWork(store=store, loads=loads, storage=storage, on_corrupt=on_corrupt or Refuse())
     fill_telling(work, todo, frames, workers, progress)
 

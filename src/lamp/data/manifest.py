@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,18 @@ def caches_of(dataset: LeRobotDataset, root: Path | None = None) -> Path:
 
 
 def cache_folder(dataset: LeRobotDataset, key: str, root: Path | None = None) -> Path:
-    """Where a backbone's features of a dataset are."""
-    return caches_of(dataset, root) / key
+    """Where a backbone's features of a dataset are.
+
+    Two embodiments may give one name to different cameras of a dataset: the second gets a folder of its own.
+    """
+    folder = caches_of(dataset, root) / key
+    path = folder / MANIFEST
+    seen = read_json(path, "feature cache's description").get("camera_features") if path.exists() else None
+    here = {name: camera.key for name, camera in dataset.described.cameras.items()}
+    if not isinstance(seen, dict) or all(here.get(name) == one for name, one in seen.items()):
+        return folder
+    mapping = json.dumps({name: here.get(name) for name in sorted(seen)})
+    return folder.with_name(f"{key}-{hashlib.sha256(mapping.encode()).hexdigest()[:8]}")
 
 
 def advice(dataset: LeRobotDataset, flags: str = "") -> str:
@@ -78,8 +89,8 @@ def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mappi
 
 def other_caches(folder: Path) -> list[dict[str, Any]]:
     """The descriptions of the caches beside one."""
-    found = [read_json(path, "feature cache's description") for path in sorted(folder.parent.glob(f"*/{MANIFEST}"))]
-    return [manifest for manifest in found if manifest.get("key") != folder.name and "backbone" in manifest]
+    paths = [path for path in sorted(folder.parent.glob(f"*/{MANIFEST}")) if path.parent != folder]
+    return [found for path in paths if "backbone" in (found := read_json(path, "feature cache's description"))]
 
 
 def _no_cache(
@@ -131,6 +142,7 @@ def write_manifest(
         "key": backbone.key,
         "backbone": backbone.description,
         "cameras": list(camera_names(backbone)),
+        "camera_features": {name: dataset.described.cameras[name].key for name in camera_names(backbone)},
         "width": backbone.width,
         "storage": storage_name(dtype or torch.float32 if apart else dtype or backbone.dtype),
     }

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lamp.data.content import EpisodeContents
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError
 from lamp.files import atomic_path, read_json, write_json
@@ -48,6 +49,19 @@ class Shards:
     folder: Path
     least: Mapping[str, int] = field(default_factory=dict)
     """How many views, or draws, each is to hold at least."""
+    contents: EpisodeContents | None = None
+    """What identifies the episodes; None: found here, of all of the dataset's cameras."""
+
+    @cached_property
+    def _contents(self) -> EpisodeContents:
+        return self.contents or EpisodeContents(self.dataset, self.dataset.cameras, self.folder)
+
+    def _is_of(self, episode: int, fingerprint: str | None) -> bool:
+        """Whether something was made from what an episode now holds."""
+        # The latter is what versions before 0.2 wrote: it changes whenever a file does that the episode shares with others.
+        return fingerprint is not None and (
+            fingerprint == self._contents[episode] or fingerprint == self.dataset.fingerprint(episode)
+        )
 
     def path(self, episode: int) -> Path:
         """An episode's shard."""
@@ -65,7 +79,7 @@ class Shards:
             header = read_header(self.path(episode))
         except DataError:
             return State.CORRUPT
-        if header.get("fingerprint") != self.dataset.fingerprint(episode):
+        if not self._is_of(episode, header.get("fingerprint")):
             return State.STALE
         enough = all(int(header.get(name, 0)) >= wanted for name, wanted in self.least.items())
         return State.CURRENT if enough else State.FEWER
@@ -75,7 +89,7 @@ class Shards:
         if state is not State.STALE:
             return f"episode {episode}"
         stored = read_header(self.path(episode)).get("fingerprint")
-        return f"episode {episode}: fingerprint {stored} stored, {self.dataset.fingerprint(episode)} now"
+        return f"episode {episode}: fingerprint {stored} stored, {self._contents[episode]} now"
 
     def verify(self, episode: int) -> State:
         """The same after reading the whole shard and comparing it with its own checksum."""
@@ -89,11 +103,11 @@ class Shards:
     def _is_left_out(self, episode: int) -> bool:
         path = self.left_out_path(episode)
         found = read_json(path, "note of an episode that was left out") if path.is_file() else {}
-        return found.get("fingerprint") == self.dataset.fingerprint(episode)
+        return self._is_of(episode, found.get("fingerprint"))
 
     def leave_out(self, episode: int, file: Path, reason: str) -> None:
         """Notes that an episode's pictures cannot be read."""
-        note = {"file": str(file), "reason": reason, "fingerprint": self.dataset.fingerprint(episode)}
+        note = {"file": str(file), "reason": reason, "fingerprint": self._contents[episode]}
         with one_error_when_full(self.folder):
             write_json(self.left_out_path(episode), note)
 
@@ -109,7 +123,7 @@ class Shards:
             DataError: The disk is full; nothing half-written stays.
         """
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        header = {"fingerprint": self.dataset.fingerprint(episode), "sha256": content_hash(whole), **said}
+        header = {"fingerprint": self._contents[episode], "sha256": content_hash(whole), **said}
         with one_error_when_full(self.folder), atomic_path(self.path(episode)) as path:
             save_file(whole, path, metadata=header)
         self.left_out_path(episode).unlink(missing_ok=True)

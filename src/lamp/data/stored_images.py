@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from PIL import Image
 from lamp.data.description import CameraFeature
 from lamp.errors import DataError
 
+IMAGES_AT_ONCE = 64
 GROUPS_KEPT = 4
 """Row groups of encoded images that stay in memory."""
 
@@ -48,6 +51,38 @@ class LeaveOut:
 
 
 OnCorrupt = Refuse | LeaveOut
+
+
+def image_digests(path: Path, key: str, root: Path) -> list[bytes]:
+    """Hashes of the encoded images in a column of a data file, row by row, without decoding.
+
+    Args:
+        path: The data file.
+        key: The column.
+        root: The dataset's folder, to which names of files are relative.
+
+    Raises:
+        DataError: The file is missing or corrupt, or lacks the column.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}; the dataset is incomplete")
+    digests = []
+    try:
+        with pq.ParquetFile(path) as file:
+            if key not in file.schema_arrow.names:
+                raise DataError(f"{path} lacks the column {key}; it has {', '.join(file.schema_arrow.names)}")
+            for batch in file.iter_batches(IMAGES_AT_ONCE, columns=[key]):
+                for value in batch.column(0).to_pylist():
+                    found = value if isinstance(value, Mapping) else {"bytes": value}
+                    content = found.get("bytes") or str(found.get("path")).encode()
+                    digest = hashlib.sha1(content, usedforsecurity=False)
+                    if not found.get("bytes") and (named := root / str(found.get("path"))).is_file():
+                        digest.update(named.read_bytes())
+                    digests.append(digest.digest())
+    except (pa.ArrowException, OSError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+    return digests
 
 
 class StoredImages:

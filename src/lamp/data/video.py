@@ -7,6 +7,7 @@ the business of the process that calls.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from lamp.errors import DataError
 
@@ -121,6 +122,22 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         container, stream = open_video(path)
         with container:
             yield container, stream
+
+
+def packet_digests(path: Path, fps: float) -> tuple[Int64[np.ndarray, " n"], list[bytes]]:
+    """Hashes of the encoded frames of a video, without decoding: the numbers of the frames, ascending, and the hash of each.
+
+    Raises:
+        DataError: The file is missing, truncated or no video.
+    """
+    numbers, digests = [], []
+    with _opened(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.size and packet.pts is not None and packet.time_base is not None:
+                numbers.append(round(float(packet.pts * packet.time_base) * fps))
+                digests.append(hashlib.sha1(bytes(packet), usedforsecurity=False).digest())
+    order = np.argsort(np.array(numbers, np.int64), kind="stable")
+    return np.array(numbers, np.int64)[order], [digests[place] for place in order.tolist()]
 
 
 def video_info(path: Path) -> VideoInfo:

@@ -18,7 +18,7 @@ from lamp.data.features import FeatureCache, FrozenBackbone
 from lamp.data.filling import Filled, Workers
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.making import Plan, make_features
-from lamp.data.manifest import MANIFEST, cache_folder, other_caches, read_manifest
+from lamp.data.manifest import MANIFEST, cache_folder
 from lamp.data.shards import in_bytes
 from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
@@ -80,8 +80,7 @@ class Caching:
     storage: StorageFormat = "default"
     on_corrupt: OnCorrupt = field(default_factory=Refuse)
     refresh: bool = True
-    """Make what there is not, and make again what is out of date. False: complete an unfinished cache, or make one where there is
-    none of any backbone; refuse any other that is not as asked for, as a training does."""
+    """Make what there is not, and make again what is out of date. False: refuse what is out of date, as a training does."""
 
 
 def ensure_features(
@@ -123,8 +122,9 @@ def ensure_features(
         )
     if FeatureCache.is_complete(dataset, found.key, augmentation=augmentation, root=root):
         return
-    if not caching.refresh:
-        _refuse_stale(dataset, found, augmentation, root)
+    folder = cache_folder(dataset, found.key, root)
+    if not caching.refresh and (folder / MANIFEST).exists():
+        FeatureStore(dataset, folder, augmentation).check(complete=False)
     pinned = config if isinstance(config, SmallBackboneConfig) else config.pinned(found.description)
     teller = Teller(f"features of {dataset.root}")
     try:
@@ -165,22 +165,6 @@ def gpu_workers(*, without: int) -> Workers:
     if RANK in os.environ:
         return Workers(devices=gpus and (gpus[int(os.environ[RANK]) % len(gpus)],))
     return Workers(processes=len(gpus) or without, devices=gpus)
-
-
-def _refuse_stale(
-    dataset: LeRobotDataset, found: SmallBackbone | QwenIdentity, augmentation: Augmentation, root: Path | None
-) -> None:
-    """
-    Raises:
-        DataError: Stored features are corrupt.
-        MismatchError: What is stored is of another backbone, of other data, or of another augmentation.
-    """
-    folder = cache_folder(dataset, found.key, root)
-    if not (folder / MANIFEST).exists():
-        if other_caches(folder):
-            read_manifest(folder, found.key, dataset, found.description)
-        return
-    FeatureStore(dataset, folder, augmentation).check(complete=False)
 
 
 class Teller:

@@ -8,6 +8,7 @@ episode, frame), so the noise depends neither on the batches in which z_m was co
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from lamp.data.making import Plan, fill_telling
 from lamp.data.manifest import advice, differences
 from lamp.data.samples import PolicySamples
 from lamp.data.shards import State, check_space, one_error_when_full
-from lamp.errors import DataError, MismatchError
+from lamp.errors import DataError
 from lamp.files import read_json, to_line, write_json
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.train.configs import LoopConfig, PolicyTraining
@@ -197,7 +198,8 @@ def hidden_store(
     folder: Path, features: FeatureCache, settings: HiddenSettings, draws: int, augmentation: Augmentation
 ) -> FeatureStore:
     """The shards of z_m with these settings, in a folder for z_m with any."""
-    return FeatureStore(features.dataset, folder / settings.key, augmentation, {"draws": draws}, MOTION)
+    least = {"draws": draws}
+    return FeatureStore(features.dataset, folder / settings.key, augmentation, least, MOTION, features.contents)
 
 
 def samples_hidden(
@@ -221,16 +223,15 @@ def samples_hidden(
 
     Raises:
         DataError: What is stored is corrupt; or a value does not fit into 16-bit floats.
-        MismatchError: z_m is stored, but not what is asked for.
+        MismatchError: What is stored was made from other data.
     """
     features = samples.features
     augmentation = features.augmentation if samples.view_count else NO_AUGMENTATION
-    kept = features.folder / HIDDEN
-    store = hidden_store(kept, features, settings, draws, augmentation)
+    store = hidden_store(features.folder / HIDDEN, features, settings, draws, augmentation)
     if (store.folder / HIDDEN_MANIFEST).exists():
         store.check(episodes=samples.episodes)
     else:
-        _refuse_other(kept, settings, features)
+        _tell_of_others(features.folder / HIDDEN, settings, features)
         folder = run / hashlib.sha256(str(features.folder).encode()).hexdigest()[:8]
         store = hidden_store(folder, features, settings, draws, augmentation)
         device = settings.loop.device
@@ -240,15 +241,16 @@ def samples_hidden(
     return StoredHidden(store, episode=samples.episode, place=place, draws=draws)
 
 
-def _refuse_other(kept: Path, settings: HiddenSettings, features: FeatureCache) -> None:
-    """
-    Raises:
-        MismatchError: There is z_m, but with other settings.
-    """
+def _tell_of_others(kept: Path, settings: HiddenSettings, features: FeatureCache) -> None:
+    """Says that z_m is stored, but with other settings only: what is computed anew had perhaps been meant to be read."""
+    found: list[tuple[Path, list[str]]] = []
     for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):
         stored: Mapping[str, Any] = read_json(path, "description of hidden states")["settings"]
-        told = "; ".join(differences(stored, settings.said))
-        raise MismatchError(
-            f"{path.parent} holds z_m of another Motion Expert or with other settings: {told}. Make what is asked for with "
-            f"{advice(features.dataset, MOTION)}, or remove {kept}: the run then computes it for itself"
+        found.append((path.parent, differences(stored, settings.said)))
+    if found:
+        folder, told = min(found, key=lambda one: len(one[1]))
+        print(
+            f"z_m is computed for this run alone; {folder} holds another: {'; '.join(told)}. "
+            f"{advice(features.dataset, MOTION)} keeps this run's for those that follow.",
+            file=sys.stderr,
         )

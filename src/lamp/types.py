@@ -161,6 +161,9 @@ class Batch(OnDevice):
     """What a training step needs. Everything is normalised; Stage 1 reads `motion`, Stage 2 reads `state` and `actions`."""
 
     encoded: Encoded
+    kept: Bool[Tensor, "b n"] | None = None
+    """Which tokens what is trained sees in this step (`token_dropout`); None: all. A frozen Motion Expert sees them all, as it
+    does where a policy acts."""
     motion: Motion | None = None
     state: Float[Tensor, "b s"] | None = None
     actions: Float[Tensor, "b h a"] | None = None
@@ -172,3 +175,10 @@ class Batch(OnDevice):
     """False where the motion prior is withheld from a sample; None: nowhere."""
     guided: bool | None = None
     """Whether any sample of the optimiser step sees the prior, those computed elsewhere included; None: this batch is all."""
+
+    @property
+    def seen(self) -> Encoded:
+        """What is left of the backbone's tokens in this step."""
+        if self.kept is None:
+            return self.encoded
+        return replace(self.encoded, mask=self.encoded.mask & self.kept, whole=None)

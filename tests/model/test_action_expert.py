@@ -10,6 +10,7 @@ import torch
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig, Joint, Prefix, PrefixContext
 from lamp.model.layers import Block
+from lamp.model.recompute import recompute
 from lamp.types import Guided
 
 DRAWS = 3
@@ -55,6 +56,38 @@ def naive_prefix(expert: ActionExpert, actions, tau, state, guided) -> torch.Ten
                 x = x_next
             velocity[b, r] = expert.velocity_out(expert.norm(x))[0]
     return velocity
+
+
+def test_dropout_reaches_every_block_and_acts_in_training_only(expert, guided, inputs):
+    actions, tau, state = inputs
+    dropping = ActionExpert(replace(expert.config, dropout=0.4))
+    dropping.load_state_dict(expert.state_dict())
+    assert {block.dropout for block in dropping.blocks} == {block.mlp.dropout for block in dropping.blocks} == {0.4}
+    train, again = (dropping(actions, tau, state, dropping.context(guided)) for _ in range(2))
+    assert not torch.equal(train, again)
+    dropping.eval()
+    expected = expert(actions, tau, state, expert.context(guided))
+    assert torch.equal(dropping(actions, tau, state, dropping.context(guided)), expected)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_an_impossible_dropout_is_refused(config, dropout):
+    with pytest.raises(ConfigError, match=r"Action Expert: dropout .* given, a share in \[0, 1\) expected"):
+        replace(config.action, dropout=dropout)
+
+
+def test_dropout_is_the_same_where_activations_are_computed_again(expert, guided, inputs):
+    actions, tau, state = inputs
+    found = []
+    for again in (False, True):
+        dropping = ActionExpert(replace(expert.config, dropout=0.4))
+        dropping.load_state_dict(expert.state_dict())
+        if again:
+            recompute(dropping)
+        torch.manual_seed(4)
+        dropping(actions, tau, state, dropping.context(guided)).square().sum().backward()
+        found.append([parameter.grad for parameter in dropping.parameters()])
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_prefix_equals_a_naive_twin_without_cache(expert, guided, inputs):

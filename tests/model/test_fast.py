@@ -43,6 +43,7 @@ VARIANTS: dict[str, Callable[[Any], LaMPConfig]] = {
     ),
     "concat": lambda c: replace(c, guidance=ConcatFusion(motion_width=32, heads=2)),
     "first layer": lambda c: replace(c, motion=replace(c.motion, hidden_layer=0)),
+    "dropout": lambda c: replace(c, action=replace(c.action, dropout=0.5)),
     "t_1": lambda c: replace(c, action=replace(c.action, sees_t_1=True)),
     "without motion": lambda c: replace(c, motion=None),
 }

@@ -12,6 +12,7 @@ from lamp.flow_matching import gaussian
 from lamp.model.action_expert import Joint, Prefix
 from lamp.model.guidance import Tanh
 from lamp.model.lamp import Arrival, Departure, LaMP
+from lamp.train.drawing import with_fewer_tokens
 from lamp.types import Motion
 
 
@@ -90,12 +91,16 @@ def test_training_and_inference_guide_alike(model, batch, noises, attention):
     assert torch.equal(*seen)
 
 
-def test_cached_hidden_states_give_the_same_loss(model, batch):
+@pytest.mark.parametrize("hidden_share", [0.0, 0.5])
+def test_cached_hidden_states_give_the_same_loss(model, batch, hidden_share):
+    """Bit for bit, whether or not some tokens are hidden from the policy: acting hides none, and a cache knows of none."""
     model.eval()
     generator = seeded(7)
     hidden = model.motion_hidden(batch.encoded, gaussian((2, *model.motion_shape), generator, "cpu"))
-    cached = model.action_loss(replace(batch, motion_hidden=hidden), generator)
-    torch.testing.assert_close(cached.total, model.action_loss(batch, seeded(7)).total)
+    fewer = with_fewer_tokens(batch, hidden_share, seeded(3))
+    cached = model.action_loss(replace(fewer, motion_hidden=hidden), generator)
+    assert torch.equal(cached.total, model.action_loss(fewer, seeded(7)).total)
+    assert torch.equal(cached.total, model.action_loss(batch, seeded(7)).total) == (hidden_share == 0.0)
 
 
 def test_action_loss_equals_equation_5(model, batch):

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from lamp.errors import ConfigError
 from lamp.model.layers import (
     Block,
     CrossAttention,
+    Mlp,
     TimeEmbedding,
     attention,
     check_heads,
@@ -92,6 +94,28 @@ def test_a_prefix_is_the_same_as_more_tokens():
     alone = block(x, torch.ones(1, 1, 1, 10, dtype=torch.bool), prefix=block.project(before)[1])
     together = block(torch.cat([x, before], dim=1), torch.ones(1, 1, 1, 10, dtype=torch.bool))
     torch.testing.assert_close(alone, together[:, :4])
+
+
+@pytest.mark.parametrize("silent", ["out", "mlp.down"])
+def test_dropout_of_a_block_acts_in_training_only_and_in_both_halves(silent):
+    block, plain = Block(12, 3, dropout=0.5), Block(12, 3)
+    nn.init.zeros_(block.get_submodule(silent).weight)  # what the other half does is seen alone
+    nn.init.zeros_(block.get_submodule(silent).bias)
+    plain.load_state_dict(block.state_dict())
+    x = some(2, 4, 12)
+    assert not torch.equal(block(x, None), block(x, None))
+    assert torch.equal(block.eval()(x, None), plain(x, None))
+    assert torch.equal(plain.train()(x, None), plain.eval()(x, None))
+
+
+def test_dropout_leaves_the_mean_as_it_is():
+    x = some(1, 4, 12)
+    mlp, plain = Mlp(12, dropout=0.3), Mlp(12)
+    plain.load_state_dict(mlp.state_dict())
+    torch.manual_seed(0)
+    drawn = mlp(x.expand(20_000, -1, -1))
+    assert (drawn.mean(0) - plain(x)[0]).abs().max() < 0.02
+    assert abs((drawn == 0).float().mean() - 0.3) < 0.01  # after the MLP; within it nothing is exactly zero then
 
 
 def test_sinusoid_by_hand():

@@ -111,7 +111,7 @@ class TestImport:
         assert motion is not None and action is not None and found.flow is not None and found.policy is not None
         assert found.kind == "policy" and found.step == 30000
         assert motion.conditioning == RepeatAndPad(tokens=24) and motion.whole_time and motion.time_channels == 512
-        assert isinstance(action.attention, Joint) and action.time_frequencies == (0.01, 1.0)
+        assert isinstance(action.attention, Joint) and action.time_frequencies == (0.01, 1.0) and action.dropout == 0.1
         assert isinstance(found.model.hidden_at, Arrival) and found.model.solver_steps == 10
         assert found.flow.bounds == RELEASED_BOUNDS
         assert (found.policy.chunk, found.policy.execute, found.policy.state_width) == (10, 10, 8)
@@ -308,9 +308,11 @@ class TestExport:
             import_released(str(out), tmp_path / "again")
 
     def test_a_policy_of_ours_with_the_release_s_scaling(self, checkpoint: Path, tmp_path: Path) -> None:
-        # As `lamp train` would leave it: nothing of the imported folder is known any more.
+        # As `lamp train` would leave it: nothing of the imported folder is known any more; what training drops is no obstacle.
         model, found = load_checkpoint(checkpoint)
-        description = replace(found, training=policy_training_like(found))
+        assert found.model.action is not None
+        trained = replace(found.model, action=replace(found.model.action, dropout=0.0))
+        description = replace(found, model=trained, training=policy_training_like(found))
         save_checkpoint(tmp_path / "ours", description, model.state_dict())
         out = export_released(tmp_path / "ours", tmp_path / "release").folder
         again = read_description(import_released(str(out), tmp_path / "again").checkpoint)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import flow_times
-from lamp.model.layers import Block, KeyValue, check_heads, sinusoid
+from lamp.model.layers import Block, KeyValue, check_dropout, check_heads, sinusoid
 from lamp.types import AddedMotion, Guided, JoinedMotion
 
 
@@ -36,7 +36,7 @@ class Prefix:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionExpertConfig:
-    """Sizes of the Action Expert; the defaults are the release's for LIBERO."""
+    """Sizes of the Action Expert; the defaults are the release's for LIBERO, but for `time_frequencies` and `dropout`."""
 
     token_width: int
     """Width of the guided tokens."""
@@ -58,9 +58,13 @@ class ActionExpertConfig:
     sees_t_1: bool = False
     """Whether t_1, the solver's first time after 0, is embedded beside tau (Algorithms 1 and 2). Deviation: it does not by
     default, since it is a constant."""
+    dropout: float = 0.0
+    """In training, the share that is dropped of the attention's weights, of its output, and in and after the MLP (the release:
+    0.1); acting drops nothing."""
 
     def __post_init__(self) -> None:
         check_heads("Action Expert", self.width, self.heads)
+        check_dropout("Action Expert", self.dropout)
         if self.positions <= self.chunk:
             raise ConfigError(
                 f"Action Expert: {self.positions} positions given, more than the chunk of {self.chunk} expected."
@@ -128,7 +132,7 @@ class ActionExpert(nn.Module):
         self.action_in = nn.Linear(config.action_dim + times + config.state_dim, config.width)
         self.context_in = nn.Linear(config.token_width, config.width)
         self.positions = nn.Parameter(torch.randn(config.positions, config.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.velocity_out = nn.Linear(config.width, config.action_dim)
         self.join = JoinMotion(config.width, joined_width) if joined_width else None

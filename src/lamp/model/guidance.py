@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamp.model.layers import CrossAttention, check_heads
+from lamp.model.layers import CrossAttention, check_dropout, check_heads
 from lamp.types import Encoded, Guided
 
 
@@ -48,6 +48,7 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         check_heads("guidance", self.token_width, self.heads)
+        check_dropout("guidance", self.dropout)
 
 
 class MotionGuidance(nn.Module):

@@ -159,7 +159,7 @@ class LaMP(nn.Module):
             draws: Noise draws per sample.
         """
         expert, motion = _present(self.motion_expert, "Motion Expert"), _present(batch.motion, "batch.motion")
-        encoded, mask = _repeated(batch.encoded, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
+        encoded, mask = _repeated(batch.seen, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
         data = expert.within(motion.values.repeat_interleave(draws, dim=0))
         noise = expert.within(gaussian(data.shape, source, data.device))
         tau = self.config.motion_tau.sample(len(data), source, data.device)
@@ -231,8 +231,9 @@ class LaMP(nn.Module):
         unguided = self._unguided(batch)
         if hidden is None and self.motion_expert is not None and not unguided:
             noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), source, actions.device)
+            # Of all tokens, `kept` or not: where a policy acts nothing is hidden, and z_m is the same (Section III-G).
             hidden = self.motion_hidden(batch.encoded, noise)
-        context = expert.context(self.guide(batch.encoded, hidden, batch.prior_seen, unguided=unguided))
+        context = expert.context(self.guide(batch.seen, hidden, batch.prior_seen, unguided=unguided))
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)
         noise = gaussian(data.shape, source, data.device)

@@ -67,16 +67,31 @@ def check_heads(name: str, width: int, heads: int) -> None:
         raise ConfigError(f"{name}: {heads} heads do not divide width {width}; these do: {fitting}.")
 
 
-class Mlp(nn.Module):
-    """Linear to four times the width, GELU (tanh form), linear back."""
+def check_dropout(name: str, dropout: float) -> None:
+    """Raises:
+    ConfigError: Where it is no share that leaves anything.
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"{name}: dropout {dropout} given, a share in [0, 1) expected, such as 0.1.")
 
-    def __init__(self, width: int) -> None:
+
+class Mlp(nn.Module):
+    """Linear to four times the width, GELU (tanh form), linear back; in training, `dropout` after each."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        return self.down(functional.gelu(self.up(x), approximate="tanh"))
+        inner = functional.gelu(self.up(x), approximate="tanh")
+        return dropped(self.down(dropped(inner, self.dropout, self.training)), self.dropout, self.training)
+
+
+def dropped(x: Float[Tensor, "*b d"], dropout: float, training: bool) -> Float[Tensor, "*b d"]:
+    """`x` with a share of its values at zero and the others larger by as much; in training only."""
+    return functional.dropout(x, dropout) if training and dropout else x
 
 
 class KeyValue(NamedTuple):
@@ -91,16 +106,19 @@ class KeyValue(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block whose attention may reach beyond its own tokens to a prefix computed earlier."""
+    """A pre-norm transformer block whose attention may reach beyond its own tokens to a prefix computed earlier.
 
-    def __init__(self, width: int, heads: int) -> None:
+    In training, `dropout` of the attention's weights, of what it finds, and within and after the MLP.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.norm_attention = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, dropout)
 
     def project(self, x: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b heads n e"], KeyValue]:
         """Returns the queries, and the keys and values, of `x`."""
@@ -115,7 +133,8 @@ class Block(nn.Module):
         mask: Bool[Tensor, "#b 1 #q n"] | None,
     ) -> Float[Tensor, "b q d"]:
         """Adds to `x` what its queries find in `seen`, then the MLP."""
-        x = x + self.out(merge_heads(attention(query, seen.keys, seen.values, mask)))
+        found = attention(query, seen.keys, seen.values, mask, self.dropout if self.training else 0.0)
+        x = x + dropped(self.out(merge_heads(found)), self.dropout, self.training)
         return x + self.mlp(self.norm_mlp(x))
 
     def forward(

@@ -137,8 +137,8 @@ def motion_expert() -> MotionExpertConfig:
 
 
 def action_expert(*, chunk: int, state_dim: int) -> ActionExpertConfig:
-    """As the authors' code has it, 24 layers x 1024; `chunk` is H + 1 of Table IV."""
-    return ActionExpertConfig(token_width=TOKEN_WIDTH, chunk=chunk, state_dim=state_dim)
+    """As the authors' code has it, 24 layers x 1024 with dropout; `chunk` is H + 1 of Table IV."""
+    return ActionExpertConfig(token_width=TOKEN_WIDTH, chunk=chunk, state_dim=state_dim, dropout=0.1)
 
 
 def loop(*, steps: int, optimiser: AdamW) -> LoopConfig:

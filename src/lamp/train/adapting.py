@@ -63,8 +63,7 @@ class AdaptedStage(PolicyStage):
             assert self.model.config.action is not None
             mask = seen.encoded.mask
             drawn = uniform((len(mask), self.model.config.action.positions), source)
-            kept = drawn[:, : mask.shape[1]].to(mask.device) >= self.config.token_dropout
-            seen = replace(seen, encoded=replace(seen.encoded, mask=mask & kept, whole=None))
+            seen = replace(seen, kept=drawn[:, : mask.shape[1]].to(mask.device) >= self.config.token_dropout)
         return super().loss(seen, source)
 
     def encoded(self, batch: AnyBatch) -> Batch:

@@ -67,6 +67,4 @@ def with_fewer_tokens(batch: Batch, share: float, source: Source) -> Batch:
     """Hides a share of the backbone's tokens, drawn anew at every step."""
     if not share:
         return batch
-    mask = batch.encoded.mask
-    kept = uniform(tuple(mask.shape), source) >= share
-    return replace(batch, encoded=replace(batch.encoded, mask=mask & kept, whole=None))
+    return replace(batch, kept=uniform(tuple(batch.encoded.mask.shape), source) >= share)

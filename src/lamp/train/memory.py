@@ -265,15 +265,17 @@ def _batch(training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchS
         mask=empty(shape.tokens, dtype=torch.bool),
         whole=shape.whole,
     )
+    kept = empty(shape.tokens, dtype=torch.bool) if training.token_dropout else None
     if isinstance(training, MotionTraining):
         assert model.motion_shape is not None
         motion = Motion(values=empty(*model.motion_shape), mask=empty(*model.motion_shape, dtype=torch.bool))
-        return Batch(encoded=encoded, motion=motion)
+        return Batch(encoded=encoded, kept=kept, motion=motion)
     assert config.action is not None
     assert model.action_shape is not None
     hidden = config.motion is not None and shape.hidden
     return Batch(
         encoded=encoded,
+        kept=kept,
         state=empty(config.action.state_dim),
         actions=empty(*model.action_shape),
         action_mask=empty(config.action.chunk, dtype=torch.bool),
@@ -304,6 +306,7 @@ def _tensors(batch: Batch) -> list[Tensor]:
     found = [
         batch.encoded.tokens,
         batch.encoded.mask,
+        batch.kept,
         batch.state,
         batch.actions,
         batch.action_mask,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,15 +84,15 @@ def training_batch(
     state = state_of(batch, width, size).to(device)
     if settings.state_noise:
         state = state + settings.state_noise * _drawn(torch.randn, state.shape, generator).to(device)
+    kept = seen = None
     if settings.token_dropout:
         kept = _drawn(torch.rand, encoded.mask.shape, generator).to(device) >= settings.token_dropout
-        encoded = replace(encoded, mask=encoded.mask & kept, whole=False)
-    seen = None
     if settings.prior_dropout:
         seen = _drawn(torch.rand, (size,), generator).to(device) >= settings.prior_dropout
     padded = batch.get(PADDED)
     return Batch(
         encoded=encoded,
+        kept=kept,
         state=state,
         actions=batch[ACTION].float().to(device),
         action_mask=None if padded is None else ~padded.to(device),

@@ -99,8 +99,11 @@ class LampPolicy(PreTrainedPolicy):
             generator = generator_at(torch.initial_seed(), "lerobot", _rank(), int(self.losses_taken))
         else:
             generator = self._generator()
-        width = self._state_width
-        ready = training_batch(batch, self._encode(batch), self.settings, width, generator)
+        # Measured on held-out samples, the policy sees what it sees where it acts.
+        settings = self.settings
+        if not self.training:
+            settings = replace(settings, state_noise=0.0, token_dropout=0.0, prior_dropout=0.0)
+        ready = training_batch(batch, self._encode(batch), settings, self._state_width, generator)
         loss = self.model.action_loss(ready, generator, self.settings.noise_draws)
         told = {f"loss_{index}": float(value) for index, value in enumerate(loss.per_dim)}
         return loss.total, told | ({} if self.model.gate is None else {"gate": self.model.gate})

@@ -16,6 +16,8 @@ MOTION_TIME_CHANNELS = 512
 """Sines and cosines of the motion time, whatever the width."""
 ACTION_FREQUENCIES = (0.01, 1.0)
 """Of the noise level in the Action Expert: a longest period of 100 (times 2 pi)."""
+ACTION_DROPOUT = 0.1
+"""Of the Action Expert's blocks in training; no setting of the published code."""
 PATCH = 2
 LARGEST = 1_000_000
 
@@ -118,6 +120,7 @@ class ReleasedSizes:
             time_channels=self.dim_time // 2 * 2,
             time_frequencies=ACTION_FREQUENCIES,
             positions=self.maxlen,
+            dropout=ACTION_DROPOUT,
         )
         return LaMPConfig(token_width=self.vl, motion=motion, guidance=guidance, action=action)
 
@@ -178,9 +181,10 @@ def _check_expressible(config: LaMPConfig, released: LaMPConfig) -> None:
             continue
         for field in fields(theirs):
             have, can = getattr(ours, field.name), getattr(theirs, field.name)
-            # The last block may be named by its number, and how the gate's projection starts is no part of the arithmetic.
+            # The last block may be named by its number; how the gate's projection starts, and what training drops, is no part
+            # of the arithmetic.
             same = field.name == "hidden_layer" and have % ours.layers == ours.layers - 1
-            same = same or (field.name == "gate" and not isinstance(have, Tanh))
+            same = same or field.name == "dropout" or (field.name == "gate" and not isinstance(have, Tanh))
             if have != can and not same:
                 reasons.append(f"model.{name}.{field.name} is {have}, the release has {can}")
     if reasons:

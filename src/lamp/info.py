@@ -12,6 +12,7 @@ from lamp.files import read_json, read_lines_json
 from lamp.hub import HubId
 
 if TYPE_CHECKING:
+    from lamp.data.cache_report import CacheEntry
     from lamp.train.description import Description
 
 
@@ -29,10 +30,31 @@ class Kind:
 
 
 def _dataset(path: Path) -> dict[str, Any]:
+    from lamp.data.cache_report import list_caches
     from lamp.data.lerobot import LeRobotDataset
+    from lamp.data.manifest import FEATURES
 
     found = LeRobotDataset(path).describe()
+    caches = [cache_line(entry) for entry in list_caches(path / FEATURES)]
+    found |= {"caches": caches} if caches else {}
     return found | {"inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)}}
+
+
+def cache_line(entry: CacheEntry) -> dict[str, Any]:
+    """One cache for people: its name, size, and what it is of."""
+    said, line = entry.description, {"name": entry.name, "kind": entry.kind, "episodes": entry.episodes}
+    line["megabytes"] = round(entry.size / 1e6, 1)
+    if entry.kind == "features":
+        cameras = ", ".join(f"{name} at {size} px" for name, size in said.get("cameras", []))
+        layer = f", {said['layer']}" if "layer" in said else ""
+        line["of"] = f"{said.get('model') or said.get('kind')}{layer}, {cameras}"
+        line["recipes"] = ", ".join(recipes_served(said)) or "none by name"
+    elif entry.kind == "augmented views":
+        line["of"] = f"{said.get('views')} views, seed {said.get('seed')}"
+    else:
+        settings = said.get("settings", {})
+        line["of"] = f"Motion Expert {str(settings.get('motion weights'))[:12]}, seed {settings.get('seed')}"
+    return line
 
 
 def _scene_flow(path: Path) -> dict[str, Any]:
@@ -44,7 +66,23 @@ def _scene_flow(path: Path) -> dict[str, Any]:
 def _features(path: Path) -> dict[str, Any]:
     from lamp.data.cache_report import describe_cache
 
-    return describe_cache(path)
+    found = describe_cache(path)
+    return found | {"recipes": recipes_served(found.get("backbone") or {})}
+
+
+def recipes_served(backbone: Mapping[str, Any]) -> list[str]:
+    """The recipes that can use a cache of a backbone's features, by what the cache says of the backbone's settings."""
+    from lamp.recipes import RECIPES, Recipe, TrainingRecipe, recipe
+    from lamp.train.backbones import settings_said
+
+    found = []
+    for name in RECIPES:
+        made = recipe(name)
+        if isinstance(made, Recipe | TrainingRecipe):
+            asked = settings_said(made.backbone)
+            if all(backbone.get(key) == value for key, value in asked.items()):
+                found.append(name)
+    return found
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -134,6 +134,72 @@ def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheListFlags:
+    """Lists a dataset's caches: names, sizes, what each is of, and which recipes can use it."""
+
+    data: tyro.conf.Positional[Path]
+    """The dataset."""
+    out: Path | None = None
+    """The folder that caches of all datasets are in, `--out` of `lamp cache features`; by default they are in the dataset."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _caches(data: Path, out: Path | None) -> Path:
+    """The folder of a dataset's caches.
+
+    Raises:
+        DataError: There is no such dataset.
+    """
+    from lamp.data.manifest import FEATURES
+    from lamp.errors import DataError
+
+    if not data.is_dir():
+        raise DataError(f"no dataset at {data}: there is no such folder; expected one whose features were cached")
+    return data / FEATURES if out is None else out / data.resolve().name
+
+
+def _cache_list(arguments: Sequence[str]) -> None:
+    flags = parse(CacheListFlags, arguments, "cache list")
+    from lamp.data.cache_report import list_caches
+    from lamp.info import cache_line, to_text
+
+    folder = _caches(flags.data, flags.out)
+    found = list_caches(folder)
+    lines = [cache_line(entry) for entry in found]
+    if flags.json:
+        print(json.dumps({"folder": str(folder), "caches": lines}, indent=2, ensure_ascii=False))
+    elif not found:
+        print(f"no caches in {folder} (lamp cache features {flags.data} makes one)")
+    else:
+        print(to_text({line.pop("name"): line for line in lines}))
+        print(f"{sum(entry.size for entry in found) / 1e6:.1f} MB in {folder}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRemoveFlags:
+    """Removes caches of a dataset: whole ones with their augmented views and z_m, or such a part alone."""
+
+    data: tyro.conf.Positional[Path]
+    """The dataset."""
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """As `lamp cache list` gives them; the beginning of one is enough where no other begins so."""
+    out: Path | None = None
+    """As for `lamp cache list`."""
+
+
+def _cache_remove(arguments: Sequence[str]) -> None:
+    flags = parse(CacheRemoveFlags, arguments, "cache remove")
+    from lamp.data.cache_report import remove_caches
+    from lamp.errors import ConfigError
+
+    if not flags.names:
+        raise ConfigError(f"no cache is named; expected names that `lamp cache list {flags.data}` gives")
+    for entry in remove_caches(_caches(flags.data, flags.out), flags.names):
+        print(f"removed {entry.name} ({entry.kind}, {entry.episodes} episodes, {entry.size / 1e6:.1f} MB)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCheckFlags:
     """Reads a whole LeRobot dataset, v2.0, v2.1 or v3.0, and reports every fault it finds: exit code 1 if there is one."""
 
@@ -187,6 +253,8 @@ COMMANDS: dict[str, Command] = {
     "collect": Command(summary="record demonstrations of LIBERO tasks with a scripted expert", run=_collect),
     "flow build": Command(summary="compute the 3-D scene flow of a dataset", run=_flow_build),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
+    "cache list": Command(summary="list a dataset's caches, their sizes and what they serve", run=_cache_list),
+    "cache remove": Command(summary="remove caches of a dataset", run=_cache_remove),
     "data check": Command(summary="find every fault of a LeRobot dataset", run=_data_check),
     "import-recording": Command(summary="make a dataset of what a robot recorded", run=_import_recording),
 }

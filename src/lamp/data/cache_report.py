@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lamp.data.feature_store import VIEWS, VIEWS_MANIFEST, FeatureStore
+from lamp.data.filling import CLAIMS, in_use
 from lamp.data.hidden_states import HIDDEN, HIDDEN_MANIFEST
 from lamp.data.manifest import MANIFEST
 from lamp.data.shards import Shards, State, read_header
-from lamp.errors import DataError
-from lamp.files import read_json
+from lamp.errors import ConfigError, DataError
+from lamp.files import TEMPORARY, read_json
 
 NAMED = 20
 """At most this many faults are named; all are counted."""
@@ -64,6 +68,106 @@ def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> Rep
 
 def _fault(shards: Shards, episode: int, state: State) -> str:
     return f"{shards.path(episode)} {state.value} ({shards.told(episode, state)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """One of the caches of a dataset, or a part of one that can be removed by itself."""
+
+    name: str
+    """The folder, relative to that of all caches."""
+    kind: Literal["features", "augmented views", "z_m"]
+    episodes: int
+    size: int
+    """Without the parts that have an entry of their own. [bytes]"""
+    description: dict[str, Any]
+    """Of the backbone, the augmentation, or what z_m depends on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def list_caches(caches: Path) -> list[CacheEntry]:
+    """What is in the folder of a dataset's caches, each followed by its views and z_m.
+
+    Raises:
+        DataError: A description is damaged.
+    """
+    found = []
+    for path in sorted(caches.glob(f"*/{MANIFEST}")):
+        manifest, folder = read_json(path, "feature cache's description"), path.parent
+        parts = [
+            *(_entry(caches, mark, "augmented views") for mark in sorted(folder.glob(f"{VIEWS}/*/{VIEWS_MANIFEST}"))),
+            *(_entry(caches, mark, "z_m") for mark in sorted(folder.glob(f"{HIDDEN}/*/{HIDDEN_MANIFEST}"))),
+        ]
+        whole = _entry(caches, path, "features")
+        size = whole.size - sum(part.size for part in parts)
+        found += [replace(whole, size=size, description=manifest.get("backbone") or {}), *parts]
+    return found
+
+
+def _entry(caches: Path, mark: Path, kind: Literal["features", "augmented views", "z_m"]) -> CacheEntry:
+    folder = mark.parent
+    return CacheEntry(
+        name=folder.relative_to(caches).as_posix(),
+        kind=kind,
+        episodes=len(list(folder.glob("episode-*.safetensors"))),
+        size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        description=read_json(mark, f"description of {kind}"),
+    )
+
+
+def remove_caches(caches: Path, names: Sequence[str]) -> list[CacheEntry]:
+    """Removes some caches with all their parts, or single parts; nothing, where one of the names is wrong.
+
+    Args:
+        caches: The folder of a dataset's caches.
+        names: As `list_caches` gives them; of each, the beginning is enough where it is the only one that begins so.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        ConfigError: There is no such cache, or there are several.
+        DataError: Another process is at work on one.
+    """
+    present = list_caches(caches)
+    chosen = [_named(name, present, caches) for name in names]
+    for entry in chosen:
+        claims = (caches / entry.name).rglob(CLAIMS)
+        if any(in_use(path) for path in claims):
+            raise DataError(f"{caches / entry.name} is being filled by another process; wait for it, or stop it first")
+    removed = [entry for entry in present if any(_is_in(entry.name, one.name) for one in chosen)]
+    for entry in chosen:
+        folder = caches / entry.name
+        if folder.is_dir():
+            # Out of sight at once: what is removed halfway is no cache any more.
+            gone = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=caches))
+            folder.rename(gone / folder.name)
+            shutil.rmtree(gone)
+    return removed
+
+
+def _is_in(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder}/")
+
+
+def _named(name: str, present: Sequence[CacheEntry], caches: Path) -> CacheEntry:
+    wanted = name.rstrip("/").removesuffix("...")
+    exact = [entry for entry in present if entry.name == wanted]
+    near = [entry for entry in present if wanted and entry.name.startswith(wanted)]
+    # A cache's own name begins the names of its parts.
+    whole = [
+        entry for entry in near if not any(other is not entry and _is_in(entry.name, other.name) for other in near)
+    ]
+    found = exact or whole
+    if len(found) == 1:
+        return found[0]
+    have = ", ".join(entry.name for entry in (found or present)) or "none"
+    raise ConfigError(
+        f"{len(found) or 'no'} caches in {caches} are called {name!r}; expected one of: {have} (lamp cache list)"
+    )
 
 
 def describe_cache(folder: Path) -> dict[str, Any]:

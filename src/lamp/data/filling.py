@@ -102,6 +102,18 @@ class Claims:
         os.close(self._file)
 
 
+def in_use(claims: Path) -> bool:
+    """Whether another process has claimed an episode, by the file of a store's claims."""
+    file = os.open(claims, os.O_RDWR)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
 def _attempt(work: Work, claims: Claims, episode: int) -> bool:
     """Makes an episode's shard if it needs making; False where another process is at it."""
     if not claims.take(episode):

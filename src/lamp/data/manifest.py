@@ -25,6 +25,8 @@ from lamp.data.shards import one_error_when_full
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_path, read_json, write_json
 
+FEATURES = "features"
+"""The folder in a dataset that caches are in, unless another was chosen."""
 MANIFEST = "manifest.json"
 SHARED = "shared.safetensors"
 FORMAT = "lamp-features"
@@ -39,7 +41,7 @@ def caches_of(dataset: LeRobotDataset, root: Path | None = None) -> Path:
         dataset: The dataset.
         root: A folder for the caches of any datasets, each by its folder's name; None: in the dataset itself.
     """
-    return dataset.root / "features" if root is None else root / dataset.root.resolve().name
+    return dataset.root / FEATURES if root is None else root / dataset.root.resolve().name
 
 
 def cache_folder(dataset: LeRobotDataset, key: str, root: Path | None = None) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def loaded(found: SmallBackbone | QwenIdentity) -> FrozenBackbone:
 def backbone_key(config: BackboneConfig) -> str:
     """The key of the backbone that the settings describe, without loading gigabytes for it."""
     return find_backbone(config).key
+
+
+def settings_said(config: BackboneConfig) -> dict[str, Any]:
+    """What a backbone says of its settings, as JSON values, without its weights or a hub being asked."""
+    if isinstance(config, SmallBackboneConfig):
+        return json.loads(json.dumps(asdict(config)))
+    said = config.describe(None, None)
+    return {name: value for name, value in said.items() if name not in ("commit", "content")}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from safetensors import SafetensorError
 
 import lamp
 from lamp import cli, commands
@@ -117,6 +121,75 @@ def test_errors_of_users_are_one_line_and_code_2(
     assert told.startswith("lamp: no data") and told.count("\n") == 1
 
 
+SYSTEM = {
+    "a read-only disk": (
+        OSError(errno.EROFS, "Read-only file system", "/d/x"),
+        "Read-only file system: /d/x; write elsewhere (--over THERE)",
+    ),
+    "a full disk, as safetensors says it": (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "No space left on device; free some, or write elsewhere (--over THERE); what is finished stays, and the same command",
+    ),
+    "a full disk, as pyarrow says it": (
+        OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
+        "No space left on device; free some",
+    ),
+    "a full disk, in words alone": (
+        RuntimeError("cannot write: No space left on device"),
+        "No space left on device; free",
+    ),
+    "a quota": (
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/d/x"),
+        f"{os.strerror(errno.EDQUOT)}: /d/x; free some",
+    ),
+    "files": (
+        OSError(errno.EMFILE, "Too many open files", "/d/x"),
+        "Too many open files: /d/x; allow more (ulimit -n 65536)",
+    ),
+    "a file for a folder": (
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"),
+        f"Not a directory: {Path.cwd()}/x/y; remove",
+    ),
+    "a network": (
+        OSError(errno.ESTALE, "Stale file handle", b"/d/x"),
+        "Stale file handle: /d/x; are its disk and its network there?",
+    ),
+    "memory": (MemoryError(), "Cannot allocate memory; use fewer workers"),
+    "nothing there": (
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/d/x"),
+        "No such file or directory: /d/x",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_errors_of_the_system_are_one_line_with_the_path_and_what_helps(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, line = SYSTEM[name]
+
+    def run(flags: Sequence[str]) -> None:
+        try:
+            raise error
+        except Exception as found:
+            raise (RuntimeError("in a worker") if name == "a network" else error) from found
+
+    monkeypatch.setitem(COMMANDS, "example", Command(summary="an example", run=run, elsewhere="--over THERE"))
+    assert cli.main(["example"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"lamp: {line}") and told.count("\n") == 1
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(flags: Sequence[str]) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    add(monkeypatch, run)
+    with pytest.raises(BrokenPipeError), Path(os.devnull).open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        cli.main(["example"])
+
+
 def test_errors_of_ours_keep_their_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(flags: Sequence[str]) -> None:
         raise KeyError("bug")
@@ -135,6 +208,35 @@ def test_an_interrupt_says_that_work_continues(
     add(monkeypatch, run)
     assert cli.main(["example"]) == 130
     assert "continues where it stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_end_that_the_system_asks_for_is_as_orderly(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tidied = []
+
+    def run(flags: Sequence[str]) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            tidied.append(True)
+            raise
+
+    add(monkeypatch, run)
+    before = signal.getsignal(number)
+    assert cli.main(["example"]) == code and tidied
+    assert f"lamp: stopped by {number.name}; the same command continues" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_a_hangup_stays_ignored_under_nohup(monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, lambda flags: signal.raise_signal(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert cli.main(["example"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_two_words_win_over_one(monkeypatch: pytest.MonkeyPatch) -> None:

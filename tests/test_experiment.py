@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lamp.experiment import _in_another_process, run
-from lamp.files import read_lines_json
+from lamp.errors import DataError
+from lamp.experiment import Clock, _in_another_process, run
+from lamp.files import locked, read_lines_json
 from lamp.recipes import Recipe, experiment
 from lamp.recipes.kinds import without_motion
 
@@ -75,3 +77,24 @@ def test_a_failure_does_not_wait_for_the_work_beside_it() -> None:
 def test_the_work_beside_gives_its_result() -> None:
     with _in_another_process(sorted, (3, 1, 2)) as work:
         assert work.result() == [1, 2, 3]
+
+
+def test_the_clock_loses_nothing_of_a_stage_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamp.experiment.NOTE_EVERY_S", 0.02)
+    path = tmp_path / "seconds.json"
+    path.write_text('{"collect": 5.0, "flow": 100.0}')
+    with Clock(path).stage("flow"):
+        deadline = time.monotonic() + 30
+        while (noted := json.loads(path.read_text()))["flow"] < 100.2:  # what a killed process would leave
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    after = json.loads(path.read_text())
+    assert noted.keys() == after.keys() == {"collect", "flow"} and after["flow"] >= noted["flow"]
+
+
+@pytest.mark.parametrize("folder", ["", "policy_without", "evaluation"])
+def test_a_run_that_cannot_be_finished_is_refused_before_anything_is_done(folder: str, tmp_path: Path) -> None:
+    busy = rf"at work in {tmp_path / folder}.* \(process {os.getpid()}, since"
+    with locked(tmp_path / folder / ".lock", ""), pytest.raises(DataError, match=busy):
+        run(tiny(), tmp_path)
+    assert not (tmp_path / "seconds.json").exists()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
-from lamp.errors import DataError
+from lamp.errors import DataError, unreadable
 from lamp.files import (
     NAME_LENGTH,
     append_line,
@@ -19,6 +24,7 @@ from lamp.files import (
     atomic_write_bytes,
     atomic_write_text,
     is_file_name,
+    locked,
     path_inside,
     read_json,
     read_lines_json,
@@ -202,3 +208,81 @@ def test_links_lead_to_a_hubs_blobs_and_to_another_disk_and_nowhere_else(tmp_pat
     for path in ("images/0.png", "images/deep/secret.png", "0.png", "videos/chunk-000/0.png"):
         with pytest.raises(DataError, match="through a link"):
             path_inside(root, path)
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "made" / ".lock"
+    code = "import sys, time; from lamp.files import locked\nwith locked(sys.argv[1], ''): print(flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        with (
+            pytest.raises(DataError, match=rf"^busy \(process {other.pid}, since 2.*: -c .*/made/\.lock\)$"),
+            locked(path, "busy"),
+        ):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with locked(path, "busy"):
+        assert json.loads(path.read_text())["process"] == os.getpid()
+        with pytest.raises(DataError, match=rf"busy \(process {os.getpid()}"), locked(path, "busy"):
+            pass
+        path.write_text("nothing known")
+        with pytest.raises(DataError, match=r"^busy$"), locked(path, "busy"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device", "somewhere/.tmp-abc/model"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_what_cannot_be_written_is_named_and_what_was_there_stays(error: Exception, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_text("before")
+    with pytest.raises(OSError) as caught, atomic_path(path) as staged:
+        staged.write_text("half")
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_that_are_not_the_system_s_pass_as_they_are(tmp_path: Path) -> None:
+    for error in (ValueError("no space for more"), DataError("[Errno 28]"), ConnectionResetError(104, "reset")):
+        with pytest.raises(type(error)) as caught, atomic_path(tmp_path / "model"):
+            raise error
+        assert caught.value is error
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, write = tmp_path / "log.jsonl", os.write
+    append_line(log, '{"episode": 1}')
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[: len(data) // 2])  # as a disk does that is almost full
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+        patch.setattr(os, "write", full)
+        append_line(log, '{"episode": 2, "more": "words"}')
+    assert caught.value.filename == str(log)
+    assert log.read_text() == '{"episode": 1}\n'
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    append_line(log, '{"episode": 3}')
+    assert read_lines_json(log) == [{"episode": 1}, {"episode": 3}]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_file_that_the_system_refuses_is_not_called_corrupt(number: int, tmp_path: Path) -> None:
+    damaged = DataError("it is corrupt")
+    found = unreadable(tmp_path, OSError(number, os.strerror(number)), damaged)
+    assert isinstance(found, OSError) and (found.errno, found.filename) == (number, str(tmp_path))
+    assert unreadable(tmp_path, OSError(f"refused (os error {number})"), damaged).errno == number  # pyright: ignore[reportAttributeAccessIssue]
+    assert unreadable(tmp_path, SafetensorError("header too short"), damaged) is damaged
+    assert unreadable(tmp_path, FileNotFoundError(errno.ENOENT, "no"), damaged) is damaged

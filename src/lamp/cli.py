@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TextIO
 
 import lamp
 from lamp.commands import COMMANDS, Command
-from lamp.errors import ConfigError, FailedElsewhereError, LampError, unknown
+from lamp.errors import ConfigError, FailedElsewhereError, LampError, TerminatedError, system_error, told, unknown
 from lamp_client.errors import LampClientError
 
 EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNALLED = 128
+"""And the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 def find(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
@@ -57,27 +63,64 @@ def _quiet_end() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
+        if not _has_no_reader(sys.stdout):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has gone away: another's pipe may break too, such as a worker's."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError):
+        return True
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Makes an end that the system asks for (docker stop, a batch system, a closed terminal) as orderly as Ctrl-C."""
+    numbers = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError(number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Runs one command and returns the exit code: 0 done, 2 a user's mistake, 128 and a signal's number if one ended it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _quiet_end():
+        with _orderly_end(), _quiet_end():
             return _dispatch(words)
     except FailedElsewhereError:
         return EXIT_MISTAKE
     except (LampError, LampClientError) as error:
         print(f"lamp: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_MISTAKE
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        print(f"lamp: {error.strerror}: {error.filename}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        how, number = (f"stopped by {stop}", stop.number) if isinstance(stop, TerminatedError) else ("interrupted", 2)
         if os.environ.get("RANK", "0") == "0":  # of the processes of a launcher, the main one
-            print("lamp: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"lamp: {how}; the same command continues where it stopped", file=sys.stderr)
+        return EXIT_SIGNALLED + number
+    except Exception as error:
+        found = system_error(error)
+        if found is None:
+            raise
+        with contextlib.suppress(ConfigError):
+            print(f"lamp: {told(found, find(words)[0].elsewhere)}", file=sys.stderr)
+        return EXIT_MISTAKE
 
 
 def _dispatch(words: list[str]) -> int:

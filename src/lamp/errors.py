@@ -7,7 +7,12 @@ the message on one line and exits with code 2; code that embeds LaMP can catch `
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LampError(Exception):
@@ -30,8 +35,89 @@ class MissingDependencyError(LampError):
     """A package or system library that is not installed; the message says how to install it."""
 
 
+class TerminatedError(KeyboardInterrupt):
+    """The system has asked this process to end (SIGTERM, SIGHUP): it tidies up as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        """
+        Args:
+            number: The signal's.
+        """
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return signal.Signals(self.number).name
+
+
 class FailedElsewhereError(LampError):
     """Another process of the same training has failed and says why; this one ends without a word."""
+
+
+_ROOM = "free some{or_elsewhere}; what is finished stays, and the same command continues"
+_RIGHTS = "make it writable{or_elsewhere}"
+_PLACE = "remove or rename what is there{or_elsewhere}"
+_GONE = "are its disk and its network there? The same command continues once they are"
+_OPEN = "allow more (ulimit -n 65536), or use fewer workers"
+_MEMORY = "use fewer workers or smaller batches; what is finished stays, and the same command continues"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    errno.EROFS: "write elsewhere{elsewhere}",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _PLACE),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN), _GONE),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _OPEN),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN), _MEMORY),
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), "its file system lacks what is needed{or_elsewhere}"
+    ),
+    errno.ENAMETOOLONG: "choose a shorter name{or_elsewhere}",
+    errno.ELOOP: "mend the links{or_elsewhere}",
+    errno.ENOENT: "",
+}
+"""What helps against what may go wrong with files, disks and their limits."""
+_TEXTS = {os.strerror(number): number for number in _REMEDIES if number != errno.EAGAIN}
+_NUMBER = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """What went wrong with a file, a disk or a limit of the system, where that is what an error is about.
+
+    Libraries say it in their own ways: safetensors, pyarrow and FFmpeg have errors of their own, with the number in the text.
+    """
+    if error is None or isinstance(error, LampError):
+        return None
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return error
+    if isinstance(error, MemoryError):
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    text = str(error)
+    found = [int(number) for number in _NUMBER.findall(text)] or [_TEXTS[said] for said in _TEXTS if said in text]
+    if found and found[0] in _REMEDIES:
+        return OSError(found[0], os.strerror(found[0]), getattr(error, "filename", None))
+    return system_error(error.__cause__)
+
+
+def unreadable(path: Path, error: Exception, otherwise: LampError) -> Exception:
+    """The error for a file that cannot be read: `otherwise`, unless the system refuses, which says nothing about the file."""
+    found = system_error(error)
+    if found is None or found.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return otherwise
+    return OSError(found.errno, found.strerror, str(path))
+
+
+def told(error: OSError, elsewhere: str = "") -> str:
+    """One line: what went wrong, with which path, and what helps.
+
+    Args:
+        error: What the system says.
+        elsewhere: The flags that choose another place, such as `--out FOLDER`.
+    """
+    what = error.strerror or str(error)
+    where = f": {Path(os.fsdecode(error.filename)).absolute()}" if isinstance(error.filename, str | bytes) else ""
+    flags = f" ({elsewhere})" if elsewhere else ""
+    remedy = _REMEDIES.get(error.errno or 0, "").format(elsewhere=flags, or_elsewhere=f", or write elsewhere{flags}")
+    return f"{what}{where}{f'; {remedy}' if remedy else ''}"
 
 
 def unknown(kind: str, value: object, known: Iterable[object]) -> ConfigError:

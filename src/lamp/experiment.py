@@ -12,20 +12,20 @@ out/report.html        the report
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import math
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from lamp.benchmark.evaluating import Summary, evaluate
 from lamp.collect.collecting import collect
-from lamp.files import read_json, write_json
+from lamp.files import locked, read_json, write_json
 from lamp.recipes import Recipe
 from lamp.sceneflow.building import build
 from lamp.train.backbones import ensure_features
@@ -35,10 +35,13 @@ from lamp.version import code_version, package_versions
 from lamp.view.foresight import ViewConfig, view
 from lamp.view.overlay import ForesightArtist
 from lamp.view.report import ReportConfig, report
+from lamp_client.child_processes import ProcessPool, available_cores
 
 Work = ParamSpec("Work")
 Result = TypeVar("Result")
 
+NOTE_EVERY_S = 2.0
+"""How often the time of the present stage is noted: all that a killed run loses. [s]"""
 STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")
 
 
@@ -51,13 +54,26 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage, and says on the terminal where the run is."""
+        """Times a stage, and says on the terminal where the run is. The file follows while it runs, for who is killed."""
         print(f"== {name.replace('_', ' ')} ({STAGES.index(name) + 1} of {len(STAGES)})", flush=True)
-        started = time.monotonic()
+        started, before, over = time.monotonic(), self.seconds.get(name, 0.0), threading.Event()
+
+        def now() -> dict[str, float]:
+            return {**self.seconds, name: before + time.monotonic() - started}
+
+        def follow() -> None:
+            while not over.wait(NOTE_EVERY_S):
+                with suppress(OSError):  # a full disk is for the stage to tell
+                    write_json(self._path, now())
+
+        thread = threading.Thread(target=follow, name="lamp-clock", daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            over.set()
+            thread.join()
+            self.seconds = now()
             write_json(self._path, self.seconds)
 
     def rounded(self) -> dict[str, float]:
@@ -67,8 +83,20 @@ class Clock:
 
 
 def run(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Runs a recipe in a folder and returns what summary.json says."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Runs a recipe in a folder and returns what summary.json says.
+
+    Raises:
+        DataError: Another process is at work in the folder.
+    """
+    with locked(out / ".lock", f"a run is at work in {out} already; wait for it, or choose another --out"):
+        for folder in ("motion", "policy_with", "policy_without", *(planned.out for planned in recipe.evaluations)):
+            if (out / folder / ".lock").exists():
+                with locked(out / folder / ".lock", f"another process is at work in {out / folder}; wait for it"):
+                    pass
+        return _run(recipe, out)
+
+
+def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
     clock = Clock(out / "seconds.json")
     data = out / "data"
     with clock.stage("collect"):
@@ -80,6 +108,8 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
     with _in_another_process(train_policy, recipe.without_motion, data, out / "policy_without", None) as plain_policy:
         with clock.stage("train_motion"):
             train_motion(recipe.motion, data, out / "motion")
+        if plain_policy.done():
+            plain_policy.result()  # what has failed is told before more is trained
         with clock.stage("train_policy"):
             train_policy(recipe.policy, data, out / "policy_with", out / "motion" / "checkpoint")
             plain_policy.result()
@@ -101,14 +131,9 @@ def _in_another_process(
 ) -> Iterator[Future[Result]]:
     """Works beside the block, which should ask for the result: on few cores, two processes of one thread each train faster
     than one of two threads after another. Where the block fails, the work beside it is stopped, and goes on another time."""
-    before = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield pool.submit(work, *args, **named)
-        except BaseException:
-            for child in set(multiprocessing.active_children()) - before:
-                child.terminate()
-            raise
+    # A training that is asked to end writes a checkpoint first.
+    with ProcessPool(1, single_threaded=False, patience_s=math.inf) as pool:
+        yield pool.submit(work, *args, **named)
 
 
 def _evaluate(recipe: Recipe, index: int, out: Path) -> Summary:
@@ -161,7 +186,7 @@ def _summary(recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary]) 
             "samples": flow["samples"],
         },
         "facts": {
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+            "machine": f"{available_cores()} cores, {platform.machine()}, {platform.system()}",
             "python": platform.python_version(),
             "code": code_version(),
             "packages": package_versions(),

@@ -11,18 +11,22 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
+import socket
+import sys
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from lamp.errors import DataError
+from lamp.errors import DataError, system_error
 
 PathLike = str | os.PathLike[str]
 
@@ -137,22 +141,45 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
     Raises:
         DataError: The block wrote nothing.
+        OSError: It could not be written, for whatever reason a library may give; `filename` is the path.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
-    staged = holder / target.name
+    holder: Path | None = None
     try:
-        yield staged
-        if not staged.exists():
-            raise DataError(f"nothing was written for {target}; expected a file or a folder at the temporary path")
-        sync(staged)
-        if target.is_dir():
-            _exchange(staged, target)
-        else:
-            os.replace(staged, target)
+        with about(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
+            staged = holder / target.name
+            yield staged
+            if not staged.exists():
+                raise DataError(f"nothing was written for {target}; expected a file or a folder at the temporary path")
+            sync(staged)
+            if target.is_dir():
+                _exchange(staged, target)
+            else:
+                os.replace(staged, target)
     finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        if holder is not None:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Has errors of the system inside the block name the path, where they name none or a temporary one.
+
+    Raises:
+        OSError: For what a library said in its own way, too.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = system_error(error)
+        if found is None:
+            raise
+        named = found.filename
+        if isinstance(named, str) and TEMPORARY not in named:
+            path = Path(named)
+        raise OSError(found.errno, found.strerror, str(path)) from error
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:
@@ -225,26 +252,39 @@ def _mend_tail(descriptor: int) -> None:
         os.ftruncate(descriptor, start)
 
 
+def _append(descriptor: int, data: bytes) -> None:
+    """Writes all of it, or nothing: on a disk that is almost full, the system writes a part."""
+    size, written = os.fstat(descriptor).st_size, 0
+    try:
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
 def append_line(path: PathLike, text: str) -> None:
     """Appends one line of JSON to a log in a single write and waits until it is on the disk.
 
     Several processes may append to the same file. A last line that a crash cut short is removed first.
 
     Raises:
+        OSError: It could not be written; the log is as it was.
         ValueError: The text holds a line break.
     """
     if "\n" in text:
         raise ValueError("a log line must not hold a line break")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _mend_tail(descriptor)
-        os.write(descriptor, (text + "\n").encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with about(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _mend_tail(descriptor)
+            _append(descriptor, (text + "\n").encode())
+        finally:
+            os.close(descriptor)
 
 
 def sha256_of(path: PathLike) -> str:
@@ -253,21 +293,42 @@ def sha256_of(path: PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _hold(descriptor: int) -> None:
+    """Notes in a lock file who holds it."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    known = {"process": os.getpid(), "host": socket.gethostname(), "command": shlex.join(words)[:200]}
+    with suppress(OSError):  # the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, to_line({**known, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock file, as far as it says."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        where = "" if known["host"] == socket.gethostname() else f" on {known['host']}"
+        return f" (process {known['process']}{where}, since {known['since']}: {known['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 @contextmanager
 def locked(path: PathLike, otherwise: str) -> Iterator[None]:
     """Holds a lock file for this process; the lock ends with the process, however it ends.
 
     Raises:
-        DataError: Another process holds it; the message is `otherwise`.
+        DataError: Another process holds it; the message is `otherwise`, and which process that is.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with about(path):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(otherwise) from None
+            raise DataError(f"{otherwise}{_holder(path)}") from None
+        _hold(descriptor)
         yield
     finally:
         os.close(descriptor)

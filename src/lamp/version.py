@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 import lamp
+from lamp_client.child_processes import run_program
 
 RECORDED = (
     "torch",
@@ -54,7 +55,7 @@ def package_versions(names: Sequence[str] = RECORDED) -> dict[str, str]:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Returns what git prints, or None where there is no git or no checkout."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_program(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from lamp.data.sampler import Sampler
 from lamp.data.samples import PolicySamples, PolicyScaling, stacked
 from lamp.errors import ConfigError
 from lamp.train.backbones import BackboneConfig, build_backbone, ensure_features
+from lamp_client.child_processes import available_cores
 
 CHUNK = 16
 EPISODES, FRAMES, SIDE = 6, 48, 256
@@ -73,7 +73,7 @@ def measure_loading(
         "frames": sum(episode.length for episode in dataset.episodes),
         "cameras": {name: list(dataset.image_sizes[name]) for name in camera_names(backbone)},
         "backbone": backbone.key,
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "machine": asdict(describe_machine(torch.device("cpu"), torch.float32)),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from lamp.bench.timing import measure
 from lamp.errors import ConfigError
 from lamp.model import onednn
+from lamp_client.child_processes import available_cores
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPIED_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
@@ -97,4 +97,4 @@ def _processor() -> str:
     except OSError:
         lines = []
     found = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{found or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{found or platform.processor() or platform.machine()}, {available_cores()} cores"

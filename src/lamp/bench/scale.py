@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import tempfile
 import time
@@ -37,6 +36,7 @@ from lamp.data.sampler import Sampler
 from lamp.data.samples import PolicyScaling, split_episodes, stacked
 from lamp.errors import ConfigError
 from lamp.files import write_json
+from lamp_client.child_processes import available_cores
 
 FRAMES = 32
 """Of each episode: 50,000 episodes have 1.6 million."""
@@ -108,7 +108,7 @@ def measure_opening(episodes: int) -> dict[str, Any]:
         "peak_is": "the process's largest resident memory, libraries and the writing of the dataset included",
         "target": {"total_s": SECONDS, "peak_gib": GIBIBYTES},
         "within_target": within,
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "machine": asdict(describe_machine(torch.device("cpu"), torch.float32)),
     }
 

@@ -7,12 +7,10 @@ stand-in whose replies repeat what was asked (`lamp.serve.standin`); what is mea
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from lamp.serve.metrics import resident_bytes
 from lamp.serve.server import PolicyServer, served
 from lamp.serve.standin import StandIn
 from lamp_client import wire
+from lamp_client.child_processes import ProcessPool, available_cores
 from lamp_client.types import Observation
 
 REPLY_S = 60.0
@@ -58,7 +57,7 @@ class ServeBench:
     """Where that policy computes."""
     threads: int | None = None
     """CPU threads of that policy; None leaves it to torch."""
-    processes: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
+    processes: int = field(default_factory=lambda: min(8, available_cores()))
     """Processes that the clients are shared among."""
 
     def __post_init__(self) -> None:
@@ -91,7 +90,7 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
     limits = {"max_clients": config.clients + 1, "max_queue": max(64, 2 * config.clients)}
     server_config = ServerConfig(port=0, gather_ms=config.gather_ms, **limits)  # pyright: ignore[reportArgumentType]
     policy, asking = _subject(config)
-    workers = ProcessPoolExecutor(config.processes, mp_context=multiprocessing.get_context("spawn"))
+    workers = ProcessPool(config.processes)
     with workers, served(policy, server_config) as server:
         phase = partial(_phase, workers, server, config, asking)
         alone = phase(clients=1, seconds=config.alone_seconds)
@@ -119,7 +118,7 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
         "server_memory_mb": loaded["memory_mb"],
         "machine": {
             "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
+            "cores": available_cores(),
             "load_average": [round(value, 2) for value in os.getloadavg()],
             "python": platform.python_version(),
         },
@@ -135,7 +134,7 @@ def _subject(config: ServeBench) -> tuple[ServedPolicy, Asking]:
 
 
 def _phase(
-    workers: ProcessPoolExecutor,
+    workers: ProcessPool,
     server: PolicyServer,
     config: ServeBench,
     asking: Asking,

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lamp.benchmark.places import ONE_THREAD, Hired
+from lamp.benchmark.places import Hired
 from lamp.benchmark.workers import Post, work
 from lamp.errors import ConfigError, LampError, MissingDependencyError
+from lamp_client.child_processes import ONE_THREAD
 
 INSTALL = "pip install 'lamp-vla[ray]'"
 START_S = 180.0

@@ -152,6 +152,8 @@ class Crew:
             self._bury(worker, pending)
             return None
         if isinstance(message, Failure):
+            if message.cause is not None:
+                raise message.cause
             episode = message.episode
             self.say(message.trace)
             raise SimulationStoppedError(

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, runtime_checkable
 
 from lamp.benchmark.workers import Post, work
-
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
-"""Numeric libraries read these names when they are loaded, so setting them inside the process would be too late."""
+from lamp_client.child_processes import CONTEXT, ChildProcess
 
 
 @runtime_checkable
@@ -69,7 +61,7 @@ class Place(Protocol):
 class Local:
     """A process of this machine."""
 
-    process: BaseProcess
+    process: ChildProcess
 
     def alive(self) -> bool:
         """See `Process`."""
@@ -99,32 +91,12 @@ class Here:
 
     def hire(self, numbers: Sequence[int], post: Post) -> list[Hired]:
         """See `Place`."""
-        with _starting():
-            return [self._hired(number, post) for number in numbers]
+        return [self._hired(number, post) for number in numbers]
 
     def _hired(self, number: int, post: Post) -> Hired:
-        # Spawned, not forked: neither OpenGL nor torch's threads survive a fork.
-        context = multiprocessing.get_context("spawn")
-        ends: tuple[Any, Any] = context.Pipe()
+        ends: tuple[Any, Any] = CONTEXT.Pipe()
         ours, theirs = ends
-        process = context.Process(target=work, args=(theirs, post), name=f"lamp-simulator-{number}", daemon=True)
+        process = ChildProcess(target=work, args=(theirs, post), name=f"lamp-simulator-{number}", daemon=True)
         process.start()
         theirs.close()  # so that the worker's death is the end of the pipe
         return Hired(Local(process), ours)
-
-
-@contextmanager
-def _starting() -> Iterator[None]:
-    """Processes started here compute on one thread each, and leave Ctrl-C to the main process from their first moment."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update({name: value or "1" for name, value in before.items()})
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-    try:
-        yield
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)

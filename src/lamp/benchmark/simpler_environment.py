@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, TimeoutExpired
 from typing import Any
 
 from lamp.errors import MissingDependencyError
+from lamp_client.child_processes import run_program
 from lamp_client.envs import simpler_assets
 from lamp_client.envs.remote import Launch
 
@@ -88,16 +89,16 @@ def _checked(python: Path, assets: Path, renderer: str) -> dict[str, Any]:
     command = [str(python), "-m", MODULE, "check", renderer]
     done = None
     try:
-        done = subprocess.run(
+        done = run_program(
             command,
             capture_output=True,
             text=True,
             timeout=CHECK_S,
-            stdin=subprocess.DEVNULL,
+            stdin=DEVNULL,
             env={**os.environ, **_variables(assets)},
         )
         return json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, TimeoutExpired) as error:
         return {"problem": f"{' '.join(command)} does not run ({error})", "versions": {}}
     except (IndexError, ValueError):
         words = (done.stderr if done else "").strip().splitlines()[-1:] or ["no output"]

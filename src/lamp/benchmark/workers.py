@@ -20,7 +20,8 @@ from lamp.benchmark.episodes import Episode
 from lamp.benchmark.films import FILM_EVERY, Artist, Film, write_film
 from lamp.benchmark.flow_errors import FlowProbe, Witness
 from lamp.benchmark.suites import Demonstrated, Reporting, Ruled, Simulator, Simulators, Varied
-from lamp.errors import ConfigError
+from lamp.errors import ConfigError, system_error
+from lamp_client.child_processes import available_cores
 from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.rollout import run_episode
 from lamp_client.types import ActionChunk, Observation
@@ -28,7 +29,7 @@ from lamp_client.types import ActionChunk, Observation
 
 def default_workers() -> int:
     """Simulator processes: one more than there are cores, so that none is idle while one waits for the policy."""
-    return (os.cpu_count() or 1) + 1
+    return available_cores() + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ class Failure:
     episode: Episode
     error: str
     trace: str
+    cause: OSError | None = None
+    """What went wrong with files and the like, if that is it: nobody's mistake in the code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +155,7 @@ class RemotePolicy:
 
 def work(connection: Connection, post: Post) -> None:
     """A worker process: runs duties until told to stop (None) or until the main process is gone."""
-    # Ctrl-C reaches the whole process group; only the main process decides what it means.
+    # On other machines too (here it has been from the start): only the main process decides what Ctrl-C means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     simulator: Simulator | None = None
     opened: tuple[str, int] | None = None
@@ -171,8 +174,8 @@ def work(connection: Connection, post: Post) -> None:
             except (EOFError, ConnectionError):
                 raise
             except Exception as error:
-                text = f"{type(error).__name__}: {error}"
-                connection.send(Failure(episode=duty.episode, error=text, trace=traceback.format_exc()))
+                text, cause = f"{type(error).__name__}: {error}", system_error(error)
+                connection.send(Failure(episode=duty.episode, error=text, trace=traceback.format_exc(), cause=cause))
                 simulator = None
             else:
                 connection.send(outcome)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import queue
 import shutil
 import time
@@ -14,13 +12,14 @@ from typing import Any
 
 from lamp.collect.jobs import Attempt, Attempts, CollectConfig, Job, jobs_of
 from lamp.collect.progress import Progress, duration
-from lamp.collect.worker import FPS, single_threaded, work
+from lamp.collect.worker import FPS, work
 from lamp.configuration import to_json
 from lamp.data.episodes import STAGING
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.errors import DataError, LampError, MismatchError
 from lamp.files import locked, read_json, write_json
 from lamp.version import code_version, package_versions
+from lamp_client.child_processes import CONTEXT, ChildProcess, available_cores, end
 from lamp_client.envs.libero import LiberoEnv
 
 __all__ = ["CollectConfig", "CollectReport", "TaskReport", "collect"]
@@ -143,15 +142,12 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
     waiting = deque(job for job in jobs if attempts.next(job.name) is not None)
     if not waiting:
         return
-    # `spawn`: a forked process would share the parent's OpenGL and thread state.
-    context = multiprocessing.get_context("spawn")
-    orders, results = context.Queue(), context.Queue()
-    count = min(config.workers or os.cpu_count() or 1, len(waiting))
-    workers = [context.Process(target=work, args=(config, orders, results), daemon=True) for _ in range(count)]
-    with single_threaded():
+    orders, results = CONTEXT.Queue(), CONTEXT.Queue()
+    count = min(config.workers or available_cores(), len(waiting))
+    workers = [ChildProcess(target=work, args=(config, orders, results), daemon=True) for _ in range(count)]
+    try:
         for worker in workers:
             worker.start()
-    try:
         open_orders = 0
         while waiting or open_orders:
             # A few orders ahead keep the workers busy; a second attempt then does not wait for all first ones.
@@ -173,9 +169,7 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
         for worker in workers:
             worker.join(timeout=20)
     finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
+        end([worker for worker in workers if worker.pid is not None])
         progress.close()
 
 
@@ -199,6 +193,8 @@ def _next_result(results: Any, workers: list[Any]) -> Attempt:
             continue
         if isinstance(result, str):
             raise LampError(result)
+        if isinstance(result, OSError):
+            raise result
         return result
 
 

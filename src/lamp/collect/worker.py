@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from multiprocessing import parent_process
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -19,38 +13,18 @@ from lamp.collect.jobs import Attempt, CollectConfig, Job, Start, log_attempt, s
 from lamp.collect.noise import Disturbance
 from lamp.collect.recording import Trajectory, fresh_frames, render, simulate
 from lamp.data.episodes import EpisodeData, stage_episode
-from lamp.errors import LampError
+from lamp.errors import LampError, system_error
 from lamp_client.envs.libero import LiberoEnv, load_task
 from lamp_client.errors import LampClientError, SimulationError
 
 FPS = 20
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-"""Each worker is one thread: more would only take turns."""
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Processes started inside the block compute on one thread each."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
 
 
 def work(config: CollectConfig, orders: Queue[tuple[Job, int] | None], results: Queue[Any]) -> None:
     """Takes jobs, each with the number of the attempt, until it gets None.
 
-    The answer to each is an `Attempt`, or an error's text, after which the process ends.
+    The answer to each is an `Attempt`, or an error's text, or an error of the system, after which the process ends.
     """
-    # Ctrl-C reaches every process of the terminal; the collecting one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     env: LiberoEnv | None = None
     try:
         while (order := orders.get()) is not None:
@@ -62,17 +36,14 @@ def work(config: CollectConfig, orders: Queue[tuple[Job, int] | None], results: 
             results.put(attempt_job(env, config, job, attempt))
     except (LampError, LampClientError) as error:
         results.put(str(error))
+    except Exception as error:
+        found = system_error(error)
+        if found is None:
+            raise
+        results.put(found)
     finally:
         if env is not None:
             env.close()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the collecting one is killed, so that no second collection meets its remains."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _environment(config: CollectConfig, task: int) -> LiberoEnv:

@@ -20,6 +20,8 @@ class Command:
 
     summary: str
     run: Callable[[Sequence[str]], None]
+    elsewhere: str = "--out FOLDER"
+    """The flags that choose another place for what it writes, said where it cannot write."""
 
 
 def with_flag(arguments: Sequence[str], flag: str) -> Sequence[str]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lamp.train.caching import CacheRequest
 
 
+A_COPY = "to a copy of the dataset, which keeps its scene flow"
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollectFlags:
     """Records demonstrations of LIBERO tasks with a scripted expert; a stopped collection goes on where it was."""
@@ -251,7 +254,11 @@ def _import_recording(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Command] = {
     "collect": Command(summary="record demonstrations of LIBERO tasks with a scripted expert", run=_collect),
-    "flow build": Command(summary="compute the 3-D scene flow of a dataset", run=_flow_build),
+    "flow build": Command(
+        summary="compute the 3-D scene flow of a dataset",
+        run=_flow_build,
+        elsewhere="scene flow is kept in the dataset: copy that",
+    ),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
     "cache list": Command(summary="list a dataset's caches, their sizes and what they serve", run=_cache_list),
     "cache remove": Command(summary="remove caches of a dataset", run=_cache_remove),

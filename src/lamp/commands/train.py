@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
     from lamp.train.running import RunStage
 
+ELSEWHERE = "--out FOLDER for the run, --features FOLDER for feature caches"
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
 
@@ -254,7 +255,11 @@ def _resize(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "train motion": Command(summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion),
-    "train policy": Command(summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy),
+    "train motion": Command(
+        summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion, elsewhere=ELSEWHERE
+    ),
+    "train policy": Command(
+        summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy, elsewhere=ELSEWHERE
+    ),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
 }

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from lamp.data.description import CameraFeature
 from lamp.data.lerobot_format import EPISODES_PATH, TASKS_PATH, Slot
 from lamp.data.statistics import FeatureStatistics
-from lamp.errors import DataError
+from lamp.errors import DataError, unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+        damaged = DataError(f"cannot read {path} ({reason}); it is truncated or corrupt")
+        raise unreadable(path, error, damaged) from None
 
 
 def column_names(path: Path) -> list[str]:

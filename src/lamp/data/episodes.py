@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from lamp.data.lerobot_format import BOOKKEEPING, INFO_PATH, LAMP_EPISODES_PATH, Feature
 from lamp.data.statistics import FeatureStatistics, image_statistics
 from lamp.data.video import codec_name, write_video
-from lamp.errors import ConfigError, DataError
+from lamp.errors import ConfigError, DataError, unreadable
 from lamp.files import atomic_path, read_json, read_lines_json, to_line, write_json
 
 STAGING = ".staging"
@@ -83,9 +83,8 @@ class StagedEpisode:
         try:
             return load_file(self.folder / "frames.safetensors")
         except (SafetensorError, OSError) as error:
-            raise DataError(
-                f"cannot read the staged episode {self.folder} ({error}); remove it and record it again"
-            ) from None
+            damaged = f"cannot read the staged episode {self.folder} ({error}); remove it and record it again"
+            raise unreadable(self.folder, error, DataError(damaged)) from None
 
     def video(self, camera: str) -> Path:
         """The camera's encoded frames."""

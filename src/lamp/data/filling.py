@@ -7,23 +7,20 @@ ends, however it ends, so that nothing has to be cleaned up after a process that
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import pickle
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from lamp.errors import ConfigError, LampError
+from lamp_client.child_processes import CONTEXT, ProcessPool
 
 CLAIMS = ".claims"
 ASK_AGAIN_S = 0.5
@@ -186,16 +183,8 @@ _worker: _Worker | None = None
 
 def _start(packed: bytes, devices: Any) -> None:
     global _worker
-    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     torch.set_num_threads(1)
     _worker = _Worker(work=pickle.loads(packed), device=devices.get())
-
-
-def _end_with(parent: BaseProcess | None) -> None:
-    """Ends this process when the one that asked is killed: it would wait for work for ever, and keep its memory."""
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(episode: int) -> bool:
@@ -205,12 +194,12 @@ def _work(episode: int) -> bool:
 
 def _in_pool(work: Work, left: Sequence[int], workers: Workers, elsewhere: Callable[[int], None]) -> Iterator[int]:
     # As plain bytes: by itself multiprocessing would put weights into shared memory, of which containers have little.
-    context, packed = multiprocessing.get_context("spawn"), pickle.dumps(work)
+    packed = pickle.dumps(work)
     count = min(workers.processes, len(left))
-    devices = context.SimpleQueue()
+    devices = CONTEXT.SimpleQueue()
     for place in range(count):
         devices.put(workers.devices[place % len(workers.devices)] if workers.devices else None)
-    with ProcessPoolExecutor(count, context, _start, (packed, devices)) as pool:
+    with ProcessPool(count, _start, (packed, devices)) as pool:
         try:
             while left:
                 asked, taken = {pool.submit(_work, episode): episode for episode in left}, []
@@ -227,5 +216,3 @@ def _in_pool(work: Work, left: Sequence[int], workers: Workers, elsewhere: Calla
             raise LampError(
                 "a worker process died while filling the cache (out of memory?); use fewer processes: what is finished stays"
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import cycle
 from multiprocessing import util
@@ -22,6 +20,7 @@ from lamp.data.handing import Handed, Slab
 from lamp.data.image_samples import ObservedBatch
 from lamp.data.sampler import Pick, Sampler
 from lamp.errors import ConfigError, LampError
+from lamp_client.child_processes import ProcessPool
 
 Made_co = TypeVar("Made_co", covariant=True)
 Made = TypeVar("Made")
@@ -61,7 +60,7 @@ class Loader(Generic[Made]):
         """Samples that were left out of batches so far, by the file that cannot be read."""
         self._sampler = sampler
         self._state = sampler.state_dict()
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: ProcessPool | None = None
         self._slabs = tuple(Slab() for _ in range(workers * ahead))
         # Batches are taken in the order in which they are asked for, so that the slab after the last one is free.
         self._places = cycle(range(len(self._slabs)))
@@ -123,8 +122,7 @@ class Loader(Generic[Made]):
         if self._pool is None:
             # Not forked: a fork of a process that has computed with torch may wait for ever on a lock that no thread of its own
             # holds. The samples go as plain bytes: by itself multiprocessing would put tensors into shared memory.
-            context, packed = multiprocessing.get_context("spawn"), pickle.dumps(self.samples)
-            self._pool = ProcessPoolExecutor(self.workers, context, _start, (packed, self._slabs))
+            self._pool = ProcessPool(self.workers, _start, (pickle.dumps(self.samples), self._slabs))
         while len(self._coming) < len(self._slabs):
             pick, place = next(self._sampler), next(self._places)
             self._coming.append((self._pool.submit(_work, pick, place), place, self._position()))
@@ -143,17 +141,8 @@ def _start(packed: bytes, slabs: tuple[Slab, ...]) -> None:
     global _samples, _slabs
     torch.set_num_threads(1)
     _samples, _slabs = pickle.loads(packed), slabs
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Threads that libraries have started may abort an interpreter that is taken apart in order; nothing is left to be saved.
     util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that reads from it is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(pick: Pick, place: int) -> Handed:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lamp.data.content import EpisodeContents
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.errors import DataError
+from lamp.errors import DataError, unreadable
 from lamp.files import atomic_path, read_json, write_json
 
 MAPPED = 16384
@@ -188,8 +188,9 @@ def load_mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _corrupt(path, error) from None
 
 
-def _corrupt(path: Path, error: Exception) -> DataError:
-    return DataError(f"cannot read {path} ({error}): it is cut short or corrupt; run `lamp cache features` again")
+def _corrupt(path: Path, error: Exception) -> Exception:
+    again = f"cannot read {path} ({error}): it is cut short or corrupt; run `lamp cache features` again"
+    return unreadable(path, error, DataError(again))
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

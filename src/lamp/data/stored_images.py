@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from lamp.data.description import CameraFeature
-from lamp.errors import DataError
+from lamp.errors import DataError, unreadable
 
 IMAGES_AT_ONCE = 64
 GROUPS_KEPT = 4
@@ -121,7 +121,8 @@ class StoredImages:
                 ]
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+            damaged = DataError(f"cannot read {path} ({reason}); it is truncated or corrupt")
+            raise unreadable(path, error, damaged) from None
 
     def _group(self, file: pq.ParquetFile, path: Path, key: str, group: int) -> list[Any]:
         place = path, key, group

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +14,7 @@ from lamp.data.lerobot_format import Feature
 from lamp.data.statistics import FeatureStatistics, statistics_of
 from lamp.errors import DataError
 from lamp.files import read_json, write_json
+from lamp_client.child_processes import ProcessPool
 
 FILE_NAME = "meta/lamp_statistics.json"
 FORMAT, VERSION = "lamp-statistics", 1
@@ -51,8 +50,7 @@ def stored_statistics(dataset: Columns, *, processes: int = 1) -> Mapping[str, F
     if processes <= 1 or len(names) <= 1:
         parts = [_of_feature(dataset, name) for name in names]
     else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(names)), context) as pool:
+        with ProcessPool(min(processes, len(names))) as pool:
             parts = list(pool.map(_of_feature, [dataset] * len(names), names))
     found = dict(zip(names, parts, strict=True))
     features = {name: statistics.to_json() for name, statistics in found.items()}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from lamp.sceneflow.simulation import episode_flow
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, remove
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, moving
 from lamp.types import Camera, SceneFlow, Tracks
+from lamp_client.child_processes import ProcessPool, available_cores
 
 ESTIMATOR = "simulation 1"
 FOLDER = "sceneflow"
@@ -58,7 +57,7 @@ class FlowBuildConfig:
     """Width and height in px of the images whose pixel centres the points start from."""
     mirrored: bool = True
     """The images are mirrored left to right, as LIBERO's customarily are."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=available_cores)
     """Processes."""
     overwrite: bool = False
     """Remove an existing store first."""
@@ -204,7 +203,7 @@ def _run(jobs: list[_Job], store: SceneFlowStore, frames: dict[int, np.ndarray],
                 for count in _episodes(job):
                     show(done := done + count)
             return time.process_time() - busy
-        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        with ProcessPool(workers, torch.set_num_threads, (1,)) as pool:
             pending = all_futures = {pool.submit(_work, job) for job in jobs}
             try:
                 while pending:
@@ -217,8 +216,6 @@ def _run(jobs: list[_Job], store: SceneFlowStore, frames: dict[int, np.ndarray],
                     "a worker process was killed, perhaps for want of memory; run the command again to go on, "
                     f"with fewer than --workers {workers}"
                 ) from None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
             return sum(future.result() for future in all_futures)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lamp.errors import DataError
+from lamp.errors import DataError, unreadable
 
 
 def reference_frames(root: Path, lengths: dict[int, int], every: int) -> dict[int, np.ndarray]:
@@ -25,7 +25,8 @@ def reference_frames(root: Path, lengths: dict[int, int], every: int) -> dict[in
                 continue
             table = pq.read_table(file, columns=columns)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {file} ({error}); restore the dataset or collect it again") from None
+            damaged = DataError(f"cannot read {file} ({error}); restore the dataset or collect it again")
+            raise unreadable(file, error, damaged) from None
         episodes, frames, values = (np.array(table[name].to_pylist()).reshape(len(table)) for name in columns)
         for episode in np.unique(episodes).tolist():
             if episode not in fresh:

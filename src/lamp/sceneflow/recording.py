@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lamp.errors import DataError, MismatchError
+from lamp.errors import DataError, MismatchError, unreadable
 from lamp.geometry import pose_from_mujoco_camera, rigid
 from lamp.sceneflow.rendering import MjModel, camera_id
 from lamp_client.envs.rendering import import_mujoco
@@ -83,7 +83,8 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read the recorded simulation {path} ({error}); collect the episode again") from None
+        damaged = DataError(f"cannot read the recorded simulation {path} ({error}); collect the episode again")
+        raise unreadable(path, error, damaged) from None
 
 
 def _metadata(file: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 from lamp.train.metrics import Progress, clock
+from lamp_client.child_processes import available_cores
 
 BackboneConfig = SmallBackboneConfig | Qwen3VLBackboneConfig
 """Settings of any backbone that a run can be trained on."""
@@ -160,7 +161,7 @@ def ensure_features(
 def default_workers(config: BackboneConfig) -> Workers:
     """Who encodes where nobody says."""
     if isinstance(config, SmallBackboneConfig):
-        return Workers(processes=1 if RANK in os.environ else os.cpu_count() or 1)
+        return Workers(processes=1 if RANK in os.environ else available_cores())
     return gpu_workers(without=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from lamp.train.hidden import HiddenWork, hidden_settings, hidden_store, make_hi
 from lamp.train.policy import read_motion
 from lamp.train.running import check_device
 from lamp.train.sources import Sources
+from lamp_client.child_processes import available_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def _fill_hidden(request: CacheRequest, data: MixedIn, motion: Path) -> Path:
     work = _hidden_work(request, data, motion)
     left_out = set(work.features.left_out)
     episodes = [episode for episode in range(len(work.store.dataset)) if episode not in left_out]
-    workers = request.caching.workers or gpu_workers(without=os.cpu_count() or 1)
+    workers = request.caching.workers or gpu_workers(without=available_cores())
     teller = Teller(f"z_m of {work.store.dataset.root}, {work.draws} draws")
     try:
         make_hidden(work, episodes, workers, planned=teller.plan, progress=teller.progress)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lamp.errors import DataError, MismatchError
+from lamp.errors import DataError, MismatchError, unreadable
 from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE
@@ -243,7 +243,8 @@ def _check_names(file: Path, wanted: Mapping[str, Tensor]) -> None:
         with safe_open(str(file), framework="pt") as opened:
             found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} is not a whole safetensors file ({error}); restore it or train again.") from None
+        damaged = DataError(f"{file} is not a whole safetensors file ({error}); restore it or train again.")
+        raise unreadable(file, error, damaged) from None
     shapes = {name: tuple(value.shape) for name, value in wanted.items()}
     for problem, names in (("lacks", shapes.keys() - found.keys()), ("has an unknown", found.keys() - shapes.keys())):
         if names:

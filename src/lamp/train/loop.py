@@ -86,6 +86,8 @@ class Outcome:
     step: int
     elapsed_s: float
     samples_per_s: float
+    signal: int | None = None
+    """The number of the one that interrupted it, where this process had it."""
 
     @property
     def finished(self) -> bool:
@@ -152,7 +154,8 @@ class Loop:
                 journal.close()
             self.stage.close()
         rate = self.samples / max(time.perf_counter() - self.started, 1e-9)
-        return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate)
+        number = stop.number if reason == "interrupted" else None
+        return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate, signal=number)
 
     def rehearse(self, steps: int) -> list[float]:
         """Takes some steps in earnest, and returns the seconds of each; nothing is logged or saved."""

@@ -8,6 +8,7 @@ out/checkpoint/        the latest checkpoint, whole at any moment
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ import torch
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.errors import ConfigError, MismatchError
+from lamp.errors import ConfigError, MismatchError, TerminatedError
 from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
@@ -100,7 +101,7 @@ def run_stage(
 
     Raises:
         MismatchError: `out` holds a run with other settings or data.
-        KeyboardInterrupt: The user asked to stop; a checkpoint has been written.
+        KeyboardInterrupt: The user, or the system, asked to stop; a checkpoint has been written.
     """
     path = out / CHECKPOINT
     with _alone_in(out, processes):
@@ -126,7 +127,7 @@ def run_stage(
         outcome = Loop(stage, loop, out, save, state, processes).run()
         processes.wait()
     if outcome.reason == "interrupted":
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if outcome.signal in (None, signal.SIGINT) else TerminatedError(outcome.signal)
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lamp.errors import DataError
+from lamp.errors import DataError, unreadable
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -30,7 +30,8 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     try:
         return load_file(str(path), device=str(device))
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a whole safetensors file ({error}); restore it or train again.") from None
+        damaged = DataError(f"{path} is not a whole safetensors file ({error}); restore it or train again.")
+        raise unreadable(path, error, damaged) from None
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

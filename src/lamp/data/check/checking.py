@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +15,7 @@ from lamp.data.episode_table import Episode
 from lamp.data.lerobot_format import INFO_PATH
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import ConfigError, DataError
+from lamp_client.child_processes import ProcessPool
 
 Unit = TypeVar("Unit")
 Found = TypeVar("Found")
@@ -64,8 +63,7 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Repor
 def _mapped(work: Callable[[Unit], Found], units: Sequence[Unit], workers: int) -> list[Found]:
     if workers == 1 or len(units) < 2:
         return [work(unit) for unit in units]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(units)), context) as pool:
+    with ProcessPool(min(workers, len(units))) as pool:
         return list(pool.map(work, units))
 
 

@@ -7,22 +7,21 @@ and one answer at a time, in the codec of the policy server.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from subprocess import DEVNULL, STDOUT, TimeoutExpired
 from typing import Any, Protocol
 
 import numpy as np
 
 from lamp_client import wire
+from lamp_client.child_processes import open_program
 from lamp_client.envs import StepResult
 from lamp_client.errors import SimulationError
 from lamp_client.types import Observation
@@ -101,11 +100,11 @@ class RemoteEnv:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = open_program(
                 [*launch.command, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
+                stdin=DEVNULL,
                 stdout=self._output,
-                stderr=subprocess.STDOUT,
+                stderr=STDOUT,
                 env={**os.environ, **launch.environment},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the process that decides what it means
@@ -147,7 +146,7 @@ class RemoteEnv:
             self._link.close()  # the end of the link is what tells it
         try:
             self._process.wait(_CLOSING_S)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._output.close()
@@ -170,7 +169,7 @@ class RemoteEnv:
         return told
 
     def _obituary(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(TimeoutExpired):
             self._process.wait(_CLOSING_S)
         self._output.seek(0)
         words = self._output.read().decode(errors="replace").strip()[-_LAST_WORDS:]
@@ -203,7 +202,6 @@ def host(descriptor: int, opened: Callable[[dict[str, Any]], Hosted]) -> None:
         descriptor: The number of this end of the socket.
         opened: Opens an environment by its settings.
     """
-    _die_with_parent()
     link = Link(socket.socket(fileno=descriptor))
     answering = _Host(opened)
     while True:
@@ -254,10 +252,3 @@ class _Host:
             "step_limit": env.step_limit,
             "facts": dict(env.facts),
         }
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to end this process when the one that started it dies, should it hang in the simulator just then."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

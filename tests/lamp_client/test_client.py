@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +16,10 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from lamp_client import wire
-from lamp_client.client import InProcessPolicy, WebsocketPolicy, action_units
+from lamp_client.chunks import OpenLoop
+from lamp_client.client import InProcessPolicy, WebsocketPolicy, action_units, chunk_from_reply
+from lamp_client.connection import checked_metadata
+from lamp_client.control import drive
 from lamp_client.errors import ConnectionFailedError, InvalidValueError, LampClientError, ServerError, WireError
 from lamp_client.layouts import DROID_REQUEST, LIBERO_REQUEST
 from lamp_client.types import ActionChunk, Observation
@@ -151,6 +156,197 @@ def test_a_server_that_starts_late_is_waited_for() -> None:
         assert policy.act(observation()).actions.shape == (3, 7)
     running[0].shutdown()
     timer.join()
+
+
+ANSWERS = {
+    "closes": b"",
+    "half an answer": b"HTTP/1.1 10",
+    "bad gateway": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+    "no gateway": b"HTTP/1.1 504 x\r\nContent-Length: 0\r\n\r\n",
+    "unavailable": b"HTTP/1.1 503 x\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n",
+    "too many": b"HTTP/1.1 429 x\r\nContent-Length: 0\r\n\r\n",
+    "other protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "a web page": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    "not found": b"HTTP/1.1 404 x\r\nContent-Length: 4\r\n\r\nnope",
+    "forbidden": b"HTTP/1.1 403 x\r\nContent-Length: 0\r\n\r\n",
+    "broken": b"HTTP/1.1 500 x\r\nContent-Length: 4\r\n\r\noops",
+}
+
+
+def answering_raw(answer: bytes | None, port: int, connections: int, tried: list[float]) -> None:
+    """Takes so many connections, gives each the same answer (None: a reset), and leaves the port."""
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        for _ in range(connections):
+            connection, _ = listening.accept()
+            tried.append(time.monotonic())
+            with connection, contextlib.suppress(OSError):
+                if answer is None:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                else:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+
+def free_port() -> int:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        return reserved.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, *map(ANSWERS.get, ("closes", "half an answer", "bad gateway", "no gateway", "unavailable", "too many"))],
+)
+def test_a_port_that_is_open_before_its_server_is_waited_for(
+    answer: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container's port, a tunnel, a proxy: what answers until the server is there differs."""
+    port, tried, running = free_port(), list[float](), list[Any]()
+
+    def start() -> None:
+        answering_raw(answer, port, 5, tried)
+        running.append(serve(answering({}, []), "127.0.0.1", port, compression=None))
+        running[0].serve_forever()
+
+    threading.Thread(target=start, daemon=True).start()
+    with WebsocketPolicy("127.0.0.1", port, connect_timeout_s=20) as policy:
+        assert policy.act(observation()).actions.shape == (3, 7)
+    assert len(tried) == 5
+    running[0].shutdown()
+    told = [record.getMessage() for record in caplog.records if record.name == "lamp_client"]
+    assert len(told) == 1 and f"waiting up to 20 s for the policy server at ws://127.0.0.1:{port}" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("other protocol", "is no policy server"),
+        ("a web page", "is no policy server .HTTP 200: hi"),
+        ("not found", "refused .HTTP 404: nope"),
+        ("forbidden", "refused the API key .HTTP 403"),
+        ("broken", "refused .HTTP 500: oops"),
+    ],
+)
+def test_what_waiting_cannot_mend_is_said_at_once(kind: str, words: str) -> None:
+    port, tried = free_port(), list[float]()
+    threading.Thread(target=answering_raw, args=(ANSWERS[kind], port, 1, tried), daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailedError, match=words):
+        WebsocketPolicy("127.0.0.1", port, connect_timeout_s=60).act(observation())
+    assert len(tried) == 1 and time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ws://no-such-host.invalid:80", r"cannot connect.* within 0\.5 s: gaierror"),
+        ("http://127.0.0.1:1", "is no address .*scheme isn't ws or wss"),
+        ("ws://127.0.0.1:99999", "is no address .*expected such as ws://host:8000"),
+    ],
+)
+def test_addresses_where_nobody_is(address: str, words: str) -> None:
+    with pytest.raises(ConnectionFailedError, match=words):
+        WebsocketPolicy(address, connect_timeout_s=0.5).act(observation())
+
+
+def test_a_server_that_greets_late_is_waited_for_and_one_that_never_does_is_named() -> None:
+    def late(connection: ServerConnection) -> None:
+        time.sleep(1.0)
+        answering({}, [])(connection)
+
+    with server(late) as port:
+        with WebsocketPolicy("127.0.0.1", port, connect_timeout_s=20) as policy:
+            assert policy.act(observation()).actions.shape == (3, 7)
+        with pytest.raises(ConnectionFailedError, match=r"did not greet within 0\.3 s.*still be loading"):
+            WebsocketPolicy("127.0.0.1", port, connect_timeout_s=0.3).act(observation())
+
+
+@pytest.mark.parametrize("code", [1001, 1012, 1013])
+def test_a_server_that_goes_before_its_greeting_is_asked_again(code: int) -> None:
+    came: list[int] = []
+
+    def handle(connection: ServerConnection) -> None:
+        came.append(len(came))
+        if len(came) < 3:
+            connection.close(code)
+        else:
+            answering({}, [])(connection)
+
+    with server(handle) as port, WebsocketPolicy("127.0.0.1", port, connect_timeout_s=20) as policy:
+        assert policy.act(observation()).actions.shape == (3, 7) and len(came) == 3
+
+
+GREETING = {"lamp": {"protocol": 1}, "action_width": 3, "chunk": 4, "action_low": [-1.0] * 3, "action_high": [1, 1, 2]}
+GOOD = np.full((4, 3), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("actions", "words"),
+    [
+        (GOOD[:, :2], r"shape \(4, 2\); its greeting promised action_width 3"),
+        (GOOD[:3], r"shape \(3, 3\); its greeting promised chunk 4"),
+        (GOOD.reshape(2, 6), "promised chunk 4"),
+        (GOOD * 3e38, "nothing beyond 1e[+]09 is executed"),
+        (GOOD.astype(np.float64) * 1e300, "not finite"),
+        (GOOD * np.nan, "not finite"),
+        (GOOD * 2.1, "replied with 1.05 for value 0 of action 0; its data have -1 to 1 there"),
+        (GOOD * -3, "data have -1 to 1"),
+        (GOOD > 0, "type |b1; expected numbers"),
+        (np.full((4, 3), "0.5"), "expected numbers"),
+        ([["0.5"] * 3] * 4, "expected numbers"),
+        (GOOD.astype("M8[s]"), "expected numbers"),
+        (GOOD[0], "2 dimension"),
+        ([[0.5] * 3, [0.5]], "cannot be read"),
+        (None, "expected numbers"),
+    ],
+)
+def test_replies_that_contradict_the_greeting_reach_no_robot(actions: Any, words: str) -> None:
+    with pytest.raises(LampClientError, match=words):
+        chunk_from_reply({"actions": actions}, GREETING)
+
+
+def test_replies_as_promised_pass() -> None:
+    for actions in (GOOD, GOOD.astype(np.float64), GOOD.tolist(), GOOD.astype(np.float16), np.ones((4, 3), np.int64)):
+        assert chunk_from_reply({"actions": actions}, GREETING).actions.dtype == np.float32
+    # openpi's own server promises nothing.
+    assert chunk_from_reply({"actions": GOOD * 9}, {"chunk": 2}).actions.shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunk": 0}, {"chunk": True}, {"chunk": "4"}, {"chunk": 10**9}, {"action_width": -1}, {"action_width": 2.5},
+        {"state_width": [8]}, {"cameras": ["a"]}, {"cameras": {1: [2, 3]}}, {"limits": 7}, {"fps": "20"}, {"fps": -1},
+        {"fps": float("nan")}, {"action_low": [0.0]}, {"action_low": [float("nan")] * 3}, {"action_high": None},
+        {"action_high": "abc"},
+    ],
+)  # fmt: skip
+def test_greetings_with_impossible_values_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match="greeted with"):
+        checked_metadata(GREETING | change, "ws://there")
+    assert checked_metadata(GREETING, "ws://there")["action_width"] == 3
+
+
+def test_a_robot_is_sent_nothing_of_a_reply_that_contradicts_the_greeting() -> None:
+    def handle(connection: ServerConnection) -> None:
+        connection.send(wire.pack(GREETING))
+        for _ in connection:
+            connection.send(wire.pack({"actions": GOOD * 3e38}))
+
+    class Arm:
+        sent = 0
+
+        def observe(self, instruction: str) -> Observation:
+            return observation()
+
+        def send(self, action: np.ndarray) -> None:
+            self.sent += 1
+
+    arm = Arm()
+    with server(handle) as port, WebsocketPolicy("127.0.0.1", port, layout=LIBERO_REQUEST) as policy:
+        with pytest.raises(WireError, match="is executed"):
+            drive(arm, policy, OpenLoop(), instruction="go", fps=50, steps=3)
+        assert arm.sent == 0
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,9 @@ class Attack:
 
     async def _worker(self) -> None:
         kinds: list[tuple[Callable[[], Awaitable[None]], float]] = [
-            (self.hostile, 0.6), (self.odd, 0.15), (self.envelopes, 0.03), (self.objects, 0.05), (self.text, 0.02),
-            (self.frames, 0.05), (self.handshake, 0.02), (self.vanish, 0.025), (self.slow, 0.005),
+            (self.hostile, 0.58), (self.odd, 0.15), (self.envelopes, 0.03), (self.objects, 0.05), (self.text, 0.02),
+            (self.frames, 0.05), (self.handshake, 0.02), (self.vanish, 0.025), (self.slow, 0.005), (self.aborted, 0.02),
+            (self.oversized, 0.01), (self.fragments, 0.005), (self.pings, 0.005), (self.methods, 0.01),
         ]  # fmt: skip
         doings, weights = zip(*kinds, strict=True)
         while self.did.total() < self.messages:
@@ -245,6 +246,79 @@ class Attack:
         connection: socket.socket = writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
+
+    async def aborted(self) -> None:
+        """Sends much of a message that never ends, in one frame or several, and is gone."""
+        self.did["aborted"] += 1
+        _, writer = await self._opened()
+        size = self._generator.randrange(1_000_000, 1_900_000)
+        try:
+            if self._generator.random() < 0.5:
+                writer.write(frame(b"x" * size)[: size // 2])
+            else:
+                for number in range(8):
+                    writer.write(frame(b"x" * (size // 8), 0x02 if number == 0 else 0x00))
+            async with asyncio.timeout(5.0):
+                await writer.drain()
+        except TimeoutError:
+            pass
+        finally:
+            (writer.close if self._generator.random() < 0.5 else writer.transport.abort)()
+
+    async def oversized(self) -> None:
+        """Sends more than a message may have, at once or piece by piece; the server says so."""
+        self.did["oversized"] += 1
+        reader, writer = await self._opened()
+        try:
+            if self._generator.random() < 0.5:
+                writer.write(frame(b"x" * 2_100_000))
+            else:
+                for number in range(30):
+                    writer.write(frame(b"x" * 100_000, 0x02 if number == 0 else 0x00))
+            opcode, payload = await _message(reader)
+            assert opcode == 0x88 and payload[:2] == (1009).to_bytes(2, "big"), payload
+        finally:
+            writer.transport.abort()
+
+    async def fragments(self) -> None:
+        """Sends a message byte by byte, each in a frame of its own."""
+        self.did["fragments"] += 1
+        reader, writer = await self._opened()
+        try:
+            writer.write(frame(b"x", 0x02) + frame(b"x", 0x00) * 40_000)
+            opcode, payload = await _message(reader)
+            assert opcode == 0x88 and payload[:2] == (1008).to_bytes(2, "big"), payload
+        finally:
+            writer.transport.abort()
+
+    async def pings(self) -> None:
+        """Sends pings without end and reads nothing."""
+        self.did["pings"] += 1
+        _, writer = await self._opened()
+        writer.transport.pause_reading()  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            writer.write(frame(b"x" * 125, 0x89) * 5000)
+            async with asyncio.timeout(5.0):
+                await writer.drain()
+        except TimeoutError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def methods(self) -> None:
+        """Other methods than GET, with and without a body."""
+        self.did["methods"] += 1
+        reader, writer = await self._opened(upgrade=False)
+        try:
+            method, body = (
+                self._generator.choice([b"POST", b"PUT", b"DELETE", b"PATCH"]),
+                b"x" * self._generator.choice([0, 9000]),
+            )
+            writer.write(method + b" / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert b" 405 " in answer and b"Allow: GET, HEAD" in answer, answer
+        finally:
+            writer.transport.abort()
 
     async def slow(self) -> None:
         """Sends a request drop by drop, or asks for a lot and reads nothing."""

@@ -29,21 +29,25 @@ from lamp.serve.standin import fingerprint
 from lamp_client.client import WebsocketPolicy
 
 MESSAGES = int(os.environ.get("LAMP_FUZZ_MESSAGES", "100000"))
+SETTINGS = {"max_message_mb": 2.0, "max_array_mb": 1.0, "send_timeout_s": 2.0, "ping_timeout_s": 6.0, "max_clients": 64}
 SCRIPT = f"""
-import asyncio
+import asyncio, resource, sys
 from lamp.serve.config import ServerConfig
 from lamp.serve.server import serve_until_signalled
 from lamp.serve.standin import StandIn
-config = ServerConfig(port=0, max_message_mb=2.0, max_array_mb=1.0, send_timeout_s=2.0, ping_timeout_s=6.0, max_clients=64)
-asyncio.run(serve_until_signalled(StandIn(side={SIDE}), config))
+settings, files = eval(sys.argv[1])
+if files:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+asyncio.run(serve_until_signalled(StandIn(side={SIDE}), ServerConfig(port=0, **settings)))
 """
 
 
 @contextlib.contextmanager
-def program(errors: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The server's process and port."""
+def program(errors: Path, *, files: int = 0, **settings: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The server's process and port; `files` limits its open files."""
+    arguments = repr((SETTINGS | settings, files))
     with open(errors, "w", encoding="utf-8") as file:
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=file, text=True)
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, arguments], stderr=file, text=True)
     try:
         deadline = time.monotonic() + 60
         while "serving at" not in errors.read_text():

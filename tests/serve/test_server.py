@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -395,6 +398,116 @@ def test_it_warms_up_before_it_listens() -> None:
 
         with running(Broken(side=SIDE)):
             pass
+
+
+LOADING = """
+import asyncio, sys, time
+from lamp.serve.config import ServerConfig
+from lamp.serve.server import serve_until_signalled
+from lamp.serve.standin import StandIn
+from lamp.errors import DataError
+
+def load():
+    time.sleep(float(sys.argv[2]))
+    if sys.argv[3] == "fail":
+        raise DataError("the weights are damaged")
+    return StandIn(side=32)
+
+try:
+    asyncio.run(serve_until_signalled(load, ServerConfig(port=int(sys.argv[1]))))
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def loading(port: int, seconds: float, end: str = "") -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", LOADING, str(port), str(seconds), end]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+
+
+def health(port: int) -> tuple[int, str | None]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as reply:
+            return reply.status, reply.headers["Retry-After"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Retry-After"]
+
+
+def test_the_port_is_taken_before_the_policy_is_loaded_and_clients_wait() -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+    program = loading(port, 3.0)
+    assert program.stderr is not None
+    try:
+        assert program.stderr.readline() == f"lamp: loading; who connects to ws://127.0.0.1:{port} waits\n"
+        assert health(port) == (503, "2")
+        second = loading(port, 60)
+        assert second.wait(timeout=60) == 1
+        assert second.stderr is not None and "ConfigError: cannot listen" in second.stderr.read()
+        second.stderr.close()
+        # openpi's own client waits for a greeting without end, and gives up at anything but a refused connection.
+        with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as client:
+            assert "cameras" in wire.unpack(client.recv(timeout=60))
+            assert asked(client, request())["actions"].shape == (10, 7)
+        assert health(port) == (200, None)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(timeout=20) == 0
+    finally:
+        program.kill()
+        program.stderr.close()
+
+
+@pytest.mark.parametrize("end", ["fail", "signal"])
+def test_loading_that_comes_to_nothing_ends_the_server(end: str) -> None:
+    program = loading(0, 1.0 if end == "fail" else 60.0, end)
+    assert program.stderr is not None
+    try:
+        address = program.stderr.readline().split()[-2]
+        with connect(address, compression=None, proxy=None) as client:
+            if end == "signal":
+                program.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=20)
+        assert program.wait(timeout=20) == (1 if end == "fail" else 128 + signal.SIGTERM)
+        told = program.stderr.read()
+        assert ("DataError: the weights are damaged" if end == "fail" else "stopped while loading") in told
+        assert "Traceback" not in told
+    finally:
+        program.kill()
+        program.stderr.close()
+
+
+def told_over_http(server: PolicyServer, request: bytes) -> tuple[bytes, bytes]:
+    """Head and body of the answer to a plain request."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(request)
+        told = b""
+        while part := client.recv(65536):
+            told += part
+    head, _, body = told.partition(b"\r\n\r\n")
+    return head, body
+
+
+def test_other_methods_get_an_answer(server: PolicyServer) -> None:
+    for path, status in ((b"/", b"200"), (b"/healthz", b"200"), (b"/metrics", b"200"), (b"/nothing", b"404")):
+        head, body = told_over_http(server, b"HEAD " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert head.split()[1] == status and body == b""
+        assert b"Content-Length: 0" not in head
+    for method in (b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"):
+        for body in (b"", b"x" * 200_000):
+            length = b"Content-Length: %d\r\n" % len(body)
+            head, words = told_over_http(server, method + b" / HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n" + body)
+            assert head.split()[1] == b"405" and b"Allow: GET, HEAD" in head and words.startswith(b"Expected GET")
+    chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    assert told_over_http(server, chunked)[0].split()[1] == b"405"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:  # letter by letter
+        for letter in b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc":
+            client.sendall(bytes([letter]))
+            time.sleep(0.002)
+        assert client.recv(4096).split()[1] == b"405"
+    with connected(server) as client:
+        assert asked(client, request())["actions"].shape == (10, 7)
 
 
 def test_settings_that_do_not_fit(tmp_path: Path) -> None:

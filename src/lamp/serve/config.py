@@ -42,6 +42,11 @@ class ServerConfig:
     """Size of a request [MB]; a connection that sends more is closed."""
     max_array_mb: float = 12.0
     """Size of one array [MB]: a full-HD image has 6.2."""
+    max_buffered_mb: float = 512.0
+    """What all clients together may have sent and the server not yet answered [MB], at least two of the largest messages; beyond,
+    the client whose message began first and is not whole is disconnected (code 1013)."""
+    message_timeout_s: float = 30.0
+    """A client whose message takes longer to arrive is disconnected [s]."""
     send_timeout_s: float = 10.0
     """A client that does not take its reply for so long is disconnected [s]."""
     ping_timeout_s: float = 60.0
@@ -58,9 +63,12 @@ class ServerConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; expected 0 to 65535.")
-        for name in ("max_message_mb", "max_array_mb", "send_timeout_s", "ping_timeout_s", "stop_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0.")
+        for name in (
+            "max_message_mb", "max_array_mb", "max_buffered_mb", "message_timeout_s", "send_timeout_s", "ping_timeout_s",
+            "stop_timeout_s",
+        ):  # fmt: skip
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a number above 0.")
         if not 0 <= self.gather_ms <= 1000:
             raise ConfigError(f"gather_ms is {self.gather_ms}; expected 0 to 1000.")
         if self.tls_key is not None and self.tls_certificate is None:
@@ -70,6 +78,11 @@ class ServerConfig:
     def limits(self) -> Limits:
         """What a message may hold."""
         return Limits(message_bytes=int(self.max_message_mb * 1e6), array_bytes=int(self.max_array_mb * 1e6))
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What all clients together may have sent without an answer."""
+        return int(max(self.max_buffered_mb, 2 * self.max_message_mb) * 1e6)
 
     def tls(self) -> ssl.SSLContext | None:
         """Opens the certificate.

@@ -10,16 +10,17 @@ from http import HTTPStatus
 from importlib.resources import files
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from lamp.serve.connections import ClientConnection
 from lamp.serve.keys import ApiKeys, same_origin
 from lamp.serve.live import Live
 from lamp.serve.questions import NoiseSeed, seed_from
 from lamp_client.errors import LampClientError
 
 PATHS = ("/healthz", "/metrics", "/", "/live.json", "/image/CAMERA.jpg")
+RETRY_AFTER_S = 2
 POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
@@ -28,10 +29,10 @@ class Routes:
 
     Args:
         keys: Who is let in.
-        live: The page's data; None: there is no page.
+        live: Gives the page's data; None: there is no page.
         metrics: The figures' text.
         clients: How many are connected, and how many may be.
-        healthy: Whether requests are being answered.
+        state: ready, or why requests are not answered: loading, stopping.
         refused: Told of every refusal's reason.
         counts: Clients and observations waiting, for the page.
     """
@@ -40,34 +41,39 @@ class Routes:
         self,
         *,
         keys: ApiKeys,
-        live: Live | None,
+        live: Callable[[], Live] | None,
         metrics: Callable[[], str],
         clients: Callable[[], tuple[int, int]],
-        healthy: Callable[[], bool],
+        state: Callable[[], str],
         refused: Callable[[str], None],
         waiting: Callable[[], int],
     ) -> None:
         self.keys, self.live, self.metrics = keys, live, metrics
-        self.clients, self.healthy, self.refused, self.waiting = clients, healthy, refused, waiting
+        self.clients, self.state, self.refused, self.waiting = clients, state, refused, waiting
 
-    async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def __call__(self, connection: ClientConnection, request: Request) -> Response | None:
         """Returns a response to plain requests and to clients that are refused; None lets the websocket open."""
+        response = await self._response(request)
+        if response is not None and connection.head:
+            response.body = b""  # its length stays in the headers
+        return response
+
+    async def _response(self, request: Request) -> Response | None:
         try:
             path = urlsplit(request.path).path
         except ValueError:
             return text(f"The address {request.path[:80]!r} cannot be read.\n", HTTPStatus.BAD_REQUEST)
         upgrade = "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
         if path == "/healthz" and not upgrade:
-            return text(
-                "OK" if self.healthy() else "stopping",
-                HTTPStatus.OK if self.healthy() else HTTPStatus.SERVICE_UNAVAILABLE,
-            )
+            return text("OK") if self.state() == "ready" else later(self.state())
         if not self.keys.admit(single(request.headers, "Authorization")):
             self.refused("key")
             response = text("An API key is needed: Authorization: Api-Key KEY\n", HTTPStatus.UNAUTHORIZED)
             response.headers["WWW-Authenticate"] = 'Basic realm="LaMP: any name, the API key as the password"'
             return response
-        return self._admission(request) if upgrade else await self._page(path)
+        if upgrade:
+            return self._admission(request)
+        return later("The policy is being loaded.\n") if self.state() == "loading" else await self._page(path)
 
     def _admission(self, request: Request) -> Response | None:
         if not same_origin(single(request.headers, "Origin"), single(request.headers, "Host")):
@@ -76,10 +82,7 @@ class Routes:
         connected, most = self.clients()
         if connected >= most:
             self.refused("clients")
-            return text(
-                f"The server has {connected} clients, as many as it takes; try again later.\n",
-                HTTPStatus.SERVICE_UNAVAILABLE,
-            )
+            return later(f"The server has {connected} clients, as many as it takes; try again later.\n")
         try:
             seed_of(request.path)
         except LampClientError as error:
@@ -93,11 +96,12 @@ class Routes:
         if self.live is not None:
             if path == "/":
                 return content(page(), "text/html; charset=utf-8")
+            live = self.live()
             if path == "/live.json":
-                news = self.live.news(clients=self.clients()[0], waiting=self.waiting())
+                news = live.news(clients=self.clients()[0], waiting=self.waiting())
                 return content(json.dumps(news, allow_nan=False).encode(), "application/json")
             if path.startswith("/image/") and path.endswith(".jpg"):
-                picture = await self.live.picture(unquote(path.removeprefix("/image/").removesuffix(".jpg")))
+                picture = await live.picture(unquote(path.removeprefix("/image/").removesuffix(".jpg")))
                 if picture is not None:
                     return content(picture, "image/jpeg")
         known = PATHS if self.live is not None else PATHS[:2]
@@ -128,6 +132,13 @@ def single(headers: Headers, name: str) -> str | None:
 def text(words: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """A response of plain text."""
     return content(words.encode(), "text/plain; charset=utf-8", status)
+
+
+def later(words: str) -> Response:
+    """A response to what can be answered in a moment."""
+    response = text(words, HTTPStatus.SERVICE_UNAVAILABLE)
+    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
 
 
 def content(body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> Response:

@@ -1,27 +1,32 @@
-"""The policy server: warms up, listens, answers, and stops when what is in flight has been answered."""
+"""The policy server: listens, opens its policy and warms up, answers, and stops when what is in flight has been answered."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
-from websockets.asyncio.server import Server, ServerConnection
+from websockets.asyncio.server import Server
 from websockets.asyncio.server import serve as listen
+from websockets.protocol import State
 
 from lamp.errors import ConfigError, LampError
 from lamp.serve.batching import Batcher, Done
 from lamp.serve.config import ServeConfig, ServerConfig
+from lamp.serve.connections import MAX_HANDSHAKES, ClientConnection, Intake, OutOfFiles
 from lamp.serve.contract import ServedPolicy, open_checkpoint
-from lamp.serve.dialects import OpenPi, StarVla, greeting
+from lamp.serve.dialects import Dialect, OpenPi, StarVla, greeting
 from lamp.serve.keys import ApiKeys
 from lamp.serve.live import Artist, Live
 from lamp.serve.metrics import Metrics
@@ -34,6 +39,8 @@ from lamp_client.types import ActionChunk
 log = logging.getLogger("lamp.serve")
 TALKING_S = 1.0
 """A client that has asked so recently may ask again soon [s]."""
+FILES_BESIDE = 256
+"""Files that the process may need beside its connections."""
 SHAKING_S = 0.5
 """How long a stop waits for those who have not finished connecting [s]."""
 
@@ -42,44 +49,79 @@ class PolicyServer:
     """Serves a policy on one port.
 
     Args:
-        policy: What answers.
         config: Where and for whom.
         artist: Draws the predicted flow for the live page.
 
     Raises:
         DataError: The key file or the certificate cannot be used.
-        MismatchError: The units do not fit the policy's actions.
     """
 
-    def __init__(self, policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None) -> None:
-        self.policy, self.config = policy, config
+    policy: ServedPolicy
+    live: Live
+    batcher: Batcher
+    dialects: tuple[Dialect, ...]
+    greeting: bytes
+
+    def __init__(self, config: ServerConfig, *, artist: Artist | None = None) -> None:
+        self.config, self.artist = config, artist
         self.keys = ApiKeys.read(config.api_key_file) if config.api_key_file is not None else ApiKeys()
         self.tls = config.tls()
+        self.metrics = Metrics()
+        self.sessions: set[Session] = set()
+        self.ready = False
+        """Whether requests are answered."""
+        self._clients: set[ClientConnection] = set()
+        self._picture: asyncio.Task[None] | None = None
+        self._server: Server | None = None
+        self._port = config.port
+
+    async def listen(self) -> None:
+        """Takes the port. Who connects waits for the policy, and is greeted when it is ready.
+
+        Raises:
+            ConfigError: The address cannot be listened on.
+        """
+        config = self.config
+        self._stopping, self._readiness = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(OutOfFiles(otherwise=loop.get_exception_handler()))
+        self.intake = Intake(limit=config.buffered_bytes, patience_s=config.message_timeout_s, refused=self._refused)
+        try:
+            self._server = await listen(
+                self._attend, config.host, config.port, process_request=self._routes(), ssl=self.tls,  # pyright: ignore[reportArgumentType]
+                create_connection=partial(ClientConnection, intake=self.intake),  # pyright: ignore[reportArgumentType]
+                compression=None, max_size=config.limits.message_bytes, max_queue=1, server_header="lamp",
+                ping_interval=config.ping_timeout_s / 2, ping_timeout=config.ping_timeout_s / 2, close_timeout=5,
+                logger=_quiet(),
+            )  # fmt: skip
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {config.host}:{config.port} ({error.strerror}); expected a free port of this machine: "
+                "give another --port or --host, or 0 for any port."
+            ) from None
+        self._port = next(iter(self._server.sockets)).getsockname()[1]
+        self._sweeping = loop.create_task(self.intake.sweep(), name="lamp-sweep")
+
+    async def answer(self, policy: ServedPolicy) -> None:
+        """Warms the policy up, and answers with it from then on.
+
+        Raises:
+            MismatchError: The units do not fit the policy's actions.
+            LampError: The policy fails on an example of its own.
+        """
+        config = self.config
         units = units_named(config.units)
         units.check(policy.contract.action_width)
-        self.metrics = Metrics()
-        self.live = Live(contract=policy.contract, metrics=self.metrics, artist=artist)
+        self.policy = policy
+        self.live = Live(contract=policy.contract, metrics=self.metrics, artist=self.artist)
         self.dialects = (
             StarVla(contract=policy.contract, max_examples=config.max_queue),
             OpenPi.of(policy.contract, units),
         )
         limits = {"message_bytes": config.limits.message_bytes, "array_bytes": config.limits.array_bytes}
         self.greeting = wire.pack(greeting(policy.contract, units, limits))
-        self.sessions: set[Session] = set()
-        self._picture: asyncio.Task[None] | None = None
-        self._server: Server | None = None
-        self._port = config.port
-
-    async def start(self) -> None:
-        """Warms up, then listens; who connects before that is not let in.
-
-        Raises:
-            ConfigError: The address cannot be listened on.
-        """
-        config = self.config
-        self._stopping = asyncio.Event()
         self.batcher = Batcher(
-            self.policy,
+            policy,
             gather_s=config.gather_ms / 1000,
             max_batch=config.max_batch,
             max_queue=config.max_queue,
@@ -89,26 +131,15 @@ class PolicyServer:
         await self._warm_up()
         self.batcher.start()
         self.metrics.started = time.time()
-        try:
-            self._server = await listen(
-                self._attend, config.host, config.port, process_request=self._routes(), ssl=self.tls,
-                compression=None, max_size=config.limits.message_bytes, max_queue=1, server_header="lamp",
-                ping_interval=config.ping_timeout_s / 2, ping_timeout=config.ping_timeout_s / 2, close_timeout=5,
-                logger=_quiet(),
-            )  # fmt: skip
-        except OSError as error:
-            await self.batcher.stop()
-            raise ConfigError(
-                f"cannot listen on {config.host}:{config.port} ({error.strerror}); expected a free port of this machine: "
-                "give another --port or --host, or 0 for any port."
-            ) from None
-        self._port = next(iter(self._server.sockets)).getsockname()[1]
+        self.ready = True
+        self._readiness.set()
 
     async def stop(self) -> None:
         """Lets nobody else in, answers what has been asked, closes all connections."""
         self._stopping.set()
         if self._server is not None:
             self._server.close(close_connections=False)
+            self._readiness.set()  # who waits for the policy is told that there will be none
             await asyncio.gather(*(session.close_if_idle() for session in list(self.sessions)), return_exceptions=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.config.stop_timeout_s):
@@ -119,9 +150,11 @@ class PolicyServer:
             with contextlib.suppress(TimeoutError):  # who has begun to connect and says nothing more is not waited for
                 async with asyncio.timeout(SHAKING_S):
                     await self._server.wait_closed()
+            self._sweeping.cancel()
         if self._picture is not None:
             self._picture.cancel()
-        await self.batcher.stop()
+        if hasattr(self, "batcher"):
+            await self.batcher.stop()
 
     @property
     def port(self) -> int:
@@ -147,12 +180,16 @@ class PolicyServer:
                 if isinstance(chunk, Exception):
                     raise LampError(f"the policy fails on an example of its own cameras and state: {chunk}")
 
+    def _refused(self, reason: str) -> None:
+        self.metrics.refusals[reason] += 1
+
     def _routes(self) -> Routes:
         def gauges() -> str:
             shown = self.live.shown
             return self.metrics.text(
                 {
                     "lamp_clients": ("Connected clients.", float(len(self.sessions))),
+                    "lamp_buffered_bytes": ("What clients have sent and the server holds.", float(self.intake.total)),
                     "lamp_waiting_observations": ("Observations in the queue.", float(self.batcher.waiting)),
                     "lamp_gate": ("Opening of the motion gate.", shown.chunk.gate if shown else None),
                 }
@@ -160,18 +197,37 @@ class PolicyServer:
 
         return Routes(
             keys=self.keys,
-            live=self.live if self.config.page else None,
+            live=(lambda: self.live) if self.config.page else None,
             metrics=gauges,
-            clients=lambda: (len(self.sessions), self.config.max_clients),
-            healthy=lambda: not self._stopping.is_set(),
-            refused=lambda reason: self.metrics.refusals.update([reason]),
+            clients=lambda: (len(self._clients), self.config.max_clients),
+            state=lambda: "stopping" if self._stopping.is_set() else "ready" if self.ready else "loading",
+            refused=self._refused,
             waiting=lambda: self.batcher.waiting,
         )
 
-    async def _attend(self, connection: ServerConnection) -> None:
-        if len(self.sessions) >= self.config.max_clients:  # several may have passed the gate at once
+    async def _attend(self, connection: ClientConnection) -> None:
+        if len(self._clients) >= self.config.max_clients:  # several may have passed the gate at once
             await connection.close(1013, "the server has as many clients as it takes; try again later")
             return
+        self._clients.add(connection)
+        try:
+            if not self.ready:
+                await self._wait_until_ready(connection)
+            if self.ready and connection.protocol.state is State.OPEN:
+                await self._serve(connection)
+        finally:
+            self._clients.discard(connection)
+
+    async def _wait_until_ready(self, connection: ClientConnection) -> None:
+        """Keeps a client until the policy is there, it goes, or the server stops."""
+        waits = [asyncio.ensure_future(wait) for wait in (self._readiness.wait(), connection.wait_closed())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if not self.ready:
+            await connection.close(1001, "the server is stopping")
+
+    async def _serve(self, connection: ClientConnection) -> None:
         session = Session(
             connection=connection,
             batcher=self.batcher,
@@ -227,9 +283,10 @@ async def serving(
     policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None
 ) -> AsyncIterator[PolicyServer]:
     """Serves a policy while the block runs."""
-    server = PolicyServer(policy, config, artist=artist)
-    await server.start()
+    server = PolicyServer(config, artist=artist)
     try:
+        await server.listen()
+        await server.answer(policy)
         yield server
     finally:
         await server.stop()
@@ -240,8 +297,13 @@ def served(policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None 
     """Serves a policy from a thread of its own while the block runs: for notebooks, tests and measurements."""
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
-        server = PolicyServer(policy, config, artist=artist)
-        loop.run_until_complete(server.start())
+        server = PolicyServer(config, artist=artist)
+        try:
+            loop.run_until_complete(server.listen())
+            loop.run_until_complete(server.answer(policy))
+        except BaseException:
+            loop.run_until_complete(server.stop())
+            raise
         thread = threading.Thread(target=loop.run_forever, name="lamp-server", daemon=True)
         thread.start()
         try:
@@ -259,37 +321,68 @@ def serve(config: ServeConfig, *, artist: Artist | None = None) -> None:
         DataError: There is no such checkpoint, key file or certificate.
         ConfigError: The address cannot be listened on.
     """
-    if config.api_key_file is not None:  # a mistake here should not cost loading the weights
-        ApiKeys.read(config.api_key_file)
-    config.tls()
-    policy = open_checkpoint(
-        config.checkpoint,
-        device=_device(config.device),
-        threads=config.threads,
-        fast=config.fast,
-        precision=config.precision,
-    )
-    asyncio.run(serve_until_signalled(policy, config, artist=artist))
+
+    def open_policy() -> ServedPolicy:
+        return open_checkpoint(
+            config.checkpoint,
+            device=_device(config.device),
+            threads=config.threads,
+            fast=config.fast,
+            precision=config.precision,
+        )
+
+    asyncio.run(serve_until_signalled(open_policy, config, artist=artist))
 
 
-async def serve_until_signalled(policy: ServedPolicy, config: ServerConfig, *, artist: Artist | None = None) -> None:
-    """Serves a policy until SIGTERM or Ctrl-C, and finishes what is in flight."""
+async def serve_until_signalled(
+    policy: ServedPolicy | Callable[[], ServedPolicy], config: ServerConfig, *, artist: Artist | None = None
+) -> None:
+    """Serves a policy until SIGTERM or Ctrl-C, and finishes what is in flight.
+
+    Args:
+        policy: What answers, or what opens it: that is called when the port has been taken, in a thread of its own.
+        config: Where and for whom.
+        artist: Draws the predicted flow for the live page.
+    """
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    server = PolicyServer(config, artist=artist)
 
-    def on_signal() -> None:
-        if asked.is_set():
-            print("lamp: stopped at once", file=sys.stderr, flush=True)
-            os._exit(1)  # anything gentler would wait for the policy's thread
+    def on_signal(number: int) -> None:
+        if asked.is_set() or not server.ready:
+            words = "stopped at once" if asked.is_set() else "stopped while loading; nothing was in flight"
+            print(f"lamp: {words}", file=sys.stderr, flush=True)
+            os._exit(1 if asked.is_set() else 128 + number)  # anything gentler would wait for the policy's thread
         asked.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    print("lamp: warming up", file=sys.stderr, flush=True)
-    async with serving(policy, config, artist=artist) as server:
+        loop.add_signal_handler(number, on_signal, number)
+    allow_open_files(config.max_clients + MAX_HANDSHAKES)
+    try:
+        await server.listen()
+        if callable(policy):
+            print(f"lamp: loading; who connects to {server.address} waits", file=sys.stderr, flush=True)
+            policy = await asyncio.to_thread(policy)
+        print("lamp: warming up", file=sys.stderr, flush=True)
+        await server.answer(policy)
+        # What is there now stays; looking for garbage then is quick, however large the policy is.
+        gc.collect()
+        gc.freeze()
         for line in announcement(server):
             print(line, file=sys.stderr, flush=True)
         await asked.wait()
         print("lamp: stopping; what is in flight is finished first", file=sys.stderr, flush=True)
+    finally:
+        await server.stop()
+
+
+def allow_open_files(connections: int) -> None:
+    """Raises this process' limit of open files, where so many connections would not fit and the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + FILES_BESIDE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def announcement(server: PolicyServer) -> Iterator[str]:

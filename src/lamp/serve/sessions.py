@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from lamp.errors import LampError
 from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
+from lamp.serve.connections import ClientConnection
 from lamp.serve.dialects import Dialect, Message, Refusal, seeds_for
 from lamp.serve.metrics import Metrics
 from lamp.serve.questions import Act, Answer, Asked, NoiseSeed, Reset
@@ -48,7 +48,7 @@ class Session:
     Whatever the client sends, it is answered or refused, and nobody else notices.
     """
 
-    connection: ServerConnection
+    connection: ClientConnection
     batcher: Batcher
     dialects: Sequence[Dialect]
     """The last one speaks everything that no other does."""
@@ -78,10 +78,8 @@ class Session:
             await self._send(self.greeting)
             if self.stopping.is_set():  # the server began to stop during the handshake
                 await self.close_if_idle()
-            async for encoded in self.connection:
-                self.busy = True
-                close = await self._attend(encoded)
-                self.busy = False
+            while True:
+                close = await self._next()
                 if close is not None or self.stopping.is_set():
                     await self.connection.close(*(close or (1001, "the server is stopping")))
         except ConnectionClosed:
@@ -93,6 +91,16 @@ class Session:
         finally:
             self.busy = False
             gone.cancel()
+
+    async def _next(self) -> tuple[int, str] | None:
+        """Takes the next message, answers it and forgets it; an idle client should not keep its last one in memory."""
+        encoded = await self.connection.recv()
+        self.busy = True
+        close = await self._attend(encoded)
+        self.busy = False
+        self.connection.answered()
+        await asyncio.sleep(0)  # a client with thousands of messages waiting takes turns with the others
+        return close
 
     async def close_if_idle(self) -> None:
         """Tells a client that waits for nothing that the server is stopping."""

@@ -18,6 +18,8 @@ from lamp_client.types import ActionChunk, Observation
 NoiseSeed = tuple[int, ...]
 
 _BUSY_S = 0.1
+LARGEST_ACTION = 1e9
+"""Of any action's values, whatever a server says; metres, radians and encoders' ticks are far below."""
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -88,7 +90,9 @@ class WebsocketPolicy:
         port: Ignored if `host` is a whole address.
         api_key: Sent as ``Authorization: Api-Key ...``.
         layout: Keys of the request; None: a LaMP server is sent its cameras by name and as they are, any other LIBERO's keys.
-        connect_timeout_s: How long to keep trying to connect [s]; covers a server that is still starting, or restarts.
+        connect_timeout_s: How long to keep trying to connect [s]; covers a server that is still starting, or restarts, also
+            behind a tunnel, a container's port or a proxy. What waiting cannot mend (a refused key, an invalid certificate, no
+            policy server) is an error at once.
         reply_timeout_s: How long to wait for one reply [s]; a reply that does not come in time is not asked for again.
         retries: How often a question is asked again after the connection broke or the server was too busy.
         max_message_bytes: Larger messages are refused both ways.
@@ -150,10 +154,11 @@ class WebsocketPolicy:
         Raises:
             ConnectionFailedError: if it cannot be reached, does not reply in time, or closes the connection.
             ServerError: if it replies with an error.
-            WireError: if its reply is not one of the protocol's.
+            WireError: if its reply is not one of the protocol's, or contradicts the server's greeting.
+            InvalidValueError: if the observation does not fit, or the actions of the reply can be no actions.
         """
         started = time.perf_counter()
-        chunk = chunk_from_reply(self._asked(lambda: self._request(observation, noise_seed)))
+        chunk = chunk_from_reply(self._asked(lambda: self._request(observation, noise_seed)), self.metadata)
         timing = {**chunk.timing_ms, "client.total_ms": 1000.0 * (time.perf_counter() - started)}
         return ActionChunk(actions=chunk.actions, timing_ms=timing, foresight=chunk.foresight, gate=chunk.gate)
 
@@ -208,20 +213,27 @@ class WebsocketPolicy:
         return {"lamp/reset": True, **seed}
 
 
-def chunk_from_reply(reply: Any) -> ActionChunk:
+def chunk_from_reply(reply: Any, greeting: Mapping[str, Any] | None = None) -> ActionChunk:
     """Reads a server's reply.
 
+    Args:
+        reply: The message.
+        greeting: What the server said on connecting: what contradicts it reaches no robot. `action_width` and `chunk` give
+            the shape of `actions`, `action_low` and `action_high` their limits.
+
     Raises:
-        WireError: if it holds no actions, or what should be numbers is none.
-        InvalidValueError: if they have another shape.
+        WireError: if it holds no actions, what should be numbers is none, or it contradicts the greeting.
+        InvalidValueError: if they have another shape or are no finite numbers.
     """
     if not isinstance(reply, dict) or "actions" not in reply:
-        kind = f"a map with {', '.join(map(str, reply))}" if isinstance(reply, dict) else type(reply).__name__
+        kind = f"a map with {', '.join(map(str, reply))[:300]}" if isinstance(reply, dict) else type(reply).__name__
         raise WireError(f"the server replied with {kind}; expected a map with 'actions'.")
     try:
-        return _chunk(reply)
+        chunk = _chunk(reply)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise WireError(f"the server's reply cannot be read: {error}.") from error
+    _check_promised(chunk.actions, greeting or {})
+    return chunk
 
 
 def _chunk(reply: Mapping[str, Any]) -> ActionChunk:
@@ -232,8 +244,41 @@ def _chunk(reply: Mapping[str, Any]) -> ActionChunk:
     }
     foresight, gate = reply.get("lamp/foresight"), reply.get("lamp/gate")
     return ActionChunk(
-        actions=np.asarray(reply["actions"], dtype=np.float32),
+        actions=_floats(reply["actions"], "actions"),
         timing_ms=timing,
-        foresight=None if foresight is None else np.asarray(foresight, dtype=np.float32),
+        foresight=None if foresight is None else _floats(foresight, "lamp/foresight"),
         gate=None if gate is None else float(gate),
     )
+
+
+def _floats(value: Any, name: str) -> np.ndarray:
+    """An array of numbers as float32; text that could be read as numbers is none, nor are true and false."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name!r} is of type {array.dtype.str}; expected numbers")
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        return array.astype(np.float32)
+
+
+def _check_promised(actions: np.ndarray, greeting: Mapping[str, Any]) -> None:
+    for axis, key in enumerate(("chunk", "action_width")):
+        if "lamp" in greeting and greeting.get(key) not in (None, actions.shape[axis]):
+            raise WireError(
+                f"the server replied with actions of shape {actions.shape}; its greeting promised {key} {greeting[key]}.",
+                hint="Nothing of it was executed. Is it another server than before?",
+            )
+    if (beyond := np.abs(actions) > LARGEST_ACTION).any():
+        raise WireError(
+            f"the server replied with the action value {actions[beyond][0]:g}; nothing beyond {LARGEST_ACTION:g} is executed."
+        )
+    low, high = greeting.get("action_low"), greeting.get("action_high")
+    if low is None or high is None or len(low) != actions.shape[1]:
+        return
+    outside = (actions < np.asarray(low)) | (actions > np.asarray(high))
+    if outside.any():
+        step, place = np.argwhere(outside)[0]
+        raise WireError(
+            f"the server replied with {actions[step, place]:g} for value {place} of action {step}; its data have "
+            f"{low[place]:g} to {high[place]:g} there, with room to spare.",
+            hint="Nothing of it was executed.",
+        )

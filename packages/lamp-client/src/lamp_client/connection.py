@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import math
 import os
+import random
+import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lamp_client import wire
@@ -21,8 +27,28 @@ from lamp_client.errors import (
 PROTOCOL_VERSION = 1
 """Version of LaMP's additions to openpi's protocol; a server announces it as ``{"lamp": {"protocol": 1}}``."""
 
-_RETRY_S = 0.2
+log = logging.getLogger("lamp_client")
+
+_RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
+"""Between the first attempts to connect, and later ones [s]."""
+_LAST_ATTEMPT_S = 0.1
+_SAY_AFTER_S = 1.0
+"""Waiting that lasts longer is told, once."""
+_HANDSHAKE_S = 5.0
+"""How long the first handshake may take, and each later one twice as long: a tunnel may swallow one for good [s]."""
 _TRY_AGAIN_LATER = 1013
+_NOT_YET_CODES = (1001, 1006, 1012, 1013, None)
+"""Closing codes before the greeting of a server that stops, restarts or is too busy, and of none behind a tunnel."""
+_NOT_YET_STATUS = (429, 502, 503, 504)
+_NOT_YET_ERRORS = {
+    getattr(errno, name)
+    for name in (
+        "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EPIPE", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN",
+        "ENETDOWN", "EADDRNOTAVAIL", "EAGAIN",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+_NOT_YET_TLS = ("UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_INTERNAL_ERROR", "SSLV3_ALERT_UNEXPECTED_MESSAGE")
 
 
 class Connection:
@@ -31,7 +57,7 @@ class Connection:
     Args:
         address: ``ws://host:port`` or ``wss://host:port``.
         api_key: Sent as ``Authorization: Api-Key ...``.
-        connect_timeout_s: How long to keep trying to connect [s].
+        connect_timeout_s: How long to keep trying to connect, until the server's greeting [s].
         reply_timeout_s: How long to wait for one reply [s].
         limits: Larger messages are refused both ways.
         ca_file: PEM file to trust for ``wss://``.
@@ -65,13 +91,7 @@ class Connection:
             WireError: it does not speak the protocol.
         """
         if self._socket is None:
-            connection = self._connected()
-            try:
-                self._metadata = _checked_metadata(self._receive(connection), self.address)
-            except BaseException:
-                connection.close()
-                raise
-            self._socket = connection
+            self._socket, self._metadata = self._greeted()
         return self._metadata
 
     def ask(self, message: dict[str, Any]) -> Any:
@@ -100,7 +120,7 @@ class Connection:
         """Compares a message with what the server says it takes: it would close the connection, again and again."""
         told = self.open().get("limits")
         room = told.get("message_bytes") if isinstance(told, dict) else None
-        if isinstance(room, int) and size > room:
+        if type(room) is int and 0 < room < size:
             raise WireError(
                 f"the request has {size} bytes; the server at {self.address} takes {room}.",
                 hint="Send smaller images: it resizes them anyway.",
@@ -112,18 +132,37 @@ class Connection:
         if connection is not None:
             connection.close()
 
-    def _connected(self) -> Any:
+    def _greeted(self) -> tuple[Any, dict[str, Any]]:
+        """Tries until a server has greeted, or the time is over; what waiting cannot mend ends it at once."""
         connect, options = self._library()
-        deadline = time.monotonic() + self._connect_timeout_s
+        started = time.monotonic()
+        deadline, said = started + self._connect_timeout_s, False
+        pause, handshake = _RETRY_S, _HANDSHAKE_S
         while True:
+            left = max(deadline - time.monotonic(), 0.1)
+            connection = None
             try:
-                return connect(self.address, open_timeout=max(deadline - time.monotonic(), 0.1), **options)
-            except ConnectionRefusedError as error:  # the server may still be loading its weights
-                if time.monotonic() + _RETRY_S >= deadline:
+                connection = connect(self.address, open_timeout=min(left, handshake), **options)
+                told = self._receive(connection, timeout_s=max(deadline - time.monotonic(), 0.1))
+                return connection, checked_metadata(told, self.address)
+            except BaseException as error:
+                if connection is not None:
+                    _abandon(connection)
+                if isinstance(error, _NotGreetedError) or not isinstance(error, Exception):
+                    raise
+                if isinstance(error, LampClientError) and not isinstance(error, ConnectionLostError | ServerBusyError):
+                    raise
+                pause_s = min(_retry_after(error, pause), deadline - time.monotonic() - _LAST_ATTEMPT_S)
+                if not _not_yet(error) or pause_s <= 0:
                     raise self._unreachable(error) from error
-                time.sleep(_RETRY_S)
-            except Exception as error:
-                raise self._unreachable(error) from error
+                if not said and time.monotonic() - started >= _SAY_AFTER_S:
+                    said = True
+                    log.warning(
+                        "waiting up to %g s for the policy server at %s (%s)",
+                        self._connect_timeout_s, self.address, _reason(error),
+                    )  # fmt: skip
+            time.sleep(pause_s * random.uniform(0.8, 1.0))  # several robots should not all come back at the same moment
+            pause, handshake = min(1.5 * pause, _LONGEST_RETRY_S), 2 * handshake
 
     def _library(self) -> tuple[Any, dict[str, Any]]:
         try:
@@ -147,30 +186,48 @@ class Connection:
         return connect, options
 
     def _unreachable(self, error: Exception) -> ConnectionFailedError:
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
+        status = _status(error)
+        within = f" within {self._connect_timeout_s:g} s" if _not_yet(error) else ""
         if status in (401, 403):
             return ConnectionFailedError(
                 f"the policy server at {self.address} refused the API key (HTTP {status}).", hint="Pass its api_key."
             )
-        if status is not None:
-            told = (getattr(response, "body", None) or b"").decode("utf-8", "replace").strip().splitlines()
-            why = told[0][:300].rstrip(".") if told else "no reason given"
-            return ConnectionFailedError(f"the policy server at {self.address} refused (HTTP {status}): {why}.")
-        if isinstance(error, ssl.SSLError):
+        if status is not None and status not in (502, 504):
+            return ConnectionFailedError(
+                f"the policy server at {self.address} refused{within} ({_reason(error)})."
+                if status >= 400
+                else f"what answers at {self.address} is no policy server ({_reason(error)})."
+            )
+        if isinstance(error, ssl.SSLError) and not _not_yet(error):
             return ConnectionFailedError(
                 f"no trusted connection to {self.address}: {_words(error)}.",
                 hint="Pass its certificate as ca_file, or use ws:// if the server has none.",
             )
+        if isinstance(error, ValueError) or type(error).__name__ == "InvalidURI":
+            return ConnectionFailedError(f"{self.address!r} is no address ({error}); expected such as ws://host:8000.")
+        if not _not_yet(error) and not isinstance(error, OSError):
+            return ConnectionFailedError(f"what answers at {self.address} is no policy server ({_reason(error)}).")
+        if isinstance(error, ConnectionLostError):
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         return ConnectionFailedError(
-            f"cannot connect to a policy server at {self.address} within {self._connect_timeout_s:g} s: {_words(error)}.",
+            f"cannot connect to a policy server at {self.address}{within}: {_reason(error)}.",
             hint="Is it running? Start one with `lamp serve`, or give another host or port.",
         )
 
-    def _receive(self, connection: Any) -> Any:
+    def _receive(self, connection: Any, timeout_s: float | None = None) -> Any:
+        """
+        Args:
+            connection: Of whom.
+            timeout_s: Until the greeting; None: until a reply.
+        """
         try:
-            reply = connection.recv(timeout=self._reply_timeout_s)
+            reply = connection.recv(timeout=self._reply_timeout_s if timeout_s is None else timeout_s)
         except TimeoutError as error:
+            if timeout_s is not None:
+                raise _NotGreetedError(
+                    f"the policy server at {self.address} did not greet within {self._connect_timeout_s:g} s.",
+                    hint="It may still be loading its policy: wait longer (connect_timeout_s), or see its log.",
+                ) from error
             raise ConnectionFailedError(
                 f"the policy server at {self.address} did not reply within {self._reply_timeout_s:g} s."
             ) from error
@@ -193,7 +250,72 @@ class Connection:
         return ServerError(f"the policy server at {self.address} failed: {lines[-1].strip()}")
 
 
-def _checked_metadata(metadata: Any, address: str) -> dict[str, Any]:
+class _NotGreetedError(ConnectionFailedError):
+    """The server has let the client in and says nothing."""
+
+
+def _abandon(connection: Any) -> None:
+    """Closes what came to nothing, without waiting for the other side to agree."""
+    try:
+        connection.close_timeout = 0.2
+        connection.close()
+    except Exception as error:  # it is gone in any case
+        log.debug("closing: %s", error)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _retry_after(error: BaseException, otherwise: float) -> float:
+    """How long to wait before the next attempt: what the server asks for, within reason [s]."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    try:
+        asked = float(headers.get("Retry-After", "")) if headers is not None else 0.0
+    except (ValueError, LookupError):  # a date, or several
+        asked = 0.0
+    return min(max(otherwise, asked), _LONGEST_RETRY_S) if asked >= 0 else otherwise
+
+
+def _not_yet(error: BaseException | None) -> bool:
+    """Whether the same may succeed in a moment, as the server, or the way to it, may still be starting."""
+    if error is None:
+        return False
+    if (status := _status(error)) is not None:
+        return status in _NOT_YET_STATUS
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return False
+    if isinstance(error, ssl.SSLError):
+        ended = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+        return ended or error.reason in _NOT_YET_TLS
+    if isinstance(error, ServerBusyError | TimeoutError | EOFError | ConnectionError | socket.gaierror):
+        return True
+    if hasattr(error, "rcvd"):  # the library's ConnectionClosed, whose class has moved from version to version
+        return getattr(error.rcvd, "code", None) in _NOT_YET_CODES
+    if isinstance(error, ConnectionLostError):
+        return _not_yet(error.__cause__)
+    if isinstance(error, OSError):
+        return error.errno in _NOT_YET_ERRORS
+    return _not_yet(error.__cause__)  # the library wraps the end of the stream in the handshake
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection did not come about, in few words."""
+    status = _status(error)
+    if status is None:
+        return _words(error)
+    body = getattr(getattr(error, "response", None), "body", None) or b""
+    told = bytes(body).decode("utf-8", "replace").strip().splitlines()
+    return f"HTTP {status}: {told[0][:300].rstrip('.') if told else 'no reason given'}"
+
+
+def checked_metadata(metadata: Any, address: str) -> dict[str, Any]:
+    """Checks what a server greeted with, as far as this client uses it.
+
+    Raises:
+        WireError: it is no map, or a value of it is of another kind.
+        ConnectionFailedError: it is a LaMP server of another version.
+    """
     if not isinstance(metadata, dict):
         raise WireError(f"the server at {address} greeted with a {type(metadata).__name__}; expected a map.")
     lamp = metadata.get("lamp")
@@ -205,7 +327,38 @@ def _checked_metadata(metadata: Any, address: str) -> dict[str, Any]:
             f"the server at {address} speaks version {version!r} of LaMP's protocol; this client speaks {PROTOCOL_VERSION}.",
             hint="Install the same version of lamp-client and lamp.",
         )
+    for key, (fits, expected) in _GREETING.items():
+        if metadata.get(key) is not None and not fits(metadata[key]):
+            raise WireError(
+                f"the server at {address} greeted with {key} {str(metadata[key])[:60]!r}; expected {expected}."
+            )
+    low, high = metadata.get("action_low"), metadata.get("action_high")
+    width = metadata.get("action_width")
+    if low is not None and (high is None or len(low) != len(high) or width not in (None, len(low))):
+        raise WireError(f"the server at {address} greeted with limits of actions of other widths than its actions.")
     return {"action_units": "environment", **metadata}
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1_000_000
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) in (int, float) and math.isfinite(each) for each in value)
+
+
+_GREETING: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "chunk": (_count, "how many actions a reply has"),
+    "execute": (_count, "how many actions to carry out"),
+    "action_width": (_count, "how many values an action has"),
+    "state_width": (lambda value: value == 0 or _count(value), "how many values a state has"),
+    "cameras": (lambda value: isinstance(value, dict) and all(type(name) is str for name in value), "a map of cameras"),
+    "limits": (lambda value: isinstance(value, dict), "a map"),
+    "fps": (lambda value: type(value) in (int, float) and 0 < value < 10_000, "steps per second"),
+    "action_low": (_numbers, "a number for each of an action's values"),
+    "action_high": (_numbers, "a number for each of an action's values"),
+}
+"""Key of a greeting -> whether a value will do, and what is expected."""
 
 
 def _words(error: BaseException) -> str:

@@ -1,0 +1,302 @@
+"""What clients have sent and the server still holds: counted over all connections, bounded, and freed when a connection ends.
+
+The websocket library bounds a message, and nothing else. Here the slowest client goes when all of them together hold too much,
+and so does one that lets a message trickle, sends it in thousands of fragments, or floods the server with pings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import email.utils
+import errno
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+
+log = logging.getLogger("lamp.serve")
+
+MAX_FRAGMENTS = 1024
+"""Frames of a message; clients of robots send one or a few."""
+MAX_CONTROLS = 200
+"""Pings and pongs of a client in a second; one in 20 s is usual."""
+MAX_HANDSHAKES = 128
+"""Connections that have not yet said what they want; the oldest goes where there are more."""
+FRAME_BYTES = 400
+"""What a frame takes beside its payload, measured."""
+_SLICE = 16 * 1024
+"""Bytes that are parsed at a time, so that a flood of tiny frames is noticed before it holds up everybody else."""
+_LINGER_S = 1.0
+"""How long a client that is sent away may take to read why."""
+_SWEEP_S = 1.0
+_TRIM_BYTES = 32_000_000
+_OTHER_METHOD = re.compile(rb"(?!GET |HEAD )[A-Z]{3,10} ")
+_DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+TRY_AGAIN_LATER, POLICY_VIOLATION = 1013, 1008
+
+
+@dataclass(kw_only=True, eq=False)
+class Intake:
+    """All connections, and what they hold together."""
+
+    limit: int
+    """Bytes that all clients together may have sent without an answer; beyond, the slowest is sent away."""
+    patience_s: float
+    """How long a message may take from its first byte to its last [s]."""
+    refused: Callable[[str], None]
+    """Told the reason for each client that is sent away."""
+    connections: dict[ClientConnection, None] = field(default_factory=dict)
+    """In the order of their arrival."""
+    total: int = 0
+    """Bytes held, as of each connection's last message."""
+    _peak: int = 0
+    """The largest total since memory was last given back."""
+
+    def add(self, connection: ClientConnection) -> None:
+        """Counts a connection; where too many have not finished their handshake, the oldest of those ends."""
+        self.connections[connection] = None
+        shaking = [each for each in self.connections if each.protocol.state is State.CONNECTING]
+        if len(shaking) > MAX_HANDSHAKES:
+            self.refused("handshakes")
+            shaking[0].transport.abort()
+            self.remove(shaking[0])
+
+    def remove(self, connection: ClientConnection) -> None:
+        """Forgets a connection that has ended."""
+        if connection in self.connections:
+            del self.connections[connection]
+            self.total -= connection.held
+
+    def update(self, connection: ClientConnection) -> None:
+        """Takes up what a connection holds now."""
+        if connection in self.connections:
+            before, connection.held = connection.held, connection.measured()
+            self.total += connection.held - before
+            self._peak = max(self._peak, self.total)
+
+    def note(self, connection: ClientConnection) -> None:
+        """Takes up what a connection holds now, and sends the slowest away where all hold too much."""
+        self.update(connection)
+        while self.total > self.limit and (slowest := self._slowest()) is not None:
+            slowest.dismiss(TRY_AGAIN_LATER, "the server holds as much as it takes; send again later", "memory")
+
+    def _slowest(self) -> ClientConnection | None:
+        """Whose message began first and is not whole yet; where all are whole, who holds most."""
+        for each in self.connections:
+            each.held = each.measured()
+        self.total = sum(each.held for each in self.connections)
+        if self.total <= self.limit:
+            return None
+        candidates = [each for each in self.connections if each.held and not each.dismissed]
+        begun = [each for each in candidates if each.begun is not None]
+        return min(begun, key=lambda each: each.begun or 0.0) if begun else max(candidates, key=_held, default=None)
+
+    async def sweep(self) -> None:
+        """Sends those away whose message takes too long; runs as long as the server does."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = time.monotonic()
+            if self._peak - self.total > _TRIM_BYTES:
+                _trim()
+                self._peak = self.total
+            for each in list(self.connections):
+                if each.begun is not None and each.recv_messages.paused:  # it is the server that does not read
+                    each.begun = now
+                elif (
+                    each.begun is not None and now - each.begun > self.patience_s and each.protocol.state is State.OPEN
+                ):
+                    words = f"a message took more than {self.patience_s:g} s to arrive"
+                    each.dismiss(POLICY_VIOLATION, words, "trickle")
+
+
+def _trim() -> None:
+    """Gives freed memory back to the system: glibc keeps it for later, after a few large messages for good."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _held(connection: ClientConnection) -> int:
+    return connection.held
+
+
+class ClientConnection(ServerConnection):
+    """A connection that knows what it holds, and frees it when it ends."""
+
+    def __init__(self, *arguments: Any, intake: Intake, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._intake = intake
+        self.held = 0
+        """Bytes, as counted last."""
+        self.begun: float | None = None
+        """Since when a message has been arriving, by the monotonic clock; None between messages."""
+        self.dismissed = False
+        self.head = False
+        """Whether the request's method is HEAD."""
+        self._waiting: deque[int] = deque()
+        """Bytes of each message that is whole and has not been read."""
+        self._whole = 0
+        """Their sum."""
+        self._partial = self._fragments = self._answering = self._controls = 0
+        self._controls_since = 0.0
+
+    def measured(self) -> int:
+        """Bytes that the server holds for this client now."""
+        held = len(self.protocol.reader.buffer) + self._partial + self._whole + self._answering
+        return held + self.transport.get_write_buffer_size()
+
+    def answered(self) -> None:
+        """The message that was read last is not needed any more."""
+        self._answering = 0
+        self._intake.update(self)
+
+    def dismiss(self, code: int, why: str, reason: str) -> None:
+        """Ends the connection from this side, and frees what it holds at once.
+
+        Args:
+            code: Of the closing frame.
+            why: In the closing frame, for the client.
+            reason: For the figures.
+        """
+        if self.dismissed:
+            return
+        self.dismissed = True
+        self._intake.refused(reason)
+        if self.protocol.state is State.OPEN:
+            self.protocol.fail(code, why)
+            self.send_data()
+            self.loop.call_later(_LINGER_S, self.transport.abort)
+        else:
+            self.transport.abort()
+        self._free()
+        self._intake.update(self)
+
+    async def recv(self, decode: bool | None = None) -> Any:
+        message = await super().recv(decode)
+        self._answering = self._waiting.popleft() if self._waiting else 0
+        self._whole -= self._answering
+        return message
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._intake.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.request is None and not self.dismissed:
+            data = self._http(data)
+        for start in range(0, len(data), _SLICE):
+            if self.dismissed:
+                return
+            super().data_received(data[start : start + _SLICE])
+        if self.protocol.parser_exc is not None and not self.dismissed:  # the library has said why; nobody has to agree
+            self.dismissed = True
+            self._free()
+            self.loop.call_later(_LINGER_S, self.transport.abort)
+        if not self.protocol.reader.buffer and not self._fragments:
+            self.begun = None
+        elif self.begun is None:
+            self.begun = time.monotonic()
+        self._intake.note(self)
+
+    def process_event(self, event: Any) -> None:
+        if self.dismissed:
+            return
+        if isinstance(event, Frame):
+            (self._count_data if event.opcode in _DATA else self._count_control)(event)
+        if not self.dismissed:
+            super().process_event(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._free()
+        # What is left is small, but a cycle: the parser and the traceback of its end refer to the protocol, which has them.
+        self.protocol.parser = (None for _ in ())
+        for error in (self.protocol.parser_exc, self.protocol.handshake_exc, self.connection_exc):
+            if error is not None:
+                error.__traceback__ = None
+                if error.__cause__ is not None:
+                    error.__cause__.__traceback__ = None
+        self._intake.remove(self)
+
+    def _count_data(self, frame: Frame) -> None:
+        self._partial += len(frame.data) + FRAME_BYTES
+        self._fragments += 1
+        if frame.fin:
+            self._waiting.append(self._partial)
+            self._whole += self._partial
+            self._partial, self._fragments, self.begun = 0, 0, None
+        elif self._fragments >= MAX_FRAGMENTS:
+            self.dismiss(POLICY_VIOLATION, f"a message has more than {MAX_FRAGMENTS} fragments", "fragments")
+
+    def _count_control(self, _: Frame) -> None:
+        now = time.monotonic()
+        if now - self._controls_since > 1.0:
+            self._controls_since, self._controls = now, 0
+        self._controls += 1
+        if self._controls > MAX_CONTROLS:
+            self.dismiss(POLICY_VIOLATION, f"more than {MAX_CONTROLS} pings in a second", "pings")
+
+    def _free(self) -> None:
+        """Drops all that has arrived and was not read."""
+        self.recv_messages.close()
+        self.recv_messages.frames.queue.clear()
+        self.protocol.reader.discard()
+        self._waiting.clear()
+        self._whole = self._partial = self._fragments = 0
+        self.begun = None
+
+    def _http(self, data: bytes) -> bytes:
+        """The beginning of a request, as the library reads it: it knows GET, and hangs up on a body without a word."""
+        begun = bytes(self.protocol.reader.buffer[:16]) + data[:16]
+        if _OTHER_METHOD.match(begun):
+            self.dismissed = True
+            self.transport.write(_not_allowed())
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.abort)  # meanwhile its body is read and dropped
+        elif data.startswith(b"HEAD "):
+            self.head, data = True, b"GET " + data[5:]
+        return data
+
+
+def _not_allowed() -> bytes:
+    words = b"Expected GET or HEAD, or the websocket that robots use.\n"
+    head = (
+        f"HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD\r\nDate: {email.utils.formatdate(usegmt=True)}\r\n"
+        f"Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(words)}\r\n\r\n"
+    )
+    return head.encode() + words
+
+
+@dataclass(kw_only=True)
+class OutOfFiles:
+    """Handles the event loop's errors: where no file descriptor is left for a connection, one line a minute says so."""
+
+    every_s: float = 60.0
+    otherwise: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
+    """What handled errors before."""
+    _said: float = field(default=-1e9, init=False)
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if time.monotonic() - self._said >= self.every_s:
+                self._said = time.monotonic()
+                log.warning(
+                    "no new connections for now: %s; those that are open are served. Raise the limit: ulimit -n",
+                    error.strerror,
+                )
+        elif isinstance(error, ValueError) and "_start_serving" in repr(context.get("handle")):
+            pass  # the server has stopped before accepting could be tried again
+        elif self.otherwise is not None:
+            self.otherwise(loop, context)
+        else:
+            loop.default_exception_handler(context)

@@ -119,6 +119,9 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path |
         if lora_of(training.backbone) is not None:
             print("the backbone is trained along: its tokens are computed at every step, not cached", file=sys.stderr)
             return
+        if not training.cache_features:
+            print("no features are cached: pictures are decoded and encoded in every step", file=sys.stderr)
+            return
         width, views = training.model.token_width, getattr(training, "augmentation", None)
         ensure_features(data, training.backbone, training.embodiment, token_width=width, augmentation=views, root=root)
         for part in getattr(training, "also", ()):

@@ -8,6 +8,7 @@ it between processes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
+from lamp.data.content import EpisodeContents
 from lamp.data.encoding import (
     BackboneIdentity,
     FeatureBackbone,
@@ -40,6 +42,7 @@ __all__ = [
     "BackboneIdentity",
     "FeatureBackbone",
     "FeatureCache",
+    "Features",
     "FrameIndex",
     "FrozenBackbone",
     "PartlyConstant",
@@ -92,7 +95,60 @@ class FrameIndex:
         return of.start + place
 
 
-class FeatureCache:
+class Features(ABC):
+    """The frozen backbone's tokens of all fresh frames of a dataset, wherever they come from."""
+
+    dataset: LeRobotDataset
+    key: str
+    """Of the backbone."""
+    augmentation: Augmentation
+    """Which views of the pictures there are besides themselves."""
+    cameras: tuple[str, ...]
+    width: int
+    manifest: dict[str, Any]
+    """Under `backbone`, what the backbone says of itself."""
+    index: FrameIndex
+    left_out: tuple[int, ...]
+    """Episodes without features, since their pictures cannot be read: they have no rows."""
+    contents: EpisodeContents
+    """What identifies the episodes, as far as their features depend on them."""
+    folder: Path
+    """Where a cache of them is, or would be."""
+
+    def __len__(self) -> int:
+        """Number of rows: fresh frames of the dataset."""
+        return len(self.index.frame)
+
+    @property
+    def kept_otherwise(self) -> tuple[str, ...]:
+        """The number format that tokens are kept in, where it is another than by default."""
+        return ()
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int | None:
+        """Tokens of every observation; None where that depends on which ones are in the batch."""
+
+    @property
+    @abstractmethod
+    def padding(self) -> Padding:
+        """On which side of a sequence its padding is."""
+
+    @abstractmethod
+    def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
+        """The tokens of some rows of `index`, in the backbone's order.
+
+        Args:
+            rows: Which.
+            views: In which view each is seen: 0 for the picture itself, as all are by default.
+        """
+
+    def finished(self, encoded: Encoded) -> Encoded:
+        """The tokens of what a loading worker has made of a batch; by default, they are there."""
+        return encoded
+
+
+class FeatureCache(Features):
     """A complete cache, opened for reading."""
 
     def __init__(
@@ -122,10 +178,7 @@ class FeatureCache:
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
         store = FeatureStore(dataset, self.folder, augmentation)
-        self.contents = store.contents
-        """What identifies the episodes, as far as their features depend on them."""
-        self.left_out = store.left_out()
-        """Episodes without features, since their pictures cannot be read: they have no rows."""
+        self.contents, self.left_out = store.contents, store.left_out()
         store.check()
         self.index = FrameIndex.of(dataset, without=self.left_out)
         layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
@@ -200,10 +253,6 @@ class FeatureCache:
     def padding(self) -> Padding:
         """On which side of a sequence its padding is."""
         return self._layout.padding
-
-    def __len__(self) -> int:
-        """Number of rows: fresh frames of the dataset."""
-        return len(self.index.frame)
 
     def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
         """The tokens of some rows of `index`, in the backbone's order.

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from lamp.data.padding import Padding, padded
+from lamp.data.live_features import ordered
+from lamp.data.padding import Padding
 from lamp.data.samples import PolicySamples
 from lamp.errors import ConfigError, MismatchError
-from lamp.types import Batch, Encoded
+from lamp.types import Batch
 
 
 def mixture_weights(lengths: Sequence[int], weights: Sequence[float] | None) -> Float[np.ndarray, " n"] | None:
@@ -99,16 +100,8 @@ def _joined(batches: Sequence[Batch], order: Int64[Tensor, " b"], padding: Paddi
         elif any(part is None for part in parts):
             raise MismatchError(f"only some of the mixed datasets have {field.name}; expected all or none")
         found[field.name] = torch.cat(parts)[order]
-    return Batch(encoded=_tokens([batch.encoded for batch in batches], order, padding), **found)
+    return Batch(encoded=ordered([batch.encoded for batch in batches], order, padding), **found)
 
 
 def _seen(batch: Batch) -> Bool[Tensor, " b"]:
     return torch.ones(len(batch.encoded.mask), dtype=torch.bool) if batch.prior_seen is None else batch.prior_seen
-
-
-def _tokens(parts: Sequence[Encoded], order: Int64[Tensor, " b"], padding: Padding) -> Encoded:
-    if len({part.tokens.shape[1] for part in parts}) == 1:
-        tokens, mask = torch.cat([part.tokens for part in parts]), torch.cat([part.mask for part in parts])
-        return Encoded(tokens=tokens[order], mask=mask[order])
-    rows = [row[seen] for part in parts for row, seen in zip(part.tokens, part.mask, strict=True)]
-    return padded([rows[place] for place in order.tolist()], padding)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from lamp.data.features import FeatureCache
+from lamp.data.features import Features
 from lamp.errors import DataError
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
@@ -30,7 +30,7 @@ class MotionSamples:
 
     def __init__(
         self,
-        features: FeatureCache,
+        features: Features,
         store: SceneFlowStore,
         *,
         episodes: Sequence[int],

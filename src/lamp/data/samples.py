@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lamp.data.augmentation import drawn_views
 from lamp.data.embodiment import ACTION, OWN, STATE, Embodiment
-from lamp.data.features import FeatureCache
+from lamp.data.features import Features
 from lamp.data.hidden_states import HiddenStates
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.normalise import Normaliser, StateTransform
@@ -209,7 +209,7 @@ class PolicySamples(PolicyTargets):
     def __init__(
         self,
         dataset: LeRobotDataset,
-        features: FeatureCache,
+        features: Features,
         *,
         episodes: Sequence[int],
         chunk: int,

@@ -56,6 +56,18 @@ def loaded(found: SmallBackbone | QwenIdentity) -> FrozenBackbone:
     return found.load() if isinstance(found, QwenIdentity) else found
 
 
+def live_backbone(config: BackboneConfig, device: str, at_hand: FrozenBackbone | None = None) -> FrozenBackbone:
+    """Loads a frozen backbone on the device of a training that caches no features.
+
+    Args:
+        config: The settings.
+        device: Where the training computes.
+        at_hand: The backbone, where the caller has it.
+    """
+    found = at_hand or build_backbone(config)
+    return found.to(device) if isinstance(found, torch.nn.Module) else found  # pyright: ignore[reportReturnType]
+
+
 def backbone_key(config: BackboneConfig) -> str:
     """The key of the backbone that the settings describe, without loading gigabytes for it."""
     return find_backbone(config).key

@@ -143,6 +143,9 @@ class MotionTraining:
     """Noise draws per sample and step."""
     token_dropout: float = 0.0
     """Share of the backbone's tokens hidden from the Motion Expert in each training sample."""
+    cache_features: bool = True
+    """Read the frozen backbone's tokens from the feature cache. False: decode and encode pictures in every step, which needs no
+    disk and allows any number of augmented views, and takes the backbone's time and memory (docs/training.md)."""
     split: Split = field(default_factory=Split)
     validation_samples: int = 32
     """Held-out samples measured at each validation during the run; each takes all solver steps once."""
@@ -198,6 +201,9 @@ class PolicyTraining:
     """Further datasets, of the same widths of state and action."""
     augmentation: Augmentation = NO_AUGMENTATION
     """Augmented views of the pictures, in which training sees each sample at one epoch or another."""
+    cache_features: bool = True
+    """Read the frozen backbone's tokens from the feature cache. False: decode and encode pictures in every step, which needs no
+    disk and allows any number of augmented views, and takes the backbone's time and memory (docs/training.md)."""
     weights: tuple[float, ...] | None = None
     """The share of samples from each dataset, the policy's own first, relative to the others'; by length where not given."""
     execute: int

@@ -8,7 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int64
 
+from lamp.data.features import Features
 from lamp.data.loading import Loader
+from lamp.data.mixture import MixedSamples
 from lamp.data.sampler import Sampler, Share
 from lamp.draws import Source, uniform
 from lamp.train.configs import LoopConfig
@@ -32,6 +34,8 @@ class Drawn:
         self, samples: Samples, loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
     ) -> None:
         self._loop, self._share = loop, share
+        first = samples.parts[0] if isinstance(samples, MixedSamples) else samples
+        self._features: Features | None = getattr(first, "features", None)
         self._sampler = Sampler(len(samples), loop.batch_size, seed=loop.seed, weights=weights, share=share)
         self._loader: Loader[AnyBatch] = Loader(samples, self._sampler, workers=loop.workers)
 
@@ -46,7 +50,10 @@ class Drawn:
         return max(1, self._loop.batch_size // (self._share.of * self._loop.accumulate))
 
     def next_batch(self) -> AnyBatch:
-        return next(self._loader)
+        batch = next(self._loader)
+        if self._features is not None and isinstance(batch, Batch):
+            return replace(batch, encoded=self._features.finished(batch.encoded))
+        return batch
 
     def noise(self, what: str, step: int) -> Source:
         """The draws of these rows of a step's batch."""

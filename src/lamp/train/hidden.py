@@ -22,7 +22,7 @@ from torch import Tensor
 from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_store import FeatureStore
-from lamp.data.features import FeatureCache
+from lamp.data.features import Features
 from lamp.data.filling import Filled, Workers
 from lamp.data.hidden_states import HIDDEN, HIDDEN_MANIFEST, StoredHidden
 from lamp.data.making import Plan, fill_telling
@@ -86,7 +86,7 @@ class HiddenWork:
     """Computes z_m of episodes."""
 
     store: FeatureStore
-    features: FeatureCache
+    features: Features
     model: LaMP
     settings: HiddenSettings
     draws: int
@@ -195,7 +195,7 @@ def make_hidden(
 
 
 def hidden_store(
-    folder: Path, features: FeatureCache, settings: HiddenSettings, draws: int, augmentation: Augmentation
+    folder: Path, features: Features, settings: HiddenSettings, draws: int, augmentation: Augmentation
 ) -> FeatureStore:
     """The shards of z_m with these settings, in a folder for z_m with any."""
     least = {"draws": draws}
@@ -241,7 +241,7 @@ def samples_hidden(
     return StoredHidden(store, episode=samples.episode, place=place, draws=draws)
 
 
-def _tell_of_others(kept: Path, settings: HiddenSettings, features: FeatureCache) -> None:
+def _tell_of_others(kept: Path, settings: HiddenSettings, features: Features) -> None:
     """Says that z_m is stored, but with other settings only: what is computed anew had perhaps been meant to be read."""
     found: list[tuple[Path, list[str]]] = []
     for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):

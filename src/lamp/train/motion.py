@@ -18,7 +18,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.train.backbones import find_backbone
+from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
@@ -63,7 +63,8 @@ def train_motion(
     torch.set_num_threads(config.loop.threads)
     group = processes(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
-    found = backbone or find_backbone(config.backbone)
+    live = None if config.cache_features else live_backbone(config.backbone, here.loop.device, backbone)
+    found = live or backbone or find_backbone(config.backbone)
     sources = Sources.open(
         data,
         found.key,
@@ -72,6 +73,7 @@ def train_motion(
         embodiment=config.embodiment,
         features=features,
         wanted=found.description,
+        live=live,
     )
     samples, clamped = _with_bounds(config, sources, group)
     held_out = sources.split.validation
@@ -121,7 +123,10 @@ def evaluate_flow(
     key = description.backbone.key
     assert description.flow is not None and key is not None
     settings = loop or config.loop
-    sources = Sources.open(data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment)
+    live = None if config.cache_features else live_backbone(config.backbone, settings.device)
+    sources = Sources.open(
+        data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment, live=live
+    )
     chosen = tuple(description.data.validation_episodes if episodes is None else episodes)
     last = len(sources.dataset) - 1
     if not chosen:

@@ -65,7 +65,7 @@ def train_policy(
     torch.set_num_threads(config.loop.threads)
     group = processes(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
-    datasets = open_datasets(config, data, backbone, features)
+    datasets = open_datasets(here, data, backbone, features)
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint)
     samples = mixed([one.samples(config, one.sources.split.train, augmented=True) for one in datasets])

@@ -11,8 +11,9 @@ from typing import Any
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
-from lamp.data.features import FeatureCache
+from lamp.data.features import FeatureCache, Features, FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
+from lamp.data.live_features import LiveFeatures
 from lamp.data.samples import EpisodeSplit, split_episodes
 from lamp.errors import MismatchError
 from lamp.model.qwen3_vl import QwenIdentity
@@ -25,15 +26,15 @@ class Sources:
     """What both stages read."""
 
     dataset: LeRobotDataset
-    cache: FeatureCache | None
-    """The backbone's tokens; None where they change in training, so that pictures are read."""
+    cache: Features | None
+    """The backbone's tokens, cached or computed as they are needed; None where they change in training."""
     backbone: BackboneRecord
     frozen_key: str
     """Of the backbone without adapters."""
     split: EpisodeSplit
 
     @property
-    def features(self) -> FeatureCache:
+    def features(self) -> Features:
         """The backbone's tokens, where they do not change in training."""
         assert self.cache is not None
         return self.cache
@@ -50,6 +51,7 @@ class Sources:
         augmentation: Augmentation = NO_AUGMENTATION,
         features: Path | None = None,
         wanted: Mapping[str, Any] | None = None,
+        live: FrozenBackbone | None = None,
     ) -> Sources:
         """Opens a dataset and its cached features.
 
@@ -62,13 +64,18 @@ class Sources:
             augmentation: Which views of the pictures there are to be besides themselves.
             features: The folder that feature caches are in; None: the dataset's own.
             wanted: What the backbone says of itself, to name how it differs from what is stored.
+            live: Encodes pictures as they are needed, instead of a cache.
 
         Raises:
             DataError: The dataset or the features are not there.
             MismatchError: The features are others, or have another width than the model's tokens.
         """
         dataset = embodiment.open(data)
-        cache = FeatureCache(dataset, key, augmentation=augmentation, root=features, wanted=wanted)
+        cache: Features
+        if live is not None:
+            cache = LiveFeatures(dataset, live, augmentation=augmentation, root=features)
+        else:
+            cache = FeatureCache(dataset, key, augmentation=augmentation, root=features, wanted=wanted)
         if cache.width != token_width:
             raise MismatchError(
                 f"the features of {key} are {cache.width} wide, the model's token_width is {token_width}; expected the same."

@@ -17,7 +17,7 @@ from lamp.errors import MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenIdentity
 from lamp.train.adapters import lora_of
 from lamp.train.adapting import check_adaptable
-from lamp.train.backbones import find_backbone
+from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.configs import MixedIn, PolicyTraining
 from lamp.train.sources import Sources
 
@@ -65,16 +65,19 @@ def open_datasets(
     config: PolicyTraining, data: Path, backbone: FrozenBackbone | None, features: Path | None = None
 ) -> list[TrainedOn]:
     """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
-    found = []
+    found, live = [], None
     own = MixedIn(data=str(data), embodiment=config.embodiment)
     if lora_of(config.backbone) is not None:
         check_adaptable(config)
+    elif not config.cache_features:
+        live = live_backbone(config.backbone, config.loop.device, backbone)
     for part in (own, *config.also):
         how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment}
         if lora_of(config.backbone) is not None:
             sources = Sources.pictured(Path(part.data), adaptable(config, backbone), config.split, **how)
         else:
-            frozen = backbone or find_backbone(config.backbone)
+            frozen = live or backbone or find_backbone(config.backbone)
+            how |= {"live": live} if live is not None else {}
             how |= {"augmentation": config.augmentation, "features": features, "wanted": frozen.description}
             sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
         scaling = fit_scaling(config, sources, part.embodiment)

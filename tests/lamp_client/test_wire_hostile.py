@@ -190,3 +190,30 @@ def test_views_share_the_message_and_copies_do_not() -> None:
     np.testing.assert_array_equal(view["image"], copy["image"])
     assert not view["image"].flags.writeable and not view["image"].flags.owndata
     assert copy["image"].flags.owndata and view["state"].flags.owndata and view["state"].flags.aligned
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("<f4", [0, 15_000_000, 15_000_000]), ("|u1", [15_000_000, 0, 15_000_000, 15_000_000]), ("<f8", [0, 64_000_000]),
+        ("|u1", [0, -1]), ("|u1", [True, 0]), ("|u1", [0, 2**63]), ("|u1", [0] * 33), ("|u1", {}), ("|u1", None),
+        ("<U999999", [0, 60_000_000]), ("<M8[s]", [0, 60_000_000]),
+    ],
+)  # fmt: skip
+def test_shapes_of_which_no_array_can_be_made(dtype: str, shape: Any) -> None:
+    for copy in (True, False):
+        with pytest.raises(WireError, match="shape"):
+            unpack(array_of(dtype, shape, b""), copy=copy)
+
+
+def test_values_that_the_protocol_does_not_carry() -> None:
+    for value in (msgpack.ExtType(5, b"x"), msgpack.ExtType(9, b"x" * 12), msgpack.Timestamp(5)):
+        encoded = msgpack.packb({"a": value})
+        assert encoded is not None
+        with pytest.raises(WireError, match="an extension type"):
+            unpack(encoded)
+    for beginning in (b"\x91", b"\x81\xa1a", b"\xdd\0\0\0\1", b"\xdf\0\0\0\1\xa1a"):
+        with pytest.raises(WireError, match="nested more than 24 deep"):
+            unpack(beginning * 1_000_000 + b"\xc0")
+    with pytest.raises(WireError, match="comes twice"):
+        unpack(b"\x82\xa1a\x01\xa1a\x02")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from lamp.serve.server import PolicyServer
 from lamp.serve.standin import StandIn, fingerprint
 from lamp.serve.units import Libero, WidowX
 from lamp_client import wire
+from lamp_client.client import WebsocketPolicy
+from lamp_client.errors import InvalidValueError
+from lamp_client.types import Observation
 
 
 def test_openpi_requests(server: PolicyServer) -> None:
@@ -71,6 +75,9 @@ def test_starvla_pings_resets_and_errors_keep_the_connection(server: PolicyServe
             ({"type": "infer", "payload": {"examples": []}}, "'examples' is 0 of them; expected a list of 1 to 64"),
             ({"examples": [{"image": [], "lang": "x"}]}, "expected 2: agentview, wrist"),
             ({"examples": [example()], "unnorm_key": "bridge"}, "unnorm_key is 'bridge'; expected 'stand-in'"),
+            ({"examples": [example() | {"lang": ""}]}, "'lang' is '', empty; expected the instruction in words"),
+            ({"examples": [example() | {"lang": "  "}]}, "'lang' is '  ', empty"),
+            ({"examples": [{"image": example()["image"], "state": example()["state"]}]}, "'lang' is NoneType"),
             ({"examples": [example() | {"lang": 5}]}, "'lang' is int; expected the instruction as text"),
             ({"examples": [example() | {"state": None}]}, "has no 'state'; expected 8 numbers"),
             ({"examples": [example()], "unnorm_key": np.zeros(3)}, "expected 'stand-in'"),
@@ -108,6 +115,12 @@ def without(key: str) -> dict[str, Any]:
         (request() | {"observation/state": ["a"] * 8}, "expected 8 numbers"),
         (request() | {"observation/state": {"a": 1}}, "expected 8 numbers"),
         (request() | {"prompt": 7}, "'prompt' is int; expected the instruction as text"),
+        (request() | {"prompt": ""}, "'prompt' is '', empty; expected the instruction in words"),
+        (request() | {"prompt": " \n\t"}, "'prompt' is .* empty"),
+        (request() | {"prompt": "\ufeff\u200b"}, "'prompt' is .* empty"),
+        (request() | {"prompt": np.zeros(3)}, "'prompt' is ndarray; expected the instruction as text"),
+        (request() | {"prompt": ["a"]}, "'prompt' is list; expected the instruction as text"),
+        (request() | {"prompt": None}, "'prompt' is NoneType; expected the instruction as text"),
         (request() | {"prompt": "x" * 3000}, "3000 characters; expected at most 2000"),
         (request(lamp_noise_seed="x"), "'lamp/noise_seed' is .*expected 1 to 8 whole numbers"),
         (request(lamp_noise_seed=[-1]), "whole numbers"),
@@ -236,3 +249,27 @@ def test_the_stand_in_says_which_request_it_answers() -> None:
     assert len(prints) == 25
     chunks = StandIn(side=SIDE).act_batch([observation(0), observation(1)], [(1,), (2,)])
     assert not np.array_equal(chunks[0].actions[2:], chunks[1].actions[2:])
+
+
+def test_a_policy_without_language_needs_no_prompt() -> None:
+    class Mute(StandIn):
+        def __init__(self) -> None:
+            super().__init__(side=SIDE)
+            self.contract = replace(self.contract, takes_language=False)
+
+    openpi, starvla = request(), example()
+    with running(Mute()) as server, connected(server) as client:
+        for prompt in ({}, {"prompt": ""}, {"prompt": "anything"}):
+            rest = {key: value for key, value in openpi.items() if key != "prompt"}
+            assert asked(client, rest | prompt)["actions"].shape == (10, 7)
+        for lang in ({}, {"lang": ""}):
+            rest = {key: value for key, value in starvla.items() if key != "lang"}
+            assert asked(client, {"examples": [rest | lang]})["ok"] is True
+        assert "'prompt' is int" in asked(client, openpi | {"prompt": 5})
+        with WebsocketPolicy(server.address) as policy:
+            told = policy.act(Observation(images=observation().images, state=observation().state, instruction=""))
+            assert told.actions.shape == (10, 7)
+    silent = Observation(images=observation().images, state=observation().state, instruction="")
+    refused = pytest.raises(InvalidValueError, match="'instruction' is '', empty")
+    with running() as server, WebsocketPolicy(server.address) as policy, refused:
+        policy.act(silent)

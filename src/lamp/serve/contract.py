@@ -41,6 +41,8 @@ class Contract:
     """Actions to carry out before asking again."""
     dataset: str = "lamp"
     """Which data the actions' units come from; starVLA calls it the unnorm key."""
+    takes_language: bool = True
+    """Whether the instruction must say something: that of the demonstrations did."""
     foresees: bool = False
     """Whether it can predict scene flow."""
     about: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +166,7 @@ def contract_of(policy: Any) -> Contract:
         chunk=policy.chunk,
         execute=policy.execute,
         dataset=policy.description.data.name,
+        takes_language=not policy.description.data.tasks or any(map(str.strip, policy.description.data.tasks)),
         foresees=policy.uses_motion,
         about=about,
     )

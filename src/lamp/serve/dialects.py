@@ -174,13 +174,13 @@ class StarVla:
             raise InvalidValueError(
                 f"example {number} has {given} for 'image'; expected {len(names)}: {', '.join(names)}."
             )
-        width = self.contract.state_width
+        width, spared = self.contract.state_width, not self.contract.takes_language
         if width and example.get("state") is None:
             raise InvalidValueError(f"example {number} has no 'state'; expected {width} numbers.")
         observation = Observation(
             images={name: image_from(image, name) for name, image in zip(names, images, strict=True)},
             state=state_from(example.get("state", []), "state", width),
-            instruction=prompt_from(example.get("lang"), "lang"),
+            instruction=prompt_from(example.get("lang", "" if spared else None), "lang", needed=not spared),
         )
         return self.contract.fitted(observation)
 
@@ -227,9 +227,9 @@ def layouts_for(contract: Contract) -> tuple[RequestLayout, ...]:
         ):
             images = ((contract.reference, reference_key), *([(wrist, wrist_key)] if wrist else []))
             if state:
-                found.append(RequestLayout(images=images, state=state))
+                found.append(RequestLayout(images=images, state=state, needs_prompt=contract.takes_language))
     names = [camera.name for camera in contract.cameras]
-    return (*found, frame_request(names, width))
+    return (*found, frame_request(names, width, needs_prompt=contract.takes_language))
 
 
 def _joints(width: int) -> tuple[tuple[str, int], ...]:
@@ -246,6 +246,7 @@ def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dic
         "cameras": {camera.name: [camera.height, camera.width] for camera in contract.cameras},
         "state_width": contract.state_width,
         "action_width": contract.action_width,
+        "takes_language": contract.takes_language,
         "chunk": contract.chunk,
         "execute": contract.execute,
         "requests": [list(layout.keys) for layout in layouts_for(contract)],

@@ -145,7 +145,7 @@ class WebsocketPolicy:
         told = self.metadata
         cameras, width = told.get("cameras"), told.get("state_width")
         if "lamp" in told and isinstance(cameras, dict) and isinstance(width, int):
-            return frame_request(list(cameras), width)
+            return frame_request(list(cameras), width, needs_prompt=told.get("takes_language", True) is not False)
         return LIBERO_REQUEST
 
     def act(self, observation: Observation, *, noise_seed: NoiseSeed | None = None) -> ActionChunk:

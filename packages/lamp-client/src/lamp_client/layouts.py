@@ -29,6 +29,8 @@ class RequestLayout:
     prompt: str = "prompt"
     image_size: int | None = 224
     """Images are resized to this square before they are sent [px]; None sends them as they are."""
+    needs_prompt: bool = True
+    """Whether the instruction must say something; not for a policy whose demonstrations had none."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -39,7 +41,7 @@ class RequestLayout:
         """Lays an observation out.
 
         Raises:
-            InvalidValueError: if a camera is missing or the state has another length.
+            InvalidValueError: if a camera is missing, the state has another length or the instruction is empty.
         """
         message: dict[str, Any] = {}
         for camera, key in self.images:
@@ -57,7 +59,7 @@ class RequestLayout:
         for key, size in self.state:
             message[key] = observation.state[start : start + size]
             start += size
-        message[self.prompt] = observation.instruction
+        message[self.prompt] = prompt_from(observation.instruction, "instruction", needed=self.needs_prompt)
         return message
 
     def observation(self, message: Mapping[Any, Any]) -> Observation:
@@ -67,7 +69,8 @@ class RequestLayout:
             WireError: if a key is missing.
             InvalidValueError: if a value has another shape or type.
         """
-        missing = [key for key in self.keys if key not in message]
+        spared = () if self.needs_prompt else (self.prompt,)
+        missing = [key for key in self.keys if key not in message and key not in spared]
         if missing:
             has = ", ".join(repr(key)[:60] for key in list(message)[:12]) or "nothing"
             raise WireError(
@@ -77,7 +80,7 @@ class RequestLayout:
         return Observation(
             images={camera: image_from(message[key], key) for camera, key in self.images},
             state=np.concatenate([state_from(message[key], key, size) for key, size in self.state]),
-            instruction=prompt_from(message[self.prompt], self.prompt),
+            instruction=prompt_from(message.get(self.prompt, ""), self.prompt, needed=self.needs_prompt),
         )
 
 
@@ -91,7 +94,7 @@ DROID_REQUEST = RequestLayout(
 )
 
 
-def frame_request(cameras: Sequence[str], state_width: int) -> RequestLayout:
+def frame_request(cameras: Sequence[str], state_width: int, *, needs_prompt: bool = True) -> RequestLayout:
     """The keys of a LeRobot frame, for any cameras: `observation.images.CAMERA`, `observation.state`, `task`.
 
     Images are sent as they are: whoever reads them knows best which size it needs.
@@ -101,6 +104,7 @@ def frame_request(cameras: Sequence[str], state_width: int) -> RequestLayout:
         state=(("observation.state", state_width),),
         prompt="task",
         image_size=None,
+        needs_prompt=needs_prompt,
     )
 
 
@@ -155,14 +159,19 @@ def _numbers_in(values: list[Any], where: str, size: int) -> list[float]:
     return found
 
 
-def prompt_from(value: Any, where: str) -> str:
-    """Reads an instruction.
+def prompt_from(value: Any, where: str, *, needed: bool = True) -> str:
+    """Reads an instruction; where none is `needed`, it may be empty.
 
     Raises:
-        InvalidValueError: it is no text, or very long.
+        InvalidValueError: it is no text, says nothing, or is very long.
     """
     if not isinstance(value, str):
         raise InvalidValueError(f"{where!r} is {type(value).__name__}; expected the instruction as text.")
     if len(value) > MAX_PROMPT:
         raise InvalidValueError(f"{where!r} has {len(value)} characters; expected at most {MAX_PROMPT}.")
+    # Spaces and signs that are not seen, such as a byte order mark, are no instruction either.
+    if needed and not any(letter.isprintable() and not letter.isspace() for letter in value):
+        raise InvalidValueError(
+            f"{where!r} is {value[:40]!r}, empty; expected the instruction in words, as in training."
+        )
     return str(value)

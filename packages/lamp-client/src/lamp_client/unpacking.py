@@ -85,7 +85,10 @@ class Reader:
         Raises:
             WireError: It is not of this protocol, or beyond a limit.
         """
-        value = _plain(self._value(0))
+        try:
+            value = _plain(self._value(0))
+        except (ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:  # whatever NumPy refuses
+            raise WireError(f"the message cannot be read: {type(error).__name__}: {str(error)[:200]}.") from error
         if self._at != self._end:
             raise WireError(f"{self._end - self._at} bytes follow the message; expected one message and nothing else.")
         return value
@@ -181,6 +184,11 @@ class Reader:
         if len(data) > self._limits.array_bytes:
             raise WireError(f"an array has {len(data)} bytes; the limit is {self._limits.array_bytes}.")
         if not len(data):
+            # NumPy computes the size without the zeros, and refuses in its own words what would not fit.
+            if math.prod(max(size, 1) for size in shape) * dtype.itemsize > self._limits.array_bytes:
+                raise WireError(
+                    f"an empty array has the shape {str(shape)[:80]}; expected sizes of which an array can be made."
+                )
             return np.zeros(shape, dtype)
         if dtype.kind == "U" and np.frombuffer(data, dtype.str[0] + "u4").max() > _LARGEST_CHARACTER:
             raise WireError("an array of text holds what is no character.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -212,6 +212,9 @@ class DataCheckFlags:
     """Processes that read."""
     quick: bool = False
     """Count the videos' pictures without decoding them."""
+    recipe: str | None = None
+    """Instructions that this recipe's backbone cannot tell apart, or has no room for, are faults. By default, those that the
+    small backbone cannot are told."""
     json: bool = False
     """Print JSON."""
 
@@ -219,11 +222,41 @@ class DataCheckFlags:
 def _data_check(arguments: Sequence[str]) -> None:
     flags = parse(DataCheckFlags, arguments, "data check")
     from lamp.data.check import check_dataset
+    from lamp.data.check.faults import Fault
 
     found = check_dataset(flags.data, workers=flags.workers, quick=flags.quick)
-    print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if flags.json else found.to_text())
+    unread = _unread(flags)
+    if flags.recipe is not None:
+        faults = [Fault(problem=problem, file="meta", key="task") for problem in unread]
+        found = replace(found, faults=(*found.faults, *faults))
+    if flags.json:
+        said = dict(found.to_json()) | ({} if flags.recipe is not None else {"remarks": unread})
+        print(json.dumps(said, indent=2, ensure_ascii=False))
+    else:
+        print(found.to_text())
+        if flags.recipe is None:
+            for line in unread:
+                print(f"no fault of the data, but for recipes with the small backbone (demo): {line}")
     if not found.ok:
         raise SystemExit(1)
+
+
+def _unread(flags: DataCheckFlags) -> list[str]:
+    """What a backbone cannot read of the dataset's instructions; nothing where they cannot be listed, a fault already."""
+    from lamp.data.instructions import unreadable
+    from lamp.data.lerobot import LeRobotDataset
+    from lamp.errors import DataError, MissingDependencyError
+    from lamp.model.small import SmallBackboneConfig
+    from lamp.train.backbones import instruction_reader
+
+    backbone = SmallBackboneConfig() if flags.recipe is None else training_named(flags.recipe).policy.backbone
+    try:
+        found = unreadable(instruction_reader(backbone), LeRobotDataset(flags.data).tasks)
+    except (DataError, MissingDependencyError):
+        if flags.recipe is not None:
+            raise
+        return []
+    return [] if found is None else found.faults
 
 
 @dataclass(frozen=True, kw_only=True)

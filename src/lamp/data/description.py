@@ -16,10 +16,10 @@ from lamp.data.lerobot_format import (
     EPISODE_DATA_PATH,
     EPISODE_VERSIONS,
     EPISODE_VIDEO_PATH,
-    IMAGE_PREFIX,
     INFO_PATH,
     VIDEO_PATH,
     Feature,
+    short_names,
 )
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import read_json
@@ -143,7 +143,7 @@ def _named(
 ) -> dict[str, CameraFeature]:
     """Cameras under the names that are wanted, or under their own without the customary prefix."""
     if wanted is None:
-        return {key.removeprefix(IMAGE_PREFIX): camera for key, camera in present.items()}
+        return {name: present[key] for name, key in short_names(present).items()}
     for key in wanted.values():
         if key not in present:
             known = unknown("camera feature", key, present)

@@ -6,7 +6,7 @@ We write v3.0 and read v2.0 and v2.1 too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,4 +155,18 @@ def video_feature(height: int, width: int, fps: int, codec: str) -> dict[str, An
             "video.channels": 3,
             "has_audio": False,
         },
+    }
+
+
+def short_names(features: Iterable[str], prefixes: Sequence[str] = (IMAGE_PREFIX,)) -> dict[str, str]:
+    """Features by their names without the first of the customary prefixes that they have; those that would then have one name
+    keep their whole ones, so that none is lost."""
+    found: dict[str, list[str]] = {}
+    for feature in features:
+        prefix = next((prefix for prefix in prefixes if feature.startswith(prefix)), "")
+        found.setdefault(feature.removeprefix(prefix), []).append(feature)
+    return {
+        feature if len(alike) > 1 else name: feature
+        for name, alike in found.items()
+        for feature in dict.fromkeys(alike)
     }

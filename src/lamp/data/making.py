@@ -29,6 +29,7 @@ from lamp.data.encoding import (
 )
 from lamp.data.feature_store import VIEWS_MANIFEST, FeatureStore, read_augmentation
 from lamp.data.filling import Filled, Work, Workers, fill
+from lamp.data.instructions import check_instructions
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.manifest import cache_folder, write_manifest
 from lamp.data.shards import Shards, State, check_space, one_error_when_full
@@ -176,6 +177,7 @@ def make_features(
     missing = [camera for camera in camera_names(backbone) if camera not in dataset.cameras]
     if missing:
         raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")
+    check_instructions(backbone, dataset.tasks, dataset.root)
     folder = cache_folder(dataset, backbone.key, root)
     contents = EpisodeContents(dataset, camera_names(backbone), folder.parent)
     store = FeatureStore(dataset, folder, augmentation, known=contents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 
 import torch
@@ -9,10 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lamp.data.encoding import FrozenBackbone, SequenceBackbone, camera_names
+from lamp.data.instructions import Reading
 from lamp.errors import MismatchError
 from lamp.types import Encoded, Observations
 
 INSTRUCTIONS_KEPT = 1024
+log = logging.getLogger("lamp")
 
 
 class ObservationEncoder:
@@ -53,6 +56,11 @@ class ObservationEncoder:
         assert not isinstance(self.backbone, SequenceBackbone)
         if instruction not in self.instruction_cache:
             tokens, mask = self.backbone.text_tokens([instruction])
+            if isinstance(self.backbone, Reading) and (unknown := self.backbone.unknown_words(instruction)):
+                words = ", ".join(map(repr, unknown))
+                log.warning(
+                    "instruction %r: the backbone does not know %s, and takes no meaning from it", instruction, words
+                )
             # Asked once an instruction, so that nobody has to ask the device while it acts.
             self.instruction_cache[instruction] = (tokens[0], mask[0], bool(mask[0].all()))
             if len(self.instruction_cache) > INSTRUCTIONS_KEPT:

@@ -188,6 +188,19 @@ class QwenIdentity:
         """How many numbers one observation's tokens are, without padding."""
         return len(self.tokenizer.turn(instruction, self.tokens_of_images)) * self.width
 
+    @property
+    def text_room(self) -> int | None:
+        """Most tokens of a prompt."""
+        return self.config.text_tokens
+
+    def instruction_ids(self, instruction: str) -> tuple[int, ...]:
+        """The ids of the prompt with the instruction in it."""
+        return tuple(self.tokenizer.read(instruction))
+
+    def unknown_words(self, instruction: str) -> tuple[str, ...]:
+        """None: what is no word of its vocabulary is read byte by byte."""
+        return ()
+
     def load(self) -> Qwen3VLBackbone:
         """Loads the weights."""
         return Qwen3VLBackbone(self.config, self)
@@ -289,6 +302,19 @@ class Qwen3VLBackbone(nn.Module):
     def values_of(self, instruction: str) -> int:
         """How many numbers one observation's tokens are, without padding."""
         return self.identity.values_of(instruction)
+
+    @property
+    def text_room(self) -> int | None:
+        """Most tokens of a prompt."""
+        return self.identity.text_room
+
+    def instruction_ids(self, instruction: str) -> tuple[int, ...]:
+        """The ids of the prompt with the instruction in it."""
+        return self.identity.instruction_ids(instruction)
+
+    def unknown_words(self, instruction: str) -> tuple[str, ...]:
+        """None: what is no word of its vocabulary is read byte by byte."""
+        return self.identity.unknown_words(instruction)
 
     def prepare(self, observations: Observations) -> QwenInputs:
         """Makes the model's inputs, on the model's device.

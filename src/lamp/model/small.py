@@ -89,6 +89,43 @@ class Lite0(nn.Module):
         return x, shallow
 
 
+class SmallReader:
+    """MiniLM's word pieces: what the small backbone sees of an instruction, known without any weights.
+
+    Args:
+        config: The backbone's.
+
+    Raises:
+        MissingDependencyError: Where a package that carries weights is not installed.
+    """
+
+    def __init__(self, config: SmallBackboneConfig) -> None:
+        paths = _weight_files()
+        from tokenizers import Tokenizer
+
+        self.text_room = config.text_tokens
+        self.tokenizer = Tokenizer.from_file(str(paths["tokenizer"]))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self._unknown = self.tokenizer.token_to_id("[UNK]")
+
+    def instruction_ids(self, instruction: str) -> tuple[int, ...]:
+        """The ids of its word pieces; those of capitals and accents are those of the plain letters."""
+        return tuple(self.tokenizer.encode(instruction).ids)
+
+    def unknown_words(self, instruction: str) -> tuple[str, ...]:
+        """What of it is outside of the vocabulary; signs that stand together are one word."""
+        found, spans = self.tokenizer.encode(instruction), []
+        for piece, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            if piece != self._unknown:
+                continue
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], stop)
+            else:
+                spans.append((start, stop))
+        return tuple(dict.fromkeys(instruction[start:stop] for start, stop in spans))
+
+
 class SmallBackbone(nn.Module):
     """Frozen features of each camera and of the instruction, each computed alone and then concatenated.
 
@@ -106,11 +143,8 @@ class SmallBackbone(nn.Module):
         super().__init__()
         self.config = config
         self._paths = _weight_files()
-        from tokenizers import Tokenizer
-
-        self.tokenizer = Tokenizer.from_file(str(self._paths["tokenizer"]))
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        self.reader = SmallReader(config)
+        self.tokenizer = self.reader.tokenizer
         self.vision = Lite0(self._paths["vision"])
         self.language = MiniLM.load(self._paths["language"])
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
@@ -147,6 +181,19 @@ class SmallBackbone(nn.Module):
     def description(self) -> dict[str, Any]:
         """Kind, revision and settings."""
         return {"kind": "small", "revision": REVISION, **json.loads(json.dumps(asdict(self.config)))}
+
+    @property
+    def text_room(self) -> int:
+        """Most tokens of an instruction."""
+        return self.config.text_tokens
+
+    def instruction_ids(self, instruction: str) -> tuple[int, ...]:
+        """The ids of its word pieces: equal ids are equal tokens."""
+        return self.reader.instruction_ids(instruction)
+
+    def unknown_words(self, instruction: str) -> tuple[str, ...]:
+        """What of it is outside of the vocabulary."""
+        return self.reader.unknown_words(instruction)
 
     def tokens_of(self, camera: str) -> int:
         """Returns how many tokens a camera's image has."""

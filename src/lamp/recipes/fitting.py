@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,14 +14,17 @@ import tyro
 from lamp.configuration import to_json
 from lamp.data.actions import Gripper
 from lamp.data.embodiment import ACTION, STATE, Embodiment, Part, embodiment
+from lamp.data.instructions import check_instructions
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.normalise import ContinuousRotation, NoState, RawState, StateTransform
 from lamp.errors import ConfigError
 from lamp.files import write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
-from lamp.train.backbones import BackboneConfig
+from lamp.train.backbones import BackboneConfig, instruction_reader
 
 WITHOUT = ("none",)
+LONGEST = 128
+"""Tokens of an instruction that a recipe makes room for by itself."""
 PART = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 
 
@@ -71,7 +75,8 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     gripper = robot.gripper is not None or (lowest >= 0 and highest <= 1)
     transform = _transform(config)
     states, actions = (_width(dataset, parts) for parts in (robot.state, robot.action))
-    seen = _seen(base.policy.backbone, list(robot.cameras or ()))
+    seen = _with_room(_seen(base.policy.backbone, list(robot.cameras or ())), dataset.tasks)
+    check_instructions(instruction_reader(seen), dataset.tasks, dataset.root)
     policy = base.policy
     assert policy.model.action is not None
     expert = replace(policy.model.action, action_dim=actions, state_dim=transform.width(states))
@@ -109,7 +114,7 @@ def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
     else:
         robot = Embodiment(
             name=config.out.stem,
-            cameras=dict(map(_camera, config.cameras)) or None,
+            cameras=_cameras(config.cameras) or None,
             state=tuple(map(_part, (STATE,) if config.state == WITHOUT else config.state)),
             action=tuple(map(_part, config.action)),
             gripper=None if config.gripper is None else Gripper(opened=config.gripper[0], closed=config.gripper[1]),
@@ -126,6 +131,18 @@ def _camera(text: str) -> tuple[str, str]:
     """`front=observation.images.cam_0`, or a feature alone, whose last word is then the name."""
     name, _, feature = text.rpartition("=")
     return name or feature.rpartition(".")[2], feature
+
+
+def _cameras(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, feature in map(_camera, texts):
+        if name in found:
+            raise ConfigError(
+                f"--cameras: {found[name]} and {feature} would both be called {name!r}; expected different names, such as "
+                f"{name}={found[name]} {name}_2={feature}"
+            )
+        found[name] = feature
+    return found
 
 
 def _part(text: str) -> Part:
@@ -151,6 +168,16 @@ def _last_value(robot: Embodiment, dataset: LeRobotDataset) -> tuple[float, floa
 def _width(dataset: LeRobotDataset, parts: tuple[Part, ...]) -> int:
     widths = [(part, int(np.prod(dataset.features[part.key].shape))) for part in parts]
     return sum((part.stop or width) - part.start for part, width in widths)
+
+
+def _with_room(backbone: BackboneConfig, instructions: Sequence[str]) -> BackboneConfig:
+    """The backbone with room for the longest instruction, where it does not have it and can have it."""
+    reader = instruction_reader(backbone)
+    room = None if reader is None else reader.text_room
+    if reader is None or room is None:
+        return backbone
+    longest = max((len(reader.instruction_ids(text)) for text in instructions), default=0)
+    return backbone if longest <= room or longest > LONGEST else replace(backbone, text_tokens=longest)
 
 
 def _seen(backbone: BackboneConfig, cameras: list[str]) -> BackboneConfig:

@@ -24,7 +24,7 @@ from lamp.data.shards import in_bytes
 from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
-from lamp.model.small import SmallBackbone, SmallBackboneConfig
+from lamp.model.small import SmallBackbone, SmallBackboneConfig, SmallReader
 from lamp.train.metrics import Progress, clock
 from lamp_client.child_processes import available_cores
 
@@ -44,6 +44,13 @@ def find_backbone(config: BackboneConfig, *, recorded: Mapping[str, Any] | None 
     if isinstance(config, SmallBackboneConfig):
         return SmallBackbone(config)
     return config.pinned(recorded or {}).find()
+
+
+def instruction_reader(config: BackboneConfig) -> SmallReader | QwenIdentity | None:
+    """What says how the backbone reads instructions, without its weights; None where that would take a download."""
+    if isinstance(config, SmallBackboneConfig):
+        return SmallReader(config)
+    return config.find() if Path(config.model).is_dir() else None
 
 
 def build_backbone(config: BackboneConfig) -> FrozenBackbone:

@@ -11,6 +11,7 @@ import torch
 import lamp.version
 from lamp.configuration import to_json
 from lamp.data.features import FrozenBackbone
+from lamp.data.instructions import check_instructions
 from lamp.data.motion_samples import MotionSamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
@@ -75,6 +76,7 @@ def train_motion(
         wanted=found.description,
         live=live,
     )
+    check_instructions(found, sources.dataset.tasks, data)
     samples, clamped = _with_bounds(config, sources, group)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None

@@ -11,6 +11,7 @@ from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FrozenBackbone
 from lamp.data.frame_sources import Videos
 from lamp.data.image_samples import ImageSamples
+from lamp.data.instructions import check_instructions
 from lamp.data.mixture import MixedSamples
 from lamp.data.samples import PolicySamples, PolicyScaling, stacked
 from lamp.errors import MismatchError
@@ -65,7 +66,8 @@ def open_datasets(
     config: PolicyTraining, data: Path, backbone: FrozenBackbone | None, features: Path | None = None
 ) -> list[TrainedOn]:
     """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
-    found, live = [], None
+    found: list[TrainedOn] = []
+    live = None
     own = MixedIn(data=str(data), embodiment=config.embodiment)
     if lora_of(config.backbone) is not None:
         check_adaptable(config)
@@ -74,7 +76,8 @@ def open_datasets(
     for part in (own, *config.also):
         how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment}
         if lora_of(config.backbone) is not None:
-            sources = Sources.pictured(Path(part.data), adaptable(config, backbone), config.split, **how)
+            frozen = adaptable(config, backbone)
+            sources = Sources.pictured(Path(part.data), frozen, config.split, **how)
         else:
             frozen = live or backbone or find_backbone(config.backbone)
             how |= {"live": live} if live is not None else {}
@@ -82,6 +85,9 @@ def open_datasets(
             sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
         scaling = fit_scaling(config, sources, part.embodiment)
         found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
+        # Together with those before it: a policy has to tell the instructions of all its datasets apart.
+        told = [text for one in found for text in one.sources.dataset.tasks]
+        check_instructions(frozen, told, ", ".join(str(one.sources.dataset.root) for one in found))
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lamp.configuration import from_json, to_json
+from lamp.data.lerobot_format import short_names
 from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import to_line
 from lamp.model.guidance import GuidanceConfig
@@ -125,14 +126,7 @@ def _named(images: Sequence[str], cameras: Mapping[str, str]) -> dict[str, str]:
     for key in cameras.values():
         if key not in images:
             raise unknown("image feature", key, images)
-    return dict(cameras) or {_bare(key): key for key in images}
-
-
-def _bare(key: str) -> str:
-    for prefix in IMAGES:
-        if key.startswith(prefix):
-            return key.removeprefix(prefix)
-    return key
+    return dict(cameras) or short_names(images, IMAGES)
 
 
 def _motion(source: str) -> Description:

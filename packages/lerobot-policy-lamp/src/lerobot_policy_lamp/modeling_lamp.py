@@ -11,6 +11,7 @@ import torch
 from lerobot.policies.pretrained import PreTrainedPolicy  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
+from lamp.data.instructions import check_instructions
 from lamp.data.observing import ObservationEncoder
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
@@ -54,6 +55,7 @@ class LampPolicy(PreTrainedPolicy):
             )
         # No submodule, since the encoder is a plain object: not saved, not trained, not wrapped.
         self.encoder = ObservationEncoder(backbone)
+        self._instructions: set[str] = set()
         self.plan: Plan = replace(plan, backbone_key=backbone.key)
         self.model = LaMP(plan.model)
         if config.motion is not None and not config.plan:
@@ -143,6 +145,9 @@ class LampPolicy(PreTrainedPolicy):
         if isinstance(backbone, nn.Module) and _device_of(backbone) != device:
             backbone.to(device)
         observations = observations_of(batch, self.plan.cameras, self.config.instruction)
+        if self.training and not self._instructions.issuperset(observations.instructions):
+            self._instructions.update(observations.instructions)
+            check_instructions(backbone, sorted(self._instructions), "the dataset's tasks")
         with torch.no_grad():
             return self.encoder.encode(observations.to(device)).to(device)
 

@@ -227,14 +227,14 @@ def read_json(path: PathLike, what: str = "file") -> Any:
         raise DataError(f"no {what} at {path}") from None
     except OSError as error:
         raise DataError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the {what} {path} is not valid JSON ({error}); restore or remove it") from None
 
 
 def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -356,6 +356,6 @@ def read_lines_json(path: PathLike) -> list[Any]:
             continue
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"line {number} of {path} is not valid JSON; remove the line or restore the file") from None
     return rows

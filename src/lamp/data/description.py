@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says about itself in `meta/info.json`: version, rate, cameras, columns and paths."""
+"""What a LeRobot dataset says about itself in `meta/info.json`: version, rate, cameras, depth, columns and paths."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lamp.data.lerobot_format import (
     BOOKKEEPING,
+    CHUNK_SIZE,
     CODEBASE_VERSION,
     DATA_PATH,
     EPISODE_DATA_PATH,
@@ -19,8 +18,10 @@ from lamp.data.lerobot_format import (
     INFO_PATH,
     VIDEO_PATH,
     Feature,
+    Slot,
     short_names,
 )
+from lamp.data.metadata import INFO, PICTURES, FeatureEntry, Info, MetadataError, Problem, checked, is_numeric, shown
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import read_json
 
@@ -42,13 +43,15 @@ class Described:
     """`meta/info.json`, checked and put in order."""
 
     info: dict[str, Any]
-    """As it is in the file."""
+    """As it is in the file, its counts as integers."""
     version: str
     fps: float
     cameras: Mapping[str, CameraFeature]
     """By the names that a policy uses."""
     features: Mapping[str, Feature]
     """Numbers per frame, but for the bookkeeping that every dataset has."""
+    left_aside: Mapping[str, str]
+    """The types of features that are neither numbers nor pictures, such as text."""
     data_path: str
     video_path: str
 
@@ -56,6 +59,19 @@ class Described:
     def episode_files(self) -> bool:
         """Whether each episode is a file of its own."""
         return self.version in EPISODE_VERSIONS
+
+    @property
+    def chunk_size(self) -> int:
+        """Episodes a chunk, where each is a file of its own."""
+        return self.info.get("chunks_size") or CHUNK_SIZE
+
+    def data_file(self, root: Path, slot: Slot) -> Path:
+        """The data file in a slot."""
+        return slot.path(root, self.data_path, what="data file")
+
+    def video_file(self, root: Path, slot: Slot, key: str) -> Path:
+        """A camera's video in a slot."""
+        return slot.path(root, self.video_path, key, what="video")
 
     @classmethod
     def read(cls, root: Path, cameras: Mapping[str, str] | None = None) -> Described:
@@ -66,7 +82,7 @@ class Described:
             cameras: Names of cameras to give to features of the dataset; None: all that it has, under their own short names.
 
         Raises:
-            DataError: The folder is not a dataset, of another version, or its description is incomplete.
+            DataError: The folder is not a dataset, of another version, or its description is incomplete or wrong.
             ConfigError: The dataset lacks one of the cameras.
         """
         file = root / INFO_PATH
@@ -75,73 +91,84 @@ class Described:
                 f"{root} is not a LeRobot dataset: there is no {INFO_PATH}; "
                 "expected a folder written by `lamp collect` or by LeRobot (v2.0, v2.1 or v3.0)"
             )
-        info: dict[str, Any] = read_json(file, "dataset description")
-        version = info.get("codebase_version")
-        if version not in (CODEBASE_VERSION, *EPISODE_VERSIONS):
+        info: Any = read_json(file, "dataset description")
+        version = info.get("codebase_version") if isinstance(info, dict) else None
+        if isinstance(info, dict) and version not in (CODEBASE_VERSION, *EPISODE_VERSIONS):
             raise DataError(
-                f"{root} is a LeRobot {version} dataset; expected {', '.join(EPISODE_VERSIONS)} or {CODEBASE_VERSION}, "
-                "to which LeRobot's own scripts convert older ones"
+                f"{root} is a LeRobot {shown(version).strip(QUOTES)} dataset; expected {', '.join(EPISODE_VERSIONS)} or "
+                f"{CODEBASE_VERSION}, to which LeRobot's own scripts convert older ones"
             )
-        missing = [key for key in ("fps", "features", "total_episodes", "total_frames") if key not in info]
-        if missing:
-            raise DataError(f"{file} lacks {', '.join(missing)}; restore the file")
-        if not isinstance(info["fps"], int | float) or not info["fps"] > 0:
-            raise DataError(f"{file} gives fps {info['fps']!r}; expected frames per second above 0")
-        one = version in EPISODE_VERSIONS
-        return cls(
-            info=info,
-            version=version,
-            fps=float(info["fps"]),
-            cameras=_named(_cameras(info["features"], file), cameras, root),
+        found, one = checked(INFO, info, file), version in EPISODE_VERSIONS
+        counts = {
+            name: getattr(found, name) for name in ("total_episodes", "total_frames", "total_tasks", "chunks_size")
+        }
+        described = cls(
+            info=info | {name: count for name, count in counts.items() if count is not None},
+            version=str(version),
+            fps=found.fps,
+            cameras=_named(_cameras(found.features), cameras, root),
             features={
-                name: Feature(
-                    dtype=entry["dtype"],
-                    shape=tuple(entry.get("shape") or (1,)),
-                    names=_names(entry.get("names")),
-                )
-                for name, entry in info["features"].items()
-                if _is_numeric(entry.get("dtype")) and name not in BOOKKEEPING
+                name: Feature(dtype=entry.dtype, shape=entry.shape or (1,), names=entry.names)
+                for name, entry in found.features.items()
+                if entry.is_numeric and name not in BOOKKEEPING
             },
-            data_path=info.get("data_path") or (EPISODE_DATA_PATH if one else DATA_PATH),
-            video_path=info.get("video_path") or (EPISODE_VIDEO_PATH if one else VIDEO_PATH),
+            left_aside={
+                name: entry.dtype
+                for name, entry in found.features.items()
+                if entry.dtype not in PICTURES and not is_numeric(entry.dtype)
+            },
+            data_path=found.data_path or (EPISODE_DATA_PATH if one else DATA_PATH),
+            video_path=found.video_path or (EPISODE_VIDEO_PATH if one else VIDEO_PATH),
         )
+        described._check_paths(file, found)
+        return described
+
+    def _check_paths(self, file: Path, found: Info) -> None:
+        """Each episode has files of its own before v3.0, and no name of a feature leads out of the dataset."""
+        in_videos = any(entry.dtype == "video" for entry in found.features.values())
+        parts = {"data_path": (self.data_path, True), "video_path": (self.video_path, in_videos)}
+        problems = [
+            Problem(text=f"is {shown(template)}; expected {{episode_index}} in it", file=file, key=key)
+            for key, (template, used) in parts.items()
+            if used and self.episode_files and found.total_episodes > 1 and "{episode_index" not in template
+        ]
+        for name, entry in found.features.items():
+            try:
+                if entry.dtype == "video":
+                    self.video_file(file.parents[1], Slot(chunk=0, file=0), name)
+            except DataError as error:
+                problems.append(Problem(text=f"is a feature's name: {error}", file=file, key=f"features.{shown(name)}"))
+        if problems:
+            raise MetadataError(problems)
 
 
-def _is_numeric(dtype: object) -> bool:
-    """Text, pictures and what newer versions may add are left aside."""
-    try:
-        return np.dtype(str(dtype)).kind in "biuf"
-    except TypeError:
-        return False
+QUOTES = "'\""
 
 
-def _cameras(features: Mapping[str, Any], file: Path) -> dict[str, CameraFeature]:
+def _cameras(features: Mapping[str, FeatureEntry]) -> dict[str, CameraFeature]:
     """All cameras of a description, by their feature's name."""
     found = {}
     for key, entry in features.items():
-        if entry.get("dtype") in ("video", "image"):
-            height, width = _size(entry, f"{file}: {key}")
-            found[key] = CameraFeature(key=key, height=height, width=width, in_videos=entry["dtype"] == "video")
+        if entry.dtype in PICTURES:
+            height, width = _size(entry)
+            found[key] = CameraFeature(key=key, height=height, width=width, in_videos=entry.dtype == "video")
     return found
 
 
-def _size(entry: Mapping[str, Any], where: str) -> tuple[int, int]:
+def _size(entry: FeatureEntry) -> tuple[int, int]:
     """Height and width, whether the channels come first or last."""
-    shape, names = entry.get("shape") or (), entry.get("names")
-    if len(shape) != 3:
-        raise DataError(f"{where} has shape {list(shape)}; expected height, width and channels")
-    ordered = [str(name) for name in names] if isinstance(names, list) and len(names) == 3 else []
-    if "height" in ordered and "width" in ordered:
-        return int(shape[ordered.index("height")]), int(shape[ordered.index("width")])
+    shape, names = entry.shape, entry.names or ()
+    if len(names) == 3 and "height" in names and "width" in names:
+        return shape[names.index("height")], shape[names.index("width")]
     first = shape[0] in (1, 3) and shape[2] not in (1, 3)
     height, width = shape[1:] if first else shape[:2]
-    return int(height), int(width)
+    return height, width
 
 
 def _named(
     present: Mapping[str, CameraFeature], wanted: Mapping[str, str] | None, root: Path
 ) -> dict[str, CameraFeature]:
-    """Cameras under the names that are wanted, or under their own without the customary prefix."""
+    """Cameras under the names that are wanted, or under their own without the customary prefix where that tells them apart."""
     if wanted is None:
         return {name: present[key] for name, key in short_names(present).items()}
     for key in wanted.values():
@@ -149,10 +176,3 @@ def _named(
             known = unknown("camera feature", key, present)
             raise ConfigError(f"{root}: {known}")
     return {name: present[key] for name, key in wanted.items()}
-
-
-def _names(names: Any) -> tuple[str, ...] | None:
-    """LeRobot gives names as a list, or as a list under some key."""
-    if isinstance(names, dict):
-        names = next((value for value in names.values() if isinstance(value, list)), None)
-    return tuple(str(name) for name in names) if isinstance(names, list) else None

@@ -96,6 +96,8 @@ def _joined(dataset: LeRobotDataset, episode: int, parts: Sequence[Part]) -> Flo
     values = []
     for part in parts:
         column = dataset.column(part.key, episode).astype(np.float32)
+        if len(column) == 0:
+            raise DataError(f"{dataset.root}: episode {episode} has no frames; expected at least one: leave it out")
         column = column.reshape(len(column), -1)[:, part.start : part.stop]
         wrong = ~np.isfinite(column).all(axis=1)
         if wrong.any():

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lamp.data.description import CameraFeature
-from lamp.data.episode_table import Episode, VideoSpan, in_order
+from lamp.data.episode_table import Episode, VideoSpan, distinct, in_order, sound
 from lamp.data.lerobot_format import CHUNK_SIZE, EPISODE_STATISTICS_LINES, EPISODES_LINES, TASKS_LINES, Slot
+from lamp.data.metadata import EPISODES, TASKS, Problem, by_episode, checked_rows
 from lamp.data.statistics import FeatureStatistics
 from lamp.errors import DataError
 from lamp.files import read_lines_json
@@ -25,7 +26,7 @@ class EpisodeLines:
     chunk_size: int = CHUNK_SIZE
     """Episodes a chunk."""
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
+    def _lines(self, name: str) -> list[Any]:
         if not (self.root / name).is_file():
             raise DataError(f"no file {self.root / name}; the dataset is incomplete")
         return read_lines_json(self.root / name)
@@ -34,26 +35,31 @@ class EpisodeLines:
         """The files that describe the episodes."""
         return {self.root / EPISODES_LINES, self.root / TASKS_LINES}
 
-    def tasks(self) -> dict[int, str]:
-        """The instructions, by task index."""
-        try:
-            return {row["task_index"]: row["task"] or "" for row in self._lines(TASKS_LINES)}
-        except KeyError as lacking:
-            raise DataError(
-                f"a line of {self.root / TASKS_LINES} lacks {lacking}; expected task_index and task"
-            ) from None
+    def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
+        """The instructions by task index, and what is wrong with others."""
+        good, problems = checked_rows(TASKS, self._lines(TASKS_LINES), self.root / TASKS_LINES)
+        return {row["task_index"]: row["task"] for row in good.values()}, problems
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Every line of the list of episodes, in the file's order."""
-        rows = self._lines(EPISODES_LINES)
-        for row in rows:
-            if not (isinstance(row.get("episode_index"), int) and isinstance(row.get("length"), int)):
-                raise DataError(f"a line of {self.root / EPISODES_LINES} lacks episode_index or length: {row}")
-        return rows
+    def tasks(self) -> dict[int, str]:
+        """The instructions, by task index.
+
+        Raises:
+            DataError: They cannot be read, or one is no text.
+        """
+        return sound(*self.read_tasks())
+
+    def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
+        """What every line says of an episode, in the file's order, and what is wrong with others; all is looked at."""
+        good, problems = checked_rows(EPISODES, self._lines(EPISODES_LINES), self.root / EPISODES_LINES)
+        return list(good.values()), problems
 
     def episodes(self) -> list[Episode]:
-        """All episodes, by index."""
-        return self.placed(in_order(self.rows(), self.total, f"{self.root / EPISODES_LINES}"))
+        """All episodes, by index.
+
+        Raises:
+            DataError: One is not listed, or twice, or not as it should be.
+        """
+        return self.placed(in_order(sound(*self.read_rows()), self.total, f"{self.root / EPISODES_LINES}"))
 
     def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
         """The episodes of some lines."""
@@ -65,7 +71,7 @@ class EpisodeLines:
                 Episode(
                     index=row["episode_index"],
                     length=row["length"],
-                    task=next(iter(row.get("tasks") or ()), None) or "",
+                    tasks=distinct(row.get("tasks", ())),
                     start=start,
                     slot=slot,
                     row=0,
@@ -76,12 +82,16 @@ class EpisodeLines:
         return found
 
     def recorded_statistics(self) -> dict[int, dict[str, Any]]:
-        """What the dataset says of each episode's features; empty for v2.0."""
-        if not (self.root / EPISODE_STATISTICS_LINES).is_file():
+        """What the dataset says of each episode's features; empty for v2.0.
+
+        Raises:
+            DataError: A line does not say which episode it is of.
+        """
+        path = self.root / EPISODE_STATISTICS_LINES
+        if not path.is_file():
             return {}
-        return {
-            row["episode_index"]: row.get("stats", {}) for row in read_lines_json(self.root / EPISODE_STATISTICS_LINES)
-        }
+        found = {index: row.get("stats") for index, row in by_episode(read_lines_json(path), path).items()}
+        return {index: stats if isinstance(stats, dict) else {} for index, stats in found.items()}
 
     def statistics(self, feature: str) -> list[FeatureStatistics]:
         """A feature's statistics in each episode.
@@ -89,6 +99,12 @@ class EpisodeLines:
         Raises:
             DataError: The dataset lacks them, as those of v2.0 do, or they lack quantiles.
         """
-        rows = in_order(self._lines(EPISODE_STATISTICS_LINES), self.total, f"{self.root / EPISODE_STATISTICS_LINES}")
-        where = f"{self.root / EPISODE_STATISTICS_LINES}: {feature}"
-        return [FeatureStatistics.from_json(row.get("stats", {}).get(feature, {}), where=where) for row in rows]
+        path = self.root / EPISODE_STATISTICS_LINES
+        if not path.is_file():
+            raise DataError(f"no file {path}; the dataset is incomplete")
+        recorded = self.recorded_statistics()
+        rows = in_order([{"episode_index": index} for index in recorded], self.total, str(path))
+        return [
+            FeatureStatistics.from_json(recorded[row["episode_index"]].get(feature, {}), where=f"{path}: {feature}")
+            for row in rows
+        ]

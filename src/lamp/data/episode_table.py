@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lamp.data.description import CameraFeature
 from lamp.data.lerobot_format import EPISODES_PATH, TASKS_PATH, Slot
+from lamp.data.metadata import TASKS, MetadataError, Problem, as_rows, by_episode, checked_rows, episode_rows
 from lamp.data.statistics import FeatureStatistics
 from lamp.errors import DataError, unreadable
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,9 @@ class Episode:
 
     index: int
     length: int
-    task: str
-    """The instruction in words; empty where the dataset has none."""
+    tasks: tuple[str, ...]
+    """Its instructions in words, in the order of its frames where those say it, and otherwise as listed; empty where the dataset
+    has none. Which frame has which: `LeRobotDataset.instructions`."""
     start: int
     """The dataset's number of the first frame."""
     slot: Slot
@@ -44,6 +47,15 @@ class Episode:
     videos: Mapping[str, VideoSpan]
     """Per camera that is in videos, under its short name."""
 
+    @property
+    def task(self) -> str:
+        """The first of its instructions, which is that of its first frame; empty where there is none."""
+        return next(iter(self.tasks), "")
+
+
+CORRUPT = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
+"""What the library raises for files that are no Parquet, or no longer."""
+
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
@@ -52,8 +64,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except CORRUPT as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         damaged = DataError(f"cannot read {path} ({reason}); it is truncated or corrupt")
         raise unreadable(path, error, damaged) from None
 
@@ -82,19 +94,20 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=list(columns) if columns is not None else None)
 
 
-def in_order(rows: Sequence[dict[str, Any]], total: int, where: str) -> list[dict[str, Any]]:
+def in_order(rows: Sequence[Mapping[str, Any]], total: int, where: str) -> list[Mapping[str, Any]]:
     """The rows of episodes 0 to total - 1, sorted; rows beyond do not count.
 
     Raises:
         DataError: An episode is not there, or twice.
     """
     counted = sorted((row for row in rows if row["episode_index"] < total), key=lambda row: row["episode_index"])
-    indices = [row["episode_index"] for row in counted]
-    if indices != list(range(total)):
-        times = Counter(indices)
-        wrong = next(index for index in (*indices, *range(total)) if times[index] != 1)
+    place = next((place for place, row in enumerate(counted) if row["episode_index"] != place), len(counted))
+    if len(counted) != total or place < total:
+        again = place > 0 and place < len(counted) and counted[place]["episode_index"] == place - 1
+        wrong = place - 1 if again else place
+        times = sum(row["episode_index"] == wrong for row in counted)
         raise DataError(
-            f"{where} lists episode {wrong} {times[wrong]} times; expected episodes 0 to {total - 1} once each "
+            f"{where} lists episode {wrong} {times} times; expected episodes 0 to {total - 1} once each "
             "(`lamp data check` lists all faults)"
         )
     return counted
@@ -118,41 +131,68 @@ class EpisodeTable:
 
     def files(self) -> set[Path]:
         """The table's files."""
-        return {
-            path
-            for path in self._paths()
-            if min(read_parquet(path, ["episode_index"])["episode_index"].to_pylist(), default=self.total) < self.total
+        indices = {
+            path: by_episode(as_rows(read_parquet(path, ["episode_index"]), path), path) for path in self._paths()
         }
+        return {path for path, found in indices.items() if min(found, default=self.total) < self.total}
+
+    def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
+        """The instructions by task index, and what is wrong with others."""
+        path = self.root / TASKS_PATH
+        table = read_parquet(path)
+        names = [name for name in ("task", "__index_level_0__", *table.column_names) if name in table.column_names]
+        text = next((name for name in names if name != "task_index"), None)
+        if text is None or "task_index" not in table.column_names:
+            raise DataError(f"{path} has the columns {table.column_names}; expected task and task_index")
+        rows = as_rows(table.select(["task_index", text]).rename_columns(["task_index", "task"]), path)
+        good, problems = checked_rows(TASKS, rows, path)
+        return {row["task_index"]: row["task"] for _, row in sorted(good.items())}, problems
 
     def tasks(self) -> dict[int, str]:
-        """The instructions, by task index."""
-        table = read_parquet(self.root / TASKS_PATH)
-        text = next((name for name in table.column_names if name != "task_index"), None)
-        if text is None or "task_index" not in table.column_names:
-            raise DataError(
-                f"{self.root / TASKS_PATH} has the columns {table.column_names}; expected task and task_index"
-            )
-        pairs = zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
-        return {index: task or "" for index, task in sorted(pairs)}
+        """The instructions, by task index.
 
-    def rows(self, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """Some columns of every row, in the files' order."""
-        return [row for path in self._paths() for row in read_parquet(path, ["episode_index", *columns]).to_pylist()]
+        Raises:
+            DataError: They cannot be read, or one is no text.
+        """
+        return sound(*self.read_tasks())
 
-    def _in_order(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        return in_order(self.rows(columns), self.total, f"the episode table of {self.root}")
+    def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
+        """What every row says of an episode, in the files' order, and what is wrong with others.
+
+        Args:
+            whole: Look at columns too that only other programs need.
+        """
+        rows, problems = list[Mapping[str, Any]](), list[Problem]()
+        row = episode_rows(tuple(f"videos/{camera.key}" for camera in self.cameras.values() if camera.in_videos))
+        wanted = self.columns() + (self._unused() if whole else [])
+        for path in self._paths():
+            present = column_names(path)
+            read = as_rows(read_parquet(path, [name for name in wanted if name in present]), path)
+            good, wrong = checked_rows(row, read, path)
+            rows += good.values()
+            problems += wrong
+        return rows, [one for one in problems if any(e is None or e < self.total for e in (one.episode, *one.later))]
 
     def columns(self) -> list[str]:
-        """The columns that tell where episodes are."""
+        """The columns that tell where episodes are and what they are about, of which `tasks` may be missing."""
         parts = ("chunk_index", "file_index", "from_timestamp")
         videos = [
             f"videos/{camera.key}/{part}" for camera in self.cameras.values() if camera.in_videos for part in parts
         ]
-        return ["tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *videos]
+        places = ["length", "dataset_from_index", "data/chunk_index", "data/file_index"]
+        return ["episode_index", "tasks", *places, *videos]
+
+    def _unused(self) -> list[str]:
+        ends = [f"videos/{camera.key}/to_timestamp" for camera in self.cameras.values() if camera.in_videos]
+        return ["dataset_to_index", "meta/episodes/chunk_index", "meta/episodes/file_index", *ends]
 
     def episodes(self) -> list[Episode]:
-        """All episodes, by index."""
-        return self.placed(self._in_order(self.columns()))
+        """All episodes, by index.
+
+        Raises:
+            DataError: One is not listed, or twice, or not as it should be.
+        """
+        return self.placed(in_order(sound(*self.read_rows()), self.total, f"the episode table of {self.root}"))
 
     def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
         """The episodes of some rows with `columns`."""
@@ -174,7 +214,7 @@ class EpisodeTable:
         return Episode(
             index=row["episode_index"],
             length=row["length"],
-            task=next(iter(row["tasks"] or ()), None) or "",
+            tasks=distinct(row.get("tasks", ())),
             start=row["dataset_from_index"],
             slot=_slot(row, "data"),
             row=first_row,
@@ -190,10 +230,33 @@ class EpisodeTable:
         prefix = f"stats/{feature}/"
         names = [field.name for field in fields(FeatureStatistics)]
         where = f"the episode table of {self.root}: {feature}"
+        rows = dict[int, Mapping[str, Any]]()
+        for path in self._paths():
+            columns = ["episode_index", *(prefix + name for name in names)]
+            rows |= by_episode(as_rows(read_parquet(path, columns), path), path)
+        listed = in_order([{"episode_index": index} for index in rows], self.total, f"the episode table of {self.root}")
         return [
-            FeatureStatistics.from_json({name: row[prefix + name] for name in names}, where=where)
-            for row in self._in_order([prefix + name for name in names])
+            FeatureStatistics.from_json(
+                {name: rows[row["episode_index"]][prefix + name] for name in names}, where=where
+            )
+            for row in listed
         ]
+
+
+def sound(found: Value, problems: Sequence[Problem]) -> Value:
+    """What was found, where nothing is wrong with the rest.
+
+    Raises:
+        MetadataError: Something is.
+    """
+    if problems:
+        raise MetadataError(problems)
+    return found
+
+
+def distinct(texts: Sequence[str]) -> tuple[str, ...]:
+    """Each text once, in order; what is blank is none."""
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def _slot(row: Mapping[str, Any], prefix: str) -> Slot:

@@ -172,6 +172,7 @@ class FeatureCache(Features):
             DataError: There is no cache for this backbone, or it lacks episodes or has corrupt ones.
             MismatchError: It was made from other data, or by another backbone, or with another augmentation.
         """
+        dataset.check_episodes()
         self.dataset, self.key, self.augmentation = dataset, key, augmentation
         self.folder = cache_folder(dataset, key, root)
         self.manifest: dict[str, Any] = read_manifest(self.folder, key, dataset, wanted)

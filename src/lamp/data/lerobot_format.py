@@ -6,6 +6,7 @@ We write v3.0 and read v2.0 and v2.1 too.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lamp.errors import DataError
+from lamp.files import path_inside
 
 CODEBASE_VERSION = "v3.0"
 """What we write: many episodes in a file."""
@@ -82,15 +85,20 @@ class Slot:
             else Slot(chunk=self.chunk + 1, file=0)
         )
 
-    def path(self, root: Path, template: str, video_key: str = "") -> Path:
-        """The file in this slot under one of the path templates; before v3.0 each episode is a file."""
-        return root / template.format(
+    def path(self, root: Path, template: str, video_key: str = "", *, what: str = "file") -> Path:
+        """The file in this slot under one of the path templates; before v3.0 each episode is a file.
+
+        Raises:
+            DataError: It would be outside the folder.
+        """
+        relative = template.format(
             chunk_index=self.chunk,
             file_index=self.file,
             video_key=video_key,
             episode_chunk=self.chunk,
             episode_index=self.file,
         )
+        return path_inside(root, relative, what)
 
 
 def to_arrow(values: np.ndarray, feature: Feature, name: str) -> pa.Array:
@@ -109,17 +117,63 @@ def to_arrow(values: np.ndarray, feature: Feature, name: str) -> pa.Array:
 def from_arrow(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarray:
     """The inverse of `to_arrow`; scalar columns come back as (L,), vectors as (L, d).
 
+    A number that is missing becomes NaN where the feature has floating point.
+
     Raises:
-        DataError: The column's values do not have the feature's shape.
+        DataError: The column holds no numbers, others than the feature's type can, or not as many a row as its shape says.
     """
-    array = column.combine_chunks()
-    while pa.types.is_nested(array.type):
+    array, width = column.combine_chunks(), 1
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    size = math.prod(feature.shape)
+    while is_list(array.type):
+        lengths = pc.call_function("list_value_length", [array]).fill_null(-1).to_numpy(zero_copy_only=False)
+        width *= int(lengths[0]) if len(lengths) else 1
+        wrong = np.flatnonzero((lengths != lengths[:1]) | (lengths < 0))
+        if len(wrong) or size % max(width, 1):
+            row = int(wrong[0]) if len(wrong) else 0
+            raise DataError(
+                f"column {name} holds {max(int(lengths[row]), 0)} values in row {row}; expected {size} a row"
+            )
         array = array.flatten()
-    values = array.to_numpy(zero_copy_only=False).astype(feature.dtype, copy=False)
-    size = int(np.prod(feature.shape))
+    values = _numbers(array, feature, name)
     if len(values) != len(column) * size:
         raise DataError(f"column {name} holds {len(values)} values in {len(column)} rows; expected {size} a row")
     return values if feature.shape == (1,) else values.reshape(len(column), *feature.shape)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds a list a row."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _numbers(array: pa.Array, feature: Feature, name: str) -> np.ndarray:
+    """Plain values in the feature's type, none of which is changed by that."""
+    kind, dtype = array.type, np.dtype(feature.dtype)
+    if pa.types.is_dictionary(kind):
+        array = array.dictionary_decode()
+        kind = array.type
+    if pa.types.is_decimal(kind):
+        array = array.cast(pa.float64())
+    elif pa.types.is_null(kind):
+        array = pa.nulls(len(array), pa.float64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise DataError(f"column {name} holds {kind}; expected {feature.dtype}")
+    if array.null_count and dtype.kind != "f":
+        row = int(array.is_null().to_numpy(zero_copy_only=False).argmax()) // math.prod(feature.shape)
+        raise DataError(f"column {name} has no value in row {row}; expected {feature.dtype}")
+    values = array.to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = values.astype(dtype, copy=False)
+        if dtype.kind == "f":
+            return made  # whether it is finite is asked of what is used, with its frame
+        wrong = np.asarray(made != values)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise DataError(
+            f"column {name} holds {values[place]} in row {place // math.prod(feature.shape)}; expected {feature.dtype}"
+        )
+    return made
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:

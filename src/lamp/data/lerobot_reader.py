@@ -6,20 +6,20 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from lamp.data.description import Described
 from lamp.data.episode_lines import EpisodeLines
-from lamp.data.episode_table import Episode, EpisodeTable, read_parquet
+from lamp.data.episode_table import Episode, EpisodeTable, distinct, read_parquet
 from lamp.data.hub import find_dataset
 from lamp.data.lerobot_format import (
     BOOKKEEPING,
-    CHUNK_SIZE,
     LAMP_EPISODES_PATH,
     LAMP_PATH,
     SIMULATION_PATH,
@@ -27,6 +27,7 @@ from lamp.data.lerobot_format import (
     Slot,
     from_arrow,
 )
+from lamp.data.metadata import by_episode
 from lamp.data.statistics import FeatureStatistics
 from lamp.data.stored_images import CorruptPicturesError, StoredImages
 from lamp.data.stored_statistics import stored_statistics
@@ -86,24 +87,82 @@ class LeRobotDataset:
         }
         return kept
 
+    def check_episodes(self) -> None:
+        """
+        Raises:
+            DataError: There is no episode to train on.
+        """
+        if len(self) == 0:
+            raise DataError(f"{self.root} has no episodes; expected at least one")
+
     @cached_property
     def tasks(self) -> list[str]:
         """The instructions, by task index."""
-        return [task for _, task in sorted(self.table.tasks().items())]
+        return [task for _, task in sorted(self._tasks.items())]
+
+    @cached_property
+    def _tasks(self) -> dict[int, str]:
+        return self.table.tasks()
 
     @cached_property
     def table(self) -> EpisodeTable | EpisodeLines:
         """Where the episodes are listed."""
         cameras = self.described.cameras
         if self.described.episode_files:
-            size = int(self.info.get("chunks_size") or CHUNK_SIZE)
+            size = self.described.chunk_size
             return EpisodeLines(root=self.root, total=len(self), cameras=cameras, chunk_size=size)
         return EpisodeTable(root=self.root, total=len(self), fps=self.fps, cameras=cameras)
 
     @cached_property
     def episodes(self) -> list[Episode]:
         """All episodes, by index."""
-        return self.table.episodes()
+        return [self._with_tasks(place) for place in self.table.episodes()]
+
+    def _with_tasks(self, place: Episode) -> Episode:
+        """An episode with its instructions in the order of its frames, where the list of episodes leaves that open."""
+        if len(place.tasks) == 1:
+            return place
+        try:
+            return replace(place, tasks=distinct(self._instructions(place)[0]))
+        except DataError:
+            return place  # said when its frames are asked for
+
+    def instructions(self, episode: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
+        """The instructions of an episode, in the order of its frames, and which of them each frame has.
+
+        A frame's `task_index` says it. Only data without that column are taken at the word of the list of episodes.
+
+        Raises:
+            ConfigError: There is no such episode.
+            DataError: A frame's task is not among the dataset's tasks, or the data cannot be read.
+        """
+        return self._instructions(self.episode(episode))
+
+    def instruction(self, episode: int, frame: int) -> str:
+        """The instruction of one frame of an episode."""
+        texts, which = self.instructions(episode)
+        return texts[which[frame]]
+
+    def _instructions(self, place: Episode) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
+        try:
+            indices = self._rows("task_index", place)
+        except DataError:
+            if len(place.tasks) != 1:
+                raise
+            return place.tasks, np.zeros(place.length, np.int64)
+        numbers, first, which = np.unique(indices, return_index=True, return_inverse=True)
+        unknown_tasks = [number for number in numbers.tolist() if number not in self._tasks]
+        if unknown_tasks:
+            frame = int(np.isin(indices, unknown_tasks).argmax())
+            raise DataError(
+                f"{self.root}: episode {place.index}, frame {frame} has the task_index {indices[frame]}, which is not among the "
+                f"dataset's {len(self._tasks)} tasks; list it, or leave the episode out"
+            )
+        # Two indices may stand for one text.
+        ordered = [self._tasks[number] for number in numbers[np.argsort(first)].tolist()]
+        texts = tuple(dict.fromkeys(ordered))
+        place_of = np.array([texts.index(self._tasks[number]) for number in numbers.tolist()], np.int64)
+        return texts, place_of[which.reshape(-1)]
 
     def episode(self, index: int) -> Episode:
         """One episode.
@@ -122,17 +181,20 @@ class LeRobotDataset:
             ConfigError: The dataset has no such feature.
             DataError: The data file is missing, corrupt, or lacks the column or rows.
         """
-        place = self.episode(episode)
+        return self._rows(name, self.episode(episode))
+
+    def _rows(self, name: str, place: Episode) -> np.ndarray:
         values = self._file_column(place.slot, name)[place.row : place.row + place.length]
         if len(values) != place.length:
-            path = place.slot.path(self.root, self.described.data_path)
+            path = self.described.data_file(self.root, place.slot)
             raise DataError(
-                f"{path} lacks rows of episode {episode}: {len(values)} of {place.length}; it is incomplete"
+                f"{path} lacks rows of episode {place.index}: {len(values)} of {place.length}; it is incomplete"
             )
         return values
 
     def all_values(self, name: str) -> np.ndarray:
         """A feature's values in all episodes, one after another."""
+        self.check_episodes()
         return np.concatenate([self.column(name, index) for index in range(len(self))])
 
     def _file_column(self, slot: Slot, name: str) -> np.ndarray:
@@ -144,7 +206,7 @@ class LeRobotDataset:
         feature = {**self.features, **BOOKKEEPING}.get(name)
         if feature is None:
             raise unknown("feature", name, (*self.features, *BOOKKEEPING))
-        path = slot.path(self.root, self.described.data_path)
+        path = self.described.data_file(self.root, slot)
         values = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
         self._columns[slot, name] = values
         self._column_bytes += values.nbytes
@@ -166,7 +228,7 @@ class LeRobotDataset:
 
     def data_path(self, episode: int) -> Path:
         """The data file that holds the episode's rows."""
-        return self.episode(episode).slot.path(self.root, self.described.data_path)
+        return self.described.data_file(self.root, self.episode(episode).slot)
 
     def camera_key(self, camera: str) -> str:
         """The feature that holds a camera's pictures.
@@ -187,7 +249,7 @@ class LeRobotDataset:
         key = self.camera_key(camera)
         if not self.described.cameras[camera].in_videos:
             return self.data_path(episode)
-        return self.episode(episode).videos[camera].slot.path(self.root, self.described.video_path, key)
+        return self.described.video_file(self.root, self.episode(episode).videos[camera].slot, key)
 
     def frames(
         self, camera: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
@@ -223,7 +285,7 @@ class LeRobotDataset:
         """
         path, key = self.root / STATISTICS_PATH, self._key(name)
         computable = key in self.features
-        found = read_json(path, "file of dataset statistics") if path.is_file() or not computable else {}
+        found = read_statistics(path) if path.is_file() or not computable else {}
         if key in found and not (computable and FeatureStatistics.lacking(found[key])):
             return FeatureStatistics.from_json(found[key], where=f"{path}: {key}")
         if not computable:
@@ -245,11 +307,15 @@ class LeRobotDataset:
     def lamp(self) -> dict[str, Any]:
         """How LaMP collected the data (`meta/lamp.json`); empty for datasets from elsewhere."""
         path = self.root / LAMP_PATH
-        return read_json(path, "description of the collection") if path.exists() else {}
+        found = read_json(path, "description of the collection") if path.exists() else {}
+        if not isinstance(found, dict):
+            raise DataError(f"{path} is no JSON object; restore or remove it")
+        return found
 
     @cached_property
     def _extras(self) -> dict[int, dict[str, Any]]:
-        return {row["episode_index"]: row for row in read_lines_json(self.root / LAMP_EPISODES_PATH)}
+        path = self.root / LAMP_EPISODES_PATH
+        return by_episode(read_lines_json(path), path)
 
     def extra(self, episode: int) -> dict[str, Any]:
         """What the collector noted about an episode: its name, initial state, seeds."""
@@ -262,7 +328,9 @@ class LeRobotDataset:
     def fingerprint(self, episode: int) -> str:
         """A hash of what an episode holds, with pictures known by their files: caches go stale when it changes."""
         place = self.episode(episode)
-        found = hashlib.sha256(f"{place.index} {place.length} {place.task} {self.extra(episode).get('name')}".encode())
+        texts, which = self.instructions(episode)
+        told = texts[0] if len(texts) == 1 else f"{texts} {which.tolist()}"
+        found = hashlib.sha256(f"{place.index} {place.length} {told} {self.extra(episode).get('name')}".encode())
         for camera in self.cameras:
             path = self.video_path(camera, episode)
             size = path.stat().st_size if path.is_file() else 0
@@ -299,7 +367,8 @@ class LeRobotDataset:
                 raise DataError(
                     f"the frame_index of episode {episode.index} does not count from 0 to {episode.length - 1}"
                 )
-            if (self.column("episode_index", episode.index) != episode.index).any() or episode.task not in tasks:
+            texts, _ = self.instructions(episode.index)
+            if (self.column("episode_index", episode.index) != episode.index).any() or not tasks.issuperset(texts):
                 raise DataError(
                     f"the rows of episode {episode.index} in {self.root} are not its own; the tables disagree"
                 )
@@ -324,8 +393,8 @@ class LeRobotDataset:
 
     def describe(self) -> dict[str, Any]:
         """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""
-        lengths = np.array([episode.length for episode in self.episodes])
-        tasks = {task: sum(episode.task == task for episode in self.episodes) for task in self.tasks}
+        lengths = np.array([episode.length for episode in self.episodes] or [0])
+        tasks = {task: sum(task in episode.tasks for episode in self.episodes) for task in self.tasks}
         return {
             "root": str(self.root),
             "format": f"LeRobot {self.described.version}",
@@ -339,3 +408,15 @@ class LeRobotDataset:
             "features": {name: list(feature.shape) for name, feature in self.features.items()},
             "collection": self.lamp,
         }
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """A file of dataset statistics, entries by feature.
+
+    Raises:
+        DataError: It is missing or holds something else.
+    """
+    found = read_json(path, "file of dataset statistics")
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no JSON object with an entry a feature; restore or remove it")
+    return found

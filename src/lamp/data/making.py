@@ -174,6 +174,7 @@ def make_features(
         DataError: What is to be made does not fit on the disk; or something in the dataset cannot be read.
         MismatchError: The dataset lacks a camera, or the cache that is there keeps its tokens in another format.
     """
+    dataset.check_episodes()
     missing = [camera for camera in camera_names(backbone) if camera not in dataset.cameras]
     if missing:
         raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")

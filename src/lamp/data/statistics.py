@@ -41,16 +41,18 @@ class FeatureStatistics:
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
     @classmethod
-    def lacking(cls, obj: Mapping[str, Any]) -> list[str]:
-        """Which statistics an entry does not have."""
+    def lacking(cls, obj: Any) -> list[str]:
+        """Which statistics an entry does not have; all, where it is no entry."""
+        if not isinstance(obj, Mapping):
+            return [field.name for field in fields(cls)]
         return [field.name for field in fields(cls) if field.name not in obj]
 
     @classmethod
-    def from_json(cls, obj: Mapping[str, Any], *, where: str) -> FeatureStatistics:
+    def from_json(cls, obj: Any, *, where: str) -> FeatureStatistics:
         """Reads what `to_json` wrote, or LeRobot did.
 
         Raises:
-            DataError: A statistic is missing.
+            DataError: A statistic is missing, or is not what it should be: numbers, as many as the others.
         """
         missing = cls.lacking(obj)
         if missing:
@@ -58,8 +60,24 @@ class FeatureStatistics:
                 f"{where} lacks {', '.join(missing)}; expected LeRobot v3 statistics with quantiles, "
                 "which its augment_dataset_quantile_stats script adds"
             )
-        kinds = {field.name: np.int64 if field.name == "count" else np.float64 for field in fields(cls)}
-        return cls(**{name: np.asarray(obj[name], kind) for name, kind in kinds.items()})
+        found = {field.name: _array(obj[field.name], f"{where}: {field.name}") for field in fields(cls)}
+        shapes = {name: values.shape for name, values in found.items() if name != "count"}
+        other = next((name for name, shape in shapes.items() if shape != shapes["mean"]), None)
+        if other is not None:
+            raise DataError(f"{where}: {other} has the shape {shapes[other]}, mean {shapes['mean']}; expected the same")
+        if found["count"].size != 1 or not 0 <= found["count"].item() <= 1 << 53:
+            raise DataError(f"{where}: count is {found['count'].tolist()!r:.60}; expected one number of frames")
+        return cls(**(found | {"count": found["count"].reshape(1).astype(np.int64)}))
+
+
+def _array(value: Any, where: str) -> Float64[np.ndarray, "*s"]:
+    try:
+        found = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise DataError(f"{where} is no array of numbers; compute the statistics again") from None
+    if not np.isfinite(found).all():
+        raise DataError(f"{where} holds a value that is not finite; compute the statistics again")
+    return found
 
 
 def statistics_of(values: Shaped[np.ndarray, " n *s"]) -> FeatureStatistics:

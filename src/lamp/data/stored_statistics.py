@@ -75,7 +75,7 @@ def _kept(path: Path, mark: str) -> dict[str, FeatureStatistics] | None:
             name: FeatureStatistics.from_json(entry, where=f"{path}: {name}")
             for name, entry in found["features"].items()
         }
-    except (DataError, AttributeError, KeyError):
+    except (DataError, AttributeError, KeyError, TypeError):
         return None  # damaged: computed again
 
 

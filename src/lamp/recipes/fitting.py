@@ -161,6 +161,7 @@ def _transform(config: FitConfig) -> StateTransform:
 
 def _last_value(robot: Embodiment, dataset: LeRobotDataset) -> tuple[float, float]:
     """The least and the largest last value of the actions, with the gripper's convention applied."""
+    dataset.check_episodes()
     values = np.concatenate([robot.actions(dataset, index)[:, -1] for index in range(len(dataset))])
     return float(values.min()), float(values.max())
 

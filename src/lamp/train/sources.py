@@ -149,6 +149,7 @@ class Sources:
 
 
 def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:
+    dataset.check_episodes()
     tasks = [episode.task for episode in dataset.episodes]
     return split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
 

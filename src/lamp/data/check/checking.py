@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from lamp.data.check.faults import Fault, Report
+from lamp.data.check.faults import Fault, Report, of_error
 from lamp.data.check.listing import Listing, check_listing
 from lamp.data.check.pictures import FileOfPictures, check_pictures
 from lamp.data.check.statistics import check_statistics
@@ -39,8 +39,8 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Repor
     except DataError as error:
         if not Path(root).is_dir():
             raise
-        fault = Fault(problem=str(error), file=INFO_PATH)
-        return Report(root=str(root), version=None, episodes=0, frames=0, pictures=0, faults=(fault,))
+        faults = of_error(error, Path(root), INFO_PATH)
+        return Report.of(faults, root=str(root), version=None, episodes=0, frames=0, pictures=0)
     listing = check_listing(dataset)
     faults = list(listing.faults)
     rows = _mapped(check_rows, _files_of_rows(dataset, listing), workers)
@@ -50,13 +50,13 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Repor
     faults += _strangers(dataset, listing.episodes)
     statistics = {index: of for found in rows for index, of in found.statistics.items()}
     faults += check_statistics(dataset, dict(sorted(statistics.items())), complete=len(statistics) == len(dataset))
-    return Report(
+    return Report.of(
+        faults,
         root=str(dataset.root),
         version=dataset.described.version,
         episodes=len(listing.episodes),
         frames=sum(episode.length for episode in listing.episodes),
         pictures=sum(found.count for found in pictures),
-        faults=tuple(faults),
     )
 
 
@@ -104,10 +104,10 @@ def _by_path(dataset: LeRobotDataset, episodes: Sequence[Episode], camera: str |
     found: dict[Path, list[Episode]] = {}
     for episode in episodes:
         if camera is None or camera not in episode.videos:
-            path = episode.slot.path(dataset.root, described.data_path)
+            path = described.data_file(dataset.root, episode.slot)
         else:
             key = described.cameras[camera].key
-            path = episode.videos[camera].slot.path(dataset.root, described.video_path, key)
+            path = described.video_file(dataset.root, episode.videos[camera].slot, key)
         found.setdefault(path, []).append(episode)
     return found
 

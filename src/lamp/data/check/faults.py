@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from lamp.data.metadata import MetadataError, Problem
+from lamp.errors import DataError
+
+ALIKE = 20
+"""At most so many faults of one kind are listed; more are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +42,30 @@ class Fault:
         return asdict(self)
 
 
+def of_problems(problems: Iterable[Problem], root: Path) -> list[Fault]:
+    """The faults that reading metadata has shown."""
+    return [
+        Fault(
+            problem=problem.words
+            if problem.row is None or problem.episode is not None
+            else f"row {problem.row}: {problem.words}",
+            file=str(problem.file.relative_to(root) if problem.file.is_relative_to(root) else problem.file),
+            episode=problem.episode,
+            key=problem.key,
+        )
+        for problem in problems
+    ]
+
+
+def of_error(error: DataError, root: Path, file: str) -> list[Fault]:
+    """The faults behind an error of reading a file."""
+    return (
+        of_problems(error.problems, root)
+        if isinstance(error, MetadataError)
+        else [Fault(problem=str(error), file=file)]
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """All that was found wrong with a dataset, and how much was read."""
@@ -45,6 +78,26 @@ class Report:
     pictures: int
     """Frames of all cameras that were decoded or, in a quick check, counted."""
     faults: tuple[Fault, ...]
+    """Those that are listed: at most `ALIKE` of one kind."""
+    alike: int = 0
+    """How many more there are."""
+    faulty: tuple[int, ...] = ()
+    """The episodes that faults were found in, listed or not."""
+
+    @classmethod
+    def of(cls, faults: Iterable[Fault], **read: Any) -> Report:
+        """A report of any number of faults, of which those of one kind are cut short: one wrong value may spoil every episode."""
+        kept, kinds, episodes = list[Fault](), Counter[tuple[str | None, str]](), set[int]()
+        for fault in faults:
+            # The same words of the same column, whatever the numbers and names in them.
+            kind = fault.key, re.sub(r"'[^']*'|\"[^\"]*\"|\S*[\d/]\S*", "", fault.problem)
+            kinds[kind] += 1
+            if fault.episode is not None:
+                episodes.add(fault.episode)
+            if kinds[kind] <= ALIKE:
+                kept.append(fault)
+        alike = sum(max(0, times - ALIKE) for times in kinds.values())
+        return cls(faults=tuple(kept), alike=alike, faulty=tuple(sorted(episodes)), **read)
 
     @property
     def ok(self) -> bool:
@@ -53,7 +106,7 @@ class Report:
 
     def faulty_episodes(self) -> tuple[int, ...]:
         """The episodes that faults were found in."""
-        return tuple(sorted({fault.episode for fault in self.faults if fault.episode is not None}))
+        return self.faulty
 
     def to_json(self) -> Mapping[str, Any]:
         """For machines."""
@@ -61,9 +114,11 @@ class Report:
 
     def to_text(self) -> str:
         """For people: a line a fault, then a summary."""
-        found = f"{len(self.faults)} faults" if len(self.faults) != 1 else "1 fault"
+        total = len(self.faults) + self.alike
+        found = f"{total} faults" if total != 1 else "1 fault"
+        more = [f"... and {self.alike} more like those above"] if self.alike else []
         summary = (
             f"{self.root}: LeRobot {self.version or 'of no known version'}, {self.episodes} episodes, {self.frames} frames, "
             f"{self.pictures} pictures read: {found if self.faults else 'no fault found'}"
         )
-        return "\n".join([*map(str, self.faults), summary])
+        return "\n".join([*map(str, self.faults), *more, summary])

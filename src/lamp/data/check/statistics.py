@@ -10,10 +10,10 @@ import numpy as np
 from lamp.data.check.faults import Fault
 from lamp.data.episode_lines import EpisodeLines
 from lamp.data.lerobot_format import EPISODE_STATISTICS_LINES, STATISTICS_PATH
-from lamp.data.lerobot_reader import LeRobotDataset
+from lamp.data.lerobot_reader import LeRobotDataset, read_statistics
+from lamp.data.metadata import shown
 from lamp.data.statistics import FeatureStatistics, aggregate
 from lamp.errors import DataError
-from lamp.files import read_json
 
 COMPARED = ("min", "max", "mean", "std", "count")
 """Quantiles are left out: LeRobot's own, over a dataset, are averages of the episodes'."""
@@ -33,7 +33,7 @@ def check_statistics(
     """
     try:
         if (dataset.root / STATISTICS_PATH).is_file() and complete:
-            stored = read_json(dataset.root / STATISTICS_PATH, "file of dataset statistics")
+            stored = read_statistics(dataset.root / STATISTICS_PATH)
             for key in dataset.features:
                 parts = [of_episode[key] for of_episode in found.values() if key in of_episode]
                 if key in stored and len(parts) == len(found) > 0:
@@ -47,12 +47,14 @@ def check_statistics(
         yield Fault(problem=str(error), file=STATISTICS_PATH)
 
 
-def _compare(
-    stored: Mapping[str, Any], found: FeatureStatistics, file: str, key: str, episode: int | None = None
-) -> Iterator[Fault]:
+def _compare(stored: Any, found: FeatureStatistics, file: str, key: str, episode: int | None = None) -> Iterator[Fault]:
+    if not isinstance(stored, Mapping):
+        problem = f"is {shown(stored)}; expected an object with the feature's statistics"
+        yield Fault(problem=problem, file=file, episode=episode, key=key)
+        return
     wrong = [name for name in COMPARED if name in stored and not _alike(stored[name], getattr(found, name), found)]
     if wrong:
-        told = f"{wrong[0]} is {_short(stored[wrong[0]])}; the data's is {_short(getattr(found, wrong[0]))}"
+        told = f"{wrong[0]} is {shown(stored[wrong[0]])}; the data's is {_short(getattr(found, wrong[0]))}"
         more = f" (and {', '.join(wrong[1:])})" if wrong[1:] else ""
         yield Fault(problem=f"the stored statistics do not match: {told}{more}", file=file, episode=episode, key=key)
 
@@ -60,7 +62,7 @@ def _compare(
 def _alike(stored: Any, found: np.ndarray, scale: FeatureStatistics) -> bool:
     try:
         given = np.asarray(stored, np.float64).reshape(-1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return False
     if given.shape != found.reshape(-1).shape:
         return False
@@ -69,7 +71,6 @@ def _alike(stored: Any, found: np.ndarray, scale: FeatureStatistics) -> bool:
     return bool((np.abs(given - found.reshape(-1)) <= allowed).all())
 
 
-def _short(values: Any) -> str:
-    flat: Sequence[float] = np.asarray(values, object).reshape(-1).tolist()
-    shown = ", ".join(f"{value:.6g}" if isinstance(value, int | float) else str(value) for value in flat[:4])
-    return f"[{shown}{', ...' if len(flat) > 4 else ''}]"
+def _short(values: np.ndarray) -> str:
+    flat: Sequence[float] = values.reshape(-1).tolist()
+    return f"[{', '.join(f'{value:.6g}' for value in flat[:4])}{', ...' if len(flat) > 4 else ''}]"

@@ -10,16 +10,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lamp.data.check.faults import Fault
 from lamp.data.description import Described
 from lamp.data.episode_table import Episode, column_names, read_parquet
-from lamp.data.lerobot_format import BOOKKEEPING, Feature, from_arrow
+from lamp.data.lerobot_format import BOOKKEEPING, EPISODES_LINES, INFO_PATH, Feature, from_arrow, is_list
+from lamp.data.metadata import shown
 from lamp.data.statistics import FeatureStatistics, statistics_of
 from lamp.errors import DataError
 
 CLOCK_TOLERANCE_S = 1e-3
 """How far a time stamp may be from frame / fps: far above rounding, far below a frame at any customary rate [s]."""
+
+
+ELSEWHERE = ("string", "audio", "language")
+"""Types of features that LeRobot may keep in other files than the data's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,7 @@ def check_rows(file: FileOfRows) -> FoundRows:
         for key in features
         if key not in present
     ]
+    faults += _left_aside(file, present)
     end = max((episode.row + episode.length for episode in file.episodes), default=0)
     if file.listed and table.num_rows > end:
         problem = f"the file has {table.num_rows} rows; the list of episodes accounts for {end}"
@@ -71,12 +78,30 @@ def check_rows(file: FileOfRows) -> FoundRows:
         found, numbers = rows.read(table.slice(episode.row, episode.length), features)
         faults += found
         statistics[episode.index] = {key: statistics_of(values) for key, values in numbers.items() if len(values)}
-        digest = hashlib.sha256(episode.task.encode())
+        told = [
+            file.tasks.get(int(index), "") for index in dict.fromkeys(numbers.get("task_index", np.zeros(0)).tolist())
+        ]
+        digest = hashlib.sha256(repr(told or episode.tasks).encode())
         for key in sorted(numbers.keys() - BOOKKEEPING.keys()):
             digest.update(np.ascontiguousarray(numbers[key]).tobytes())
         if any(key not in BOOKKEEPING and values.std() > 0 for key, values in numbers.items() if len(values)):
             content[episode.index] = digest.hexdigest()
     return FoundRows(faults=tuple(faults), statistics=statistics, content=content)
+
+
+def _left_aside(file: FileOfRows, present: Sequence[str]) -> Iterator[Fault]:
+    """Features whose type is none of ours, though their columns hold numbers or are not there at all."""
+    schema = pq.read_schema(file.path)
+    for key, dtype in file.described.left_aside.items():
+        kind = schema.field(key).type if key in present else None
+        while kind is not None and is_list(kind):
+            kind = kind.value_type
+        if kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            problem = f"has the type {shown(dtype)} in {INFO_PATH}; its column holds numbers ({kind})"
+            yield Fault(problem=problem, file=str(file.path.relative_to(file.root)), key=key)
+        elif kind is None and dtype not in ELSEWHERE:
+            problem = f"has the type {shown(dtype)} and no column; expected one such as float32, video, image or string"
+            yield Fault(problem=problem, file=INFO_PATH, key=key)
 
 
 def _last(episodes: Sequence[Episode]) -> int | None:
@@ -115,7 +140,7 @@ class _Rows:
         if empty.any():
             yield self._fault(f"has no value{_likewise(empty)}", key, int(empty.argmax()))
             return
-        if pa.types.is_nested(column.type) and len(feature.shape) == 1:
+        if is_list(column.type) and len(feature.shape) == 1:
             widths = pc.call_function("list_value_length", [column]).to_numpy()
             wrong = widths != feature.shape[0]
             if wrong.any():
@@ -152,6 +177,8 @@ class _Rows:
             yield from self._of_clock(numbers["timestamp"])
         if "task_index" in numbers and self.tasks:
             yield from self._of_tasks(numbers["task_index"])
+        elif not self.episode.tasks:
+            yield self._without_text()
 
     def _of_clock(self, times: np.ndarray) -> Iterator[Fault]:
         fps = self.described.fps
@@ -163,16 +190,33 @@ class _Rows:
             problem = f"is {times[first]:.6g} s; expected {first / fps:.6g} s" + ("" if same else rate)
             yield self._fault(problem, "timestamp", first)
 
+    def _without_text(self) -> Fault:
+        file = EPISODES_LINES if self.described.episode_files else "meta/episodes"
+        problem = "has no task text; expected an instruction in words"
+        return Fault(problem=problem, file=file, episode=self.episode.index, key="tasks")
+
     def _of_tasks(self, indices: np.ndarray) -> Iterator[Fault]:
+        """Each frame's task is listed, has a text, and is among those that the list of episodes gives the episode."""
         unknown = ~np.isin(indices, list(self.tasks))
         if unknown.any():
             first = int(unknown.argmax())
-            yield self._fault(f"is {indices[first]}; the tasks are 0 to {max(self.tasks)}", "task_index", first)
-        elif len(indices) and self.episode.task.strip() and self.tasks[int(indices[0])] != self.episode.task:
-            problem = (
-                f"is {indices[0]}, {self.tasks[int(indices[0])]!r}; the list of episodes says {self.episode.task!r}"
-            )
-            yield self._fault(problem, "task_index", 0)
+            listed = f"the tasks are 0 to {max(self.tasks)}" if self.tasks else "no task is listed"
+            yield self._fault(f"is {indices[first]}; {listed}", "task_index", first)
+            return
+        blank = np.isin(indices, [index for index, text in self.tasks.items() if not text.strip()])
+        if blank.all() and not self.episode.tasks:
+            yield self._without_text()
+        elif blank.any():
+            first = int(blank.argmax())
+            problem = f"is {indices[first]}, which has no text; expected an instruction in words{_likewise(blank)}"
+            yield self._fault(problem, "task_index", first)
+        told = [index for index, text in self.tasks.items() if text in self.episode.tasks or not text.strip()]
+        others = ~np.isin(indices, told)
+        if self.episode.tasks and others.any():
+            first = int(others.argmax())
+            listed = ", ".join(map(repr, self.episode.tasks))
+            problem = f"is {indices[first]}, {self.tasks[int(indices[first])]!r}; the list of episodes says {listed}"
+            yield self._fault(problem, "task_index", first)
 
 
 def _likewise(wrong: np.ndarray) -> str:

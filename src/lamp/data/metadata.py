@@ -1,0 +1,381 @@
+"""The types of a dataset's metadata, checked once, where they are read, so that nobody has to doubt them later.
+
+Lenient where another writer's habit says the same thing (a whole float is an integer, a text is a list of one, null is nothing
+where nothing is allowed), and strict otherwise: every wrong value becomes a `Problem` that names row, key, value and expectation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+import numpy as np
+import pyarrow as pa
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
+
+from lamp.errors import DataError
+from lamp.files import path_inside
+
+MOST_FRAMES = 100_000_000
+"""Frames of an episode at most: more is a slip of the pen, and would be a slip of the memory."""
+MOST_SIDE = 32_768
+"""Height and width of a picture at most. [px]"""
+PICTURES = ("video", "image")
+PATH_FIELDS = frozenset({"chunk_index", "file_index", "video_key", "episode_chunk", "episode_index"})
+"""What a path's template may name."""
+
+_SHOW = reprlib.Repr()
+_SHOW.maxlevel, _SHOW.maxstring, _SHOW.maxother, _SHOW.maxlist, _SHOW.maxdict = 2, 60, 60, 4, 4
+
+
+def shown(value: object) -> str:
+    """A foreign value for a message: as JSON writes it, cut short, and printable on any terminal."""
+    known = {None: "null", True: "true", False: "false"}
+    text = known[value] if value is None or isinstance(value, bool) else _SHOW.repr(value)
+    return text.encode("ascii" if not text.isprintable() else "utf-8", "backslashreplace").decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One value of the metadata that cannot be right."""
+
+    text: str
+    """What is there and what was expected, in words."""
+    file: Path
+    key: str
+    row: int | None = None
+    """In a file of rows or lines, counted from 0."""
+    episode: int | None = None
+    """Of that row, where that is known."""
+    later: tuple[int | None, ...] = ()
+    """The episodes, where they are known, of later rows with the same problem."""
+
+    def __str__(self) -> str:
+        places = [str(self.file)]
+        if self.episode is not None:
+            places.append(f"episode {self.episode}")
+        elif self.row is not None:
+            places.append(f"row {self.row}")
+        return f"{', '.join(places)}: {self.key} {self.words}"
+
+    @property
+    def words(self) -> str:
+        """The text, and how many rows are alike."""
+        rows = "row" if len(self.later) == 1 else "rows"
+        return f"{self.text} ({len(self.later)} later {rows} likewise)" if self.later else self.text
+
+
+class MetadataError(DataError):
+    """Metadata that cannot be right, with all that is wrong with them."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        more = f" (and {len(problems) - 1} more; `lamp data check` lists them)" if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{more}")
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors of worker processes are sent to the one that asked."""
+        return MetadataError, (self.problems,)
+
+
+def is_numeric(dtype: str) -> bool:
+    """Whether a column of this type holds numbers; others are text, or what newer versions may add, and are left aside."""
+    try:
+        return re.fullmatch(r"[<>=|]?[A-Za-z?]+\d{0,3}", dtype) is not None and np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        return False
+
+
+def _number(value: object) -> object:
+    """Neither a text nor a truth is a number, whatever can be made of it."""
+    if isinstance(value, bool | str | bytes):
+        raise PydanticCustomError("number", "expected a number")
+    return value
+
+
+def _text(value: object) -> object:
+    return "" if value is None else value
+
+
+def _texts(value: object) -> object:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+def _shape(value: object) -> object:
+    """Null is no shape; a number is the width of a vector."""
+    return (
+        () if value is None else (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    )
+
+
+def _axis_names(value: object) -> object:
+    """LeRobot gives names as a list, or as a list under some key; other tools as lists of lists, of which nothing is made."""
+    if isinstance(value, Mapping):
+        value = next((entry for entry in value.values() if isinstance(entry, list)), None)
+    if isinstance(value, str):
+        return (value,)
+    if value is not None and not isinstance(value, list | tuple):
+        raise PydanticCustomError("names", "expected a list of names")
+    return None if value is None else tuple(str(name) for name in value if isinstance(name, str | int | float))
+
+
+def _template(value: str) -> str:
+    """Checks a path's template: only known fields, plain widths, and inside the folder whatever the numbers."""
+    try:
+        fields = [
+            (name, spec, conversion)
+            for _, name, spec, conversion in string.Formatter().parse(value)
+            if name is not None
+        ]
+    except ValueError as error:
+        raise PydanticCustomError("template", "expected a path with fields such as {episode_index:06d}") from error
+    for name, spec, conversion in fields:
+        if name not in PATH_FIELDS or conversion or not re.fullmatch(r"(0?[1-9]\d?)?d?", spec or ""):
+            raise PydanticCustomError(
+                "template",
+                "expected a path with fields such as {known}",
+                {"known": "{chunk_index:03d}, {file_index:03d}, {video_key}, {episode_chunk:03d}, {episode_index:06d}"},
+            )
+        if name == "video_key" and spec:
+            raise PydanticCustomError("template", "expected {video_key} without a width")
+    try:
+        path_inside("/dataset", value.format(**dict.fromkeys(PATH_FIELDS, 0)))
+    except (DataError, ValueError) as error:
+        raise PydanticCustomError("template", "expected a path inside the dataset's folder") from error
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number), Field(ge=0, le=1 << 53)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=1 << 53)]
+Length = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MOST_FRAMES)]
+Seconds = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, ge=0, le=1e9)]
+Text = Annotated[str, BeforeValidator(_text)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_texts)]
+Template = Annotated[str, AfterValidator(_template)]
+
+
+class FeatureEntry(BaseModel):
+    """What `meta/info.json` says of one feature; of features that are neither numbers nor pictures only the type is looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dtype: Annotated[str, Field(max_length=100)]
+    shape: Annotated[tuple[Whole, ...], BeforeValidator(_shape)] = ()
+    names: Annotated[tuple[str, ...] | None, BeforeValidator(_axis_names)] = None
+    info: dict[str, Any] | None = None
+    video_info: dict[str, Any] | None = None
+    """Where older datasets have what newer ones have in `info`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_used(cls, entry: object) -> object:
+        dtype = entry.get("dtype") if isinstance(entry, Mapping) else None
+        used = not isinstance(dtype, str) or dtype in PICTURES or is_numeric(dtype)
+        return entry if used else {"dtype": dtype}
+
+    @field_validator("shape")
+    @classmethod
+    def _of_pictures(cls, shape: tuple[int, ...], info: Any) -> tuple[int, ...]:
+        if info.data.get("dtype") in PICTURES and not (
+            len(shape) == 3 and all(1 <= side <= MOST_SIDE for side in shape)
+        ):
+            raise PydanticCustomError("shape", "expected height, width and channels")
+        return shape
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether its column holds numbers; one without any values per frame holds none."""
+        return is_numeric(self.dtype) and 0 not in self.shape
+
+    @property
+    def picture_info(self) -> dict[str, Any]:
+        """What is known of a picture's encoding."""
+        return {**(self.video_info or {}), **(self.info or {})}
+
+
+class Info(BaseModel):
+    """`meta/info.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fps: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e6, allow_inf_nan=False)]
+    total_episodes: Whole
+    total_frames: Whole
+    total_tasks: Whole | None = None
+    chunks_size: Count | None = None
+    features: Annotated[dict[str, FeatureEntry], Field(min_length=1)]
+    data_path: Template | None = None
+    video_path: Template | None = None
+
+
+class EpisodeLine(TypedDict):
+    """A line of `meta/episodes.jsonl`, v2."""
+
+    episode_index: Whole
+    length: Length
+    tasks: NotRequired[Texts]
+
+
+class Indexed(TypedDict):
+    """A line or row that is about an episode."""
+
+    episode_index: Whole
+
+
+class TaskLine(TypedDict):
+    """A task: a line of `meta/tasks.jsonl`, or a row of `meta/tasks.parquet`."""
+
+    task_index: Whole
+    task: Text
+
+
+INFO = TypeAdapter(Info)
+EPISODES, TASKS, INDEXED = TypeAdapter(list[EpisodeLine]), TypeAdapter(list[TaskLine]), TypeAdapter(list[Indexed])
+
+
+@lru_cache(maxsize=64)
+def episode_rows(places: tuple[str, ...]) -> TypeAdapter:
+    """The type of the rows of a v3.0 episode table.
+
+    Args:
+        places: Prefixes of the columns that say where the pictures of a camera are, such as ``videos/observation.images.front``.
+    """
+    columns: dict[str, Any] = {
+        "episode_index": Whole,
+        "length": Length,
+        "tasks": NotRequired[Texts],
+        "dataset_from_index": Whole,
+        "data/chunk_index": Whole,
+        "data/file_index": Whole,
+        "dataset_to_index": NotRequired[Whole],
+        "meta/episodes/chunk_index": NotRequired[Whole],
+        "meta/episodes/file_index": NotRequired[Whole],
+    }
+    for prefix in places:
+        columns |= {f"{prefix}/chunk_index": Whole, f"{prefix}/file_index": Whole, f"{prefix}/from_timestamp": Seconds}
+        columns |= {f"{prefix}/to_timestamp": NotRequired[Seconds]}
+    row: Any = TypedDict("EpisodeRow", columns)  # pyright: ignore
+    return TypeAdapter(list[row])  # pyright: ignore
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    """What was expected, of one of pydantic's errors."""
+    kind, context = error["type"], error.get("ctx") or {}
+    if kind in ("number", "names", "template", "shape"):
+        return str(error["msg"])
+    if kind in ("int_type", "int_from_float", "int_parsing", "int_parsing_size"):
+        return "expected a whole number"
+    infinite = isinstance(error["input"], float) and not math.isfinite(error["input"])
+    if kind in ("float_type", "float_parsing", "finite_number") or infinite:
+        return "expected a finite number"
+    if kind.startswith("string"):
+        return "expected a text"
+    if kind == "too_short":
+        return "expected at least one entry"
+    if kind in ("tuple_type", "list_type"):
+        return "expected a list"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return "expected an object with named entries"
+    limits = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le"}
+    if kind in limits:
+        words = {"ge": "at least", "gt": "above", "le": "at most"}[limits[kind]]
+        return f"expected {words} {context[limits[kind]]:g}"
+    return str(error["msg"]).removeprefix("Input should be ").join(("expected ", ""))
+
+
+def problems_of(error: ValidationError, file: Path) -> list[Problem]:
+    """What pydantic found, in our words."""
+    return [_problem(entry["loc"], entry, file) for entry in error.errors(include_url=False)]
+
+
+def _problem(place: Sequence[int | str], entry: Any, file: Path) -> Problem:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if part != "[key]"]
+    key = "".join(parts).removeprefix(".").encode("utf-8", "backslashreplace").decode()[:200]
+    text = "is missing" if entry["type"] == "missing" else f"is {shown(entry['input'])}; {_expected(entry)}"
+    return Problem(text=text, file=file, key=key or "the content")
+
+
+def checked(adapter: TypeAdapter, value: object, file: Path) -> Any:
+    """A value of the type that it should have.
+
+    Raises:
+        MetadataError: It is of another.
+    """
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise MetadataError(problems_of(error, file)) from None
+
+
+def checked_rows(adapter: TypeAdapter, rows: Sequence[Any], file: Path) -> tuple[dict[int, Any], list[Problem]]:
+    """Those rows that are as they should be, by their number, and what is wrong with the others: a problem a key and kind."""
+    try:
+        return dict(enumerate(adapter.validate_python(rows))), []
+    except ValidationError as error:
+        found: dict[tuple[Any, ...], tuple[Problem, list[int | None]]] = {}
+        wrong = set[int]()
+        for entry in error.errors(include_url=False):
+            row, *place = entry["loc"]
+            assert isinstance(row, int)
+            wrong.add(row)
+            kind = *place, entry["type"]
+            if kind in found:
+                found[kind][1].append(_episode_of(rows[row]))
+            else:
+                problem = _problem(place, entry, file)
+                found[kind] = replace(problem, row=row, episode=_episode_of(rows[row])), []
+    good = [number for number in range(len(rows)) if number not in wrong]
+    made = dict(zip(good, adapter.validate_python([rows[number] for number in good]), strict=True))
+    return made, [replace(problem, later=tuple(later)) for problem, later in found.values()]
+
+
+def by_episode(rows: Sequence[Any], file: Path) -> dict[int, Any]:
+    """Rows or lines by the episode that each is about, the last where there are several.
+
+    Raises:
+        MetadataError: One does not say it.
+    """
+    good, problems = checked_rows(INDEXED, rows, file)
+    if problems:
+        raise MetadataError(problems)
+    return {row["episode_index"]: rows[number] for number, row in good.items()}
+
+
+def _episode_of(row: Any) -> int | None:
+    """Which episode a row is of, where that much can be told."""
+    index = row.get("episode_index") if isinstance(row, Mapping) else None
+    if isinstance(index, bool) or not isinstance(index, int | float):
+        return None
+    return int(index) if math.isfinite(index) and index == int(index) else None
+
+
+def as_rows(table: pa.Table, file: Path) -> list[dict[str, Any]]:
+    """A table's rows as plain values.
+
+    Raises:
+        DataError: It holds what cannot be read, such as text that is not UTF-8.
+    """
+    try:
+        return table.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"cannot read {file} ({reason}); it is corrupt") from None

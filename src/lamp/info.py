@@ -96,7 +96,18 @@ def _described(found: Description) -> dict[str, Any]:
     from lamp.model.counting import expected_parameters
 
     described = to_json(found)
-    shown = ("step", "averaged", "exactly_reproducible", "flow", "policy", "backbone", "data", "motion_source", "code")
+    shown = (
+        "step",
+        "averaged",
+        "exactly_reproducible",
+        "flow",
+        "policy",
+        "backbone",
+        "data",
+        "motion_source",
+        "started_from",
+        "code",
+    )
     return {
         "trained": {"motion": "Motion Expert (Stage 1)", "policy": "guidance and Action Expert (Stage 2)"}[found.kind],
         "parameters": dict(expected_parameters(found.model)),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -46,6 +46,11 @@ class MotionFlags:
     """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
     features: Path | None = None
     """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
+    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A checkpoint or run of the same stage to begin with, rather than with weights drawn at random: a fine-tune."""
+    normalizers: Literal["keep", "refit"] = "keep"
+    """With --from: keep the checkpoint's normalisers (of a motion prior, its bounds), or fit them to the new data
+    (docs/training.md)."""
     track: tuple[str, ...] = ()
     """Trackers besides metrics.jsonl and TensorBoard: wandb, trackio, each KIND or KIND=PROJECT (docs/training.md)."""
     plan: bool = False
@@ -71,7 +76,17 @@ def _train_motion(arguments: Sequence[str]) -> None:
 
     def train(now: LoopConfig, run: RunStage) -> None:
         planned = replace(training, loop=now)
-        train_motion(planned, flags.data, flags.out, fresh=flags.fresh, features=flags.features, run=run)
+        begin = None if flags.start is None else found_checkpoint(flags.start)
+        train_motion(
+            planned,
+            flags.data,
+            flags.out,
+            fresh=flags.fresh,
+            features=flags.features,
+            start=begin,
+            normalizers=flags.normalizers,
+            run=run,
+        )
 
     if flags.plan:
         return _plan(flags, training.loop, train)
@@ -201,7 +216,11 @@ def _train_policy(arguments: Sequence[str]) -> None:
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
     given = value_of("--motion", arguments)
     motion = None if given is None else found_checkpoint(Path(given))
+    began = value_of("--from", arguments)
+    start = None if began is None else found_checkpoint(Path(began))
     settings = chosen.without_motion if motion is None else following(chosen.policy, motion)
+    if start is not None and motion is None and _has_motion(start):
+        settings = following(chosen.policy, start)
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
     if flags.also:
         training = replace(training, also=tuple(mixed_in(text) for text in flags.also))
@@ -211,14 +230,31 @@ def _train_policy(arguments: Sequence[str]) -> None:
 
     def train(now: LoopConfig, run: RunStage) -> None:
         planned = replace(training, loop=now)
-        train_policy(planned, flags.data, flags.out, motion, fresh=flags.fresh, features=flags.features, run=run)
+        train_policy(
+            planned,
+            flags.data,
+            flags.out,
+            motion,
+            fresh=flags.fresh,
+            features=flags.features,
+            start=start,
+            normalizers=flags.normalizers,
+            run=run,
+        )
 
     if flags.plan:
         return _plan(flags, loop, train)
     _prepare(flags.data, training, flags.features)
-    if motion is None and processes(training.loop.device).main:
+    if training.model.motion is None and processes(training.loop.device).main:
         print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
     train(loop, announced)
+
+
+def _has_motion(checkpoint: Path) -> bool:
+    """Whether a policy to begin with has a motion prior, which then comes along."""
+    from lamp.train.description import read_description
+
+    return read_description(checkpoint).model.motion is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,6 +135,17 @@ class MotionSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartedFrom:
+    """The checkpoint whose weights a fine-tune began with."""
+
+    weights_sha256: str
+    step: int
+    data: DataRecord
+    normalizers: Literal["keep", "refit"]
+    """Whether its normalisers (of a motion prior, its bounds) were kept, or fitted to the new data."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """Everything about a checkpoint but its weights."""
 
@@ -159,6 +170,8 @@ class Description:
     weights_sha256: str = ""
     adapter_sha256: str = ""
     """Of the weights of the backbone's adapters; empty where it has none."""
+    started_from: StartedFrom | None = None
+    """None: the run began with weights drawn at random."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE_NAME, to_json(self))

@@ -23,6 +23,7 @@ from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MotionTraining
 from lamp.train.description import Description, FlowRecord
+from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.measuring import spread
 from lamp.train.processes import Processes, processes
@@ -42,6 +43,8 @@ def train_motion(
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
     features: Path | None = None,
+    start: Path | None = None,
+    normalizers: Normalizers = "keep",
     run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
@@ -55,6 +58,8 @@ def train_motion(
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
         features: The folder that feature caches are in; None: the dataset's own.
+        start: A motion checkpoint to begin with (fine-tuning).
+        normalizers: Whether a fine-tune keeps the checkpoint's bounds or finds them in the new data.
         run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
@@ -77,13 +82,20 @@ def train_motion(
         live=live,
     )
     check_instructions(found, sources.dataset.tasks, data)
-    samples, clamped = _with_bounds(config, sources, group)
+    tuned = None
+    if start is not None:
+        tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
+    samples, clamped = _with_bounds(_with_kept_bounds(config, sources, tuned), sources, group)
     held_out = sources.split.validation
     validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None
     seed_everything(config.loop.seed, "weights")
-    model = LaMP(config.model).to(here.loop.device)
+    model = LaMP(config.model)
+    if tuned is not None:
+        tuned.load_into(model)
+    model = model.to(here.loop.device)
     stage = MotionStage(model, here, samples, validation, group.share)
     description = _describe(config, sources, samples, clamped)
+    description = replace(description, started_from=tuned.record if tuned else None)
     result = run(stage, here.loop, description, out, fresh=fresh, processes=group)
     report = out / FILE_NAME
     if group.main and result.outcome.finished and validation is not None and not report.exists():
@@ -93,6 +105,26 @@ def train_motion(
             report
         )
     return result
+
+
+def _with_kept_bounds(config: MotionTraining, sources: Sources, tuned: FineTune | None) -> MotionTraining:
+    """The same training, with the bounds of a checkpoint that it begins with and keeps the normalisers of.
+
+    Raises:
+        MismatchError: Its flow steps take another time.
+    """
+    if tuned is None or tuned.normalizers == "refit" or tuned.description.flow is None:
+        return config
+    flow = tuned.description.flow
+    store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
+    now = config.flow_stride * store.description.sampling.stride / sources.dataset.fps
+    before = flow.stride / flow.fps
+    if abs(now - before) > 0.01 * before:
+        raise MismatchError(
+            f"a flow step of {sources.dataset.root} takes {now:.3g} s, one of {tuned.path} {before:.3g} s, and its bounds are of "
+            "such steps; expected the same: choose --flow-stride, or give --normalizers refit"
+        )
+    return replace(config, bounds=flow.bounds)
 
 
 def evaluate_flow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,17 +12,21 @@ from torch import Tensor
 
 import lamp.version
 from lamp.configuration import to_json
+from lamp.data.embodiment import Embodiment
 from lamp.data.features import FrozenBackbone
 from lamp.data.image_samples import ImageSamples
 from lamp.data.normalise import NoState
-from lamp.data.samples import PolicySamples
+from lamp.data.samples import PolicySamples, PolicyScaling
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.train.adapters import lora_of
 from lamp.train.adapting import AdaptedStage
+from lamp.train.backbones import find_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
+from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.hidden import hidden_settings, samples_hidden
 from lamp.train.metrics import Progress
 from lamp.train.processes import processes
@@ -43,6 +47,8 @@ def train_policy(
     fresh: bool = False,
     backbone: FrozenBackbone | None = None,
     features: Path | None = None,
+    start: Path | None = None,
+    normalizers: Normalizers = "keep",
     run: RunStage = run_stage,
 ) -> TrainingResult:
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
@@ -55,6 +61,8 @@ def train_policy(
         fresh: Start again, and remove what an earlier run left in `out`.
         backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
         features: The folder that feature caches are in; None: each dataset's own.
+        start: A policy's checkpoint to begin with (fine-tuning); its Motion Expert then need not be given.
+        normalizers: Whether a fine-tune keeps the checkpoint's normalisers or fits them to the new data.
         run: What is done once everything is prepared, such as a `Planner`.
 
     Raises:
@@ -65,9 +73,10 @@ def train_policy(
     torch.set_num_threads(config.loop.threads)
     group = processes(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
-    datasets = open_datasets(here, data, backbone, features)
+    tuned = _fine_tuned(config, start, normalizers, backbone)
+    datasets = open_datasets(here, data, backbone, features, _kept_scalings(tuned))
     sources = datasets[0].sources
-    model, motion = build_model(config, sources, motion_checkpoint)
+    model, motion = build_model(config, sources, motion_checkpoint, tuned)
     samples = mixed([one.samples(config, one.sources.split.train, augmented=True) for one in datasets])
     validation = mixed([one.samples(config, one.sources.split.validation) for one in datasets])
     assert samples is not None
@@ -75,10 +84,13 @@ def train_policy(
         for one, part in zip(datasets, cached_parts(samples), strict=True):
             part.show_prior_in(_unseen(one.sources, motion))
     description = _describe(config, datasets, parts_of(samples), motion)
+    description = replace(description, started_from=tuned.record if tuned else None)
     model = model.to(here.loop.device)
     if isinstance(samples, ImageSamples):
         assert validation is None or isinstance(validation, ImageSamples)
         stage = AdaptedStage(model, _adapted(here, backbone), here, samples, validation, group.share)
+        for name, value in (tuned.adapter if tuned else {}).items():
+            stage.parameters()[name].data.copy_(value)
     else:
         assert not isinstance(validation, ImageSamples)
         stage = PolicyStage(model, here, samples, validation, group.share)
@@ -93,6 +105,25 @@ def train_policy(
     if result.outcome.finished and group.main:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result
+
+
+def _fine_tuned(
+    config: PolicyTraining, start: Path | None, normalizers: Normalizers, backbone: FrozenBackbone | None
+) -> FineTune | None:
+    if start is None:
+        return None
+    found = adaptable(config, backbone) if lora_of(config.backbone) is not None else None
+    found = found or backbone or find_backbone(config.backbone)
+    return FineTune.read(start, normalizers, kind="policy", key=found.key, backbone=found.description)
+
+
+def _kept_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, bool], PolicyScaling | None]:
+    def kept(sources: Sources, embodiment: Embodiment, own: bool) -> PolicyScaling | None:
+        if tuned is None:
+            return None
+        return tuned.scaling_of(sources.dataset.root.resolve().name, embodiment, own=own)
+
+    return kept
 
 
 def _adapted(config: PolicyTraining, backbone: FrozenBackbone | None) -> Qwen3VLBackbone:
@@ -111,14 +142,16 @@ class MotionOrigin:
 
 
 def build_model(
-    config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None, tuned: FineTune | None = None
 ) -> tuple[LaMP, MotionOrigin | None]:
-    """Builds the model, with the weights of the motion checkpoint in its Motion Expert.
+    """Builds the model, with the weights of the motion checkpoint in its Motion Expert, or all of a checkpoint to begin with.
 
     Raises:
         ConfigError: There is a checkpoint and no Motion Expert in the configuration, or the other way round.
         MismatchError: The checkpoint has another Motion Expert or backbone.
     """
+    if tuned is not None:
+        return _tuned_model(config, sources, motion_checkpoint, tuned)
     if (motion_checkpoint is None) != (config.model.motion is None):
         has, lacks = (
             ("a Motion Expert", "checkpoint") if motion_checkpoint is None else ("a checkpoint", "Motion Expert")
@@ -134,6 +167,28 @@ def build_model(
     weights, origin = read_motion(config, sources, motion_checkpoint)
     model.load_state_dict(weights, strict=False)
     return model, origin
+
+
+def _tuned_model(
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None, tuned: FineTune
+) -> tuple[LaMP, MotionOrigin | None]:
+    seed_everything(config.loop.seed, "weights")
+    model, found = LaMP(config.model), tuned.description
+    tuned.load_into(model)
+    if found.model.motion is None or found.flow is None:
+        if motion_checkpoint is not None:
+            raise MismatchError(f"checkpoint {tuned.path} has no motion prior; expected none here: leave --motion away")
+        return model, None
+    expert = content_hash(motion_weights(tuned.weights))
+    source = found.motion_source or MotionSource(sha256=expert, step=found.step, data=found.data)
+    if motion_checkpoint is not None:
+        _, origin = read_motion(config, sources, motion_checkpoint)
+        if origin.source.sha256 != source.sha256:
+            raise MismatchError(
+                f"motion checkpoint {motion_checkpoint} has another Motion Expert than {tuned.path}, whose guidance and Action "
+                "Expert have learnt from its own; leave --motion away, or train without --from"
+            )
+    return model, MotionOrigin(source=source, flow=found.flow)
 
 
 def read_motion(

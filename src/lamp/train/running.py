@@ -26,7 +26,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
 from lamp.train.adapters import PART
 from lamp.train.checkpoint import load_adapter, load_state, load_weights, recover, save_checkpoint
-from lamp.train.configs import LoopConfig
+from lamp.train.configs import Imported, LoopConfig
 from lamp.train.description import FILE_NAME, Description, read_description
 from lamp.train.loop import Loop, Outcome, Stage
 from lamp.train.metrics import FILE_NAME as METRICS
@@ -36,7 +36,10 @@ from lamp.train.tracking import IDS
 
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
-MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, "flow.json")
+FLOW = "flow.json"
+LENGTH = ("steps", "time_budget_s")
+"""Loop settings that a finished run may raise: it then goes on, with the schedule of a run of the new length from there on."""
+MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, FLOW)
 FREE_TO_CHANGE = (
     *("log_every", "checkpoint_every", "validate_every", "time_limit_s", "threads", "device"),
     *("accumulate", "recompute", "sharding", "workers", "trackers"),
@@ -110,11 +113,16 @@ def run_stage(
         processes.only_main(lambda: recover(path))
         state = _continued(stage, description, path)
         if state is not None and state.finished:
-            _say(processes, f"{stage.name}: {out} is already finished (step {state.step}); --fresh starts again.")
+            _say(
+                processes,
+                f"{stage.name}: {out} is already finished (step {state.step}); "
+                "a larger --loop.steps goes on, --fresh starts again.",
+            )
             outcome = Outcome(reason="finished", step=state.step, elapsed_s=state.elapsed_s, samples_per_s=0.0)
             return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
         if state is not None:
             _say(processes, f"{stage.name}: continuing {out} from step {state.step}.")
+            processes.only_main(lambda: (out / FLOW).unlink(missing_ok=True))  # of a run that had been finished
         processes.only_main(lambda: write_json(out / FILE_NAME, _run_record(description)))
         processes.only_main(prepare)
         if not processes.main:
@@ -185,15 +193,39 @@ def _continued(stage: ModelStage, description: Description, path: Path) -> Train
     if not path.exists():
         return None
     previous = read_description(path)
-    _check_same(path, previous, description)
+    longer = _is_longer(previous, description)
+    _check_same(path, previous, description, longer=longer)
     weights = load_weights(path, previous, stage.model)
     weights |= {PART + name: value for name, value in load_adapter(path, previous).items()}
-    return load_state(path, weights, list(stage.parameters()))
+    state = load_state(path, weights, list(stage.parameters()))
+    if not longer:
+        return state
+    if not state.finished:
+        raise MismatchError(
+            f"{path} is unfinished, at step {state.step}, and more steps are asked for than its schedule was made for; finish it "
+            "first with the length it had, then raise it (or --fresh to start again)."
+        )
+    return replace(state, finished=False)
 
 
-def _check_same(path: Path, previous: Description, now: Description) -> None:
-    for what in ("kind", "model", "training", "backbone", "flow", "policy", "data", "motion_source"):
+def _is_longer(previous: Description, now: Description) -> bool:
+    """Whether a run is to have more steps or time than it had, and not less of either."""
+    if isinstance(previous.training, Imported) or isinstance(now.training, Imported):
+        return False
+    before, after = previous.training.loop, now.training.loop
+    pairs = [(before.steps, after.steps)]
+    if (before.time_budget_s is None) != (after.time_budget_s is None):
+        return False
+    if before.time_budget_s is not None and after.time_budget_s is not None:
+        pairs.append((before.time_budget_s, after.time_budget_s))
+    return all(one <= other for one, other in pairs) and any(one < other for one, other in pairs)
+
+
+def _check_same(path: Path, previous: Description, now: Description, *, longer: bool) -> None:
+    for what in ("kind", "model", "training", "backbone", "flow", "policy", "data", "motion_source", "started_from"):
         one, other = (_comparable(getattr(item, what), what) for item in (previous, now))
+        if what == "training" and longer:
+            one["loop"], other["loop"] = _without(one["loop"], LENGTH), _without(other["loop"], LENGTH)
         found = first_difference(one, other, what)
         if found is not None:
             name, before, after = found

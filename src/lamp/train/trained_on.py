@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,21 @@ class TrainedOn:
 
 
 def open_datasets(
-    config: PolicyTraining, data: Path, backbone: FrozenBackbone | None, features: Path | None = None
+    config: PolicyTraining,
+    data: Path,
+    backbone: FrozenBackbone | None,
+    features: Path | None = None,
+    scalings: Callable[[Sources, Embodiment, bool], PolicyScaling | None] = lambda sources, embodiment, own: None,
 ) -> list[TrainedOn]:
-    """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes."""
+    """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes.
+
+    Args:
+        config: The training's.
+        data: The policy's own dataset.
+        backbone: The frozen backbone, where the caller has it.
+        features: The folder that feature caches are in; None: each dataset's own.
+        scalings: Gives the normalisers of a dataset (whether it is the policy's own comes last) where they are not to be fitted.
+    """
     found: list[TrainedOn] = []
     live = None
     own = MixedIn(data=str(data), embodiment=config.embodiment)
@@ -83,12 +95,35 @@ def open_datasets(
             how |= {"live": live} if live is not None else {}
             how |= {"augmentation": config.augmentation, "features": features, "wanted": frozen.description}
             sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
-        scaling = fit_scaling(config, sources, part.embodiment)
+        scaling = scalings(sources, part.embodiment, part is own)
+        if scaling is None:
+            scaling = fit_scaling(config, sources, part.embodiment)
+        else:
+            _check_widths(scaling, sources, part.embodiment)
         found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
         # Together with those before it: a policy has to tell the instructions of all its datasets apart.
         told = [text for one in found for text in one.sources.dataset.tasks]
         check_instructions(frozen, told, ", ".join(str(one.sources.dataset.root) for one in found))
     return found
+
+
+def _check_widths(scaling: PolicyScaling, sources: Sources, embodiment: Embodiment) -> None:
+    """
+    Raises:
+        MismatchError: The data's states or actions have other widths than normalisers that were kept.
+    """
+    episode, root = sources.split.train[0], sources.dataset.root
+    states, actions = embodiment.states(sources.dataset, episode), embodiment.actions(sources.dataset, episode)
+    transformed = scaling.state_transform.apply(states)
+    for name, found, wanted in (
+        ("state", transformed.shape[1], scaling.state.width),
+        ("action", actions.shape[1], scaling.actions.width),
+    ):
+        if found != wanted:
+            raise MismatchError(
+                f"{root} has {name}s of {found} values (after the state transform), the checkpoint's normalisers {wanted}; "
+                "expected the same robot: begin with another checkpoint, or train without --from"
+            )
 
 
 def adaptable(config: PolicyTraining, backbone: FrozenBackbone | None) -> QwenIdentity:

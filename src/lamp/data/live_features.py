@@ -115,9 +115,12 @@ class LiveFeatures(Features):
                 drawn = self.augmentation.view(view, some, episode=episode, frames=frames[inside[chosen]])
                 for camera, of in drawn.items():
                     images[camera][inside[chosen]] = of
-        instructions = (self.dataset.episode(episode).task for episode in episodes.tolist())
+        instructions = tuple(
+            self.dataset.instruction(episode, frame)
+            for episode, frame in zip(episodes.tolist(), frames.tolist(), strict=True)
+        )
         return Observations(
-            images={camera: torch.from_numpy(of) for camera, of in images.items()}, instructions=tuple(instructions)
+            images={camera: torch.from_numpy(of) for camera, of in images.items()}, instructions=instructions
         )
 
     def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:

@@ -8,6 +8,7 @@ from demonstrations import number_in, numbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lamp.data import video
 from lamp.data.video import join_videos, video_info, write_video
 from lamp.data.video_reading import read_frames
 from lamp.errors import DataError
@@ -54,11 +55,32 @@ def test_quality_on_a_smooth_picture(tmp_path: Path) -> None:
     assert 10 * np.log10(255**2 / (error**2).mean()) > 34
 
 
-def test_odd_sizes_and_empty_videos_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="even size"):
-        write_video(tmp_path / "odd.mp4", np.zeros((3, 63, 64, 3), np.uint8), FPS)
+@pytest.mark.parametrize("size", [(63, 64), (64, 63), (75, 101), (1, 1)])
+def test_odd_sizes_come_back(size: tuple[int, int], tmp_path: Path) -> None:
+    images = np.stack([np.full((*size, 3), 40 * number, np.uint8) for number in range(5)])
+    write_video(tmp_path / "odd.mp4", images, FPS)
+    back = read_frames(tmp_path / "odd.mp4", range(5), FPS)
+    assert back.shape == images.shape and np.abs(back.astype(int) - images).max() <= 4
+
+
+@pytest.mark.parametrize("fps", [29.97, 30000 / 1001, 12.5, 7.3])
+def test_fractional_rates_do_not_drift_in_joined_files(fps: float, tmp_path: Path) -> None:
+    images = np.stack([np.full((2, 2, 3), number % 250, np.uint8) for number in range(1000)])
+    write_video(tmp_path / "one.mp4", images, fps)
+    assert join_videos([tmp_path / "one.mp4"] * 8, tmp_path / "all.mp4", fps) == list(range(0, 8000, 1000))
+    wanted = [0, 999, 1000, 4321, 7999]
+    back = read_frames(tmp_path / "all.mp4", wanted, fps).mean((1, 2, 3))
+    assert np.abs(back - np.array(wanted) % 1000 % 250).max() <= 3
+
+
+def test_empty_videos_and_odd_sizes_for_other_encoders_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match="0 frames"):
         write_video(tmp_path / "none.mp4", np.zeros((0, 64, 64, 3), np.uint8), FPS)
+    monkeypatch.setattr(video, "encoder", lambda: "mpeg4")
+    with pytest.raises(DataError, match="even size"):
+        write_video(tmp_path / "odd.mp4", np.zeros((3, 63, 64, 3), np.uint8), FPS)
 
 
 def test_truncated_missing_and_short_videos_are_told_apart(tmp_path: Path, joined: tuple[Path, list[int]]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lamp_client import recording as module
-from lamp_client.chunks import OpenLoop
+from lamp_client.chunks import OpenLoop, Replan
 from lamp_client.client import InProcessPolicy
 from lamp_client.control import drive
 from lamp_client.errors import InvalidValueError
@@ -159,3 +161,133 @@ def test_a_late_step_is_not_made_up_for() -> None:
     )
     with pytest.raises(InvalidValueError, match="fps is 0"):
         drive(Arm(), POLICY, OpenLoop(), instruction="go", fps=0, steps=1)
+
+
+def step(
+    recorder: Recorder,
+    images: dict[str, np.ndarray] | None = None,
+    *,
+    state: int = 2,
+    action: Any = (0.0, 1.0),
+    **more: Any,
+) -> None:
+    images = {"a": np.zeros((6, 8, 3), np.uint8)} if images is None else images
+    seen = Observation(images=images, state=np.zeros(state, np.float32), instruction="x")
+    recorder.add(seen, np.asarray(action), **more)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": {"a": np.zeros((8, 8, 3), np.uint8)}}, "camera 'a' is 8x8; those in .* before are 8x6"),
+        ({"images": {"b": np.zeros((6, 8, 3), np.uint8)}}, "has the cameras b; those in .* before have a"),
+        ({"state": 3}, "the state has 3 values; those in .* before have 2"),
+        ({"action": [0.0]}, "the action has 1 values; those in .* before have 2"),
+        ({"executed": np.zeros(3)}, "the executed has 3 values"),
+        ({"action": [0.0, np.nan]}, "action holds values that are not finite"),
+        ({"action": [[0.0, 1.0]]}, r"action is float64 \(1, 2\); expected a vector"),
+        ({"action": ["a", "b"]}, "expected a vector of numbers"),
+        ({"time_s": -1.0}, "time is -1 s, after 0.5 s; expected a later one"),
+        ({"time_s": float("nan")}, "time is nan s"),
+    ],
+)
+def test_what_could_be_no_dataset_is_refused_at_once(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    recorder = Recorder(folder=tmp_path, fps=10)
+    recorder.begin("x", "one")
+    step(recorder, time_s=0.5)
+    with pytest.raises(InvalidValueError, match=words):
+        step(recorder, **({"time_s": 0.6} | change))
+    step(recorder, time_s=0.7)
+    recorder.end()
+    assert [frame["time_s"] for frame in read_episode(tmp_path, "one").frames] == [0.5, 0.7]
+    # Another program that records into the same folder has to do as this one.
+    if "time_s" not in change and "images" in change:
+        other = Recorder(folder=tmp_path, fps=10)
+        other.begin("x", "two")
+        with pytest.raises(InvalidValueError, match=words):
+            step(other, **change)
+        other.end()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/x", "", ".hidden", "-rf", "a/b", "a\\b", "a\nb", "a\0b", "x" * 101, "a ", "c:"]
+)
+def test_names_that_could_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    recorder = Recorder(folder=tmp_path / "rec", fps=10)
+    if name:
+        with pytest.raises(InvalidValueError, match="cannot name an episode"):
+            recorder.begin("x", name)
+    recorder.begin("x")
+    with pytest.raises(InvalidValueError, match="cannot name a camera"):
+        step(recorder, {name: np.zeros((6, 8, 3), np.uint8)})
+    recorder.end()
+    assert [path.parent for path in tmp_path.rglob("*.lamprec")] == [tmp_path / "rec"]
+
+
+def test_other_mistakes_of_the_first_step(tmp_path: Path) -> None:
+    for fps in (0, -5, float("nan"), float("inf"), 1e6, True, "20"):
+        with pytest.raises(InvalidValueError, match="expected steps per second, above 0"):
+            Recorder(folder=tmp_path, fps=fps)  # pyright: ignore[reportArgumentType]
+    recorder = Recorder(folder=tmp_path, fps=29.97)
+    recorder.begin("  ")
+    with pytest.raises(InvalidValueError, match="the instruction is empty"):
+        step(recorder)
+    recorder.begin("nimm den W\u00fcrfel")
+    with pytest.raises(InvalidValueError, match="camera 'a' is 0x6; expected a picture"):
+        step(recorder, {"a": np.zeros((6, 0, 3), np.uint8)})
+    for image in (np.zeros((6, 8), np.uint8), np.zeros((6, 8, 3), np.float32), np.zeros((6, 8, 4), np.uint8)):
+        with pytest.raises(InvalidValueError, match="expected uint8"):
+            step(recorder, {"a": image})
+    step(recorder, {"kamera_\u00fc": np.zeros((5, 7, 3), np.uint8)})
+    recorder.end()
+    with pytest.raises(InvalidValueError, match="the instruction is int"):
+        recorder.begin(5)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_policy_is_driven_at_the_rate_of_its_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    policy = InProcessPolicy(lambda seen, _: np.stack([seen.state + place for place in range(3)]), {"fps": 15})
+    run = partial(drive, policy=policy, executor=OpenLoop(), instruction="go")
+    arm = Arm()
+    with pytest.raises(
+        InvalidValueError, match=r"fps is 60, but .* 15 .*carried out 4 times as fast.*Expected fps=15, or allow"
+    ):
+        run(arm, fps=60, steps=3)
+    with pytest.raises(InvalidValueError, match="the recorder has 40 steps per second, drive 15; expected the same"):
+        run(arm, fps=15, steps=3, recorder=Recorder(folder=tmp_path, fps=40))
+    assert not arm.sent and not caplog.records
+    assert run(arm, fps=60, steps=3, allow_rate_mismatch=True).steps == 3
+    assert "trained at 15 steps per second and acts at 60" in caplog.text
+    assert run(Arm(), fps=15.1, steps=2).rate == pytest.approx(15.1, rel=0.3)
+    for unknown in (None, "20", 0, True, float("nan")):
+        other = InProcessPolicy(lambda seen, _: np.stack([seen.state] * 3), {"fps": unknown})
+        assert drive(Arm(), other, OpenLoop(), instruction="go", fps=500, steps=2).steps == 2
+
+
+def test_a_loop_that_cannot_keep_its_rate_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(Arm):
+        def observe(self, instruction: str) -> Observation:
+            time.sleep(0.02)
+            return super().observe(instruction)
+
+    told = drive(Slow(), POLICY, Replan(every=1), instruction="go", fps=100, steps=25)
+    assert 5 < told.rate < 60 and told.late > 10
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "steps a second, not 100" in line
+
+
+@pytest.mark.parametrize("damage", ["shape", "deep", "time", "head"])
+def test_a_hostile_recording_is_an_error_of_ours(damage: str, tmp_path: Path) -> None:
+    head: dict[str, Any] = {"format": "lamp-recording", "version": 1, "instruction": "x", "fps": 10.0, "metadata": "{}"}
+    image = {"shape": [10**6, 10**6, 3], "zlib": b"x"} if damage == "shape" else np.zeros((4, 4, 3), np.uint8)
+    frame = {"action": np.zeros(1), "state": np.zeros(1), "time_s": 0.0, "images": {"a": image}}
+    if damage == "deep":
+        head["metadata"] = "[" * 200_000
+    if damage == "head":
+        del head["fps"]
+    if damage == "time":
+        frame["images"] = 7
+    records = [module._record(message, compress=False) for message in (head, frame)]
+    (tmp_path / "one.lamprec").write_bytes(b"".join(records))
+    for pixels in (True, False):
+        with pytest.raises(RecordingError, match="is damaged, or no recording"):
+            read_episode(tmp_path, "one", pixels=pixels)

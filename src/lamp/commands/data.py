@@ -271,6 +271,10 @@ class RecordingFlags:
     """As written in the dataset's description."""
     successes_only: bool = False
     """Leave out episodes that nobody called a success."""
+    fps: float | None = None
+    """Frames per second of the dataset; by default what the recording declares, if its frames were really taken so."""
+    resample: Literal["none", "absolute"] = "none"
+    """absolute: take the frames nearest to the moments of that rate, with their actions, which must be absolute targets."""
 
 
 def _import_recording(arguments: Sequence[str]) -> None:
@@ -278,10 +282,15 @@ def _import_recording(arguments: Sequence[str]) -> None:
     from lamp.data.recordings import import_recording
 
     found = import_recording(
-        flags.recording, flags.out, robot_type=flags.robot_type, successes_only=flags.successes_only
+        flags.recording,
+        flags.out,
+        robot_type=flags.robot_type,
+        successes_only=flags.successes_only,
+        fps=flags.fps,
+        resample=flags.resample,
     )
-    for line in found.skipped:
-        print(f"left out {line}", file=sys.stderr)
+    for line in (*(f"left out {line}" for line in found.skipped), *found.notes):
+        print(line, file=sys.stderr)
     print(f"{flags.out}: {found.episodes} new episodes, {found.frames} frames")
 
 

@@ -40,7 +40,7 @@ from lamp.data.lerobot_format import (
 )
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.statistics import FeatureStatistics, aggregate, statistics_of
-from lamp.data.video import join_videos, video_info
+from lamp.data.video import join_videos, pixel_format, video_info
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_path, atomic_write_text, to_line, write_json
 
@@ -63,7 +63,7 @@ class Wanted:
     """None: whatever the first episode has."""
     cameras: tuple[str, ...] | None
     """Likewise."""
-    fps: int
+    fps: float | int
     robot_type: str
 
 
@@ -261,7 +261,9 @@ class Consolidation:
     def _info(self, episodes: Sequence[_NewEpisode]) -> dict[str, Any]:
         total, last = episodes[-1].index + 1, episodes[-1]
         videos = {
-            IMAGE_PREFIX + camera: video_feature(*self.image_sizes[camera], self.fps, self.codec)
+            IMAGE_PREFIX + camera: video_feature(
+                *self.image_sizes[camera], self.fps, self.codec, pixel_format(*self.image_sizes[camera])
+            )
             for camera in self.cameras
         }
         columns = {name: feature.to_json() for name, feature in {**self.features, **BOOKKEEPING}.items()}
@@ -283,7 +285,7 @@ class Consolidation:
 
 
 def lamp_description(
-    cameras: Sequence[str], fps: int, collection: Mapping[str, Any], info: Mapping[str, Any]
+    cameras: Sequence[str], fps: float | int, collection: Mapping[str, Any], info: Mapping[str, Any]
 ) -> dict[str, Any]:
     counts = {"episodes": info["total_episodes"], "frames": info["total_frames"], "tasks": info["total_tasks"]}
     own = {"format": "lamp-dataset", "version": 1, "cameras": list(cameras), "fps": fps}

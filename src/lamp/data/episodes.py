@@ -22,7 +22,7 @@ from lamp.data.lerobot_format import BOOKKEEPING, INFO_PATH, LAMP_EPISODES_PATH,
 from lamp.data.statistics import FeatureStatistics, image_statistics
 from lamp.data.video import codec_name, write_video
 from lamp.errors import ConfigError, DataError, unreadable
-from lamp.files import atomic_path, read_json, read_lines_json, to_line, write_json
+from lamp.files import atomic_path, is_file_name, read_json, read_lines_json, to_line, write_json
 
 STAGING = ".staging"
 
@@ -71,7 +71,7 @@ class StagedEpisode:
     folder: Path
     task: str
     length: int
-    fps: int
+    fps: float | int
     extra: Mapping[str, Any]
     image_sizes: Mapping[str, tuple[int, int]]
     """Height and width per camera."""
@@ -116,7 +116,7 @@ def recorded_names(root: Path) -> list[str]:
     return [row.get("name", "") for row in sorted(rows, key=lambda row: row["episode_index"])]
 
 
-def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData, *, fps: int = 20) -> Path:
+def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData, *, fps: float | int = 20) -> Path:
     """Writes one episode to the staging folder of the dataset at `root`, atomically; safe from any number of processes.
 
     Args:
@@ -132,6 +132,11 @@ def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData,
     root = Path(root)
     if not name or name[0] == "." or "/" in name or len(name) > 200:
         raise ConfigError(f"{name!r} cannot name an episode; expected a folder name such as 'libero_object-03-0007'")
+    for camera in episode.images:
+        if not is_file_name(camera):
+            raise ConfigError(
+                f"{camera[:80]!r} cannot name a camera; expected what can be a file's name, such as 'wrist'"
+            )
     folder = root / STAGING / name
     if folder.exists() or name in recorded_names(root):
         raise DataError(f"an episode named {name!r} is in {root} already; choose another name or skip it")
@@ -150,7 +155,7 @@ def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData,
     return folder
 
 
-def _description(episode: EpisodeData, fps: int) -> dict[str, Any]:
+def _description(episode: EpisodeData, fps: float | int) -> dict[str, Any]:
     return {
         "task": episode.task,
         "length": episode.length,

@@ -193,7 +193,7 @@ def tasks_table(tasks: Sequence[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def video_feature(height: int, width: int, fps: int, codec: str) -> dict[str, Any]:
+def video_feature(height: int, width: int, fps: float | int, codec: str, pixels: str = "yuv420p") -> dict[str, Any]:
     """A camera's entry in `info.json`."""
     return {
         "dtype": "video",
@@ -203,7 +203,7 @@ def video_feature(height: int, width: int, fps: int, codec: str) -> dict[str, An
             "video.height": height,
             "video.width": width,
             "video.codec": codec,
-            "video.pix_fmt": "yuv420p",
+            "video.pix_fmt": pixels,
             "video.is_depth_map": False,
             "video.fps": fps,
             "video.channels": 3,

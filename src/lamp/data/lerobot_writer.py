@@ -32,7 +32,7 @@ class LeRobotWriter:
         root: str | os.PathLike[str],
         *,
         features: Mapping[str, Feature] | None = None,
-        fps: int = 20,
+        fps: float | int = 20,
         robot_type: str = "panda",
         cameras: Sequence[str] | None = None,
         sizes: FileSizes | None = None,

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from lamp.data.episodes import EpisodeData
+from lamp.data.lerobot_format import INFO_PATH
+from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.lerobot_writer import LeRobotWriter
-from lamp.errors import ConfigError, DataError
-from lamp_client.recording import RecordedEpisode, read_episode, recorded_names
+from lamp.data.video import frame_rate
+from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.files import safe_file_name
+from lamp_client.recording import RecordedEpisode, RecordingError, read_episode, recorded_names
+
+RATE_TOLERANCE = 0.05
+"""Rates that differ by no more are the same."""
+PAUSE = 2.5
+"""A step that takes so many times as long as the median one is a pause, in which the robot held still."""
+Resample = Literal["none", "absolute"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +35,42 @@ class Imported:
     frames: int
     skipped: tuple[str, ...]
     """Names of episodes that were left out, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What else should be known: rates that were overruled, pauses, cameras with other names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast an episode really ran."""
+
+    declared: float
+    """Steps per second that its loop was meant to make."""
+    rate: float | None
+    """Steps per second that it made, pauses aside; None where too few steps say."""
+    timed: bool
+    """Whether the times are certainly those of the world in which the robot moved."""
+    pauses: tuple[tuple[int, float], ...]
+    """(step before it, seconds) of each."""
+
+    @classmethod
+    def of(cls, episode: RecordedEpisode) -> Pace:
+        """Measures an episode by the times of its frames.
+
+        Raises:
+            RecordingError: They are not finite, or run backwards.
+        """
+        steps = np.diff(_times(episode))
+        median = float(np.median(steps)) if len(steps) > 1 else 0.0
+        if median <= 0:
+            return cls(declared=episode.fps, rate=None, timed=episode.timed, pauses=())
+        long = steps > PAUSE * median
+        pauses = tuple((int(at), float(steps[at])) for at in np.flatnonzero(long))
+        rate = float(1.0 / steps[~long].mean())
+        return cls(declared=episode.fps, rate=rate, timed=episode.timed, pauses=pauses)
+
+    def ran_at(self, fps: float | int) -> bool:
+        """Whether it ran at that rate, as far as is known."""
+        return self.rate is None or abs(self.rate / fps - 1) <= RATE_TOLERANCE
 
 
 def import_recording(
@@ -32,23 +79,30 @@ def import_recording(
     *,
     robot_type: str = "panda",
     successes_only: bool = False,
+    fps: float | int | None = None,
+    resample: Resample = "none",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Imported:
     """Adds a recording's episodes to a LeRobot dataset, which is made where there is none.
 
     Episodes that are in the dataset already, by name, are left as they are, so the same command goes on after an interruption
-    and takes up what was recorded since.
+    and takes up what was recorded since. Everything is compared before anything is written.
 
     Args:
         recording: The recorder's folder.
         out: The dataset's folder.
         robot_type: As written in the dataset's description.
         successes_only: Leave out episodes that nobody called a success.
+        fps: Frames per second of the dataset, whatever the recording declares; None: what it declares, which the frames' times
+            must confirm.
+        resample: "absolute": take the frame that was recorded nearest to each of the dataset's moments, with its action, which is
+            right where actions are absolute targets, and wrong for increments.
         progress: Told how many episodes of how many have been read.
 
     Raises:
         DataError: There is nothing to import.
-        ConfigError: Episodes were recorded at different frame rates.
+        ConfigError: Episodes were recorded at different frame rates, or ran at another than they declare, and nothing is said on
+            what to do.
         MismatchError: Episodes differ in cameras, sizes, or widths of state and action.
     """
     names = recorded_names(recording)
@@ -56,44 +110,205 @@ def import_recording(
         raise DataError(
             f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote"
         )
-    writer: LeRobotWriter | None = None
-    skipped, frames, known = list[str](), 0, set[str]()
-    for number, name in enumerate(names):
-        episode = read_episode(recording, name)
-        reason = _unfit(episode, successes_only)
-        if reason:
-            skipped.append(f"{name}: {reason}")
-            continue
-        fps = round(episode.fps)
-        if abs(fps - episode.fps) > 1e-6 or fps < 1:
-            raise ConfigError(
-                f"{name} was recorded at {episode.fps} frames per second; a dataset needs a whole number."
-            )
-        if writer is None:
-            writer = LeRobotWriter(out, fps=fps, robot_type=robot_type)
-            known = writer.names()
-        if fps != writer.wanted.fps:
-            raise ConfigError(f"{name} was recorded at {fps} frames per second, others at {writer.wanted.fps}.")
+    paces, skipped = _surveyed(recording, names, out, successes_only)
+    if not paces:
+        raise DataError(f"no episode of {recording} can be imported: {'; '.join(skipped[:4])}")
+    rate, notes = _dataset_rate(paces, out, fps, resample)
+    writer = LeRobotWriter(out, fps=rate, robot_type=robot_type)
+    known, frames = writer.names(), 0
+    for number, name in enumerate(paces):
         if name not in known:
+            episode = read_episode(recording, name)
+            if resample != "none":
+                episode = resampled(episode, rate)
             writer.add_episode(episode_data(episode), name)
             frames += len(episode.frames)
-        progress(number + 1, len(names))
-    if writer is None:
-        raise DataError(f"no episode of {recording} can be imported: {'; '.join(skipped[:4])}")
+        progress(number + 1, len(paces))
     added = writer.finalize({"recorded": "lamp_client.recording"})
-    return Imported(episodes=added, frames=frames, skipped=tuple(skipped))
+    return Imported(episodes=added, frames=frames, skipped=tuple(skipped), notes=tuple(notes))
+
+
+def _surveyed(
+    recording: Path, names: Sequence[str], out: Path, successes_only: bool
+) -> tuple[dict[str, Pace], list[str]]:
+    """The paces of the episodes that can be imported, and the others with the reason.
+
+    Raises:
+        MismatchError: Episodes, or the dataset that is there, differ in cameras, sizes or widths.
+    """
+    paces, skipped = dict[str, Pace](), list[str]()
+    first = _existing_shapes(out)
+    for name in names:
+        try:
+            episode = read_episode(recording, name, pixels=False)
+            if reason := _unfit(episode, successes_only):
+                skipped.append(f"{name}: {reason}")
+                continue
+            pace = Pace.of(episode)
+        except RecordingError as error:
+            skipped.append(f"{name}: {error}")
+            continue
+        shapes = _shapes(episode)
+        if first is None:
+            first = (f"the episode {name}", shapes)
+        where, expected = first
+        for key in sorted(shapes.keys() | expected.keys()):
+            if shapes.get(key) != expected.get(key):
+                raise MismatchError(
+                    f"{name}: {key} is {_shown(shapes.get(key))}, in {where} {_shown(expected.get(key))}; expected the same: "
+                    "import it into another dataset."
+                )
+        paces[name] = pace
+    return paces, skipped
+
+
+def _dataset_rate(
+    paces: dict[str, Pace], out: Path, fps: float | int | None, resample: Resample
+) -> tuple[float | int, list[str]]:
+    """The dataset's frames per second, and what should be said.
+
+    Raises:
+        ConfigError: It is not known.
+    """
+    declared = sorted({_plain(pace.declared) for pace in paces.values()})
+    if fps is None and len(declared) > 1:
+        raise ConfigError(
+            f"episodes were recorded at {' and '.join(f'{each:g}' for each in declared)} frames per second; "
+            f"expected one rate: give it by --fps, with --resample absolute where actions are absolute targets."
+        )
+    if fps is not None and not 0 < fps <= 1000:
+        raise ConfigError(f"fps is {fps:g}; expected above 0 and up to 1000.")
+    rate = declared[0] if fps is None else _plain(fps)
+    if (out / INFO_PATH).exists() and (old := LeRobotDataset(out).fps) != rate:
+        raise ConfigError(
+            f"{out} has {old:g} frames per second, the recording {rate:g}; give another --out, or --fps {old:g}."
+        )
+    off = {name: pace for name, pace in paces.items() if not pace.ran_at(rate)}
+    certain = {name: pace for name, pace in off.items() if pace.timed}
+    notes = _pauses(paces, resample)
+    if not off or resample != "none":
+        return rate, notes
+    name, pace = next(iter((certain or off).items()))
+    assert pace.rate is not None
+    told = f"{name} ran at {pace.rate:.3g} frames per second, not at {rate:g} ({len(off)} of {len(paces)} episodes are off)"
+    if fps is None and certain:
+        raise ConfigError(
+            f"{told}. --fps {_round(pace.rate):g} takes the rate at which it ran, right whatever the actions are; --resample "
+            f"absolute takes the nearest frames at {rate:g}, where actions are absolute targets; --fps {rate:g} insists on "
+            f"{rate:g}, where the times are not the robot's."
+        )
+    return rate, [
+        f"{told}; taken as {rate:g}{' as asked' if fps is not None else ', as old times may be others'}",
+        *notes,
+    ]
+
+
+def _pauses(paces: dict[str, Pace], resample: Resample) -> list[str]:
+    """A line for each episode in which the robot held still for a while."""
+    notes = []
+    for name, pace in paces.items():
+        if pace.pauses:
+            step, longest = max(pace.pauses, key=lambda pause: pause[1])
+            total = sum(seconds for _, seconds in pace.pauses)
+            notes.append(
+                f"{name} paused {len(pace.pauses)} times, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}; "
+                f"the dataset goes on without {'them' if resample == 'none' else 'them, as each is cut to one step'}"
+            )
+    return notes
+
+
+def resampled(episode: RecordedEpisode, fps: float | int) -> RecordedEpisode:
+    """Takes the frame that was recorded nearest to each moment of a steady rate; a pause counts as one step.
+
+    Raises:
+        DataError: The policy said that its actions are increments, which belong to the time between two frames.
+    """
+    kind = getattr(episode, "policy", {}).get("actions")
+    if kind == "delta":
+        raise DataError(
+            f"{episode.name}: its actions are increments, each for the time until the next frame, and cannot be resampled; "
+            "expected --fps with the rate at which it ran."
+        )
+    times = _times(episode)
+    steps = np.diff(times)
+    if not len(steps) or (median := float(np.median(steps))) <= 0:
+        return episode
+    moments = np.concatenate([[0.0], np.cumsum(np.where(steps > PAUSE * median, median, steps))])
+    wanted = np.arange(int(moments[-1] * fps + 1e-6) + 1) / fps
+    nearest = np.searchsorted((moments[1:] + moments[:-1]) / 2, wanted)
+    return replace(episode, frames=tuple(episode.frames[at] for at in nearest))
+
+
+def _times(episode: RecordedEpisode) -> Float[np.ndarray, " n"]:
+    """When each frame was taken [s].
+
+    Raises:
+        RecordingError: They are no times.
+    """
+    times = np.array([float(frame["time_s"]) for frame in episode.frames])
+    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise RecordingError(f"{episode.name}: the times of its frames are not finite, or run backwards.")
+    return times
+
+
+def _plain(fps: float | int) -> float | int:
+    """A rate as it is written down: a whole number where it is one, else the fraction that is meant."""
+    rate = frame_rate(fps)
+    return int(rate) if rate.denominator == 1 else float(rate)
+
+
+def _round(rate: float) -> float | int:
+    """A measured rate as somebody would have meant it."""
+    whole = round(rate)
+    return whole if whole and abs(rate / whole - 1) < RATE_TOLERANCE / 2 else round(rate, 1)
+
+
+def _shapes(episode: RecordedEpisode) -> dict[str, tuple[int, ...]]:
+    """Sizes of an episode's columns, as the dataset names them."""
+    frame = episode.frames[0]
+    images = {f"camera {safe_file_name(name)}": tuple(image.shape[:2]) for name, image in frame["images"].items()}
+    return images | {"state": (np.size(frame["state"]),), "action": (np.size(frame["action"]),)}
+
+
+def _existing_shapes(out: Path) -> tuple[str, dict[str, tuple[int, ...]]] | None:
+    """The same of the dataset that is there, with its name; None where there is none."""
+    if not (out / INFO_PATH).exists():
+        return None
+    old = LeRobotDataset(out)
+    shapes = {f"camera {name}": tuple(size) for name, size in old.image_sizes.items()}
+    for column, name in (("observation.state", "state"), ("action", "action")):
+        shapes[name] = tuple(old.features[column].shape) if column in old.features else (0,)
+    return str(out), shapes
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "missing"
+    return f"{shape[1]}x{shape[0]}" if len(shape) == 2 else f"{shape[0]} values"
 
 
 def _unfit(episode: RecordedEpisode, successes_only: bool) -> str:
     """Why an episode is left out; empty where it is not."""
     if not episode.frames:
         return "it has no frames"
-    if not episode.instruction:
+    if not episode.instruction.strip():
         return "it has no instruction"
+    if not 0 < episode.fps <= 1000:
+        return f"it declares {episode.fps} frames per second"
     if successes_only and episode.success is not True:
         return "it was no success"
     cameras = {tuple((name, image.shape) for name, image in frame["images"].items()) for frame in episode.frames}
-    return "" if len(cameras) == 1 else "its cameras or their sizes change"
+    if len(cameras) > 1:
+        return "its cameras or their sizes change"
+    if len({safe_file_name(name) for name, _ in next(iter(cameras))}) < len(next(iter(cameras))):
+        return "two of its cameras have names of which the same file name is made"
+    for key in ("state", "action", "executed"):
+        values = [np.asarray(frame.get(key, frame["action"])) for frame in episode.frames]
+        if len({each.size for each in values}) > 1:
+            return f"the width of its {key} changes"
+        if not all(each.dtype.kind in "fiub" and np.isfinite(each).all() for each in values):
+            return f"its {key} holds what are no finite numbers"
+    return ""
 
 
 def episode_data(episode: RecordedEpisode) -> EpisodeData:
@@ -113,7 +328,10 @@ def episode_data(episode: RecordedEpisode) -> EpisodeData:
         del columns["observation.state"]
     executed = [frame.get("executed", frame["action"]) for frame in frames]
     columns["action.executed"] = np.stack(executed).astype(np.float32)
-    images = {camera: np.stack([frame["images"][camera] for frame in frames]) for camera in frames[0]["images"]}
+    images = {
+        safe_file_name(camera): np.stack([frame["images"][camera] for frame in frames])
+        for camera in frames[0]["images"]
+    }
     extra: dict[str, Any] = {
         "success": episode.success,
         "complete": episode.complete,

@@ -62,29 +62,39 @@ def codec_name() -> str:
     return _CODEC_NAMES[encoder()]
 
 
-def write_video(path: Path, images: UInt8[np.ndarray, "n h w 3"], fps: int) -> None:
+def frame_rate(fps: float | int) -> Fraction:
+    """A rate as the fraction that is meant: 20, 25/2, 2997/100, 30000/1001."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def pixel_format(height: int, width: int) -> str:
+    """How pixels are stored in the files `write_video` makes: with half the colour resolution, where both sizes are even."""
+    return "yuv444p" if height % 2 or width % 2 else "yuv420p"
+
+
+def write_video(path: Path, images: UInt8[np.ndarray, "n h w 3"], fps: float | int) -> None:
     """Encodes RGB frames, frame i at i / fps seconds.
 
     Raises:
-        DataError: The width or height is odd (4:2:0 chroma needs even sizes), or there are no frames.
+        DataError: There are no frames, or the width or height is odd and the installed encoder cannot encode that.
     """
     count, height, width, _ = images.shape
-    if count == 0 or height % 2 or width % 2:
+    name, pixels, rate = encoder(), pixel_format(height, width), frame_rate(fps)
+    if not images.size or (pixels != "yuv420p" and name != "libx264"):
         raise DataError(
-            f"cannot encode {count} frames of {height}x{width} for {path.name}; expected frames of even size"
+            f"cannot encode {count} frames of {height}x{width} for {path.name} with {name}; expected frames of even size"
         )
-    name = encoder()
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(
-            name, rate=fps, options={**_ENCODERS[name], "g": str(KEYFRAME_EVERY), "threads": "1"}
+            name, rate=rate, options={**_ENCODERS[name], "g": str(KEYFRAME_EVERY), "threads": "1"}
         )
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.codec_context.thread_count = 1
-        stream.codec_context.time_base = Fraction(1, fps)
+        stream.codec_context.time_base = 1 / rate
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, fps)
+            frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
@@ -124,7 +134,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             yield container, stream
 
 
-def packet_digests(path: Path, fps: float) -> tuple[Int64[np.ndarray, " n"], list[bytes]]:
+def packet_digests(path: Path, fps: float | int) -> tuple[Int64[np.ndarray, " n"], list[bytes]]:
     """Hashes of the encoded frames of a video, without decoding: the numbers of the frames, ascending, and the hash of each.
 
     Raises:
@@ -155,7 +165,7 @@ def video_info(path: Path) -> VideoInfo:
         )
 
 
-def join_videos(sources: Sequence[Path], target: Path, fps: int) -> list[int]:
+def join_videos(sources: Sequence[Path], target: Path, fps: float | int) -> list[int]:
     """Copies the packets of several videos of ours into one file, one after another, without re-encoding.
 
     Returns:
@@ -178,7 +188,7 @@ def join_videos(sources: Sequence[Path], target: Path, fps: int) -> list[int]:
                 for packet in container.demux(stream):
                     if packet.size == 0:
                         continue
-                    packet.time_base = Fraction(1, fps)
+                    packet.time_base = 1 / frame_rate(fps)
                     packet.pts = packet.dts = start
                     packet.duration = 1
                     packet.stream = copied

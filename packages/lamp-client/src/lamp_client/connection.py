@@ -291,7 +291,7 @@ def _not_yet(error: BaseException | None) -> bool:
     if isinstance(error, ServerBusyError | TimeoutError | EOFError | ConnectionError | socket.gaierror):
         return True
     if hasattr(error, "rcvd"):  # the library's ConnectionClosed, whose class has moved from version to version
-        return getattr(error.rcvd, "code", None) in _NOT_YET_CODES
+        return getattr(getattr(error, "rcvd", None), "code", None) in _NOT_YET_CODES
     if isinstance(error, ConnectionLostError):
         return _not_yet(error.__cause__)
     if isinstance(error, OSError):

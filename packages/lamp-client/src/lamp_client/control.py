@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,12 @@ from lamp_client.client import NoiseSeed, Policy
 from lamp_client.errors import InvalidValueError
 from lamp_client.recording import Recorder
 from lamp_client.types import Observation
+
+log = logging.getLogger("lamp_client")
+
+_SLOW = 0.05
+"""Rates that differ by no more are the same."""
+_SAY_AFTER_STEPS = 20
 
 
 class Robot(Protocol):
@@ -38,6 +46,8 @@ class Drive:
     worst_s: float
     """The latest beginning of a step [s]."""
     policy_calls: int
+    rate: float = 0.0
+    """Steps per second that were really made; 0 for fewer than two steps."""
 
 
 def drive(
@@ -51,6 +61,7 @@ def drive(
     noise_seed: NoiseSeed = (0,),
     recorder: Recorder | None = None,
     stop: Callable[[], bool] = lambda: False,
+    allow_rate_mismatch: bool = False,
 ) -> Drive:
     """Lets a policy act on a robot for so many steps.
 
@@ -66,11 +77,22 @@ def drive(
         noise_seed: Identifies the run.
         recorder: Records every step; its episode is begun and ended here.
         stop: Asked before every step; the run ends where it says so.
+        allow_rate_mismatch: Act at `fps` though the policy was trained at another rate: its increments then move the robot faster
+            or slower than in the demonstrations.
+
+    Raises:
+        InvalidValueError: `fps` or `steps` cannot be, or `fps` is not the rate that the policy was trained at, or not the
+            recorder's.
     """
-    if fps <= 0 or steps < 1:
+    if not 0 < fps < math.inf or steps < 1:
         raise InvalidValueError(f"fps is {fps} and steps {steps}; expected more than 0, and at least 1.")
+    check_rate(policy, fps, allow=allow_rate_mismatch)
+    if recorder is not None and not _same_rate(recorder.fps, fps):
+        raise InvalidValueError(
+            f"the recorder has {recorder.fps:g} steps per second, drive {fps:g}; expected the same."
+        )
     executor.reset()
-    period, done, late, worst, due = 1.0 / fps, 0, 0, 0.0, 0.0
+    period, done, late, worst, due, first, last = 1.0 / fps, 0, 0, 0.0, 0.0, 0.0, 0.0
     seen: list[Observation] = []
 
     def observe() -> Observation:
@@ -96,8 +118,42 @@ def drive(
             if recorder is not None:
                 recorder.add(observe(), action, executed=sent, chunk=executor.chunk)
             done += 1
+            first = now if done == 1 else first
+            last = now
+            if done == _SAY_AFTER_STEPS and (rate := _rate(done, last - first)) < (1 - _SLOW) * fps:
+                log.warning(
+                    "the loop makes %.1f steps a second, not %g: looking, asking or sending is too slow", rate, fps
+                )
             due = (due if on_time else now) + period
     finally:
         if recorder is not None:
             recorder.end()
-    return Drive(steps=done, late=late, worst_s=worst, policy_calls=executor.calls)
+    return Drive(steps=done, late=late, worst_s=worst, policy_calls=executor.calls, rate=_rate(done, last - first))
+
+
+def check_rate(policy: Policy, fps: float, *, allow: bool = False) -> None:
+    """Compares a loop's rate with the one that a policy was trained at, where the policy says it.
+
+    Raises:
+        InvalidValueError: They differ by more than a twentieth, and that is not allowed.
+    """
+    trained = policy.metadata.get("fps")
+    if isinstance(trained, bool) or not isinstance(trained, (int, float)) or not 0 < trained < math.inf:
+        return  # it does not say
+    if _same_rate(trained, fps):
+        return
+    if not allow:
+        raise InvalidValueError(
+            f"fps is {fps:g}, but the policy was trained at {trained:g} steps per second: its actions would be carried out "
+            f"{fps / trained:.2g} times as fast as in the demonstrations.",
+            hint=f"Expected fps={trained:g}, or allow_rate_mismatch=True.",
+        )
+    log.warning("the policy was trained at %g steps per second and acts at %g", trained, fps)
+
+
+def _same_rate(one: float, other: float) -> bool:
+    return abs(one / other - 1) <= _SLOW
+
+
+def _rate(steps: int, seconds: float) -> float:
+    return (steps - 1) / seconds if steps > 1 and seconds > 0 else 0.0

@@ -104,7 +104,7 @@ def run_episode(
             show()
         command = convert(action)
         if recorder is not None:
-            recorder.add(watch.observe(), action, executed=command, chunk=executor.chunk)
+            recorder.add(watch.observe(), action, executed=command, chunk=executor.chunk, time_s=steps / recorder.fps)
         result = env.step(command)
         watch.forget()
         steps += 1

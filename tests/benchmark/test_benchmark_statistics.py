@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from itertools import product
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.benchmark.statistics import Paired, Rate, mcnemar_exact, rank_sum, wilson
+from lamp.benchmark.statistics import Paired, Rate, mcnemar_exact, rank_sum, sign_flips_exact, wilson
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,24 @@ def test_rank_sum_is_scipys(first: list[float], second: list[float]) -> None:
 
 def test_rank_sum_of_nothing_to_compare_finds_nothing() -> None:
     assert rank_sum([], [1.0, 2.0]) == rank_sum([1.0, 1.0], [1.0]) == 1.0
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 0), (4, 2), (1, 9), (3, 3), (60, 31)])
+def test_sign_flips_of_single_episodes_are_mcnemar(first: int, second: int) -> None:
+    differences = [1] * first + [-1] * second + [0] * 7
+    assert sign_flips_exact(differences) == pytest.approx(mcnemar_exact(first, second), rel=1e-9)
+
+
+def test_sign_flips_by_enumeration() -> None:
+    differences = [3, -1, 2, 2, 0, -1]
+    sums = [
+        sum(sign * size for sign, size in zip(signs, differences, strict=True)) for signs in product((1, -1), repeat=6)
+    ]
+    expected = sum(abs(total) >= 5 for total in sums) / len(sums)
+    assert sign_flips_exact(differences) == pytest.approx(expected)
+
+
+def test_sign_flips_of_thousands_of_clusters_take_no_time() -> None:
+    differences = [1, -1, 2, -2] * 1000 + [1] * 50
+    by_normal = 2 * NormalDist().cdf(-49 / sum(size**2 for size in differences) ** 0.5)
+    assert sign_flips_exact(differences) == pytest.approx(by_normal, abs=1e-3)

@@ -8,7 +8,7 @@ import pytest
 
 from lamp.benchmark.controls import Blank, WrongInstruction, Zero, control, expert_actions
 from lamp.benchmark.episodes import EpisodeRecord, read_records
-from lamp.benchmark.tables import percent, tabulate, to_json, to_markdown, to_text
+from lamp.benchmark.tables import paired, percent, tabulate, to_json, to_markdown, to_text
 from lamp.errors import ConfigError, DataError
 from lamp.files import append_line
 from lamp_client.types import Observation
@@ -103,3 +103,29 @@ def test_replay_says_which_tasks_it_has(tmp_path: Path) -> None:
     append_line(tmp_path / "meta" / "lamp_episodes.jsonl", '{"episode_index": 0, "task": 4}')
     with pytest.raises(DataError, match="no episode of task 2 to replay; it has tasks 4"):
         expert_actions(tmp_path, 2)
+
+
+def test_repeats_of_an_initial_state_are_one_cluster() -> None:
+    """One state decides everything: ten repeats of it are no ten independent pairs."""
+    repeats = [
+        record(condition, 1, state, success, repeat=repeat, placement_seed=100 * state + repeat)
+        for repeat in range(10)
+        for state in range(2)
+        for condition, success in (("with_motion", state == 0), ("without_motion", False))
+    ]
+    (table,) = tabulate(repeats)
+    (pair,) = table.pairs
+    assert (pair.episodes, pair.only_first, pair.clusters) == (20, 10, (10, 0))
+    assert pair.p_value == 1.0  # McNemar's would be 0.002
+    assert "on the same 20 episodes of 2 initial states" in to_text([table])
+    assert "sign flips of initial states, exact p = 1" in to_markdown([table]) and "McNemar" not in to_text([table])
+    plain = to_json([table])[0]["pairs"][0]
+    assert plain["initial_states"] == 2 and plain["test"] == "sign flips of initial states, exact"
+
+
+def test_perturbations_of_an_initial_state_are_repeats_of_it() -> None:
+    suites = ("libero_goal plus-style camera=3", "libero_goal plus-style light=3")
+    one = [record("with_motion", 1, 0, True, suite=suite) for suite in suites]
+    two = [record("without_motion", 1, 0, False, suite=suite) for suite in suites]
+    pair = paired(one, two)
+    assert pair.episodes == 2 and pair.clusters == (2,) and pair.p_value == 1.0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.sceneflow.bounds import RELEASED_BOUNDS, BoundsRule, MotionBounds, Quantiles
+from lamp.sceneflow.moving import MOVING
 from lamp.sceneflow.tracks import (
     Supervision,
     flow_from_tracks,
@@ -17,12 +18,15 @@ from lamp.sceneflow.tracks import (
     grid_points,
     hold_last,
     integrate,
-    moving,
+    moving_points,
     pixel_centres,
     retime,
     tracks_from_flow,
 )
+from lamp.train.flow_metrics import FlowReport
 from lamp.types import Camera, Tracks
+from lamp.view import overlay
+from lamp.view.overlay import OverlayStyle
 
 ALL = Supervision(hidden_points=True)
 CAMERA = Camera(intrinsics=torch.eye(3).expand(2, 3, 3), world_from_cam=torch.eye(4).expand(2, 4, 4))
@@ -62,7 +66,7 @@ def test_motion_is_clamped_and_still_points_are_exactly_zero() -> None:
     torch.testing.assert_close(values[0, 0, 0], torch.tensor([1.0, 0.0, -0.5]), atol=1e-5, rtol=0)
     assert (values[0, 1] == 0).all()
     assert RELEASED_BOUNDS.clamp_rate(flow) == (0.5, 0.0, 0.0)
-    assert moving(flow).tolist() == [[True, False]]
+    assert moving_points(flow).tolist() == [[True, False]]
 
 
 def test_unknown_moments_hold_the_last_position_and_do_not_supervise() -> None:
@@ -186,3 +190,29 @@ def test_streamed_bounds_are_near_the_exact_ones(monkeypatch: pytest.MonkeyPatch
     streamed = BoundsRule().fit([flow])
     assert streamed != exact
     np.testing.assert_allclose(streamed.high, exact.high, rtol=Quantiles.RELATIVE_ERROR)
+
+
+def test_errors_bounds_and_pictures_mean_the_same_by_moving() -> None:
+    """Beyond 1% of the image counts, exactly there does not; neither does depth, nor what is not known."""
+    assert MOVING == OverlayStyle().moving == FlowReport.moving_threshold == 0.01
+    still = Camera(intrinsics=torch.eye(3)[None], world_from_cam=torch.eye(4)[None])
+    ends = torch.tensor(
+        [
+            [0.0, 0.0, 0.0],
+            [0.0078125, 0.0, 0.0],
+            [0.012, 0.0, 0.0],
+            [0.008, 0.007, 0.0],
+            [0.0, 0.0, 0.5],
+            [0.5, 0.0, 0.0],
+        ]
+    )
+    points = torch.stack([torch.zeros(6, 3), ends], dim=1)[None] + torch.tensor([0.25, 0.25, 1.0])
+    valid = torch.ones(1, 6, 2, dtype=torch.bool)
+    valid[0, 5, 1] = False
+    flow = flow_from_tracks(Tracks(points=points, visible=torch.ones_like(valid), valid=valid), still)
+    expected = [False, False, True, True, False, False]
+    assert moving_points(flow).tolist() == [expected]
+    drawn = points[0].numpy().astype(np.float64)
+    drawn[5, 1] = np.nan
+    assert overlay.moving_points(drawn, MOVING).tolist() == expected
+    assert moving_points(flow, threshold=0.0078125).tolist() == [expected], "a threshold itself is not beyond it"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lamp.train.path_errors import PathErrorSums, moving_points
+from lamp.sceneflow.tracks import moving_points
+from lamp.train.path_errors import PathErrorSums
 from lamp.types import Camera, SceneFlow
 
 

@@ -51,7 +51,7 @@ def evaluated(
         "facts": {"models": conditions},
     }
     (folder / "run.json").write_text(json.dumps(manifest))
-    return gather(motion=None, policies={}, evaluations=[folder], flow=None, data=None)
+    return gather(motions={}, policies={}, evaluations=[folder], flows={}, data=None)
 
 
 def charts(found: Evidence) -> list[ElementTree.Element]:
@@ -117,7 +117,7 @@ def test_trials_on_a_robot_stand_beside_the_published(tmp_path: Path) -> None:
     assert "75.0 · 2 trials" in text and "25.0 · 1 trial " in text and "no trial" in text
     assert "2 of 10 trials of stack cup, in domain. Not the published protocol." in text
     assert all(value in text for value in ("53.0", "26.8", "62.5", "80.0"))
-    found = gather(motion=None, policies={}, evaluations=(), flow=None, data=None, trials=[tmp_path])
+    found = gather(motions={}, policies={}, evaluations=(), flows={}, data=None, trials=[tmp_path])
     assert robot(found) is not None and len(departures(found.trials)) == 2
     assert departures(found.trials[:1] * 10) == []
 

@@ -11,28 +11,11 @@ from training_fakes import (  # pyright: ignore[reportMissingImports]
     SIDE,
     STRIDE,
     PatchBackbone,
-    loop,
-    motion_training,
-    policy_training,
-    write_dataset,
 )
 
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
 from lamp.view.foresight import Foreseer, Looking, ViewConfig, view
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, a motion run, a guided policy and a plain one."""
-    root, short = tmp_path_factory.mktemp("foresight"), loop(steps=2)
-    data = write_dataset(root / "data", episodes=4)
-    train_motion(motion_training(loop=short), data, root / "motion", backbone=PatchBackbone())
-    train_policy(policy_training(loop=short), data, root / "guided", root / "motion", backbone=PatchBackbone())
-    train_policy(policy_training(with_motion=False, loop=short), data, root / "plain", backbone=PatchBackbone())
-    return root
 
 
 def test_without_a_checkpoint_the_true_motion_is_drawn(root: Path, tmp_path: Path) -> None:

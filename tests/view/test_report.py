@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lamp.errors import DataError
 from lamp.files import append_line
 from lamp.view.evidence import Curves, Evidence, gather, spans
 from lamp.view.published import beside_the_paper, libero_rows, plus_rows, read_published, widowx_rows
-from lamp.view.report import ReportConfig, ReportInputs, discover, render, report
+from lamp.view.report import ReportConfig, ReportInputs, discover, render, report, together
 from lamp_client.envs.libero_plus.names import SIZES
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}
@@ -68,7 +69,7 @@ def test_the_page_is_self_contained_and_well_formed(page: str) -> None:
 
 def test_the_page_holds_what_the_run_found(page: str, run: Path) -> None:
     text = text_of(page)
-    evidence = gather(motion=None, policies={}, evaluations=[run / "evaluation"], flow=None, data=None)
+    evidence = gather(motions={}, policies={}, evaluations=[run / "evaluation"], flows={}, data=None)
     row = evidence.row("with_motion")
     assert row is not None and f"{row.total.successes} of 20" in text
     for said in (
@@ -125,7 +126,8 @@ def test_text_of_the_run_cannot_break_the_page(tmp_path: Path) -> None:
 def test_the_parts_of_a_demo_are_found(run: Path) -> None:
     inputs = discover(run)
     assert list(inputs.policies) == ["with_motion", "without_motion"]
-    assert inputs.motion == run / "motion" / "metrics.jsonl" and inputs.flow == run / "motion" / "flow.json"
+    assert inputs.motions == {"motion": run / "motion" / "metrics.jsonl"}
+    assert inputs.flows == {"motion": run / "motion" / "flow.json"}
     assert inputs.evaluations == (run / "evaluation",) and inputs.data == run / "data"
     assert inputs.pictures[0].caption.startswith("Predicted (left)")
 
@@ -234,7 +236,7 @@ def test_a_full_run_departs_from_nothing_and_has_an_average(tmp_path: Path, run:
     ]  # fmt: skip
     (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (row,) = libero_rows(gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None))
+    (row,) = libero_rows(gather(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None))
     assert row.departs == () and row.average == pytest.approx((50 + 60 + 70 + 80) / 4)
 
 
@@ -253,7 +255,7 @@ def test_libero_plus_has_both_averages_beside_the_paper_and_plus_style_has_none(
     lines.append({**template, "suite": "libero_goal plus-style camera=1", "success": False, "variation": style})
     (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None)
+    found = gather(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None)
     (row,) = plus_rows(found)
     assert row.departs == () and libero_rows(found) == []
     assert row.average == pytest.approx(100 * sum(wins.values()) / 10_030)
@@ -281,7 +283,7 @@ def test_simplerenv_is_read_at_the_last_step_and_at_any(tmp_path: Path, run: Pat
         ]  # fmt: skip
         (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
         (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return widowx_rows(gather(motion=None, policies={}, evaluations=[tmp_path], flow=None, data=None))
+        return widowx_rows(gather(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None))
 
     last, latched = rows("simpler_widowx")
     assert last.departs == latched.departs == ()
@@ -308,3 +310,40 @@ def test_losses_by_axis_of_older_runs_are_drawn_too() -> None:
         lines=[{"kind": "train", "step": 1, "per_axis": {"u": 1.0}}, {"kind": "train", "step": 2, "per_axis": {}}]
     )
     assert named.values("train", "per_axis", "u") == [(1.0, 1.0)] and named.entries("train", "per_axis") == ["u"]
+
+
+def test_runs_are_told_apart_by_what_they_say_of_themselves(root: Path, tmp_path: Path) -> None:
+    """Whatever their folders are called, and with other trainings beside them."""
+    found = discover(root)
+    assert set(found.motions) == {"motion"} and set(found.policies) == {"guided", "plain"}
+    assert found.flows == {"motion": root / "motion" / "flow.json"}
+    for run, stage in (("motion", "motions"), ("guided", "policies"), ("plain", "policies")):
+        other = tmp_path / {"motion": "policy_old", "guided": "motion_guided", "plain": "prior_motion"}[run]
+        shutil.copytree(root / run, other)
+        alone = discover(other)
+        assert [*getattr(alone, stage)] == [other.name] and len(alone.motions) + len(alone.policies) == 1
+        (other / "lamp.json").unlink()
+        assert getattr(discover(other), stage), "its checkpoint says so too"
+    assert set(discover(tmp_path).motions) == {"policy_old"}
+    assert set(discover(tmp_path).policies) == {"motion_guided", "prior_motion"}
+
+
+def test_no_run_of_several_is_dropped(root: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    for run in ("motion", "guided"):
+        shutil.copytree(root / run, again / run)
+    folders = (root / "motion", root / "guided", root / "plain", again / "motion", again / "guided", root / "plain")
+    parts = together([(folder, discover(folder)) for folder in dict.fromkeys(folders)])
+    assert len(parts.motions) == 2 and len(parts.policies) == 3 and len(parts.flows) == 2
+    assert (
+        f"{root.name}/motion/motion" in parts.motions
+        and "again/motion/motion" in parts.motions
+        and "plain" in parts.policies
+    )
+    out = report(ReportConfig(run=folders, out=tmp_path / "report.html"))
+    text = text_of(out.read_text())
+    assert "again/guided" in text and "plain" in text and text.count("Error of predicted paths:") == 2
+    nested = discover(tmp_path)  # and where one folder holds them all
+    assert set(nested.motions) == {"motion"} and set(nested.policies) == {"guided"}
+    shutil.copytree(again, tmp_path / "third")
+    assert set(discover(tmp_path).motions) == {"again/motion", "third/motion"}

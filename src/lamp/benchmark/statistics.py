@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
@@ -58,6 +60,30 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def sign_flips_exact(differences: Sequence[int]) -> float:
+    """Returns the two-sided exact p-value of a sign-flip (permutation) test of clusters.
+
+    Under the null hypothesis the two conditions could change names in any cluster, all its episodes at once: each difference is
+    as likely negative as positive, whatever ties the episodes of a cluster to each other. With one episode a cluster it is
+    McNemar's exact test.
+
+    Args:
+        differences: Of each cluster, the successes of the one condition less those of the other.
+    """
+    sizes = np.abs([difference for difference in differences if difference]).astype(np.int64)
+    if not len(sizes):
+        return 1.0
+    # How likely each sum of +-size is, from the least to the largest, over all 2^clusters choices of signs.
+    likely = np.ones(1)
+    for size in sizes.tolist():
+        longer = np.zeros(len(likely) + 2 * size)
+        longer[: len(likely)] += likely / 2
+        longer[2 * size :] += likely / 2
+        likely = longer
+    sums = np.arange(len(likely)) - sizes.sum()
+    return min(1.0, float(likely[np.abs(sums) >= abs(sum(differences))].sum()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paired:
     """Two conditions compared on the episodes both have done: same initial states, same placements."""
@@ -68,6 +94,9 @@ class Paired:
     only_first: int
     only_second: int
     neither: int
+    clusters: tuple[int, ...] | None = None
+    """Successes of `first` less those of `second`, for each task and initial state that both have met: repeats of one share what
+    makes it hard or easy, and are no independent pairs. None: each pair is a cluster of its own."""
 
     @property
     def episodes(self) -> int:
@@ -81,8 +110,20 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact two-sided p-value."""
-        return mcnemar_exact(self.only_first, self.only_second)
+        """Exact and two-sided: McNemar's, or, where initial states were met several times, of sign flips of those (`test`)."""
+        if self.clusters is None or not self.repeated:
+            return mcnemar_exact(self.only_first, self.only_second)
+        return sign_flips_exact(self.clusters)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether both conditions have met some initial state several times."""
+        return self.clusters is not None and len(self.clusters) < self.episodes
+
+    @property
+    def test(self) -> str:
+        """What the p-value is of."""
+        return "sign flips of initial states, exact" if self.repeated else "McNemar exact"
 
 
 def rank_sum(first: Sequence[float], second: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from lamp.benchmark.controls import rank
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.statistics import Paired, Rate
+from lamp.benchmark.suites import PLUS_STYLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,11 @@ def paired(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord]) -> P
     one = {record.scene: record.success for record in first}
     two = {record.scene: record.success for record in second}
     shared = [(one[scene], two[scene]) for scene in one if scene in two]
+    clusters: dict[tuple[str, int, int], int] = {}
+    for scene in one.keys() & two.keys():
+        suite, task, state, _ = scene
+        place = (suite.split(f" {PLUS_STYLE} ")[0], task, state)  # perturbations of one initial state are repeats of it
+        clusters[place] = clusters.get(place, 0) + one[scene] - two[scene]
     return Paired(
         first=first[0].condition,
         second=second[0].condition,
@@ -99,6 +105,7 @@ def paired(first: Sequence[EpisodeRecord], second: Sequence[EpisodeRecord]) -> P
         only_first=shared.count((True, False)),
         only_second=shared.count((False, True)),
         neither=shared.count((False, False)),
+        clusters=tuple(clusters[place] for place in sorted(clusters)),
     )
 
 
@@ -146,10 +153,11 @@ def _cell(rate: Rate, last: Rate) -> str:
 
 def sentence(pair: Paired) -> str:
     """Says what a paired comparison found, with its counts."""
+    states = f" of {len(pair.clusters)} initial states" if pair.repeated and pair.clusters is not None else ""
     return (
-        f"{pair.first} against {pair.second} on the same {pair.episodes} episodes: both {pair.both}, "
+        f"{pair.first} against {pair.second} on the same {pair.episodes} episodes{states}: both {pair.both}, "
         f"only {pair.first} {pair.only_first}, only {pair.second} {pair.only_second}, neither {pair.neither}; "
-        f"difference {100 * pair.difference:+.1f} points, McNemar exact p = {pair.p_value:.3g}"
+        f"difference {100 * pair.difference:+.1f} points, {pair.test} p = {pair.p_value:.3g}"
     )
 
 
@@ -212,7 +220,9 @@ def _pair_json(pair: Paired) -> dict[str, Any]:
         "only_second": pair.only_second,
         "neither": pair.neither,
     }
-    found = {"episodes": pair.episodes, "difference": pair.difference, "p_value": pair.p_value}
+    states = pair.episodes if pair.clusters is None else len(pair.clusters)
+    found = {"episodes": pair.episodes, "initial_states": states, "difference": pair.difference}
+    found |= {"p_value": pair.p_value, "test": pair.test}
     return {"first": pair.first, "second": pair.second, **counts, **found}
 
 

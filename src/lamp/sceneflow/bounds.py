@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
-from lamp.sceneflow.tracks import moving
+from lamp.sceneflow.tracks import moving_points
 from lamp.types import Motion, SceneFlow
 
 
@@ -91,7 +91,8 @@ class BoundsRule:
     tail: float = 0.005
     """Share of increments cut off at either end (0.5% and 99.5% quantiles)."""
     moving_threshold: float = 0.002
-    """A point moves when it leaves its start by more than this within the horizon (image fraction, or m in depth)."""
+    """Increments of points that move by more than this count (`lamp.sceneflow.moving`): less than elsewhere, since bounds are to
+    hold slow points too. [fraction of the image]"""
     smallest: float = 0.001
     """The bounds never come closer to zero than this (image fraction, or m in depth)."""
 
@@ -105,7 +106,7 @@ class BoundsRule:
             raise ConfigError(f"tail {self.tail}, smallest {self.smallest}: expected 0 <= tail < 0.5 and smallest > 0")
         axes = [Quantiles() for _ in range(3)]
         for flow in flows:
-            chosen = flow.mask & moving(flow, threshold=self.moving_threshold)[..., None, None]
+            chosen = flow.mask & moving_points(flow, threshold=self.moving_threshold)[..., None, None]
             for axis, found in enumerate(axes):
                 found.add(flow.increments[..., axis][chosen[..., axis]].float().numpy(force=True))
         du, dv, dd = (self._end(found) for found in axes)

@@ -27,7 +27,7 @@ from lamp.sceneflow.rendering import BodyDepthRenderer
 from lamp.sceneflow.scenes import LoadScene, Scene, load_libero_scene
 from lamp.sceneflow.simulation import episode_flow
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, remove
-from lamp.sceneflow.tracks import Supervision, flow_from_tracks, moving
+from lamp.sceneflow.tracks import Supervision, flow_from_tracks, moving_points
 from lamp.types import Camera, SceneFlow, Tracks
 from lamp_client.child_processes import ProcessPool, available_cores
 
@@ -273,7 +273,7 @@ def _measures(store: SceneFlowStore) -> dict[str, Any]:
     """Share of moving points, default bounds and their clamp rate, over a sample of at most 64 x 8 reference frames."""
     flows = list(_sample(store))
     bounds = BoundsRule().fit(flows)
-    shares = [moving(flow).float().mean().item() for flow in flows]
+    shares = [moving_points(flow).float().mean().item() for flow in flows]
     rates = np.array([bounds.clamp_rate(flow) for flow in flows]).reshape(-1, 3).mean(axis=0)
     du, dv, dd = rates.tolist()
     return {"moving_share": float(np.mean(shares)), "bounds": bounds, "clamp_rate": (du, dv, dd)}

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lamp.errors import ConfigError, MismatchError
+from lamp.sceneflow.moving import MOVING, leaves_start
 from lamp.types import Camera, SceneFlow, Tracks
 
 
@@ -114,7 +115,12 @@ def tracks_from_flow(flow: SceneFlow) -> Tracks:
     return Tracks(points=integrate(flow.start, flow.increments), visible=visible, valid=valid)
 
 
-def moving(flow: SceneFlow, *, threshold: float = 0.002) -> Bool[Tensor, "*b k"]:
-    """Points that leave their start by more than `threshold` (image fraction, or m in depth) within the horizon."""
-    path = flow.increments.cumsum(dim=-2).abs()
-    return (path > threshold).any(dim=-1).any(dim=-1)
+def known_steps(mask: Bool[Tensor, "*b k t 3"], *, depth: bool) -> Bool[Tensor, "*b k t"]:
+    """Whether all steps up to and including this one are known, in the image or, with `depth`, in space."""
+    needed = mask if depth else mask[..., :2]
+    return needed.all(-1).cumprod(dim=-1).bool()
+
+
+def moving_points(flow: SceneFlow, *, threshold: float = MOVING) -> Bool[Tensor, "*b k"]:
+    """Which points move (`lamp.sceneflow.moving`), by the steps that are known."""
+    return leaves_start(flow.increments.cumsum(dim=-2), known_steps(flow.mask, depth=False), threshold)

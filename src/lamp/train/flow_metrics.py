@@ -21,9 +21,11 @@ from lamp.configuration import to_json
 from lamp.data.motion_samples import MotionSamples
 from lamp.files import write_json
 from lamp.model.lamp import LaMP
+from lamp.sceneflow.moving import MOVING
+from lamp.sceneflow.tracks import known_steps
 from lamp.train.configs import LoopConfig
 from lamp.train.hidden import motion_noise
-from lamp.train.path_errors import IMAGE_PX, MOVING, PathErrors, PathErrorSums, known_steps
+from lamp.train.path_errors import IMAGE_PX, PathErrors, PathErrorSums
 from lamp.types import Encoded, SceneFlow
 
 FILE_NAME = "flow.json"

@@ -2,7 +2,7 @@
 
 Positions are `start + cumulative sum of increments`. A point counts at a step where all its steps up to there are known. ADE is
 the mean distance over a point's known steps, FDE the distance at the last step (points known to the end only); both are then
-averaged over points. A point MOVES when its true path leaves its start by more than `MOVING` of the image at any known step.
+averaged over points. Which points move is said by the truth (`lamp.sceneflow.moving`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from lamp.geometry import unproject
-from lamp.sceneflow.tracks import integrate
+from lamp.sceneflow.tracks import integrate, known_steps, moving_points
 from lamp.types import SceneFlow
 
 IMAGE_PX = 256
 """Pixels are those of an image of this width and height, whatever the recording's resolution."""
-MOVING = 0.01
-"""Fraction of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +31,6 @@ class PathErrors:
     fde_px: float | None
     ade_m: float | None
     fde_m: float | None
-
-
-def known_steps(mask: Bool[Tensor, "b k t 3"], *, depth: bool) -> Bool[Tensor, "b k t"]:
-    """Whether all steps up to and including this one are known, in the image or, with `depth`, in space."""
-    needed = mask if depth else mask[..., :2]
-    return needed.all(-1).cumprod(dim=2).bool()
-
-
-def moving_points(flow: SceneFlow) -> Bool[Tensor, "b k"]:
-    """Which points move, by the truth."""
-    away = torch.linalg.vector_norm(flow.increments.cumsum(dim=2)[..., :2], dim=-1)
-    return ((away > MOVING) & known_steps(flow.mask, depth=False)).any(-1)
 
 
 class PathErrorSums:

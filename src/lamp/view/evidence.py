@@ -82,10 +82,19 @@ class FlowRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowErrors:
+    """Errors of the paths that a motion prior predicts, and how they were measured."""
+
+    rows: tuple[FlowRow, ...]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Everything that was found."""
 
-    motion: Curves | None
+    motions: Mapping[str, Curves]
+    """Name -> a training of the motion prior."""
     policies: Mapping[str, Curves]
     folders: tuple[Path, ...]
     records: tuple[tuple[EpisodeRecord, ...], ...]
@@ -93,8 +102,8 @@ class Evidence:
     planned: tuple[int, ...]
     models: tuple[Mapping[str, Mapping[str, str | None]], ...]
     """Of each evaluation folder: condition -> its policy's `flow` and `fusion`, where the folder says."""
-    flow: tuple[FlowRow, ...]
-    flow_facts: Mapping[str, Any]
+    flows: Mapping[str, FlowErrors]
+    """Name of a motion prior -> the errors of its paths."""
     data: Mapping[str, Any]
     trials: tuple[Trial, ...] = ()
     """On a real robot."""
@@ -133,10 +142,10 @@ class Evidence:
 
 def gather(
     *,
-    motion: Path | None,
+    motions: Mapping[str, Path],
     policies: Mapping[str, Path],
     evaluations: Sequence[Path],
-    flow: Path | None,
+    flows: Mapping[str, Path],
     data: Path | None,
     trials: Sequence[Path] = (),
 ) -> Evidence:
@@ -145,17 +154,15 @@ def gather(
     Raises:
         DataError: A part is there, but damaged.
     """
-    flow_json = read_json(flow, "flow errors") if flow is not None and flow.is_file() else {}
     manifests = [read_json(folder / "run.json", "evaluation manifest") for folder in evaluations]
     return Evidence(
-        motion=_curves(motion),
+        motions={name: curves for name, path in motions.items() if (curves := _curves(path)) is not None},
         policies={name: curves for name, path in policies.items() if (curves := _curves(path)) is not None},
         folders=tuple(evaluations),
         records=tuple(tuple(read_records(folder)) for folder in evaluations),
         planned=tuple(int(manifest["planned"]) for manifest in manifests),
         models=tuple(manifest.get("facts", {}).get("models", {}) for manifest in manifests),
-        flow=_flow_rows(flow_json),
-        flow_facts={key: value for key, value in flow_json.items() if isinstance(value, int | float | str | bool)},
+        flows={name: _flow_errors(path) for name, path in flows.items() if path.is_file()},
         data=_dataset(data),
         trials=tuple(trial for folder in trials for trial in read_trials(folder)),
     )
@@ -163,6 +170,12 @@ def gather(
 
 def _curves(path: Path | None) -> Curves | None:
     return Curves(lines=read_lines_json(path)) if path is not None and path.is_file() else None
+
+
+def _flow_errors(path: Path) -> FlowErrors:
+    obj = read_json(path, "flow errors")
+    facts = {key: value for key, value in obj.items() if isinstance(value, int | float | str | bool)}
+    return FlowErrors(rows=_flow_rows(obj), facts=facts)
 
 
 def _flow_rows(obj: Mapping[str, Any]) -> tuple[FlowRow, ...]:

@@ -15,6 +15,7 @@ from lamp.data.lerobot import LeRobotDataset
 from lamp.data.observing import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
+from lamp.sceneflow.moving import DRAWN
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.tracks import grid_points, integrate, retime
 from lamp.train.checkpoint import Expected, load_checkpoint
@@ -24,7 +25,7 @@ from lamp.types import Observations
 from lamp.view.overlay import OverlayStyle, draw_foresight
 from lamp.view.strips import row_of, write_png
 
-STYLE = OverlayStyle(scale=2, moving=0.02)
+STYLE = OverlayStyle(scale=2, moving=DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)

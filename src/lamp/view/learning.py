@@ -16,13 +16,13 @@ from lamp.view.wording import colour_of, words
 
 def motion(found: Evidence) -> Section:
     """The first stage: its curves and how far its paths are from the true ones."""
-    body = (
-        _motion_curves(found.motion) if found.motion else pages.absent("No training of the motion prior in this run.")
-    )
-    if found.flow:
-        body += _flow_table(found.flow, found.flow_facts)
-    else:
-        body += pages.absent("The errors of predicted paths were not measured in this run.")
+    several = len(found.motions.keys() | found.flows.keys()) > 1
+    body = "".join(_motion_curves(curves, words(name) if several else "") for name, curves in found.motions.items())
+    body = body or pages.absent("No training of the motion prior in this run.")
+    tables = [
+        _flow_table(errors.rows, errors.facts, words(name) if several else "") for name, errors in found.flows.items()
+    ]
+    body += "".join(tables) or pages.absent("The errors of predicted paths were not measured in this run.")
     return Section(
         anchor="motion", title="Motion prior", about="Stage 1: flow matching on scene flow (Eq. 3).", body=body
     )
@@ -42,7 +42,7 @@ def _loss_series(curves: Curves, name: str = "", colour: int = 0) -> list[Series
     ]
 
 
-def _motion_curves(curves: Curves) -> str:
+def _motion_curves(curves: Curves, name: str = "") -> str:
     loss = line_chart(
         _loss_series(curves), x_label="step", y_label="motion loss", label="motion loss over training", log=True
     )
@@ -79,7 +79,8 @@ def _motion_curves(curves: Curves) -> str:
         ("Loss by flow time (0: noise, 1: data)", times),
         ("Gradient norm", pull),
     ]
-    return pages.panels([pages.panel(chart, title) for title, chart in shown if chart]) + _pace(curves)
+    before = f"{name}: " if name else ""
+    return pages.panels([pages.panel(chart, before + title) for title, chart in shown if chart]) + _pace(curves, before)
 
 
 def _entries(curves: Curves, metric: str, label: str) -> str:
@@ -91,13 +92,13 @@ def _entries(curves: Curves, metric: str, label: str) -> str:
     return line_chart(lines, x_label="step", y_label="loss", label=label, log=True)
 
 
-def _pace(curves: Curves) -> str:
+def _pace(curves: Curves, before: str = "") -> str:
     rate = [value for _, value in curves.values("train", "samples_per_s")]
     pace = f", {np.median(rate):.0f} samples a second" if rate else ""
-    return pages.paragraph(f"{curves.steps:,} steps in {duration(curves.seconds)}{pace}.", "about")
+    return pages.paragraph(f"{before}{curves.steps:,} steps in {duration(curves.seconds)}{pace}.", "about")
 
 
-def _flow_table(rows: Sequence[FlowRow], facts: Mapping[str, Any]) -> str:
+def _flow_table(rows: Sequence[FlowRow], facts: Mapping[str, Any], name: str = "") -> str:
     head = [
         "prediction",
         "moving, mean",
@@ -124,7 +125,7 @@ def _flow_table(rows: Sequence[FlowRow], facts: Mapping[str, Any]) -> str:
         f"path leaves its start by more than {threshold:.0%} of the image. Zero motion and constant velocity need no network."
     )
     body = pages.table(head, cells, best=min(known)[1] if known else None) + pages.paragraph(said, "about")
-    return pages.panel(body, "Error of predicted paths")
+    return pages.panel(body, f"Error of predicted paths{': ' if name else ''}{name}")
 
 
 def _px(value: float | None) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
+from lamp.sceneflow.moving import DRAWN, MOVING, leaves_start
+
 NOW = (38, 99, 255)
 MIDWAY = (178, 62, 224)
 LATER = (255, 42, 54)
@@ -21,8 +23,8 @@ class OverlayStyle:
     """The image is enlarged by this factor first; lines stay thin and sharp."""
     width: float = 1.4
     """Width of a trajectory in [output pixels at 256 px image height]; grows with the image."""
-    moving: float = 0.012
-    """A point moves if its path is at least this long [fraction of the image, straight from start to farthest point]."""
+    moving: float = MOVING
+    """How far a point has to move to be drawn as a path (`lamp.sceneflow.moving`). [fraction of the image]"""
     opacity: float = 0.92
     dim: float = 0.0
     """Share by which the picture is faded to grey below the lines, so that they stand out."""
@@ -40,9 +42,9 @@ def time_colour(share: float) -> tuple[int, int, int]:
 
 
 def moving_points(points: Float[np.ndarray, "k t1 c"], threshold: float) -> Bool[np.ndarray, " k"]:
-    """Says which points leave their start by at least `threshold` [fraction of the image]."""
+    """Which points move (`lamp.sceneflow.moving`) by more than `threshold` [fraction of the image]."""
     offsets = points[:, :, :2] - points[:, :1, :2]
-    return np.linalg.norm(np.nan_to_num(offsets), axis=-1).max(axis=1) >= threshold
+    return np.asarray(leaves_start(offsets, np.asarray(np.isfinite(offsets).all(-1)), threshold))
 
 
 def enlarged(image: UInt8[np.ndarray, "h w 3"], scale: int) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -74,8 +76,9 @@ def draw_foresight(
     height, width = picture.shape[:2]
     factor = style.supersampling
     canvas = Image.new("RGBA", (width * factor, height * factor), (0, 0, 0, 0))
+    moving = moving_points(points, style.moving)
     stroke = max(1, round(style.width * height / 256 * factor))
-    _draw(ImageDraw.Draw(canvas), points, moving_points(points, style.moving), canvas.size, stroke, style)
+    _draw(ImageDraw.Draw(canvas), points, moving, canvas.size, stroke, style)
     # Premultiplied while shrinking, else the empty canvas' black bleeds into the lines' edges.
     layer = np.asarray(canvas, dtype=np.float32) / 255.0
     layer[..., :3] *= layer[..., 3:]
@@ -122,8 +125,7 @@ def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: t
 class ForesightArtist:
     """Draws what a policy foresaw over film frames; to be passed to `lamp.benchmark.evaluating.evaluate`."""
 
-    style: OverlayStyle = field(default_factory=lambda: OverlayStyle(scale=2, moving=0.02))
-    """Single predictions add noise to still points, so that a point has to move further than in pictures to be shown."""
+    style: OverlayStyle = field(default_factory=lambda: OverlayStyle(scale=2, moving=DRAWN))
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], foresight: Float[np.ndarray, "k t1 3"] | None

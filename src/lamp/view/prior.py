@@ -38,12 +38,18 @@ def _interventions(table: SuccessTable, title: str) -> str:
     if not changed:
         return ""
     pairs = {pair.second: pair for pair in table.pairs}
-    base, rows = table.rows[0], []
+    base, rows, tests = table.rows[0], [], dict[str, None]()
     for row in (base, *changed):
         pair = pairs.get(row.condition)
         compared = ["", ""] if pair is None else [f"{100 * pair.difference:+.1f} points", f"{pair.p_value:.3g}"]
+        tests |= {pair.test: None} if pair else {}
         rows.append([words(row.condition), counted(row.total), *compared])
-    head = ["condition", "success, 95% interval", f"{words(base.condition)} minus it", "McNemar p"]
+    head = [
+        "condition",
+        "success, 95% interval",
+        f"{words(base.condition)} minus it",
+        f"p ({', '.join(tests) or 'none'})",
+    ]
     charts = [chart for name, label in SWEEPS.items() if (chart := _sweep(name, label, base, changed))]
     return pages.panel(pages.table(head, rows), title) + (pages.panels(charts) if charts else "")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from lamp.view import between_runs, evidence, figures, learning, published, sect
 from lamp.view.pages import page
 from lamp.view.prior import prior
 from lamp.view.strips import read_caption
+from lamp.view.wording import label
 
-METRICS = "metrics.jsonl"
+METRICS, FLOW = "metrics.jsonl", "flow.json"
+DEPTHS = ("", "*/", "*/*/")
+"""Where the parts of a run may lie in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +45,16 @@ class ReportInputs:
     """A sentence below the title; made from the run if empty."""
     seconds: Mapping[str, float | int] = field(default_factory=dict)
     """Stage of the run -> its wall time [s]."""
-    motion: Path | None = None
-    """metrics.jsonl of the first stage."""
+    motions: Mapping[str, Path] = field(default_factory=dict)
+    """Name -> metrics.jsonl of a first stage."""
     policies: Mapping[str, Path] = field(default_factory=dict)
     """Condition, such as with_motion -> metrics.jsonl of its second stage."""
     evaluations: tuple[Path, ...] = ()
     """Output folders of `lamp evaluate`."""
     trials: tuple[Path, ...] = ()
     """Folders in which `lamp score` wrote down trials on a real robot."""
-    flow: Path | None = None
-    """flow.json of the first stage: errors of predicted paths on held-out episodes."""
+    flows: Mapping[str, Path] = field(default_factory=dict)
+    """Name -> flow.json of a first stage: errors of predicted paths on held-out episodes."""
     pictures: tuple[Picture, ...] = ()
     """Foresight and other pictures."""
     data: Path | None = None
@@ -89,10 +93,8 @@ def report(config: ReportConfig) -> Path:
     """
     if not config.run:
         raise ConfigError("no folder to report; expected that of a demo, a training or an evaluation, or several")
-    first, *others = (discover(run, title=config.title, max_films=config.max_films) for run in config.run)
-    further = tuple(folder for inputs in others for folder in inputs.evaluations)
-    trials = tuple(dict.fromkeys([*first.trials, *(folder for inputs in others for folder in inputs.trials)]))
-    inputs = replace(first, evaluations=tuple(dict.fromkeys(first.evaluations + further)), trials=trials)
+    runs = list({run.resolve(): run for run in config.run}.values())
+    inputs = together([(run, discover(run, title=config.title, max_films=config.max_films)) for run in runs])
     if config.json is not None:
         found = _gathered(inputs)
         tables, between = tables_to_json(found.tables), [sentence(pair) for pair in between_runs.pairs(found)]
@@ -143,10 +145,10 @@ def render(inputs: ReportInputs) -> str:
 
 def _gathered(inputs: ReportInputs) -> evidence.Evidence:
     return evidence.gather(
-        motion=inputs.motion,
+        motions=inputs.motions,
         policies=inputs.policies,
         evaluations=inputs.evaluations,
-        flow=inputs.flow,
+        flows=inputs.flows,
         data=inputs.data,
         trials=inputs.trials,
     )
@@ -161,19 +163,17 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     if not run.is_dir():
         raise DataError(f"no folder {run}; expected the output folder of a demo, a training or an evaluation")
     summary = _json(run / "summary.json") or {}
-    motion, policies = _trainings(run)
-    evaluations = tuple(
-        sorted(path.parent for pattern in ("", "*/", "*/*/") for path in run.glob(f"{pattern}{EPISODES}"))
-    )
+    motions, policies = _trainings(run)
+    evaluations = tuple(sorted(path.parent for pattern in DEPTHS for path in run.glob(f"{pattern}{EPISODES}")))
     trials = (run,) if (run / TRIALS).is_file() else ()
-    flows = [path for path in (run / "flow.json", run / "motion" / "flow.json") if path.is_file()]
+    flows = _by_name(run, FLOW)
     data = run / "data" if (run / "data" / "meta" / "info.json").is_file() else None
     pictures = tuple(
         Picture(path=path, caption=_caption(path))
         for path in sorted(run.glob("pictures/*"))
         if path.suffix in (".png", ".jpg")
     )
-    if not (motion or policies or evaluations or pictures or data or trials):
+    if not (motions or policies or evaluations or pictures or data or trials):
         raise DataError(
             f"{run} holds nothing to report: expected {METRICS}, {EPISODES}, {TRIALS}, pictures/ or a dataset, here or "
             "in its folders"
@@ -182,11 +182,11 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
         title=title or summary.get("title") or f"LaMP run: {run.resolve().name}",
         lead=summary.get("lead", ""),
         seconds={name: value for name, value in summary.get("seconds", {}).items() if name != "total"},
-        motion=motion,
+        motions=motions,
         policies=policies,
         evaluations=evaluations,
         trials=trials,
-        flow=flows[0] if flows else None,
+        flows=flows,
         pictures=pictures,
         data=data,
         configuration=_configurations(run, evaluations),
@@ -196,17 +196,66 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     )
 
 
-def _trainings(run: Path) -> tuple[Path | None, dict[str, Path]]:
-    """Tells the stages apart by their folders: `motion`, `policy_with`, `policy_without` or other policies."""
-    motion, policies = None, {}
-    for path in sorted({*run.glob(METRICS), *run.glob(f"*/{METRICS}")}):
-        kind = (_json(path.parent / "lamp.json") or _json(path.parent / "checkpoint" / "lamp.json") or {}).get("kind")
-        name = path.parent.name
-        if kind == "motion" or (kind is None and "motion" in name and not name.startswith("policy")):
-            motion = path
+def _trainings(run: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The trainings of either stage, by their folders' names; the demo's policies are called as in its evaluation."""
+    motions, policies = {}, {}
+    for name, path in _by_name(run, METRICS).items():
+        if _stage(path.parent) == "motion":
+            motions[name] = path
         else:
             policies[{"policy_with": "with_motion", "policy_without": "without_motion"}.get(name, name)] = path
-    return motion, policies
+    return motions, policies
+
+
+def _by_name(run: Path, file: str) -> dict[str, Path]:
+    """Files of that name here and in the folders below, by their folder's name; where two have the same, by its path."""
+    paths = sorted({path for pattern in DEPTHS for path in run.glob(f"{pattern}{file}")})
+    times = Counter(path.parent.resolve().name for path in paths)
+    return {
+        name if times[name := path.parent.resolve().name] == 1 else str(path.parent.relative_to(run)): path
+        for path in paths
+    }
+
+
+def _stage(folder: Path) -> str:
+    """Which stage a run trained, by what it says of itself, or its checkpoint; else by its folder's name."""
+    for path, key in ((folder / "lamp.json", "stage"), (folder / "checkpoint" / "lamp.json", "kind")):
+        said = _json(path)
+        if isinstance(said, dict) and said.get(key) in ("motion", "policy"):
+            return said[key]
+    return "motion" if "motion" in folder.name and not folder.name.startswith("policy") else "policy"
+
+
+def together(runs: Sequence[tuple[Path, ReportInputs]]) -> ReportInputs:
+    """The parts of several runs as those of one; the title, the lead and the dataset are the first one's that has them.
+
+    Args:
+        runs: Each folder, and what was found in it.
+    """
+    if len(runs) == 1:
+        return runs[0][1]
+
+    def named(kind: str) -> dict[str, Any]:
+        """Parts by their names; those that several runs have by the folders' names too."""
+        times = Counter(name for _, inputs in runs for name in getattr(inputs, kind))
+        found: dict[str, Any] = {}
+        for run, inputs in runs:
+            for name, value in getattr(inputs, kind).items():
+                full = name if times[name] == 1 else f"{label(run)}/{name}"
+                found[full if full not in found else f"{run.resolve()}/{name}"] = value
+        return found
+
+    def all_of(kind: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(item for _, inputs in runs for item in getattr(inputs, kind)))
+
+    first = runs[0][1]
+    return replace(
+        first,
+        lead=next((inputs.lead for _, inputs in runs if inputs.lead), ""),
+        data=next((inputs.data for _, inputs in runs if inputs.data), None),
+        **{kind: named(kind) for kind in ("motions", "policies", "flows", "seconds", "configuration", "facts")},
+        **{kind: all_of(kind) for kind in ("evaluations", "trials", "pictures", "notes")},
+    )
 
 
 def _configurations(run: Path, evaluations: tuple[Path, ...]) -> dict[str, Any]:

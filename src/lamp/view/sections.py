@@ -19,8 +19,10 @@ def lead(found: Evidence) -> str:
     parts = []
     if found.data:
         parts.append(f"{found.data.get('episodes')} demonstrations")
-    if found.motion:
-        parts.append(f"a motion prior trained for {found.motion.steps:,} steps")
+    if found.motions:
+        longest = max(curves.steps for curves in found.motions.values())
+        kinds = "motion priors" if len(found.motions) > 1 else "a motion prior"
+        parts.append(f"{kinds} trained for {longest:,} steps")
     if found.policies:
         longest = max(curves.steps for curves in found.policies.values())
         parts.append(f"{'policies' if len(found.policies) > 1 else 'a policy'} trained for {longest:,} steps")
@@ -41,9 +43,14 @@ def headline(found: Evidence, seconds: Mapping[str, Number]) -> str:
             items.append((f"success {words(condition)}", percent(row.total.value), said))
     if found.pair is not None:
         items.append(
-            ("paired difference", f"{100 * found.pair.difference:+.0f} points", f"McNemar p = {found.pair.p_value:.2g}")
+            (
+                "paired difference",
+                f"{100 * found.pair.difference:+.0f} points",
+                f"{found.pair.test} p = {found.pair.p_value:.2g}",
+            )
         )
-    flow = {row.name: row.moving[0] for row in found.flow}
+    first = next(iter(found.flows.values()), None)
+    flow = {row.name: row.moving[0] for row in first.rows} if first else {}
     best, still = flow.get("mean of 4") or flow.get("one sample"), flow.get("zero motion")
     if best is not None and still is not None:
         items.append(("foresight, moving points", f"{best:.1f} px", f"no motion at all: {still:.1f} px"))
@@ -124,7 +131,7 @@ def _own_notes(found: Evidence) -> list[str]:
         notes.append(
             f"At most {max(trials)} episodes a condition: differences inside the intervals are no evidence either way."
         )
-    if found.flow:
+    if found.flows:
         notes.append(
             "Foresight errors are of full sampling; the policy itself reads the prior's hidden state after one step of ten."
         )

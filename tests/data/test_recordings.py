@@ -116,7 +116,7 @@ def test_a_recording_that_ran_slower_than_it_declares_is_not_taken_at_its_word(t
     assert dataset.fps == 12 and dataset.episodes[0].length == 25
     np.testing.assert_allclose(dataset.column("policy.time", 0), slow)
     found = import_recording(tmp_path / "one", tmp_path / "insisted", fps=20)
-    assert LeRobotDataset(tmp_path / "insisted").fps == 20 and "taken as 20 as asked" in found.notes[0]
+    assert LeRobotDataset(tmp_path / "insisted").fps == 20 and "taken as 20, as asked" in found.notes[0]
 
 
 def test_resampling_takes_the_nearest_frame_whole(tmp_path: Path) -> None:
@@ -168,8 +168,20 @@ def test_recordings_from_before_times_counted_are_imported_with_a_word(tmp_path:
     found = import_recording(tmp_path / "rec", tmp_path / "data")
     assert LeRobotDataset(tmp_path / "data").fps == 20
     assert found.notes == (
-        "a ran at 500 frames per second, not at 20 (1 of 1 episodes are off); taken as 20, as old times may be others",
+        "a ran at 500 frames per second, not at 20 (1 of 1 episodes are off); "
+        "taken as 20, as declared: those are hardly the times of a robot",
     )
+
+
+def test_frames_recorded_as_fast_as_a_computer_can_are_as_many_a_second_as_declared(tmp_path: Path) -> None:
+    recorded(tmp_path / "rec", [number / 9000 for number in range(9)], name="a")
+    found = import_recording(tmp_path / "rec", tmp_path / "data")
+    assert LeRobotDataset(tmp_path / "data").fps == 20 and "hardly the times of a robot" in found.notes[0]
+    with pytest.raises(ConfigError, match="a: its frames were taken faster than any robot's"):
+        import_recording(tmp_path / "rec", tmp_path / "other", resample="absolute")
+    recorded(tmp_path / "fast", [number / 30 for number in range(9)], name="a")  # a loop that nobody paced
+    with pytest.raises(ConfigError, match="a ran at 30 frames per second, not at 20"):
+        import_recording(tmp_path / "fast", tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from lamp_client.recording import RecordedEpisode, RecordingError, read_episode,
 
 RATE_TOLERANCE = 0.05
 """Rates that differ by no more are the same."""
+UNREAL = 2.0
+"""No robot's loop runs so many times faster than it is meant to: what does was written as fast as a computer can, by a simulator or
+from other data, and its times mean nothing."""
 PAUSE = 2.5
 """A step that takes so many times as long as the median one is a pause, in which the robot held still."""
 Resample = Literal["none", "absolute"]
@@ -63,7 +66,7 @@ class Pace:
         median = float(np.median(steps)) if len(steps) > 1 else 0.0
         if median <= 0:
             return cls(declared=episode.fps, rate=None, timed=episode.timed, pauses=())
-        long = steps > PAUSE * median
+        long = steps > PAUSE * max(median, 1.0 / episode.fps)
         pauses = tuple((int(at), float(steps[at])) for at in np.flatnonzero(long))
         rate = float(1.0 / steps[~long].mean())
         return cls(declared=episode.fps, rate=rate, timed=episode.timed, pauses=pauses)
@@ -184,23 +187,27 @@ def _dataset_rate(
             f"{out} has {old:g} frames per second, the recording {rate:g}; give another --out, or --fps {old:g}."
         )
     off = {name: pace for name, pace in paces.items() if not pace.ran_at(rate)}
-    certain = {name: pace for name, pace in off.items() if pace.timed}
+    unreal = {name for name, pace in off.items() if pace.rate is not None and pace.rate > UNREAL * pace.declared}
+    certain = {name: pace for name, pace in off.items() if pace.timed and name not in unreal}
     notes = _pauses(paces, resample)
-    if not off or resample != "none":
+    if not off or (resample != "none" and not unreal):
         return rate, notes
     name, pace = next(iter((certain or off).items()))
     assert pace.rate is not None
     told = f"{name} ran at {pace.rate:.3g} frames per second, not at {rate:g} ({len(off)} of {len(paces)} episodes are off)"
+    if resample != "none":
+        raise ConfigError(
+            f"{min(unreal)}: its frames were taken faster than any robot's, so their times say nothing to resample by; expected "
+            "--resample none."
+        )
     if fps is None and certain:
         raise ConfigError(
             f"{told}. --fps {_round(pace.rate):g} takes the rate at which it ran, right whatever the actions are; --resample "
             f"absolute takes the nearest frames at {rate:g}, where actions are absolute targets; --fps {rate:g} insists on "
             f"{rate:g}, where the times are not the robot's."
         )
-    return rate, [
-        f"{told}; taken as {rate:g}{' as asked' if fps is not None else ', as old times may be others'}",
-        *notes,
-    ]
+    why = "as asked" if fps is not None else "as declared: those are hardly the times of a robot"
+    return rate, [f"{told}; taken as {rate:g}, {why}", *notes]
 
 
 def _pauses(paces: dict[str, Pace], resample: Resample) -> list[str]:
@@ -211,7 +218,7 @@ def _pauses(paces: dict[str, Pace], resample: Resample) -> list[str]:
             step, longest = max(pace.pauses, key=lambda pause: pause[1])
             total = sum(seconds for _, seconds in pace.pauses)
             notes.append(
-                f"{name} paused {len(pace.pauses)} times, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}; "
+                f"{name} paused {'once' if len(pace.pauses) == 1 else f'{len(pace.pauses)} times'}, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}; "
                 f"the dataset goes on without {'them' if resample == 'none' else 'them, as each is cut to one step'}"
             )
     return notes

@@ -22,8 +22,8 @@ from lamp_client.recording import RecordedEpisode, RecordingError, read_episode,
 RATE_TOLERANCE = 0.05
 """Rates that differ by no more are the same."""
 UNREAL = 2.0
-"""No robot's loop runs so many times faster than it is meant to: what does was written as fast as a computer can, by a simulator or
-from other data, and its times mean nothing."""
+"""No robot's loop is so many times faster than it is meant to be: what is was written as fast as a computer can, by a simulator
+or from other data, and its times mean nothing."""
 PAUSE = 2.5
 """A step that takes so many times as long as the median one is a pause, in which the robot held still."""
 Resample = Literal["none", "absolute"]
@@ -217,9 +217,11 @@ def _pauses(paces: dict[str, Pace], resample: Resample) -> list[str]:
         if pace.pauses:
             step, longest = max(pace.pauses, key=lambda pause: pause[1])
             total = sum(seconds for _, seconds in pace.pauses)
+            often = "once" if len(pace.pauses) == 1 else f"{len(pace.pauses)} times"
+            without = "them" if resample == "none" else "them, as each is cut to one step"
             notes.append(
-                f"{name} paused {'once' if len(pace.pauses) == 1 else f'{len(pace.pauses)} times'}, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}; "
-                f"the dataset goes on without {'them' if resample == 'none' else 'them, as each is cut to one step'}"
+                f"{name} paused {often}, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}; "
+                f"the dataset goes on without {without}"
             )
     return notes
 

@@ -8,13 +8,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from lamp.errors import DataError, unreadable
 from lamp.files import (
@@ -31,6 +34,7 @@ from lamp.files import (
     safe_file_name,
     write_json,
 )
+from lamp.train.tensors import write_tensors
 
 JSON = st.recursive(
     st.none()
@@ -286,3 +290,29 @@ def test_a_file_that_the_system_refuses_is_not_called_corrupt(number: int, tmp_p
     assert unreadable(tmp_path, OSError(f"refused (os error {number})"), damaged).errno == number  # pyright: ignore[reportAttributeAccessIssue]
     assert unreadable(tmp_path, SafetensorError("header too short"), damaged) is damaged
     assert unreadable(tmp_path, FileNotFoundError(errno.ENOENT, "no"), damaged) is damaged
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
+def test_others_may_read_what_is_written_as_the_umask_says(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", 1)
+        with atomic_path(tmp_path / "b.safetensors") as path:
+            save_file({"x": torch.zeros(2)}, path)
+        with atomic_path(tmp_path / "folder") as path:
+            (path / "deep").mkdir(parents=True)
+            write_tensors(path / "deep" / "c.safetensors", {"x": torch.zeros(2)})
+            (path / "run.sh").touch(0o755)
+        with atomic_path(tmp_path / "d") as path:
+            os.rename(tempfile.mkstemp(dir=path.parent)[1], path)
+        with atomic_path(tmp_path / "e") as path:
+            os.rename(tempfile.mkdtemp(dir=path.parent), path)
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    files = {"a.json", "b.safetensors", "d", "folder/deep/c.safetensors"}
+    assert modes == {
+        **dict.fromkeys(files, 0o666 & ~umask),
+        **dict.fromkeys({"folder", "folder/deep", "e"}, 0o777 & ~umask),
+        "folder/run.sh": 0o755 & ~umask,
+    }

@@ -133,11 +133,33 @@ def _exchange(one: Path, other: Path) -> None:
     os.rename(aside, one)
 
 
+def _umask() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
+    except (OSError, StopIteration, ValueError):
+        # It can be read in no other way than by setting it.
+        found = os.umask(0o022)
+        os.umask(found)
+        return found
+
+
+def _as_the_umask_says(path: Path) -> None:
+    """Gives a new file, or folder with all in it, the permissions of any other; some libraries write for their owner only."""
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    for item in (path, *inside):
+        if not item.is_symlink():
+            private = 0o700 if item.is_dir() else 0o600
+            if item.stat().st_mode & 0o777 == private:
+                item.chmod((0o777 if item.is_dir() else 0o666) & ~_umask())
+
+
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Gives a temporary path to write a file or a folder to, which takes the place of `path` if the block succeeds.
 
-    The caller creates the file or folder. One that exists at `path` is replaced; if the block raises, it stays.
+    The caller creates the file or folder. One that exists at `path` is replaced; if the block raises, it stays. Others may read
+    what is written as the umask says, whatever wrote it.
 
     Raises:
         DataError: The block wrote nothing.
@@ -153,6 +175,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             yield staged
             if not staged.exists():
                 raise DataError(f"nothing was written for {target}; expected a file or a folder at the temporary path")
+            _as_the_umask_says(staged)
             sync(staged)
             if target.is_dir():
                 _exchange(staged, target)

@@ -19,9 +19,10 @@ from benchmark_fakes import FakePolicy, FakeSimulators, make_checkpoint
 from lamp.benchmark.crew import SimulationStoppedError
 from lamp.benchmark.episodes import read_records
 from lamp.benchmark.evaluating import EvaluateConfig, Summary, evaluate
+from lamp.benchmark.runs import read_sessions
 from lamp.data.video import video_info
 from lamp.errors import ConfigError, DataError
-from lamp.files import read_json
+from lamp.files import read_json, write_json
 
 SCRIPT = Path(__file__).with_name("benchmark_fakes.py")
 
@@ -112,6 +113,7 @@ def test_another_session_repeats_nothing_and_other_settings_are_refused(
     )  # fmt: skip
     again = evaluate(EvaluateConfig(**settings, workers=1), load=FakePolicy, simulators=FakeSimulators())
     assert again.complete and (root / "out" / "episodes.jsonl").read_bytes() == before
+    assert [session.episodes for session in again.sessions] == [40], "a call that did nothing is no session"
     with pytest.raises(ConfigError, match="states is '3:8', was '3:7'"):
         evaluate(EvaluateConfig(**{**settings, "states": "3:8"}), load=FakePolicy, simulators=FakeSimulators())
     make_checkpoint(root / "other" / "policy", "retrained")
@@ -160,7 +162,12 @@ def test_a_killed_evaluation_goes_on_without_loss_or_repetition(tmp_path: Path, 
     assert last.wait(timeout=40) == 0, (tmp_path / "log").read_text()
     records = read_records(tmp_path / "out")
     assert len(records) == len({record.key for record in records}) == 2 * 10 * 2
-    assert read_json(tmp_path / "out" / "summary.json")["complete"]
+    summary, sessions = read_json(tmp_path / "out" / "summary.json"), read_sessions(tmp_path / "out")
+    assert summary["complete"] and summary["sessions"] == 3 == len(sessions)
+    assert 38 <= sum(session.episodes for session in sessions) <= 40 and all(
+        session.seconds > 0 for session in sessions
+    )
+    assert summary["session_seconds"] == pytest.approx(sum(session.seconds for session in sessions), abs=0.06)
     begun = (tmp_path / "journal").read_text().splitlines()
     # At most the two episodes in flight are begun anew each time.
     assert 40 <= len(begun) <= 40 + 2 * 2
@@ -270,3 +277,19 @@ def test_an_episode_that_always_hangs_ends_the_evaluation_with_advice(tmp_path: 
     )
     with pytest.raises(SimulationStoppedError, match="Try a longer --deadline-s"):
         evaluate(config, load=FakePolicy, simulators=FakeSimulators(hangs_at=1))
+
+
+def test_time_that_an_earlier_version_noted_is_kept(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "policy")
+    config = EvaluateConfig(
+        checkpoint=tmp_path / "policy", suite="fake", states="0:2", task=(0,), out=tmp_path / "out", workers=1
+    )
+    first = evaluate(config, load=FakePolicy, simulators=FakeSimulators())
+    (tmp_path / "out" / "sessions.jsonl").unlink()
+    write_json(tmp_path / "out" / "summary.json", {"session_seconds": 100.0})
+    lines = (tmp_path / "out" / "episodes.jsonl").read_text().splitlines()
+    (tmp_path / "out" / "episodes.jsonl").write_text(lines[0] + "\n")
+    again = evaluate(config, load=FakePolicy, simulators=FakeSimulators())
+    assert again.records == first.records[:1] + again.records[1:]
+    assert [(session.number, session.episodes) for session in again.sessions] == [(1, 1), (2, 1)]
+    assert read_json(tmp_path / "out" / "summary.json")["session_seconds"] > 100.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from training_fakes import MOTION, PatchBackbone, loop, motion_training, policy_
 
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
-from lamp.train.checkpoint import Expected, load_checkpoint, recover, save_checkpoint
+from lamp.train.checkpoint import Expected, check_files, load_checkpoint, recover, save_checkpoint
 from lamp.train.configs import PolicyTraining
 from lamp.train.description import TIME_CONVENTION, read_description
 from lamp.train.motion import train_motion
@@ -237,3 +239,79 @@ def test_first_difference_names_the_place() -> None:
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}, "x") is None
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "x") == ("x.a.b", 1, 2)
     assert first_difference({"a": 1}, {"a": 1, "c": 3}, "x") == ("x.c", None, 3)
+
+
+def flip(folder: Path, rng: random.Random) -> tuple[Path, int]:
+    """Flips one bit of one of a folder's files, and says which."""
+    path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    content = bytearray(path.read_bytes())
+    bit = rng.randrange(8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    return path, bit
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_run_is_not_continued_from_damaged_files(
+    policy: Path, data: Path, motion: Path, tmp_path: Path, count: int
+) -> None:
+    rng = random.Random(count)
+    for _ in range(count):
+        run = Path(shutil.copytree(policy, tmp_path / "run"))
+        path, bit = flip(run / "checkpoint", rng)
+        try:
+            train_policy(policy_training(loop=SHORT), data, run, motion, backbone=PatchBackbone())
+        except DataError as error:
+            assert str(run) in str(error) and "\n" not in str(error)
+        else:
+            pytest.fail(f"bit {bit} of {path.name} was flipped, and the run went on")
+        shutil.rmtree(run)
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_found_and_its_file_named(policy: Path, tmp_path: Path) -> None:
+    rng, named = random.Random(0), set()
+    for _ in range(300):
+        folder = Path(shutil.copytree(policy / "checkpoint", tmp_path / "checkpoint"))
+        assert check_files(folder)
+        path, _ = flip(folder, rng)
+        with pytest.raises(DataError, match=path.name if path.name != "committed.json" else "checkpoint"):
+            check_files(folder)
+        named.add(path.name)
+        shutil.rmtree(folder)
+    assert len(named) == 7
+
+
+def test_a_file_that_is_missing_cut_exchanged_or_added_is_found(copy: Path, motion: Path) -> None:
+    training = copy / "training"
+    for name, change in {
+        "missing": lambda: (training / "optimiser.safetensors").unlink(),
+        "bytes": lambda: os.truncate(training / "raw.safetensors", 100),
+        "not as it was": lambda: (training / "state.json").write_bytes(
+            (training / "state.json").read_bytes().replace(b"true", b"null")
+        ),
+        "not among": lambda: (training / "more.json").write_text("{}"),
+    }.items():
+        folder = Path(shutil.copytree(copy, copy.parent / "spared"))
+        change()
+        with pytest.raises(DataError, match=name):
+            check_files(copy)
+        shutil.rmtree(copy)
+        folder.rename(copy)
+    assert check_files(copy)
+
+
+def test_a_checkpoint_from_before_checksums_is_continued_and_said_to_be(
+    policy: Path, data: Path, motion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(policy, tmp_path / "run"))
+    (run / "checkpoint" / "training" / "committed.json").write_text('{"step": 2}\n')
+    train_policy(policy_training(loop=SHORT), data, run, motion, backbone=PatchBackbone())
+    assert "was written without checksums" in capsys.readouterr().err
+    (run / "checkpoint" / "training" / "committed.json").unlink()
+    train_policy(policy_training(loop=SHORT), data, run, motion, backbone=PatchBackbone())
+
+
+def test_a_changed_description_is_noticed_where_a_policy_is_loaded(copy: Path) -> None:
+    edit(copy, step=3)
+    with pytest.raises(DataError, match=r"lamp\.json: .*damaged"):
+        load_checkpoint(copy)

@@ -213,6 +213,7 @@ def evaluate(
             print(f"{len(run.records)} of {len(plan)} episodes are done already", file=sys.stderr)
         try:
             if pending:
+                run.begin_session(started)
                 place = _place(config)
                 post = Post(
                     simulators={visit.simulators.suite: visit.simulators for visit in programme.visits},
@@ -237,7 +238,8 @@ def evaluate(
                 duties = _duties(pending, conditions, programme.tasks, filmed, set(post.probes))
                 _collect(run, crew, duties, config, len(plan))
         finally:
-            summary = summarise(config.out, run.records, planned=len(plan), seconds=time.monotonic() - started)
+            run.note_session()
+            summary = summarise(config.out, run.records, planned=len(plan))
             summary.write()
     return summary
 

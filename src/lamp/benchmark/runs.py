@@ -1,8 +1,13 @@
-"""The folder of an evaluation: what was asked (`run.json`), and what is done so far (`episodes.jsonl`), each episode once."""
+"""The folder of an evaluation: what was asked (`run.json`), and what is done so far (`episodes.jsonl`), each episode once.
+
+`sessions.jsonl` keeps how long each call of the command worked on it, a line after each episode, so that no time is lost with a
+session that is killed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,9 +17,10 @@ from typing import Any
 
 from lamp.benchmark.episodes import EPISODES, Episode, EpisodeRecord, read_records
 from lamp.errors import ConfigError, DataError
-from lamp.files import append_line, locked, read_json, sha256_of, write_json
+from lamp.files import append_line, locked, read_json, read_lines_json, sha256_of, to_line, write_json
 
 MANIFEST = "run.json"
+SESSIONS = "sessions.jsonl"
 FORMAT = "lamp-evaluation"
 
 
@@ -34,6 +40,41 @@ class Manifest:
     """What is worth knowing but may differ between sessions: paths, code and package versions, workers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One call of the command that did episodes."""
+
+    number: int
+    """From 1."""
+    episodes: int
+    seconds: float
+    """Wall time."""
+
+
+def read_sessions(folder: Path) -> list[Session]:
+    """The sessions of an evaluation, in order; none where an earlier version wrote it.
+
+    Raises:
+        DataError: The log is damaged.
+    """
+    found: dict[int, Session] = {}
+    for line in read_lines_json(folder / SESSIONS):
+        try:
+            session = Session(
+                number=int(line["session"]), episodes=int(line["episodes"]), seconds=float(line["seconds"])
+            )
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{folder / SESSIONS} holds {to_line(line)[:80]}; restore or remove the file") from None
+        found[session.number] = session
+    return [found[number] for number in sorted(found)]
+
+
+def write_session(folder: Path, session: Session) -> None:
+    """Notes how far a session is; the last note of each counts."""
+    noted = {"session": session.number, "episodes": session.episodes, "seconds": round(session.seconds, 3)}
+    append_line(folder / SESSIONS, to_line(noted))
+
+
 class Run:
     """An evaluation folder opened for writing, by one process at a time.
 
@@ -49,6 +90,7 @@ class Run:
             stack.enter_context(locked(folder / ".lock", busy))
             _claim(folder, manifest)
             self.records = read_records(folder) if (folder / EPISODES).exists() else []
+            self._number, self._started, self._before = 0, 0.0, len(self.records)
             self._held = stack.pop_all()
 
     def pending(self, episodes: Sequence[Episode]) -> list[Episode]:
@@ -60,6 +102,28 @@ class Run:
         """Appends an episode; it is on the disk when this returns."""
         append_line(self.folder / EPISODES, record.to_line())
         self.records.append(record)
+        self.note_session()
+
+    def begin_session(self, started: float) -> None:
+        """Counts this call among the sessions.
+
+        Args:
+            started: When it began, by `time.monotonic`.
+        """
+        earlier = read_sessions(self.folder)
+        if not earlier and self.records and (self.folder / "summary.json").is_file():
+            # An earlier version kept the time of the last session only.
+            seconds = read_json(self.folder / "summary.json", "summary").get("session_seconds", 0.0)
+            write_session(self.folder, Session(number=1, episodes=len(self.records), seconds=float(seconds)))
+            earlier = read_sessions(self.folder)
+        self._number, self._started = 1 + max((session.number for session in earlier), default=0), started
+        self.note_session()
+
+    def note_session(self) -> None:
+        """Notes how long this session has lasted, if it was begun."""
+        if self._number:
+            seconds, episodes = time.monotonic() - self._started, len(self.records) - self._before
+            write_session(self.folder, Session(number=self._number, episodes=episodes, seconds=seconds))
 
     def close(self) -> None:
         """Lets other processes write to the folder."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EPISODES, Episode, EpisodeRecord, read_records
-from lamp.benchmark.runs import FORMAT, MANIFEST
+from lamp.benchmark.runs import FORMAT, MANIFEST, read_sessions, write_session
 from lamp.errors import ConfigError, DataError
 from lamp.files import atomic_write_text, read_json, write_json
 
@@ -74,6 +74,9 @@ def merge(config: MergeConfig) -> int:
         if (folder / "videos").is_dir():
             shutil.copytree(folder / "videos", config.out / "videos", dirs_exist_ok=True)
     atomic_write_text(config.out / EPISODES, "".join(record.to_line() + "\n" for record in records))
+    sessions = [session for folder in config.shards for session in read_sessions(folder)]
+    for number, session in enumerate(sessions, start=1):
+        write_session(config.out, replace(session, number=number))
     # Last: a folder without a manifest is no evaluation.
     write_json(config.out / MANIFEST, {**first, "config": whole, "planned": planned, "facts": facts})
     return len(records)

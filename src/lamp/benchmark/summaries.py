@@ -9,6 +9,7 @@ from pathlib import Path
 from lamp.benchmark import robustness
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.robustness import RobustnessTable
+from lamp.benchmark.runs import Session, read_sessions
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
 from lamp.files import atomic_write_text, write_json
 
@@ -24,8 +25,8 @@ class Summary:
     """Of LIBERO-Plus and of plus-style perturbations."""
     records: tuple[EpisodeRecord, ...]
     planned: int
-    seconds: float
-    """Wall time of this session."""
+    sessions: tuple[Session, ...]
+    """Every call of the command that did episodes, killed ones included."""
 
     @property
     def complete(self) -> bool:
@@ -38,13 +39,14 @@ class Summary:
         return "\n".join(filter(None, (to_text(self.tables), robustness.to_text(self.perturbed))))
 
     def write(self) -> None:
-        """Writes summary.json, tables.md and tables.txt, computed from the episode lines only."""
+        """Writes summary.json, tables.md and tables.txt, computed from the episode lines and the log of sessions only."""
         facts = {
             "complete": self.complete,
             "planned": self.planned,
             "done": len(self.records),
             "episode_seconds": round(sum(record.wall_s for record in self.records), 1),
-            "session_seconds": round(self.seconds, 1),
+            "sessions": len(self.sessions),
+            "session_seconds": round(sum(session.seconds for session in self.sessions), 1),
             "render": sorted({record.render for record in self.records}),
             "placement_shift": sorted({record.placement_shift for record in self.records}),
             "states": sorted({record.state for record in self.records}),
@@ -57,7 +59,7 @@ class Summary:
         atomic_write_text(self.folder / "tables.txt", self.text)
 
 
-def summarise(folder: Path, records: Sequence[EpisodeRecord], *, planned: int, seconds: float) -> Summary:
+def summarise(folder: Path, records: Sequence[EpisodeRecord], *, planned: int) -> Summary:
     """Computes the tables of an evaluation's episodes."""
     return Summary(
         folder=folder,
@@ -65,5 +67,5 @@ def summarise(folder: Path, records: Sequence[EpisodeRecord], *, planned: int, s
         perturbed=tuple(robustness.robustness(records)),
         records=tuple(records),
         planned=planned,
-        seconds=seconds,
+        sessions=tuple(read_sessions(folder)),
     )

@@ -14,12 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lamp import checksums
 from lamp.errors import DataError, MismatchError, unreadable
 from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE
 from lamp.train.adapters import PART, read_adapter, write_adapter
-from lamp.train.description import Description, checkpoint_folder, read_description
+from lamp.train.description import FILE_NAME, Description, checkpoint_folder, read_description
 from lamp.train.processes import SINGLE, Processes
 from lamp.train.shards import whole
 from lamp.train.state import TrainingState
@@ -28,7 +29,9 @@ from lamp.train.tensors import content_hash, read_tensors, write_tensors
 WEIGHTS = "model.safetensors"
 TRAINING = "training"
 COMMITTED = "committed.json"
-"""In `training`, written once everything else of a checkpoint is on the disk."""
+"""In `training`, written once everything else of a checkpoint is on the disk: the step, and every file's size and hash."""
+SMALL = 1 << 20
+"""Files below this are compared whole wherever a checkpoint is loaded. [bytes]"""
 MOTION_PART = "motion_expert."
 
 
@@ -153,7 +156,64 @@ def _write(folder: Path, description: Description, weights: Mapping[str, Tensor]
     if state is not None:
         state.write(folder / TRAINING)
         sync(folder)
-        write_json(folder / TRAINING / COMMITTED, {"step": state.step})
+        listed = checksums.to_json(checksums.checksums_of(folder, _own_files(folder)))
+        write_json(folder / TRAINING / COMMITTED, {"step": state.step, "files": listed})
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """Everything that a run is continued from; not what others may put beside it, such as a card."""
+    beside = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors")]
+    return beside + checksums.files_in(folder / TRAINING, without=[COMMITTED])
+
+
+def read_committed(folder: Path) -> dict[str, checksums.Checksum] | None:
+    """The checksums of a checkpoint's files; None where it was written without, or holds no state.
+
+    Raises:
+        DataError: They are damaged.
+    """
+    path = folder / TRAINING / COMMITTED
+    if not path.is_file():
+        return None
+    said = read_json(path, "list of a checkpoint's files")
+    if isinstance(said, dict) and set(said) == {"step"}:
+        return None
+    if not isinstance(said, dict) or set(said) != {"step", "files"} or type(said["step"]) is not int:
+        raise DataError(f"{path} is damaged; restore the checkpoint, or start again with --fresh.")
+    listed = checksums.parse(said["files"], path)
+    missing = sorted({path.relative_to(folder).as_posix() for path in _own_files(folder)} - listed.keys())
+    if missing:
+        raise DataError(f"{folder / missing[0]} is not among the files that {path} lists; restore the checkpoint.")
+    if said["step"] != read_json(folder / TRAINING / "state.json", "training state").get("step"):
+        raise DataError(f"{path} and the state beside it speak of different steps; restore the checkpoint.")
+    return listed
+
+
+def check_files(path: Path, *, hash_below: int | None = None) -> bool:
+    """Compares all files of a checkpoint with what they were when it was written.
+
+    Args:
+        path: The checkpoint's folder.
+        hash_below: Of larger files only the size is compared. [bytes]
+
+    Returns:
+        Whether there was something to compare them with: earlier versions wrote no checksums.
+
+    Raises:
+        DataError: One is missing or is not as it was written; names it.
+    """
+    listed = read_committed(path)
+    if listed is None:
+        return False
+    if FILE_NAME not in listed or WEIGHTS not in listed:
+        raise DataError(f"{path / TRAINING / COMMITTED} does not list {FILE_NAME} and {WEIGHTS}; it is damaged.")
+    faults = checksums.compare(path, listed, hash_below=hash_below)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise DataError(
+            f"{faults[0]}{more}: the checkpoint is damaged. Restore it from a copy, or train again with --fresh."
+        )
+    return True
 
 
 def recover(path: Path) -> None:
@@ -184,6 +244,11 @@ def load_checkpoint(
     (expected or Expected()).check(folder, description)
     model = LaMP(description.model)
     load_weights(folder, description, model)
+    # The weights were compared with the description, and this compares the description.
+    listed = read_committed(folder) or {}
+    beside = {name: listed[name] for name in listed if not name.startswith(f"{TRAINING}/")}
+    for fault in checksums.compare(folder, beside, hash_below=SMALL):
+        raise DataError(f"{fault}: the checkpoint is damaged; restore it from a copy, or train again.")
     model.requires_grad_(False)
     return model.eval().to(device), description
 

@@ -25,7 +25,15 @@ from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
 from lamp.train.adapters import PART
-from lamp.train.checkpoint import load_adapter, load_state, load_weights, recover, save_checkpoint
+from lamp.train.checkpoint import (
+    SMALL,
+    check_files,
+    load_adapter,
+    load_state,
+    load_weights,
+    recover,
+    save_checkpoint,
+)
 from lamp.train.configs import Imported, LoopConfig
 from lamp.train.description import FILE_NAME, Description, read_description
 from lamp.train.loop import Loop, Outcome, Stage
@@ -111,7 +119,7 @@ def run_stage(
         if fresh:
             processes.only_main(lambda: clear(out))
         processes.only_main(lambda: recover(path))
-        state = _continued(stage, description, path)
+        state = _continued(stage, description, path, processes)
         if state is not None and state.finished:
             _say(
                 processes,
@@ -189,12 +197,15 @@ def clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _continued(stage: ModelStage, description: Description, path: Path) -> TrainingState | None:
+def _continued(stage: ModelStage, description: Description, path: Path, processes: Processes) -> TrainingState | None:
     if not path.exists():
         return None
+    processes.only_main(lambda: check_files(path, hash_below=SMALL))
     previous = read_description(path)
     longer = _is_longer(previous, description)
     _check_same(path, previous, description, longer=longer)
+    if not processes.told(processes.only_main(lambda: check_files(path))):
+        _say(processes, f"{path} was written without checksums, by an earlier version: it is continued as it is.")
     weights = load_weights(path, previous, stage.model)
     weights |= {PART + name: value for name, value in load_adapter(path, previous).items()}
     state = load_state(path, weights, list(stage.parameters()))

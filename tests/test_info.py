@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import zarr
-from demonstrations import write
+from demonstrations import LENGTHS, episode, write
 from training_fakes import PatchBackbone, loop, motion_training, write_dataset
 
 from lamp import cli
+from lamp.checksums import read_checksums
+from lamp.data.episodes import stage_episode
+from lamp.data.lerobot_writer import LeRobotWriter
 from lamp.errors import DataError
 from lamp.files import write_json
-from lamp.info import describe, to_text
+from lamp.info import describe, to_text, verify
 from lamp.sceneflow.building import FlowBuildConfig
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.train.motion import train_motion
@@ -102,3 +106,121 @@ def test_text_indents_what_is_nested() -> None:
         "    - x: 2",
         "none: -",
     ]
+
+
+def extend(root: Path) -> None:
+    """Adds one episode."""
+    stage_episode(root, "later", episode(7))
+    LeRobotWriter(root).finalize()
+
+
+def spoil(path: Path, at: float = 0.6) -> None:
+    """Flips one bit."""
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 4
+    path.write_bytes(content)
+
+
+def test_what_was_written_is_verified_and_a_flipped_bit_anywhere_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dataset with scene flow and features in it, as our own commands write them."""
+    data = write_dataset(tmp_path / "data")
+    assert cli.main(["info", str(data), "--verify"]) == 0
+    assert "no fault in" in capsys.readouterr().out
+    files = [path for path in data.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    kinds: dict[tuple[str, str], Path] = {}
+    for path in sorted(files):
+        kinds.setdefault((path.relative_to(data).parts[0], path.suffix), path)
+    assert {"data", "meta", "videos", "sceneflow", "features"} <= {folder for folder, _ in kinds}
+    for path in kinds.values():
+        if path.name in ("collection_attempts.jsonl", "lamp_statistics.json"):
+            continue
+        kept = path.read_bytes()
+        spoil(path)
+        assert cli.main(["info", str(data), "--verify"]) == 1, path
+        assert path.name in capsys.readouterr().out
+        path.write_bytes(kept)
+    assert cli.main(["info", str(data), "--verify", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] and told["files"] >= len(files) - 10 and not told["faults"]
+
+
+def test_a_dataset_that_grows_keeps_the_checksums_of_what_was_there(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write(root, LENGTHS[:2])
+    before = read_checksums(root / "meta/checksums.json")
+    video = next(name for name in before if name.endswith(".mp4"))
+    spoil(root / video)
+    extend(root)
+    after = read_checksums(root / "meta/checksums.json")
+    assert after[video] == before[video] and len(after) > len(before)
+    assert [fault.file for fault in verify(root).faults] == [root / video]
+
+
+def test_a_killed_finalising_is_made_good_by_the_next(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write(root, LENGTHS[:2])
+    old = (root / "meta/checksums.json").read_bytes()
+    extend(root)
+    (root / "meta/checksums.json").write_bytes(old)
+    assert verify(root).faults
+    LeRobotWriter(root).finalize()
+    assert not verify(root).faults
+
+
+def test_data_of_others_are_given_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "data"
+    write(root)
+    (root / "meta/checksums.json").unlink()
+    assert cli.main(["info", str(root), "--verify"]) == 0
+    assert "has no checksums" in capsys.readouterr().out
+    assert cli.main(["info", str(root), "--write-checksums", "--verify"]) == 0
+    assert cli.main(["info", str(root), "--write-checksums"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    (root / "meta/stats.json").unlink()
+    assert cli.main(["info", str(root), "--verify"]) == 1
+    assert "stats.json: is missing" in capsys.readouterr().out
+
+
+def test_checkpoints_and_experiments_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_dataset(tmp_path / "demo" / "data")
+    train_motion(motion_training(loop=loop(steps=2)), data, tmp_path / "demo" / "motion", backbone=PatchBackbone())
+    write_json(tmp_path / "demo" / "seconds.json", {"collect": 3.5})
+    checkpoint = tmp_path / "demo" / "motion" / "checkpoint"
+    found = describe(tmp_path / "demo")
+    assert found["kind"] == "experiment" and found["seconds"] == {"collect": 3.5} and "unfinished" in found["state"]
+    assert found["inside"] == {"data": "dataset", "motion": "training run"}
+    for folder in (tmp_path / "demo", checkpoint.parent, checkpoint):
+        assert not verify(folder).faults
+    for name in ("lamp.json", "model.safetensors", "training/optimiser.safetensors", "training/committed.json"):
+        kept = (checkpoint / name).read_bytes()
+        spoil(checkpoint / name)
+        assert [fault.file for fault in verify(tmp_path / "demo").faults] == [checkpoint / name]
+        (checkpoint / name).write_bytes(kept)
+    shutil.rmtree(checkpoint / "training")
+    assert not verify(checkpoint).faults and "weights only" in verify(checkpoint).unchecked[0]
+    spoil(checkpoint / "model.safetensors")
+    assert [fault.file for fault in verify(checkpoint).faults] == [checkpoint / "model.safetensors"]
+
+
+def test_every_folder_that_the_software_makes_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, file in {
+        "unfinished training run": "metrics.jsonl",
+        "trials on a robot": "trials.jsonl",
+        "recording of a robot": "a.lamprec",
+        "unfinished collection": ".staging/a/episode.json",
+    }.items():
+        folder = tmp_path / kind
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).touch()
+        assert describe(folder)["kind"] == kind
+    (tmp_path / "empty").mkdir()
+    write_json(tmp_path / "robot.json", {})
+    for path, said in (
+        ("empty", "it is empty"),
+        ("robot.json", "is a file.*recipe show"),
+        ("emty", "did you mean .*/empty"),
+    ):
+        with pytest.raises(DataError, match=said):
+            describe(tmp_path / path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def write_checksums(path: Path, listed: Listed, **said: Any) -> None:
         listed: What it lists, relative to a folder that the reader knows.
         said: Further entries.
     """
-    write_json(path, {"format": FORMAT, "version": VERSION, **said, "files": to_json(listed)})
+    write_json(path, with_own({"format": FORMAT, "version": VERSION, **said, "files": to_json(listed)}))
 
 
 def read_checksums(path: Path) -> dict[str, Checksum]:
@@ -110,6 +111,8 @@ def read_checksums(path: Path) -> dict[str, Checksum]:
     obj = read_json(path, "list of checksums")
     if not isinstance(obj, dict) or (obj.get("format"), obj.get("version")) != (FORMAT, VERSION):
         raise DataError(f"{path} is no list of checksums ({FORMAT} {VERSION}); restore or remove it")
+    if not is_intact(obj):
+        raise DataError(f"the list of checksums {path} is not as it was written itself; restore or remove it")
     return parse(obj.get("files"), path)
 
 
@@ -151,5 +154,5 @@ def is_intact(obj: Mapping[str, Any]) -> bool | None:
 
 
 def _own(obj: Mapping[str, Any]) -> str:
-    plain = {key: obj[key] for key in sorted(obj) if key != OWN}
-    return hashlib.sha256(to_line(plain).encode()).hexdigest()[:32]
+    plain = json.loads(to_line({key: obj[key] for key in obj if key != OWN}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]

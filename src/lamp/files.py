@@ -231,10 +231,14 @@ def to_line(obj: Any) -> str:
     return json.dumps(obj, default=_plain, allow_nan=False, ensure_ascii=False)
 
 
+def to_text(obj: Any) -> str:
+    """Strict JSON (no NaN), indented, as `write_json` writes it."""
+    return json.dumps(obj, default=_plain, allow_nan=False, ensure_ascii=False, indent=2) + "\n"
+
+
 def write_json(path: PathLike, obj: Any) -> None:
     """Writes strict JSON (no NaN), indented, atomically."""
-    text = json.dumps(obj, default=_plain, allow_nan=False, ensure_ascii=False, indent=2)
-    atomic_write_text(path, text + "\n")
+    atomic_write_text(path, to_text(obj))
 
 
 def read_json(path: PathLike, what: str = "file") -> Any:

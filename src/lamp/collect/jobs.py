@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from lamp.data.lerobot_format import ATTEMPTS_PATH
 from lamp.errors import ConfigError, unknown
 from lamp.files import append_line, read_lines_json, to_line
 
@@ -17,7 +18,6 @@ EVALUATION_STATES = range(30, 50)
 """Initial states that no demonstration may start from."""
 MAX_ATTEMPTS = 8
 """Attempts at one episode, each with another initial state and other seeds, before it is given up."""
-ATTEMPTS_PATH = "meta/collection_attempts.jsonl"
 EXPERT_TASKS: dict[str, tuple[int, ...]] = {
     "libero_object": tuple(range(10)),
     "libero_spatial": tuple(range(10)),

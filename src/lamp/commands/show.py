@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,20 +45,62 @@ def _report(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoFlags:
-    """Says what a folder is: dataset, scene-flow store, feature cache, training run, checkpoint or evaluation."""
+    """Says what a folder is: dataset, scene-flow store, feature cache, training run, checkpoint, evaluation, an experiment or a
+    recording; with --verify, whether it is as it was written."""
 
     path: tyro.conf.Positional[Path]
     """The folder, or a checkpoint's id on the hub, OWNER/NAME or OWNER/NAME@REVISION: its weights are not fetched."""
     json: bool = False
     """Print JSON."""
+    verify: bool = False
+    """Read everything and compare it with the checksums that were kept when it was written; exit code 1 where a file differs."""
+    write_checksums: bool = False
+    """Keep the checksums of a folder that has none, such as a dataset of others, for a later --verify."""
 
 
 def _info(arguments: Sequence[str]) -> None:
     flags = parse(InfoFlags, arguments, "info")
-    from lamp.info import describe, to_text
+    from lamp.info import describe, keep_checksums, to_text
 
+    if flags.verify or flags.write_checksums:
+        if flags.write_checksums:
+            print(f"checksums: {keep_checksums(flags.path)}", file=sys.stderr)
+        if flags.verify:
+            _verify(flags)
+        return
     description = describe(flags.path)
     print(json.dumps(description, indent=2, ensure_ascii=False) if flags.json else to_text(description))
+
+
+def _verify(flags: InfoFlags) -> None:
+    from lamp.info import verify
+
+    found = verify(flags.path)
+    if flags.json:
+        faults = [{"file": str(fault.file), "problem": fault.problem} for fault in found.faults]
+        said = {
+            "ok": not faults,
+            "files": found.files,
+            "bytes": found.bytes,
+            "faults": faults,
+            "unchecked": found.unchecked,
+        }
+        print(json.dumps(said, indent=2, ensure_ascii=False))
+    else:
+        for fault in found.faults[:_NAMED]:
+            print(f"fault: {fault}")
+        for each in found.unchecked[:_NAMED]:
+            print(f"note: {each}")
+        more = max(len(found.faults) - _NAMED, 0) + max(len(found.unchecked) - _NAMED, 0)
+        print(*([f"... and {more} more"] if more else []), sep="\n", end="\n" if more else "")
+        told = f"{len(found.faults)} faults" if found.faults else "no fault"
+        print(f"{told} in {found.files} files, {found.bytes / 1e6:,.1f} MB ({flags.path})")
+    if found.faults:
+        raise SystemExit(1)
+
+
+_NAMED = 20
+"""At most so many faults are printed."""
 
 
 COMMANDS: dict[str, Command] = {

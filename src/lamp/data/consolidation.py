@@ -6,6 +6,7 @@ Whatever a killed run had written before is not referred to, and the next run wr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lamp.checksums import Checksum, checksum_of, checksums_of, files_in, read_checksums, write_checksums
 from lamp.data.episodes import StagedEpisode, features_of
 from lamp.data.lerobot_format import (
+    ATTEMPTS_PATH,
     BOOKKEEPING,
+    CHECKSUMS_PATH,
     CHUNK_SIZE,
     CODEBASE_VERSION,
     DATA_PATH,
@@ -40,9 +44,10 @@ from lamp.data.lerobot_format import (
 )
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.statistics import FeatureStatistics, aggregate, statistics_of
+from lamp.data.stored_statistics import FILE_NAME as STORED_STATISTICS
 from lamp.data.video import join_videos, pixel_format, video_info
 from lamp.errors import DataError, MismatchError
-from lamp.files import atomic_path, atomic_write_text, to_line, write_json
+from lamp.files import atomic_path, atomic_write_text, to_line, to_text, write_json
 
 MEGABYTE = 1 << 20
 
@@ -134,7 +139,9 @@ class Consolidation:
         if collection is not None or self.old is None or self.old.lamp:
             kept = collection if collection is not None else (self.old.lamp if self.old is not None else {})
             write_json(self.root / LAMP_PATH, lamp_description(self.cameras, self.fps, kept, info))
-        write_json(self.root / INFO_PATH, info)
+        text = to_text(info)
+        keep_checksums(self.root, coming={INFO_PATH: text.encode()})
+        atomic_write_text(self.root / INFO_PATH, text)
 
     def _remove_orphans(self) -> None:
         """Removes files that a killed run left and that nothing refers to."""
@@ -310,3 +317,39 @@ def _groups(sizes: Sequence[int], limit: float, kinds: Sequence[object] | None =
         groups[-1].append(number)
         filled += size
     return groups
+
+
+LISTED = ("data/", "images/", "meta/", "simulation/", "videos/")
+"""Where the files are that a dataset consists of; caches and scene flow in its folder keep their own checksums."""
+NEVER_CHANGED = ("data/", "images/", "meta/episodes/", "simulation/", "videos/")
+
+
+def dataset_files(root: Path) -> list[Path]:
+    """The files of a dataset that its list of checksums is of."""
+    apart = (CHECKSUMS_PATH, ATTEMPTS_PATH, STORED_STATISTICS)
+    found = [path for folder in LISTED for path in files_in(root / folder)]
+    return [path for path in found if path.relative_to(root).as_posix() not in apart]
+
+
+def keep_checksums(root: Path, *, changed: bool = True, coming: Mapping[str, bytes] | None = None) -> None:
+    """Writes the list of a dataset's checksums, or brings it up to date.
+
+    A file that is listed and never changed again keeps its entry, so that damage since then is not taken for right.
+
+    Args:
+        root: The dataset's folder.
+        changed: Whether descriptions may have been written since; else that is found out.
+        coming: Files as they are going to be written next.
+    """
+    path = root / CHECKSUMS_PATH
+    listed = read_checksums(path) if path.is_file() else {}
+    # A finalising that was killed between the description and this list.
+    if not changed and listed.get(INFO_PATH) == checksum_of(root / INFO_PATH):
+        return
+    kept = {name: found for name, found in listed.items() if name.startswith(NEVER_CHANGED) and (root / name).is_file()}
+    new = [path for path in dataset_files(root) if path.relative_to(root).as_posix() not in kept]
+    expected = {
+        name: Checksum(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for name, content in (coming or {}).items()
+    }
+    write_checksums(path, {**kept, **checksums_of(root, new), **expected})

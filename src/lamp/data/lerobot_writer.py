@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamp.data.consolidation import Consolidation, FileSizes, Wanted, lamp_description
+from lamp.data.consolidation import Consolidation, FileSizes, Wanted, keep_checksums, lamp_description
 from lamp.data.episodes import (
     STAGING,
     EpisodeData,
@@ -94,4 +94,7 @@ class LeRobotWriter:
             for name in staged_names(self.root):
                 remove_staged(self.root, name)
             remove_leftovers(self.root)
+            if not staged:
+                # Also what a finalising has left that was killed between the list and the description, which is its last step.
+                keep_checksums(self.root, changed=collection is not None)
             return len(staged)

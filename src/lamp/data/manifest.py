@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lamp.checksums import with_own
 from lamp.configuration import to_json
 from lamp.data.encoding import (
     BackboneIdentity,
@@ -21,7 +22,7 @@ from lamp.data.encoding import (
     storage_dtype,
 )
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.data.shards import one_error_when_full
+from lamp.data.shards import content_hash, one_error_when_full
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_path, read_json, write_json
 
@@ -151,11 +152,11 @@ def write_manifest(
     _check_storage(folder, manifest)
     with one_error_when_full(folder):
         if isinstance(backbone, FeatureBackbone):
-            manifest |= {"varying": _write_parts(dataset, backbone, folder)}
+            manifest |= _write_parts(dataset, backbone, folder)
         else:
             own = storage_name(backbone.dtype)
             manifest |= {"padding": to_json(backbone.padding), "length": backbone.length, "dtype": own}
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, with_own(manifest))
     return manifest
 
 
@@ -175,8 +176,8 @@ def _check_storage(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _write_parts(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path) -> list[int]:
-    """Writes the instructions' tokens and the constant channels; returns which channels vary."""
+def _write_parts(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path) -> dict[str, Any]:
+    """Writes the instructions' tokens and the constant channels; returns which channels vary, and a hash of what was written."""
     varying, constant = slice(0, backbone.width), {}
     if isinstance(backbone, PartlyConstant):
         varying = slice(*backbone.varying_channels.indices(backbone.width)[:2])
@@ -192,4 +193,4 @@ def _write_parts(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Pat
     with atomic_path(folder / SHARED) as path:
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in shared.items()}
         save_file(contiguous, path, metadata={"instructions": json.dumps(dataset.tasks)})
-    return [varying.start, varying.stop]
+    return {"varying": [varying.start, varying.stop], "shared_sha256": content_hash(contiguous)}

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lamp.checksums import with_own
 from lamp.data.content import EpisodeContents
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError, unreadable
@@ -125,7 +126,7 @@ class Shards:
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         header = {"fingerprint": self._contents[episode], "sha256": content_hash(whole), **said}
         with one_error_when_full(self.folder), atomic_path(self.path(episode)) as path:
-            save_file(whole, path, metadata=header)
+            save_file(whole, path, metadata=with_own(header))
         self.left_out_path(episode).unlink(missing_ok=True)
 
     def remove_leftovers(self, episode: int) -> None:

@@ -8,7 +8,7 @@
 - ``frames`` (frame,) int32: the present frame of each entry, ascending.
 
 One chunk holds one reference frame (a random read takes about 1 ms, and larger chunks save no space), one shard an episode.
-An episode's folder appears whole or not at all, and lists the sizes of its files.
+An episode's folder appears whole or not at all, and lists the sizes of its files, and in `checksums.json` their hashes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 import zarr
 from jaxtyping import Int
 
+from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
 from lamp.files import atomic_path
@@ -102,7 +103,7 @@ class SceneFlowStore:
         attributes = {"format": FORMAT, "version": VERSION, "units": UNITS, "axes": AXES}
         with atomic_path(path / "zarr.json") as staged:
             group = zarr.create_group(staged.parent, zarr_format=3)
-            group.update_attributes(attributes | {"description": to_json(description)})
+            group.update_attributes(with_own(attributes | {"description": to_json(description)}))
         return cls(path)
 
     @property
@@ -151,6 +152,7 @@ class SceneFlowStore:
                 str(path.relative_to(staged)): path.stat().st_size for path in staged.glob("*/**/*") if path.is_file()
             }
             group.update_attributes({"episode": episode, "files": sizes})
+            write_checksums(staged / CHECKSUMS, checksums_of(staged, files_in(staged)))
         self._episode.cache_clear()
 
     def is_whole(self, episode: int) -> bool:

@@ -19,7 +19,7 @@ from lamp.errors import DataError, MismatchError, unreadable
 from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE
-from lamp.train.adapters import PART, read_adapter, write_adapter
+from lamp.train.adapters import FOLDER, PART, read_adapter, write_adapter
 from lamp.train.description import FILE_NAME, Description, checkpoint_folder, read_description
 from lamp.train.processes import SINGLE, Processes
 from lamp.train.shards import whole
@@ -157,13 +157,14 @@ def _write(folder: Path, description: Description, weights: Mapping[str, Tensor]
         state.write(folder / TRAINING)
         sync(folder)
         listed = checksums.to_json(checksums.checksums_of(folder, _own_files(folder)))
-        write_json(folder / TRAINING / COMMITTED, {"step": state.step, "files": listed})
+        write_json(folder / TRAINING / COMMITTED, checksums.with_own({"step": state.step, "files": listed}))
 
 
 def _own_files(folder: Path) -> list[Path]:
     """Everything that a run is continued from; not what others may put beside it, such as a card."""
     beside = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors")]
-    return beside + checksums.files_in(folder / TRAINING, without=[COMMITTED])
+    adapters = checksums.files_in(folder / FOLDER) if (folder / FOLDER).is_dir() else []
+    return beside + adapters + checksums.files_in(folder / TRAINING, without=[COMMITTED])
 
 
 def read_committed(folder: Path) -> dict[str, checksums.Checksum] | None:
@@ -178,7 +179,7 @@ def read_committed(folder: Path) -> dict[str, checksums.Checksum] | None:
     said = read_json(path, "list of a checkpoint's files")
     if isinstance(said, dict) and set(said) == {"step"}:
         return None
-    if not isinstance(said, dict) or set(said) != {"step", "files"} or type(said["step"]) is not int:
+    if not isinstance(said, dict) or set(said) != {"step", "files", checksums.OWN} or not checksums.is_intact(said):
         raise DataError(f"{path} is damaged; restore the checkpoint, or start again with --fresh.")
     listed = checksums.parse(said["files"], path)
     missing = sorted({path.relative_to(folder).as_posix() for path in _own_files(folder)} - listed.keys())

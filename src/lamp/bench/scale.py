@@ -73,7 +73,7 @@ def measure_opening(episodes: int) -> dict[str, Any]:
         write_numbers(root, episodes)
         with timed("open"):
             dataset = LeRobotDataset(root)
-            tasks = [episode.task for episode in dataset.episodes]
+            tasks = [dataset.instructions(episode)[0][0] for episode in range(len(dataset))]
         with timed("split"):
             split = split_episodes(tasks, validation_share=0.1)
         with timed("normalisers"):

@@ -78,7 +78,6 @@ class _NewEpisode:
 
     staged: StagedEpisode
     index: int
-    task_index: int
     start: int
     columns: dict[str, np.ndarray]
     row: dict[str, Any]
@@ -106,9 +105,7 @@ class Consolidation:
         for episode in staged:
             self._check(episode)
         self.tasks = list(old.tasks) if old is not None else []
-        for episode in staged:
-            if episode.task not in self.tasks:
-                self.tasks.append(episode.task)
+        self.tasks = list(dict.fromkeys([*self.tasks, *(text for episode in staged for text in episode.instructions)]))
 
     def _check(self, episode: StagedEpisode) -> None:
         where = f"the staged episode {episode.name}"
@@ -166,23 +163,22 @@ class Consolidation:
                 raise MismatchError(
                     f"the staged episode {staged.name} has the features {sorted(frames)}; expected {sorted(self.features)}"
                 )
-            steps, task_index = np.arange(staged.length), self.tasks.index(staged.task)
+            steps, texts = np.arange(staged.length), list(dict.fromkeys(staged.instructions))
+            places = {text: self.tasks.index(text) for text in texts}
             columns = {name: frames[name] for name in self.features} | {
                 "timestamp": (steps / self.fps).astype(np.float32),
                 "frame_index": steps,
                 "episode_index": np.full(staged.length, index),
                 "index": steps + start,
-                "task_index": np.full(staged.length, task_index),
+                "task_index": np.array([places[text] for text in staged.instructions]),
             }
-            row: dict[str, Any] = {"episode_index": index, "tasks": [staged.task], "length": staged.length}
+            row: dict[str, Any] = {"episode_index": index, "tasks": texts, "length": staged.length}
             row |= {"dataset_from_index": start, "dataset_to_index": start + staged.length}
             statistics = {IMAGE_PREFIX + camera: staged.image_statistics[camera] for camera in self.cameras}
             statistics |= {name: statistics_of(values) for name, values in columns.items()}
             for name, of_feature in statistics.items():
                 row |= {f"stats/{name}/{key}": value for key, value in of_feature.to_json().items()}
-            episodes.append(
-                _NewEpisode(staged=staged, index=index, task_index=task_index, start=start, columns=columns, row=row)
-            )
+            episodes.append(_NewEpisode(staged=staged, index=index, start=start, columns=columns, row=row))
             index, start = index + 1, start + staged.length
         return episodes
 
@@ -262,7 +258,10 @@ class Consolidation:
         for episode in episodes:
             staged = episode.staged
             own = {"episode_index": episode.index, "name": staged.name}
-            lines.append({**own, "length": staged.length, "instruction": staged.task, **staged.extra, **own})
+            told: dict[str, Any] = {"length": staged.length, "instruction": staged.task}
+            if len(texts := list(dict.fromkeys(staged.instructions))) > 1:
+                told["instructions"] = texts
+            lines.append({**own, **told, **staged.extra, **own})
         atomic_write_text(self.root / LAMP_EPISODES_PATH, "".join(to_line(line) + "\n" for line in lines))
 
     def _info(self, episodes: Sequence[_NewEpisode]) -> dict[str, Any]:

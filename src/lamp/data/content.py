@@ -52,9 +52,7 @@ class EpisodeContents:
             if episode in self._found:
                 continue
             place = self._dataset.episode(episode)
-            texts, which = self._dataset.instructions(episode)
-            told = texts[0] if len(texts) == 1 else f"{texts} {which.tolist()}"
-            found = hashlib.sha256(f"{place.length} {told}".encode())
+            found = hashlib.sha256(f"{place.length} {self._dataset.told(episode)}".encode())
             found.update(np.packbits(self._dataset.fresh(episode)).tobytes())
             for camera in self._cameras:
                 entry, new = self._of_file(camera, self._dataset.video_path(camera, episode))

@@ -19,7 +19,8 @@ from lamp.data.padding import Padding
 from lamp.errors import DataError
 from lamp.types import Encoded, Observations
 
-TOKENS = "tokens"
+TOKENS, LENGTHS = "tokens", "lengths"
+"""In a shard: the tokens, and how many of them each frame has, where instructions of one episode differ in that."""
 IMAGES_AT_ONCE, OBSERVATIONS_AT_ONCE = 16, 8
 StorageFormat = Literal["default", "float16", "bfloat16", "float32"]
 """How tokens are kept. By default, float16 where images and instructions are encoded apart (2^-11 of a value at most is lost to
@@ -184,7 +185,7 @@ def storage_dtype(storage: StorageFormat, *, apart: bool) -> torch.dtype | None:
 def encode_episode(
     backbone: FrozenBackbone,
     images: Mapping[str, UInt8[Tensor, "n _ _ 3"]],
-    instruction: str,
+    instructions: Sequence[str],
     storage: StorageFormat,
     rounding: Rounding,
 ) -> dict[str, Tensor]:
@@ -193,7 +194,7 @@ def encode_episode(
     Args:
         backbone: The frozen backbone.
         images: All frames of each camera.
-        instruction: The episode's.
+        instructions: Each frame's.
         storage: How tokens are kept.
         rounding: Takes note of what that costs.
 
@@ -202,7 +203,7 @@ def encode_episode(
     """
     if isinstance(backbone, FeatureBackbone):
         return _image_parts(backbone, images, storage, rounding)
-    return {TOKENS: _sequences(backbone, images, instruction, storage, rounding)}
+    return _sequences(backbone, images, instructions, storage, rounding)
 
 
 def _image_parts(
@@ -226,22 +227,28 @@ def _image_parts(
 def _sequences(
     backbone: SequenceBackbone,
     images: Mapping[str, Tensor],
-    instruction: str,
+    instructions: Sequence[str],
     storage: StorageFormat,
     rounding: Rounding,
-) -> Float[Tensor, "f n d"]:
+) -> dict[str, Tensor]:
     """The real tokens of an episode's frames, by default to the bit as the backbone gives them."""
-    frames = len(next(iter(images.values())))
-    found = []
-    for start in range(0, frames, OBSERVATIONS_AT_ONCE):
-        part = {camera: of_camera[start : start + OBSERVATIONS_AT_ONCE] for camera, of_camera in images.items()}
-        count = len(next(iter(part.values())))
-        encoded = backbone.encode(Observations(images=part, instructions=(instruction,) * count))
-        tokens = encoded.tokens[encoded.mask].unflatten(0, (count, -1))
-        if not tokens.isfinite().all():
-            raise DataError(f"the backbone's tokens of {instruction!r} are not finite numbers; use it in float32")
-        dtype = storage_dtype(storage, apart=False) or tokens.dtype
-        found.append(rounding.stored(tokens, dtype))
-        if not found[-1].isfinite().all():
-            raise DataError(f"the backbone's tokens of {instruction!r} are not finite numbers as {dtype}; {ADVICE}")
-    return torch.cat(found)
+    found: dict[int, Float[Tensor, "n d"]] = {}
+    for instruction in dict.fromkeys(instructions):
+        # Frames of one instruction have sequences of one length.
+        frames = [frame for frame, text in enumerate(instructions) if text == instruction]
+        for start in range(0, len(frames), OBSERVATIONS_AT_ONCE):
+            some = frames[start : start + OBSERVATIONS_AT_ONCE]
+            part = {camera: of_camera[some] for camera, of_camera in images.items()}
+            encoded = backbone.encode(Observations(images=part, instructions=(instruction,) * len(some)))
+            tokens = encoded.tokens[encoded.mask].unflatten(0, (len(some), -1))
+            if not tokens.isfinite().all():
+                raise DataError(f"the backbone's tokens of {instruction!r} are not finite numbers; use it in float32")
+            dtype = storage_dtype(storage, apart=False) or tokens.dtype
+            kept = rounding.stored(tokens, dtype)
+            if not kept.isfinite().all():
+                raise DataError(f"the backbone's tokens of {instruction!r} are not finite numbers as {dtype}; {ADVICE}")
+            found.update(zip(some, kept, strict=True))
+    ordered = [found[frame] for frame in range(len(instructions))]
+    lengths = torch.tensor([len(tokens) for tokens in ordered])
+    whole = {TOKENS: torch.nn.utils.rnn.pad_sequence(ordered, batch_first=True)}
+    return whole if len(lengths.unique()) == 1 else whole | {LENGTHS: lengths}

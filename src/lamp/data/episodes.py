@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lamp.data.lerobot_format import BOOKKEEPING, INFO_PATH, LAMP_EPISODES_PATH, Feature
+from lamp.data.metadata import INFO, by_episode, checked
 from lamp.data.statistics import FeatureStatistics, image_statistics
 from lamp.data.video import codec_name, write_video
 from lamp.errors import ConfigError, DataError, unreadable
@@ -36,7 +37,9 @@ class EpisodeData:
     images: Mapping[str, UInt8[np.ndarray, "l h w 3"]]
     """Per camera, under its short name (such as ``agentview``)."""
     task: str
-    """The instruction in words."""
+    """The instruction in words; of the first frame, where it changes."""
+    instructions: Sequence[str] | None = None
+    """The instruction of each frame, where it changes."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """JSON values to keep about the episode: suite, initial state, seeds ..."""
     simulation: Mapping[str, np.ndarray] | None = None
@@ -52,6 +55,10 @@ class EpisodeData:
     def __post_init__(self) -> None:
         if not self.frames or not self.task:
             raise DataError("an episode needs at least one feature and a task; this one lacks them")
+        if self.instructions is not None and not (
+            len(self.instructions) == self.length and all(text.strip() for text in self.instructions)
+        ):
+            raise DataError(f"an episode of {self.length} frames needs an instruction for each; some are missing")
         reserved = sorted(BOOKKEEPING.keys() & self.frames.keys())
         if reserved:
             raise DataError(f"the features {', '.join(reserved)} are the writer's own; leave them out of the episode")
@@ -70,6 +77,8 @@ class StagedEpisode:
     name: str
     folder: Path
     task: str
+    instructions: tuple[str, ...]
+    """Of each frame."""
     length: int
     fps: float | int
     extra: Mapping[str, Any]
@@ -111,9 +120,9 @@ def recorded_names(root: Path) -> list[str]:
     """Names of the episodes that are part of the dataset already, by episode index."""
     if not (root / INFO_PATH).exists():
         return []
-    total = read_json(root / INFO_PATH, "dataset description")["total_episodes"]
-    rows = [row for row in read_lines_json(root / LAMP_EPISODES_PATH) if row["episode_index"] < total]
-    return [row.get("name", "") for row in sorted(rows, key=lambda row: row["episode_index"])]
+    total = checked(INFO, read_json(root / INFO_PATH, "dataset description"), root / INFO_PATH).total_episodes
+    rows = by_episode(read_lines_json(root / LAMP_EPISODES_PATH), root / LAMP_EPISODES_PATH)
+    return [row.get("name", "") for index, row in sorted(rows.items()) if index < total]
 
 
 def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData, *, fps: float | int = 20) -> Path:
@@ -158,6 +167,7 @@ def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData,
 def _description(episode: EpisodeData, fps: float | int) -> dict[str, Any]:
     return {
         "task": episode.task,
+        "instructions": None if episode.instructions is None else list(episode.instructions),
         "length": episode.length,
         "fps": fps,
         "extra": dict(episode.extra),
@@ -181,7 +191,10 @@ def read_staged(root: Path, name: str) -> StagedEpisode:
         camera: FeatureStatistics.from_json(stats, where=where) for camera, stats in found["image_statistics"].items()
     }
     known = {key: found[key] for key in ("task", "length", "fps", "extra", "codec")}
-    return StagedEpisode(name=name, folder=folder, image_sizes=sizes, image_statistics=images, **known)
+    instructions = tuple(found.get("instructions") or (found["task"],) * found["length"])
+    return StagedEpisode(
+        instructions=instructions, name=name, folder=folder, image_sizes=sizes, image_statistics=images, **known
+    )
 
 
 def remove_staged(root: Path, name: str) -> None:

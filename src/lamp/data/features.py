@@ -59,6 +59,10 @@ class FrameIndex:
     frame: Int64[np.ndarray, " r"]
     first: Int64[np.ndarray, " e"]
     """Each episode's first row."""
+    texts: tuple[str, ...]
+    """All instructions."""
+    text: Int64[np.ndarray, " r"]
+    """Which of them each frame has."""
 
     @classmethod
     def of(cls, dataset: LeRobotDataset, without: Collection[int] = ()) -> FrameIndex:
@@ -66,7 +70,11 @@ class FrameIndex:
         none, gone = np.zeros(0, np.int64), set(without)
         frames = [none if index in gone else np.flatnonzero(dataset.fresh(index)) for index in range(len(dataset))]
         counts = np.array([len(of_episode) for of_episode in frames])
+        present = np.flatnonzero(counts).tolist()
+        texts, text = dataset.instruction_index(present, [frames[index] for index in present])
         return cls(
+            texts=texts,
+            text=text,
             episode=np.repeat(np.arange(len(frames)), counts),
             frame=np.concatenate(frames),
             first=np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64),
@@ -184,7 +192,7 @@ class FeatureCache(Features):
         self.index = FrameIndex.of(dataset, without=self.left_out)
         layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
         stored = Stored(store.pictures, store.views)
-        self._layout = layout(stored, self.folder, self.manifest, [episode.task for episode in dataset.episodes])
+        self._layout = layout(stored, self.folder, self.manifest, self.index.texts)
 
     @classmethod
     def build(
@@ -268,6 +276,9 @@ class FeatureCache(Features):
         taken, cuts = np.unique(groups[order], return_index=True)
         located = []
         for group, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
-            part = Located(episode=group // 2, places=places, frames=rows[places] - self.index.first[group // 2])
+            first = self.index.first[group // 2]
+            part = Located(
+                episode=group // 2, places=places, frames=rows[places] - first, texts=self.index.text[rows[places]]
+            )
             located.append(replace(part, views=views[places]) if views is not None and group % 2 else part)
         return self._layout.encoded(located)

@@ -103,7 +103,7 @@ class ImageSamples:
                 camera: torch.from_numpy(np.stack([of[index] for index in kept.tolist()]))
                 for camera, of in images.items()
             },
-            instructions=tuple(self.dataset.episode(int(self.episode[index])).task for index in kept),
+            instructions=tuple(self._targets.texts[place] for place in self._targets.text[kept].tolist()),
         )
         actions, mask = self._targets.chunks(kept)
         return ObservedBatch(

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from lamp.configuration import from_json
-from lamp.data.encoding import FORMATS, TOKENS
+from lamp.data.encoding import FORMATS, LENGTHS, TOKENS
 from lamp.data.manifest import SHARED
 from lamp.data.padding import Padding, RightPadding, padded
 from lamp.data.shards import MappedShards, Shards, load_mapped
@@ -31,6 +31,8 @@ class Located:
     """Where they stand in the batch."""
     frames: Int64[np.ndarray, " n"]
     """Which of the episode's fresh frames they are."""
+    texts: Int64[np.ndarray, " n"]
+    """Which instruction each frame has."""
     views: Int64[np.ndarray, " n"] | None = None
     """Which augmented view each is seen in, from 1; None: the pictures themselves."""
 
@@ -42,8 +44,14 @@ class Stored:
         self._pictures = MappedShards(pictures)
         self._views = None if views is None else MappedShards(views)
 
-    def rows(self, part: Located, name: str) -> Float[Tensor, "n tokens width"]:
-        """The stored tokens of some rows, under a name that the layout gives them."""
+    def has(self, part: Located, name: str) -> bool:
+        """Whether the shard of some rows holds something under a name."""
+        shards = self._pictures if part.views is None else self._views
+        assert shards is not None
+        return name in shards[part.episode]
+
+    def rows(self, part: Located, name: str) -> Shaped[Tensor, "n ..."]:
+        """What is stored of some rows, such as (row, token, channel), under a name that the layout gives them."""
         frames = torch.from_numpy(part.frames)
         if part.views is None:
             return self._pictures[part.episode][name][frames]
@@ -58,7 +66,7 @@ class Parts:
         stored: The shards' rows.
         folder: The cache.
         manifest: Its description.
-        instructions: Each episode's.
+        instructions: All that frames have.
 
     Raises:
         MismatchError: The cache lacks an instruction.
@@ -74,7 +82,7 @@ class Parts:
             raise MismatchError(f"{folder} lacks the instruction {absent[0]!r}; run `lamp cache features` again")
         self._text, self._text_mask = tensors["text"], tensors["text_mask"]
         self._constant = {camera: tensors[f"constant.{camera}"] for camera in manifest["cameras"]}
-        self._instruction = [known[task] for task in instructions]
+        self._instruction = torch.tensor([known[task] for task in instructions], dtype=torch.int64)
         self.tokens: int = sum(map(len, self._constant.values())) + self._text.shape[1]
         self.padding: Padding = RightPadding()
 
@@ -91,7 +99,7 @@ class Parts:
                 of_camera[torch.from_numpy(part.places), :, self._varying] = stored.float()
             start += len(constant)
         for part in located:
-            places, instruction = torch.from_numpy(part.places), self._instruction[part.episode]
+            places, instruction = torch.from_numpy(part.places), self._instruction[torch.from_numpy(part.texts)]
             tokens[places, start:], mask[places, start:] = self._text[instruction], self._text_mask[instruction]
         return Encoded(tokens=tokens, mask=mask)
 
@@ -103,7 +111,7 @@ class Sequences:
         stored: The shards' rows.
         folder: The cache.
         manifest: Its description.
-        instructions: Each episode's; an episode's own tokens say all about it.
+        instructions: All that frames have; a frame's own tokens say all about its instruction.
     """
 
     def __init__(self, stored: Stored, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
@@ -117,5 +125,10 @@ class Sequences:
         rows: dict[int, Tensor] = {}
         for part in located:
             stored = self._stored.rows(part, TOKENS)
-            rows.update(zip(part.places.tolist(), stored.to(self._dtype or stored.dtype), strict=True))
+            stored = stored.to(self._dtype or stored.dtype)
+            lengths = [stored.shape[1]] * len(stored)
+            if self._stored.has(part, LENGTHS):
+                lengths = self._stored.rows(part, LENGTHS).tolist()
+            real = (tokens[:length] for tokens, length in zip(stored, lengths, strict=True))
+            rows.update(zip(part.places.tolist(), real, strict=True))
         return padded([rows[place] for place in range(len(rows))], self.padding, self.tokens)

@@ -138,18 +138,39 @@ class LeRobotDataset:
         """
         return self._instructions(self.episode(episode))
 
+    def instruction_index(
+        self, episodes: Sequence[int], frames: Sequence[np.ndarray]
+    ) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
+        """All instructions of some frames, and which of them each frame has.
+
+        Args:
+            episodes: Which episodes.
+            frames: Of each, numbers of its frames.
+        """
+        known: dict[str, int] = {}
+        found = [np.zeros(0, np.int64)]
+        for episode, of_episode in zip(episodes, frames, strict=True):
+            texts, which = self.instructions(episode)
+            places = np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
+            found.append(places[which[of_episode]])
+        return tuple(known), np.concatenate(found)
+
     def instruction(self, episode: int, frame: int) -> str:
         """The instruction of one frame of an episode."""
         texts, which = self.instructions(episode)
         return texts[which[frame]]
 
     def _instructions(self, place: Episode) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
+        if place.length == 0:
+            raise DataError(f"{self.root}: episode {place.index} has no frames; expected at least one: leave it out")
         try:
             indices = self._rows("task_index", place)
         except DataError:
             if len(place.tasks) != 1:
                 raise
             return place.tasks, np.zeros(place.length, np.int64)
+        if len(indices) and indices[0] in self._tasks and (indices == indices[0]).all():
+            return (self._tasks[int(indices[0])],), np.zeros(place.length, np.int64)
         numbers, first, which = np.unique(indices, return_index=True, return_inverse=True)
         unknown_tasks = [number for number in numbers.tolist() if number not in self._tasks]
         if unknown_tasks:
@@ -328,9 +349,9 @@ class LeRobotDataset:
     def fingerprint(self, episode: int) -> str:
         """A hash of what an episode holds, with pictures known by their files: caches go stale when it changes."""
         place = self.episode(episode)
-        texts, which = self.instructions(episode)
-        told = texts[0] if len(texts) == 1 else f"{texts} {which.tolist()}"
-        found = hashlib.sha256(f"{place.index} {place.length} {told} {self.extra(episode).get('name')}".encode())
+        found = hashlib.sha256(
+            f"{place.index} {place.length} {self.told(episode)} {self.extra(episode).get('name')}".encode()
+        )
         for camera in self.cameras:
             path = self.video_path(camera, episode)
             size = path.stat().st_size if path.is_file() else 0
@@ -338,6 +359,11 @@ class LeRobotDataset:
         for name in sorted(self.features):
             found.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
         return found.hexdigest()[:16]
+
+    def told(self, episode: int) -> str:
+        """What a hash of an episode is to know of its instructions: the text, or where there are several, those of each frame."""
+        texts, which = self.instructions(episode)
+        return texts[0] if len(texts) == 1 else f"{texts} {which.tolist()}"
 
     def files(self) -> set[Path]:
         """All data, video and episode files that the dataset refers to."""

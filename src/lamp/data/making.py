@@ -114,13 +114,15 @@ class FeatureWork:
         if shards.state(episode) is State.CURRENT:
             return
         shards.remove_leftovers(episode)
-        rounding, found, task = Rounding(), dict[str, Tensor](), self.store.dataset.episode(episode).task
+        rounding, found = Rounding(), dict[str, Tensor]()
+        texts, which = self.store.dataset.instructions(episode)
+        instructions = [texts[place] for place in which[frames].tolist()]
         assert self.backbone is not None
         for place, number in enumerate(numbers):
             drawn = self.store.augmentation.view(number, images, episode=episode, frames=frames)
             seen = {camera: torch.from_numpy(of_camera) for camera, of_camera in drawn.items()}
             try:
-                tokens = encode_episode(self.backbone, seen, task, self.storage, rounding)
+                tokens = encode_episode(self.backbone, seen, instructions, self.storage, rounding)
             except DataError as error:
                 raise DataError(f"episode {episode} of {self.store.dataset.root}: {error}") from None
             for name, tensor in tokens.items():
@@ -240,12 +242,14 @@ def _predicted(
     values: dict[str, int | None] = {}
     total = 0
     for episode, count in frames.items():
-        task = store.dataset.episode(episode).task
-        if task not in values:
-            values[task] = _values_of(store.dataset, backbone, task)
-        of_frame = values[task]
-        if of_frame is None:
-            return None
+        of_frame = 0
+        for text in store.dataset.instructions(episode)[0]:
+            if text not in values:
+                values[text] = _values_of(store.dataset, backbone, text)
+            of_text = values[text]
+            if of_text is None:
+                return None
+            of_frame = max(of_frame, of_text)
         width = (dtype or (backbone.dtype if isinstance(backbone, SequenceIdentity) else torch.float16)).itemsize
         for shards, views in ((store.pictures, 1), (store.views, store.augmentation.views)):
             if shards is not None and shards.state(episode) is not State.CURRENT:
@@ -262,5 +266,5 @@ def _values_of(dataset: LeRobotDataset, backbone: BackboneIdentity, instruction:
     blank = {camera: torch.zeros(1, *size, 3, dtype=torch.uint8) for camera, size in sizes.items()}
     if not isinstance(backbone, FrozenBackbone):
         return None
-    found = encode_episode(backbone, blank, instruction, "float32", Rounding())
+    found = encode_episode(backbone, blank, (instruction,), "float32", Rounding())
     return sum(tensor.numel() for tensor in found.values())

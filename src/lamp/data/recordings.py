@@ -300,7 +300,7 @@ def _unfit(episode: RecordedEpisode, successes_only: bool) -> str:
     """Why an episode is left out; empty where it is not."""
     if not episode.frames:
         return "it has no frames"
-    if not episode.instruction.strip():
+    if not all(frame.get("instruction", episode.instruction).strip() for frame in episode.frames):
         return "it has no instruction"
     if not 0 < episode.fps <= 1000:
         return f"it declares {episode.fps} frames per second"
@@ -346,7 +346,9 @@ def episode_data(episode: RecordedEpisode) -> EpisodeData:
         "complete": episode.complete,
         "recorder": dict(episode.metadata),
     }
-    return EpisodeData(frames=columns, images=images, task=episode.instruction, extra=extra)
+    told = tuple(frame.get("instruction", episode.instruction) for frame in frames)
+    changes = told if len(set(told)) > 1 else None
+    return EpisodeData(frames=columns, images=images, task=told[0], instructions=changes, extra=extra)
 
 
 def _stacked(frames: Iterable[dict[str, Any]], key: str, dtype: type[np.generic]) -> np.ndarray:

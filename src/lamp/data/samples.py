@@ -155,16 +155,20 @@ class PolicyTargets:
             raise ConfigError(f"a chunk of {chunk} actions is not possible; expected at least 1")
         if not episodes:
             raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
-        for episode in episodes:
-            if not dataset.episode(episode).task.strip():
-                raise DataError(
-                    f"{dataset.root}: episode {episode} has no task text; leave it out, or give it an instruction"
-                )
         self.chunk, self.scaling, self.embodiment = chunk, scaling, embodiment
         self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in frames])
         """The episode of each sample."""
         self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
         """Its frame in that episode."""
+        self.texts, self.text = dataset.instruction_index(episodes, frames)
+        """All instructions of the samples, and which of them each has: that of its frame, however far the chunk goes."""
+        blank = np.isin(self.text, [place for place, text in enumerate(self.texts) if not text.strip()])
+        if blank.any():
+            first = int(blank.argmax())
+            raise DataError(
+                f"{dataset.root}: episode {self.episode[first]} has no task text at frame {self.frame[first]}; leave it out, or "
+                "give it an instruction"
+            )
         states, actions, first, last, ends, start = [], [], [], [], [], 0
         for episode, of_episode in zip(episodes, frames, strict=True):
             states.append(embodiment.states(dataset, episode)[of_episode])

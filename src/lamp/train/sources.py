@@ -123,7 +123,7 @@ class Sources:
         digest = hashlib.sha256("\n".join([self.backbone.key or "", *kept, *also]).encode())
         for episode in (*self.split.train, *self.split.validation):
             digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
-        trained = {self.dataset.episodes[episode].task for episode in self.split.train}
+        trained = {text for episode in self.split.train for text in self.dataset.instructions(episode)[0]}
         return DataRecord(
             name=self.dataset.root.resolve().name,
             fingerprint=digest.hexdigest()[:32],
@@ -150,7 +150,8 @@ class Sources:
 
 def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:
     dataset.check_episodes()
-    tasks = [episode.task for episode in dataset.episodes]
+    # An episode of several instructions is held out among those of the same ones.
+    tasks = [" / ".join(dataset.instructions(episode)[0]) for episode in range(len(dataset))]
     return split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
 
 

@@ -136,9 +136,9 @@ class Looking:
 
     def draw(self, episode: int, frame: int | None = None) -> View:
         """Draws the frame, its true scene flow and, with a checkpoint, the predicted one, beside each other."""
-        task = self.dataset.episode(episode).task
         stored = self.store.frames(episode)
         frame = self.liveliest(episode) if frame is None else int(stored[np.abs(stored - frame).argmin()])
+        task = self.dataset.instruction(episode, frame)
         images = {camera: self.dataset.frames(camera, episode, [frame])[0] for camera in self.dataset.cameras}
         image = images[self.store.description.cameras[0]]
         pictures = [

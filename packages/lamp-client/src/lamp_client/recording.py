@@ -48,9 +48,11 @@ class RecordedEpisode:
 
     name: str
     instruction: str
+    """With which it began; each frame has its own, for it may change."""
     fps: float
     frames: tuple[dict[str, Any], ...]
-    """Per step: `images`, `state`, `action`, `time_s`, and where there are: `executed`, `call`, `chunk`, `gate`, `timing_ms`."""
+    """Per step: `images`, `state`, `action`, `time_s`, `instruction`, and where there are: `executed`, `call`, `chunk`, `gate`,
+    `timing_ms`."""
     metadata: Mapping[str, Any]
     """What the recorder was told: robot, policy ..."""
     success: bool | None
@@ -89,6 +91,8 @@ class Recorder:
     _calls: int = field(default=-1, init=False, repr=False)
     _chunk: ActionChunk | None = field(default=None, init=False, repr=False)
     _instruction: str = field(default="", init=False, repr=False)
+    _told: str = field(default="", init=False, repr=False)
+    """The instruction of the observation before."""
     _time_s: float = field(default=-math.inf, init=False, repr=False)
     _shapes: _Shapes | None = field(default=None, init=False, repr=False)
 
@@ -114,7 +118,7 @@ class Recorder:
             raise RecordingError(
                 f"an episode named {name!r} is in {self.folder} already; choose another name."
             ) from None
-        self._instruction, self._time_s = instruction, -math.inf
+        self._instruction, self._told, self._time_s = instruction, "", -math.inf
         self._queue, self._failed, self._steps, self._calls, self._chunk = queue.Queue(self.ahead), None, 0, -1, None
         self._thread = threading.Thread(target=self._write, args=(descriptor,), name="lamp-recorder", daemon=True)
         self._thread.start()
@@ -163,6 +167,8 @@ class Recorder:
             "state": np.array(observation.state),
             "action": np.array(action, dtype=np.float32),
         }
+        if observation.instruction and observation.instruction != self._told:
+            frame["instruction"] = self._told = observation.instruction
         if executed is not None:
             frame["executed"] = np.array(executed, dtype=np.float32)
         if chunk is not None:
@@ -367,17 +373,26 @@ def _read(path: Path, name: str, *, pixels: bool) -> RecordedEpisode:
     if head.get("version") != VERSION:
         raise RecordingError(f"{path} has version {head.get('version')}; this code reads version {VERSION}.")
     last = messages[-1] if messages[-1].get("end") else None
-    frames = tuple(_with_images(message, pixels=pixels) for message in messages[1:] if "action" in message)
+    frames = _with_instructions([message for message in messages[1:] if "action" in message], str(head["instruction"]))
     return RecordedEpisode(
         name=name,
         instruction=str(head["instruction"]),
         fps=float(head["fps"]),
-        frames=frames,
+        frames=tuple(_with_images(frame, pixels=pixels) for frame in frames),
         metadata=json.loads(head["metadata"]),
         success=last.get("success") if last else None,
         complete=last is not None and last.get("steps") == len(frames),
         timed=head.get("timed") is True,
     )
+
+
+def _with_instructions(frames: list[dict[str, Any]], begun: str) -> list[dict[str, Any]]:
+    """Gives each frame its instruction. What the first observations were told goes by the words that the episode began with."""
+    first, told, found = next((str(frame["instruction"]) for frame in frames if "instruction" in frame), ""), "", []
+    for frame in frames:
+        told = str(frame.get("instruction", told))
+        found.append({**frame, "instruction": begun if begun and told in ("", first) else told})
+    return found
 
 
 def _messages(path: Path) -> Iterator[dict[str, Any]]:

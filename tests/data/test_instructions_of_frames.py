@@ -158,7 +158,11 @@ def test_a_change_survives_recording_importing_and_training(tmp_path: Path) -> N
             for frame, text in enumerate(texts):
                 images = {"top": np.full((16, 16, 3), 10 * frame, np.uint8)}
                 state = np.array([frame, 1, 2], np.float32)
-                recorder.add(Observation(images=images, state=state, instruction=text), np.full(3, frame, np.float32))
+                recorder.add(
+                    Observation(images=images, state=state, instruction=text),
+                    np.full(3, frame, np.float32),
+                    time_s=frame / 10,
+                )
             recorder.end(success=True)
     recorded = read_episode(tmp_path / "recording", "e0")
     assert [frame["instruction"] for frame in recorded.frames] == [TEXTS[0]] * 3 + [TEXTS[1]] * 3 + [TEXTS[0]]

@@ -115,7 +115,7 @@ class LiveFeatures(Features):
                 drawn = self.augmentation.view(view, some, episode=episode, frames=frames[inside[chosen]])
                 for camera, of in drawn.items():
                     images[camera][inside[chosen]] = of
-        instructions = (self.index.texts[place] for place in self.index.text[rows].tolist())
+        instructions = tuple(self.index.texts[place] for place in self.index.text[rows].tolist())
         return Observations(
             images={camera: torch.from_numpy(of) for camera, of in images.items()}, instructions=instructions
         )

@@ -104,8 +104,12 @@ def fetch(hub: HubId, wanted: Fetch, check: Callable[[Sequence[str]], None] | No
         if not _denied(error) and (folder := _stored(hub, wanted)) is not None:
             return folder
         raise unavailable(hub, wanted, error) from error
+    names = [file.rfilename for file in getattr(info, "siblings", None) or ()]
+    for name in names:
+        if name.startswith(("/", "\\")) or ":" in name or {"..", "."} & set(name.replace("\\", "/").split("/")):
+            raise DataError(f"{hub} has a file named {name[:120]!r}, which leads out of its folder: nothing was copied.")
     if check is not None:
-        check([file.rfilename for file in getattr(info, "siblings", None) or ()])
+        check(names)
     try:
         with _noted(hub, getattr(info, "sha", None), wanted):
             return Path(_download(hub, wanted))

@@ -213,3 +213,10 @@ def test_relative_chunks_are_those_of_the_embodiment(dataset: LeRobotDataset) ->
     for index in (0, 7, len(samples) - 1):
         expected = robot.chunks(dataset, int(samples.episode[index]), CHUNK)[samples.frame[index]]
         np.testing.assert_allclose(found[index], expected, atol=1e-5)
+
+
+def test_frames_of_a_foreign_camera_stay_in_their_folder(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    for camera in ("../../x", "/x", ".."):
+        path = DecodedFrames(dataset, tmp_path / "frames").path(camera, 3)
+        assert path.parent.parent == tmp_path / "frames" and path.name == "episode-000003.npy"
+    assert DecodedFrames(dataset).path("front", 0) == dataset.root / "frames" / "front" / "episode-000000.npy"

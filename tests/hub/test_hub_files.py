@@ -211,3 +211,12 @@ def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
         MissingDependencyError, match=r"needs huggingface_hub: pip install huggingface_hub\. Use a folder"
     ):
         fetch(HubId(name="me/policy"), ALL)
+
+
+@pytest.mark.parametrize("name", ["../../x.txt", "/x.txt", "a/../../x", "..\\x.txt", "C:\\x", "./lamp.json"])
+def test_files_that_lead_out_of_their_folder_are_not_fetched(name: str, hub: Hub) -> None:
+    hub.repo("me/policy").commit(FILES | {name: b"hello"})
+    hub.asked.clear()
+    with pytest.raises(DataError, match="leads out of its folder: nothing was copied"):
+        fetch(HubId(name="me/policy"), ALL)
+    assert not [asked for asked in hub.asked if "resolve" in asked]

@@ -150,3 +150,15 @@ def test_describe_says_what_is_inside(store: SceneFlowStore) -> None:
     found = store.describe()
     assert found["episodes"] == 1 and found["reference_frames"] == 7 and found["cameras"] == ("agentview", "wrist")
     assert found["sampling"] == {"grid": (2, 3), "horizon": 4, "stride": 1} and found["bytes_per_frame"] > 0
+
+
+def test_a_foreign_cameras_flow_stays_in_its_episodes_folder(tmp_path: Path) -> None:
+    cameras = ("../../x", "/x", "caf\u00e9")
+    made = SceneFlowStore.create(tmp_path / "sceneflow", dataclasses.replace(DESCRIPTION, cameras=cameras))
+    flows = {camera: random_flow(number, 7) for number, camera in enumerate(cameras)}
+    made.write(0, flows)
+    for camera in cameras:
+        assert_equal(made.read(0, flows[camera].frames[2:3], camera=camera), flows[camera], [2])
+    assert [path.name for path in tmp_path.iterdir()] == ["sceneflow"]
+    (folder,) = (tmp_path / "sceneflow").glob("episode-*")
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 3 and (folder / "caf\u00e9").is_dir()

@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError
-from lamp.files import atomic_path, read_json, write_json
+from lamp.files import atomic_path, read_json, safe_file_name, write_json
 
 FRAMES = "frames"
 
@@ -44,7 +44,7 @@ class DecodedFrames:
 
     def path(self, camera: str, episode: int) -> Path:
         """The file of an episode's frames."""
-        return self.folder / camera / f"episode-{episode:06d}.npy"
+        return self.folder / safe_file_name(camera) / f"episode-{episode:06d}.npy"
 
     def build(self, cameras: Sequence[str], episodes: Sequence[int]) -> None:
         """Decodes what is not there yet, or was decoded from other pictures."""

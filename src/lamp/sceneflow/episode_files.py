@@ -14,6 +14,7 @@ from jaxtyping import Int
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.files import safe_file_name
 from lamp.types import Camera, Tracks
 
 MAX_FRAMES_PER_SHARD = 1024
@@ -41,7 +42,7 @@ class StoredEpisode:
 
     @classmethod
     def open(cls, folder: Path, camera: str) -> StoredEpisode:
-        group = zarr.open_group(folder / camera, mode="r", zarr_format=3)
+        group = zarr.open_group(folder / safe_file_name(camera), mode="r", zarr_format=3)
         small = {name: np.asarray(_array(group, name)[...]) for name in ("frames", "intrinsics", "world_from_cam")}
         return cls(folder=folder, large={name: _array(group, name) for name in ("points", "visible", "valid")}, **small)
 

@@ -28,7 +28,7 @@ from jaxtyping import Int
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
-from lamp.files import atomic_path
+from lamp.files import atomic_path, safe_file_name
 from lamp.sceneflow.episode_files import CameraFlow, StoredEpisode, check_files, readable, write_camera
 from lamp.sceneflow.following import Sampling
 from lamp.types import Camera, Tracks
@@ -147,7 +147,7 @@ class SceneFlowStore:
         with atomic_path(self._folder(episode)) as staged:
             group = zarr.create_group(staged, zarr_format=3)
             for camera, flow in flows.items():
-                write_camera(group.create_group(camera), flow)
+                write_camera(group.create_group(safe_file_name(camera)), flow)
             sizes = {
                 str(path.relative_to(staged)): path.stat().st_size for path in staged.glob("*/**/*") if path.is_file()
             }

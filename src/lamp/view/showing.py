@@ -14,6 +14,7 @@ from lamp.benchmark.films import FILM_FPS
 from lamp.data.video import video_info
 from lamp.data.video_reading import read_frames
 from lamp.errors import DataError
+from lamp.files import path_inside
 from lamp.view import pages
 from lamp.view.evidence import Evidence
 from lamp.view.pages import Section
@@ -49,10 +50,10 @@ def _wide(path: Path) -> bool:
 def episodes(found: Evidence, most: int) -> Section:
     """Films of the policy with its foresight drawn over them."""
     filmed = [
-        (folder / record.video, record)
+        (path, record)
         for folder, records in zip(found.folders, found.records, strict=True)
         for record in records
-        if record.video and (folder / record.video).is_file()
+        if record.video and (path := path_inside(folder, record.video, "film of an episode")).is_file()
     ]
     if not filmed:
         return Section(anchor="episodes", title="Episodes", body=pages.absent("No episode of this run was filmed."))

@@ -25,7 +25,7 @@ from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
 from lamp.model.intervening import InterveningActor
-from lamp.model.interventions import Intervention, ToldWrong
+from lamp.model.interventions import Intervention, Shuffled, ToldWrong
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenInputs
 from lamp.sceneflow.tracks import grid_points, integrate
@@ -233,6 +233,7 @@ class LaMPPolicy:
         noise_seeds: Sequence[tuple[int, ...]],
         foresight: bool = False,
         prior_instructions: Sequence[str] | None = None,
+        prior_observations: Sequence[Observation] | None = None,
     ) -> list[ActionChunk]:
         """Returns the next actions for several observations in one pass.
 
@@ -244,9 +245,11 @@ class LaMPPolicy:
             foresight: Also denoise the whole scene flow, for pictures; no action depends on it. The points start on the grid
                 with a depth of 0, so their depth is RELATIVE to the unknown depth of the start. None for a policy without motion.
             prior_instructions: What the Motion Expert is told in place of each observation's instruction, for `ToldWrong`.
+            prior_observations: What it sees and is told in place of each observation, for `Shuffled`; their states do not matter.
 
         Raises:
-            MismatchError: An observation does not fit the policy, or `prior_instructions` are missing or not asked for.
+            MismatchError: An observation does not fit the policy, or what the Motion Expert is given instead is missing or not
+                asked for.
         """
         if len(observations) != len(noise_seeds):
             raise MismatchError(
@@ -257,7 +260,7 @@ class LaMPPolicy:
         for observation in observations:
             self._check(observation)
         watch = Stopwatch(self.device)
-        prior = self._prior(observations, prior_instructions)
+        prior = self._prior(observations, prior_instructions, prior_observations)
         # Brought to the device beforehand: between the stages, the host waits for nothing.
         given = {
             "state": self._state(observations),
@@ -292,6 +295,14 @@ class LaMPPolicy:
         return self.model.gate
 
     def _check(self, observation: Observation) -> None:
+        self._check_images(observation)
+        if observation.state.shape != (self.record.state_width,):
+            width = self.record.state_width
+            raise MismatchError(
+                f"the state has {observation.state.shape[0]} values; this policy was trained with {width}."
+            )
+
+    def _check_images(self, observation: Observation) -> None:
         for camera in self.description.backbone.cameras:
             image = observation.images.get(camera.name)
             if image is None:
@@ -304,11 +315,6 @@ class LaMPPolicy:
                 raise MismatchError(
                     f"image {camera.name!r} is {width}x{height}; expected {self._cameras}, as in training."
                 )
-        if observation.state.shape != (self.record.state_width,):
-            width = self.record.state_width
-            raise MismatchError(
-                f"the state has {observation.state.shape[0]} values; this policy was trained with {width}."
-            )
 
     @property
     def _cameras(self) -> str:
@@ -332,17 +338,32 @@ class LaMPPolicy:
         instructions = tuple(observation.instruction for observation in observations)
         return Observations(images=images, instructions=instructions).to(self.device)
 
-    def _prior(self, observations: Sequence[Observation], instructions: Sequence[str] | None) -> dict[str, Encoded]:
-        """What the Motion Expert reads where it is told another instruction than the Action Expert."""
-        wanted = isinstance(self._actor, InterveningActor) and isinstance(self._actor.intervention, ToldWrong)
-        if wanted != (instructions is not None):
-            raise MismatchError(
-                f"prior_instructions are {'missing' if wanted else 'given'}; expected with {ToldWrong.name} and with it alone."
-            )
-        if instructions is None:
+    def _prior(
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str] | None,
+        others: Sequence[Observation] | None,
+    ) -> dict[str, Encoded]:
+        """What the Motion Expert reads where it is something else than the Action Expert does."""
+        intervention = self._actor.intervention if isinstance(self._actor, InterveningActor) else None
+        for name, given, kind in (
+            ("prior_instructions", instructions, ToldWrong),
+            ("prior_observations", others, Shuffled),
+        ):
+            if isinstance(intervention, kind) != (given is not None):
+                said = "missing" if given is None else "given"
+                raise MismatchError(f"{name} are {said}; expected with {kind.name} and with it alone.")
+        if instructions is not None:
+            others = [replace(one, instruction=text) for one, text in zip(observations, instructions, strict=True)]
+        if others is None:
             return {}
-        told = [replace(one, instruction=text) for one, text in zip(observations, instructions, strict=True)]
-        return {"prior": self._encode(told)}
+        if len(others) != len(observations):
+            raise MismatchError(
+                f"{len(others)} prior_observations for {len(observations)} observations; expected one for each."
+            )
+        for other in others:
+            self._check_images(other)
+        return {"prior": self._encode(others)}
 
     def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "b s"]:
         raw = np.stack([observation.state for observation in observations])

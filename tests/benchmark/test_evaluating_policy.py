@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from benchmark_fakes import FakeSimulators
 from training_fakes import PatchBackbone, loop, motion_training, policy_training, write_dataset  # pyright: ignore[reportMissingImports]
 
+from lamp.benchmark.controls import PriorBank
 from lamp.benchmark.crew import SimulationStoppedError
 from lamp.benchmark.evaluating import EvaluateConfig, evaluate
 from lamp.benchmark.policies import BatchPolicy
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.interventions import ToldWrong
+from lamp.model.interventions import Intervention, Shuffled, ToldWrong
 from lamp.policy import LaMPPolicy
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
@@ -101,3 +103,81 @@ def test_flow_errors_need_a_simulator_that_tells_its_states(runs: Path, tmp_path
     )
     with pytest.raises(SimulationStoppedError, match="a simulator that tells its states"):
         evaluate(config, load=load, simulators=FakeSimulators())
+
+
+def test_shuffled_priors_are_other_tasks_whatever_the_order_of_workers(runs: Path, tmp_path: Path) -> None:
+    found, asked = [], []
+
+    def watched(path: Path, device: str, threads: int) -> BatchPolicy:
+        policy = LaMPPolicy.from_checkpoint(path, device=device, backbone=PatchBackbone())
+        changed = policy.intervened
+
+        def intervened(intervention: Intervention) -> LaMPPolicy:
+            other = changed(intervention)
+            act = other.act_batch
+
+            def act_batch(observations: Any, noise_seeds: Any, *args: Any, **more: Any) -> Any:
+                asked.extend(zip(observations, noise_seeds, more["prior_observations"], strict=True))
+                return act(observations, noise_seeds, *args, **more)
+
+            other.act_batch = act_batch
+            return other
+
+        policy.intervened = intervened
+        return policy
+
+    for workers in (1, 3):
+        config = EvaluateConfig(
+            checkpoint=runs / "guided", suite="fake", states="0:3", task=(0, 2), out=tmp_path / f"{workers}",
+            workers=workers, intervene=("prior_shuffled",),
+        )  # fmt: skip
+        evaluate(config, load=watched, simulators=FakeSimulators())
+        found.append(outcomes(config.out))
+        assert all(seen.instruction != other.instruction for seen, _, other in asked)
+        chosen = {seeds: other.images["agentview"].tobytes() for _, seeds, other in asked}
+        assert len(chosen) > 20 and len(set(chosen.values())) > 4
+        asked.clear()
+        found.append(chosen)
+    assert found[0] == found[2] and found[1] == found[3]
+
+
+class Lonely(FakeSimulators):
+    """All tasks are told the same."""
+
+    def instructions(self) -> tuple[str, ...]:
+        return ("push left", "Push  left", "push left")
+
+
+def test_a_bank_holds_other_tasks_or_says_how_to_get_them(runs: Path, tmp_path: Path) -> None:
+    bank = PriorBank.of_simulators(FakeSimulators(), (1,), (0, 1, 2, 3, 4), seed=0)
+    assert [one.instruction for one in bank.observations] == ["push right"] * 4 + ["push left"] * 4 + ["push up"] * 4
+    assert bank.other(1, (3, 1)) is bank.other(1, (3, 1)) and bank.other(1, (3, 1)).instruction != "push right"
+    data = PriorBank.of_data(runs / "data", ("task 0", "Task  1"), seed=0)
+    assert len(data.observations) == 8 and {data.other(1, (n,)).instruction for n in range(20)} == {"task 0"}
+    with pytest.raises(ConfigError, match=r"no observation of another task than 'task 0'; name a dataset .*--data DIR"):
+        PriorBank(observations=data.observations[:4], instructions=("task 0",)).check((0,))
+
+    config = EvaluateConfig(
+        checkpoint=runs / "guided", suite="fake", states="0", out=tmp_path / "x", intervene=("prior_shuffled",)
+    )
+    with pytest.raises(ConfigError, match="there is one task only; name a dataset"):
+        evaluate(config, load=load, simulators=Lonely())
+    assert not (tmp_path / "x").exists()
+    summary = evaluate(replace(config, data=runs / "data"), load=load, simulators=Lonely())
+    assert summary.complete
+
+
+def test_observations_that_a_shuffled_prior_cannot_see_are_refused(runs: Path) -> None:
+    policy = LaMPPolicy.from_checkpoint(runs / "guided", backbone=PatchBackbone())
+    seen = [FakeSimulators().make(0).observe()]
+    with pytest.raises(MismatchError, match="prior_observations are given"):
+        policy.act_batch(seen, [(1,)], prior_observations=seen)
+    shuffled = policy.intervened(Shuffled())
+    with pytest.raises(MismatchError, match="prior_observations are missing"):
+        shuffled.act_batch(seen, [(1,)])
+    with pytest.raises(MismatchError, match="no camera 'wrist'"):
+        shuffled.act_batch(
+            seen, [(1,)], prior_observations=[replace(seen[0], images={"agentview": seen[0].images["agentview"]})]
+        )
+    usual = policy.act_batch(seen, [(1,)])[0].actions
+    assert np.allclose(shuffled.act_batch(seen, [(1,)], prior_observations=seen)[0].actions, usual, atol=1e-6)

@@ -77,7 +77,9 @@ def test_controls_of_libero_itself_are_refused(copy: Path) -> None:
         ConfigError, match="replay, wrong_instruction: controls of LIBERO itself; expected expert, zero or blank"
     ):
         PlusConfig(plus_root=copy, controls=("wrong_instruction", "replay"), checkpoint=Path("x"))
-    with pytest.raises(ConfigError, match="prior_told_wrong: another task of LIBERO-Plus may have the same goal"):
+    with pytest.raises(
+        ConfigError, match="prior_told_wrong, prior_shuffled: another task of LIBERO-Plus may have the same goal"
+    ):
         PlusConfig(plus_root=copy, checkpoint=Path("x"), intervene=("all",))
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         PlusConfig(plus_root=copy)

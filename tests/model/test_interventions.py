@@ -66,7 +66,7 @@ def test_the_trained_values_change_nothing(model, batch):
 def test_every_intervention_changes_the_actions(model, batch, name):
     inputs = given(model, batch)
     other = Encoded(tokens=batch.encoded.tokens.flip(0), mask=batch.encoded.mask.flip(0))
-    more = {"prior": other} if name == "prior_told_wrong" else {}
+    more = {"prior": other} if name in ("prior_told_wrong", "prior_shuffled") else {}
     (intervention,) = parse((name,))
     assert intervention.name == name
     found = acted(model, intervention, inputs, **more)
@@ -96,19 +96,25 @@ def test_a_zeroed_prior_still_passes_the_guidance(model, batch):
     torch.testing.assert_close(acted(model, Zeroed(), inputs), decoded(model, hidden, inputs))
 
 
-def test_in_a_batch_the_prior_is_the_next_ones(model, batch):
+def test_a_shuffled_prior_is_of_what_is_given_and_of_nothing_else(model, batch):
+    """Whatever else is in the batch, and whatever was asked before."""
     inputs = given(model, batch)
-    hidden = model.motion_hidden(batch.encoded, inputs["motion_noise"]).flip(0)
-    torch.testing.assert_close(acted(model, Shuffled(), inputs), decoded(model, hidden, inputs))
-
-
-def test_a_lone_observation_gets_an_earlier_ones(model, batch):
-    inputs = given(model, batch)
-    first, second = (part(inputs, 0), part(inputs, 1))
+    other = Encoded(tokens=batch.encoded.tokens.flip(0), mask=batch.encoded.mask.flip(0))
+    hidden = model.motion_hidden(other, inputs["motion_noise"])
     actor = InterveningActor(model, Shuffled())
-    torch.testing.assert_close(actor.act(**first), model.act(**first))
-    hidden = model.motion_hidden(first["encoded"], first["motion_noise"])
-    torch.testing.assert_close(actor.act(**second), decoded(model, hidden, second))
+    found = actor.act(**inputs, prior=other)
+    torch.testing.assert_close(found, decoded(model, hidden, inputs))
+    second = part(inputs, 1)
+    alone = actor.act(**second, prior=Encoded(tokens=other.tokens[1:], mask=other.mask[1:]))
+    torch.testing.assert_close(alone, found[1:])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_the_prior_reads_is_given_where_it_is_needed_and_nowhere_else(model, batch, name):
+    inputs, (intervention,) = given(model, batch), parse((name,))
+    needed = name in ("prior_told_wrong", "prior_shuffled")
+    with pytest.raises(MismatchError, match=f"reads instead is {'missing' if needed else 'given'}"):
+        acted(model, intervention, inputs, **({} if needed else {"prior": batch.encoded}))
 
 
 def part(inputs: dict[str, Any], row: int) -> dict[str, Any]:

@@ -7,13 +7,15 @@ Every condition acts on the same episodes. `Replay`, `Zero` and `Scripted` never
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lamp.benchmark.suites import Simulators, placement_seed
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.model.interventions import Intervention, ToldWrong, is_intervention
+from lamp.model.interventions import Intervention, Shuffled, ToldWrong, is_intervention
 from lamp_client.types import Observation
 
 
@@ -77,11 +79,127 @@ class Intervened:
         """Returns what the policy is shown."""
         return observation
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether the prior is another task's."""
+        return isinstance(self.intervention, Shuffled)
+
     def prior_told(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> str | None:
         """Returns what the Motion Expert is told in place of the instruction; None: nothing else."""
         if not isinstance(self.intervention, ToldWrong):
             return None
         return wrong_instruction(observation.instruction, task, instructions, self.among)
+
+
+BANK_TASKS, BANK_OF_TASK = 4, 4
+"""Tasks in a bank of the benchmark's own observations, and observations of each."""
+BANK_REPEAT, BANK_DRAW = 1_000_003, 0xBA2C
+"""Keep a bank's placements apart from those of episodes, and its draws from other random numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorBank:
+    """Observations of several tasks: where the prior is shuffled, an episode gets z_m of one of another task's.
+
+    Which one depends on the episode's noise seed and on how often it has asked, never on who else asks.
+    """
+
+    observations: tuple[Observation, ...]
+    """Each with its task's instruction."""
+    instructions: tuple[str, ...]
+    """Of every task of the suite that is evaluated."""
+
+    def other(self, task: int, noise_seed: tuple[int, ...]) -> Observation:
+        """An observation of another task than this one, drawn by the request's noise seed.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        others = self._others(task)
+        if not others:
+            raise ConfigError(
+                f"prior_shuffled: there is no observation of another task than {self.instructions[task]!r}; name a dataset that "
+                "has other tasks (--data DIR), evaluate several tasks, or leave it out"
+            )
+        return others[int(np.random.default_rng([BANK_DRAW, *noise_seed]).integers(len(others)))]
+
+    def _others(self, task: int) -> list[Observation]:
+        own = _spelling(self.instructions[task])
+        return [one for one in self.observations if _spelling(one.instruction) != own]
+
+    @classmethod
+    def of_simulators(
+        cls, simulators: Simulators, tasks: Sequence[int], states: Sequence[int], *, seed: int
+    ) -> PriorBank:
+        """Shows some tasks of a suite as they begin, those that are evaluated first.
+
+        Args:
+            simulators: The suite's.
+            tasks: Those that are evaluated.
+            states: Initial states that are evaluated; the first few are shown.
+            seed: The evaluation's.
+        """
+        instructions, found = simulators.instructions(), []
+        for task in bank_tasks(instructions, tasks):
+            simulator = simulators.make(task)
+            try:
+                for state in states[:BANK_OF_TASK]:
+                    simulator.reset(state, placement_seed(seed, simulators.suite, task, state, BANK_REPEAT))
+                    found.append(dataclasses.replace(simulator.observe(), instruction=instructions[task]))
+            finally:
+                simulator.close()
+        return cls(observations=tuple(found), instructions=tuple(instructions))
+
+    @classmethod
+    def of_data(cls, data: Path, instructions: Sequence[str], *, seed: int) -> PriorBank:
+        """Frames of a dataset, spread over its episodes and tasks.
+
+        Raises:
+            DataError: The dataset cannot be read.
+        """
+        from lamp.data.lerobot import LeRobotDataset
+
+        dataset, generator = LeRobotDataset(data), np.random.default_rng([BANK_DRAW, seed])
+        by_task: dict[str, list[int]] = {}
+        for episode in dataset.episodes:
+            by_task.setdefault(episode.task, []).append(episode.index)
+        found = []
+        for task, episodes in by_task.items():
+            for _ in range(BANK_OF_TASK):
+                episode = int(generator.choice(episodes))
+                frame = int(generator.choice(np.flatnonzero(dataset.fresh(episode))))
+                images = {camera: dataset.frames(camera, episode, [frame])[0] for camera in dataset.cameras}
+                found.append(Observation(images=images, state=np.zeros(1, np.float32), instruction=task))
+        return cls(observations=tuple(found), instructions=tuple(instructions))
+
+    def check(self, tasks: Sequence[int]) -> None:
+        """
+        Raises:
+            ConfigError: There is nothing of another task for one of these.
+        """
+        for task in tasks:
+            self.other(task, (0,))
+
+
+def bank_tasks(instructions: Sequence[str], tasks: Sequence[int]) -> list[int]:
+    """Which tasks of a suite to make a bank of: at most `BANK_TASKS`, of different instructions, the evaluated ones first.
+
+    Raises:
+        ConfigError: All tasks have the same instruction.
+    """
+    chosen: dict[str, int] = {}
+    for task in (*tasks, *range(len(instructions))):
+        chosen.setdefault(_spelling(instructions[task]), task)
+    if len(chosen) < 2:
+        raise ConfigError(
+            "prior_shuffled takes z_m of other tasks' observations, and there is one task only; name a dataset that has others "
+            "(--data DIR), or leave it out"
+        )
+    return list(chosen.values())[:BANK_TASKS]
+
+
+def _spelling(instruction: str) -> str:
+    return " ".join(instruction.casefold().split())
 
 
 @dataclass(frozen=True, kw_only=True)

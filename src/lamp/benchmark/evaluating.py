@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamp.benchmark import episodes as episode_lines
-from lamp.benchmark.controls import Checkpoint, Condition, Replay, Zero
+from lamp.benchmark.controls import Checkpoint, Condition, Intervened, PriorBank, Replay, Zero, bank_tasks
 from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode, EpisodeRecord
 from lamp.benchmark.films import Artist, plain
@@ -27,6 +27,7 @@ from lamp.benchmark.workers import Duty, Outcome, Post, default_workers
 from lamp.configuration import to_json as config_to_json
 from lamp.errors import ConfigError, unknown
 from lamp.files import atomic_path
+from lamp.model.interventions import Shuffled
 from lamp.model.interventions import parse as parse_interventions
 from lamp.version import code_version, package_versions
 
@@ -55,7 +56,7 @@ class RunSettings:
     flow_errors: bool = False
     """Also measure, in every episode of policies with a motion prior, how far what they foresaw is from what then happened."""
     data: Path | None = None
-    """Dataset whose expert episodes the control replay repeats."""
+    """Dataset whose expert episodes the control replay repeats, and whose observations `prior_shuffled` gives to other tasks."""
     render: Literal["exact", "fast"] = "exact"
     """`exact` is the protocol; `fast` renders without multisampling and reflections."""
     execute: int | None = None
@@ -192,6 +193,9 @@ def evaluate(
     conditions = policies.conditions(
         checkpoints, config.controls, config.data, programme.tasks, parse_interventions(config.intervene)
     )
+    shuffled = [name for name, one in conditions.items() if isinstance(one, Intervened) and one.shuffles]
+    if shuffled:
+        policies.banks = _banks_of_data(config, programme)
     hashes = policies.hashes(conditions)
     plan = [
         episode
@@ -215,6 +219,13 @@ def evaluate(
             if pending:
                 run.begin_session(started)
                 place = _place(config)
+                if not policies.banks and any(episode.condition in shuffled for episode in pending):
+                    policies.banks = {
+                        visit.simulators.suite: PriorBank.of_simulators(
+                            visit.simulators, visit.tasks, visit.states, seed=config.seed
+                        )
+                        for visit in programme.visits
+                    }
                 post = Post(
                     simulators={visit.simulators.suite: visit.simulators for visit in programme.visits},
                     conditions=conditions,
@@ -242,6 +253,29 @@ def evaluate(
             summary = summarise(config.out, run.records, planned=len(plan))
             summary.write()
     return summary
+
+
+def _banks_of_data(config: RunSettings, programme: Programme) -> dict[str, PriorBank]:
+    """What shuffled priors are of, where a dataset is named; nothing where the simulators are to show it.
+
+    Raises:
+        ConfigError: There is nothing of other tasks.
+    """
+    if config.data is None:
+        if config.ray is not None:
+            raise ConfigError(
+                "prior_shuffled with --ray needs --data: a dataset whose observations are given to other tasks"
+            )
+        for visit in programme.visits:
+            bank_tasks(visit.simulators.instructions(), visit.tasks)
+        return {}
+    banks = {
+        visit.simulators.suite: PriorBank.of_data(config.data, visit.simulators.instructions(), seed=config.seed)
+        for visit in programme.visits
+    }
+    for visit in programme.visits:
+        banks[visit.simulators.suite].check(visit.tasks)
+    return banks
 
 
 def _place(config: RunSettings) -> Place:
@@ -277,7 +311,10 @@ def _manifest(
         if not decisive.get(name):
             decisive.pop(name, None)
     decisive |= {**programme.settings, **settings}
-    if "replay" in config.controls:
+    shuffled = any(one.name == Shuffled.name for one in parse_interventions(config.intervene))
+    if shuffled:
+        decisive["prior_bank"] = "data" if config.data is not None else "simulators"
+    if "replay" in config.controls or (shuffled and config.data is not None):
         decisive["data"] = plain_config["data"]
     facts = {key: plain_config[key] for key in WITHOUT_EFFECT if key in plain_config}
     facts |= {"models": models, "code": code_version(), "packages": package_versions(), **programme.facts}

@@ -60,9 +60,9 @@ class PlusConfig(RunSettings):
             raise ConfigError(
                 f"{', '.join(sorted(refused))}: controls of LIBERO itself; expected expert, zero or blank"
             )
-        if {"prior_told_wrong", "all"} & set(self.intervene):
+        if {"prior_told_wrong", "prior_shuffled", "all"} & set(self.intervene):
             raise ConfigError(
-                "prior_told_wrong: another task of LIBERO-Plus may have the same goal; name other changes"
+                "prior_told_wrong, prior_shuffled: another task of LIBERO-Plus may have the same goal; name other changes"
             )
 
     def programme(self, simulators: Simulators | None = None) -> Programme:

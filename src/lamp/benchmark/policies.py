@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lamp.benchmark.controls import Asking, Checkpoint, Condition, Intervened, control
+from lamp.benchmark.controls import Asking, Checkpoint, Condition, Intervened, PriorBank, control
 from lamp.benchmark.flow_errors import FlowProbe
 from lamp.benchmark.runs import checkpoint_hash, model_kind
 from lamp.benchmark.workers import Request
@@ -36,7 +36,7 @@ class BatchPolicy(Protocol):
     def act_batch(self) -> Callable[..., list[ActionChunk]]:
         """(observations, noise seeds, foresight=whether to predict points too) -> a chunk for each observation.
 
-        With `prior_instructions`, the Motion Expert is told those.
+        With `prior_instructions`, the Motion Expert is told those; with `prior_observations`, it sees those.
         """
         ...
 
@@ -72,6 +72,8 @@ class Policies:
         self._opened: dict[Path, BatchPolicy] = {}
         self._asking: dict[str, Asking] = {}
         self._intervened: dict[str, BatchPolicy] = {}
+        self.banks: Mapping[str, PriorBank] = {}
+        """Suite -> the observations that shuffled priors are of."""
 
     def conditions(
         self,
@@ -146,11 +148,18 @@ class Policies:
         for (_, _, foresight), indices in groups.items():
             asked = [requests[index] for index in indices]
             told = [request.prior_told for request in asked]
+            instead: dict[str, Any] = {} if told[0] is None else {"prior_instructions": told}
+            condition = self._asking[asked[0].episode.condition]
+            if isinstance(condition, Intervened) and condition.shuffles:
+                instead["prior_observations"] = [
+                    self.banks[request.episode.suite].other(request.episode.task, request.noise_seed)
+                    for request in asked
+                ]
             answered = self._of(self._asking[asked[0].episode.condition]).act_batch(
                 [request.observation for request in asked],
                 [request.noise_seed for request in asked],
                 foresight=foresight,
-                **({} if told[0] is None else {"prior_instructions": told}),
+                **instead,
             )
             chunks.update(zip(indices, answered, strict=True))
         return [chunks[index] for index in range(len(requests))]

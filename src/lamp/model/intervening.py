@@ -5,7 +5,6 @@ Each intervention replaces one step of Algorithm 2 and leaves the others, the no
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
 import torch
@@ -14,12 +13,9 @@ from torch import Tensor
 
 from lamp.errors import MismatchError
 from lamp.model.guidance import MotionGuidance
-from lamp.model.interventions import ActionSteps, Denoised, Gate, Intervention, Redrawn, Shuffled, Zeroed
+from lamp.model.interventions import ActionSteps, Denoised, Gate, Intervention, Redrawn, Shuffled, ToldWrong, Zeroed
 from lamp.model.lamp import LaMP
 from lamp.types import Encoded, Guided
-
-SHUFFLED_AMONG = 256
-"""Observations whose z_m is kept to be given to others."""
 
 
 class InterveningActor:
@@ -38,7 +34,6 @@ class InterveningActor:
             solver = model.config.solver_steps
             raise MismatchError(f"{intervention.name}: the solver has {solver} steps; expected 0 to {solver}")
         self.model, self.intervention = model, intervention
-        self._earlier: deque[Tensor] = deque(maxlen=SHUFFLED_AMONG)
 
     @torch.no_grad()
     def act(
@@ -50,8 +45,26 @@ class InterveningActor:
         action_noise: Float[Tensor, "b h a"],
         prior: Encoded | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Returns a normalised action chunk; `prior` is what the Motion Expert reads in place of `encoded`."""
+        """Returns a normalised action chunk.
+
+        Args:
+            encoded: What the Action Expert is guided from.
+            state: As for `LaMP.act`.
+            motion_noise: As for `LaMP.act`.
+            action_noise: As for `LaMP.act`.
+            prior: What the Motion Expert reads in place of `encoded`: another task's observation for `Shuffled`, the same one
+                with another instruction for `ToldWrong`.
+
+        Raises:
+            MismatchError: `prior` is missing, or the intervention takes none.
+        """
         assert motion_noise is not None
+        if (prior is not None) != isinstance(self.intervention, Shuffled | ToldWrong):
+            given = "missing" if prior is None else "given"
+            raise MismatchError(
+                f"{self.intervention.name}: what the Motion Expert reads instead is {given}; expected with {Shuffled.name} "
+                f"and {ToldWrong.name}, and with them alone."
+            )
         hidden = self._hidden(encoded if prior is None else prior, motion_noise)
         steps = self.intervention.steps if isinstance(self.intervention, ActionSteps) else None
         return self.model.decode(self._guided(encoded, hidden), state, action_noise, steps=steps)
@@ -62,16 +75,7 @@ class InterveningActor:
             noise = noise.roll((noise.shape[1] // 2 + 1, 1), dims=(1, 2)).flip(-1)
         taken = self.intervention.steps if isinstance(self.intervention, Denoised) else None
         hidden = self.model.motion_hidden(encoded, noise, taken=taken)
-        if isinstance(self.intervention, Zeroed):
-            return torch.zeros_like(hidden)
-        return self._others(hidden) if isinstance(self.intervention, Shuffled) else hidden
-
-    def _others(self, hidden: Float[Tensor, "b m dm"]) -> Float[Tensor, "b m dm"]:
-        """Of the next in the batch; a lone one takes the oldest that is kept (its own, if it is the first of all)."""
-        lone = self._earlier[0][None] if self._earlier else hidden
-        taken = hidden.roll(-1, dims=0) if len(hidden) > 1 else lone
-        self._earlier.extend(hidden.unbind(0))
-        return taken
+        return torch.zeros_like(hidden) if isinstance(self.intervention, Zeroed) else hidden
 
     def _guided(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"]) -> Guided:
         guided, guidance = self.model.guide(encoded, hidden), self.model.guidance

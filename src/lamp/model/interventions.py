@@ -18,7 +18,7 @@ class Zeroed:
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled:
-    """z_m of another observation: of the next one in the batch, or, in a batch of one, of an earlier one."""
+    """z_m of another task's observation, which the caller brings, from the episode's own noise."""
 
     name = "prior_shuffled"
 

@@ -169,10 +169,11 @@ def step(
     *,
     state: int = 2,
     action: Any = (0.0, 1.0),
+    told: Any = "x",
     **more: Any,
 ) -> None:
     images = {"a": np.zeros((6, 8, 3), np.uint8)} if images is None else images
-    seen = Observation(images=images, state=np.zeros(state, np.float32), instruction="x")
+    seen = Observation(images=images, state=np.zeros(state, np.float32), instruction=told)
     recorder.add(seen, np.asarray(action), **more)
 
 
@@ -230,11 +231,18 @@ def test_other_mistakes_of_the_first_step(tmp_path: Path) -> None:
             Recorder(folder=tmp_path, fps=fps)  # pyright: ignore[reportArgumentType]
     recorder = Recorder(folder=tmp_path, fps=29.97)
     recorder.begin("  ")
-    with pytest.raises(InvalidValueError, match="the instruction is empty"):
-        step(recorder)
+    for told in ("", " ", 5):
+        with pytest.raises(InvalidValueError, match="the instruction is .*expected what the robot is to do"):
+            step(recorder, told=told)
+    step(recorder, {"kamera_\u00fc": np.zeros((5, 7, 3), np.uint8)}, told="go")
     recorder.begin("nimm den W\u00fcrfel")
+    with pytest.raises(InvalidValueError, match="camera 'kamera_\u00fc' is 0x6; those in"):
+        step(recorder, {"kamera_\u00fc": np.zeros((6, 0, 3), np.uint8)})
+    empty = Recorder(folder=tmp_path / "new", fps=10)
+    empty.begin("x")
     with pytest.raises(InvalidValueError, match="camera 'a' is 0x6; expected a picture"):
-        step(recorder, {"a": np.zeros((6, 0, 3), np.uint8)})
+        step(empty, {"a": np.zeros((6, 0, 3), np.uint8)})
+    empty.end()
     for image in (np.zeros((6, 8), np.uint8), np.zeros((6, 8, 3), np.float32), np.zeros((6, 8, 4), np.uint8)):
         with pytest.raises(InvalidValueError, match="expected uint8"):
             step(recorder, {"a": image})

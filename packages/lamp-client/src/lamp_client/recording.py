@@ -204,9 +204,11 @@ class Recorder:
 
     def _check(self, observation: Observation, action: np.ndarray, executed: np.ndarray | None, time_s: float) -> None:
         """Compares a step with what makes a dataset, and with the steps before."""
-        if not self._instruction.strip():
+        told = observation.instruction
+        if not isinstance(told, str) or not (self._instruction.strip() or told.strip()):
+            what = repr(told) if isinstance(told, str) else type(told).__name__
             raise InvalidValueError(
-                "the instruction is empty; expected begin(instruction) with what the robot is to do."
+                f"the instruction is {what}; expected what the robot is to do, in begin(instruction) or in the observation."
             )
         if not math.isfinite(time_s) or time_s < self._time_s:
             raise InvalidValueError(f"the step's time is {time_s:g} s, after {self._time_s:g} s; expected a later one.")

@@ -107,7 +107,9 @@ def fetch(hub: HubId, wanted: Fetch, check: Callable[[Sequence[str]], None] | No
     names = [file.rfilename for file in getattr(info, "siblings", None) or ()]
     for name in names:
         if name.startswith(("/", "\\")) or ":" in name or {"..", "."} & set(name.replace("\\", "/").split("/")):
-            raise DataError(f"{hub} has a file named {name[:120]!r}, which leads out of its folder: nothing was copied.")
+            raise DataError(
+                f"{hub} has a file named {name[:120]!r}, which leads out of its folder: nothing was copied."
+            )
     if check is not None:
         check(names)
     try:

@@ -232,7 +232,7 @@ def test_other_mistakes_of_the_first_step(tmp_path: Path) -> None:
     recorder = Recorder(folder=tmp_path, fps=29.97)
     recorder.begin("  ")
     for told in ("", " ", 5):
-        with pytest.raises(InvalidValueError, match="the instruction is .*expected what the robot is to do"):
+        with pytest.raises(InvalidValueError, match=r"the instruction is .*expected what the robot is to do"):
             step(recorder, told=told)
     step(recorder, {"kamera_\u00fc": np.zeros((5, 7, 3), np.uint8)}, told="go")
     recorder.begin("nimm den W\u00fcrfel")

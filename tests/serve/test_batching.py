@@ -133,3 +133,21 @@ OTHERS = [[], [True], ["1"], [1.0], [-1], [2**63], [1] * 9, "7", {"a": 1}, [[1]]
 def test_other_noise_seeds_are_refused(value: Any) -> None:
     with pytest.raises(InvalidValueError, match="expected 1 to 8 whole numbers"):
         seed_from(value, "seed")
+
+
+def test_what_nobody_waits_for_is_not_kept() -> None:
+    """Its images may be views of a message of many megabytes."""
+
+    async def work(batcher: Batcher) -> None:
+        first = asyncio.ensure_future(ask(batcher, 0))
+        await asyncio.sleep(0.02)
+        gone = [asyncio.ensure_future(ask(batcher, number)) for number in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        waiting = batcher.waiting
+        for question in gone:
+            question.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        assert waiting >= 2 and batcher.waiting == 0
+        await first
+
+    run(StandIn(side=SIDE, pause_s=0.3), work, max_batch=1)

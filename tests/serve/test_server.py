@@ -499,6 +499,10 @@ def test_other_methods_get_an_answer(server: PolicyServer) -> None:
             length = b"Content-Length: %d\r\n" % len(body)
             head, words = told_over_http(server, method + b" / HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n" + body)
             assert head.split()[1] == b"405" and b"Allow: GET, HEAD" in head and words.startswith(b"Expected GET")
+    head, body = told_over_http(
+        server, b"HEAD / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    )
+    assert head.split()[1] == b"200" and body == b""
     chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     assert told_over_http(server, chunked)[0].split()[1] == b"405"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:  # letter by letter

@@ -121,9 +121,11 @@ class Batcher:
         try:
             return list(await asyncio.gather(*(question.answer for question in questions)))
         finally:
-            # A client that has gone is not computed for.
+            # A client that has gone is not computed for, and its images, views of a whole message, are not kept.
             for question in questions:
                 question.answer.cancel()
+            if any(question.answer.done() for question in self._waiting):
+                self._waiting = deque(question for question in self._waiting if not question.answer.done())
 
     async def compute(self, observations: Sequence[Observation], seeds: Sequence[NoiseSeed], foresight: bool) -> Done:
         """Computes at once, in the policy's thread: for warming up, and for pictures while nobody waits."""

@@ -53,17 +53,17 @@ class Routes:
 
     async def __call__(self, connection: ClientConnection, request: Request) -> Response | None:
         """Returns a response to plain requests and to clients that are refused; None lets the websocket open."""
-        response = await self._response(request)
+        response = await self._response(request, head=connection.head)
         if response is not None and connection.head:
             response.body = b""  # its length stays in the headers
         return response
 
-    async def _response(self, request: Request) -> Response | None:
+    async def _response(self, request: Request, *, head: bool) -> Response | None:
         try:
             path = urlsplit(request.path).path
         except ValueError:
             return text(f"The address {request.path[:80]!r} cannot be read.\n", HTTPStatus.BAD_REQUEST)
-        upgrade = "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
+        upgrade = not head and "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
         if path == "/healthz" and not upgrade:
             return text("OK") if self.state() == "ready" else later(self.state())
         if not self.keys.admit(single(request.headers, "Authorization")):

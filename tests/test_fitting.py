@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
 from lamp.cli import main
-from lamp.data.actions import Gripper
+from lamp.data.actions import Absolute, Delta, Gripper, Relative
 from lamp.data.embodiment import Part, embodiment
 from lamp.data.normalise import ContinuousRotation, NoState, RawState
 from lamp.errors import ConfigError, DataError
@@ -128,3 +131,124 @@ def test_it_trains_and_acts_without_a_state(tmp_path: Path, capsys: pytest.Captu
     seen = Observation(images=images, state=np.zeros(0, np.float32), instruction="task 0")
     assert policy.act(seen, noise_seed=(1,)).actions.shape == (12, 2)
     assert load_file(run / "checkpoint" / "model.safetensors")
+
+
+def rewritten(data: Path, actions: np.ndarray | None = None, fps: int | None = None) -> Path:
+    """The v2.1 dataset with other actions, a row for every frame of all episodes, or at another rate."""
+    info = json.loads((data / "meta/info.json").read_text())
+    info["fps"] = fps or info["fps"]
+    if actions is not None:
+        info["features"]["action"] |= {"shape": [actions.shape[1]], "names": None}
+    (data / "meta/info.json").write_text(json.dumps(info))
+    start = 0
+    for path in sorted((data / "data/chunk-000").glob("*.parquet")):
+        table = pq.read_table(path)
+        if actions is not None:
+            part = actions[start : start + len(table)].astype(np.float32)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), actions.shape[1])
+            table = table.set_column(table.column_names.index("action"), "action", column)
+        if fps:
+            times = pa.array((np.arange(len(table)) / fps).astype(np.float32))
+            table = table.set_column(table.column_names.index("timestamp"), "timestamp", times)
+        start += len(table)
+        pq.write_table(table, path)
+    return data
+
+
+FRAMES = 34
+"""Of all episodes of the fixture."""
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return shutil.copytree(FIXTURES / "v21", tmp_path / "mine")
+
+
+def told(data: Path, like: str = "demo", **settings: object) -> tuple[TrainingRecipe, str]:
+    return fit(FitConfig(data=str(data), out=data.parent / "robot.json", like=like, **settings), training(like))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("like", ["demo", "paper_real"])
+def test_small_actions_are_scaled_by_their_own_spread(old: Path, like: str) -> None:
+    """No floor of another benchmark's is kept: four millimetres are as large to the model as anything else."""
+    turn = np.sin(np.arange(FRAMES) / 3)
+    still = 1e-5 * np.random.default_rng(0).normal(size=FRAMES)
+    rewritten(old, np.stack([0.004 * turn, 0.05 * turn[::-1], still, np.full(FRAMES, 3.0), turn > 0], axis=1))
+    made, text = told(old, like)
+    fitted = made.policy.action_fit.fit(_all_actions(made, old), binary=(-1,))
+    scale = fitted.centre_and_scale()[1]
+    assert 0.002 < scale[0] < 0.006 and fitted.floored == (2, 3)
+    assert "action hardly moves in, and is divided there, 2 by " in text and ", 3 by " in text
+    assert recipe(str(old.parent / "robot.json")) == made
+
+
+def _all_actions(made: TrainingRecipe, data: Path) -> np.ndarray:
+    robot = made.policy.embodiment
+    dataset = robot.open(data)
+    return np.concatenate([robot.actions(dataset, episode) for episode in range(len(dataset))])
+
+
+@pytest.mark.parametrize(
+    ("values", "is_one"),
+    [
+        (lambda share: share > 0.5, True),
+        (lambda share: share, True),
+        (lambda share: np.ones_like(share), True),
+        (lambda share: 0.08 * share, False),  # metres
+        (lambda share: 0.3 + 0.2 * share, False),  # a joint
+        (lambda share: 2 * share - 1, False),
+    ],
+)
+def test_a_gripper_is_told_from_other_values(
+    old: Path, values: Callable[[np.ndarray], np.ndarray], is_one: bool
+) -> None:
+    share = np.abs(np.sin(np.arange(FRAMES) * 0.7))
+    share[:2] = 0, 1
+    rewritten(old, np.stack([share, values(share)], axis=1))
+    made, text = told(old)
+    assert made.policy.gripper == (-1 if is_one else None)
+    assert ("taken as 1 = open, 0 = closed" in text) == is_one and ("--gripper OPEN CLOSED" in text) != is_one
+
+
+def test_a_gripper_s_own_units_are_checked_at_once(old: Path) -> None:
+    share = np.abs(np.sin(np.arange(FRAMES) * 0.7))
+    rewritten(old, np.stack([share, 10 + 62 * share], axis=1))  # a little further than it says
+    made, text = told(old, gripper=(70.0, 10.0))
+    assert made.policy.embodiment.gripper == Gripper(opened=70.0, closed=10.0) and made.policy.gripper == -1
+    assert "70 = open, 10 = closed, in which units the robot is sent it" in text
+    _, text = told(old, gripper=(1.0, 0.0))
+    assert "1 = open, 0 = closed" in text and "BUT it is recorded from 10 to 7" in text and "training refuses" in text
+
+
+def test_what_the_actions_are_is_found_out_or_asked(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = [pq.read_table(path) for path in sorted((old / "data/chunk-000").glob("*.parquet"))]
+    states = np.concatenate([np.stack(part["observation.state"].to_numpy()) for part in table])
+    ahead = states + np.array([0, 1, 0])  # the second value counts the frames
+    rewritten(old, ahead)
+    made, text = told(old)
+    assert made.policy.embodiment.kind == Absolute() and "actions  absolute: targets" in text
+    made, text = told(old, actions="relative")
+    assert made.policy.embodiment.kind == Relative(offsets=((1, 1), (2, 2))), "the first is constant within an episode"
+    assert "actions  relative: targets, learnt from the state" in text
+    made, text = told(old, actions="delta")
+    assert made.policy.embodiment.kind == Delta() and "as --actions says; but " in text
+    rewritten(old, np.random.default_rng(0).normal(size=(FRAMES, 3)))
+    made, text = told(old)
+    assert made.policy.embodiment.kind == Delta()
+    assert "not told apart" in text and "say --actions absolute, delta or relative" in text
+    made, _ = told(old, actions="absolute")
+    assert made.policy.embodiment.kind == Absolute()
+    words = ["recipe", "fit", str(old), "--out", str(old.parent / "no.json"), "--actions", "sideways"]
+    assert main(words) == 2 and "sideways" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fps", "frames"), [(20, 4), (10, 2), (50, 10), (2, 1)])
+def test_the_motion_prior_looks_as_far_ahead_as_the_recipe_s(old: Path, fps: int, frames: int) -> None:
+    rewritten(old, fps=fps)
+    made, text = told(old)
+    assert made.motion is not None and made.motion.flow_frames == frames
+    assert f"motion   8 flow steps of {frames} frames: {8 * frames / fps:.2g} s ahead" in text
+    again, _ = fit(FitConfig(data=str(old), out=old.parent / "again.json"), made)
+    assert again.motion is not None and again.motion.flow_frames == frames, "a recipe of one's own is followed as well"
+    paper, _ = told(old, "paper_real")
+    assert paper.motion is not None and paper.motion.flow_frames == 1

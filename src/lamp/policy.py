@@ -42,7 +42,7 @@ from lamp_client.types import ActionChunk, Observation
 
 
 class LaMPPolicy:
-    """A trained policy. Actions come in the dataset's units (LIBERO: gripper 1 = open); the environment's adapter converts."""
+    """A trained policy. States are given, and actions come, in the units in which the dataset was recorded."""
 
     def __init__(
         self,
@@ -61,6 +61,8 @@ class LaMPPolicy:
         self.device = str(device)
         self._asked, self.precision = precision, precision or Float32()
         self.record: PolicyRecord = description.policy
+        self.dataset = description.data.name
+        """The name of the dataset whose robot it acts as, and whose units its states and actions have."""
         self._actor: LaMP | FastActor | InterveningActor = self.model
         self._step: FastStep | None = None
         self._source: Path | None = None
@@ -170,8 +172,10 @@ class LaMPPolicy:
         Raises:
             ConfigError: It was not trained on it.
         """
+        if name == self.dataset:
+            return self
         other = copy.copy(self)
-        other.record = self.record.of_dataset(name)
+        other.record, other.dataset = self.record.of_dataset(name), name
         return other
 
     def intervened(self, intervention: Intervention) -> LaMPPolicy:
@@ -212,10 +216,13 @@ class LaMPPolicy:
             "policy": "lamp",
             "cameras": {camera.name: [camera.height, camera.width] for camera in self.description.backbone.cameras},
             "state_width": self.record.state_width,
+            "recorded_state_width": self.record.recorded_state_width,
             "action_width": self.record.scaling.actions.width,
             "chunk": self.chunk,
             "execute": self.execute,
             "fps": self.record.fps,
+            "dataset": self.dataset,
+            **self.record.embodiment.told,
             "uses_motion": self.uses_motion,
             "step": self.description.step,
             "weights_sha256": self.description.weights_sha256,
@@ -259,11 +266,12 @@ class LaMPPolicy:
             return []
         for observation in observations:
             self._check(observation)
+        states = np.stack([self.record.selected(observation.state) for observation in observations])
         watch = Stopwatch(self.device)
         prior = self._prior(observations, prior_instructions, prior_observations)
         # Brought to the device beforehand: between the stages, the host waits for nothing.
         given = {
-            "state": self._state(observations),
+            "state": torch.from_numpy(self.record.scaling.scaled_state(states)).to(self.device),
             "motion_noise": self._noise(self.model.motion_shape, noise_seeds, "motion"),
             "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
         }
@@ -281,8 +289,7 @@ class LaMPPolicy:
         watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
         timing = watch.times_ms()
-        raw = np.stack([observation.state for observation in observations])
-        actions = self.record.embodiment.kind.restore(actions, raw).astype(np.float32)
+        actions = self.record.embodiment.recorded(actions, states).astype(np.float32)
         gate = self.gate
         return [
             ActionChunk(actions=chunk, timing_ms=dict(timing), foresight=picture, gate=gate)
@@ -364,10 +371,6 @@ class LaMPPolicy:
         for other in others:
             self._check_images(other)
         return {"prior": self._encode(others)}
-
-    def _state(self, observations: Sequence[Observation]) -> Float[Tensor, "b s"]:
-        raw = np.stack([observation.state for observation in observations])
-        return torch.from_numpy(self.record.scaling.scaled_state(raw)).to(self.device)
 
     def _noise(self, shape: tuple[int, ...] | None, seeds: Sequence[tuple[int, ...]], use: str) -> Tensor | None:
         if shape is None:

@@ -16,6 +16,7 @@ from lamp.data.normalise import (
     ByRange,
     ClampedRange,
     ContinuousRotation,
+    HardlyMoved,
     Identity,
     MinMax,
     Normaliser,
@@ -24,6 +25,7 @@ from lamp.data.normalise import (
     Standardise,
     StateTransform,
     Unchanged,
+    floors,
 )
 from lamp.errors import ConfigError, MismatchError
 
@@ -66,6 +68,76 @@ def test_each_normaliser_by_hand() -> None:
     np.testing.assert_allclose(
         ByQuantiles(low=0.1, high=0.9).fit(wide).normalise(np.array([[10.0], [90.0]])), [[-1], [1]]
     )
+
+
+def demonstrated() -> np.ndarray:
+    """A joint, one that trembles, millimetres that come and go, a constant, a zero, and a gripper of 0 and 1."""
+    random, frame = np.random.default_rng(0), np.arange(400)
+    columns = [
+        np.cumsum(random.normal(0, 0.05, 400)),
+        1.57 + 1e-4 * random.normal(size=400),
+        0.004 * np.sign(np.sin(frame / 9)),
+        np.full(400, 70.0),
+        np.zeros(400),
+        (frame // 50) % 2,
+    ]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [ByDeviation, ByRange, ByQuantiles])
+def test_what_hardly_moved_is_not_divided_by_its_noise(kind: type[ByDeviation | ByRange | ByQuantiles]) -> None:
+    values = demonstrated()
+    plain = kind().fit(values, binary=(-1,)).centre_and_scale()[1]
+    shown = kind(hardly_moved=HardlyMoved()).fit(values, binary=(-1,))
+    said = kind(hardly_moved=HardlyMoved(at_most=10.0)).fit(values, binary=(-1,))
+    for fitted in (shown, said):
+        scale = fitted.centre_and_scale()[1]
+        # What moves is divided by its own spread, be it 4 mm; the gripper as ever.
+        np.testing.assert_allclose(scale[[0, 2, 5]], plain[[0, 2, 5]], rtol=1e-6)
+        assert fitted.floored == (1, 3, 4)
+        np.testing.assert_allclose(fitted.invert(fitted.normalise(values)), values, atol=1e-6)
+        assert from_json(Normaliser, json.loads(json.dumps(to_json(fitted)))) == fitted
+    # A state that was never seen stays small.
+    np.testing.assert_allclose(shown.centre_and_scale()[1][[1, 3, 4]], plain[0], rtol=1e-6)
+    # Of an action, noise is a tenth of what moves, and what never moved comes back as it was, whatever the model's error.
+    scale = said.centre_and_scale()[1]
+    np.testing.assert_allclose(scale[1], 10 * plain[1], rtol=1e-3)
+    wrong = said.invert(said.normalise(values) + np.float32(0.1))
+    assert np.abs(wrong - values)[:, 3:5].max() < 1e-3
+    assert floors(said, "abcdef").startswith("b by ")
+
+
+@pytest.mark.parametrize("kind", [ByDeviation, ByRange, ByQuantiles])
+def test_the_units_do_not_matter(kind: type[ByDeviation | ByRange | ByQuantiles]) -> None:
+    """A dimension in other units is seen as the same by the model, even where all its values are below a millionth."""
+    values, fit = demonstrated()[:, [0, 2]], kind(hardly_moved=HardlyMoved(at_most=10.0))
+    for units in ((1e-9, 1e-9), (1.0, 1e3), (1e4, 1e-2)):
+        scaled = values * np.array(units, np.float32)
+        np.testing.assert_allclose(
+            fit.fit(scaled).normalise(scaled), fit.fit(values).normalise(values), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_without_anything_that_moves() -> None:
+    still = np.tile(np.array([[70.0, 0.0]], np.float32), (5, 1))
+    for rule in (HardlyMoved(), HardlyMoved(at_most=10.0)):
+        fitted = ByDeviation(hardly_moved=rule).fit(still)
+        np.testing.assert_array_equal(fitted.invert(fitted.normalise(still)), still)
+        assert np.isfinite(fitted.normalise(still + 1)).all()
+    # Seldom, so that no quantile shows it.
+    seldom = np.zeros((400, 1), np.float32)
+    seldom[200] = 1
+    assert ByQuantiles(hardly_moved=HardlyMoved()).fit(seldom).centre_and_scale()[1] == pytest.approx(0.5)
+    for wrong in ({"share": 1.0}, {"at_most": 0.5}):
+        with pytest.raises(ConfigError, match="HardlyMoved"):
+            HardlyMoved(**wrong)
+
+
+def test_normalisers_from_before_the_rule_mean_what_they_meant() -> None:
+    old = {"type": "Standardise", "masked": [], "binary": [], "mean": [0.0, 1.0], "std": [5e-7, 2.0]}
+    fitted = from_json(Normaliser, old)
+    np.testing.assert_array_equal(fitted.centre_and_scale()[1], [1, 2])
+    assert fitted.floored == () and from_json(NormaliserFit, {"type": "ByRange"}) == ByRange()
 
 
 def test_masked_dimensions_stay_and_binary_ones_become_signs() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from lamp import cli
+from lamp.data.actions import Gripper, Relative
+from lamp.data.embodiment import Embodiment, Part, embodiment
 from lamp.data.episodes import EpisodeData, stage_episode
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.recordings import import_recording
@@ -65,7 +67,8 @@ def test_a_recorded_rollout_becomes_a_dataset(tmp_path: Path, capsys: pytest.Cap
     assert dataset.info["robot_type"] == "line" and dataset.info["fps"] == 10 and dataset.cameras == ("front",)
     np.testing.assert_array_equal(dataset.column("observation.state", 1)[:, 0], np.arange(6))
     np.testing.assert_array_equal(dataset.column("action", 0), np.ones((6, 2)))
-    np.testing.assert_array_equal(dataset.column("action.executed", 0), -np.ones((6, 2)))
+    # In the policy's units as well, whatever the environment makes of them.
+    np.testing.assert_array_equal(dataset.column("action.executed", 0), np.ones((6, 2)))
     np.testing.assert_array_equal(dataset.column("policy.call", 0), [0, 0, 0, 0, 1, 1])
     assert (np.diff(dataset.column("policy.time", 0)) >= 0).all()
     assert abs(int(dataset.frames("front", 1, [3])[0].mean()) - 60) <= 3
@@ -270,3 +273,49 @@ def test_a_damaged_episode_is_left_out_and_named(tmp_path: Path) -> None:
     found = import_recording(tmp_path / "rec", tmp_path / "data")
     assert found.episodes == 1 and len(found.skipped) == 4
     assert all("is damaged" in line or "is no recording" in line for line in found.skipped), found.skipped
+
+
+def record_with(folder: Path, name: str, told: dict[str, object] | None, action: np.ndarray) -> None:
+    recorder = Recorder(folder=folder, fps=10)
+    recorder.begin("go right", name, policy=told)
+    for _ in range(3):
+        image = np.zeros((32, 48, 3), np.uint8)
+        recorder.add(Observation(images={"front": image}, state=np.ones(3, np.float32), instruction="go right"), action)
+    recorder.end(success=True)
+
+
+def test_what_the_actions_mean_is_imported_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recorded drive is data in the units of the demonstrations, beside which it can be trained on."""
+    own = Embodiment(
+        name="arm",
+        cameras={"front": "observation.images.cam_0"},
+        state=(Part(key="observation.state", start=1, stop=4),),
+        gripper=Gripper(opened=70.0, closed=10.0),
+        kind=Relative(offsets=((0, 0),)),
+    )
+    record_with(tmp_path / "recording", "one", {"action_units": "dataset", **own.told}, np.array([0.5, 70.0]))
+    words = ["import-recording", str(tmp_path / "recording"), "--out", str(tmp_path / "data")]
+    assert (
+        cli.main(words) == 0
+        and f"--also {tmp_path}/data={tmp_path}/data/meta/embodiment.json" in capsys.readouterr().out
+    )
+    robot = embodiment(str(tmp_path / "data/meta/embodiment.json"))
+    assert robot.gripper == own.gripper and robot.kind == own.kind and robot.state == (Part(key="observation.state"),)
+    dataset = robot.open(tmp_path / "data")
+    assert dataset.cameras == ("front",)
+    np.testing.assert_array_equal(robot.recorded_actions(dataset, 0), [[0.5, 70.0]] * 3)
+    np.testing.assert_array_equal(robot.chunks(dataset, 0, 1)[0], [[-0.5, 1.0]])
+    np.testing.assert_array_equal(robot.states(dataset, 0), np.ones((3, 3)))
+    # Another convention does not get into the same dataset, today or later.
+    record_with(
+        tmp_path / "recording", "two", {"gripper": {"dim": -1, "opened": -1, "closed": 1}}, np.array([0.5, -1.0])
+    )
+    assert cli.main(words) == 2
+    assert "two: actions are delta with a gripper -1 = open, 1 = closed, but relative with a gripper 70 = open" in (
+        capsys.readouterr().err
+    )
+    record_with(tmp_path / "mangled", "three", {"gripper": "wide"}, np.array([0.5, -1.0]))
+    with pytest.raises(
+        DataError, match="three: what is recorded of the policy cannot be read: the policy's gripper is 'wide'"
+    ):
+        import_recording(tmp_path / "mangled", tmp_path / "other")

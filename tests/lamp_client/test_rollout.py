@@ -60,6 +60,19 @@ def test_an_episode_without_success_runs_to_the_limit_and_looks_only_when_asked(
     assert 0 < result.policy_s <= result.wall_s
 
 
+def test_the_environment_is_given_the_gripper_as_1_open_0_closed() -> None:
+    env = CountingEnv()
+    gripper = {"dim": 6, "opened": 70.0, "closed": 10.0}
+    policy = InProcessPolicy(
+        lambda *_: np.array([[0, 0, 0, 0, 0, 0.5, 70.0], [70, 0, 0, 0, 0, 0, 25.0]]), {"gripper": gripper}
+    )
+    run_episode(env, policy, OpenLoop(), noise_seed=(), max_steps=2)
+    np.testing.assert_allclose(env.executed, [[0, 0, 0, 0, 0, -0.5, -1], [-70, 0, 0, 0, 0, 0, -0.25]])
+    for wrong in ({"dim": 6}, "wide", {"dim": 6, "opened": 1, "closed": 1}, {"dim": 0, "opened": "a", "closed": 1}):
+        with pytest.raises(InvalidValueError, match="gripper"):
+            run_episode(env, InProcessPolicy(lambda *_: np.ones((1, 7)), {"gripper": wrong}), OpenLoop(), noise_seed=())
+
+
 def test_success_ends_the_episode() -> None:
     env: Env = CountingEnv(goal_at=frozenset({6}))
     result = run_episode(env, policy_of(), OpenLoop(), noise_seed=())

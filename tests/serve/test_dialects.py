@@ -11,15 +11,16 @@ from serve_fakes import SIDE, asked, connected, example, observation, request, r
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from lamp.errors import MismatchError
 from lamp.serve.contract import CameraSize, Contract
-from lamp.serve.dialects import layouts_for
+from lamp.serve.dialects import greeting, layouts_for
 from lamp.serve.server import PolicyServer
 from lamp.serve.standin import StandIn, fingerprint
-from lamp.serve.units import Libero, WidowX
+from lamp.serve.units import UNITS, Libero, WidowX, units_of
 from lamp_client import wire
 from lamp_client.client import WebsocketPolicy
 from lamp_client.errors import InvalidValueError
-from lamp_client.types import Observation
+from lamp_client.types import GripperUnits, Observation
 
 
 def test_openpi_requests(server: PolicyServer) -> None:
@@ -214,6 +215,30 @@ def test_units_of_the_environment() -> None:
     np.testing.assert_allclose(converted[:, :6], actions[:, :6], atol=1e-7)  # about one axis the two agree
     both = WidowX()(np.array([[0, 0, 0, 0.4, -0.7, 1.1, 1]], np.float32))[0, 3:6]
     np.testing.assert_allclose(rotation(both), turned(0.4, -0.7, 1.1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("opened", "closed"), [(70.0, 10.0), (-1.0, 1.0), (0.0, 255.0)])
+def test_grippers_in_units_of_their_own(opened: float, closed: float) -> None:
+    """As recorded by default; where an environment is named, as its clients of either dialect execute it."""
+    gripper = GripperUnits(opened=opened, closed=closed)
+    openness = np.array([1.0, 0.0, 0.9, 0.2], np.float32)
+    actions = gripper.from_openness(np.stack([*np.zeros((6, 4), np.float32), openness], axis=1))
+    contract = replace(StandIn(side=SIDE).contract, gripper=gripper)
+    plain, libero, widowx = (units_of(name, contract) for name in UNITS)
+    assert plain(actions) is actions and plain.for_starvla(actions) is actions and plain.sent == gripper
+    np.testing.assert_array_equal(libero(actions)[:, 6], [-1, 1, -1, 1])
+    np.testing.assert_array_equal(widowx(actions)[:, 6], [1, -1, 1, -1])
+    np.testing.assert_allclose(libero.for_starvla(actions)[:, 6], openness, atol=1e-6)
+    assert greeting(contract, plain, {})["gripper"] == {"dim": -1, "opened": opened, "closed": closed}
+    assert greeting(contract, libero, {})["gripper"] == {"dim": 6, "opened": -1.0, "closed": 1.0}
+    assert "gripper" not in greeting(StandIn(side=SIDE).contract, units_of("dataset", StandIn(side=SIDE).contract), {})
+    for wrong, words in (
+        (replace(contract, action_width=8), "needs actions of 7 values; this policy's have 8"),
+        (replace(contract, kind="absolute"), "are absolute targets"),
+        (replace(contract, gripper=GripperUnits(dim=2)), "has it at 2"),
+    ):
+        with pytest.raises(MismatchError, match=words):
+            units_of("libero", wrong)
 
 
 def rotation(vector: np.ndarray) -> np.ndarray:

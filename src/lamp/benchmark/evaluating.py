@@ -235,6 +235,7 @@ def evaluate(
                     execute=policies.execute(config.execute),
                     folder=config.out if isinstance(place, Here) else None,
                     artist=artist,
+                    policies=policies.metadata(),
                     probes=policies.probes() if config.flow_errors else {},
                 )
                 crew = Crew(

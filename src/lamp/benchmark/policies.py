@@ -127,6 +127,10 @@ class Policies:
         """Returns how many actions of a chunk each asking condition executes: the checkpoint's number, unless overridden."""
         return {name: override or self._policy(asking.path).execute for name, asking in self._asking.items()}
 
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """Returns what the policy of each asking condition says about itself."""
+        return {name: getattr(self._policy(one.path), "metadata", {}) for name, one in self._asking.items()}
+
     def probes(self) -> dict[str, FlowProbe]:
         """Returns the scene flow that each condition foresees, of those that act as the checkpoint is meant to."""
         probes = {}

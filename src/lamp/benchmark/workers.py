@@ -101,6 +101,8 @@ class Post:
     folder: Path | None
     """Where films go; None: they travel to the main process."""
     artist: Artist
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Condition -> what its policy says about itself, such as the units of its gripper."""
     probes: Mapping[str, FlowProbe] = field(default_factory=dict)
     """Condition -> the scene flow that it foresees."""
 
@@ -120,8 +122,8 @@ class RemotePolicy:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Its actions are in the dataset's units."""
-        return {}
+        """What the condition's policy says about itself. Actions of controls have the gripper 1 = open."""
+        return dict(self._post.policies.get(self._duty.episode.condition, {}))
 
     def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
         """Sends the observation and waits for the chunk."""

@@ -13,9 +13,11 @@ import tyro
 
 from lamp.commands.command import Command, experiment_named, need, training_named, with_flag
 from lamp.commands.inputs import following, mixed_in
+from lamp.errors import ConfigError
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
+    from lamp.sceneflow.building import FlowBuildConfig
     from lamp.train.caching import CacheRequest
 
 
@@ -47,7 +49,7 @@ class FlowFlags:
     """Computes a dataset's 3-D scene flow from its recorded simulation; a stopped build goes on where it was."""
 
     recipe: str | None = None
-    """Where the other flags' defaults come from: a name that `lamp recipe list` shows."""
+    """Where the other flags' defaults come from: a name that `lamp recipe list` shows, or a file of `lamp recipe fit`."""
 
 
 def _flow_build(arguments: Sequence[str]) -> None:
@@ -56,9 +58,29 @@ def _flow_build(arguments: Sequence[str]) -> None:
     settings, words = None, with_flag(arguments, "--data")
     if name := value_of("--recipe", arguments):
         need("--data", words, "flow build")
-        settings = experiment_named(name).flow
+        settings = _flow_settings(name)
     _, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings)
     build(config)
+
+
+def _flow_settings(name: str) -> FlowBuildConfig:
+    """The scene flow that a recipe's motion prior learns.
+
+    Raises:
+        ConfigError: It has no motion prior.
+    """
+    from lamp.recipes import Recipe
+    from lamp.sceneflow.building import FlowBuildConfig
+
+    chosen = training_named(name)
+    if isinstance(chosen, Recipe):
+        return chosen.flow
+    if chosen.motion is None or chosen.motion.model.motion is None:
+        raise ConfigError(f"recipe {chosen.name!r} has no motion prior; expected one that `lamp train motion` takes")
+    training, expert = chosen.motion, chosen.motion.model.motion
+    camera = training.backbone.cameras[0][0]
+    frames = training.flow_frames or training.flow_stride
+    return FlowBuildConfig(data=Path(), grid=expert.grid, horizon=expert.horizon, stride=frames, cameras=(camera,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +314,10 @@ def _import_recording(arguments: Sequence[str]) -> None:
     for line in (*(f"left out {line}" for line in found.skipped), *found.notes):
         print(line, file=sys.stderr)
     print(f"{flags.out}: {found.episodes} new episodes, {found.frames} frames")
+    if found.embodiment is not None:
+        print(
+            f"what their states and actions mean is in {found.embodiment}: train with --also {flags.out}={found.embodiment}"
+        )
 
 
 COMMANDS: dict[str, Command] = {

@@ -69,7 +69,9 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if chosen.motion is None:
         raise ConfigError(f"recipe {chosen.name!r} has no motion prior to train; `lamp train policy` is all it needs")
     flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
-    if isinstance(chosen, Recipe) and value_of("--flow-stride", arguments) is None:
+    if value_of("--flow-stride", arguments) is not None:
+        training = replace(training, flow_frames=None)
+    elif isinstance(chosen, Recipe):
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
     training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))

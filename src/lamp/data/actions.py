@@ -9,34 +9,22 @@ from jaxtyping import Float
 
 from lamp.data.rotations import AxisAngle, RotationFormat
 from lamp.errors import ConfigError, MismatchError
+from lamp_client.errors import InvalidValueError
+from lamp_client.types import GripperUnits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gripper:
+class Gripper(GripperUnits):
     """One dimension of the action, and its recorded values; a policy learns 1 = open, 0 = closed."""
 
-    dim: int = -1
-    opened: float = 1.0
-    """What is recorded where the gripper opens."""
-    closed: float = 0.0
-
     def __post_init__(self) -> None:
-        if self.opened == self.closed:
-            raise ConfigError(f"a gripper with opened = closed = {self.opened} cannot be read; expected two values")
+        try:
+            super().__post_init__()
+        except InvalidValueError as error:
+            raise ConfigError(str(error)) from None
 
-    def learnt(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]:
-        """Recorded actions to those with 1 = open."""
-        if (self.opened, self.closed) == (1.0, 0.0):
-            return actions
-        out = actions.copy()
-        out[..., self.dim] = (actions[..., self.dim] - self.closed) / (self.opened - self.closed)
-        return out
-
-    def recorded(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]:
-        """The inverse of `learnt`."""
-        out = actions.copy()
-        out[..., self.dim] = actions[..., self.dim] * (self.opened - self.closed) + self.closed
-        return out
+    learnt = GripperUnits.openness
+    recorded = GripperUnits.from_openness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
-from lamp.configuration import from_json
+from lamp.configuration import from_json, to_json
 from lamp.data.actions import Absolute, ActionKind, Delta, Gripper, Pose, Relative
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError, unknown
@@ -75,16 +76,52 @@ class Embodiment:
         """An episode's raw states."""
         return _joined(dataset, episode, self.state)
 
+    def state_features(self, dataset: LeRobotDataset) -> dict[str, int]:
+        """The features that the state is taken from, in the order of its parts, and how many values each has."""
+        return {part.key: int(np.prod(dataset.features[part.key].shape)) for part in self.state}
+
+    def state_columns(self, features: Mapping[str, int]) -> tuple[int, ...]:
+        """Where the state's values are in these features, one after another."""
+        starts = dict(zip(features, np.cumsum([0, *features.values()]).tolist(), strict=False))
+        columns = [
+            range(starts[part.key] + part.start, starts[part.key] + (part.stop or features[part.key]))
+            for part in self.state
+        ]
+        return tuple(column for part in columns for column in part)
+
+    def recorded_actions(self, dataset: LeRobotDataset, episode: int) -> Float32[np.ndarray, "l a"]:
+        """An episode's actions as they are recorded, one a frame."""
+        return _joined(dataset, episode, self.action)
+
     def actions(self, dataset: LeRobotDataset, episode: int) -> Float32[np.ndarray, "l a"]:
-        """An episode's actions, one a frame, with the gripper 1 = open."""
-        actions = _joined(dataset, episode, self.action)
+        """An episode's actions, one a frame, with the gripper 1 = open: the first half of `learnt`, which needs no state."""
+        actions = self.recorded_actions(dataset, episode)
         return actions if self.gripper is None else self.gripper.learnt(actions)
+
+    def learnt(
+        self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
+    ) -> Float[np.ndarray, "b h a"]:
+        """Recorded chunks to what is learnt of them, each by the state that it starts from."""
+        return self.kind.relate(chunks if self.gripper is None else self.gripper.learnt(chunks), states)
+
+    def recorded(
+        self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
+    ) -> Float[np.ndarray, "b h a"]:
+        """The inverse of `learnt`: what a policy says, in the units in which the robot was recorded."""
+        chunks = self.kind.restore(chunks, states)
+        return chunks if self.gripper is None else self.gripper.recorded(chunks)
 
     def chunks(self, dataset: LeRobotDataset, episode: int, chunk: int) -> Float32[np.ndarray, "l h a"]:
         """What is learnt from each frame of an episode: the actions from there on; past the end the last one is held."""
         actions = self.actions(dataset, episode)
         places = np.minimum(np.arange(len(actions))[:, None] + np.arange(chunk), len(actions) - 1)
         return self.kind.relate(actions[places], self.states(dataset, episode)).astype(np.float32)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a client has to know about states and actions, as plain values: `gripper` only where it is known."""
+        told: dict[str, Any] = {"actions": type(self.kind).__name__.lower(), "embodiment": to_json(self)}
+        return told if self.gripper is None else {**told, "gripper": self.gripper.plain}
 
     @property
     def per_frame(self) -> bool:

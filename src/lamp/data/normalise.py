@@ -7,7 +7,7 @@ and is a frozen dataclass of plain numbers that `lamp.configuration` turns into 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +20,11 @@ from lamp.errors import ConfigError, MismatchError
 Values = TypeVar("Values", np.ndarray, Tensor)
 
 SMALLEST_SPREAD = 1e-6
-"""A dimension that varies less than this is taken as constant: it is centred and not scaled."""
+"""Without a rule of its own units (`HardlyMoved`), a dimension that varies less than this is centred and not scaled."""
+CONSTANT = 1e-6
+"""A dimension that varies by less than this share of its largest value never moved: float32 rounds more coarsely than that."""
+NOISE = 0.5
+"""Values whose correlation with the next frame's is below this have no course in time, as noise has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,10 @@ class Affine:
     """Dimensions that are left as they are."""
     binary: tuple[int, ...] = ()
     """Dimensions with values 0 and 1 (such as a gripper that is closed or open), which become -1 and 1."""
+    floored: tuple[int, ...] = ()
+    """Dimensions that were found to vary too little to be divided by their own spread, and have another scale."""
+    smallest: float = SMALLEST_SPREAD
+    """A dimension with a smaller scale is not scaled at all; 0 where a rule has given each dimension a scale of its own units."""
 
     def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
         """Centre and scale per dimension, before masks."""
@@ -54,7 +62,7 @@ class Affine:
     def centre_and_scale(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
         """The map's constants, with masked, binary and constant dimensions taken care of."""
         centre, scale = (np.array(values, np.float64) for values in self._affine())
-        scale[scale < SMALLEST_SPREAD] = 1
+        scale[scale < self.smallest] = 1
         centre[list(self.masked)], scale[list(self.masked)] = 0, 1
         centre[list(self.binary)], scale[list(self.binary)] = 0.5, 0.5
         return centre, scale
@@ -105,7 +113,14 @@ class Standardise(Affine):
     ) -> Standardise:
         """From data; dimensions with a deviation below `least` are divided by that instead."""
         mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-        return cls(mean=_plain(mean), std=_plain(np.maximum(std, least)), **_dimensions(values, masked, binary))
+        chosen = _dimensions(values, masked, binary)
+        left = {*chosen["masked"], *chosen["binary"]}
+        floored = tuple(index for index in range(len(std)) if std[index] < least and index not in left)
+        return cls(mean=_plain(mean), std=_plain(np.maximum(std, least)), floored=floored, **chosen)
+
+    def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> Standardise:
+        """The same with other scales."""
+        return replace(self, std=_plain(scale), **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +132,11 @@ class MinMax(Affine):
 
     def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
         return _middle(self.low, self.high)
+
+    def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> MinMax:
+        """The same with other scales, around the same middle."""
+        middle = np.array(self._affine()[0], np.float64)
+        return replace(self, low=_plain(middle - scale), high=_plain(middle + scale), **changes)
 
     @classmethod
     def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> MinMax:
@@ -134,6 +154,11 @@ class Quantile(Affine):
 
     def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
         return _middle(self.low, self.high)
+
+    def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> Quantile:
+        """The same with other scales, around the same middle."""
+        middle = np.array(self._affine()[0], np.float64)
+        return replace(self, low=_plain(middle - scale), high=_plain(middle + scale), **changes)
 
     @classmethod
     def fit(
@@ -211,13 +236,84 @@ class Identity(Affine):
 Normaliser = Standardise | MinMax | Quantile | ClampedRange | Identity
 
 
+Scaled = TypeVar("Scaled", Standardise, MinMax, Quantile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardlyMoved:
+    """Which dimensions hardly moved in the demonstrations, and what they are divided by in place of their noise.
+
+    A dimension never moved if all its values are one; it hardly moved if it varies by less than `share` of the one that varies
+    most, and without a course in time, as noise does. A small motion, such as one of millimetres beside one of degrees, has a
+    course, and is divided by its own spread like any other.
+    """
+
+    share: float = 0.05
+    at_most: float | None = None
+    """None, for what a policy is shown: such a dimension is divided by the largest spread of all, so that a value that was never
+    seen in training stays small. A number, for what a policy says: it is divided by `share` of the largest spread, but by no
+    more than so many times its own; one that never moved comes back as its one value."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1 or (self.at_most is not None and self.at_most < 1):
+            raise ConfigError(
+                f"HardlyMoved: share {self.share}, at_most {self.at_most}; expected a share in [0, 1), and at least 1 time"
+            )
+
+    def settle(self, fitted: Scaled, values: Float[np.ndarray, "n d"]) -> Scaled:
+        """Gives such dimensions their scale.
+
+        Args:
+            fitted: What was fitted to the values.
+            values: One frame after another.
+        """
+        spread = np.array(fitted._affine()[1], np.float64)
+        others = [index for index in range(len(spread)) if index not in (*fitted.masked, *fitted.binary)]
+        constant = [index for index in others if _is_constant(values[:, index])]
+        moving = [index for index in others if index not in constant]
+        for index in moving:  # between two quantiles, one that moves seldom does not move at all
+            spread[index] = spread[index] or np.ptp(values[:, index]) / 2
+        largest = max((float(spread[index]) for index in moving), default=1.0)
+        scale, floored = spread.copy(), list(fitted.floored)
+        for index in constant:
+            value = float(np.abs(values[0, index]))
+            near = value if value > 0 else min((float(spread[index]) for index in moving), default=1.0)
+            scale[index] = largest if self.at_most is None else 1e-4 * near
+        for index in moving:
+            if spread[index] < self.share * largest and _is_noise(values[:, index]):
+                capped = largest if self.at_most is None else min(self.at_most * spread[index], self.share * largest)
+                scale[index] = max(capped, float(spread[index]))
+                floored.append(index)
+        # Of dimensions with a scale of their own, such as binary ones, only a zero would be in the way.
+        scale[scale <= 0] = 1
+        return fitted.with_scale(scale, floored=tuple(sorted({*floored, *constant})), smallest=0.0)
+
+
+def floors(fitted: Normaliser, names: Sequence[str]) -> str:
+    """In words, which dimensions are not divided by their own spread; empty where all are."""
+    scale = fitted.centre_and_scale()[1]
+    return ", ".join(f"{names[index]} by {scale[index]:.2g}" for index in fitted.floored)
+
+
+def _is_constant(values: Float[np.ndarray, " n"]) -> bool:
+    low, high = float(values.min()), float(values.max())
+    return high - low <= CONSTANT * max(abs(low), abs(high))
+
+
+def _is_noise(values: Float[np.ndarray, " n"]) -> bool:
+    centred = values.astype(np.float64) - values.mean(dtype=np.float64)
+    return len(centred) > 2 and float(centred[1:] @ centred[:-1]) < NOISE * float(centred @ centred)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ByDeviation:
     """Recipe setting: fit `Standardise`."""
 
     least: float = 0.0
     """Smallest deviation to divide by: a dimension that hardly varies (the tilt of a hand that points down) then stays small,
-    and its noise does not fill the loss."""
+    and its noise does not fill the loss. In the units of the data, so it is for one dataset."""
+    hardly_moved: HardlyMoved | None = None
+    """The same for data of any units; None: dimensions are divided by what they vary, whatever that is."""
 
     def __post_init__(self) -> None:
         if self.least < 0:
@@ -227,18 +323,23 @@ class ByDeviation:
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Standardise:
         """Fits the normaliser to data."""
-        return Standardise.fit(values, masked=masked, binary=binary, least=self.least)
+        found = Standardise.fit(values, masked=masked, binary=binary, least=self.least)
+        return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByRange:
     """Recipe setting: fit `MinMax`."""
 
+    hardly_moved: HardlyMoved | None = None
+    """As for `ByDeviation`."""
+
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> MinMax:
         """Fits the normaliser to data."""
-        return MinMax.fit(values, masked=masked, binary=binary)
+        found = MinMax.fit(values, masked=masked, binary=binary)
+        return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,12 +348,15 @@ class ByQuantiles:
 
     low: float = 0.01
     high: float = 0.99
+    hardly_moved: HardlyMoved | None = None
+    """As for `ByDeviation`."""
 
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Quantile:
         """Fits the normaliser to data."""
-        return Quantile.fit(values, masked=masked, binary=binary, between=(self.low, self.high))
+        found = Quantile.fit(values, masked=masked, binary=binary, between=(self.low, self.high))
+        return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
 
 
 @dataclass(frozen=True, kw_only=True)

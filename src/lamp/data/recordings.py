@@ -10,15 +10,22 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from lamp.configuration import from_json, to_json
+from lamp.data.actions import Gripper
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.episodes import EpisodeData
 from lamp.data.lerobot_format import INFO_PATH
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.lerobot_writer import LeRobotWriter
 from lamp.data.video import frame_rate
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.files import safe_file_name
+from lamp.files import read_json, safe_file_name, write_json
+from lamp_client.errors import InvalidValueError
 from lamp_client.recording import RecordedEpisode, RecordingError, read_episode, recorded_names
+from lamp_client.types import GripperUnits
 
+EMBODIMENT_PATH = "meta/embodiment.json"
+"""In an imported dataset: what its actions mean, for `--embodiment` and `--also`."""
 RATE_TOLERANCE = 0.05
 """Rates that differ by no more are the same."""
 UNREAL = 2.0
@@ -40,6 +47,8 @@ class Imported:
     """Names of episodes that were left out, with the reason."""
     notes: tuple[str, ...] = ()
     """What else should be known: rates that were overruled, pauses, cameras with other names."""
+    embodiment: Path | None = None
+    """The file that says what the actions mean; None where the policy did not say when they were recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +115,14 @@ def import_recording(
         DataError: There is nothing to import.
         ConfigError: Episodes were recorded at different frame rates, or ran at another than they declare, and nothing is said on
             what to do.
-        MismatchError: Episodes differ in cameras, sizes, or widths of state and action.
+        MismatchError: Episodes differ in cameras, sizes, or widths of state and action, or in what their actions mean.
     """
     names = recorded_names(recording)
     if not names:
         raise DataError(
             f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote"
         )
-    paces, skipped = _surveyed(recording, names, out, successes_only)
+    paces, skipped, robot = _surveyed(recording, names, out, successes_only)
     if not paces:
         raise DataError(f"no episode of {recording} can be imported: {'; '.join(skipped[:4])}")
     rate, notes = _dataset_rate(paces, out, fps, resample)
@@ -128,17 +137,22 @@ def import_recording(
             frames += len(episode.frames)
         progress(number + 1, len(paces))
     added = writer.finalize({"recorded": "lamp_client.recording"})
-    return Imported(episodes=added, frames=frames, skipped=tuple(skipped), notes=tuple(notes))
+    if robot is not None:
+        cameras = {name: camera.key for name, camera in LeRobotDataset(out).described.cameras.items()}
+        write_json(out / EMBODIMENT_PATH, to_json(replace(robot, cameras=cameras, fps=float(rate))))
+    described = None if robot is None else out / EMBODIMENT_PATH
+    return Imported(episodes=added, frames=frames, skipped=tuple(skipped), notes=tuple(notes), embodiment=described)
 
 
 def _surveyed(
     recording: Path, names: Sequence[str], out: Path, successes_only: bool
-) -> tuple[dict[str, Pace], list[str]]:
-    """The paces of the episodes that can be imported, and the others with the reason.
+) -> tuple[dict[str, Pace], list[str], Embodiment | None]:
+    """The paces of the episodes that can be imported, the others with the reason, and what the actions mean.
 
     Raises:
-        MismatchError: Episodes, or the dataset that is there, differ in cameras, sizes or widths.
+        MismatchError: Episodes, or the dataset that is there, differ in cameras, sizes or widths, or in what their actions mean.
     """
+    robot = _known_embodiment(out)
     paces, skipped = dict[str, Pace](), list[str]()
     first = _existing_shapes(out)
     for name in names:
@@ -161,8 +175,9 @@ def _surveyed(
                     f"{name}: {key} is {_shown(shapes.get(key))}, in {where} {_shown(expected.get(key))}; expected the same: "
                     "import it into another dataset."
                 )
+        robot = _agreed(robot, episode, out)
         paces[name] = pace
-    return paces, skipped
+    return paces, skipped, robot
 
 
 def _dataset_rate(
@@ -296,6 +311,56 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return f"{shape[1]}x{shape[0]}" if len(shape) == 2 else f"{shape[0]} values"
 
 
+def _known_embodiment(out: Path) -> Embodiment | None:
+    path = out / EMBODIMENT_PATH
+    return from_json(Embodiment, read_json(path, "embodiment"), where=str(path)) if path.is_file() else None
+
+
+def _embodiment(episode: RecordedEpisode) -> Embodiment | None:
+    """What the columns of an episode mean; None where it was recorded without the policy's word on it.
+
+    State and action are in the policy's units and order, whatever features they had in what it was trained on.
+
+    Raises:
+        DataError: What the policy said cannot be read.
+    """
+    told = episode.policy
+    if "embodiment" not in told and "gripper" not in told:
+        return None
+    try:
+        gripper = GripperUnits.of(told) if "gripper" in told else None
+        own = from_json(Embodiment, told["embodiment"], where="embodiment") if "embodiment" in told else OWN
+    except (InvalidValueError, ConfigError) as error:
+        raise DataError(f"{episode.name}: what is recorded of the policy cannot be read: {error}") from None
+    read = None if gripper is None else Gripper(dim=gripper.dim, opened=gripper.opened, closed=gripper.closed)
+    return Embodiment(name=f"{own.name}_recorded", gripper=read, kind=own.kind)
+
+
+def _agreed(robot: Embodiment | None, episode: RecordedEpisode, out: Path) -> Embodiment | None:
+    """What the actions of the episodes so far and of one more mean.
+
+    Raises:
+        MismatchError: Not the same.
+    """
+    found = _embodiment(episode)
+    if robot is None or found is None:
+        return robot or found
+    if (found.gripper, found.kind) != (robot.gripper, robot.kind):
+        raise MismatchError(
+            f"{episode.name}: actions are {_meaning(found)}, but {_meaning(robot)} in other episodes of {out}; "
+            "expected the same: import them into another dataset."
+        )
+    return robot
+
+
+def _meaning(robot: Embodiment) -> str:
+    gripper = robot.gripper
+    opened = (
+        "no known gripper" if gripper is None else f"a gripper {gripper.opened:g} = open, {gripper.closed:g} = closed"
+    )
+    return f"{type(robot.kind).__name__.lower()} with {opened}"
+
+
 def _unfit(episode: RecordedEpisode, successes_only: bool) -> str:
     """Why an episode is left out; empty where it is not."""
     if not episode.frames:
@@ -323,8 +388,9 @@ def _unfit(episode: RecordedEpisode, successes_only: bool) -> str:
 def episode_data(episode: RecordedEpisode) -> EpisodeData:
     """Turns a recorded episode into columns.
 
-    `action` is what the policy chose, in its units; `action.executed` what was sent. `policy.call` counts the chunks, -1 before
-    the first, and `policy.time` is when the frame was really taken [s since the episode's beginning].
+    `action` is what the policy chose, in its units, which are those of what it was trained on; `action.executed` what was
+    sent. `policy.call` counts the chunks, -1 before the first, and `policy.time` is when the frame was really taken [s since
+    the episode's beginning].
     """
     frames = episode.frames
     columns: dict[str, np.ndarray] = {

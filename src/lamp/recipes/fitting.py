@@ -6,25 +6,44 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 
 from lamp.configuration import to_json
-from lamp.data.actions import Gripper
+from lamp.data.action_kinds import Comparison, compare_with_state
+from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
 from lamp.data.embodiment import ACTION, STATE, Embodiment, Part, embodiment
 from lamp.data.instructions import check_instructions
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.data.normalise import ContinuousRotation, NoState, RawState, StateTransform
+from lamp.data.normalise import (
+    ByDeviation,
+    ContinuousRotation,
+    HardlyMoved,
+    NormaliserFit,
+    NoState,
+    RawState,
+    StateTransform,
+    Unchanged,
+    floors,
+)
+from lamp.data.samples import stacked
 from lamp.errors import ConfigError
 from lamp.files import write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
+from lamp.train.breakdown import action_names
+from lamp.train.configs import PolicyTraining
+from lamp.train.trained_on import GRIPPER_MARGIN, GRIPPER_MARGIN_TOLD
 
 WITHOUT = ("none",)
 LONGEST = 128
 """Tokens of an instruction that a recipe makes room for by itself."""
+COMPARED = 40
+"""Episodes from which it is found out what the actions are."""
+LIBERO_FPS = 20.0
+"""Of what `lamp collect` records, for which the recipes with a collection are made."""
 PART = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 
 
@@ -46,9 +65,12 @@ class FitConfig:
     """Features that make the state, one after another; KEY[0:6] takes a part. `none` for a policy without a state."""
     action: tuple[str, ...] = (ACTION,)
     """Features that make the action, likewise."""
+    actions: Literal["absolute", "delta", "relative"] | None = None
+    """What the actions are: targets in the units of the state, learnt as recorded (absolute) or from the state that a chunk
+    starts at (relative), or changes from one step to the next (delta). By default it is found out from the data, and said."""
     gripper: tuple[float, float] | None = None
-    """What the action's last value is where the gripper is open, and where it is closed. By default 1 and 0 if only values from 0
-    to 1 are recorded, and otherwise it is learnt like any other value."""
+    """What the action's last value is where the gripper is open, and where it is closed. By default 1 and 0 if it is recorded
+    from 0 to 1 and reaches both, and otherwise it is learnt like any other value."""
     rotation_at: int | None = None
     """Where in the state an axis-angle rotation starts; the policy is then shown it as two columns of its matrix."""
     fps: float | None = None
@@ -71,39 +93,44 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
             f"recipe {base.name!r} is a model alone; expected one with training, such as demo or paper_real"
         )
     robot, dataset = _robot(config)
-    lowest, highest = _last_value(robot, dataset)
-    gripper = robot.gripper is not None or (lowest >= 0 and highest <= 1)
+    gripper, told_gripper = _gripper(robot, dataset)
+    robot, told_actions = _with_kind(config, robot, dataset, gripper)
     transform = _transform(config)
     states, actions = (_width(dataset, parts) for parts in (robot.state, robot.action))
     seen = _with_room(_seen(base.policy.backbone, list(robot.cameras or ())), dataset.tasks)
     check_instructions(instruction_reader(seen), dataset.tasks, dataset.root)
-    policy = base.policy
+    policy = replace(
+        base.policy,
+        embodiment=robot,
+        state_transform=transform,
+        gripper=None if not gripper else -1 if robot.gripper is None else robot.gripper.dim,
+        state_fit=_own_spread(base.policy.state_fit, HardlyMoved()),
+        action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0)),
+    )
     assert policy.model.action is not None
     expert = replace(policy.model.action, action_dim=actions, state_dim=transform.width(states))
+    frames = _flow_frames(base, dataset.fps)
     made = TrainingRecipe(
         name=config.out.stem,
         summary=f"{base.name}, for {dataset.root.name}",
-        motion=replace(base.motion, backbone=seen, embodiment=robot) if base.motion else None,
-        policy=replace(
-            policy,
-            model=replace(policy.model, action=expert),
-            backbone=seen,
-            embodiment=robot,
-            state_transform=transform,
-            gripper=-1 if gripper else None,
-        ),
+        motion=replace(base.motion, backbone=seen, embodiment=robot, flow_frames=frames) if base.motion else None,
+        policy=replace(policy, model=replace(policy.model, action=expert), backbone=seen),
         gpus=getattr(base, "gpus", 1),
     )
     write_json(config.out, to_json(made))
     cameras = ", ".join(f"{name} <- {feature}" for name, feature in (robot.cameras or {}).items())
-    without = f"not told apart: the action's last value runs from {lowest:g} to {highest:g}; --gripper OPEN CLOSED if it is one"
     told = {
         "cameras": cameras,
         "state": f"{expert.state_dim} values shown to the policy",
         "action": f"{actions} values, chunks of {expert.chunk}, of which {policy.execute} are executed",
-        "gripper": "the action's last value" if gripper else without,
+        "actions": told_actions,
+        "gripper": told_gripper,
+        "scaling": _scaling(made.policy, dataset),
         "rate": f"{dataset.fps:g} fps: a chunk is {expert.chunk / dataset.fps:.2g} s",
     }
+    if made.motion is not None and made.motion.model.motion is not None:
+        steps = made.motion.model.motion.horizon
+        told["motion"] = f"{steps} flow steps of {frames} frames: {steps * frames / dataset.fps:.2g} s ahead"
     return made, "\n".join(f"{name:<8} {value}" for name, value in told.items())
 
 
@@ -159,11 +186,133 @@ def _transform(config: FitConfig) -> StateTransform:
     return RawState() if config.rotation_at is None else ContinuousRotation(start=config.rotation_at)
 
 
-def _last_value(robot: Embodiment, dataset: LeRobotDataset) -> tuple[float, float]:
-    """The least and the largest last value of the actions, with the gripper's convention applied."""
+def _gripper(robot: Embodiment, dataset: LeRobotDataset) -> tuple[bool, str]:
+    """Whether the action's last value is learnt as a gripper, and in words why."""
     dataset.check_episodes()
-    values = np.concatenate([robot.actions(dataset, index)[:, -1] for index in range(len(dataset))])
-    return float(values.min()), float(values.max())
+    recorded = np.concatenate([robot.actions(dataset, index) for index in range(len(dataset))])
+    dim = -1 if robot.gripper is None else robot.gripper.dim
+    values = recorded[:, dim]
+    lowest, highest = float(values.min()), float(values.max())
+    if robot.gripper is not None:
+        opened, closed = robot.gripper.opened, robot.gripper.closed
+        ends = sorted(float(robot.gripper.recorded(np.full(1, end))[0]) for end in (lowest, highest))
+        which = "last value" if dim == -1 else f"value {dim}"
+        text = f"the action's {which}, {opened:g} = open, {closed:g} = closed, in which units the robot is sent it"
+        if not -GRIPPER_MARGIN_TOLD <= lowest <= highest <= 1 + GRIPPER_MARGIN_TOLD:
+            text += (
+                f"; BUT it is recorded from {ends[0]:g} to {ends[1]:g}, which training refuses: give --gripper as it is"
+            )
+        return True, text
+    near = np.minimum(np.abs(values), np.abs(values - 1)) <= GRIPPER_MARGIN
+    if near.all() or (0 <= lowest <= 0.1 and 0.9 <= highest <= 1):
+        return True, "the action's last value, taken as 1 = open, 0 = closed"
+    return False, (
+        f"not told apart: the action's last value runs from {lowest:g} to {highest:g}; --gripper OPEN CLOSED if it is one"
+    )
+
+
+def _with_kind(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, gripper: bool) -> tuple[Embodiment, str]:
+    """The embodiment with what its actions are, and in words why.
+
+    Raises:
+        ConfigError: They cannot be learnt relative to the state.
+    """
+    if config.embodiment:
+        return robot, f"{type(robot.kind).__name__.lower()}, as the embodiment {robot.name!r} has them"
+    last = _gripper_place(robot, _width(dataset, robot.action)) if gripper else None
+    found = compare_with_state(
+        [(robot.recorded_actions(dataset, n), robot.states(dataset, n)) for n in _some(len(dataset))], without=last
+    )
+    asked = config.actions or found.kind
+    if asked == "relative":
+        kind = _relative(config, robot, dataset, found, last)
+        told = "relative: targets, learnt from the state that a chunk starts at, and sent as targets"
+        return replace(robot, kind=kind), f"{told} ({found.why})"
+    if asked is None:
+        asking = "say --actions absolute, delta or relative"
+        return robot, f"not told apart: {found.why}; {asking}, until then they are learnt as recorded"
+    kind = Absolute() if asked == "absolute" else Delta()
+    what = "targets" if asked == "absolute" else "changes from one step to the next"
+    why = found.why if config.actions is None or found.kind == asked else f"as --actions says; but {found.why}"
+    more = "; --actions relative learns them from the present state" if asked == "absolute" else ""
+    return replace(robot, kind=kind), f"{asked}: {what}, learnt as recorded ({why}){more}"
+
+
+def _gripper_place(robot: Embodiment, width: int) -> int:
+    """Where the gripper is in an action of so many values."""
+    return (-1 if robot.gripper is None else robot.gripper.dim) % width
+
+
+def _relative(
+    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, found: Comparison, gripper: int | None
+) -> Relative:
+    """Which of the actions are learnt as differences from which values of the state.
+
+    Raises:
+        ConfigError: None can be.
+    """
+    actions, states = (_width(dataset, parts) for parts in (robot.action, robot.state))
+    if found.kind == "delta":
+        raise ConfigError(
+            f"--actions relative given, but the actions of {dataset.root} are changes already ({found.why}); expected targets in "
+            "the units of the state: --actions delta"
+        )
+    pairs = dict(found.pairs) or {index: index for index in range(min(actions, states)) if index != gripper}
+    pose = None
+    if config.rotation_at is not None and config.rotation_at >= 3:
+        start = config.rotation_at - 3
+        first = next((action for action, state in pairs.items() if state == start), 0)
+        if first + 6 <= actions and start + 6 <= states:
+            pose = Pose(action=first, state=start)
+            pairs = {action: state for action, state in pairs.items() if not first <= action < first + 6}
+    if pose is None and not pairs:
+        raise ConfigError(
+            f"--actions relative given, but no value of the action of {dataset.root} is one of the state's; expected targets in "
+            "the units of the state: --actions absolute"
+        )
+    return Relative(pose=pose, offsets=tuple(pairs.items()))
+
+
+def _some(episodes: int) -> list[int]:
+    """At most so many episodes, spread over all, as say what the actions are."""
+    return np.unique(np.linspace(0, episodes - 1, min(episodes, COMPARED)).round().astype(int)).tolist()
+
+
+def _own_spread(rule: NormaliserFit, hardly_moved: HardlyMoved) -> NormaliserFit:
+    """A recipe's rule without what it knows of its own data's units."""
+    if isinstance(rule, ByDeviation):
+        return replace(rule, least=0.0, hardly_moved=hardly_moved)
+    return rule if isinstance(rule, Unchanged) else replace(rule, hardly_moved=hardly_moved)
+
+
+def _scaling(policy: PolicyTraining, dataset: LeRobotDataset) -> str:
+    """In words, how states and actions are scaled: what is not divided by its own spread is named."""
+    assert policy.model.action is not None
+    robot, gripper = policy.embodiment, policy.gripper
+    states, actions = stacked(dataset, range(len(dataset)), policy.model.action.chunk, robot)
+    names = action_names(dataset.features, robot, actions.shape[1])
+    binary = () if gripper is None else (gripper % actions.shape[1],)
+    shown = policy.state_transform.apply(states)
+    rows = []
+    for what, called, fitted in (
+        ("action", names, policy.action_fit.fit(actions, binary=binary)),
+        ("state", [str(index) for index in range(shown.shape[1])], policy.state_fit.fit(shown)),
+    ):
+        exceptions = floors(fitted, called)
+        rows.append(f"{what} hardly moves in, and is divided there, {exceptions}" if exceptions else "")
+    told = "; ".join(row for row in rows if row)
+    return f"each value by its own spread{'; but ' + told if told else ''}"
+
+
+def _flow_frames(base: Recipe | TrainingRecipe, fps: float) -> int:
+    """Frames of the dataset in a flow step of the model: the seconds of the base's, where its rate is known, else its frames."""
+    assert base.motion is not None
+    frames = base.motion.flow_frames or base.motion.flow_stride
+    if isinstance(base, Recipe):
+        frames, known = base.flow.stride * base.motion.flow_stride, LIBERO_FPS
+    else:
+        known = base.motion.embodiment.fps
+    return frames if known is None else max(1, round(frames * fps / known))
 
 
 def _width(dataset: LeRobotDataset, parts: tuple[Part, ...]) -> int:

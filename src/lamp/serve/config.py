@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from lamp.errors import ConfigError, DataError
-from lamp.serve.units import units_named
+from lamp.serve.units import check_units
 from lamp_client.wire import Limits
 
 
@@ -57,7 +57,7 @@ class ServerConfig:
     """Offer the live page, which shows the cameras' images to whoever may connect."""
 
     def __post_init__(self) -> None:
-        units_named(self.units)
+        check_units(self.units)
         for name in ("max_batch", "max_queue", "max_clients"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
@@ -118,5 +118,7 @@ class ServeConfig(ServerConfig):
     """CPU threads of the policy; None leaves it to torch."""
     fast: bool = True
     """Take the policy's fast path: the same actions within rounding (docs/speed.md)."""
+    dataset: str | None = None
+    """Of a policy that was trained on several datasets, the one whose robot it acts as, by its folder's name; None: the first."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the experts; auto is bfloat16 where the fast path runs on a GPU, and float32 elsewhere."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lamp.errors import MismatchError
-from lamp_client.types import ActionChunk, Observation
+from lamp_client.types import ActionChunk, GripperUnits, Observation
 
 ASPECT_TOLERANCE = 0.02
 """Images are resized to the policy's size only where the proportions agree so well."""
@@ -43,6 +43,16 @@ class Contract:
     """Which data the actions' units come from; starVLA calls it the unnorm key."""
     takes_language: bool = True
     """Whether the instruction must say something: that of the demonstrations did."""
+    gripper: GripperUnits | None = None
+    """What the gripper's value in the actions is where it is open and where it is closed; None: the data do not say."""
+    kind: str = "delta"
+    """What the actions are: delta, absolute, or relative, which are absolute when they leave the policy."""
+    state_features: Mapping[str, int] = field(default_factory=dict)
+    """The dataset's features that the state is taken from, and how many values each has; empty where that is not known."""
+    state_columns: tuple[int, ...] = ()
+    """Where the state's values are in those features, one after another."""
+    camera_features: Mapping[str, str] = field(default_factory=dict)
+    """Camera -> the dataset's feature, where that is known."""
     foresees: bool = False
     """Whether it can predict scene flow."""
     about: dict[str, Any] = field(default_factory=dict)
@@ -77,9 +87,19 @@ class Contract:
                 have = ", ".join(observation.images) or "none"
                 raise MismatchError(f"the observation has no camera {camera.name!r}; it has {have}. {self.expected}")
             images[camera.name] = self._resized(image, camera)
-        if len(observation.state) != self.state_width:
-            raise MismatchError(f"the state has {len(observation.state)} values; expected {self.state_width}.")
-        return Observation(images=images, state=observation.state, instruction=observation.instruction)
+        state = observation.state
+        if len(state) == self.recorded_state_width != self.state_width:
+            state = state[list(self.state_columns)]
+        if len(state) != self.state_width:
+            recorded = self.recorded_state_width
+            whole = f", or {recorded} as recorded" if recorded != self.state_width else ""
+            raise MismatchError(f"the state has {len(state)} values; expected {self.state_width}{whole}.")
+        return Observation(images=images, state=state, instruction=observation.instruction)
+
+    @property
+    def recorded_state_width(self) -> int:
+        """Number of values of the features that the state is taken from; the state's own where that is not known."""
+        return sum(self.state_features.values()) if self.state_columns else self.state_width
 
     @property
     def expected(self) -> str:
@@ -121,7 +141,13 @@ class CheckpointPolicy:
 
 
 def open_checkpoint(
-    path: Path, *, device: str, threads: int | None, fast: bool = True, precision: str = "auto"
+    path: Path,
+    *,
+    device: str,
+    threads: int | None,
+    fast: bool = True,
+    precision: str = "auto",
+    dataset: str | None = None,
 ) -> CheckpointPolicy:
     """Opens the policy of a checkpoint folder.
 
@@ -131,9 +157,10 @@ def open_checkpoint(
         threads: CPU threads of the policy; None leaves them as they are.
         fast: Prepare the fast path.
         precision: Of the experts: float32, bfloat16, or auto for what `LaMPPolicy` takes by itself.
+        dataset: The one of its datasets whose robot it acts as; None: its own, the first.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or it was not trained on such a dataset.
         DataError: There is no checkpoint, or it is damaged.
         MismatchError: It is no policy.
     """
@@ -148,6 +175,7 @@ def open_checkpoint(
         torch.set_num_threads(threads)
     asked = {"float32": Float32(), "bfloat16": BFloat16()}.get(precision)
     policy = LaMPPolicy.from_checkpoint(path, device=device, precision=asked)
+    policy = policy if dataset is None else policy.of_dataset(dataset)
     policy = policy.compile() if fast else policy
     return CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
 
@@ -158,15 +186,25 @@ def contract_of(policy: Any) -> Contract:
         CameraSize(name=camera.name, height=camera.height, width=camera.width)
         for camera in policy.description.backbone.cameras
     )
-    about = {key: policy.metadata[key] for key in ("fps", "uses_motion", "step", "weights_sha256", "code")}
+    told, record = policy.metadata, policy.record
+    about = {
+        key: told[key] for key in ("fps", "actions", "embodiment", "uses_motion", "step", "weights_sha256", "code")
+    }
     return Contract(
         cameras=cameras,
-        state_width=policy.record.state_width,
-        action_width=policy.record.scaling.actions.width,
+        state_width=record.state_width,
+        action_width=record.scaling.actions.width,
         chunk=policy.chunk,
         execute=policy.execute,
-        dataset=policy.description.data.name,
+        dataset=policy.dataset,
         takes_language=not policy.description.data.tasks or any(map(str.strip, policy.description.data.tasks)),
+        gripper=GripperUnits.of(told) if "gripper" in told else None,
+        kind=told["actions"],
+        state_features=record.state_features if record.state_width else {},
+        state_columns=record.embodiment.state_columns(record.state_features)
+        if record.state_width and record.state_features
+        else (),
+        camera_features=record.embodiment.cameras or {},
         foresees=policy.uses_motion,
         about=about,
     )

@@ -7,7 +7,7 @@ are an envelope around a list of examples, and so are its errors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from lamp.errors import MismatchError
 from lamp.serve.contract import Contract
 from lamp.serve.questions import Act, Answer, Asked, NoiseSeed, Ping, Reset, flag_from, seed_from
-from lamp.serve.units import Units
+from lamp.serve.units import AsRecorded, Units
 from lamp_client.client import PROTOCOL_VERSION
 from lamp_client.errors import InvalidValueError, WireError
 from lamp_client.layouts import RequestLayout, frame_request, image_from, prompt_from, state_from
@@ -91,8 +91,13 @@ class OpenPi:
         return Act(observations=(observation,), noise_seed=seed, foresight=flag_from(message, "lamp/foresight"))
 
     def _layout(self, message: Message) -> RequestLayout:
-        """The layout of which the request has most keys."""
-        return max(self.layouts, key=lambda layout: sum(key in message for key in layout.keys))
+        """The layout of which the request has most keys, and of those with the same keys the one whose state fits."""
+
+        def fit(layout: RequestLayout) -> tuple[int, int]:
+            fitting = sum(_size(message[key]) == size for key, size in layout.state if key in message)
+            return sum(key in message for key in layout.keys), fitting
+
+        return max(self.layouts, key=fit)
 
     def answered(
         self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
@@ -119,10 +124,11 @@ class OpenPi:
 
 @dataclass(frozen=True, kw_only=True)
 class StarVla:
-    """starVLA's envelope. Actions are in the dataset's units: its clients adapt them to the environment themselves."""
+    """starVLA's envelope. Its clients adapt actions to the environment themselves (`Units.for_starvla`)."""
 
     contract: Contract
     max_examples: int
+    units: Units = field(default_factory=AsRecorded)
     name: str = "starvla"
 
     def speaks(self, message: Message) -> bool:
@@ -177,6 +183,8 @@ class StarVla:
         width, spared = self.contract.state_width, not self.contract.takes_language
         if width and example.get("state") is None:
             raise InvalidValueError(f"example {number} has no 'state'; expected {width} numbers.")
+        if _size(example.get("state", [])) == self.contract.recorded_state_width:
+            width = self.contract.recorded_state_width
         observation = Observation(
             images={name: image_from(image, name) for name, image in zip(names, images, strict=True)},
             state=state_from(example.get("state", []), "state", width),
@@ -190,7 +198,9 @@ class StarVla:
         reply = {"status": "ok", "ok": True, "type": "inference_result", "request_id": _request_id(message)}
         if isinstance(asked, Ping | Reset):
             return reply | {"type": "ping" if isinstance(asked, Ping) else "reset"}
-        data: dict[str, Any] = {"actions": np.stack([answer.chunk.actions for answer in answers])}
+        data: dict[str, Any] = {
+            "actions": np.stack([self.units.for_starvla(answer.chunk.actions) for answer in answers])
+        }
         flows = [answer.chunk.foresight for answer in answers]
         if isinstance(asked, Act) and asked.foresight and all(flow is not None for flow in flows):
             data["lamp/foresight"] = np.stack([flow for flow in flows if flow is not None])
@@ -208,6 +218,11 @@ class StarVla:
             "error": {"message": problem, "busy": busy},
         }
         return Refusal(frame=frame, close=None)
+
+
+def _size(value: Any) -> int:
+    """How many values an array or a flat list has, without making an array of it."""
+    return value.size if isinstance(value, np.ndarray) else len(value) if isinstance(value, list) else 1
 
 
 def _request_id(message: Message) -> Any:
@@ -229,7 +244,16 @@ def layouts_for(contract: Contract) -> tuple[RequestLayout, ...]:
             if state:
                 found.append(RequestLayout(images=images, state=state, needs_prompt=contract.takes_language))
     names = [camera.name for camera in contract.cameras]
-    return (*found, frame_request(names, width, needs_prompt=contract.takes_language))
+    found.append(frame_request(names, width, needs_prompt=contract.takes_language))
+    if contract.recorded_state_width != width:
+        found.append(frame_request(names, contract.recorded_state_width, needs_prompt=contract.takes_language))
+    if contract.state_features and set(names) <= set(contract.camera_features):
+        # A frame of the very dataset that the policy was trained on.
+        images = tuple((name, contract.camera_features[name]) for name in names)
+        state = tuple(contract.state_features.items())
+        frame = frame_request(names, width, needs_prompt=contract.takes_language)
+        found.append(replace(frame, images=images, state=state))
+    return tuple(found)
 
 
 def _joints(width: int) -> tuple[tuple[str, int], ...]:
@@ -243,8 +267,10 @@ def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dic
         "lamp": {"protocol": PROTOCOL_VERSION},
         "policy": "lamp",
         "action_units": units.action_units,
+        **({} if units.sent is None else {"gripper": units.sent.plain}),
         "cameras": {camera.name: [camera.height, camera.width] for camera in contract.cameras},
         "state_width": contract.state_width,
+        "recorded_state_width": contract.recorded_state_width,
         "action_width": contract.action_width,
         "takes_language": contract.takes_language,
         "chunk": contract.chunk,

@@ -32,7 +32,7 @@ from lamp.serve.live import Artist, Live
 from lamp.serve.metrics import Metrics
 from lamp.serve.routes import Routes, seed_of
 from lamp.serve.sessions import Session
-from lamp.serve.units import units_named
+from lamp.serve.units import units_of
 from lamp_client import wire
 from lamp_client.types import ActionChunk
 
@@ -110,12 +110,11 @@ class PolicyServer:
             LampError: The policy fails on an example of its own.
         """
         config = self.config
-        units = units_named(config.units)
-        units.check(policy.contract.action_width)
+        units = units_of(config.units, policy.contract)
         self.policy = policy
         self.live = Live(contract=policy.contract, metrics=self.metrics, artist=self.artist)
         self.dialects = (
-            StarVla(contract=policy.contract, max_examples=config.max_queue),
+            StarVla(contract=policy.contract, units=units, max_examples=config.max_queue),
             OpenPi.of(policy.contract, units),
         )
         limits = {"message_bytes": config.limits.message_bytes, "array_bytes": config.limits.array_bytes}
@@ -329,6 +328,7 @@ def serve(config: ServeConfig, *, artist: Artist | None = None) -> None:
             threads=config.threads,
             fast=config.fast,
             precision=config.precision,
+            dataset=config.dataset,
         )
 
     asyncio.run(serve_until_signalled(open_policy, config, artist=artist))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,73 +10,108 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.errors import MismatchError, unknown
+from lamp.serve.contract import Contract
 from lamp_client.envs import libero, simpler_tasks
+from lamp_client.types import GripperUnits
 
 Actions = Float[np.ndarray, "h a"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AsRecorded:
-    """The dataset's units, gripper 1 = open where the data say so; LaMP's own environment adapters convert."""
+    """The dataset's own units, gripper included; LaMP's own environment adapters convert, as the greeting says what they are."""
 
+    gripper: GripperUnits | None = None
+    """In the dataset's actions; None: unknown, and taken as 1 = open, 0 = closed where it has to be converted."""
     action_units: Literal["dataset", "environment"] = "dataset"
 
-    def check(self, width: int) -> None:
-        """Every width will do."""
+    @property
+    def sent(self) -> GripperUnits | None:
+        """The gripper in the actions that are sent; None: unknown."""
+        return self.gripper
 
     def __call__(self, actions: Actions) -> Actions:
+        """For openpi's clients."""
+        return actions
+
+    def for_starvla(self, actions: Actions) -> Actions:
+        """For starVLA's clients."""
         return actions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Libero:
-    """LIBERO's own: the gripper becomes -1 = open, +1 = close. What openpi's LIBERO client executes as it is."""
+class ForEnvironment(AsRecorded):
+    """Units of an environment whose openpi client executes actions as they are.
+
+    starVLA's clients of these environments convert by themselves; they take the gripper as 1 = open, 0 = closed, and the rest as
+    recorded.
+    """
 
     action_units: Literal["dataset", "environment"] = "environment"
 
-    def check(self, width: int) -> None:
-        """
-        Raises:
-            MismatchError: The actions are no LIBERO actions.
-        """
-        _check_seven(width, "libero")
-
-    def __call__(self, actions: Actions) -> Actions:
-        return libero.action_from_policy(actions)
+    def for_starvla(self, actions: Actions) -> Actions:
+        return (self.gripper or GripperUnits()).openness(actions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidowX:
-    """SimplerEnv's WidowX: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
+class Libero(ForEnvironment):
+    """LIBERO's own: the gripper becomes -1 = open, +1 = close. What openpi's LIBERO client executes as it is."""
 
-    action_units: Literal["dataset", "environment"] = "environment"
-
-    def check(self, width: int) -> None:
-        """
-        Raises:
-            MismatchError: The actions are no WidowX actions.
-        """
-        _check_seven(width, "widowx")
+    @property
+    def sent(self) -> GripperUnits:
+        return GripperUnits(dim=6, opened=-1.0, closed=1.0)
 
     def __call__(self, actions: Actions) -> Actions:
-        return simpler_tasks.action_from_policy(actions)
+        return libero.action_from_policy((self.gripper or GripperUnits()).openness(actions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidowX(ForEnvironment):
+    """SimplerEnv's WidowX: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
+
+    @property
+    def sent(self) -> GripperUnits:
+        return GripperUnits(dim=6, opened=1.0, closed=-1.0)
+
+    def __call__(self, actions: Actions) -> Actions:
+        return simpler_tasks.action_from_policy((self.gripper or GripperUnits()).openness(actions))
 
 
 Units = AsRecorded | Libero | WidowX
-UNITS: Mapping[str, Callable[[], Units]] = {"dataset": AsRecorded, "libero": Libero, "widowx": WidowX}
+UNITS: Mapping[str, type[Units]] = {"dataset": AsRecorded, "libero": Libero, "widowx": WidowX}
 
 
-def units_named(name: str) -> Units:
-    """Builds the units of that name.
-
+def check_units(name: str) -> None:
+    """
     Raises:
-        ConfigError: There are none of that name.
+        ConfigError: There are no units of that name.
     """
     if name not in UNITS:
         raise unknown("units", name, UNITS)
-    return UNITS[name]()
 
 
-def _check_seven(width: int, name: str) -> None:
-    if width != 7:
-        raise MismatchError(f"--units {name} needs actions of 7 values; this policy's have {width}. Known: dataset.")
+def units_of(name: str, contract: Contract) -> Units:
+    """The units of that name for a policy's actions.
+
+    Raises:
+        ConfigError: There are none of that name.
+        MismatchError: The policy's actions are none of that environment's.
+    """
+    check_units(name)
+    units = UNITS[name](gripper=contract.gripper)
+    if units.action_units == "environment":
+        if contract.action_width != 7:
+            raise MismatchError(
+                f"--units {name} needs actions of 7 values; this policy's have {contract.action_width}. Known: dataset."
+            )
+        if contract.kind != "delta":
+            raise MismatchError(
+                f"--units {name} needs actions that are changes of the pose; this policy's, trained on {contract.dataset}, are "
+                f"{contract.kind} targets. Known: dataset."
+            )
+        if contract.gripper is not None and contract.gripper.dim % contract.action_width != 6:
+            raise MismatchError(
+                f"--units {name} needs the gripper as the last of 7 values; this policy has it at {contract.gripper.dim}. "
+                "Known: dataset."
+            )
+    return units

@@ -136,6 +136,8 @@ class MotionTraining:
     """How the dataset records its robot; of it, only the cameras matter here."""
     flow_stride: int = 1
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
+    flow_frames: int | None = None
+    """Frames of the dataset per step of the model, whatever the store's steps are; `flow_stride` then follows from the store."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
     """How increments are mapped to [-1, 1]: fitted to the training episodes, or given."""
     supervision: Supervision = field(default_factory=Supervision)

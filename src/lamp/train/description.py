@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
 
 from lamp.configuration import from_json, to_json
 from lamp.data.embodiment import OWN, Embodiment
@@ -88,6 +91,7 @@ class OtherDataset:
     scaling: PolicyScaling
     fps: float
     embodiment: Embodiment
+    state_features: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +101,35 @@ class PolicyRecord:
     state_width: int
     """Width of the raw state of an observation, before the transform."""
     scaling: PolicyScaling
-    """Actions are in the dataset's units; a gripper is 1 = open."""
+    """Of what is learnt: with the embodiment's gripper 1 = open, and relative to the state where the embodiment says so."""
     chunk: int
     execute: int
     fps: float
     embodiment: Embodiment = OWN
     """What the actions mean: those relative to a state are put back into the robot's frame."""
+    state_features: dict[str, int] = field(default_factory=dict)
+    """The dataset's features that the state is taken from, and how many values each has; empty where it was not noted."""
     others: tuple[OtherDataset, ...] = ()
     """What else the policy was trained on, each with a scaling of its own."""
+
+    @property
+    def recorded_state_width(self) -> int:
+        """Number of values of the features that the state is taken from; 0 where it was not noted, or no state is wanted."""
+        return sum(self.state_features.values()) if self.state_width else 0
+
+    def selected(self, state: Float[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b s"]:
+        """The state that the policy was trained with, of one that is given as such, or as the dataset's whole features.
+
+        Raises:
+            MismatchError: It is neither.
+        """
+        width, recorded = state.shape[-1], self.recorded_state_width
+        if width == self.state_width:
+            return state
+        if width == recorded:
+            return state[..., list(self.embodiment.state_columns(self.state_features))]
+        whole = f", or {recorded} as recorded ({', '.join(self.state_features)})" if recorded > self.state_width else ""
+        raise MismatchError(f"the state has {width} values; this policy was trained with {self.state_width}{whole}.")
 
     def of_dataset(self, name: str) -> PolicyRecord:
         """The record for acting as one of the other datasets' robots.
@@ -120,6 +145,7 @@ class PolicyRecord:
                     scaling=other.scaling,
                     fps=other.fps,
                     embodiment=other.embodiment,
+                    state_features=other.state_features,
                 )
         raise unknown("dataset", name, [other.data.name for other in self.others])
 

@@ -82,6 +82,8 @@ def train_motion(
         live=live,
     )
     check_instructions(found, sources.dataset.tasks, data)
+    config = at_stride(config, SceneFlowStore(sources.dataset.root / SCENE_FLOW))
+    here = replace(config, loop=here.loop)
     tuned = None
     if start is not None:
         tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
@@ -125,6 +127,23 @@ def _with_kept_bounds(config: MotionTraining, sources: Sources, tuned: FineTune 
             "such steps; expected the same: choose --flow-stride, or give --normalizers refit"
         )
     return replace(config, bounds=flow.bounds)
+
+
+def at_stride(config: MotionTraining, store: SceneFlowStore) -> MotionTraining:
+    """The training with as many of a store's flow steps per step of the model as make its `flow_frames`.
+
+    Raises:
+        MismatchError: The stored steps do not add up to them.
+    """
+    if config.flow_frames is None:
+        return config
+    stored = store.description.sampling.stride
+    if config.flow_frames % stored:
+        raise MismatchError(
+            f"{store.path} has a flow step every {stored} frames, the recipe one every {config.flow_frames}; build it again with "
+            f"`lamp flow build {store.path.parent} --stride {config.flow_frames} --overwrite`, or give --flow-stride"
+        )
+    return replace(config, flow_stride=config.flow_frames // stored)
 
 
 def evaluate_flow(

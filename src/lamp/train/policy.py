@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lamp.configuration import to_json
 from lamp.data.embodiment import Embodiment
 from lamp.data.features import FrozenBackbone
 from lamp.data.image_samples import ImageSamples
-from lamp.data.normalise import NoState
+from lamp.data.normalise import ByDeviation, NoState, floors
 from lamp.data.samples import PolicySamples, PolicyScaling
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import LaMP
@@ -23,6 +24,7 @@ from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.train.adapters import lora_of
 from lamp.train.adapting import AdaptedStage
 from lamp.train.backbones import find_backbone
+from lamp.train.breakdown import action_names
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
@@ -85,6 +87,9 @@ def train_policy(
             part.show_prior_in(_unseen(one.sources, motion))
     description = _describe(config, datasets, parts_of(samples), motion)
     description = replace(description, started_from=tuned.record if tuned else None)
+    if group.main:
+        for one in datasets:
+            _tell_floors(one, config)
     model = model.to(here.loop.device)
     if isinstance(samples, ImageSamples):
         assert validation is None or isinstance(validation, ImageSamples)
@@ -124,6 +129,22 @@ def _kept_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, boo
         return tuned.scaling_of(sources.dataset.root.resolve().name, embodiment, own=own)
 
     return kept
+
+
+def _tell_floors(one: TrainedOn, config: PolicyTraining) -> None:
+    """Says which actions are not divided by their own spread, and where that is a number made for other data."""
+    fitted = one.scaling.actions
+    if not fitted.floored:
+        return
+    names = action_names(one.sources.dataset.features, one.embodiment, fitted.width)
+    told = f"{one.sources.dataset.root.name}: actions that hardly move are divided by more than they do: {floors(fitted, names)}"
+    least = config.action_fit.least if isinstance(config.action_fit, ByDeviation) else 0.0
+    if least and 2 * len(fitted.floored) > fitted.width - len(fitted.binary):
+        told += (
+            f". Most do, as the recipe's action_fit.least of {least:g} is for other units: small motions are learnt badly; "
+            "`lamp recipe fit` makes a recipe for these"
+        )
+    print(told, file=sys.stderr)
 
 
 def _adapted(config: PolicyTraining, backbone: FrozenBackbone | None) -> Qwen3VLBackbone:
@@ -279,6 +300,7 @@ def _describe(
             scaling=one.scaling,
             fps=one.sources.dataset.fps,
             embodiment=one.embodiment,
+            state_features=one.embodiment.state_features(one.sources.dataset),
         )
         for one, part in zip(datasets, parts, strict=True)
     ]
@@ -289,6 +311,7 @@ def _describe(
         execute=config.execute,
         fps=own.fps,
         embodiment=own.embodiment,
+        state_features=own.state_features,
         others=tuple(others),
     )
     sources = datasets[0].sources

@@ -44,7 +44,8 @@ def resize_checkpoint(
     if isinstance(training, MotionTraining):
         # A store may be finer than the model's steps; where it no longer divides them, only one of just these steps serves.
         stride = training.flow_stride * pace
-        training = replace(training, model=config, flow_stride=int(stride) if stride.is_integer() else 1)
+        whole = int(stride) if stride.is_integer() else 1
+        training = replace(training, model=config, flow_stride=whole, flow_frames=None)
     description = replace(found, model=config, flow=flow, training=training)
     save_checkpoint(out / CHECKPOINT, description, weights)
     return description

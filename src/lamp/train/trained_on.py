@@ -24,6 +24,8 @@ from lamp.train.sources import Sources
 
 GRIPPER_MARGIN = 0.01
 """How far a gripper's values may lie outside [0, 1]: rounding."""
+GRIPPER_MARGIN_TOLD = 0.1
+"""The same where the embodiment says what is open and what closed: a gripper may reach somewhat further, in units of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +172,8 @@ def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment
     binary: Sequence[int] = () if config.gripper is None else (config.gripper % actions.shape[1],)
     for dimension in binary:
         low, high = float(actions[:, dimension].min()), float(actions[:, dimension].max())
-        if not -GRIPPER_MARGIN <= low <= high <= 1 + GRIPPER_MARGIN:
+        margin = GRIPPER_MARGIN if embodiment.gripper is None else GRIPPER_MARGIN_TOLD
+        if not -margin <= low <= high <= 1 + margin:
             raise MismatchError(
                 f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}; expected 0 to 1. "
                 "Give the embodiment its convention, or set gripper to None to learn it as any other dimension."

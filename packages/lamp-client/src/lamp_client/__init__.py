@@ -7,13 +7,14 @@ from lamp_client.control import Robot, drive
 from lamp_client.errors import LampClientError
 from lamp_client.recording import Recorder
 from lamp_client.rollout import EpisodeResult, Frame, run_episode
-from lamp_client.types import ActionChunk, Observation
+from lamp_client.types import ActionChunk, GripperUnits, Observation
 
 __all__ = [
     "ActionChunk",
     "Asynchronous",
     "EpisodeResult",
     "Frame",
+    "GripperUnits",
     "InProcessPolicy",
     "LampClientError",
     "Observation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -41,8 +42,9 @@ class Policy(Protocol):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the policy says about itself. ``action_units`` is ``dataset`` (gripper 1 = open; the default, converted by the
-        environment's adapter) or ``environment`` (executed as they are)."""
+        """What the policy says about itself. ``action_units`` is ``dataset`` (as the demonstrations were recorded; the default,
+        converted by the environment's adapter) or ``environment`` (executed as they are). ``gripper`` says what the gripper's
+        value is where it is open and where it is closed (`GripperUnits`); 1 and 0 where it is missing."""
         ...
 
 
@@ -148,6 +150,14 @@ class WebsocketPolicy:
             return frame_request(list(cameras), width, needs_prompt=told.get("takes_language", True) is not False)
         return LIBERO_REQUEST
 
+    def _layout_for(self, observation: Observation) -> RequestLayout:
+        """The keys of a request whose state is as the policy takes it, or the whole of what it is taken from."""
+        told, layout = self.metadata, self.layout
+        recorded = told.get("recorded_state_width")
+        if self._given_layout is None and "lamp" in told and len(observation.state) == recorded != told["state_width"]:
+            return replace(layout, state=(("observation.state", recorded),))
+        return layout
+
     def act(self, observation: Observation, *, noise_seed: NoiseSeed | None = None) -> ActionChunk:
         """Asks the server.
 
@@ -196,7 +206,7 @@ class WebsocketPolicy:
 
     def _request(self, observation: Observation, noise_seed: NoiseSeed | None) -> dict[str, Any]:
         fresh = not self._connection.is_open
-        message = self.layout.request(observation)
+        message = self._layout_for(observation).request(observation)
         if "lamp" in self.metadata:
             if fresh and self._episode is not None:  # a new connection knows nothing of the episode
                 self._connection.ask(self._reset_request() or {})

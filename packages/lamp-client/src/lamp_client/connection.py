@@ -352,6 +352,7 @@ _GREETING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "execute": (_count, "how many actions to carry out"),
     "action_width": (_count, "how many values an action has"),
     "state_width": (lambda value: value == 0 or _count(value), "how many values a state has"),
+    "recorded_state_width": (lambda value: value == 0 or _count(value), "how many values are recorded of a state"),
     "cameras": (lambda value: isinstance(value, dict) and all(type(name) is str for name in value), "a map of cameras"),
     "limits": (lambda value: isinstance(value, dict), "a map"),
     "fps": (lambda value: type(value) in (int, float) and 0 < value < 10_000, "steps per second"),

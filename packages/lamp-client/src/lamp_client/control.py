@@ -25,14 +25,14 @@ _SAY_AFTER_STEPS = 20
 
 
 class Robot(Protocol):
-    """What `drive` needs of a robot; its units are those of the policy's actions, or `send` converts."""
+    """What `drive` needs of a robot. Its units are those of the demonstrations: so the policy reads the state, and so it acts."""
 
     def observe(self, instruction: str) -> Observation:
         """Reads cameras and joints, now."""
         ...
 
     def send(self, action: np.ndarray) -> np.ndarray | None:
-        """Commands one action, without waiting for it; returns what was really sent, where that was limited or converted."""
+        """Commands one action, without waiting for it; returns what was really sent, in the same units, where it was limited."""
         ...
 
 
@@ -101,7 +101,7 @@ def drive(
         return seen[0]
 
     if recorder is not None:
-        recorder.begin(instruction)
+        recorder.begin(instruction, policy=policy.metadata)
     try:
         while done < steps and not stop():
             seen.clear()

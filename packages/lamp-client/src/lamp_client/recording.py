@@ -55,6 +55,8 @@ class RecordedEpisode:
     `timing_ms`."""
     metadata: Mapping[str, Any]
     """What the recorder was told: robot, policy ..."""
+    policy: Mapping[str, Any]
+    """What the policy said about itself; empty where nobody told the recorder."""
     success: bool | None
     """How it ended; None where nobody said."""
     complete: bool
@@ -102,8 +104,14 @@ class Recorder:
                 f"fps is {self.fps!r}; expected steps per second, above 0 and up to {_HIGHEST_FPS}."
             )
 
-    def begin(self, instruction: str, name: str | None = None) -> str:
-        """Begins an episode and returns its name, by default the time of day."""
+    def begin(self, instruction: str, name: str | None = None, *, policy: Mapping[str, Any] | None = None) -> str:
+        """Begins an episode and returns its name, by default the time of day.
+
+        Args:
+            instruction: What the robot is told.
+            name: The episode's.
+            policy: What the policy says about itself: with it, an import knows in which units its actions are.
+        """
         if self._thread is not None:
             self.end()
         name = name or time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
@@ -127,6 +135,7 @@ class Recorder:
             {
                 "format": FORMAT, "version": VERSION, "instruction": instruction, "fps": float(self.fps),
                 "begun": time.time(), "timed": True, "metadata": json.dumps(dict(self.metadata), default=str),
+                "policy": json.dumps(dict(policy or {}), default=str),
             }
         )  # fmt: skip
         return name
@@ -145,7 +154,7 @@ class Recorder:
         Args:
             observation: What was seen before the action.
             action: What the executor chose, in the policy's units.
-            executed: What was sent to the robot, where it differs.
+            executed: What was sent to the robot in the same units, where it differs.
             chunk: The chunk in use; its content is recorded when it is new.
             time_s: When that was, in the world in which the robot moves [s since the episode's beginning]; None: now. A
                 simulator has its own time.
@@ -382,6 +391,7 @@ def _read(path: Path, name: str, *, pixels: bool) -> RecordedEpisode:
         fps=float(head["fps"]),
         frames=tuple(_with_images(frame, pixels=pixels) for frame in frames),
         metadata=json.loads(head["metadata"]),
+        policy=json.loads(head.get("policy", "{}")),
         success=last.get("success") if last else None,
         complete=last is not None and last.get("steps") == len(frames),
         timed=head.get("timed") is True,

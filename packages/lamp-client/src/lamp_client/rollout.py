@@ -14,7 +14,7 @@ from lamp_client.client import NoiseSeed, Policy, action_units
 from lamp_client.envs import Env, StepResult
 from lamp_client.errors import InvalidValueError
 from lamp_client.recording import Recorder
-from lamp_client.types import ActionChunk, Observation
+from lamp_client.types import ActionChunk, GripperUnits, Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ def run_episode(
 
     Args:
         env: Already reset.
-        policy: Its actions are converted by the environment unless they are in the environment's units already.
+        policy: Its actions are converted by the environment unless they are in the environment's units already; what its
+            metadata say of the gripper is heeded.
         executor: Reset here.
         noise_seed: Identifies the episode; the executor adds the number of the call.
         max_steps: Fewer steps than the environment's limit.
@@ -78,11 +79,11 @@ def run_episode(
     limit = env.step_limit if max_steps is None else min(max_steps, env.step_limit)
     if limit < 1 or frame_every < 1:
         raise InvalidValueError(f"max_steps is {max_steps} and frame_every {frame_every}; expected at least 1.")
-    convert = env.action_from_policy if action_units(policy) == "dataset" else _unchanged
+    convert = _converter(env, policy)
     watch = _Watch(env)
     executor.reset()
     if recorder is not None:
-        recorder.begin(env.instruction)
+        recorder.begin(env.instruction, policy=policy.metadata)
     result = StepResult(success=False, done=False)
     success, steps, asked_at, policy_s = False, 0, 0, 0.0
     reason: Literal["success", "step limit", "environment"] = "step limit"
@@ -104,7 +105,7 @@ def run_episode(
             show()
         command = convert(action)
         if recorder is not None:
-            recorder.add(watch.observe(), action, executed=command, chunk=executor.chunk, time_s=steps / recorder.fps)
+            recorder.add(watch.observe(), action, chunk=executor.chunk, time_s=steps / recorder.fps)
         result = env.step(command)
         watch.forget()
         steps += 1
@@ -146,5 +147,9 @@ class _Watch:
         self._seen = None
 
 
-def _unchanged(action: np.ndarray) -> np.ndarray:
-    return action
+def _converter(env: Env, policy: Policy) -> Callable[[np.ndarray], np.ndarray]:
+    """From a policy's actions to the environment's units."""
+    if action_units(policy) == "environment":
+        return lambda action: action
+    gripper = GripperUnits.of(policy.metadata)
+    return lambda action: env.action_from_policy(gripper.openness(action))

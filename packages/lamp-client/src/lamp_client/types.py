@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,67 @@ class Observation:
                     f"image {name!r} is {getattr(image, 'dtype', type(image).__name__)} {shape}; expected uint8 (H, W, 3)."
                 )
         _check_floats("state", self.state, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GripperUnits:
+    """Which value of an action is the gripper, and what it is where the gripper is open and where it is closed.
+
+    Raises:
+        InvalidValueError: if the two values are equal or not finite.
+    """
+
+    dim: int = -1
+    """Counted from the end where negative."""
+    opened: float = 1.0
+    """The action's value that opens the gripper."""
+    closed: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.opened == self.closed:
+            raise InvalidValueError(
+                f"a gripper with opened = closed = {self.opened} cannot be read; expected two values."
+            )
+        if not (math.isfinite(self.opened) and math.isfinite(self.closed)):
+            raise InvalidValueError(f"a gripper from {self.opened} to {self.closed} cannot be read; expected numbers.")
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> GripperUnits:
+        """Reads those of a policy's actions from its metadata; 1 = open, 0 = closed, the last value, where it does not say.
+
+        Raises:
+            InvalidValueError: if they cannot be read.
+        """
+        told = metadata.get("gripper")
+        if told is None:
+            return cls()
+        try:
+            return cls(dim=int(told["dim"]), opened=float(told["opened"]), closed=float(told["closed"]))
+        except (TypeError, KeyError, ValueError, OverflowError):
+            raise InvalidValueError(
+                f"the policy's gripper is {str(told)[:80]!r}; expected a map with the numbers dim, opened and closed."
+            ) from None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The values for a policy's metadata, which `of` reads."""
+        return {name: asdict(self)[name] for name in ("dim", "opened", "closed")}
+
+    def openness(self, actions: np.ndarray) -> np.ndarray:
+        """(..., a) actions in these units, as the same with 1 = open, 0 = closed."""
+        if (self.opened, self.closed) == (1.0, 0.0):
+            return actions
+        out = actions.copy()
+        out[..., self.dim] = (actions[..., self.dim] - self.closed) / (self.opened - self.closed)
+        return out
+
+    def from_openness(self, actions: np.ndarray) -> np.ndarray:
+        """The inverse of `openness`."""
+        if (self.opened, self.closed) == (1.0, 0.0):
+            return actions
+        out = actions.copy()
+        out[..., self.dim] = actions[..., self.dim] * (self.opened - self.closed) + self.closed
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,5 +45,6 @@ class Env(Protocol):
         ...
 
     def action_from_policy(self, action: np.ndarray) -> np.ndarray:
-        """Converts an action from the dataset's convention, which policies speak, to the environment's."""
+        """Converts an action, its gripper 1 = open, 0 = closed, to the environment's convention. A policy whose data hold other
+        numbers says so (`GripperUnits`), and its actions are given that gripper before."""
         ...

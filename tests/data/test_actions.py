@@ -9,7 +9,7 @@ from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
 from lamp.data.rotations import AxisAngle, RollPitchYaw, RotationFormat
 from lamp.errors import ConfigError, MismatchError
 
-FORMATS = (AxisAngle(), RollPitchYaw())
+FORMATS = (AxisAngle(), RollPitchYaw(), AxisAngle(degrees=True), RollPitchYaw(degrees=True))
 angles = st.floats(-3.1, 3.1)
 
 
@@ -80,3 +80,46 @@ def test_poses_that_are_not_there() -> None:
         Relative(pose=Pose()).relate(np.zeros((1, 2, 7)), np.zeros((1, 5)))
     with pytest.raises(MismatchError, match=r"no pair \(9, 0\)"):
         Relative(offsets=((9, 0),)).relate(np.zeros((1, 2, 7)), np.zeros((1, 5)))
+
+
+def test_degrees() -> None:
+    for kind in (AxisAngle, RollPitchYaw):
+        values = np.array([0.3, -0.2, 1.1])
+        np.testing.assert_allclose(kind(degrees=True).matrix(np.degrees(values)), kind().matrix(values), atol=1e-12)
+        np.testing.assert_allclose(kind(degrees=True).values(kind().matrix(values)), np.degrees(values), atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    start=st.tuples(*[st.floats(-3, 3)] * 2, st.floats(-20, 20)),
+    steps=st.lists(st.tuples(*[st.floats(-0.4, 0.4)] * 3), min_size=4, max_size=4),
+    form=st.sampled_from(FORMATS),
+)
+def test_rotations_that_go_on_beyond_half_a_turn_come_back_as_recorded(
+    start: tuple[float, ...], steps: list[tuple[float, ...]], form: RotationFormat
+) -> None:
+    """A wrist at 350 degrees is sent to 355, not to -5, and one that turns on and on does so."""
+    unit = 180 / np.pi if form.degrees else 1.0
+    path = np.array(start) + np.cumsum([(0.0, 0.0, 0.0), *steps], axis=0)
+    if isinstance(form, AxisAngle):  # about an axis that is nearly still: neighbours on the sphere of axes
+        angle = path[:, 2] + np.where(abs(start[2]) < 1, 3.0, 0.0)
+        axis = np.array([0.6, 0.0, 0.8]) + 0.01 * path[:, :2] @ np.array([[0, 1, 0], [1, 0, 0]])
+        path = axis / np.linalg.norm(axis, axis=1, keepdims=True) * angle[:, None]
+    else:
+        path[:, 1] = np.clip(path[:, 1] % np.pi, 0.2, np.pi - 0.2) - np.pi / 2
+    poses = np.concatenate([np.zeros((5, 3)), path * unit], axis=1)
+    kind = Relative(pose=Pose(rotation=form, unwrapped=True))
+    chunks, states = poses[None, 1:], poses[:1]
+    if np.abs(np.diff(path, axis=0)).max() > 1:
+        return  # the clip above made a jump
+    np.testing.assert_allclose(kind.restore(kind.relate(chunks, states), states), chunks, atol=1e-5 * unit)
+
+
+def test_a_wrist_at_350_degrees() -> None:
+    state = np.array([[0, 0, 0, 0, 0, 350.0]])
+    target = np.array([[[0, 0, 0, 0, 0, 355.0], [0, 0, 0, 0, 0, 365.0]]])
+    for unwrapped, wanted in ((True, [355, 365]), (False, [-5, 5])):
+        kind = Relative(pose=Pose(rotation=RollPitchYaw(degrees=True), unwrapped=unwrapped))
+        related = kind.relate(target, state)
+        np.testing.assert_allclose(related[0, :, 5], [5, 15], atol=1e-9)
+        np.testing.assert_allclose(kind.restore(related, state)[0, :, 5], wanted, atol=1e-9)

@@ -27,6 +27,7 @@ from lamp.data.normalise import (
     Unchanged,
     floors,
 )
+from lamp.data.rotations import AxisAngle, RollPitchYaw
 from lamp.errors import ConfigError, MismatchError
 
 FITS: list[NormaliserFit] = [ByDeviation(), ByRange(), ByQuantiles(), Unchanged()]
@@ -192,8 +193,20 @@ def test_rotation_by_hand_and_as_tensor() -> None:
         ContinuousRotation().apply(np.zeros(5, np.float32))
 
 
+def test_a_rotation_of_another_kind_is_shown_as_its_matrix_too() -> None:
+    state = np.arange(8, dtype=np.float32)
+    angles = np.array([0.3, -0.4, 3.1])
+    for form in (RollPitchYaw(), RollPitchYaw(degrees=True), AxisAngle(degrees=True)):
+        state[3:6] = np.degrees(angles) if form.degrees else angles
+        matrix = (RollPitchYaw() if isinstance(form, RollPitchYaw) else AxisAngle()).matrix(angles)
+        found = ContinuousRotation(rotation=form).apply(state)
+        np.testing.assert_allclose(found[3:9], [*matrix[:, 0], *matrix[:, 1]], atol=1e-6)
+        np.testing.assert_array_equal(found[[0, 1, 2, 9, 10]], [0, 1, 2, 6, 7])
+    assert from_json(StateTransform, {"type": "ContinuousRotation", "start": 3}) == ContinuousRotation()
+
+
 def test_state_transforms_round_trip_as_json() -> None:
-    for transform in (RawState(), ContinuousRotation(start=2)):
+    for transform in (RawState(), ContinuousRotation(start=2), ContinuousRotation(rotation=RollPitchYaw(degrees=True))):
         assert from_json(StateTransform, to_json(transform)) == transform
 
 

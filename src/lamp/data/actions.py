@@ -58,6 +58,9 @@ class Pose:
     state: int = 0
     """Where the six start in the raw state."""
     rotation: RotationFormat = field(default_factory=AxisAngle)
+    unwrapped: bool = False
+    """Whether the recorded numbers go on beyond half a turn where the rotation does. They are then restored as those of the same
+    rotation that are nearest to the step before, the first to the state; otherwise as those within half a turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +89,23 @@ class Relative:
     def restore(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
     ) -> Float[np.ndarray, "b h a"]:
-        """The inverse of `relate`; rotations come back as angles of at most pi."""
+        """The inverse of `relate`; rotations come back within half a turn, or near the state's (`Pose.unwrapped`)."""
         out = self._shifted(chunks, states, 1.0)
         if self.pose is not None:
             position, turned = self._poses(chunks, self.pose.action)
             origin, frame = self._poses(states[:, None], self.pose.state)
             self._write(out, origin + np.einsum("...ij,...j->...i", frame, position), frame @ turned)
+            if self.pose.unwrapped:
+                self._unwrap(out, states)
         return out
+
+    def _unwrap(self, out: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]) -> None:
+        assert self.pose is not None
+        first, last = self.pose.action + 3, self.pose.action + 6
+        before = states[:, self.pose.state + 3 : self.pose.state + 6].astype(np.float64)
+        for step in range(out.shape[1]):
+            before = self.pose.rotation.nearest(out[:, step, first:last].astype(np.float64), before)
+            out[:, step, first:last] = before
 
     def _shifted(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"], sign: float

@@ -7,7 +7,7 @@ and is a frozen dataclass of plain numbers that `lamp.configuration` turns into 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lamp.data.rotations import AxisAngle, RotationFormat
 from lamp.errors import ConfigError, MismatchError
 
 Values = TypeVar("Values", np.ndarray, Tensor)
@@ -388,15 +389,18 @@ class RawState:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousRotation:
-    """State transform: an axis-angle rotation becomes the first two columns of its matrix, 3 values to 6.
+    """State transform: a rotation of three values becomes the first two columns of its matrix, 6 values.
 
-    Near an angle of pi an axis-angle flips its sign between frames although the hand hardly moves; the matrix does not.
+    Near half a turn an axis-angle flips its sign between frames although the hand hardly moves, and roll, pitch and yaw jump; the
+    matrix does not.
 
     Deviation: the paper does not say how s_t represents rotation.
     """
 
     start: int = 3
     """Where the three values are in the raw state."""
+    rotation: RotationFormat = field(default_factory=AxisAngle)
+    """What they are."""
 
     def width(self, raw: int) -> int:
         """Width of the policy's state for a raw state of width `raw`."""
@@ -415,7 +419,12 @@ class ContinuousRotation:
         if isinstance(state, Tensor):
             return torch.as_tensor(self.apply(state.detach().cpu().numpy()), dtype=state.dtype, device=state.device)
         before, angles, after = np.split(state, [self.start, self.start + 3], axis=-1)
-        return np.concatenate([before, _two_columns(angles).astype(state.dtype), after], axis=-1)
+        columns = (
+            _two_columns(angles)
+            if self.rotation == AxisAngle()
+            else np.swapaxes(self.rotation.matrix(angles)[..., :2], -1, -2).reshape(*angles.shape[:-1], 6)
+        )
+        return np.concatenate([before, columns.astype(state.dtype), after], axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,14 @@ from jaxtyping import Float
 
 @dataclass(frozen=True, kw_only=True)
 class AxisAngle:
-    """Three numbers: the axis times the angle [rad]."""
+    """Three numbers: the axis times the angle."""
+
+    degrees: bool = False
+    """Whether the angle is in degrees, not radians."""
 
     def matrix(self, values: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3 3"]:
         """Rodrigues' formula, R = I + sin(a)/a K + (1 - cos(a))/a^2 K^2."""
-        vector = values.astype(np.float64)
+        vector = values.astype(np.float64) * _unit(self.degrees)
         angle = np.linalg.norm(vector, axis=-1)[..., None, None]
         cross = _cross(vector)
         # np.sinc(x) is sin(pi x) / (pi x), exact at 0; (1 - cos a) / a^2 = sinc(a / 2)^2 / 2 likewise.
@@ -22,25 +25,39 @@ class AxisAngle:
         return np.eye(3) + sine * cross + cosine * (cross @ cross)
 
     def values(self, matrix: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3"]:
-        """The axis-angle of at most pi."""
+        """The axis-angle of at most half a turn."""
         quaternion = _quaternion(matrix)
         sine = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
         angle = 2 * np.arctan2(sine, quaternion[..., :1])
         # Towards no rotation angle / sine goes to 2, whichever way.
-        return quaternion[..., 1:] * np.where(sine > 1e-12, angle / np.maximum(sine, 1e-12), 2.0)
+        vector = quaternion[..., 1:] * np.where(sine > 1e-12, angle / np.maximum(sine, 1e-12), 2.0)
+        return vector / _unit(self.degrees)
+
+    def nearest(self, values: Float[np.ndarray, "*b 3"], to: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+        """The same rotations, turned further by whole turns about their axes, as near to others' values as can be."""
+        turn = 2 * np.pi / _unit(self.degrees)
+        angle = np.linalg.norm(values, axis=-1, keepdims=True)
+        # Without a turn there is no axis of its own, and any will do: the other's.
+        length = np.linalg.norm(to, axis=-1, keepdims=True)
+        axis = np.where(angle > 1e-9 * turn, values / np.maximum(angle, 1e-12), to / np.maximum(length, 1e-12))
+        return values + axis * turn * np.round(((to * axis).sum(-1, keepdims=True) - angle) / turn)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RollPitchYaw:
-    """Three angles [rad] about the fixed x, y and z axes, in this order: R = Rz(yaw) Ry(pitch) Rx(roll)."""
+    """Three angles about the fixed x, y and z axes, in this order: R = Rz(yaw) Ry(pitch) Rx(roll)."""
+
+    degrees: bool = False
+    """Whether the angles are in degrees, not radians."""
 
     def matrix(self, values: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3 3"]:
         """The three turns one after another."""
+        values = values.astype(np.float64) * _unit(self.degrees)
         units = [AxisAngle().matrix(values[..., axis : axis + 1] * np.eye(3)[axis]) for axis in range(3)]
         return units[2] @ units[1] @ units[0]
 
     def values(self, matrix: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3"]:
-        """Pitch in [-pi/2, pi/2]; where it is at an end only yaw - roll is known, and roll is taken as 0."""
+        """Pitch within a quarter turn; where it is at an end only yaw - roll is known, and roll is taken as 0."""
         flat = np.hypot(matrix[..., 0, 0], matrix[..., 1, 0])
         pitch = np.arctan2(-matrix[..., 2, 0], flat)
         upright = flat > 1e-9
@@ -50,10 +67,24 @@ class RollPitchYaw:
             np.arctan2(matrix[..., 1, 0], matrix[..., 0, 0]),
             np.arctan2(-matrix[..., 0, 1], matrix[..., 1, 1]),
         )
-        return np.stack([roll, pitch, yaw], axis=-1)
+        return np.stack([roll, pitch, yaw], axis=-1) / _unit(self.degrees)
+
+    def nearest(self, values: Float[np.ndarray, "*b 3"], to: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+        """The same rotations by other angles, as near to others' values as can be."""
+        turn = 2 * np.pi / _unit(self.degrees)
+        roll, pitch, yaw = np.moveaxis(values, -1, 0)
+        flipped = np.stack([roll + turn / 2, turn / 2 - pitch, yaw + turn / 2], axis=-1)
+        both = [one + turn * np.round((to - one) / turn) for one in (values, flipped)]
+        far = [np.abs(one - to).sum(-1, keepdims=True) for one in both]
+        return np.where(far[1] < far[0], both[1], both[0])
 
 
 RotationFormat = AxisAngle | RollPitchYaw
+
+
+def _unit(degrees: bool) -> float:
+    """One unit in radians."""
+    return np.pi / 180 if degrees else 1.0
 
 
 def _cross(vector: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3 3"]:

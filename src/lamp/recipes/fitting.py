@@ -28,6 +28,7 @@ from lamp.data.normalise import (
     Unchanged,
     floors,
 )
+from lamp.data.rotations import AxisAngle, RollPitchYaw, RotationFormat
 from lamp.data.samples import stacked
 from lamp.errors import ConfigError
 from lamp.files import write_json
@@ -72,7 +73,11 @@ class FitConfig:
     """What the action's last value is where the gripper is open, and where it is closed. By default 1 and 0 if it is recorded
     from 0 to 1 and reaches both, and otherwise it is learnt like any other value."""
     rotation_at: int | None = None
-    """Where in the state an axis-angle rotation starts; the policy is then shown it as two columns of its matrix."""
+    """Where in the state a rotation of three values starts; the policy is then shown it as two columns of its matrix."""
+    rotation: Literal["axis_angle", "roll_pitch_yaw"] = "axis_angle"
+    """What its three values are."""
+    degrees: bool = False
+    """They are in degrees."""
     fps: float | None = None
     """Refuse data at another rate; by default, another rate than this dataset's."""
 
@@ -183,7 +188,14 @@ def _part(text: str) -> Part:
 def _transform(config: FitConfig) -> StateTransform:
     if config.state == WITHOUT:
         return NoState()
-    return RawState() if config.rotation_at is None else ContinuousRotation(start=config.rotation_at)
+    if config.rotation_at is None:
+        return RawState()
+    return ContinuousRotation(start=config.rotation_at, rotation=_rotation(config))
+
+
+def _rotation(config: FitConfig) -> RotationFormat:
+    kinds = {"axis_angle": AxisAngle, "roll_pitch_yaw": RollPitchYaw}
+    return kinds[config.rotation](degrees=config.degrees)
 
 
 def _gripper(robot: Embodiment, dataset: LeRobotDataset) -> tuple[bool, str]:
@@ -263,7 +275,13 @@ def _relative(
         start = config.rotation_at - 3
         first = next((action for action, state in pairs.items() if state == start), 0)
         if first + 6 <= actions and start + 6 <= states:
-            pose = Pose(action=first, state=start)
+            rotation = _rotation(config)
+            poses = [robot.recorded_actions(dataset, n)[:, first : first + 6] for n in _some(len(dataset))]
+            poses += [robot.states(dataset, n)[:, start : start + 6] for n in _some(len(dataset))]
+            angles = np.concatenate(poses)[:, 3:].astype(np.float64)
+            # Numbers that the same rotations would not come back as go on beyond half a turn.
+            wrapped = np.allclose(rotation.values(rotation.matrix(angles)), angles, rtol=1e-3, atol=1e-4)
+            pose = Pose(action=first, state=start, rotation=rotation, unwrapped=not wrapped)
             pairs = {action: state for action, state in pairs.items() if not first <= action < first + 6}
     if pose is None and not pairs:
         raise ConfigError(

@@ -35,6 +35,10 @@ class Example:
     out: Path = Path("out")
 
 
+DONE = SimpleNamespace(checkpoint=Path("runs/x/checkpoint"), outcome=SimpleNamespace(finished=True, step=8))
+"""What a training that is not done says."""
+
+
 def add(monkeypatch: pytest.MonkeyPatch, run: object, name: str = "example") -> None:
     monkeypatch.setitem(COMMANDS, name, Command(summary="an example", run=run))  # pyright: ignore[reportArgumentType]
 
@@ -283,8 +287,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(commands.train, "ensure_features", lambda *_, **__: None)
-    monkeypatch.setattr(motion, "train_motion", lambda *values, fresh, **_: calls.append((*values, fresh)))
-    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh, **_: calls.append((*values, fresh)))
+    monkeypatch.setattr(motion, "train_motion", lambda *values, fresh, **_: calls.append((*values, fresh)) or DONE)
+    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh, **_: calls.append((*values, fresh)) or DONE)
     return calls
 
 
@@ -355,6 +359,8 @@ def test_recipes_of_another_kind_are_told_apart(
         assert cli.main([*command, "--recipe", name, *flags]) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["train", "motion", "--recipe", "paper_libero", "--loop.device", "cpu", *words]) == 0
+    following = "lamp train policy --recipe paper_libero --data data --motion run --out policy"
+    assert capsys.readouterr().out == f"saved in runs/x/checkpoint; next: {following}\n"
     assert cli.main(["train", "policy", "--recipe", "small_no_motion", *words]) == 0
     assert cli.main(["train", "policy", "--recipe", "small_add", "--motion", "motion", *words]) == 0
     motion, alone, added = (call[0] for call in trained)

@@ -22,6 +22,7 @@ from lamp.errors import ConfigError, FailedElsewhereError, LampError, Terminated
 from lamp_client.errors import LampClientError
 
 EXIT_MISTAKE = 2
+QUIET_FLAG = "--quiet"
 EXIT_SIGNALLED = 128
 """And the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
 
@@ -52,7 +53,7 @@ def overview(group: str | None = None) -> str:
     if group is None:
         lines += [*(lamp.__doc__ or "").splitlines(), ""]
     lines += [f"  {name:<{width}}  {command.summary}" for name, command in shown.items()]
-    lines += ["", "Every command takes --help."]
+    lines += ["", "Every command takes --help, and --quiet (results and errors only)."]
     return "\n".join(lines if group else [*lines, "'lamp --version' prints the version."])
 
 
@@ -97,6 +98,24 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise TerminatedError(number)
 
 
+@contextlib.contextmanager
+def _told(name: str, command: Command, *, quiet: bool) -> Iterator[None]:
+    """Says now and then that a command is at work, where it says nothing itself; under `--quiet` nothing is said."""
+    from lamp.progress import QUIET, Progress
+
+    before = os.environ.get(QUIET)
+    if quiet:
+        os.environ[QUIET] = "1"  # processes that it starts take it over
+    try:
+        with contextlib.nullcontext() if command.waits else Progress(f"lamp {name}", brief=True):
+            yield
+    finally:
+        if quiet and before is None:
+            os.environ.pop(QUIET)
+        elif before is not None:
+            os.environ[QUIET] = before
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0 done, 2 a user's mistake, 128 and a signal's number if one ended it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -133,8 +152,12 @@ def _dispatch(words: list[str]) -> int:
         print(overview(words[0]))
     else:
         command, flags = find(words)
+        wanted = [flag for flag in flags if flag != QUIET_FLAG]
         try:
-            command.run(flags)
+            with _told(" ".join(words[: len(words) - len(flags)]), command, quiet=len(wanted) < len(flags)):
+                command.run(wanted)
         except SystemExit as stop:  # tyro has printed a help text
+            if {"-h", "--help"} & set(flags):
+                print(f"'{QUIET_FLAG}' (LAMP_QUIET=1), with any command: results and errors only, not how far it is.")
             return stop.code if isinstance(stop.code, int) else 0
     return 0

@@ -16,7 +16,7 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -26,7 +26,9 @@ from typing import Any, ParamSpec, TypeVar
 from lamp.benchmark.evaluating import Summary, evaluate
 from lamp.collect.collecting import collect
 from lamp.files import locked, read_json, write_json
-from lamp.recipes import Recipe
+from lamp.progress import clock as elapsed
+from lamp.progress import say
+from lamp.recipes import Recipe, experiment
 from lamp.sceneflow.building import build
 from lamp.train.backbones import ensure_features
 from lamp.train.motion import train_motion
@@ -42,6 +44,16 @@ Result = TypeVar("Result")
 
 NOTE_EVERY_S = 2.0
 """How often the time of the present stage is noted: all that a killed run loses. [s]"""
+DEMO_S = {
+    "collect": 78,
+    "flow": 37,
+    "features": 21,
+    "train_motion": 158,
+    "train_policy": 270,
+    "evaluate": 207,
+    "report": 20,
+}
+"""What the stages of the recipe `demo` took on two cores with little beside it. [s]"""
 STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")
 
 
@@ -55,7 +67,7 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times a stage, and says on the terminal where the run is. The file follows while it runs, for who is killed."""
-        print(f"== {name.replace('_', ' ')} ({STAGES.index(name) + 1} of {len(STAGES)})", flush=True)
+        say(f"== {name.replace('_', ' ')} ({STAGES.index(name) + 1} of {len(STAGES)})")
         started, before, over = time.monotonic(), self.seconds.get(name, 0.0), threading.Event()
 
         def now() -> dict[str, float]:
@@ -98,6 +110,7 @@ def run(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
     clock = Clock(out / "seconds.json")
+    say(plan(recipe, out, clock.seconds))
     data = out / "data"
     with clock.stage("collect"):
         collect(replace(recipe.collect, out=data))
@@ -122,7 +135,37 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
         report(ReportConfig(run=(out,)))
     summary["seconds"] = clock.rounded()
     write_json(out / "summary.json", summary)
+    print(
+        f"done in {elapsed(summary['seconds']['total'])}; next: open {out / 'report.html'}, or lamp info {out}",
+        flush=True,
+    )
     return summary
+
+
+def plan(recipe: Recipe, out: Path, spent: Mapping[str, float]) -> str:
+    """What a run is going to do, and about how long it will take: from the demo's times and how much more there is to do.
+
+    Args:
+        recipe: What is run.
+        out: Where.
+        spent: Time that stages have taken already, where the run is continued. [s]
+    """
+    demo = experiment("demo")
+    frames = recipe.collect.episodes * len(recipe.collect.tasks) / (demo.collect.episodes * len(demo.collect.tasks))
+    cores = min(2, available_cores()) / 2
+    more = {
+        **dict.fromkeys(("collect", "flow", "features"), frames),
+        "train_motion": recipe.motion.loop.steps / demo.motion.loop.steps,
+        "train_policy": recipe.policy.loop.steps / demo.policy.loop.steps,
+        "evaluate": len(recipe.evaluations) / len(demo.evaluations),
+    }
+    seconds = {name: DEMO_S[name] * more.get(name, 1.0) / cores for name in STAGES}
+    told = [
+        f"{name.replace('_', ' ')} {elapsed(seconds[name])}"
+        + (f" ({elapsed(spent[name])} spent)" if name in spent else "")
+        for name in STAGES
+    ]
+    return f"{recipe.name} into {out}, about {elapsed(sum(seconds.values()))} with little beside it: {', '.join(told)}"
 
 
 @contextmanager

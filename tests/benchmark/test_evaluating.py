@@ -127,7 +127,11 @@ def test_another_session_repeats_nothing_and_other_settings_are_refused(
 
 def _start(root: Path, pause_s: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(root), str(pause_s)], start_new_session=True, stderr=(root / "log").open("ab")
+        [sys.executable, str(SCRIPT), str(root), str(pause_s)],
+        start_new_session=True,
+        stderr=(root / "log").open("ab"),
+        # A shell has its background jobs ignore Ctrl-C, the jobs of this suite among them, and theirs.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -148,7 +152,9 @@ def test_a_killed_evaluation_goes_on_without_loss_or_repetition(tmp_path: Path, 
     make_checkpoint(tmp_path / "policy")
     done = 0
     for lines in (3, 9):
-        process = _start(tmp_path, 0.005)
+        process = _start(
+            tmp_path, 0.1
+        )  # so slow that it cannot end by itself meanwhile, whatever else the machine does
         _until(tmp_path, lines, process)
         # Ctrl-C reaches the whole group, kill -9 only the main process.
         (os.killpg if blow == signal.SIGINT else os.kill)(process.pid, blow)

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 from lamp.collect.collecting import LOCK_PATH, CollectConfig, CollectReport, collect
 from lamp.collect.jobs import ATTEMPTS_PATH, Attempt, jobs_of, log_attempt
 from lamp.collect.noise import Disturbance
-from lamp.collect.progress import Progress, duration
 from lamp.collect.recording import HOLD, dataset_action, fresh_frames, simulate
 from lamp.data.lerobot import LeRobotDataset, recorded_names, staged_names
 from lamp.errors import DataError, MismatchError
@@ -168,17 +167,3 @@ def test_the_dataset_says_open_with_one() -> None:
 def test_every_nth_frame_is_fresh() -> None:
     np.testing.assert_array_equal(fresh_frames(5, 2), [True, False, True, False, True])
     assert fresh_frames(4, 1).all()
-
-
-def test_progress_counts_what_was_there_before(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(10, 4)
-    progress.begun -= 60.0
-    progress.success()
-    progress.success()
-    progress.failure()
-    assert progress.line() == "collect 6/10 episodes, 2.0 a minute, 2 min 00 s left, 1 attempt failed"
-    assert "4 of 10 episodes are there already" in capsys.readouterr().err
-
-
-def test_durations_are_readable() -> None:
-    assert [duration(s) for s in (4.4, 59.6, 200.0, 7500.0)] == ["4 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]

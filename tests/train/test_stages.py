@@ -215,13 +215,13 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
     monkeypatch.setattr("lamp.train.hidden.SAMPLES_AT_ONCE", 7)
     reports = iter([None, KeyboardInterrupt()])
 
-    def show(self: object, text: str, *, force: bool = False) -> None:
+    def progress(self: object, now: object) -> None:
         stop = next(reports)
         if stop is not None:
             raise stop
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lamp.train.metrics.Progress.show", show)
+        patch.setattr("lamp.train.backbones.Teller.progress", progress)
         policy(data, tmp_path / "parts", config, prior)
     assert len(list((tmp_path / "parts" / "hidden").rglob("*.safetensors"))) == 2
     with stopping_at(0):

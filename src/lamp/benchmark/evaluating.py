@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from lamp.benchmark.films import Artist, plain
 from lamp.benchmark.perturbed import described, perturbed
 from lamp.benchmark.places import Here, Place
 from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
-from lamp.benchmark.progress import Progress
+from lamp.benchmark.progress import EpisodeProgress
 from lamp.benchmark.runs import Manifest, Run
 from lamp.benchmark.sharding import parse_shard
 from lamp.benchmark.suites import LiberoSimulators, Programme, Simulators, Visit, parse_states
@@ -29,6 +28,7 @@ from lamp.errors import ConfigError, unknown
 from lamp.files import atomic_path
 from lamp.model.interventions import Shuffled
 from lamp.model.interventions import parse as parse_interventions
+from lamp.progress import say
 from lamp.version import code_version, package_versions
 
 WITHOUT_EFFECT = (
@@ -214,7 +214,7 @@ def evaluate(
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
         if run.records:
-            print(f"{len(run.records)} of {len(plan)} episodes are done already", file=sys.stderr)
+            say(f"{len(run.records)} of {len(plan)} episodes are done already")
         try:
             if pending:
                 run.begin_session(started)
@@ -362,7 +362,7 @@ def _filmed(plan: Sequence[Episode], conditions: Mapping[str, Condition], count:
 
 def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, planned: int) -> None:
     code, packages = code_version(), package_versions()
-    progress = Progress(run.records, planned)
+    progress = EpisodeProgress(run.records, planned)
     try:
         for outcome in crew.run(duties):
             attempt = 1 + crew.deaths[outcome.episode.name]
@@ -373,8 +373,10 @@ def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, 
             run.add(record)
             progress.tell(record)
     except KeyboardInterrupt:
-        print(f"stopped with {len(run.records)} of {planned} episodes done; the same command goes on", file=sys.stderr)
+        say(f"stopped with {len(run.records)} of {planned} episodes done; the same command goes on")
         raise
+    finally:
+        progress.close()
 
 
 def _record(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.statistics import Rate
+from lamp.progress import Progress, clock
 
 
-class Progress:
-    """Prints a line an episode to standard error."""
+class EpisodeProgress:
+    """Says on the error stream what came of each episode, and between them that they are on their way."""
 
     def __init__(self, done: list[EpisodeRecord], planned: int) -> None:
+        self._line = Progress("evaluate", planned, "episodes", done=len(done), brief=True)
         self._planned, self._before = planned, len(done)
         self._done = len(done)
         self._started = time.monotonic()
@@ -28,18 +29,20 @@ class Progress:
         rate = Rate(successes=self._successes[record.condition], trials=self._trials[record.condition])
         low, high = rate.interval
         result = "success" if record.success else "no success"
-        print(
+        self._line.update(self._done)
+        self._line.tell(
             f"[{self._done}/{self._planned}] {record.condition} task {record.task} state {record.state}: {result} after "
             f"{record.steps} steps ({record.wall_s:.1f} s); so far {rate.successes}/{rate.trials} "
-            f"({100 * rate.value:.0f}%, {100 * low:.0f} to {100 * high:.0f}){self._pace()}",
-            file=sys.stderr,
-            flush=True,
+            f"({100 * rate.value:.0f}%, {100 * low:.0f} to {100 * high:.0f}){self._pace()}"
         )
+
+    def close(self) -> None:
+        """Ends it."""
+        self._line.close()
 
     def _pace(self) -> str:
         elapsed = time.monotonic() - self._started
         hourly = 3600 * (self._done - self._before) / elapsed if elapsed > 0 else 0.0
         if not hourly:
             return ""
-        left = round(3600 * (self._planned - self._done) / hourly)
-        return f"; {hourly:,.0f} episodes/h, {left // 60}:{left % 60:02d} left"
+        return f"; {hourly:,.0f} episodes/h, {clock(3600 * (self._planned - self._done) / hourly)} left"

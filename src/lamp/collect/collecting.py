@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lamp.collect.jobs import Attempt, Attempts, CollectConfig, Job, jobs_of
-from lamp.collect.progress import Progress, duration
 from lamp.collect.worker import FPS, work
 from lamp.configuration import to_json
 from lamp.data.episodes import STAGING
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.errors import DataError, LampError, MismatchError
 from lamp.files import locked, read_json, write_json
+from lamp.progress import Progress, clock
 from lamp.version import code_version, package_versions
 from lamp_client.child_processes import CONTEXT, ChildProcess, available_cores, end
 from lamp_client.envs.libero import LiberoEnv
@@ -61,7 +61,7 @@ class CollectReport:
     tasks: tuple[TaskReport, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.episodes} episodes in {self.out}; {self.recorded} recorded in {duration(self.seconds)}."]
+        lines = [f"{self.episodes} episodes in {self.out}; {self.recorded} recorded in {clock(self.seconds)}."]
         lines += [
             f"  task {task.task}: {task.episodes} episodes of {task.mean_length:.0f} frames, {task.attempts} attempts"
             f" ({task.instruction})"
@@ -90,8 +90,10 @@ def collect(config: CollectConfig) -> CollectReport:
         writer = LeRobotWriter(root, fps=FPS, robot_type="panda", cameras=tuple(LiberoEnv.cameras))
         attempts, jobs, before = Attempts.read(root), jobs_of(config), writer.names()
         names = [job.name for job in jobs]
-        progress = Progress(len(jobs), len(before.intersection(names)))
-        _record(config, [job for job in jobs if job.name not in before], attempts, progress)
+        with Progress("collect", len(jobs), "episodes", done=len(before.intersection(names))) as progress:
+            if progress.done:
+                progress.say(f"{progress.done:g} of {len(jobs)} episodes are there already")
+            _record(config, [job for job in jobs if job.name not in before], attempts, progress)
         if not writer.names():
             reasons = ", ".join(f"{reason} x {count}" for reason, count in attempts.failures(names).items())
             raise DataError(
@@ -148,7 +150,7 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
     try:
         for worker in workers:
             worker.start()
-        open_orders = 0
+        open_orders = failed = 0
         while waiting or open_orders:
             # A few orders ahead keep the workers busy; a second attempt then does not wait for all first ones.
             while waiting and open_orders < 2 * count:
@@ -159,9 +161,10 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
             open_orders -= 1
             attempts.note(result)
             if result.outcome == "success":
-                progress.success()
+                progress.advance()
             else:
-                progress.failure()
+                failed += 1
+                progress.update(progress.done, note=f"{failed} attempt{'s' if failed > 1 else ''} failed")
                 if attempts.next(result.job) is not None:
                     waiting.appendleft(by_name[result.job])
         for _ in workers:
@@ -170,7 +173,6 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
             worker.join(timeout=20)
     finally:
         end([worker for worker in workers if worker.pid is not None])
-        progress.close()
 
 
 def _next_result(results: Any, workers: list[Any]) -> Attempt:

@@ -20,6 +20,8 @@ class Command:
 
     summary: str
     run: Callable[[Sequence[str]], None]
+    waits: bool = False
+    """It waits for somebody, for as long as that takes."""
     elsewhere: str = "--out FOLDER"
     """The flags that choose another place for what it writes, said where it cannot write."""
 

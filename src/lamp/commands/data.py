@@ -302,15 +302,18 @@ class RecordingFlags:
 def _import_recording(arguments: Sequence[str]) -> None:
     flags = parse(RecordingFlags, arguments, "import-recording")
     from lamp.data.recordings import import_recording
+    from lamp.progress import Progress
 
-    found = import_recording(
-        flags.recording,
-        flags.out,
-        robot_type=flags.robot_type,
-        successes_only=flags.successes_only,
-        fps=flags.fps,
-        resample=flags.resample,
-    )
+    with Progress("import", unit="episodes") as told:
+        found = import_recording(
+            flags.recording,
+            flags.out,
+            robot_type=flags.robot_type,
+            successes_only=flags.successes_only,
+            progress=lambda done, total: told.update(done, total=total),
+            fps=flags.fps,
+            resample=flags.resample,
+        )
     for line in (*(f"left out {line}" for line in found.skipped), *found.notes):
         print(line, file=sys.stderr)
     print(f"{flags.out}: {found.episodes} new episodes, {found.frames} frames")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +52,7 @@ def ensure_features(
 
 def following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
     """Takes over the grid and horizon of a motion checkpoint that `lamp resize` wrote."""
+    from lamp.progress import say
     from lamp.train.resizing import following
 
     if not motion.exists():  # the training will say so
@@ -60,5 +60,5 @@ def following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
     model = following(policy.model, motion)
     if model != policy.model and model.motion is not None:
         rows, columns = model.motion.grid
-        print(f"as {motion} was resized: {rows}x{columns} points, {model.motion.horizon} flow steps", file=sys.stderr)
+        say(f"as {motion} was resized: {rows}x{columns} points, {model.motion.horizon} flow steps")
     return replace(policy, model=model)

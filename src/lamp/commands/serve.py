@@ -23,5 +23,5 @@ def _serve(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "serve": Command(summary="answer robots and simulators over the network", run=_serve),
+    "serve": Command(summary="answer robots and simulators over the network", run=_serve, waits=True),
 }

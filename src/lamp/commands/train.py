@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ from lamp.commands.command import Command, found_checkpoint, training_named
 from lamp.commands.inputs import embodiment, ensure_features, following, mixed_in
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.flags import parse, parse_beside, value_of
+from lamp.progress import say
 
 if TYPE_CHECKING:
     from lamp.recipes import Recipe
     from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
-    from lamp.train.running import RunStage
+    from lamp.train.running import RunStage, TrainingResult
 
 ELSEWHERE = "--out FOLDER for the run, --features FOLDER for feature caches"
 ANY_RECIPE = "demo"
@@ -76,10 +77,10 @@ def _train_motion(arguments: Sequence[str]) -> None:
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
     training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
 
-    def train(now: LoopConfig, run: RunStage) -> None:
+    def train(now: LoopConfig, run: RunStage) -> TrainingResult:
         planned = replace(training, loop=now)
         begin = None if flags.start is None else found_checkpoint(flags.start)
-        train_motion(
+        return train_motion(
             planned,
             flags.data,
             flags.out,
@@ -93,7 +94,26 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if flags.plan:
         return _plan(flags, training.loop, train)
     _prepare(flags.data, training, flags.features)
-    train(training.loop, announced)
+    policy = ["lamp", "train", "policy", "--recipe", flags.recipe, "--data", flags.data, "--motion", flags.out]
+    policy += ["--out", flags.out.with_name("policy" if flags.out.name != "policy" else "stage2")]
+    policy += ["--features", flags.features] if flags.features else []
+    policy += ["--embodiment", flags.embodiment] if flags.embodiment else []
+    _say_end(train(training.loop, announced), training.loop, policy)
+
+
+def _say_end(result: TrainingResult, loop: LoopConfig, *following: Sequence[object]) -> None:
+    """Says where the training is, and what may come next; of several processes, the main one does."""
+    from lamp.train.processes import processes
+
+    if not processes(loop.device).main:
+        return
+    if not result.outcome.finished:
+        print(
+            f"stopped at step {result.outcome.step} of {loop.steps}; saved in {result.checkpoint}; the same command goes on"
+        )
+        return
+    commands = " or ".join(shlex.join(map(str, words)) for words in following)
+    print(f"saved in {result.checkpoint}; next: {commands}")
 
 
 def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
@@ -112,7 +132,7 @@ def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
     return replace(loop, trackers=trackers)
 
 
-def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], None]) -> None:
+def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], object]) -> None:
     """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
     from lamp.train.plan import to_text
     from lamp.train.planning import Planner
@@ -134,10 +154,10 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path |
 
     def features() -> None:
         if lora_of(training.backbone) is not None:
-            print("the backbone is trained along: its tokens are computed at every step, not cached", file=sys.stderr)
+            say("the backbone is trained along: its tokens are computed at every step, not cached")
             return
         if not training.cache_features:
-            print("no features are cached: pictures are decoded and encoded in every step", file=sys.stderr)
+            say("no features are cached: pictures are decoded and encoded in every step")
             return
         width, views = training.model.token_width, getattr(training, "augmentation", None)
         ensure_features(data, training.backbone, training.embodiment, token_width=width, augmentation=views, root=root)
@@ -230,9 +250,9 @@ def _train_policy(arguments: Sequence[str]) -> None:
     loop = _tracked(_sharded(training.loop, flags.sharding), flags)
     training = _with_lora(replace(training, loop=loop), flags.lora)
 
-    def train(now: LoopConfig, run: RunStage) -> None:
+    def train(now: LoopConfig, run: RunStage) -> TrainingResult:
         planned = replace(training, loop=now)
-        train_policy(
+        return train_policy(
             planned,
             flags.data,
             flags.out,
@@ -248,8 +268,10 @@ def _train_policy(arguments: Sequence[str]) -> None:
         return _plan(flags, loop, train)
     _prepare(flags.data, training, flags.features)
     if training.model.motion is None and processes(training.loop.device).main:
-        print("no --motion CHECKPOINT: training a policy without the motion prior", file=sys.stderr)
-    train(loop, announced)
+        say("no --motion CHECKPOINT: training a policy without the motion prior")
+    _say_end(
+        train(loop, announced), loop, ["lamp", "serve", flags.out], ["lamp", "evaluate", "--checkpoint", flags.out]
+    )
 
 
 def _has_motion(checkpoint: Path) -> bool:

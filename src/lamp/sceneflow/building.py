@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import locked
+from lamp.progress import Progress
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.following import Sampling
 from lamp.sceneflow.frames import reference_frames
@@ -189,19 +189,12 @@ def _jobs(
 
 def _run(jobs: list[_Job], store: SceneFlowStore, frames: dict[int, np.ndarray], workers: int) -> float:
     """Does the jobs and returns the processor time they took in s."""
-    columns = (TextColumn("scene flow"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[rate]}")) as progress:
-        task = progress.add_task("", total=sum(map(len, frames.values())), rate="")
-        start = time.perf_counter()
-
-        def show(done: int) -> None:
-            progress.update(task, completed=done, rate=f"{done / (time.perf_counter() - start):.1f} frames/s")
-
+    with Progress("scene flow", sum(map(len, frames.values())), "frames") as progress:
         if workers <= 1:
             done, busy = 0, time.process_time()
             for job in jobs:
                 for count in _episodes(job):
-                    show(done := done + count)
+                    progress.update(done := done + count)
             return time.process_time() - busy
         with ProcessPool(workers, torch.set_num_threads, (1,)) as pool:
             pending = all_futures = {pool.submit(_work, job) for job in jobs}
@@ -210,7 +203,7 @@ def _run(jobs: list[_Job], store: SceneFlowStore, frames: dict[int, np.ndarray],
                     finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
                     for future in finished:
                         future.result()
-                    show(sum(len(frames[episode]) for episode in store.episodes if episode in frames))
+                    progress.update(sum(len(frames[episode]) for episode in store.episodes if episode in frames))
             except BrokenProcessPool:
                 raise DataError(
                     "a worker process was killed, perhaps for want of memory; run the command again to go on, "

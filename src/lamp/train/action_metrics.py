@@ -14,6 +14,7 @@ from lamp.data.mixture import MixedSamples
 from lamp.data.samples import PolicySamples
 from lamp.draws import Source, WholeBatch, normal
 from lamp.model.lamp import LaMP
+from lamp.progress import Progress
 from lamp.train.configs import LoopConfig
 from lamp.train.metrics import Value
 from lamp.train.placement import AnyBatch
@@ -57,20 +58,22 @@ def measure_actions(
     shape = stage.model.action_shape
     assert shape is not None
     normalised, by_dim, counted = torch.zeros(()), torch.zeros(shape[-1]), torch.zeros(())
-    for number, start in enumerate(range(0, len(indices), loop.batch_size)):
-        whole = indices[start : start + loop.batch_size]
-        noise = WholeBatch(generator=generator_at(loop.seed, "validation actions", number), rows=len(whole))
-        for first in range(0, len(whole), at_once):
-            part = whole[first : first + at_once]
-            seen = samples.batch(part).to(loop.device)
-            with loop.precision.autocast(loop.device):
-                batch = stage.encoded(seen)
-                drawn = _drawn(stage.model, batch, noise.part(first, len(part)))
-            assert batch.actions is not None and batch.action_mask is not None
-            error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
-            counted += batch.action_mask.sum().cpu()
-            normalised += error.mean(-1).sum()
-            by_dim += (error * _scales(samples, part)[:, None].float()).sum((0, 1))
+    with Progress("action errors", len(indices), "samples", brief=True) as progress:
+        for number, start in enumerate(range(0, len(indices), loop.batch_size)):
+            whole = indices[start : start + loop.batch_size]
+            noise = WholeBatch(generator=generator_at(loop.seed, "validation actions", number), rows=len(whole))
+            for first in range(0, len(whole), at_once):
+                part = whole[first : first + at_once]
+                seen = samples.batch(part).to(loop.device)
+                with loop.precision.autocast(loop.device):
+                    batch = stage.encoded(seen)
+                    drawn = _drawn(stage.model, batch, noise.part(first, len(part)))
+                assert batch.actions is not None and batch.action_mask is not None
+                error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
+                counted += batch.action_mask.sum().cpu()
+                normalised += error.mean(-1).sum()
+                by_dim += (error * _scales(samples, part)[:, None].float()).sum((0, 1))
+            progress.advance(len(whole))
     total = counted.clamp(min=1)
     return {"action_error": (normalised / total).item(), "action_error_per_dim": (by_dim / total).tolist()}
 

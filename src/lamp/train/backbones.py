@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
 from lamp.model.small import SmallBackbone, SmallBackboneConfig, SmallReader
-from lamp.train.metrics import Progress, clock
+from lamp.progress import Progress, say
 from lamp_client.child_processes import available_cores
 
 BackboneConfig = SmallBackboneConfig | Qwen3VLBackboneConfig
@@ -200,8 +199,14 @@ class Teller:
     """Says what is going to be made, how far it is, at which rate, and how long it will take."""
 
     def __init__(self, name: str) -> None:
-        self._line = Progress(name)
-        self._began: tuple[float, int] | None = None
+        self._name = name
+        self._line: Progress | None = None
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def plan(self, plan: Plan) -> None:
         """Says what is going to be made."""
@@ -211,22 +216,18 @@ class Teller:
 
     def progress(self, now: Filled) -> None:
         """Says how far it is."""
-        last = now.episodes == now.of_episodes
-        text = f"{now.episodes} of {now.of_episodes} episodes, {now.frames} of {now.of_frames} frames"
-        if self._began is None:
-            # What was there before does not count, nor does the first episode: it waits for weights to load.
-            self._began = time.perf_counter(), now.frames
-        elif now.frames > self._began[1]:
-            rate = (now.frames - self._began[1]) / max(time.perf_counter() - self._began[0], 1e-9)
-            text += f", {rate:.1f} frames/s, {clock((now.of_frames - now.frames) / rate)} left"
+        if self._line is None:
+            self._line = Progress(self._name, now.of_frames, "frames")
+        note = f"{now.episodes} of {now.of_episodes} episodes"
         if now.elsewhere:
-            text += f"; waiting for {now.elsewhere} episodes that other processes are making"
-        self._line.show(text, force=last)
+            note += f"; waiting for {now.elsewhere} episodes that other processes are making"
+        self._line.update(now.frames, note=note)
 
     def say(self, text: str) -> None:
         """Says something once."""
-        self._line.show(text, force=True)
+        say(f"{self._name}  {text}")
 
     def close(self) -> None:
         """Ends the line."""
-        self._line.close()
+        if self._line is not None:
+            self._line.close()

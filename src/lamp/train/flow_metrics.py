@@ -21,6 +21,7 @@ from lamp.configuration import to_json
 from lamp.data.motion_samples import MotionSamples
 from lamp.files import write_json
 from lamp.model.lamp import LaMP
+from lamp.progress import Progress
 from lamp.sceneflow.moving import MOVING
 from lamp.sceneflow.tracks import known_steps
 from lamp.train.configs import LoopConfig
@@ -62,18 +63,20 @@ def measure_flow(
     """Measures a Motion Expert on some samples, with noise that depends on the seed, episode and frame alone."""
     sums = PathErrorSums()
     names = ("one_sample", *((f"mean_of_{samples}",) if samples > 1 else ()), "zero_motion", "constant_velocity")
-    for start in range(0, len(indices), loop.batch_size):
-        part = indices[start : start + loop.batch_size]
-        truth = data.flow(part)
-        encoded = data.features.encoded(data.rows[part]).to(loop.device)
-        drawn = [_sampled(model, data, part, encoded, draw, loop) for draw in range(samples)]
-        predicted = {
-            "one_sample": drawn[0],
-            f"mean_of_{samples}": torch.stack(drawn).mean(0),
-            "zero_motion": torch.zeros_like(truth.increments),
-            "constant_velocity": constant_velocity(data, part),
-        }
-        sums.add(truth, {name: predicted[name] for name in names})
+    with Progress("flow errors", len(indices), "samples", brief=True) as progress:
+        for start in range(0, len(indices), loop.batch_size):
+            part = indices[start : start + loop.batch_size]
+            truth = data.flow(part)
+            encoded = data.features.encoded(data.rows[part]).to(loop.device)
+            drawn = [_sampled(model, data, part, encoded, draw, loop) for draw in range(samples)]
+            predicted = {
+                "one_sample": drawn[0],
+                f"mean_of_{samples}": torch.stack(drawn).mean(0),
+                "zero_motion": torch.zeros_like(truth.increments),
+                "constant_velocity": constant_velocity(data, part),
+            }
+            sums.add(truth, {name: predicted[name] for name in names})
+            progress.advance(len(part))
     return FlowReport(
         moving={name: sums.means(name, moving=True) for name in names},
         static={name: sums.means(name, moving=False) for name in names},

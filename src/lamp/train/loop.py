@@ -17,11 +17,12 @@ from torch import Tensor
 from lamp.data.sampler import Share
 from lamp.draws import Source
 from lamp.errors import ConfigError, FailedElsewhereError, LampError
+from lamp.progress import Progress
 from lamp.train.breakdown import labelled, labels_of
 from lamp.train.configs import LoopConfig
 from lamp.train.counts import Counts, added, weighted
 from lamp.train.ema import Ema
-from lamp.train.metrics import Interval, Journal, Progress, Value, clock, device_memory
+from lamp.train.metrics import Interval, Journal, Value, device_memory
 from lamp.train.optimiser import set_learning_rates
 from lamp.train.placement import AnyBatch, StepLoss, Trained, place
 from lamp.train.processes import SINGLE, Processes
@@ -134,8 +135,8 @@ class Loop:
     def run(self) -> Outcome:
         """Trains until the schedule is done, the time limit is reached, or a process is asked to stop."""
         self.started = time.perf_counter()
-        progress = Progress(self.stage.name)
         here = self.processes.main
+        progress = Progress(self.stage.name, self.config.steps, "steps", done=self.step) if here else None
         journal = Journal(self.out, from_step=self.step, trackers=self.config.trackers) if here else None
         interval = Interval()
         try:
@@ -149,7 +150,8 @@ class Loop:
                         self.save(self.state(finished=False))
             self.save(self.state(finished=reason == "finished"))
         finally:
-            progress.close()
+            if progress is not None:
+                progress.close()
             if journal is not None:
                 journal.close()
             self.stage.close()
@@ -266,12 +268,14 @@ class Loop:
         return [(share, batch.rows(rows.start - start, len(rows))) for share, rows in shares]
 
     def _report(
-        self, interval: Interval, journal: Journal | None, progress: Progress, reason: Reason | None
+        self, interval: Interval, journal: Journal | None, progress: Progress | None, reason: Reason | None
     ) -> Interval:
         """Writes what is due after this step; returns the interval that the next step adds to."""
         config = self.config
         validate = reason == "finished" or self.step % config.validate_every == 0
         due = (config.log_every, config.validate_every, config.checkpoint_every)
+        if progress is not None:
+            progress.update(self.step, left_s=self._left_s())
         if reason is None and all(self.step % every for every in due):
             return interval
         values = interval.read(self.processes)
@@ -279,29 +283,29 @@ class Loop:
         with self.placement.whole():
             values |= {"lr": self.placement.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
         values |= device_memory(config.device, self.processes)
-        if journal is not None:
+        if journal is not None and progress is not None:
+            progress.update(self.step, note=self._note(values), left_s=self._left_s(), now=reason is not None)
             journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
-            progress.show(self._line(values), force=reason is not None)
         if validate:
             self._validate(journal, progress)
         return Interval()
 
-    def _validate(self, journal: Journal | None, progress: Progress) -> None:
+    def _validate(self, journal: Journal | None, progress: Progress | None) -> None:
         with nullcontext() if self.ema is None else self.ema.applied(), self.placement.whole():
             measured = self.stage.validate()
-        if not measured or journal is None:
+        if not measured or journal is None or progress is None:
             return
         journal.write("validation", self.step, self.elapsed_s, labelled(measured, self.labels))
         numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
-        progress.show("validation  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()), force=True)
+        progress.say("validation  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
-    def _line(self, values: Mapping[str, Any]) -> str:
-        spent, fraction = self.elapsed_s, self.fraction
-        left = clock(spent / fraction * (1.0 - fraction)) if fraction > 0.0 else "?"
-        return (
-            f"step {self.step}/{self.config.steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"{values['samples_per_s']:.0f} samples/s  {left} left"
-        )
+    def _left_s(self) -> float | None:
+        """How long the training will take: a budget of time may end it before its last step. [s]"""
+        fraction = self.fraction
+        return self.elapsed_s / fraction * (1.0 - fraction) if fraction > 0.0 else None
+
+    def _note(self, values: Mapping[str, Any]) -> str:
+        return f"loss {values['loss']:.4f}, lr {values['lr']:.2e}, {values['samples_per_s']:.0f} samples/s"
 
     def _check_finite(self, values: Mapping[str, Any]) -> None:
         for name in ("loss", "grad_norm"):

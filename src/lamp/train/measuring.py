@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from lamp.draws import Source, WholeBatch
+from lamp.progress import Progress
 from lamp.train.configs import LoopConfig
 from lamp.train.counts import Counts, added, weighted
 from lamp.train.drawing import Samples
@@ -47,18 +48,20 @@ def held_out_loss(
         at_once: Samples that go through the model together; a batch by default. The noise does not depend on it.
     """
     sums: dict[str, Tensor] = {}
-    for number, part in enumerate(batches(indices, loop.batch_size)):
-        noise = WholeBatch(generator=generator_at(loop.seed, "validation", number), rows=len(part))
-        size = min(at_once or len(part), len(part))
-        pieces = [(first, samples.batch(part[first : first + size])) for first in range(0, len(part), size)]
-        counts = [stage.counts(piece) for _, piece in pieces]
-        totals = added(counts)
-        for (first, piece), count in zip(pieces, counts, strict=True):
-            with loop.precision.autocast(loop.device):
-                step = stage.loss(piece.to(loop.device), noise.part(first, len(part[first : first + size])))
-            for name, value in {"loss": step.total, **step.parts}.items():
-                mean = weighted(value.detach().float().cpu(), name, count, totals, parts=len(pieces))
-                sums[name] = sums.get(name, torch.zeros(())) + mean * len(part)
+    with Progress("held-out loss", len(indices), "samples", brief=True) as progress:
+        for number, part in enumerate(batches(indices, loop.batch_size)):
+            noise = WholeBatch(generator=generator_at(loop.seed, "validation", number), rows=len(part))
+            size = min(at_once or len(part), len(part))
+            pieces = [(first, samples.batch(part[first : first + size])) for first in range(0, len(part), size)]
+            counts = [stage.counts(piece) for _, piece in pieces]
+            totals = added(counts)
+            for (first, piece), count in zip(pieces, counts, strict=True):
+                with loop.precision.autocast(loop.device):
+                    step = stage.loss(piece.to(loop.device), noise.part(first, len(part[first : first + size])))
+                for name, value in {"loss": step.total, **step.parts}.items():
+                    mean = weighted(value.detach().float().cpu(), name, count, totals, parts=len(pieces))
+                    sums[name] = sums.get(name, torch.zeros(())) + mean * len(part)
+            progress.advance(len(part))
     return {name: (total / len(indices)).tolist() for name, total in sums.items()}
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -101,36 +98,3 @@ def _flat(name: str, value: Value) -> list[tuple[str, float]]:
     if isinstance(value, dict):
         return [(f"{name}/{key}", item) for key, item in value.items()]
     return [] if isinstance(value, str) else [(name, float(value))]
-
-
-class Progress:
-    """A line of progress: rewritten in place on a terminal, plain lines at most every few seconds elsewhere."""
-
-    def __init__(self, name: str, *, stream: TextIO | None = None, every_s: float = 5.0) -> None:
-        self.name = name
-        self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty()
-        self.every_s = 0.2 if self.terminal else every_s
-        self._last = -math.inf
-        self._open = False
-
-    def show(self, text: str, *, force: bool = False) -> None:
-        now = time.perf_counter()
-        if not force and now - self._last < self.every_s:
-            return
-        self._last = now
-        self.stream.write(f"\r\x1b[2K{self.name}  {text}" if self.terminal else f"{self.name}  {text}\n")
-        self.stream.flush()
-        self._open = self.terminal
-
-    def close(self) -> None:
-        if self._open:
-            self.stream.write("\n")
-            self._open = False
-
-
-def clock(seconds: float) -> str:
-    """Formats a duration as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

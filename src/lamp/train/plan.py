@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lamp.train.metrics import clock
+from lamp.progress import clock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from jaxtyping import Float16, Int64
 from lamp.data.mixture import MixedSamples
 from lamp.data.samples import PolicySamples
 from lamp.model.lamp import LaMP
+from lamp.progress import say
 from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.description import FILE_NAME, Description, read_description
 from lamp.train.hidden import SAMPLES_AT_ONCE
@@ -127,7 +127,7 @@ def announced(
     assert isinstance(stage, AnyStage)
     done = _done(out, fresh=fresh)
     if processes.main and done < loop.steps:
-        print(f"{stage.name}: {outline(stage, description, done, processes.count)}", file=sys.stderr)
+        say(f"{stage.name}: {outline(stage, description, done, processes.count)}")
     return run_stage(stage, loop, description, out, fresh=fresh, prepare=prepare, processes=processes)
 
 

@@ -23,14 +23,13 @@ from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.train.adapters import lora_of
 from lamp.train.adapting import AdaptedStage
-from lamp.train.backbones import find_backbone
+from lamp.train.backbones import Teller, find_backbone
 from lamp.train.breakdown import action_names
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.configs import PolicyTraining, UnseenEpisodes
 from lamp.train.description import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.hidden import hidden_settings, samples_hidden
-from lamp.train.metrics import Progress
 from lamp.train.processes import processes
 from lamp.train.randomness import seed_everything
 from lamp.train.running import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
@@ -262,20 +261,10 @@ def _cache_hidden(
 ) -> None:
     assert description.motion_source is not None
     settings = hidden_settings(config, description.motion_source.sha256, samples.features.key)
-    progress = Progress("motion hidden states")
-    try:
+    with Teller(f"motion hidden states, {draws} draws of each") as teller:
         samples.motion_hidden = samples_hidden(
-            model,
-            samples,
-            settings,
-            draws=draws,
-            run=out / HIDDEN,
-            progress=lambda now: progress.show(
-                f"{now.frames}/{now.of_frames} samples, {draws} draws each", force=now.frames == now.of_frames
-            ),
+            model, samples, settings, draws=draws, run=out / HIDDEN, progress=teller.progress
         )
-    finally:
-        progress.close()
 
 
 def _state_width(config: PolicyTraining, one: TrainedOn) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from lamp.errors import ConfigError, MismatchError, TerminatedError
 from lamp.files import locked, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
+from lamp.progress import say
 from lamp.train.adapters import PART
 from lamp.train.checkpoint import (
     SMALL,
@@ -158,7 +158,7 @@ def _alone_in(out: Path, processes: Processes) -> Iterator[None]:
 
 def _say(processes: Processes, text: str) -> None:
     if processes.main:
-        print(text, file=sys.stderr)
+        say(text)
 
 
 def is_here(device: str) -> bool:

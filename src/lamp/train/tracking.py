@@ -6,7 +6,6 @@ fails later does not end a training: it is dropped with a message, and `metrics.
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lamp.errors import ConfigError, MissingDependencyError, unknown
 from lamp.files import read_json, write_json
+from lamp.progress import say
 
 IDS = "trackers.json"
 """In the run's folder: under which id each tracker knows the run, so that a continued run goes on there."""
@@ -154,7 +154,7 @@ class Trackers:
     def _drop(self, name: str, error: Exception) -> None:
         del self._sinks[name]
         told = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"tracker {name} is left out from now on ({told}); metrics.jsonl has everything.", file=sys.stderr)
+        say(f"tracker {name} is left out from now on ({told}); metrics.jsonl has everything.")
 
 
 def _by_name(trackers: Sequence[Tracker]) -> dict[str, Tracker]:

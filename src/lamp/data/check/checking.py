@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from lamp.data.episode_table import Episode
 from lamp.data.lerobot_format import INFO_PATH
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import ConfigError, DataError
+from lamp.progress import Progress
 from lamp_client.child_processes import ProcessPool
 
 Unit = TypeVar("Unit")
@@ -43,8 +45,10 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Repor
         return Report.of(faults, root=str(root), version=None, episodes=0, frames=0, pictures=0)
     listing = check_listing(dataset)
     faults = list(listing.faults)
-    rows = _mapped(check_rows, _files_of_rows(dataset, listing), workers)
-    pictures = _mapped(check_pictures, _files_of_pictures(dataset, listing.episodes, decode=not quick), workers)
+    rows = _mapped("check numbers", check_rows, _files_of_rows(dataset, listing), workers)
+    pictures = _mapped(
+        "check pictures", check_pictures, _files_of_pictures(dataset, listing.episodes, decode=not quick), workers
+    )
     faults += [fault for found in (*rows, *pictures) for fault in found.faults]
     faults += _copies(rows)
     faults += _strangers(dataset, listing.episodes)
@@ -60,11 +64,16 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Repor
     )
 
 
-def _mapped(work: Callable[[Unit], Found], units: Sequence[Unit], workers: int) -> list[Found]:
-    if workers == 1 or len(units) < 2:
-        return [work(unit) for unit in units]
-    with ProcessPool(min(workers, len(units))) as pool:
-        return list(pool.map(work, units))
+def _mapped(what: str, work: Callable[[Unit], Found], units: Sequence[Unit], workers: int) -> list[Found]:
+    found = []
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(what, len(units), "files", brief=True))
+        alone = workers == 1 or len(units) < 2
+        pool = None if alone else stack.enter_context(ProcessPool(min(workers, len(units))))
+        for each in map(work, units) if pool is None else pool.map(work, units):
+            found.append(each)
+            progress.advance()
+    return found
 
 
 def _files_of_rows(dataset: LeRobotDataset, listing: Listing) -> list[FileOfRows]:

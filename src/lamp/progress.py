@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import atexit
 import math
-import multiprocessing
 import os
 import sys
 import threading
 import time
+from multiprocessing import parent_process
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -225,7 +225,7 @@ class _Display:
         if self._bars is not None:
             # While bars are drawn, rich puts a stream of its own in the place of the error stream.
             return self._bars[0] if sys.stderr is not sys.__stderr__ else None
-        if multiprocessing.parent_process() is not None or not sys.stderr.isatty():
+        if parent_process() is not None or not sys.stderr.isatty():
             return None
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
         bars = Bars(*columns, console=Console(file=sys.stderr), redirect_stdout=False)

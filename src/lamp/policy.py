@@ -162,7 +162,9 @@ class LaMPPolicy:
             backbone.accelerate()
         precision = self._asked or (BFloat16() if cuda else Float32())
         self._actor = FastActor(self.model, precision.DTYPE)
-        if cuda and isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None:
+        lora = backbone.config.lora if isinstance(backbone, Qwen3VLBackbone) else None
+        twice = self.uses_motion and lora is not None and not lora.prior_reads_adapted
+        if cuda and isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None and not twice:
             self._step = FastStep(backbone.fast, self._actor, padding=backbone.padding, length=backbone.length)
         return self
 
@@ -285,7 +287,8 @@ class LaMPPolicy:
                 acted = self._actor.act(encoded, **given, **prior)  # pyright: ignore[reportArgumentType]
                 if foresight and given["motion_noise"] is not None:
                     watch.note("act")
-                    pictures = list(self._foresee(encoded, given["motion_noise"]))
+                    read = self._for_prior(observations)
+                    pictures = list(self._foresee(encoded if read is None else read, given["motion_noise"]))
         watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
         timing = watch.times_ms()
@@ -363,14 +366,21 @@ class LaMPPolicy:
         if instructions is not None:
             others = [replace(one, instruction=text) for one, text in zip(observations, instructions, strict=True)]
         if others is None:
-            return {}
+            read = self._for_prior(observations) if self.uses_motion else None
+            return {} if read is None else {"prior": read}
         if len(others) != len(observations):
             raise MismatchError(
                 f"{len(others)} prior_observations for {len(observations)} observations; expected one for each."
             )
         for other in others:
             self._check_images(other)
-        return {"prior": self._encode(others)}
+        read = self._for_prior(others)
+        return {"prior": self._encode(others) if read is None else read}
+
+    def _for_prior(self, observations: Sequence[Observation]) -> Encoded | None:
+        """The tokens that the Motion Expert reads, where the backbone's adapters make those of the policy others."""
+        read = self.encoder.encode_for_prior(self._observed(observations))
+        return None if read is None else read.to(self.device)
 
     def _noise(self, shape: tuple[int, ...] | None, seeds: Sequence[tuple[int, ...]], use: str) -> Tensor | None:
         if shape is None:

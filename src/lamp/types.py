@@ -164,6 +164,8 @@ class Batch(OnDevice):
     kept: Bool[Tensor, "b n"] | None = None
     """Which tokens what is trained sees in this step (`token_dropout`); None: all. A frozen Motion Expert sees them all, as it
     does where a policy acts."""
+    prior: Encoded | None = None
+    """What a frozen Motion Expert is conditioned on where that is not `encoded`: the tokens without a backbone's adapters."""
     motion: Motion | None = None
     state: Float[Tensor, "b s"] | None = None
     actions: Float[Tensor, "b h a"] | None = None
@@ -175,6 +177,11 @@ class Batch(OnDevice):
     """False where the motion prior is withheld from a sample; None: nowhere."""
     guided: bool | None = None
     """Whether any sample of the optimiser step sees the prior, those computed elsewhere included; None: this batch is all."""
+
+    @property
+    def for_prior(self) -> Encoded:
+        """What the frozen Motion Expert is conditioned on: all tokens, whatever `kept` hides."""
+        return self.encoded if self.prior is None else self.prior
 
     @property
     def seen(self) -> Encoded:

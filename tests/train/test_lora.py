@@ -26,9 +26,11 @@ from training_fakes import (
 )
 
 from lamp import cli
+from lamp.data.frame_sources import Videos
+from lamp.data.image_samples import ImageSamples
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.model.lamp import LaMPConfig
+from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_lora import LoRA, adapters
 from lamp.policy import LaMPPolicy
@@ -36,7 +38,7 @@ from lamp.train.adapting import AdaptedStage
 from lamp.train.backbones import backbone_key, build_backbone, ensure_features
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.configs import PolicyTraining, UnseenEpisodes
-from lamp.train.description import read_description
+from lamp.train.description import parse_description, read_description
 from lamp.train.motion import train_motion
 from lamp.train.optimiser import AdamW, Rates
 from lamp.train.plan import to_text
@@ -296,3 +298,73 @@ def test_what_does_not_fit_is_refused(
         LaMPPolicy.from_checkpoint(run)
     path.write_text(kept)
     assert load_checkpoint(run)[1].adapter_sha256
+
+
+def test_the_prior_reads_tokens_without_adapters_in_training_and_acting(
+    run: Path, demonstrations: Path, frozen: Qwen3VLBackboneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = observations(demonstrations)
+    plain = build_backbone(frozen).encode(seen)  # pyright: ignore[reportAttributeAccessIssue]
+    policy = LaMPPolicy.from_checkpoint(run)
+    backbone, read = policy.encoder.backbone, []
+    assert isinstance(backbone, Qwen3VLBackbone)
+    original = LaMP.motion_hidden
+    monkeypatch.setattr(
+        LaMP,
+        "motion_hidden",
+        lambda self, encoded, noise, **more: read.append(encoded) or original(self, encoded, noise, **more),
+    )
+    policy.act(observed(demonstrations), noise_seed=(1,))
+    assert torch.equal(read[0].tokens, plain.tokens) and torch.equal(read[0].mask, plain.mask)
+    assert not torch.equal(backbone.encode(seen).tokens, plain.tokens), "the policy itself reads the adapted ones"
+
+    config = read_description(run).training
+    assert isinstance(config, PolicyTraining)
+    dataset = LeRobotDataset(demonstrations)
+    samples = ImageSamples(
+        dataset=dataset, pictures=Videos(dataset=dataset), cameras=tuple(CAMERAS), episodes=(0, 1), chunk=policy.chunk,
+        scaling=policy.record.scaling,
+    )  # fmt: skip
+    stage = AdaptedStage(policy.model, backbone, config, samples, None)
+    stage.train_mode()
+    taken = samples.batch(np.arange(3))
+    assert taken.observations is not None
+    loss = stage.loss(taken, torch.Generator().manual_seed(0)).total
+    assert torch.equal(read[1].tokens, build_backbone(frozen).encode(taken.observations).tokens)  # pyright: ignore[reportAttributeAccessIssue]
+    assert read[1].mask.sum() == read[0].mask.sum() * 3, "no token is hidden from it"
+    loss.backward()
+    assert all(value.grad is not None and value.requires_grad for value in adapters(backbone.vlm).values())
+
+
+def test_the_prior_reads_them_on_the_fast_path_too(
+    run: Path, demonstrations: Path, frozen: Qwen3VLBackboneConfig
+) -> None:
+    seen, plain = observations(demonstrations), build_backbone(frozen)
+    assert isinstance(plain, Qwen3VLBackbone)
+    slow, fast = LaMPPolicy.from_checkpoint(run), LaMPPolicy.from_checkpoint(run)
+    usual = slow.act(observed(demonstrations), noise_seed=(1,)).actions
+    fast.compile()
+    backbone = fast.encoder.backbone
+    assert isinstance(backbone, Qwen3VLBackbone)
+    read, expected = backbone.encode_for_prior(seen), plain.encode(seen).tokens.float()
+    assert read is not None
+    near = torch.nn.functional.cosine_similarity(read.tokens.float(), expected, dim=-1)
+    assert near[near != 0].min() > 0.99
+    np.testing.assert_allclose(fast.act(observed(demonstrations), noise_seed=(1,)).actions, usual, atol=0.1)
+
+
+def test_a_policy_from_before_the_choice_acts_as_it_was_trained(run: Path, tmp_path: Path) -> None:
+    said = json.loads((run / "checkpoint" / "lamp.json").read_text())
+    assert said["training"]["backbone"]["lora"].pop("prior_reads_adapted") is False
+    (tmp_path / "lamp.json").write_text(json.dumps(said))
+    old, new = parse_description(tmp_path / "lamp.json").training, read_description(run).training
+    assert isinstance(old, PolicyTraining) and isinstance(new, PolicyTraining)
+    assert isinstance(old.backbone, Qwen3VLBackboneConfig) and old.backbone.lora is not None
+    assert old.backbone.lora.prior_reads_adapted and backbone_key(old.backbone) == backbone_key(new.backbone)
+    backbone = build_backbone(old.backbone)
+    assert isinstance(backbone, Qwen3VLBackbone)
+    image = torch.zeros(1, 96, 96, 3, dtype=torch.uint8)
+    seen = Observations(images=dict.fromkeys(CAMERAS, image), instructions=("task 0",))
+    assert backbone.encode_for_prior(seen) is None
+    backbone.accelerate()
+    assert backbone._fast_unadapted is None

@@ -107,6 +107,15 @@ class SequenceBackbone(SequenceIdentity, Protocol):
         ...
 
 
+@runtime_checkable
+class Adaptable(Protocol):
+    """A backbone that may have been trained along, so that a frozen Motion Expert does not read the policy's tokens."""
+
+    def encode_for_prior(self, observations: Observations) -> Encoded | None:
+        """What it reads; None where that is what `encode` gives."""
+        ...
+
+
 FrozenBackbone = FeatureBackbone | SequenceBackbone
 """What tokens can be cached of, and what a policy can act with."""
 BackboneIdentity = FeatureBackbone | SequenceIdentity

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lamp.data.encoding import FrozenBackbone, SequenceBackbone, camera_names
+from lamp.data.encoding import Adaptable, FrozenBackbone, SequenceBackbone, camera_names
 from lamp.data.instructions import Reading
 from lamp.errors import MismatchError
 from lamp.types import Encoded, Observations
@@ -51,6 +51,10 @@ class ObservationEncoder:
         seen = torch.ones(len(tokens), sum(part.shape[1] for part in images), dtype=torch.bool, device=device)
         mask = torch.cat([seen, torch.stack(text_mask).to(device)], dim=1)
         return Encoded(tokens=tokens, mask=mask, whole=all(whole))
+
+    def encode_for_prior(self, observations: Observations) -> Encoded | None:
+        """What the Motion Expert reads where that are other tokens than `encode`'s: those without the backbone's adapters."""
+        return self.backbone.encode_for_prior(observations) if isinstance(self.backbone, Adaptable) else None
 
     def _read(self, instruction: str) -> tuple[Tensor, Tensor, bool]:
         assert not isinstance(self.backbone, SequenceBackbone)

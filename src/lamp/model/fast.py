@@ -107,6 +107,7 @@ class FastActor:
         *,
         motion_noise: Float[Tensor, "b k t 3"] | None,
         action_noise: Float[Tensor, "b h a"],
+        prior: Encoded | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Returns a normalised action chunk, as `LaMP.act`."""
         if encoded.whole is None:
@@ -115,15 +116,22 @@ class FastActor:
         # The weights have their type: autocast would only convert what need not be.
         with torch.autocast(self.device.type, enabled=False):
             if self.device.type != "cuda":
-                return self.model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
-            return self._replayed(encoded, state, motion_noise, action_noise)
+                return self.model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise, prior=prior)
+            return self._replayed(encoded, state, motion_noise, action_noise, prior)
 
     def _replayed(
-        self, encoded: Encoded, state: Tensor, motion_noise: Tensor | None, action_noise: Tensor
+        self,
+        encoded: Encoded,
+        state: Tensor,
+        motion_noise: Tensor | None,
+        action_noise: Tensor,
+        prior: Encoded | None,
     ) -> Float[Tensor, "b h a"]:
         given = {
             "tokens": encoded.tokens,
             "mask": encoded.mask,
+            "prior_tokens": None if prior is None else prior.tokens,
+            "prior_mask": None if prior is None else prior.mask,
             "state": state,
             "motion_noise": motion_noise,
             "action_noise": action_noise,
@@ -131,8 +139,14 @@ class FastActor:
         given = {name: tensor if tensor is None else with_twins(tensor) for name, tensor in given.items()}
         model, whole = self.model, encoded.whole
 
-        def act(tokens: Tensor, mask: Tensor, **rest: Any) -> Tensor:
-            return model.act(Encoded(tokens=tokens, mask=mask, whole=whole), **rest)
+        def act(
+            tokens: Tensor, mask: Tensor, prior_tokens: Tensor | None, prior_mask: Tensor | None, **rest: Any
+        ) -> Tensor:
+            # The same observation's tokens: there are as many, and as many are real.
+            read = None
+            if prior_tokens is not None and prior_mask is not None:
+                read = Encoded(tokens=prior_tokens, mask=prior_mask, whole=whole)
+            return model.act(Encoded(tokens=tokens, mask=mask, whole=whole), prior=read, **rest)
 
         return self._graphs.run(act, given, key=whole)[: len(state)]
 

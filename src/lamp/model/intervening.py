@@ -56,14 +56,12 @@ class InterveningActor:
                 with another instruction for `ToldWrong`.
 
         Raises:
-            MismatchError: `prior` is missing, or the intervention takes none.
+            MismatchError: `prior` is missing where the intervention is of it.
         """
         assert motion_noise is not None
-        if (prior is not None) != isinstance(self.intervention, Shuffled | ToldWrong):
-            given = "missing" if prior is None else "given"
+        if prior is None and isinstance(self.intervention, Shuffled | ToldWrong):
             raise MismatchError(
-                f"{self.intervention.name}: what the Motion Expert reads instead is {given}; expected with {Shuffled.name} "
-                f"and {ToldWrong.name}, and with them alone."
+                f"{self.intervention.name}: what the Motion Expert reads instead is missing; expected `prior`."
             )
         hidden = self._hidden(encoded if prior is None else prior, motion_noise)
         steps = self.intervention.steps if isinstance(self.intervention, ActionSteps) else None

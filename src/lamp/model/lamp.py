@@ -232,7 +232,7 @@ class LaMP(nn.Module):
         if hidden is None and self.motion_expert is not None and not unguided:
             noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), source, actions.device)
             # Of all tokens, `kept` or not: where a policy acts nothing is hidden, and z_m is the same (Section III-G).
-            hidden = self.motion_hidden(batch.encoded, noise)
+            hidden = self.motion_hidden(batch.for_prior, noise)
         context = expert.context(self.guide(batch.seen, hidden, batch.prior_seen, unguided=unguided))
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)
@@ -255,14 +255,18 @@ class LaMP(nn.Module):
         *,
         motion_noise: Float[Tensor, "b k t 3"] | None,
         action_noise: Float[Tensor, "b h a"],
+        prior: Encoded | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Returns a normalised action chunk (Algorithm 2); a model without motion prior takes no `motion_noise`.
+
+        `prior` is what the Motion Expert is conditioned on where that is not `encoded`.
 
         Deviation: the Action Expert sees t_1, a constant of the solver, only where its configuration says so.
         """
         hidden = None
         if self.motion_expert is not None:
-            hidden = self.motion_hidden(encoded, _present(motion_noise, "motion_noise"))
+            read = encoded if prior is None else prior
+            hidden = self.motion_hidden(read, _present(motion_noise, "motion_noise"))
         return self.decode(self.guide(encoded, hidden), state, action_noise)
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from lamp.model.backbone import frozen
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
 from lamp.model.qwen_images import PatchRule
-from lamp.model.qwen_lora import LoRA, adapt, merge
+from lamp.model.qwen_lora import LoRA, adapt, merge, unadapted, without_adapters
 from lamp.model.qwen_text import BARE_PROMPT, PromptTokenizer, check_prompt
 from lamp.types import Encoded, Observations
 
@@ -100,6 +100,8 @@ class Qwen3VLBackboneConfig:
             commit: On the hub.
         """
         adapted = {} if self.lora is None else {"lora": to_json(self.lora)}
+        # What the Motion Expert reads changes no token.
+        adapted.get("lora", {}).pop("prior_reads_adapted", None)
         return {
             "kind": "qwen3_vl",
             "revision": REVISION,
@@ -248,6 +250,7 @@ class Qwen3VLBackbone(nn.Module):
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self.fast: FastQwen | None = None
         """What `accelerate` prepared."""
+        self._fast_unadapted: FastQwen | None = None
         frozen(self)
         if config.lora is not None:
             adapt(self.vlm, config.lora)
@@ -261,7 +264,11 @@ class Qwen3VLBackbone(nn.Module):
 
         The weights must not change any more. On a GPU, the first call of each batch size and length then takes a while.
         """
-        if self.config.lora is not None:
+        if self.config.lora is not None and self.fast is None:
+            if not self.config.lora.prior_reads_adapted:
+                bare: Any = unadapted(self.vlm)
+                bare.language_model.set_attn_implementation("sdpa")
+                self._fast_unadapted = FastQwen(bare, self.tokenizer.turn("", self._image_tokens), self._grid)
             merge(self.vlm)
         if self.fast is None or self.fast.device != self.vlm.device:
             # Package flash-attn can neither be compiled whole nor gain anything here, where torch picks such a kernel itself.
@@ -352,8 +359,25 @@ class Qwen3VLBackbone(nn.Module):
     def encode(self, observations: Observations) -> Encoded:
         """Returns the tokens of whole observations, padded as the settings say."""
         inputs = self.prepare(observations)
+        return self._placed(self(inputs), inputs)
+
+    @torch.no_grad()
+    def encode_for_prior(self, observations: Observations) -> Encoded | None:
+        """Returns the tokens that a frozen Motion Expert reads where they are others than `encode`'s: without the adapters, as
+        Stage 1 had them."""
+        if self.config.lora is None or self.config.lora.prior_reads_adapted:
+            return None
+        inputs = self.prepare(observations)
+        if self._fast_unadapted is not None:
+            tokens = self._fast_unadapted(inputs.ids, inputs.positions, inputs.patches, length=self.length)
+        else:
+            with without_adapters(self.vlm), torch.autocast(self.vlm.device.type, enabled=False):
+                tokens = run_plain(self.vlm, inputs)
+        return self._placed(tokens, inputs)
+
+    def _placed(self, tokens: Float[Tensor, "b n d"], inputs: QwenInputs) -> Encoded:
         length = self.length or max(inputs.lengths)
-        return placed(self(inputs), inputs.real, self.config.padding, length, whole=min(inputs.lengths) == length)
+        return placed(tokens, inputs.real, self.config.padding, length, whole=min(inputs.lengths) == length)
 
     @property
     def _grid(self) -> Int[Tensor, "i 3"]:

@@ -5,7 +5,9 @@ An adapter is kept as peft keeps it, so that other tools can put it on the publi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,9 @@ class LoRA:
     """Share of an adapter's input that is dropped in training."""
     projections: tuple[str, ...] = PROJECTIONS
     """Which linear maps of each layer have an adapter."""
+    prior_reads_adapted: bool = False
+    """Whether the frozen Motion Expert reads tokens with the adapters, which it never saw in Stage 1, as in runs from before
+    there was a choice. False: those of the model without them, which then runs twice."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
@@ -76,6 +81,40 @@ def adapt(vlm: Any, lora: LoRA) -> None:
 def adapters(vlm: nn.Module) -> dict[str, nn.Parameter]:
     """The adapters' weights, by their names in the model."""
     return {name: parameter for name, parameter in vlm.named_parameters() if ".lora_" in name}
+
+
+@contextmanager
+def without_adapters(vlm: nn.Module) -> Iterator[None]:
+    """Lets the model compute as if it had no adapters. Their gradients are left alone, unlike by peft's own switch."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in vlm.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def unadapted(vlm: nn.Module) -> nn.Module:
+    """A copy without the adapters, before they are merged; all but the weights that merging changes are shared."""
+    from peft.tuners.lora import LoraLayer
+
+    changed = {
+        id(weight)
+        for module in vlm.modules()
+        if isinstance(module, LoraLayer)
+        for weight in module.get_base_layer().parameters()
+    }
+    tensors = (*vlm.parameters(), *vlm.buffers())
+    twin = copy.deepcopy(vlm, {id(tensor): tensor for tensor in tensors if id(tensor) not in changed})
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(twin.get_submodule(parent), child, module.get_base_layer())
+    return twin
 
 
 def recompute_layers(vlm: Any) -> None:

@@ -83,7 +83,7 @@ def _drawn(model: LaMP, batch: Batch, source: Source) -> Float[Tensor, "b h a"]:
     count, device = len(batch.state), batch.state.device
     hidden = batch.motion_hidden
     if hidden is None and model.motion_shape is not None:
-        hidden = model.motion_hidden(batch.encoded, normal((count, *model.motion_shape), source).to(device))
+        hidden = model.motion_hidden(batch.for_prior, normal((count, *model.motion_shape), source).to(device))
     noise = normal((count, *model.action_shape), source).to(device)
     return model.decode(model.guide(batch.encoded, hidden, batch.prior_seen), batch.state, noise)
 

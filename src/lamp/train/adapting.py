@@ -68,8 +68,10 @@ class AdaptedStage(PolicyStage):
 
     def encoded(self, batch: AnyBatch) -> Batch:
         assert isinstance(batch, ObservedBatch) and batch.observations is not None
+        reads = self.model.motion_expert is not None and batch.guided is not False
         return Batch(
             encoded=self.backbone.encode(batch.observations),
+            prior=self.backbone.encode_for_prior(batch.observations) if reads else None,
             state=batch.state,
             actions=batch.actions,
             action_mask=batch.action_mask,

@@ -244,6 +244,10 @@ def parse_description(file: Path) -> Description:
         raise MismatchError(
             f"{file} says {obj.get('time_convention')!r}; this code's convention is {TIME_CONVENTION!r}."
         )
+    backbone = (obj.get("training") or {}).get("backbone") or {}
+    if isinstance(backbone.get("lora"), dict):
+        # From before there was a choice: the policy acts as it was trained.
+        backbone["lora"].setdefault("prior_reads_adapted", True)
     try:
         return from_json(Description, obj, where=str(file))
     except ConfigError as error:

@@ -100,7 +100,9 @@ class Foreseer:
     ) -> Float[np.ndarray, "k t1 3"]:
         """Returns the mean of some predicted paths (u, v, depth relative to the start) in the reference camera."""
         batch = {camera: torch.from_numpy(image.copy())[None] for camera, image in images.items()}
-        encoded = self.encoder.encode(Observations(images=batch, instructions=(instruction,)))
+        seen = Observations(images=batch, instructions=(instruction,))
+        read = self.encoder.encode_for_prior(seen)
+        encoded = self.encoder.encode(seen) if read is None else read
         shape = self.model.motion_shape
         assert shape is not None
         noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))

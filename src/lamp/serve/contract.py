@@ -11,8 +11,12 @@ import numpy as np
 from PIL import Image
 
 from lamp.errors import MismatchError
+from lamp_client.client import LARGEST_ACTION
 from lamp_client.types import ActionChunk, GripperUnits, Observation
 
+ActionLimits = tuple[tuple[float, ...], tuple[float, ...]]
+ROOM = 20.0
+"""Limits of actions are so many times as far from the middle as the data's spread: a trained policy stays within a few."""
 ASPECT_TOLERANCE = 0.02
 """Images are resized to the policy's size only where the proportions agree so well."""
 
@@ -53,6 +57,9 @@ class Contract:
     """Where the state's values are in those features, one after another."""
     camera_features: Mapping[str, str] = field(default_factory=dict)
     """Camera -> the dataset's feature, where that is known."""
+    action_limits: ActionLimits | None = None
+    """The least and the largest of each of an action's values in the dataset's units: far outside the data, and beyond them no
+    action of theirs; None: unknown."""
     foresees: bool = False
     """Whether it can predict scene flow."""
     about: dict[str, Any] = field(default_factory=dict)
@@ -180,6 +187,40 @@ def open_checkpoint(
     return CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
 
 
+def action_limits(record: Any) -> ActionLimits | None:
+    """Limits of a policy's actions in the units in which they leave, so wide that only what is broken is beyond them.
+
+    Each dimension is tried at `ROOM` of its normaliser's units. One that depends on others or on the state, or whose spread
+    the normaliser does not know, has no limits; None where no dimension has any.
+
+    Args:
+        record: The policy's `lamp.train.description.PolicyRecord`.
+    """
+    from lamp.data.normalise import Identity
+
+    scaling = record.scaling.actions
+    width, places = scaling.width, np.arange(scaling.width)
+    tried = np.zeros((1 + 2 * width, 1, width))
+    tried[1 + 2 * places, 0, places], tried[2 + 2 * places, 0, places] = -ROOM, ROOM
+
+    def leaving(state: float) -> np.ndarray:
+        states = np.full((len(tried), record.state_width), state, np.float32)
+        with np.errstate(all="ignore"):
+            return record.embodiment.recorded(scaling.invert(tried), states)[:, 0]
+
+    found, moved = leaving(0.0), leaving(0.5)
+    own = np.zeros(found.shape, bool)
+    own[0], own[1 + 2 * places, places], own[2 + 2 * places, places] = True, True, True
+    unknown = ((found != moved) | ((found != found[0]) & ~own) | ~np.isfinite(found)).any(0)
+    unknown[list(scaling.masked)] = True
+    if isinstance(scaling, Identity) or unknown.all():
+        return None
+    low, high = found.min(0), found.max(0)
+    slack = 0.01 * (high - low) + 1e-3  # of rounding, where the normaliser clamps
+    low, high = np.where(unknown, -LARGEST_ACTION, low - slack), np.where(unknown, LARGEST_ACTION, high + slack)
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
 def contract_of(policy: Any) -> Contract:
     """Reads the contract of a `lamp.policy.LaMPPolicy` from its checkpoint's description."""
     cameras = tuple(
@@ -205,6 +246,7 @@ def contract_of(policy: Any) -> Contract:
         if record.state_width and record.state_features
         else (),
         camera_features=record.embodiment.cameras or {},
+        action_limits=action_limits(record),
         foresees=policy.uses_motion,
         about=about,
     )

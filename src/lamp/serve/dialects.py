@@ -263,6 +263,7 @@ def _joints(width: int) -> tuple[tuple[str, int], ...]:
 
 def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dict[str, Any]:
     """What a client is told on connecting; each dialect finds its own keys in it."""
+    limited = contract.action_limits if units.action_units == "dataset" else None
     return {
         "lamp": {"protocol": PROTOCOL_VERSION},
         "policy": "lamp",
@@ -272,6 +273,7 @@ def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dic
         "state_width": contract.state_width,
         "recorded_state_width": contract.recorded_state_width,
         "action_width": contract.action_width,
+        **({} if limited is None else {"action_low": list(limited[0]), "action_high": list(limited[1])}),
         "takes_language": contract.takes_language,
         "chunk": contract.chunk,
         "execute": contract.execute,

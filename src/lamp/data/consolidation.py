@@ -100,6 +100,10 @@ class Consolidation:
             self.cameras = wanted.cameras if wanted.cameras is not None else tuple(first.image_sizes)
         self.image_sizes = dict(first.image_sizes) if old is None else dict(old.image_sizes)
         self.codec = first.codec
+        if old is not None and old.depth_cameras:
+            raise MismatchError(
+                f"{self.root} has depth ({', '.join(old.depth_cameras)}), which is not written here; expected another folder"
+            )
         if old is not None and old.fps != self.fps:
             raise MismatchError(f"{self.root} runs at {old.fps:g} fps, not {self.fps}; expected the same")
         for episode in staged:

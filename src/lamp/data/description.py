@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,20 @@ from lamp.data.lerobot_format import (
     Slot,
     short_names,
 )
-from lamp.data.metadata import INFO, PICTURES, FeatureEntry, Info, MetadataError, Problem, checked, is_numeric, shown
+from lamp.data.metadata import (
+    DEPTH,
+    INFO,
+    PICTURES,
+    DepthCode,
+    DepthInfo,
+    FeatureEntry,
+    Info,
+    MetadataError,
+    Problem,
+    checked,
+    is_numeric,
+    shown,
+)
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import read_json
 
@@ -39,6 +52,16 @@ class CameraFeature:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthFeature(CameraFeature):
+    """Where the depth maps of a camera are: no pictures, and no camera of a policy."""
+
+    code: DepthCode | None
+    """How a video's codes were made; None where the description does not say."""
+    unit: float | None
+    """What 1 stands for in images [m]; None: millimetres where they hold integers, metres where they hold floating point."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Described:
     """`meta/info.json`, checked and put in order."""
 
@@ -48,12 +71,19 @@ class Described:
     fps: float
     cameras: Mapping[str, CameraFeature]
     """By the names that a policy uses."""
+    depths: Mapping[str, DepthFeature]
+    """By their own short names."""
     features: Mapping[str, Feature]
     """Numbers per frame, but for the bookkeeping that every dataset has."""
     left_aside: Mapping[str, str]
     """The types of features that are neither numbers nor pictures, such as text."""
     data_path: str
     video_path: str
+
+    @property
+    def pictures(self) -> Mapping[str, CameraFeature]:
+        """Cameras and depth maps."""
+        return {**self.cameras, **self.depths}
 
     @property
     def episode_files(self) -> bool:
@@ -102,11 +132,13 @@ class Described:
         counts = {
             name: getattr(found, name) for name in ("total_episodes", "total_frames", "total_tasks", "chunks_size")
         }
+        pictures = _pictures(found.features, file)
         described = cls(
             info=info | {name: count for name, count in counts.items() if count is not None},
             version=str(version),
             fps=found.fps,
-            cameras=_named(_cameras(found.features), cameras, root),
+            cameras=_without_depth(_named(pictures, cameras, root), cameras, root),
+            depths={name: one for name, one in _named(pictures, None, root).items() if isinstance(one, DepthFeature)},
             features={
                 name: Feature(dtype=entry.dtype, shape=entry.shape or (1,), names=entry.names)
                 for name, entry in found.features.items()
@@ -145,14 +177,32 @@ class Described:
 QUOTES = "'\""
 
 
-def _cameras(features: Mapping[str, FeatureEntry]) -> dict[str, CameraFeature]:
-    """All cameras of a description, by their feature's name."""
+def _pictures(features: Mapping[str, FeatureEntry], file: Path) -> dict[str, CameraFeature]:
+    """All cameras and depth maps of a description, by their feature's name."""
     found = {}
     for key, entry in features.items():
         if entry.dtype in PICTURES:
             height, width = _size(entry)
-            found[key] = CameraFeature(key=key, height=height, width=width, in_videos=entry.dtype == "video")
+            where = {"key": key, "height": height, "width": width, "in_videos": entry.dtype == "video"}
+            found[key] = _depth(where, entry, file) if _is_depth(key, entry) else CameraFeature(**where)
     return found
+
+
+def _is_depth(key: str, entry: FeatureEntry) -> bool:
+    """What the description says; where it says nothing, a single channel under a name with the word."""
+    said = [entry.picture_info[name] for name in ("is_depth_map", "video.is_depth_map") if name in entry.picture_info]
+    return any(value is True or value == 1 for value in said) or (
+        not said and 1 in entry.shape and "depth" in key.lower()
+    )
+
+
+def _depth(where: Mapping[str, Any], entry: FeatureEntry, file: Path) -> DepthFeature:
+    try:
+        found: DepthInfo = checked(DEPTH, entry.picture_info, file)
+    except MetadataError as error:
+        own = f"features.{where['key']}.info"
+        raise MetadataError([replace(problem, key=f"{own}.{problem.key}") for problem in error.problems]) from None
+    return DepthFeature(**where, code=found.code, unit=found.metres)
 
 
 def _size(entry: FeatureEntry) -> tuple[int, int]:
@@ -165,6 +215,23 @@ def _size(entry: FeatureEntry) -> tuple[int, int]:
     return height, width
 
 
+def _without_depth(
+    found: Mapping[str, CameraFeature], wanted: Mapping[str, str] | None, root: Path
+) -> dict[str, CameraFeature]:
+    """Cameras alone.
+
+    Raises:
+        ConfigError: A depth map was asked for by name.
+    """
+    depth = [one.key for one in found.values() if isinstance(one, DepthFeature)]
+    if wanted is not None and depth:
+        raise ConfigError(
+            f"{root}: {depth[0]} is a depth map, not a camera's picture; a policy sees colour: name a feature that is not depth "
+            "(`LeRobotDataset.depth` reads depth in metres)"
+        )
+    return {name: one for name, one in found.items() if one.key not in depth}
+
+
 def _named(
     present: Mapping[str, CameraFeature], wanted: Mapping[str, str] | None, root: Path
 ) -> dict[str, CameraFeature]:
@@ -173,6 +240,7 @@ def _named(
         return {name: present[key] for name, key in short_names(present).items()}
     for key in wanted.values():
         if key not in present:
-            known = unknown("camera feature", key, present)
+            cameras = [name for name, one in present.items() if not isinstance(one, DepthFeature)]
+            known = unknown("camera feature", key, cameras)
             raise ConfigError(f"{root}: {known}")
     return {name: present[key] for name, key in wanted.items()}

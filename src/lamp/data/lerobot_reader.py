@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
+from lamp.data.depth import metres_of_codes
 from lamp.data.description import Described
 from lamp.data.episode_lines import EpisodeLines
 from lamp.data.episode_table import Episode, EpisodeTable, distinct, read_parquet
@@ -33,7 +34,7 @@ from lamp.data.stored_images import CorruptPicturesError, StoredImages
 from lamp.data.stored_statistics import stored_statistics
 from lamp.data.video import video_info
 from lamp.data.video_reading import VideoReaders
-from lamp.errors import DataError, unknown
+from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import read_json, read_lines_json
 
 FRESH = "observation.fresh"
@@ -68,10 +69,13 @@ class LeRobotDataset:
         self.image_sizes: dict[str, tuple[int, int]] = {
             name: (camera.height, camera.width) for name, camera in self.described.cameras.items()
         }
+        self.depth_cameras = tuple(self.described.depths)
+        """Depth maps, which are no cameras of a policy."""
         self.features = dict(self.described.features)
         self._columns: OrderedDict[tuple[Slot, str], np.ndarray] = OrderedDict()
         self._column_bytes = 0
         self._videos, self._stored_images = VideoReaders(), StoredImages(self.root)
+        self._depth_videos = VideoReaders(limit=2, depth=True)
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -257,6 +261,10 @@ class LeRobotDataset:
         Raises:
             ConfigError: The dataset has no such camera.
         """
+        if camera in self.described.depths:
+            raise ConfigError(
+                f"{camera} is a depth map of {self.root}, not a camera's picture; read it with `depth`, in metres"
+            )
         if camera not in self.described.cameras:
             raise unknown("camera", camera, self.cameras)
         return self.described.cameras[camera].key
@@ -282,9 +290,7 @@ class LeRobotDataset:
             DataError: The pictures are missing, truncated or corrupt.
         """
         path, place = self.video_path(camera, episode), self.episode(episode)
-        wanted = np.arange(place.length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= place.length):
-            raise unknown("frame", int(wanted.max()), (f"0 to {place.length - 1} in episode {episode}",))
+        wanted = _frames_of(place, indices)
         feature = self.described.cameras[camera]
         try:
             if feature.in_videos:
@@ -294,6 +300,44 @@ class LeRobotDataset:
             raise CorruptPicturesError(
                 f"episode {episode}, camera {camera}: {error}", path=path, episode=episode
             ) from None
+
+    def depth(
+        self, name: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
+    ) -> Float32[np.ndarray, "n h w"]:
+        """Depth maps of frames of one episode [m]; NaN where the sensor saw nothing.
+
+        Values at the end of a video's range, its `video.depth_max`, may have been any larger ones.
+
+        Args:
+            name: One of `depth_cameras`.
+            episode: Which episode.
+            indices: Sorted frame indices within the episode; None: all.
+
+        Raises:
+            ConfigError: The dataset has no such depth, episode or frame.
+            DataError: They are missing, truncated or corrupt, or pictures of depth without its metres.
+        """
+        if name not in self.described.depths:
+            raise unknown("depth", name, self.depth_cameras)
+        place, feature = self.episode(episode), self.described.depths[name]
+        wanted = _frames_of(place, indices)
+        path = self.data_path(episode)
+        try:
+            if not feature.in_videos:
+                return self._stored_images.read_depth(path, feature, wanted + place.row)
+            span = self._depth_places[episode].videos[name]
+            path = self.described.video_file(self.root, span.slot, feature.key)
+            codes, bits = self._depth_videos.codes(path, wanted + span.first, self.fps)
+            return metres_of_codes(codes, feature, bits, f"the video {path}")
+        except DataError as error:
+            raise CorruptPicturesError(
+                f"episode {episode}, depth {name}: {error}", path=path, episode=episode
+            ) from None
+
+    @cached_property
+    def _depth_places(self) -> list[Episode]:
+        """The episodes with the places of their depth, which nobody needs who only sees colours."""
+        return replace(self.table, cameras=self.described.depths).episodes()
 
     def statistics(self, name: str) -> FeatureStatistics:
         """A feature's statistics over the dataset; cameras go by either name.
@@ -420,6 +464,7 @@ class LeRobotDataset:
     def describe(self) -> dict[str, Any]:
         """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""
         lengths = np.array([episode.length for episode in self.episodes] or [0])
+        depths = self.described.depths
         tasks = {task: sum(task in episode.tasks for episode in self.episodes) for task in self.tasks}
         return {
             "root": str(self.root),
@@ -431,9 +476,17 @@ class LeRobotDataset:
             "fps": self.fps,
             "tasks": {task: count for task, count in tasks.items() if count},
             "cameras": {camera: list(size) for camera, size in self.image_sizes.items()},
+            **({"depth": {name: [one.height, one.width] for name, one in depths.items()}} if depths else {}),
             "features": {name: list(feature.shape) for name, feature in self.features.items()},
             "collection": self.lamp,
         }
+
+
+def _frames_of(place: Episode, indices: Sequence[int] | np.ndarray | None) -> Int64[np.ndarray, " n"]:
+    wanted = np.arange(place.length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= place.length):
+        raise unknown("frame", int(wanted.max()), (f"0 to {place.length - 1} in episode {place.index}",))
+    return wanted
 
 
 def read_statistics(path: Path) -> dict[str, Any]:

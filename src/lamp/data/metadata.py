@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pyarrow as pa
@@ -167,6 +167,7 @@ def _template(value: str) -> str:
 Whole = Annotated[int, BeforeValidator(_number), Field(ge=0, le=1 << 53)]
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=1 << 53)]
 Length = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MOST_FRAMES)]
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, ge=0, le=1e9)]
 Text = Annotated[str, BeforeValidator(_text)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_texts)]
@@ -227,6 +228,60 @@ class Info(BaseModel):
     video_path: Template | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DepthCode:
+    """How LeRobot quantises depth: evenly from `depth_min` to `depth_max`, or evenly in log(depth + shift). [m]"""
+
+    depth_min: float
+    depth_max: float
+    shift: float
+    use_log: bool
+
+
+class DepthInfo(BaseModel):
+    """What is said of a depth map's encoding, under a feature's `info`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    depth_min: Real | None = Field(None, alias="video.depth_min", ge=0)
+    depth_max: Real | None = Field(None, alias="video.depth_max")
+    shift: Real | None = Field(None, alias="video.shift")
+    use_log: Annotated[bool, Field(strict=True)] | None = Field(None, alias="video.use_log")
+    depth_unit: Literal["m", "mm"] | None = None
+
+    @field_validator("depth_max")
+    @classmethod
+    def _above(cls, depth_max: float | None, info: Any) -> float | None:
+        low = info.data.get("depth_min")
+        if depth_max is not None and low is not None and not depth_max > low:
+            raise PydanticCustomError("depth", "expected more than video.depth_min")
+        return depth_max
+
+    @field_validator("use_log")
+    @classmethod
+    def _with_shift(cls, use_log: bool | None, info: Any) -> bool | None:
+        low, shift = info.data.get("depth_min"), info.data.get("shift")
+        if use_log and low is not None and not low + (shift or 0.0) > 0:
+            raise PydanticCustomError("depth", "expected video.depth_min + video.shift above 0 for a logarithm")
+        return use_log
+
+    @property
+    def code(self) -> DepthCode | None:
+        """How it is quantised; None where that is not said in full."""
+        if self.depth_min is None or self.depth_max is None or self.use_log is None:
+            return None
+        if self.use_log and self.shift is None:
+            return None
+        return DepthCode(
+            depth_min=self.depth_min, depth_max=self.depth_max, shift=self.shift or 0.0, use_log=self.use_log
+        )
+
+    @property
+    def metres(self) -> float | None:
+        """What 1 stands for in images; None where that is not said."""
+        return None if self.depth_unit is None else {"m": 1.0, "mm": 1e-3}[self.depth_unit]
+
+
 class EpisodeLine(TypedDict):
     """A line of `meta/episodes.jsonl`, v2."""
 
@@ -248,7 +303,7 @@ class TaskLine(TypedDict):
     task: Text
 
 
-INFO = TypeAdapter(Info)
+INFO, DEPTH = TypeAdapter(Info), TypeAdapter(DepthInfo)
 EPISODES, TASKS, INDEXED = TypeAdapter(list[EpisodeLine]), TypeAdapter(list[TaskLine]), TypeAdapter(list[Indexed])
 
 
@@ -280,7 +335,7 @@ def episode_rows(places: tuple[str, ...]) -> TypeAdapter:
 def _expected(error: Mapping[str, Any]) -> str:
     """What was expected, of one of pydantic's errors."""
     kind, context = error["type"], error.get("ctx") or {}
-    if kind in ("number", "names", "template", "shape"):
+    if kind in ("number", "names", "template", "shape", "depth"):
         return str(error["msg"])
     if kind in ("int_type", "int_from_float", "int_parsing", "int_parsing_size"):
         return "expected a whole number"

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from lamp.data.description import CameraFeature
+from lamp.data.depth import metres_of_image
+from lamp.data.description import CameraFeature, DepthFeature
+from lamp.data.episode_table import CORRUPT
 from lamp.errors import DataError, unreadable
+from lamp.files import path_inside
 
 IMAGES_AT_ONCE = 64
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM")
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError, MemoryError,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for content that is no image, or no longer."""
 GROUPS_KEPT = 4
 """Row groups of encoded images that stay in memory."""
 
@@ -76,11 +86,12 @@ def image_digests(path: Path, key: str, root: Path) -> list[bytes]:
                     found = value if isinstance(value, Mapping) else {"bytes": value}
                     content = found.get("bytes") or str(found.get("path")).encode()
                     digest = hashlib.sha1(content, usedforsecurity=False)
-                    if not found.get("bytes") and (named := root / str(found.get("path"))).is_file():
-                        digest.update(named.read_bytes())
+                    if not found.get("bytes"):
+                        named = path_inside(root, str(found.get("path")), f"image path of {key} in {path}")
+                        digest.update(named.read_bytes() if named.is_file() else b"")
                     digests.append(digest.digest())
-    except (pa.ArrowException, OSError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except CORRUPT as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
     return digests
 
@@ -98,10 +109,36 @@ class StoredImages:
         Raises:
             DataError: The file is missing or corrupt, lacks the column or a row, or an image is not what it should be.
         """
-        out = np.empty((len(rows), camera.height, camera.width, 3), np.uint8)
-        for place, (row, value) in enumerate(zip(rows.tolist(), self._values(path, camera.key, rows), strict=True)):
-            out[place] = self._decoded(value, camera, f"{camera.key} in row {row} of {path}")
-        return out
+        found = [self._decoded(value, camera, where) for value, where in self._with_places(path, camera, rows)]
+        return np.stack(found) if found else np.empty((0, camera.height, camera.width, 3), np.uint8)
+
+    def read_depth(self, path: Path, depth: DepthFeature, rows: np.ndarray) -> Float32[np.ndarray, "n h w"]:
+        """Decodes the depth of some rows of a data file, in metres; NaN where it is not known.
+
+        Raises:
+            DataError: The file is missing or corrupt, lacks the column or a row, or an image holds no depth.
+        """
+        found = [
+            metres_of_image(self._opened(value, depth, where), depth, where)
+            for value, where in self._with_places(path, depth, rows)
+        ]
+        return np.stack(found) if found else np.empty((0, depth.height, depth.width), np.float32)
+
+    def check(self, path: Path, camera: CameraFeature, row: int) -> None:
+        """Decodes an image, whatever it shows.
+
+        Raises:
+            DataError: It cannot be read, or is not what it should be.
+        """
+        if not isinstance(camera, DepthFeature):
+            self.read(path, camera, np.array([row]))
+            return
+        for value, where in self._with_places(path, camera, np.array([row])):
+            self._opened(value, camera, where)
+
+    def _with_places(self, path: Path, camera: CameraFeature, rows: np.ndarray) -> Iterator[tuple[Any, str]]:
+        for row, value in zip(rows.tolist(), self._values(path, camera.key, rows), strict=True):
+            yield value, f"{camera.key} in row {row} of {path}"
 
     def _values(self, path: Path, key: str, rows: np.ndarray) -> list[Any]:
         if not path.is_file():
@@ -119,8 +156,8 @@ class StoredImages:
                     self._group(file, path, key, int(group))[int(row - starts[group])]
                     for row, group in zip(rows, groups, strict=True)
                 ]
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except CORRUPT as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             damaged = DataError(f"cannot read {path} ({reason}); it is truncated or corrupt")
             raise unreadable(path, error, damaged) from None
 
@@ -133,18 +170,36 @@ class StoredImages:
         self._kept.move_to_end(place)
         return self._kept[place]
 
-    def _decoded(self, value: Any, camera: CameraFeature, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    def _opened(self, value: Any, camera: CameraFeature, where: str) -> Image.Image:
         content = value.get("bytes") if isinstance(value, dict) else value
+        name = value.get("path") if isinstance(value, dict) else None
+        if not content and isinstance(name, str) and name:
+            path = path_inside(self._root, name, f"image path of {where}")
+            if not path.is_file():
+                raise DataError(f"{where} is in {path}, which is not there; the dataset is incomplete")
+            content = path.read_bytes()
+        if not content:
+            raise DataError(f"{where} is empty; expected an encoded image")
+        if not isinstance(content, bytes):
+            raise DataError(f"{where} is {type(content).__name__}; expected an encoded image")
         try:
-            if not content and isinstance(value, dict) and value.get("path"):
-                content = (self._root / value["path"]).read_bytes()
-            if not content:
-                raise DataError(f"{where} is empty; expected an encoded image")
-            image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        except OSError as error:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            # Before anything is decoded: a small file may claim to be a huge picture.
+            if (image.height, image.width) != (camera.height, camera.width):
+                raise DataError(
+                    f"{where} is {image.height}x{image.width}; the description says {camera.height}x{camera.width}"
+                )
+            image.load()
+        except BROKEN as error:
             raise DataError(f"{where} is no image ({error}); it is corrupt") from None
-        if image.shape[:2] != (camera.height, camera.width):
-            raise DataError(
-                f"{where} is {image.shape[0]}x{image.shape[1]}; the description says {camera.height}x{camera.width}"
-            )
         return image
+
+    def _decoded(self, value: Any, camera: CameraFeature, where: str) -> UInt8[np.ndarray, "h w 3"]:
+        """Colours as they were recorded: gray is spread over them, a palette looked up, what is transparent shown as it is."""
+        image = self._opened(value, camera, where)
+        if image.mode[0] in "IF":
+            raise DataError(
+                f"{where} is gray of more than 8 bits ({image.mode}), which no picture of 8 bits shows; expected colours, or "
+                "info.is_depth_map in its description if it is depth"
+            )
+        return np.asarray(image.convert("RGB"))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 
+from lamp.data.depth import luma
 from lamp.data.video import explained, open_video
 from lamp.errors import DataError
 
@@ -26,15 +27,20 @@ OPEN_FILES = 8
 class VideoReader:
     """One open video; frames go by their number, frame n being the one shown at n / fps seconds."""
 
-    def __init__(self, path: Path, fps: float):
+    def __init__(self, path: Path, fps: float, *, depth: bool = False):
         """
+        Args:
+            path: The file.
+            fps: Its rate.
+            depth: Whether its frames are codes of depth, rather than pictures.
+
         Raises:
             DataError: The file is missing, truncated or no video.
         """
-        self.path, self.fps = path, fps
+        self.path, self.fps, self._depth = path, fps, depth
         self.decoded = 0
         """Frames decoded so far, those that were passed over included."""
-        self._last: tuple[int, UInt8[np.ndarray, "h w 3"]] | None = None
+        self._last: tuple[int, np.ndarray] | None = None
         self._next = 0
         self._pending: tuple[int, av.VideoFrame] | None = None
         with explained(path):
@@ -55,12 +61,29 @@ class VideoReader:
         self._frames = None
         self._container.close()
 
+    @property
+    def bits(self) -> int:
+        """Of each value in the file."""
+        kind = self._stream.codec_context.format
+        return kind.components[0].bits if kind is not None else 8
+
     def frame(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Decodes one frame.
+        """Decodes one frame as a picture.
 
         Raises:
-            DataError: The file is corrupt, lacks the frame, or runs at another rate.
+            DataError: The file is corrupt, lacks the frame, runs at another rate, or holds no colours that 8 bits could show.
         """
+        return self._frame(number)
+
+    def codes(self, number: int) -> UInt16[np.ndarray, "h w"]:
+        """Decodes one frame of a reader of depth.
+
+        Raises:
+            DataError: The file is corrupt, lacks the frame, runs at another rate, or has 8 bits.
+        """
+        return self._frame(number)
+
+    def _frame(self, number: int) -> np.ndarray:
         if self._last is None or self._last[0] != number:
             with explained(self.path):
                 try:
@@ -105,7 +128,18 @@ class VideoReader:
             if self._pending is None or self._pending[0] <= number:
                 return
 
-    def _walk_to(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+    def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        if self._depth:
+            return luma(frame, self.path)
+        kind = frame.format
+        if len(kind.components) < 3 and kind.components[0].bits > 8:
+            raise DataError(
+                f"the video {self.path} is {kind.name}, gray of {kind.components[0].bits} bits, which 8 bits cannot show; "
+                "expected colours, or info.is_depth_map in its description if it is depth"
+            )
+        return frame.to_ndarray(format="rgb24")
+
+    def _walk_to(self, number: int) -> np.ndarray:
         while (found := self._take()) is not None:
             present, frame = found
             if present > number:
@@ -113,7 +147,7 @@ class VideoReader:
                     f"the video {self.path} jumps over frame {number} to {present}; it does not run at {self.fps} fps"
                 )
             if present == number:
-                return frame.to_ndarray(format="rgb24")
+                return self._pixels(frame)
         raise DataError(f"the video {self.path} ends before frame {number}; it is truncated")
 
     def _take(self) -> tuple[int, av.VideoFrame] | None:
@@ -134,14 +168,14 @@ class VideoReader:
 class VideoReaders:
     """Readers of the files that were read lately. They are of the process that opened them: a fork opens its own."""
 
-    def __init__(self, limit: int = OPEN_FILES):
-        self._limit = limit
+    def __init__(self, limit: int = OPEN_FILES, *, depth: bool = False):
+        self._limit, self._depth = limit, depth
         self._open: OrderedDict[tuple[Path, float], tuple[tuple[int, int], VideoReader]] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
         """Open files stay behind when this is sent to another process."""
-        return {"_limit": self._limit, "_open": OrderedDict(), "_process": -1}
+        return {"_limit": self._limit, "_depth": self._depth, "_open": OrderedDict(), "_process": -1}
 
     def close(self) -> None:
         """Closes all files."""
@@ -165,7 +199,7 @@ class VideoReaders:
         if known is not None and known[0] != version:
             known[1].close()
             known = None
-        self._open[path, fps] = known or (version, VideoReader(path, fps))
+        self._open[path, fps] = known or (version, VideoReader(path, fps, depth=self._depth))
         if len(self._open) > self._limit:
             self._open.popitem(last=False)[1][1].close()
         return self._open[path, fps][1]
@@ -176,14 +210,32 @@ class VideoReaders:
         Raises:
             DataError: The file is missing, truncated or corrupt, or lacks one of the frames.
         """
-        wanted = [int(number) for number in numbers]
-        if any(later < earlier for earlier, later in pairwise(wanted)) or (wanted and wanted[0] < 0):
-            raise ValueError("frame numbers must be sorted and not negative")
-        reader = self.reader(path, fps)
+        wanted, reader = _sorted(numbers), self.reader(path, fps)
         out = np.empty((len(wanted), *reader.size, 3), np.uint8)
         for row, number in enumerate(wanted):
             out[row] = reader.frame(number)
         return out
+
+    def codes(
+        self, path: Path, numbers: Sequence[int] | np.ndarray, fps: float
+    ) -> tuple[UInt16[np.ndarray, "n h w"], int]:
+        """The same of readers of depth: codes, and of how many bits.
+
+        Raises:
+            DataError: The file is missing, truncated or corrupt, lacks one of the frames, or has 8 bits.
+        """
+        wanted, reader = _sorted(numbers), self.reader(path, fps)
+        out = np.empty((len(wanted), *reader.size), np.uint16)
+        for row, number in enumerate(wanted):
+            out[row] = reader.codes(number)
+        return out, reader.bits
+
+
+def _sorted(numbers: Sequence[int] | np.ndarray) -> list[int]:
+    wanted = [int(number) for number in numbers]
+    if any(later < earlier for earlier, later in pairwise(wanted)) or (wanted and wanted[0] < 0):
+        raise ValueError("frame numbers must be sorted and not negative")
+    return wanted
 
 
 def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float | int) -> UInt8[np.ndarray, "n h w 3"]:

@@ -102,7 +102,7 @@ def _files_of_pictures(dataset: LeRobotDataset, episodes: Sequence[Episode], *, 
             whole=dataset.described.episode_files,
             decode=decode,
         )
-        for name, camera in dataset.described.cameras.items()
+        for name, camera in dataset.described.pictures.items()
         for path, inside in _by_path(dataset, episodes, name).items()
     ]
 
@@ -115,7 +115,7 @@ def _by_path(dataset: LeRobotDataset, episodes: Sequence[Episode], camera: str |
         if camera is None or camera not in episode.videos:
             path = described.data_file(dataset.root, episode.slot)
         else:
-            key = described.cameras[camera].key
+            key = described.pictures[camera].key
             path = described.video_file(dataset.root, episode.videos[camera].slot, key)
         found.setdefault(path, []).append(episode)
     return found

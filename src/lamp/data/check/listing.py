@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,22 +31,23 @@ def check_listing(dataset: LeRobotDataset) -> Listing:
     tasks_file = TASKS_LINES if one_file else TASKS_PATH
     episodes_file = EPISODES_LINES if one_file else "meta/episodes"
     faults: list[Fault] = []
+    table = replace(dataset.table, cameras=dataset.described.pictures)
     try:
-        tasks, problems = dataset.table.read_tasks()
+        tasks, problems = table.read_tasks()
         faults += of_problems(problems, dataset.root)
         faults += _of_tasks(tasks, dataset, tasks_file)
     except DataError as error:
         tasks = {}
         faults += of_error(error, dataset.root, tasks_file)
     try:
-        rows, problems = dataset.table.read_rows(whole=True)
+        rows, problems = table.read_rows(whole=True)
     except DataError as error:
         return Listing(episodes=(), tasks=tasks, faults=(*faults, *of_error(error, dataset.root, episodes_file)))
     faults += of_problems(problems, dataset.root)
     faulty = {episode for problem in problems for episode in (problem.episode, *problem.later)}
     faults += _of_numbers(rows, faulty, dataset, episodes_file)
     once = {row["episode_index"]: row for row in reversed(rows) if row["episode_index"] < len(dataset)}
-    episodes = dataset.table.placed([once[index] for index in sorted(once)])
+    episodes = table.placed([once[index] for index in sorted(once)])
     faults += _of_episodes(episodes, tasks, dataset, episodes_file, complete=not problems)
     return Listing(episodes=tuple(episodes), tasks=tasks, faults=tuple(faults))
 

@@ -149,7 +149,7 @@ def _check_images(file: FileOfPictures) -> FoundPictures:
     for episode, first in zip(file.episodes, file.firsts, strict=True):
         for number in range(first, first + episode.length) if file.path.is_file() else ():
             try:
-                images.read(file.path, file.camera, np.array([number]))
+                images.check(file.path, file.camera, number)
                 count += 1
             except DataError as error:
                 faults.append(file.fault(str(error), number))

@@ -1,14 +1,16 @@
 """Depth maps in metres, out of what datasets keep them as: quantised video, 16-bit or floating-point images.
 
 As LeRobot writes them. A video holds 12-bit codes in its luma, spaced evenly in depth or in log(depth + shift) between
-`depth_min` and `depth_max`; code 0 is what the sensor did not see. Images hold millimetres as integers, or metres as floating point. What is not
-known is NaN. A value at `depth_max` may have been any larger one.
+`depth_min` and `depth_max`; code 0 is what the sensor did not see. Images hold millimetres as integers, or metres as floating
+point. What is not known is NaN. A value at `depth_max` may have been any larger one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,6 +25,12 @@ LARGEST_CODE = 4095
 MILLIMETRE = 1e-3
 
 
+def bits_of(kind: av.VideoFormat) -> int:
+    """Of each value of a pixel format."""
+    components: Sequence[Any] = kind.components
+    return components[0].bits if components else 8
+
+
 def luma(frame: av.VideoFrame, path: Path) -> UInt16[np.ndarray, "h w"]:
     """The codes that a frame holds, untouched by any conversion of colours.
 
@@ -30,13 +38,16 @@ def luma(frame: av.VideoFrame, path: Path) -> UInt16[np.ndarray, "h w"]:
         DataError: The frame has 8 bits, or colours.
     """
     kind = frame.format
-    if kind.is_rgb or kind.components[0].bits <= 8:
+    bits = bits_of(kind)
+    if kind.is_rgb or bits <= 8:
         raise DataError(
-            f"the video {path} is {kind.name}, of {kind.components[0].bits} bits: it shows depth, but not in metres; expected "
+            f"the video {path} is {kind.name}, of {bits} bits: it shows depth, but not in metres; expected "
             "gray12le or gray16le with more than 8 bits"
         )
     plane = frame.planes[0]
-    codes = np.frombuffer(plane, ">u2" if kind.is_big_endian else "<u2").reshape(plane.height, plane.line_size // 2)
+    codes = np.frombuffer(bytes(plane), ">u2" if kind.is_big_endian else "<u2").reshape(
+        plane.height, plane.line_size // 2
+    )
     return codes[:, : plane.width].astype(np.uint16)
 
 

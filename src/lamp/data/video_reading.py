@@ -16,7 +16,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from lamp.data.depth import luma
+from lamp.data.depth import bits_of, luma
 from lamp.data.video import explained, open_video
 from lamp.errors import DataError
 
@@ -65,7 +65,7 @@ class VideoReader:
     def bits(self) -> int:
         """Of each value in the file."""
         kind = self._stream.codec_context.format
-        return kind.components[0].bits if kind is not None else 8
+        return 8 if kind is None else bits_of(kind)
 
     def frame(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
         """Decodes one frame as a picture.
@@ -132,9 +132,9 @@ class VideoReader:
         if self._depth:
             return luma(frame, self.path)
         kind = frame.format
-        if len(kind.components) < 3 and kind.components[0].bits > 8:
+        if len(kind.components) < 3 and bits_of(kind) > 8:
             raise DataError(
-                f"the video {self.path} is {kind.name}, gray of {kind.components[0].bits} bits, which 8 bits cannot show; "
+                f"the video {self.path} is {kind.name}, gray of {bits_of(kind)} bits, which 8 bits cannot show; "
                 "expected colours, or info.is_depth_map in its description if it is depth"
             )
         return frame.to_ndarray(format="rgb24")

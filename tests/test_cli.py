@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from safetensors import SafetensorError
 import lamp
 from lamp import cli, commands
 from lamp.commands import COMMANDS, Command
-from lamp.errors import ConfigError, DataError
+from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.flags import parse
+from lamp.sceneflow.store import SceneFlowStore
 from lamp_client.errors import LampClientError
 
 
@@ -416,3 +418,55 @@ def test_a_missing_dataset_is_named_before_its_scene_flow(tmp_path: Path, capsys
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert f"no dataset at {tmp_path / 'none'}" in error and "scene-flow" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("info", r"Missing from lamp info: PATH"),
+        ("serve", r"Missing from lamp serve: \S*CHECKPOINT\S*|Missing from lamp serve: PATH"),
+        ("data check", r"Missing from lamp data check: \S+ \("),
+        ("trian motion", r"unknown command 'trian'; did you mean 'train motion'"),
+        ("evalute libero_plus", r"did you mean 'evaluate libero_plus'"),
+        ("recipe show robot.jsn", r"no recipe at robot\.jsn; did you mean robot\.json\? Expected a recipe's JSON file"),
+        ("recipe show robots/robot.json", r"no recipe at robots/robot\.json: there is no folder robots"),
+        ("recipe show empty", r"empty is a folder; expected a recipe's JSON file"),
+        ("train motion --recipe robot.jsn --data empty --out o", r"no recipe at robot\.jsn; did you mean robot\.json"),
+        ("train motion --recipe demo --data nowhere --out o", r"no dataset|no folder"),
+        ("flow build nowhere", r"no dataset at nowhere"),
+        ("flow build empty", r"no recorded simulation at empty/"),
+        ("collect --suite libero_object --image-size 0 --out o", r"image_size is 0; expected 16 to 4096 px"),
+        ("info robot.json", r"robot\.json is a file; expected a folder"),
+        ("info emty", r"did you mean empty\?"),
+    ],
+)
+def test_a_slip_is_told_by_its_name_and_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "robot.json").write_text("{}")
+    assert cli.main(words.split()) == 2
+    told = capsys.readouterr().err
+    assert re.search(said, told) and told.count("\n") == 1 and len(told) < 600, told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "robot.json"]
+
+
+def test_hashes_are_shown_by_their_first_digits_and_paths_whole() -> None:
+    told = str(
+        MismatchError(f"key {'a1' * 32} stored in /cache/{'b2' * 20}/x and blobs/{'c3' * 32}, {'d4' * 32} asked")
+    )
+    assert told == f"key a1a1a1a1a1a1 stored in /cache/{'b2' * 20}/x and blobs/{'c3' * 32}, d4d4d4d4d4d4 asked"
+
+
+def test_video_alone_is_not_sent_to_a_command_that_cannot_help(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    with pytest.raises(
+        DataError, match=r"holds video without recorded simulation.*train policy --recipe small_no_motion"
+    ):
+        SceneFlowStore(tmp_path / "sceneflow")
+    (tmp_path / "simulation").mkdir()
+    (tmp_path / "simulation" / "episode-000000.safetensors").touch()
+    with pytest.raises(DataError, match=r"expected `lamp flow build .*` to make it"):
+        SceneFlowStore(tmp_path / "sceneflow")

@@ -7,6 +7,7 @@ error stream and exit code 2.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import select
 import signal
@@ -42,6 +43,14 @@ def find(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
         raise ConfigError(f"'lamp {words[0]}' needs one more word. Known: {', '.join(group)}.")
     if group:
         raise unknown("command", " ".join(words[:2]), group)
+    firsts = dict.fromkeys(name.split()[0] for name in COMMANDS)
+    near = [
+        name for first in difflib.get_close_matches(words[0], firsts) for name in COMMANDS if name.split()[0] == first
+    ]
+    asked = " ".join(words[:2])
+    if near:
+        best = difflib.get_close_matches(asked, near, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown command {words[0]!r}; did you mean {best!r}? `lamp --help` lists all commands.")
     raise unknown("command", words[0], COMMANDS)
 
 

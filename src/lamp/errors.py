@@ -14,9 +14,21 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+_HASH = re.compile(r"(?<![\w/.-])[0-9a-f]{40,}(?![\w/])")
+"""Of contents; those within a path stay as they are."""
+_SHOWN = 12
+
 
 class LampError(Exception):
     """Something the user can put right."""
+
+    def __init__(self, *said: object) -> None:
+        # Whole hashes make a line unreadable, and their first digits tell them apart.
+        super().__init__(*(_HASH.sub(_shortened, text) if isinstance(text, str) else text for text in said))
+
+
+def _shortened(found: re.Match[str]) -> str:
+    return found[0][:_SHOWN]
 
 
 class ConfigError(LampError):
@@ -118,6 +130,25 @@ def told(error: OSError, elsewhere: str = "") -> str:
     flags = f" ({elsewhere})" if elsewhere else ""
     remedy = _REMEDIES.get(error.errno or 0, "").format(elsewhere=flags, or_elsewhere=f", or write elsewhere{flags}")
     return f"{what}{where}{f'; {remedy}' if remedy else ''}"
+
+
+def missing(path: Path, what: str, expected: str, *, folder: bool = False) -> DataError:
+    """Builds the error for a file or folder that does not exist, with what is there under a like name.
+
+    Args:
+        path: As it was given.
+        what: It should be, such as "dataset".
+        expected: What to give, in words.
+        folder: Whether it should be a folder.
+    """
+    here = path.parent
+    try:
+        names = [item.name for item in here.iterdir() if item.is_dir() or not folder]
+    except OSError:
+        return DataError(f"no {what} at {path}: there is no folder {here}; expected {expected}.")
+    near = difflib.get_close_matches(path.name, names, n=3)
+    hint = f"; did you mean {' or '.join(str(here / name) for name in near)}?" if near else "."
+    return DataError(f"no {what} at {path}{hint} Expected {expected}.")
 
 
 def unknown(kind: str, value: object, known: Iterable[object]) -> ConfigError:

@@ -34,21 +34,25 @@ def _one_line(box: str) -> str:
     """Condenses tyro's framed message: the frame, its title and the hints below the message go."""
     sections: list[list[str]] = [[]]
     for line in box.splitlines():
-        text = line.strip("│╭╮╰╯─ \t")
-        if text and not line.startswith("╭"):
-            sections[-1].append(text)
-        elif "──" in line:
+        # A rule, the title's too; drawn in ASCII where the terminal knows no more.
+        if "──" in line or "-----" in line:
             sections.append([])
+        elif line.strip("│╭╮╰╯─|+ \t"):
+            # How far it is indented tells a flag from its description.
+            sections[-1].append(line.strip("│╭╮╰╯─|+").rstrip())
     told = [" ".join(_without_descriptions(section)) for section in sections if section]
     told = [text for text in told if not text.startswith(("For full helptext", "Argument helptext"))]
     return "; ".join(told) or "the flags could not be read"
 
 
 def _without_descriptions(section: list[str]) -> list[str]:
-    """Of a list of missing flags only the flags themselves are kept."""
-    if not section[0].startswith("Missing from"):
-        return section
-    return [section[0], ", ".join(line for line in section[1:] if line.startswith("-"))]
+    """Of a list of missing flags and arguments only these themselves are kept."""
+    words = [line.strip() for line in section]
+    if not words[0].startswith("Missing from"):
+        return words
+    depths = [len(line) - len(line.lstrip()) for line in section[1:]]
+    named = [word for word, depth in zip(words[1:], depths, strict=True) if depth == min(depths)]
+    return [words[0], ", ".join(named)]
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:

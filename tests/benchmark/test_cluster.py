@@ -68,6 +68,19 @@ class FakeRay:
         task.kill()
 
 
+@pytest.fixture(scope="module")
+def local_cluster() -> Iterator[Any]:
+    """A cluster of this machine, once for all tests: it takes seconds to start."""
+    real = pytest.importorskip("ray", reason="the package ray is not installed: pip install 'lamp-vla[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Its processes import the fakes by name.
+        patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(Path(__file__).parent)]))
+        real.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield real
+        real.shutdown()
+
+
 @pytest.fixture(params=["stand-in", "ray"])
 def ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if request.param == "stand-in":
@@ -78,13 +91,7 @@ def ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
             task.join(10)
         assert not [task for task in fake.tasks if task.is_alive()]
         return
-    real = pytest.importorskip("ray", reason="the package ray is not installed: pip install 'lamp-vla[ray]'")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Its processes import the fakes by name.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(Path(__file__).parent)]))
-    real.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield real
-    real.shutdown()
+    yield request.getfixturevalue("local_cluster")
 
 
 def config(root: Path, **changes: Any) -> EvaluateConfig:

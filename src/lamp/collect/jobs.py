@@ -72,6 +72,8 @@ class CollectConfig:
         for name, least in (("episodes", 1), ("render_every", 1), ("workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more.")
+        if not 16 <= self.image_size <= 4096:
+            raise ConfigError(f"image_size is {self.image_size}; expected 16 to 4096 px.")
         probabilities = (("perturbation_probability", 1.0), ("fumble_probability", 1.0))
         for name, most in (("placement_shift", 0.15), ("action_noise", 1.0), *probabilities):
             if not 0.0 <= getattr(self, name) <= most:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lamp.configuration import from_json
-from lamp.errors import ConfigError, unknown
+from lamp.errors import ConfigError, DataError, missing, unknown
 from lamp.files import read_json
 from lamp.recipes.ablations import ABLATIONS
 from lamp.recipes.bench import bench_mid, bench_mid_fast
@@ -41,11 +41,18 @@ def recipe(name: str) -> AnyRecipe:
         ConfigError: There is none of that name, or the file says something that no recipe can.
         DataError: There is no such file, or it is not JSON.
     """
-    if name.endswith(".json"):
-        return from_json(AnyRecipe, read_json(Path(name), "recipe"), where=name)
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]()
+    if name in RECIPES:
+        return RECIPES[name]()
+    path = Path(name)
+    if path.is_file():
+        return from_json(AnyRecipe, read_json(path, "recipe"), where=name)
+    if path.is_dir():
+        raise DataError(f"{name} is a folder; expected a recipe's JSON file, or a name of `lamp recipe list`.")
+    if path.suffix or "/" in name:
+        raise missing(
+            path, "recipe", "a recipe's JSON file, as `lamp recipe fit` writes it, or a name of `lamp recipe list`"
+        )
+    raise unknown("recipe", name, RECIPES)
 
 
 def experiment(name: str) -> Recipe:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lamp.errors import DataError, MismatchError, unreadable
+from lamp.errors import DataError, MismatchError, missing, unreadable
 from lamp.geometry import pose_from_mujoco_camera, rigid
 from lamp.sceneflow.rendering import MjModel, camera_id
 from lamp_client.envs.rendering import import_mujoco
@@ -45,13 +45,16 @@ def recording_paths(root: Path) -> dict[int, Path]:
     Raises:
         DataError: There are none.
     """
+    if not root.is_dir():
+        raise missing(root, "dataset", "a dataset's folder, as `lamp collect` writes it", folder=True)
     folder = root / "simulation"
     found = sorted(folder.glob("episode-[0-9]*.safetensors"))
     paths = {int(path.stem.removeprefix("episode-")): path for path in found}
     if not paths:
         raise DataError(
             f"no recorded simulation at {folder}/episode-*.safetensors; expected a dataset written by `lamp collect` "
-            "(scene flow from video alone is not supported)"
+            "(scene flow from video alone is not supported; docs/data.md says how to write one's own, and "
+            "`lamp train policy --recipe small_no_motion` trains without)"
         )
     return paths
 

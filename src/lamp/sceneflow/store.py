@@ -27,7 +27,7 @@ from jaxtyping import Int
 
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
-from lamp.errors import ConfigError, DataError, MismatchError, unknown
+from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
 from lamp.files import atomic_path, safe_file_name
 from lamp.sceneflow.episode_files import CameraFlow, StoredEpisode, check_files, readable, write_camera
 from lamp.sceneflow.following import Sampling
@@ -68,9 +68,7 @@ class SceneFlowStore:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if not (self.path / "zarr.json").is_file():
-            raise DataError(
-                f"no scene-flow store at {self.path}; expected `lamp flow build {self.path.parent}` to make it"
-            )
+            raise _no_store(self.path)
         with readable(self.path):
             attributes = dict(zarr.open_group(self.path, mode="r", zarr_format=3).attrs)
         if attributes.get("format") != FORMAT or attributes.get("version") != VERSION:
@@ -224,6 +222,24 @@ class SceneFlowStore:
             raise MismatchError(
                 f"the scene-flow store {self.path} was built otherwise ({values}); ask for the same, or --overwrite"
             )
+
+
+def _no_store(path: Path) -> DataError:
+    """Says what is missing, and what makes it: only recorded simulations give scene flow by themselves."""
+    data = path.parent
+    if not data.is_dir():
+        return missing(data, "dataset", "a dataset's folder", folder=True)
+    if not (data / "meta" / "info.json").is_file():
+        return DataError(
+            f"no scene-flow store at {path}, and {data} is no dataset; expected a folder with meta/info.json."
+        )
+    if any(data.glob("simulation/episode-*.safetensors")):
+        return DataError(f"no scene-flow store at {path}; expected `lamp flow build {data}` to make it")
+    return DataError(
+        f"no scene-flow store at {path}. {data} holds video without recorded simulation, from which `lamp flow build` cannot "
+        "make scene flow. Write its scene flow there yourself (docs/data.md, Scene-flow store), or train without a motion "
+        f"prior: `lamp train policy --recipe small_no_motion --data {data}`."
+    )
 
 
 def remove(path: Path) -> None:

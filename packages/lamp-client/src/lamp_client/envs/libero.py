@@ -101,6 +101,8 @@ class LiberoEnv:
     ) -> None:
         if not 0.0 <= placement_shift <= MAX_SHIFT:
             raise InvalidValueError(f"placement_shift is {placement_shift}; expected 0 to {MAX_SHIFT} metres.")
+        if not 1 <= image_size <= 4096:
+            raise InvalidValueError(f"image_size is {image_size}; expected 1 to 4096 px.")
         self.task = task
         self.image_size = image_size
         self.render_quality: RenderQuality = render

@@ -229,12 +229,10 @@ def _no_store(path: Path) -> DataError:
     data = path.parent
     if not data.is_dir():
         return missing(data, "dataset", "a dataset's folder", folder=True)
-    if not (data / "meta" / "info.json").is_file():
-        return DataError(
-            f"no scene-flow store at {path}, and {data} is no dataset; expected a folder with meta/info.json."
-        )
-    if any(data.glob("simulation/episode-*.safetensors")):
-        return DataError(f"no scene-flow store at {path}; expected `lamp flow build {data}` to make it")
+    is_dataset = (data / "meta" / "info.json").is_file()
+    if not is_dataset or any(data.glob("simulation/episode-*.safetensors")):
+        but = "" if is_dataset else f"; and {data} is no dataset: it has no meta/info.json"
+        return DataError(f"no scene-flow store at {path}; expected `lamp flow build {data}` to make it{but}")
     return DataError(
         f"no scene-flow store at {path}. {data} holds video without recorded simulation, from which `lamp flow build` cannot "
         "make scene flow. Write its scene flow there yourself (docs/data.md, Scene-flow store), or train without a motion "

@@ -147,7 +147,7 @@ def _until(root: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_evaluation_goes_on_without_loss_or_repetition(tmp_path: Path, blow: signal.Signals) -> None:
     make_checkpoint(tmp_path / "policy")
     done = 0
@@ -156,7 +156,7 @@ def test_a_killed_evaluation_goes_on_without_loss_or_repetition(tmp_path: Path, 
             tmp_path, 0.1
         )  # so slow that it cannot end by itself meanwhile, whatever else the machine does
         _until(tmp_path, lines, process)
-        # Ctrl-C reaches the whole group, kill -9 only the main process.
+        # Ctrl-C reaches the whole group, the others only the main process.
         (os.killpg if blow == signal.SIGINT else os.kill)(process.pid, blow)
         assert process.wait(timeout=20) != 0
         kept = read_records(tmp_path / "out")

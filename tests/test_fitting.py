@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from lamp.cli import main
 from lamp.data.actions import Absolute, Delta, Gripper, Relative
 from lamp.data.embodiment import Part, embodiment
-from lamp.data.normalise import ContinuousRotation, NoState, RawState
+from lamp.data.normalise import ByDeviation, ContinuousRotation, HardlyMoved, NoState, RawState
 from lamp.errors import ConfigError, DataError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.policy import LaMPPolicy
@@ -252,3 +252,11 @@ def test_the_motion_prior_looks_as_far_ahead_as_the_recipe_s(old: Path, fps: int
     assert again.motion is not None and again.motion.flow_frames == frames, "a recipe of one's own is followed as well"
     paper, _ = told(old, "paper_real")
     assert paper.motion is not None and paper.motion.flow_frames == 1
+
+
+def test_libero_s_own_data_keep_what_was_found_for_them(old: Path) -> None:
+    collected = old / "meta/lamp.json"
+    collected.write_text(json.dumps({"format": "lamp-dataset", "version": 1, "suite": "libero_object"}))
+    assert told(old)[0].policy.action_fit == ByDeviation(least=0.2, hardly_moved=HardlyMoved(at_most=10.0))
+    collected.write_text(json.dumps({"format": "lamp-dataset", "version": 1, "recorded": "lamp_client.recording"}))
+    assert told(old)[0].policy.action_fit == ByDeviation(hardly_moved=HardlyMoved(at_most=10.0))

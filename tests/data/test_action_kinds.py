@@ -65,6 +65,17 @@ def test_other_orders_units_and_a_gripper() -> None:
     assert compare_with_state(both, without=0).kind == "delta"
 
 
+def test_a_controller_that_corrects_an_error_is_no_target() -> None:
+    """Four values move, and one is held upright by changes in proportion to its error: perfectly correlated with the state."""
+    made = []
+    for path in walks():
+        action = changes(path)
+        action[:, 4] = -0.3 * path[:, 4]
+        made.append((action[:, :5], path))
+    found = compare_with_state(made)
+    assert found.kind == "delta" and "values go with the change" in found.why
+
+
 def test_little_data_says_nothing() -> None:
     """Four frames agree with something by chance, among all pairs of values and moments."""
     random = np.random.default_rng(3)

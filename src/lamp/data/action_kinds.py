@@ -37,7 +37,8 @@ def compare_with_state(episodes: Sequence[tuple[np.ndarray, np.ndarray]], *, wit
     """Compares the recorded actions of some episodes with their states.
 
     A target is where the state is a moment later. A change goes with the difference of the state between now and then. Each
-    dimension that moves has a vote; at least half of them must agree, and none must disagree.
+    dimension that moves has a vote; at least half of them must agree, and two thirds of those that say something: a change that
+    corrects an error, as a controller's does, looks like a target in other units.
 
     Args:
         episodes: Of each, the actions (frames, a) and the states (frames, s).
@@ -66,13 +67,13 @@ def compare_with_state(episodes: Sequence[tuple[np.ndarray, np.ndarray]], *, wit
             changes[dim] = change
     if moving == 0:
         return Comparison(kind=None, why="no value of the action changes within an episode")
-    if targets and changes:
-        why = f"values {_listed(targets)} are targets of the state, values {_listed(changes)} go with its changes"
-        return Comparison(kind=None, why=why)
-    most = max(len(targets), len(changes))
+    most, votes = max(len(targets), len(changes)), len(targets) + len(changes)
     if 2 * most < moving:
         return Comparison(kind=None, why=f"{most} of {moving} values follow the state or its change")
-    if targets:
+    if 3 * most < 2 * votes:
+        why = f"values {_listed(targets)} are targets of the state, values {_listed(changes)} go with its changes"
+        return Comparison(kind=None, why=why)
+    if len(targets) > len(changes):
         pairs = tuple((dim, place) for dim, place in targets.items() if place is not None)
         units = "" if len(pairs) == len(targets) else f", {len(targets) - len(pairs)} of them in other units"
         why = f"{len(targets)} of {moving} values are where the state is up to {AHEAD} frames later{units}"

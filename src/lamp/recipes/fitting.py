@@ -14,8 +14,9 @@ import tyro
 from lamp.configuration import to_json
 from lamp.data.action_kinds import Comparison, compare_with_state
 from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
-from lamp.data.embodiment import ACTION, STATE, Embodiment, Part, embodiment
+from lamp.data.embodiment import ACTION, LIBERO, LIBERO_OPENPI, STATE, Embodiment, Part, embodiment
 from lamp.data.instructions import check_instructions
+from lamp.data.lerobot_format import LAMP_PATH
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.normalise import (
     ByDeviation,
@@ -31,7 +32,7 @@ from lamp.data.normalise import (
 from lamp.data.rotations import AxisAngle, RollPitchYaw, RotationFormat
 from lamp.data.samples import stacked
 from lamp.errors import ConfigError
-from lamp.files import write_json
+from lamp.files import read_json, write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
@@ -104,13 +105,15 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     states, actions = (_width(dataset, parts) for parts in (robot.state, robot.action))
     seen = _with_room(_seen(base.policy.backbone, list(robot.cameras or ())), dataset.tasks)
     check_instructions(instruction_reader(seen), dataset.tasks, dataset.root)
+    # A floor in the units of LIBERO's actions is right for those, and for no others.
+    least = None if _is_libero(config, dataset) else 0.0
     policy = replace(
         base.policy,
         embodiment=robot,
         state_transform=transform,
         gripper=None if not gripper else -1 if robot.gripper is None else robot.gripper.dim,
-        state_fit=_own_spread(base.policy.state_fit, HardlyMoved()),
-        action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0)),
+        state_fit=_own_spread(base.policy.state_fit, HardlyMoved(), least),
+        action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0), least),
     )
     assert policy.model.action is not None
     expert = replace(policy.model.action, action_dim=actions, state_dim=transform.width(states))
@@ -296,11 +299,19 @@ def _some(episodes: int) -> list[int]:
     return np.unique(np.linspace(0, episodes - 1, min(episodes, COMPARED)).round().astype(int)).tolist()
 
 
-def _own_spread(rule: NormaliserFit, hardly_moved: HardlyMoved) -> NormaliserFit:
-    """A recipe's rule without what it knows of its own data's units."""
+def _own_spread(rule: NormaliserFit, hardly_moved: HardlyMoved, least: float | None) -> NormaliserFit:
+    """A recipe's rule for data of any units; a `least` of None keeps the recipe's own."""
     if isinstance(rule, ByDeviation):
-        return replace(rule, least=0.0, hardly_moved=hardly_moved)
+        return replace(rule, least=rule.least if least is None else least, hardly_moved=hardly_moved)
     return rule if isinstance(rule, Unchanged) else replace(rule, hardly_moved=hardly_moved)
+
+
+def _is_libero(config: FitConfig, dataset: LeRobotDataset) -> bool:
+    """Whether actions are LIBERO's, in [-1, 1], for which the recipes with a collection are made."""
+    collected = dataset.root / LAMP_PATH
+    told = read_json(collected, "collection") if collected.is_file() else None
+    suite = told.get("suite") if isinstance(told, dict) else None
+    return config.embodiment in (LIBERO.name, LIBERO_OPENPI.name) or str(suite).startswith("libero")
 
 
 def _scaling(policy: PolicyTraining, dataset: LeRobotDataset) -> str:

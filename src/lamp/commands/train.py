@@ -47,6 +47,9 @@ class MotionFlags:
     """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
     features: Path | None = None
     """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
+    also: tuple[str, ...] = ()
+    """Further datasets, each DIR or DIR=EMBODIMENT; --weights says how often each comes up, --rates what to do where one runs at
+    another rate (docs/data.md)."""
     start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A checkpoint or run of the same stage to begin with, rather than with weights drawn at random: a fine-tune."""
     normalizers: Literal["keep", "refit"] = "keep"
@@ -75,6 +78,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
     elif isinstance(chosen, Recipe):
         training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
+    training = replace(training, also=tuple(mixed_in(text) for text in flags.also)) if flags.also else training
     training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
 
     def train(now: LoopConfig, run: RunStage) -> TrainingResult:
@@ -223,8 +227,6 @@ class PolicyFlags(MotionFlags):
 
     motion: Path | None = None
     """Stage 1's checkpoint or run."""
-    also: tuple[str, ...] = ()
-    """Further datasets, each DIR or DIR=EMBODIMENT, with normalisers of their own; --weights says how often each comes up."""
     lora: int | None = None
     """Train adapters of this rank in Qwen3-VL along (docs/training.md); the feature cache is of no use then."""
 

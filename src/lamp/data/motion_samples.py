@@ -16,7 +16,7 @@ from lamp.errors import DataError
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
-from lamp.types import Batch, Camera, SceneFlow
+from lamp.types import Batch, Camera, Encoded, SceneFlow
 
 MEMORY_LIMIT = 6 << 30
 """Scene flow is kept in memory up to this many bytes, and read again each time beyond."""
@@ -79,11 +79,7 @@ class MotionSamples:
             raise DataError(f"the scene flow of {store.path} holds no frames of episodes {self.episodes}")
         # Even with given bounds: a store that is too short should be refused here, not at some batch.
         retime(store.read(episodes[0], self.frame[:1], self.camera)[0], stride=stride, horizon=horizon)
-        self.bounds: MotionBounds = (
-            bounds
-            if isinstance(bounds, MotionBounds)
-            else bounds.fit(self._episode_flow(episode) for episode in episodes)
-        )
+        self.bounds: MotionBounds = bounds if isinstance(bounds, MotionBounds) else bounds.fit(self.flows())
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -92,6 +88,19 @@ class MotionSamples:
     def __getstate__(self) -> dict[str, Any]:
         """Another process reads what it needs itself."""
         return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames of the dataset for each flow step."""
+        return self.stride * self.store.description.sampling.stride
+
+    def flows(self) -> Iterator[SceneFlow]:
+        """The scene flow of each episode."""
+        return (self._episode_flow(episode) for episode in self.episodes)
+
+    def encoded(self, indices: Int64[np.ndarray, " b"]) -> Encoded:
+        """The backbone's tokens of some samples."""
+        return self.features.encoded(self.rows[indices])
 
     def _episode_flow(self, episode: int) -> SceneFlow:
         if episode in self._kept:
@@ -115,7 +124,7 @@ class MotionSamples:
             order.append(places)
             local = torch.from_numpy(indices[places] - self._first[episode])
             parts.append(_picked(self._episode_flow(episode), lambda tensor, local=local: tensor[local]))
-        return _joined(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
+        return joined_flow(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
 
     def _by_episode(self, indices: Int64[np.ndarray, " b"]) -> Iterator[tuple[int, Int64[np.ndarray, "..."]]]:
         """Each episode that some samples are of, and where in the indices these are."""
@@ -126,7 +135,7 @@ class MotionSamples:
 
     def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """The samples one flow step (of these samples) before, -1 where there is none."""
-        step = self.stride * self.store.description.sampling.stride
+        step = self.frames_per_step
         found = np.full(len(indices), -1, np.int64)
         for episode, places in self._by_episode(indices):
             first, count = self._first[episode], len(self.store.frames(episode, self.camera))
@@ -137,18 +146,23 @@ class MotionSamples:
 
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
         """Collates samples; every epoch is alike."""
-        return Batch(encoded=self.features.encoded(self.rows[indices]), motion=self.bounds.motion(self.flow(indices)))
+        return Batch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(indices)))
 
     def clamp_rate(self) -> tuple[float, float, float]:
         """Share of these samples' supervising increments that lie beyond the bounds, per axis."""
-        clamped, counted = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-        for episode in self.episodes:
-            flow = self._episode_flow(episode)
+        return clamp_rate([self])
+
+
+def clamp_rate(parts: Sequence[MotionSamples]) -> tuple[float, float, float]:
+    """Share of the samples' supervising increments that lie beyond their bounds, per axis."""
+    clamped, counted = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for part in parts:
+        for flow in part.flows():
             count = flow.mask.sum((0, 1, 2)).double()
-            clamped += torch.tensor(self.bounds.clamp_rate(flow), dtype=torch.float64) * count
+            clamped += torch.tensor(part.bounds.clamp_rate(flow), dtype=torch.float64) * count
             counted += count
-        du, dv, dd = (clamped / counted.clamp(min=1)).tolist()
-        return du, dv, dd
+    du, dv, dd = (clamped / counted.clamp(min=1)).tolist()
+    return du, dv, dd
 
 
 def _tensors(flow: SceneFlow | Camera) -> list[str]:
@@ -161,7 +175,7 @@ def _picked(flow: SceneFlow, pick: Callable[[Tensor], Tensor]) -> SceneFlow:
     return SceneFlow(camera=camera, **{name: pick(getattr(flow, name)) for name in _tensors(flow)})
 
 
-def _joined(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
+def joined_flow(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
     """Puts batches together, then into an order."""
     camera = Camera(
         **{name: torch.cat([getattr(part.camera, name) for part in parts])[order] for name in _tensors(parts[0].camera)}

@@ -97,12 +97,19 @@ STACKED_ROWS = 1 << 23
 
 
 def stacked(
-    dataset: LeRobotDataset, episodes: Sequence[int], chunk: int, embodiment: Embodiment = OWN
+    dataset: LeRobotDataset, episodes: Sequence[int], chunk: int, embodiment: Embodiment = OWN, step: int = 1
 ) -> tuple[Float32[np.ndarray, "n s"], Float32[np.ndarray, "m a"]]:
     """Raw states and learnt actions of some episodes, one after another, to fit normalisers to.
 
     Where an action differs from chunk to chunk, it is taken once for each chunk of the given length that it is part of; of a
     dataset with more than `STACKED_ROWS` of these, every n-th frame's chunk is taken.
+
+    Args:
+        dataset: The demonstrations.
+        episodes: Which episodes to take.
+        chunk: Actions of a chunk.
+        embodiment: What of the dataset is state and action, and what is learnt of the actions.
+        step: Frames for each action of a chunk.
     """
     states = np.concatenate([embodiment.states(dataset, episode) for episode in episodes])
     if embodiment.per_frame:
@@ -110,12 +117,17 @@ def stacked(
     every = max(1, -(-len(states) * chunk // STACKED_ROWS))
     parts, passed = [], 0
     for episode in episodes:
-        chunks = embodiment.chunks(dataset, episode, chunk)
-        inside = np.arange(len(chunks))[:, None] + np.arange(chunk) < len(chunks)
+        chunks = embodiment.chunks(dataset, episode, chunk * step)[:, step - 1 :: step]
+        inside = np.arange(len(chunks))[:, None] + _ahead(chunk, step) < len(chunks)
         taken = slice(-passed % every, None, every)
         parts.append(chunks[taken][inside[taken]])
         passed += len(chunks)
     return states, np.concatenate(parts)
+
+
+def _ahead(chunk: int, step: int) -> Int64[np.ndarray, " h"]:
+    """How many frames after its observation each target of a chunk was given: at a lower rate, the last of each step's."""
+    return np.arange(1, chunk + 1) * step - 1
 
 
 def followed_until(overridden: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " l"]:
@@ -137,6 +149,7 @@ class PolicyTargets:
         chunk: int,
         scaling: PolicyScaling,
         embodiment: Embodiment = OWN,
+        step: int = 1,
     ):
         """
         Args:
@@ -146,6 +159,7 @@ class PolicyTargets:
             chunk: Actions per sample, H + 1 in the paper's count.
             scaling: How to normalise.
             embodiment: What of the dataset is state and action, and what is learnt of the actions.
+            step: Frames for each action of a chunk: more than 1 brings a dataset of targets to a lower rate.
 
         Raises:
             ConfigError: The chunk is empty.
@@ -156,6 +170,7 @@ class PolicyTargets:
         if not episodes:
             raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
         self.chunk, self.scaling, self.embodiment = chunk, scaling, embodiment
+        self._ahead = _ahead(chunk, step)
         self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in frames])
         """The episode of each sample."""
         self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
@@ -198,7 +213,7 @@ class PolicyTargets:
         An action counts within the episode, and up to the first one that was overridden: those after it answer a push that
         the observation cannot tell of.
         """
-        places = self._first[indices][:, None] + np.arange(self.chunk)
+        places = self._first[indices][:, None] + self._ahead
         mask = torch.from_numpy(places < self._ends[indices][:, None])
         actions = self._actions[np.minimum(places, self._last[indices][:, None])]
         if not self.embodiment.per_frame:
@@ -221,6 +236,7 @@ class PolicySamples(PolicyTargets):
         embodiment: Embodiment = OWN,
         motion_hidden: HiddenStates | None = None,
         view_seed: int | None = None,
+        step: int = 1,
     ):
         """
         Args:
@@ -233,6 +249,7 @@ class PolicySamples(PolicyTargets):
             motion_hidden: z_m for every sample, for several noise draws; may be set later.
             view_seed: Of the choice, for each sample and epoch, among the picture and its augmented views; None: the pictures
                 themselves, as validation needs them.
+            step: Frames for each action of a chunk: more than 1 brings a dataset of targets to a lower rate.
 
         Raises:
             ConfigError: The chunk is empty.
@@ -246,6 +263,7 @@ class PolicySamples(PolicyTargets):
             chunk=chunk,
             scaling=scaling,
             embodiment=embodiment,
+            step=step,
         )
         self.features, self.episodes = features, tuple(episodes)
         self.rows: Int64[np.ndarray, " n"] = np.concatenate([np.arange(of.start, of.stop) for of in rows])

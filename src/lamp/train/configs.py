@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -126,6 +126,20 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedIn:
+    """Another dataset that is trained on besides the run's own; a policy's is scaled by normalisers of its own."""
+
+    data: str
+    """Its folder, or a hub id."""
+    embodiment: Embodiment = OWN
+
+
+RateMixing = Literal["equal", "resampled", "recorded"]
+"""What becomes of datasets of different rates: they are refused; brought to one rate, by whole numbers of frames; or mixed as
+they are, so that a chunk or a flow step takes another time in each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MotionTraining:
     """Stage 1 (Section III-F): the Motion Expert on scene flow; the backbone is frozen."""
 
@@ -134,6 +148,12 @@ class MotionTraining:
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
     embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
     """How the dataset records its robot; of it, only the cameras matter here."""
+    also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
+    """Further datasets, with scene flow of the same grid; bounds are found over all of them."""
+    weights: tuple[float, ...] | None = None
+    """The share of samples from each dataset, the run's own first, relative to the others'; by length where not given."""
+    rates: RateMixing = "equal"
+    """Whether flow steps of the datasets must take the same time, are brought to the first one's, or may differ."""
     flow_stride: int = 1
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
     flow_frames: int | None = None
@@ -181,15 +201,6 @@ class UnseenEpisodes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedIn:
-    """Another dataset that a policy is trained on besides its own, scaled by normalisers of its own."""
-
-    data: str
-    """Its folder, or a hub id."""
-    embodiment: Embodiment = OWN
-
-
-@dataclass(frozen=True, kw_only=True)
 class PolicyTraining:
     """Stage 2 (Section III-G, Algorithm 1): guidance and Action Expert; backbone and Motion Expert are frozen."""
 
@@ -201,6 +212,8 @@ class PolicyTraining:
     """How the dataset records its robot: cameras, state, action, gripper, and what is learnt of the actions."""
     also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
     """Further datasets, of the same widths of state and action."""
+    rates: RateMixing = "equal"
+    """Whether the datasets must have one rate, are brought to the slowest one's (targets only), or may differ."""
     augmentation: Augmentation = NO_AUGMENTATION
     """Augmented views of the pictures, in which training sees each sample at one epoch or another."""
     cache_features: bool = True

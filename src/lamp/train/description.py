@@ -49,22 +49,6 @@ class BackboneRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowRecord:
-    """The scene flow that the Motion Expert predicts."""
-
-    camera: str
-    grid: tuple[int, int]
-    """Rows and columns of keypoints."""
-    horizon: int
-    stride: int
-    """Frames of the dataset per flow step."""
-    fps: float
-    bounds: MotionBounds
-    clamped: tuple[float, float, float]
-    """Share of the training increments beyond the bounds, per axis."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """The demonstrations."""
 
@@ -78,6 +62,24 @@ class DataRecord:
     validation_episodes: tuple[int, ...]
     dataset: str = ""
     """Content hash of the whole dataset, held-out episodes included; empty where it was not noted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRecord:
+    """The scene flow that the Motion Expert predicts."""
+
+    camera: str
+    grid: tuple[int, int]
+    """Rows and columns of keypoints."""
+    horizon: int
+    stride: int
+    """Frames of the dataset per flow step."""
+    fps: float
+    bounds: MotionBounds
+    clamped: tuple[float, float, float]
+    """Share of the training increments beyond the bounds, per axis."""
+    also: tuple[DataRecord, ...] = ()
+    """What else the Motion Expert was trained on; `stride` and `fps` are the first dataset's."""
 
 
 @dataclass(frozen=True, kw_only=True)

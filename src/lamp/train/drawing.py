@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 
 from lamp.data.features import Features
 from lamp.data.loading import Loader
-from lamp.data.mixture import MixedSamples
+from lamp.data.mixture import Mixture
 from lamp.data.sampler import Sampler, Share
 from lamp.draws import Source, uniform
 from lamp.train.configs import LoopConfig
@@ -34,7 +34,7 @@ class Drawn:
         self, samples: Samples, loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
     ) -> None:
         self._loop, self._share = loop, share
-        first = samples.parts[0] if isinstance(samples, MixedSamples) else samples
+        first = samples.parts[0] if isinstance(samples, Mixture) else samples
         self._features: Features | None = getattr(first, "features", None)
         self._sampler = Sampler(len(samples), loop.batch_size, seed=loop.seed, weights=weights, share=share)
         self._loader: Loader[AnyBatch] = Loader(samples, self._sampler, workers=loop.workers)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lamp.configuration import to_json
-from lamp.data.motion_samples import MotionSamples
+from lamp.data.mixture import AnyMotionSamples
 from lamp.files import write_json
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress
@@ -58,7 +58,7 @@ class FlowReport:
 
 @torch.inference_mode()
 def measure_flow(
-    model: LaMP, data: MotionSamples, indices: Int64[np.ndarray, " n"], *, loop: LoopConfig, samples: int = 4
+    model: LaMP, data: AnyMotionSamples, indices: Int64[np.ndarray, " n"], *, loop: LoopConfig, samples: int = 4
 ) -> FlowReport:
     """Measures a Motion Expert on some samples, with noise that depends on the seed, episode and frame alone."""
     sums = PathErrorSums()
@@ -67,7 +67,7 @@ def measure_flow(
         for start in range(0, len(indices), loop.batch_size):
             part = indices[start : start + loop.batch_size]
             truth = data.flow(part)
-            encoded = data.features.encoded(data.rows[part]).to(loop.device)
+            encoded = data.encoded(part).to(loop.device)
             drawn = [_sampled(model, data, part, encoded, draw, loop) for draw in range(samples)]
             predicted = {
                 "one_sample": drawn[0],
@@ -83,13 +83,13 @@ def measure_flow(
         samples=len(indices),
         episodes=tuple(sorted({int(episode) for episode in data.episode[indices]})),
         horizon=data.horizon,
-        stride=data.stride * data.store.description.sampling.stride,
+        stride=data.frames_per_step,
         clamped=data.clamp_rate(),
     )
 
 
 def _sampled(
-    model: LaMP, data: MotionSamples, part: np.ndarray, encoded: Encoded, draw: int, loop: LoopConfig
+    model: LaMP, data: AnyMotionSamples, part: np.ndarray, encoded: Encoded, draw: int, loop: LoopConfig
 ) -> Float[Tensor, "b k t 3"]:
     """Increments of one full sample, in image fractions and metres."""
     addresses = [(loop.seed, "flow", draw, int(data.episode[i]), int(data.frame[i])) for i in part]
@@ -99,7 +99,7 @@ def _sampled(
     return data.bounds.denormalise(values.float().cpu())
 
 
-def constant_velocity(data: MotionSamples, part: Int64[np.ndarray, " b"]) -> Float[Tensor, "b k t 3"]:
+def constant_velocity(data: AnyMotionSamples, part: Int64[np.ndarray, " b"]) -> Float[Tensor, "b k t 3"]:
     """Increments that repeat what was observed one flow step ago (see the module's text)."""
     now = data.flow(part)
     velocity = torch.zeros_like(now.start)

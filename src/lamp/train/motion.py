@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.data.features import FrozenBackbone
+from lamp.data.encoding import BackboneIdentity, FrozenBackbone
 from lamp.data.instructions import check_instructions
+from lamp.data.mixture import AnyMotionSamples, MixedMotionSamples
 from lamp.data.motion_samples import MotionSamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
 from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
-from lamp.sceneflow.bounds import BoundsRule, MotionBounds
+from lamp.sceneflow.bounds import RELEASED_BOUNDS, BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
-from lamp.train.configs import LoopConfig, MotionTraining
+from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, RateMixing
 from lamp.train.description import Description, FlowRecord
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
@@ -33,6 +36,8 @@ from lamp.train.sources import Sources
 from lamp.train.stages import MotionStage
 
 SCENE_FLOW = "sceneflow"
+SAME_RATE = 0.01
+"""Times that differ by at most this share are the same."""
 
 
 def train_motion(
@@ -71,32 +76,22 @@ def train_motion(
     here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
     live = None if config.cache_features else live_backbone(config.backbone, here.loop.device, backbone)
     found = live or backbone or find_backbone(config.backbone)
-    sources = Sources.open(
-        data,
-        found.key,
-        config.split,
-        token_width=config.model.token_width,
-        embodiment=config.embodiment,
-        features=features,
-        wanted=found.description,
-        live=live,
-    )
-    check_instructions(found, sources.dataset.tasks, data)
-    config = at_stride(config, SceneFlowStore(sources.dataset.root / SCENE_FLOW))
+    datasets = _open_datasets(config, data, found, features, live)
+    config = replace(config, flow_stride=datasets[0].stride)
     here = replace(config, loop=here.loop)
     tuned = None
     if start is not None:
         tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
-    samples, clamped = _with_bounds(_with_kept_bounds(config, sources, tuned), sources, group)
-    held_out = sources.split.validation
-    validation = motion_samples(config, sources, held_out, samples.bounds) if held_out else None
+    samples, clamped = _with_bounds(_with_kept_bounds(config, datasets[0], tuned), datasets, group)
+    held_out = [one for one in datasets if one.sources.split.validation]
+    validation = _mixed([one.samples(config, one.sources.split.validation, samples.bounds) for one in held_out])
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model)
     if tuned is not None:
         tuned.load_into(model)
     model = model.to(here.loop.device)
     stage = MotionStage(model, here, samples, validation, group.share)
-    description = _describe(config, sources, samples, clamped)
+    description = _describe(config, datasets, samples, clamped)
     description = replace(description, started_from=tuned.record if tuned else None)
     result = run(stage, here.loop, description, out, fresh=fresh, processes=group)
     report = out / FILE_NAME
@@ -109,7 +104,97 @@ def train_motion(
     return result
 
 
-def _with_kept_bounds(config: MotionTraining, sources: Sources, tuned: FineTune | None) -> MotionTraining:
+@dataclass(frozen=True, kw_only=True)
+class _Dataset:
+    """One of the datasets of a run, and how many of its stored flow steps make one of the model's."""
+
+    sources: Sources
+    store: SceneFlowStore
+    stride: int
+
+    @property
+    def step_s(self) -> float:
+        """How long a flow step of the model is. [s]"""
+        return self.stride * self.store.description.sampling.stride / self.sources.dataset.fps
+
+    def samples(
+        self, config: MotionTraining, episodes: Sequence[int], bounds: BoundsRule | MotionBounds
+    ) -> MotionSamples:
+        """Samples of some episodes."""
+        return motion_samples(replace(config, flow_stride=self.stride), self.sources, episodes, bounds)
+
+
+def _open_datasets(
+    config: MotionTraining, data: Path, found: BackboneIdentity, features: Path | None, live: FrozenBackbone | None
+) -> list[_Dataset]:
+    """Opens all datasets, the run's own first.
+
+    Raises:
+        MismatchError: Their flow steps take different times, and are not to be mixed so.
+    """
+    opened: list[_Dataset] = []
+    for part in (MixedIn(data=str(data), embodiment=config.embodiment), *config.also):
+        sources = Sources.open(
+            Path(part.data),
+            found.key,
+            config.split,
+            token_width=config.model.token_width,
+            embodiment=part.embodiment,
+            features=features,
+            wanted=found.description,
+            live=live,
+        )
+        store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
+        whole = not opened or (config.flow_frames or 1) % store.description.sampling.stride == 0
+        stride = at_stride(config, store).flow_stride if whole else config.flow_stride
+        now = _Dataset(sources=sources, store=store, stride=stride)
+        opened.append(_paced(now, opened[0].step_s, config.rates) if opened else now)
+        # Together with those before it: the instructions of all datasets have to be told apart.
+        told = [text for one in opened for text in one.sources.dataset.tasks]
+        check_instructions(found, told, ", ".join(str(one.sources.dataset.root) for one in opened))
+    if len(opened) > 1 and processes(config.loop.device).main:
+        told = ", ".join(f"{one.sources.dataset.root} {one.step_s:.3g} s" for one in opened)
+        print(f"a flow step takes, in {told}", file=sys.stderr)
+    return opened
+
+
+def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
+    """Lets a dataset's flow steps take the same time as the first one's.
+
+    Raises:
+        MismatchError: They do not, and must not differ or cannot be made to agree.
+    """
+    if rates == "recorded" or abs(one.step_s - step_s) <= SAME_RATE * step_s:
+        return one
+    root, fps, stored = one.sources.dataset.root, one.sources.dataset.fps, one.store.description.sampling.stride
+    stride = max(1, round(step_s * fps / stored))
+    found = replace(one, stride=stride)
+    if rates == "resampled" and abs(found.step_s - step_s) <= SAME_RATE * step_s:
+        return found
+    said = f"a flow step of {root} ({fps:g} frames a second) takes {one.step_s:.3g} s, one of the first dataset {step_s:.3g} s"
+    if rates == "resampled":
+        frames = step_s * fps
+        built = (
+            f"`lamp flow build {root} --overwrite --stride {round(frames)}`"
+            if abs(frames - round(frames)) < 0.01
+            else ""
+        )
+        raise MismatchError(
+            f"{said}, which is no whole number of its stored steps of {stored} frames; "
+            f"expected one: {f'build its scene flow with {built}' if built else 'no stride of whole frames makes it'}, "
+            "or give --rates recorded to mix them as they are"
+        )
+    raise MismatchError(
+        f"{said}; expected the same: give --rates resampled to take as many stored steps as make up that time, or --rates "
+        "recorded to mix them as they are"
+    )
+
+
+def _mixed(parts: Sequence[MotionSamples]) -> AnyMotionSamples | None:
+    return MixedMotionSamples(parts) if len(parts) > 1 else next(iter(parts), None)
+
+
+def _with_kept_bounds(config: MotionTraining, own: _Dataset, tuned: FineTune | None) -> MotionTraining:
     """The same training, with the bounds of a checkpoint that it begins with and keeps the normalisers of.
 
     Raises:
@@ -118,13 +203,11 @@ def _with_kept_bounds(config: MotionTraining, sources: Sources, tuned: FineTune 
     if tuned is None or tuned.normalizers == "refit" or tuned.description.flow is None:
         return config
     flow = tuned.description.flow
-    store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
-    now = config.flow_stride * store.description.sampling.stride / sources.dataset.fps
-    before = flow.stride / flow.fps
-    if abs(now - before) > 0.01 * before:
+    now, before = own.step_s, flow.stride / flow.fps
+    if abs(now - before) > SAME_RATE * before:
         raise MismatchError(
-            f"a flow step of {sources.dataset.root} takes {now:.3g} s, one of {tuned.path} {before:.3g} s, and its bounds are of "
-            "such steps; expected the same: choose --flow-stride, or give --normalizers refit"
+            f"a flow step of {own.sources.dataset.root} takes {now:.3g} s, one of {tuned.path} {before:.3g} s, and its bounds "
+            "are of such steps; expected the same: choose --flow-stride, or give --normalizers refit"
         )
     return replace(config, bounds=flow.bounds)
 
@@ -187,7 +270,12 @@ def evaluate_flow(
     for episode in chosen:
         if not 0 <= episode <= last:
             raise ConfigError(f"episode {episode} is not in {data}; it has 0 to {last}.")
-    samples = motion_samples(config, sources, chosen, description.flow.bounds)
+    # Another dataset's flow steps are brought to the time that those of the training took.
+    store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
+    here = _Dataset(sources=sources, store=store, stride=config.flow_stride)
+    if config.also:
+        here = _paced(here, description.flow.stride / description.flow.fps, "resampled")
+    samples = here.samples(config, chosen, description.flow.bounds)
     indices = spread(len(samples), frames or len(samples))
     return measure_flow(model.to(settings.device), samples, indices, loop=settings)
 
@@ -229,36 +317,53 @@ def _motion(config: MotionTraining) -> MotionExpertConfig:
 
 
 def _with_bounds(
-    config: MotionTraining, sources: Sources, group: Processes
-) -> tuple[MotionSamples, tuple[float, float, float]]:
+    config: MotionTraining, datasets: Sequence[_Dataset], group: Processes
+) -> tuple[AnyMotionSamples, tuple[float, float, float]]:
     """The training samples, and which share of their increments is clamped. Both take a pass over all scene flow, where bounds
-    are to be found in the data: of several processes the main one makes it.
+    are to be found in the data, which is in all datasets together: of several processes the main one makes it.
     """
-    chosen = sources.split.train
-    if group.main:
-        found = group.only_main(lambda: motion_samples(config, sources, chosen, config.bounds))
-        assert found is not None
-        group.told(found.bounds)
-    else:
-        group.only_main(lambda: None)
-        found = motion_samples(config, sources, chosen, group.told(config.bounds))
+    first, rule = config.bounds, config.bounds
+    if isinstance(first, BoundsRule):
+        first = RELEASED_BOUNDS  # until those of the data are known
+    parts = [one.samples(config, one.sources.split.train, first) for one in datasets]
+
+    def fitted() -> MotionBounds:
+        return rule.fit(chain.from_iterable(part.flows() for part in parts)) if isinstance(rule, BoundsRule) else rule
+
+    bounds = group.told(group.only_main(fitted))
+    assert bounds is not None
+    for part in parts:
+        part.bounds = bounds
+    found = _mixed(parts)
+    assert found is not None
     clamped = group.told(group.only_main(found.clamp_rate))
     assert clamped is not None
     return found, clamped
 
 
 def _describe(
-    config: MotionTraining, sources: Sources, samples: MotionSamples, clamped: tuple[float, float, float]
+    config: MotionTraining,
+    datasets: Sequence[_Dataset],
+    samples: AnyMotionSamples,
+    clamped: tuple[float, float, float],
 ) -> Description:
-    motion, store = _motion(config), samples.store.description
+    motion = _motion(config)
+    parts = samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
+    stores = [to_line(to_json(one.store.description)) for one in datasets]
+    own, *others = [
+        one.sources.record(samples=len(part), also=[store])
+        for one, part, store in zip(datasets, parts, stores, strict=True)
+    ]
+    sources, rest = datasets[0].sources, [other.fingerprint for other in others]
     flow = FlowRecord(
         camera=samples.camera,
         grid=motion.grid,
         horizon=motion.horizon,
-        stride=config.flow_stride * store.sampling.stride,
+        stride=samples.frames_per_step,
         fps=sources.dataset.fps,
         bounds=samples.bounds,
         clamped=clamped,
+        also=tuple(others),
     )
     return Description(
         kind="motion",
@@ -268,7 +373,7 @@ def _describe(
         policy=None,
         motion_source=None,
         training=config,
-        data=sources.record(samples=len(samples), also=[to_line(to_json(store))]),
+        data=sources.record(samples=len(samples), also=[stores[0], *rest]) if others else own,
         step=0,
         averaged=config.loop.ema is not None,
         exactly_reproducible=config.loop.time_budget_s is None,

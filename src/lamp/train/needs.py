@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lamp.data.image_samples import ImageSamples
-from lamp.data.mixture import MixedSamples
+from lamp.data.mixture import Mixture
 from lamp.data.motion_samples import MEMORY_LIMIT, MotionSamples
 from lamp.data.samples import PolicySamples
 from lamp.train.description import Description
@@ -32,7 +32,7 @@ def parts_of(stage: AnyStage) -> list[MotionSamples | PolicySamples]:
     samples = stage.samples
     if isinstance(samples, ImageSamples):
         return []
-    return [*samples.parts] if isinstance(samples, MixedSamples) else [samples]
+    return [*samples.parts] if isinstance(samples, Mixture) else [samples]
 
 
 def amount(stage: AnyStage, description: Description, done: int, count: int) -> Amount:

@@ -247,7 +247,7 @@ def read_motion(
 
 
 def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
-    episodes = sources.unseen_by(motion.source.data)
+    episodes = sources.unseen_by(motion.source.data, *motion.flow.also)
     if not episodes:
         raise ConfigError(
             "prior_on is UnseenEpisodes, but Stage 1 was trained on every episode that Stage 2 has: train it with a larger "
@@ -287,7 +287,7 @@ def _describe(
             data=one.sources.record(samples=len(part)),
             state_width=_state_width(config, one),
             scaling=one.scaling,
-            fps=one.sources.dataset.fps,
+            fps=one.fps,
             embodiment=one.embodiment,
             state_features=one.embodiment.state_features(one.sources.dataset),
         )

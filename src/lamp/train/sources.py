@@ -140,11 +140,12 @@ class Sources:
         prints = (self.dataset.fingerprint(episode) for episode in range(len(self.dataset)))
         return hashlib.sha256("\n".join(prints).encode()).hexdigest()[:32]
 
-    def unseen_by(self, other: DataRecord) -> tuple[int, ...]:
-        """Training episodes that another training, of Stage 1, did not see: all, where it had another dataset."""
-        if other.dataset != self.content:
+    def unseen_by(self, *others: DataRecord) -> tuple[int, ...]:
+        """Training episodes that another training, of Stage 1, did not see: all, where it had other datasets."""
+        same = next((other for other in others if other.dataset == self.content), None)
+        if same is None:
             return self.split.train
-        held_out = set(other.validation_episodes)
+        held_out = set(same.validation_episodes)
         return tuple(episode for episode in self.split.train if episode in held_out)
 
 

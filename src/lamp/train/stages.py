@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from lamp.data.image_samples import ImageSamples, ObservedBatch
-from lamp.data.mixture import MixedSamples, mixture_weights
-from lamp.data.motion_samples import MotionSamples
+from lamp.data.mixture import AnyMotionSamples, MixedSamples, Mixture, mixture_weights
 from lamp.data.sampler import WHOLE, Share
 from lamp.data.samples import PolicySamples
 from lamp.draws import Source, normal, uniform
@@ -71,13 +70,14 @@ class MotionStage(DrawnStage):
         self,
         model: LaMP,
         config: MotionTraining,
-        samples: MotionSamples,
-        validation: MotionSamples | None,
+        samples: AnyMotionSamples,
+        validation: AnyMotionSamples | None,
         share: Share = WHOLE,
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.model.requires_grad_(True)
-        self.drawn = Drawn(samples, config.loop, share)
+        lengths = [len(part) for part in samples.parts] if isinstance(samples, Mixture) else [len(samples)]
+        self.drawn = Drawn(samples, config.loop, share, mixture_weights(lengths, config.weights))
         if config.loop.recompute:
             recompute(model)
 

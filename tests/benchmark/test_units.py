@@ -57,5 +57,5 @@ def test_the_adapter_is_given_1_open_0_closed(condition: str, tmp_path: Path) ->
         folder=None, artist=plain, policies=policies.metadata(),
     )  # fmt: skip
     duty = Duty(episode=episode, actions=None if condition == "policy" else Zero().actions(0), filmed=False)
-    play(cast(Any, simulator), duty, RemotePolicy(there, post, duty), post)
+    play(cast(Any, simulator), duty, RemotePolicy(cast(Any, there), post, duty), post)
     assert simulator.asked[6] == 1.0, "open, whoever says so"

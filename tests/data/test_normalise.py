@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,7 @@ def test_clamped_range_by_hand() -> None:
         assert there(said).dtype == np.float32
         np.testing.assert_array_equal(there(torch.from_numpy(said)).numpy(), there(said))
     assert from_json(Normaliser, json.loads(json.dumps(to_json(ours)))) == ours
-    for wrong in ({"switches": (4,)}, {"hidden": (-1,)}):
+    refused: tuple[dict[str, Any], ...] = ({"switches": (4,)}, {"hidden": (-1,)})
+    for wrong in refused:
         with pytest.raises(ConfigError, match="must be in 0 to 3"):
             ClampedRange(low=ours.low, high=ours.high, **wrong)

@@ -197,7 +197,8 @@ def test_what_could_be_no_dataset_is_refused_at_once(change: dict[str, Any], wor
     recorder.begin("x", "one")
     step(recorder, time_s=0.5)
     with pytest.raises(InvalidValueError, match=words):
-        step(recorder, **({"time_s": 0.6} | change))
+        wrong: dict[str, Any] = {"time_s": 0.6} | change
+        step(recorder, **wrong)
     step(recorder, time_s=0.7)
     recorder.end()
     assert [frame["time_s"] for frame in read_episode(tmp_path, "one").frames] == [0.5, 0.7]

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from lamp.model.motion_expert import MotionExpertConfig
 from lamp.types import Encoded
 
 
-def made(config: LaMPConfig, device: str) -> tuple[LaMP, Encoded, Tensor, dict[str, Tensor]]:
+def made(config: LaMPConfig, device: str) -> tuple[LaMP, Encoded, Tensor, dict[str, Any]]:
     """A model, and what it acts on."""
     torch.manual_seed(3)
     model = LaMP(config).eval()

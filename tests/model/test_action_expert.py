@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_dropout_reaches_every_block_and_acts_in_training_only(expert, guided, i
     actions, tau, state = inputs
     dropping = ActionExpert(replace(expert.config, dropout=0.4))
     dropping.load_state_dict(expert.state_dict())
-    assert {block.dropout for block in dropping.blocks} == {block.mlp.dropout for block in dropping.blocks} == {0.4}
+    blocks: Any = list(dropping.blocks)
+    assert {block.dropout for block in blocks} == {block.mlp.dropout for block in blocks} == {0.4}
     train, again = (dropping(actions, tau, state, dropping.context(guided)) for _ in range(2))
     assert not torch.equal(train, again)
     dropping.eval()

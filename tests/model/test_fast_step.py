@@ -47,7 +47,7 @@ def policy(config: LaMPConfig, positions: int = 96) -> LaMP:
     return spread(LaMP(replace(config, token_width=32, motion=motion, guidance=guidance, action=action))).eval()
 
 
-def given(model: LaMP, b: int) -> dict[str, Tensor]:
+def given(model: LaMP, b: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(b)
     shapes = {"motion_noise": model.motion_shape or (), "action_noise": model.action_shape or (), "state": (9,)}
     return {name: torch.randn(b, *shape, generator=generator) for name, shape in shapes.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -99,8 +100,9 @@ def test_a_prefix_is_the_same_as_more_tokens():
 @pytest.mark.parametrize("silent", ["out", "mlp.down"])
 def test_dropout_of_a_block_acts_in_training_only_and_in_both_halves(silent):
     block, plain = Block(12, 3, dropout=0.5), Block(12, 3)
-    nn.init.zeros_(block.get_submodule(silent).weight)  # what the other half does is seen alone
-    nn.init.zeros_(block.get_submodule(silent).bias)
+    half: Any = block.get_submodule(silent)  # at zero, what the other half does is seen alone
+    nn.init.zeros_(half.weight)
+    nn.init.zeros_(half.bias)
     plain.load_state_dict(block.state_dict())
     x = some(2, 4, 12)
     assert not torch.equal(block(x, None), block(x, None))

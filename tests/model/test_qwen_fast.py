@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -249,7 +250,9 @@ class TestOnAGpu:
         for seed in range(3):
             generator = torch.Generator("cuda").manual_seed(seed)
             shapes = {"motion_noise": model.motion_shape or (), "action_noise": model.action_shape or ()}
-            noise = {name: torch.randn(2, *shape, generator=generator, device="cuda") for name, shape in shapes.items()}
+            noise: Any = {
+                name: torch.randn(2, *shape, generator=generator, device="cuda") for name, shape in shapes.items()
+            }
             fast, plain = (way.act(encoded, batch.state, **noise) for way in (actor, model))
             torch.testing.assert_close(fast, plain, atol=1e-3, rtol=1e-3)
 

@@ -49,7 +49,11 @@ async def leave_unfinished(port: int, size: int, number: int) -> None:
     ("rounds", "clients", "megabytes"), [(4, 10, 2.9), pytest.param(20, 120, 15.9, marks=pytest.mark.slow)]
 )
 def test_unfinished_messages_leave_nothing_behind(rounds: int, clients: int, megabytes: float, tmp_path: Path) -> None:
-    settings = {"max_message_mb": megabytes + 0.1, "max_clients": 128.0, "max_buffered_mb": max(24.0, 30 * megabytes)}
+    settings: dict[str, Any] = {
+        "max_message_mb": megabytes + 0.1,
+        "max_clients": 128.0,
+        "max_buffered_mb": max(24.0, 30 * megabytes),
+    }
     with program(tmp_path / "stderr", **settings) as (process, port):
         honest = Honest(port, 1)
         honest.start()

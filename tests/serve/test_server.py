@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -448,7 +448,7 @@ def test_the_port_is_taken_before_the_policy_is_loaded_and_clients_wait() -> Non
         second.stderr.close()
         # openpi's own client waits for a greeting without end, and gives up at anything but a refused connection.
         with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as client:
-            assert "cameras" in wire.unpack(client.recv(timeout=60))
+            assert "cameras" in wire.unpack(cast(bytes, client.recv(timeout=60)))
             assert asked(client, request())["actions"].shape == (10, 7)
         assert health(port) == (200, None)
         program.send_signal(signal.SIGTERM)

@@ -6,10 +6,10 @@ Recorded -> the training's own samples -> a model that says exactly what it was 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,7 @@ from lamp_client.types import Observation
 CHUNK, LENGTH = 4, 12
 
 
-def write_recording(root: Path, robot: Embodiment, values: dict[str, Sequence[np.ndarray]]) -> Path:
+def write_recording(root: Path, robot: Embodiment, values: Mapping[str, Sequence[np.ndarray]]) -> Path:
     """A LeRobot v2.1 dataset with these values of every episode, and videos that nobody opens."""
     features = {key: {"dtype": "float32", "shape": [of[0].shape[1]], "names": None} for key, of in values.items()} | {
         key: {"dtype": "video", "shape": [SIDE, SIDE, 3], "names": ["height", "width", "channels"]}
@@ -219,7 +219,7 @@ def check(root: Path, policy: LaMPPolicy, samples: ImageSamples, asked: Sequence
             size = np.maximum(np.abs(wanted), np.ptp(recorded, axis=0))
             for state in given:
                 if not policy.record.state_width:
-                    policy._actor.sample = int(index)  # pyright: ignore[reportAttributeAccessIssue]
+                    cast(Any, policy._actor).sample = int(index)
                 images = {name: np.zeros((SIDE, SIDE, 3), np.uint8) for name in client.metadata["cameras"]}
                 seen = Observation(images=images, state=state, instruction="move")
                 got = client.act(seen, noise_seed=(1,)).actions
@@ -276,7 +276,7 @@ def robots(draw: st.DrawFn) -> Embodiment:
     return Embodiment(name="random", cameras=cameras, state=state, action=action, gripper=gripper, kind=kind, fps=15.0)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck.__members__.values()))
 @given(
     robot=robots(),
     seed=st.integers(0, 10_000),

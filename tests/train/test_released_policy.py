@@ -144,9 +144,8 @@ def unclamped(policy: LaMPPolicy, seen: list[Observation], seeds: list[tuple[int
         policy._noise(shape, seeds, use) for shape, use in ((policy.model.motion_shape, "motion"), ((10, 7), "action"))
     ]
     assert noise[1] is not None
-    return policy.model.act(
-        policy._encode(seen), policy._state(seen), motion_noise=noise[0], action_noise=noise[1]
-    ).numpy()
+    state = torch.from_numpy(policy.record.scaling.scaled_state(np.stack([one.state for one in seen])))
+    return policy.model.act(policy._encode(seen), state, motion_noise=noise[0], action_noise=noise[1]).numpy()
 
 
 @pytest.mark.parametrize("cond", [150, 64, 20], ids=["repeated and filled", "one cut, one filled", "both cut"])

@@ -7,6 +7,7 @@ crew listens to it as to a local worker's: its end is the worker's death.
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 import queue
 import secrets
@@ -102,7 +103,7 @@ class RayCluster:
         if not ray.is_initialized():
             try:
                 _knock(address)
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:
                 said = str(error).strip().splitlines() or [type(error).__name__]
                 raise ClusterError(

@@ -459,9 +459,7 @@ def _two_columns(axis_angle: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b
     return np.concatenate(columns, axis=-1)
 
 
-def _dimensions(
-    values: Float[np.ndarray, "n d"], masked: Sequence[int], binary: Sequence[int]
-) -> dict[str, tuple[int, ...]]:
+def _dimensions(values: Float[np.ndarray, "n d"], masked: Sequence[int], binary: Sequence[int]) -> dict[str, Any]:
     """Counts negative dimensions from the end; those out of range are left for the constructor to refuse."""
     width = values.shape[1]
     return {

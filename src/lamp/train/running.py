@@ -225,7 +225,7 @@ def _is_longer(previous: Description, now: Description) -> bool:
     if isinstance(previous.training, Imported) or isinstance(now.training, Imported):
         return False
     before, after = previous.training.loop, now.training.loop
-    pairs = [(before.steps, after.steps)]
+    pairs: list[tuple[float, float]] = [(before.steps, after.steps)]
     if (before.time_budget_s is None) != (after.time_budget_s is None):
         return False
     if before.time_budget_s is not None and after.time_budget_s is not None:
@@ -252,7 +252,7 @@ def _comparable(value: Any, what: str) -> Any:
     if what == "training":
         plain["loop"] = _without(plain["loop"], FREE_TO_CHANGE)
         plain["backbone"] = _without(plain["backbone"], PROVENANCE)
-    if what == "policy" and plain is not None:
+    if what == "policy":
         return _without_reports(plain)
     if what == "backbone":
         plain["description"] = _without(plain["description"], PROVENANCE)

@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
 """Numeric libraries read these names when they are loaded, so setting them inside the process would be too late."""
@@ -197,7 +198,7 @@ class ProcessPool(ProcessPoolExecutor):
         self._children, self._patience_s = _Context(single_threaded), patience_s
         super().__init__(workers, self._children, initializer, initargs)  # type: ignore[arg-type]
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> Literal[False]:
         if kind is not None:
             self.stop()
         self.shutdown(cancel_futures=kind is not None)
@@ -209,7 +210,7 @@ class ProcessPool(ProcessPoolExecutor):
         end(self._children.started, self._patience_s)
 
 
-def end(children: Sequence[multiprocessing.process.BaseProcess], patience_s: float = PATIENCE_S) -> None:
+def end(children: Sequence[BaseProcess], patience_s: float = PATIENCE_S) -> None:
     """Asks processes to end and, where that takes longer than `patience_s` [s] or somebody interrupts it, kills them."""
     deadline = time.monotonic() + patience_s
     try:

@@ -267,7 +267,9 @@ class TestCommand:
         assert code == 0 and not (data / "features").exists()
         for name in (data.name, other.name):
             assert f"{tmp_path}/disk/{name}/fake" in out
-        assert "48 frames of 4 episodes, about 0.0532 MB, to" in err and "4 of 4 episodes, 48 of 48 frames" in err
+        assert (
+            "48 frames of 4 episodes, about 0.0532 MB, to" in err and "48/48 frames" in err and "4 of 4 episodes" in err
+        )
         assert run(*words)[2] == ""
         twin = Path(shutil.copytree(data, tmp_path / "twin" / data.name))
         code, _, err = run("cache", "features", data, twin, "--out", tmp_path / "disk")
@@ -324,3 +326,9 @@ class Fake(PatchBackbone, SmallBackbone):  # pyright: ignore[reportIncompatibleV
 
     def constant_tokens(self, camera: str) -> torch.Tensor:
         return torch.zeros(16, self.width)
+
+    def instruction_ids(self, instruction: str) -> tuple[int, ...]:
+        return tuple(map(ord, instruction))
+
+    def unknown_words(self, instruction: str) -> tuple[str, ...]:
+        return ()

@@ -88,7 +88,8 @@ def test_files_hold_no_padding_and_say_their_layout(dataset: LeRobotDataset) -> 
     whole, parts = (json.loads((folder / key / "manifest.json").read_text()) for key in ("reader", "compact"))
     assert (whole["version"], whole["length"], whole["padding"]["type"]) == (2, 20, "LeftPadding")
     assert not (folder / "reader" / "shared.safetensors").exists()
-    assert list(parts) == ["format", "version", "key", "backbone", "cameras", "width", "storage", "varying"]
+    known = ["format", "version", "key", "backbone", "cameras", "camera_features", "width", "storage", "varying"]
+    assert list(parts) == [*known, "shared_sha256", "checksum"]
     assert (parts["version"], parts["storage"]) == (1, "float16")
     assert (whole["storage"], whole["dtype"]) == ("bfloat16", "bfloat16")
 

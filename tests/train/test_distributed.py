@@ -126,8 +126,10 @@ def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(
 
 def test_only_the_main_process_says_something(runs: Path) -> None:
     main, other = (runs / f"log-{rank}.txt" for rank in (0, 1))
-    assert "policy  step 10/10" in main.read_text()
-    told = [line for line in other.read_text().splitlines() if "step" in line or "continuing" in line]
+    assert "policy  10/10 steps" in main.read_text()
+    told = [
+        line for line in other.read_text().splitlines() if "steps" in line or "continuing" in line or "saved" in line
+    ]
     assert told == []
 
 

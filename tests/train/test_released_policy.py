@@ -228,7 +228,7 @@ def test_another_vlm_in_its_place_is_refused(
         file.unlink()
     shutil.copyfile(qwen_folder / "model.safetensors", checkpoint / "vlm" / "model.safetensors")
     unread(checkpoint, monkeypatch)
-    with pytest.raises(MismatchError, match=r"backbone_key .*its content is '[0-9a-f]{64}', here it is"):
+    with pytest.raises(MismatchError, match=r"backbone_key .*its content is '[0-9a-f]{12}', here it is"):
         LaMPPolicy.from_checkpoint(checkpoint)
     shutil.rmtree(checkpoint / "vlm")
     with pytest.raises(DataError, match=r"no folder at /.*/moved/vlm; expected the folder of a Qwen3-VL"):
@@ -296,7 +296,7 @@ class TestWithoutItsVlm:
         weights = bytearray((copies / "model.safetensors").read_bytes())
         weights[-40] ^= 1
         (copies / "model.safetensors").write_bytes(weights)
-        with pytest.raises(MismatchError, match=r"its content is '[0-9a-f]{64}', here it is"):
+        with pytest.raises(MismatchError, match=r"its content is '[0-9a-f]{12}', here it is"):
             LaMPPolicy.from_checkpoint(found.checkpoint)
 
     def test_one_of_another_width_is_refused(self, tmp_path: Path, qwen_folder: Path) -> None:

@@ -13,7 +13,7 @@ from training_fakes import (  # pyright: ignore[reportMissingImports]
     PatchBackbone,
 )
 
-from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.errors import DataError, MismatchError
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.view.foresight import Foreseer, Looking, ViewConfig, view
 
@@ -62,7 +62,7 @@ def test_either_stage_foresees_and_repeats_itself(root: Path, run: str) -> None:
 def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="no motion prior"):
         Foreseer(root / "plain", backbone=PatchBackbone())
-    with pytest.raises(ConfigError, match="unknown episode '9'"):
+    with pytest.raises(DataError, match=r"episode 9 is not in the scene-flow store .* \(4 episodes are\)"):
         Looking(root / "data").draw(9)
     with pytest.raises(DataError, match="not a LeRobot dataset"):
         view(ViewConfig(data=tmp_path))

@@ -83,6 +83,11 @@ def _leads_out(path: str, root: str) -> bool:
     return not any(real.is_relative_to(os.path.realpath(home)) for home in homes)
 
 
+def _halves(text: str) -> bool:
+    """Whether a text holds halves of characters, as JSON may."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def path_inside(root: PathLike, relative: str, what: str = "path") -> Path:
     """The path of a file that foreign data name relative to a folder, which must not lead out of that folder.
 
@@ -101,6 +106,8 @@ def path_inside(root: PathLike, relative: str, what: str = "path") -> Path:
     shown = f"the {what} {relative if len(relative) <= 200 else relative[:200] + '...'!r}"
     if not parts or relative.startswith("/") or ".." in parts or "\0" in relative:
         raise DataError(f"{shown} leads out of {root}; expected a relative path inside the folder, without '..'")
+    if _halves(relative):
+        raise DataError(f"{shown} holds half a character; expected a relative path inside {root}")
     if len(relative) > 4000 or max(len(part.encode(errors="replace")) for part in parts) > 255:
         raise DataError(f"{shown} is too long for a file's name; expected a relative path inside {root}")
     home = os.path.abspath(root)

@@ -162,12 +162,12 @@ def test_an_empty_list_of_tasks_is_a_fault(v30: Path, v21: Path) -> None:
 @pytest.mark.parametrize(
     "template",
     ["{nope}", "{0}", "{}", "{chunk_index.__class__}", "{video_key[0]}", "{chunk_index!r}", "{file_index:01000000000d}", "{",
-     "../{chunk_index}/{file_index}.mp4", "/etc/{file_index}", "a/../../{file_index}", "{chunk_index}\0"],
+     "../{chunk_index}/{file_index}.mp4", "/etc/{file_index}", "a/../../{file_index}", "{chunk_index}\0", "\ud800{file_index}"],
 )  # fmt: skip
 def test_templates_that_are_none_are_named(v30: Path, key: str, template: str) -> None:
     change_info(v30, lambda info: info.update({key: template}))
     (line,) = told(v30)
-    assert line.startswith(f"meta/info.json, {key}: is ") and "expected a path" in line
+    assert line.startswith(f"meta/info.json, {key}: is ") and ("expected a path" in line or "expected whole characters" in line)
     with pytest.raises(DataError, match=f"{key} is "):
         LeRobotDataset(v30)
 
@@ -320,3 +320,12 @@ def test_random_wrong_values_end_in_words(sound: dict[str, Path], tmp_path: Path
             except LampError as error:
                 assert str(error).encode(), f"{seed}: {where}"
         shutil.rmtree(root)
+
+
+def test_halves_of_characters_are_named(v30: Path, v21: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_info(v30, lambda info: info["features"].update({"half \ud800": {"dtype": "float32", "shape": [3]}}))
+    (v21 / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "pick \\ud800"}\n')
+    for root in (v30, v21):
+        assert main(["data", "check", str(root), "--quick"]) == 1 and main(["info", str(root)]) == 2
+        shown = capsys.readouterr()
+        assert "\\ud800'; expected whole characters" in shown.out.encode().decode() and "expected whole" in shown.err

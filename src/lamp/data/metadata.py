@@ -116,6 +116,13 @@ def _text(value: object) -> object:
     return "" if value is None else value
 
 
+def _whole_characters(value: str) -> str:
+    """JSON may hold halves of characters, which neither a terminal nor a tokenizer takes."""
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise PydanticCustomError("text", "expected whole characters")
+    return value
+
+
 def _texts(value: object) -> object:
     return [] if value is None else [value] if isinstance(value, str) else value
 
@@ -169,9 +176,10 @@ Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=1 << 53)]
 Length = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MOST_FRAMES)]
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, ge=0, le=1e9)]
-Text = Annotated[str, BeforeValidator(_text)]
+Name = Annotated[str, AfterValidator(_whole_characters)]
+Text = Annotated[str, BeforeValidator(_text), AfterValidator(_whole_characters)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_texts)]
-Template = Annotated[str, AfterValidator(_template)]
+Template = Annotated[str, AfterValidator(_whole_characters), AfterValidator(_template)]
 
 
 class FeatureEntry(BaseModel):
@@ -223,7 +231,7 @@ class Info(BaseModel):
     total_frames: Whole
     total_tasks: Whole | None = None
     chunks_size: Count | None = None
-    features: Annotated[dict[str, FeatureEntry], Field(min_length=1)]
+    features: Annotated[dict[Name, FeatureEntry], Field(min_length=1)]
     data_path: Template | None = None
     video_path: Template | None = None
 
@@ -335,7 +343,7 @@ def episode_rows(places: tuple[str, ...]) -> TypeAdapter:
 def _expected(error: Mapping[str, Any]) -> str:
     """What was expected, of one of pydantic's errors."""
     kind, context = error["type"], error.get("ctx") or {}
-    if kind in ("number", "names", "template", "shape", "depth"):
+    if kind in ("number", "names", "template", "shape", "depth", "text"):
         return str(error["msg"])
     if kind in ("int_type", "int_from_float", "int_parsing", "int_parsing_size"):
         return "expected a whole number"

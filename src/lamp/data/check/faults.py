@@ -35,7 +35,9 @@ class Fault:
         places += [
             f"{name} {value}" for name, value in (("episode", self.episode), ("frame", self.frame)) if value is not None
         ]
-        return ": ".join([", ".join(places + ([self.key] if self.key else [])), self.problem])
+        line = ": ".join([", ".join(places + ([self.key] if self.key else [])), self.problem])
+        # Names in JSON may hold halves of characters, which no terminal takes.
+        return line.encode("utf-8", "backslashreplace").decode()
 
     def to_json(self) -> dict[str, Any]:
         """All fields, None where one does not apply."""

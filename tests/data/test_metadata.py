@@ -167,7 +167,9 @@ def test_an_empty_list_of_tasks_is_a_fault(v30: Path, v21: Path) -> None:
 def test_templates_that_are_none_are_named(v30: Path, key: str, template: str) -> None:
     change_info(v30, lambda info: info.update({key: template}))
     (line,) = told(v30)
-    assert line.startswith(f"meta/info.json, {key}: is ") and ("expected a path" in line or "expected whole characters" in line)
+    assert line.startswith(f"meta/info.json, {key}: is ") and (
+        "expected a path" in line or "expected whole characters" in line
+    )
     with pytest.raises(DataError, match=f"{key} is "):
         LeRobotDataset(v30)
 

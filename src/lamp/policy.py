@@ -287,7 +287,8 @@ class LaMPPolicy:
                 acted = self._actor.act(encoded, **given, **prior)  # pyright: ignore[reportArgumentType]
                 if foresight and given["motion_noise"] is not None:
                     watch.note("act")
-                    read = self._for_prior(observations)
+                    changed = prior_instructions is not None or prior_observations is not None
+                    read = self._for_prior(observations) if changed else prior.get("prior")
                     pictures = list(self._foresee(encoded if read is None else read, given["motion_noise"]))
         watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())

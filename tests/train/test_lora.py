@@ -353,6 +353,17 @@ def test_the_prior_reads_them_on_the_fast_path_too(
     np.testing.assert_allclose(fast.act(observed(demonstrations), noise_seed=(1,)).actions, usual, atol=0.1)
 
 
+def test_a_picture_of_foresight_reads_the_tokens_that_the_actions_had(
+    run: Path, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, asked = LaMPPolicy.from_checkpoint(run), []
+    encode = policy.encoder.encode_for_prior
+    monkeypatch.setattr(policy.encoder, "encode_for_prior", lambda seen: asked.append(seen) or encode(seen))
+    with_picture = policy.act_batch([observed(demonstrations)], [(1,)], foresight=True)[0]
+    assert len(asked) == 1 and with_picture.foresight is not None
+    np.testing.assert_array_equal(with_picture.actions, policy.act(observed(demonstrations), noise_seed=(1,)).actions)
+
+
 def test_a_policy_from_before_the_choice_acts_as_it_was_trained(run: Path, tmp_path: Path) -> None:
     said = json.loads((run / "checkpoint" / "lamp.json").read_text())
     assert said["training"]["backbone"]["lora"].pop("prior_reads_adapted") is False

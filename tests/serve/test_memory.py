@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import ssl
 import struct
 import time
 from pathlib import Path
@@ -191,6 +193,53 @@ def test_idle_handshakes_make_room_for_those_who_want_something(monkeypatch: pyt
         with connected(server) as client:
             assert asked(client, request())["actions"].shape == (10, 7)
         assert server.metrics.refusals["handshakes"] >= 20
+        for each in idle:
+            each.close()
+
+
+def opening(secure: ssl.SSLContext) -> bytes:
+    """The first message of a TLS handshake."""
+    sent = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        secure.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
+    return sent.read()
+
+
+def test_tls_that_is_begun_and_never_finished_makes_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_HANDSHAKES", 10)
+    files = Path(__file__).parents[1] / "fixtures" / "tls"
+    secure = ssl.create_default_context(cafile=files / "certificate.pem")
+    begun = opening(secure)
+    with running(tls_certificate=files / "certificate.pem", tls_key=files / "key.pem") as server:
+        started, idle = time.monotonic(), []
+        for number in range(60):
+            idle.append(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+            idle[-1].sendall((b"", begun[:20], begun, b"GET / HTTP/1.1\r\n\r\n")[number % 4])
+        until(lambda: 0 < len(server.intake.connections) <= 10)
+        with connected(server, ssl=secure, server_hostname="localhost") as client:
+            assert asked(client, request())["actions"].shape == (10, 7)
+        for early in idle[:20]:  # sent away, long before the 10 s of a handshake
+            with contextlib.suppress(ConnectionResetError):
+                while early.recv(65536):
+                    pass
+        assert server.metrics.refusals["handshakes"] >= 20 and time.monotonic() - started < 8
+        for each in idle:
+            each.close()
+        until(lambda: not server.intake.connections)
+
+
+def test_clients_that_take_no_answer_make_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_HANDSHAKES", 10)
+    with running() as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+        for number, each in enumerate(idle):
+            each.sendall(
+                (b"GET / HTTP/1.1\r\n\r\n", b"GET /nowhere HTTP/1.1\r\n\r\n", b"PUT / HTTP/1.1\r\n")[number % 3]
+            )
+        until(lambda: server.metrics.refusals["handshakes"] >= 20)
+        assert len(server.intake.connections) <= 10
+        with connected(server) as client:
+            assert asked(client, request())["actions"].shape == (10, 7)
         for each in idle:
             each.close()
 

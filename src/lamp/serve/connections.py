@@ -12,6 +12,7 @@ import email.utils
 import errno
 import logging
 import re
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +30,10 @@ MAX_FRAGMENTS = 1024
 MAX_CONTROLS = 200
 """Pings and pongs of a client in a second; one in 20 s is usual."""
 MAX_HANDSHAKES = 128
-"""Connections that have not yet said what they want; the oldest goes where there are more."""
+"""Connections without an open websocket: those whose TLS is not up, that have not said what they want, or that are being answered
+and closed. The oldest goes where there are more."""
+HANDSHAKE_S, CLOSE_S = 10.0, 5.0
+"""How long TLS, and then HTTP, may take to open a connection; how long it may take to close one [s]."""
 FRAME_BYTES = 400
 """What a frame takes beside its payload, measured."""
 _SLICE = 16 * 1024
@@ -61,9 +65,9 @@ class Intake:
     """The largest total since memory was last given back."""
 
     def add(self, connection: ClientConnection) -> None:
-        """Counts a connection; where too many have not finished their handshake, the oldest of those ends."""
+        """Counts a connection; where too many have no open websocket, the oldest of those ends."""
         self.connections[connection] = None
-        shaking = [each for each in self.connections if each.protocol.state is State.CONNECTING]
+        shaking = [each for each in self.connections if each.protocol.state is not State.OPEN]
         if len(shaking) > MAX_HANDSHAKES:
             self.refused("handshakes")
             shaking[0].transport.abort()
@@ -128,12 +132,51 @@ def _held(connection: ClientConnection) -> int:
     return connection.held
 
 
+class TlsHandshake(asyncio.Protocol):
+    """A connection until its TLS is up; from then on it is the `ClientConnection`, which is counted from the start.
+
+    Left to the event loop, handshakes would be made before anybody knows of the connection, and so without end.
+    """
+
+    def __init__(self, connection: ClientConnection, context: ssl.SSLContext) -> None:
+        self._connection, self._context = connection, context
+        self._early: list[bytes] = []
+        """What arrived with the last message of the handshake."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        self._connection.transport = transport
+        self._connection.intake.add(self._connection)
+        self._task = self._connection.loop.create_task(self._shake(transport), name="lamp-tls")
+
+    def data_received(self, data: bytes) -> None:
+        self._early.append(data)
+
+    async def _shake(self, transport: asyncio.Transport) -> None:
+        try:
+            secured = await self._connection.loop.start_tls(
+                transport, self, self._context, server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_S, ssl_shutdown_timeout=CLOSE_S,
+            )  # fmt: skip
+        except (OSError, asyncio.CancelledError):  # no TLS, too old a one, too slow, gone, or the server has ended
+            secured = None
+        if secured is None or secured.is_closing():
+            transport.abort()
+            self._connection.intake.remove(self._connection)
+            return
+        secured.set_protocol(self._connection)
+        self._connection.connection_made(secured)
+        for data in self._early:
+            self._connection.data_received(data)
+
+
 class ClientConnection(ServerConnection):
     """A connection that knows what it holds, and frees it when it ends."""
 
     def __init__(self, *arguments: Any, intake: Intake, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._intake = intake
+        self.intake = intake
         self.held = 0
         """Bytes, as counted last."""
         self.begun: float | None = None
@@ -156,7 +199,7 @@ class ClientConnection(ServerConnection):
     def answered(self) -> None:
         """The message that was read last is not needed any more."""
         self._answering = 0
-        self._intake.update(self)
+        self.intake.update(self)
 
     def dismiss(self, code: int, why: str, reason: str) -> None:
         """Ends the connection from this side, and frees what it holds at once.
@@ -169,7 +212,7 @@ class ClientConnection(ServerConnection):
         if self.dismissed:
             return
         self.dismissed = True
-        self._intake.refused(reason)
+        self.intake.refused(reason)
         if self.protocol.state is State.OPEN:
             self.protocol.fail(code, why)
             self.send_data()
@@ -177,7 +220,7 @@ class ClientConnection(ServerConnection):
         else:
             self.transport.abort()
         self._free()
-        self._intake.update(self)
+        self.intake.update(self)
 
     async def recv(self, decode: bool | None = None) -> Any:
         message = await super().recv(decode)
@@ -187,7 +230,7 @@ class ClientConnection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._intake.add(self)
+        self.intake.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self.request is None and not self.dismissed:
@@ -204,7 +247,7 @@ class ClientConnection(ServerConnection):
             self.begun = None
         elif self.begun is None:
             self.begun = time.monotonic()
-        self._intake.note(self)
+        self.intake.note(self)
 
     def process_event(self, event: Any) -> None:
         if self.dismissed:
@@ -224,7 +267,7 @@ class ClientConnection(ServerConnection):
                 error.__traceback__ = None
                 if error.__cause__ is not None:
                     error.__cause__.__traceback__ = None
-        self._intake.remove(self)
+        self.intake.remove(self)
 
     def _count_data(self, frame: Frame) -> None:
         self._partial += len(frame.data) + FRAME_BYTES

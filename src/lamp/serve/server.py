@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import Any
 
 from websockets.asyncio.server import Server
@@ -24,7 +23,15 @@ from websockets.protocol import State
 from lamp.errors import ConfigError, LampError
 from lamp.serve.batching import Batcher, Done
 from lamp.serve.config import ServeConfig, ServerConfig
-from lamp.serve.connections import MAX_HANDSHAKES, ClientConnection, Intake, OutOfFiles
+from lamp.serve.connections import (
+    CLOSE_S,
+    HANDSHAKE_S,
+    MAX_HANDSHAKES,
+    ClientConnection,
+    Intake,
+    OutOfFiles,
+    TlsHandshake,
+)
 from lamp.serve.contract import ServedPolicy, open_checkpoint
 from lamp.serve.dialects import Dialect, OpenPi, StarVla, greeting
 from lamp.serve.keys import ApiKeys
@@ -88,11 +95,11 @@ class PolicyServer:
         self.intake = Intake(limit=config.buffered_bytes, patience_s=config.message_timeout_s, refused=self._refused)
         try:
             self._server = await listen(
-                self._attend, config.host, config.port, process_request=self._routes(), ssl=self.tls,  # pyright: ignore[reportArgumentType]
-                create_connection=partial(ClientConnection, intake=self.intake),  # pyright: ignore[reportArgumentType]
+                self._attend, config.host, config.port, process_request=self._routes(),  # pyright: ignore[reportArgumentType]
+                create_connection=self._connection,  # pyright: ignore[reportArgumentType]
                 compression=None, max_size=config.limits.message_bytes, max_queue=1, server_header="lamp",
-                ping_interval=config.ping_timeout_s / 2, ping_timeout=config.ping_timeout_s / 2, close_timeout=5,
-                logger=_quiet(),
+                ping_interval=config.ping_timeout_s / 2, ping_timeout=config.ping_timeout_s / 2,
+                open_timeout=HANDSHAKE_S, close_timeout=CLOSE_S, logger=_quiet(),
             )  # fmt: skip
         except OSError as error:
             raise ConfigError(
@@ -178,6 +185,11 @@ class PolicyServer:
             for chunk in done.chunks:
                 if isinstance(chunk, Exception):
                     raise LampError(f"the policy fails on an example of its own cameras and state: {chunk}")
+
+    def _connection(self, *arguments: Any, **options: Any) -> ClientConnection | TlsHandshake:
+        """What the event loop makes of each connection that it accepts."""
+        connection = ClientConnection(*arguments, intake=self.intake, **options)
+        return connection if self.tls is None else TlsHandshake(connection, self.tls)
 
     def _refused(self, reason: str) -> None:
         self.metrics.refusals[reason] += 1

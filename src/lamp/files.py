@@ -368,28 +368,33 @@ def locked(path: PathLike, otherwise: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def each_line_json(path: PathLike) -> Iterator[Any]:
+    """The lines of `read_lines_json`, one at a time: a log may be larger than what memory is to be taken by it."""
+    path = Path(path)
+    if not path.exists():
+        return
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    if not line.endswith(b"\n"):
+                        return
+                    raise DataError(
+                        f"line {number} of {path} is not valid JSON; remove the line or restore the file"
+                    ) from None
+                yield row
+    except OSError as error:
+        raise DataError(f"cannot read the log {path}: {error.strerror}") from None
+
+
 def read_lines_json(path: PathLike) -> list[Any]:
     """Reads a log of JSON lines; a last line cut short by a crash is dropped, a missing file is an empty log.
 
     Raises:
         DataError: A line before the last is not JSON.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read the log {path}: {error.strerror}") from None
-    torn = lines.pop()
-    if torn and _is_json(torn):
-        lines.append(torn)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):
-            raise DataError(f"line {number} of {path} is not valid JSON; remove the line or restore the file") from None
-    return rows
+    return list(each_line_json(path))

@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from demonstrations import numbered
 
+from lamp.bench.scale import FRAMES, write_numbers
 from lamp.cli import main
 from lamp.data.check import Fault, check_dataset
+from lamp.data.check import values as check_values
+from lamp.data.statistics import aggregate, moments_of, statistics_of
 from lamp.data.video import write_video
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/lerobot"
@@ -267,3 +270,38 @@ def test_the_command_line(v21: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["data", "check", str(v21)]) == 1
     assert "not valid JSON" in capsys.readouterr().out
     assert main(["data", "check", str(tmp_path / "nothing")]) == 2
+
+
+def test_only_episodes_with_faults_are_looked_at_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "many"
+    write_numbers(root, 60)
+    path = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    values = np.stack(table["action"].to_pylist()).astype(np.float32)
+    values[7 * FRAMES + 3, 2] = np.nan
+    place = table.column_names.index("action")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    pq.write_table(table.set_column(place, "action", column), path)
+    seen: list[int] = []
+    read = check_values._Rows.read
+    monkeypatch.setattr(
+        check_values._Rows, "read", lambda rows, *of: seen.append(rows.episode.index) or read(rows, *of)
+    )
+    found = check_dataset(root)
+    assert seen == [7]
+    (fault,) = found.faults
+    assert (fault.episode, fault.frame, fault.key) == (7, 3, "action") and "is nan in dimension 2" in fault.problem
+
+
+def test_moments_of_many_episodes_are_those_of_each() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    start, stop = np.array([2, 9, 30]), np.array([9, 10, 50])
+    found = moments_of(values, start, stop, np.array([4, 5, 6]))
+    for row, (first, end) in enumerate(zip(start, stop, strict=True)):
+        wanted = statistics_of(values[first:end])
+        for name in ("min", "max", "mean", "std", "count"):
+            np.testing.assert_allclose(found.of(name)[row], getattr(wanted, name), atol=1e-12)
+    parts = [statistics_of(values[first:end]) for first, end in zip(start, stop, strict=True)]
+    whole, wanted = found.together(), aggregate(parts)
+    for name in ("min", "max", "mean", "std", "count"):
+        np.testing.assert_allclose(whole.of(name)[0], getattr(wanted, name), atol=1e-12)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lamp.data.description import CameraFeature
 from lamp.data.episode_table import Episode, VideoSpan, distinct, in_order, sound
 from lamp.data.lerobot_format import CHUNK_SIZE, EPISODE_STATISTICS_LINES, EPISODES_LINES, TASKS_LINES, Slot
-from lamp.data.metadata import EPISODES, TASKS, Problem, by_episode, checked_rows
+from lamp.data.metadata import EPISODES, TASKS, MetadataError, Problem, by_episode, checked_rows
 from lamp.data.statistics import FeatureStatistics
 from lamp.errors import DataError
-from lamp.files import read_lines_json
+from lamp.files import each_line_json, read_lines_json
+
+LINES_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,24 @@ class EpisodeLines:
             return {}
         found = {index: row.get("stats") for index, row in by_episode(read_lines_json(path), path).items()}
         return {index: stats if isinstance(stats, dict) else {} for index, stats in found.items()}
+
+    def each_recorded_statistics(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The same, a line at a time: of very many episodes, the whole file takes gigabytes in memory.
+
+        Raises:
+            DataError: A line is no JSON, or does not say which episode it is of.
+        """
+        path = self.root / EPISODE_STATISTICS_LINES
+        lines = each_line_json(path)
+        while some := list(islice(lines, LINES_AT_ONCE)):
+            try:
+                found = by_episode(some, path)
+            except MetadataError:
+                self.recorded_statistics()  # says it of all lines, each by its number
+                raise
+            for index, row in found.items():
+                stats = row.get("stats")
+                yield index, stats if isinstance(stats, dict) else {}
 
     def statistics(self, feature: str) -> list[FeatureStatistics]:
         """A feature's statistics in each episode.

@@ -80,6 +80,63 @@ def _array(value: Any, where: str) -> Float64[np.ndarray, "*s"]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Extremes, mean and spread of one feature in each of many episodes: what adds up over them."""
+
+    episode: Int64[np.ndarray, " e"]
+    count: Int64[np.ndarray, " e"]
+    values: Float64[np.ndarray, "e 4 *s"]
+    """Minimum, maximum, mean and population standard deviation."""
+
+    def of(self, name: str) -> np.ndarray:
+        """One of them by LeRobot's name, an episode a row."""
+        return self.count[:, None] if name == "count" else self.values[:, MOMENTS.index(name)]
+
+    def together(self) -> Moments:
+        """Of all episodes as one, which is called -1."""
+        weights = self.count / self.count.sum()
+        mean = np.tensordot(weights, self.of("mean"), axes=1)
+        second = np.tensordot(weights, self.of("std") ** 2 + (self.of("mean") - mean) ** 2, axes=1)
+        values = [self.of("min").min(0), self.of("max").max(0), mean, np.sqrt(second)]
+        return Moments(episode=np.array([-1]), count=self.count.sum(keepdims=True), values=np.stack(values)[None])
+
+
+MOMENTS = ("min", "max", "mean", "std")
+
+
+def moments_of(
+    values: Shaped[np.ndarray, " n *s"],
+    start: Int64[np.ndarray, " e"],
+    stop: Int64[np.ndarray, " e"],
+    episode: Int64[np.ndarray, " e"],
+) -> Moments:
+    """Moments of the rows from `start` to `stop` of some episodes, none of them empty, in ascending order and apart."""
+    first, end = int(start[0]), int(stop[-1])
+    numbers = values[first:end].astype(np.float64).reshape(end - first, *(values.shape[1:] or (1,)))
+    # Every second of these is a gap between two episodes, or nothing.
+    places = np.stack([start, stop], axis=1).reshape(-1)[:-1] - first
+    count = (stop - start).astype(np.int64)
+    shape = (-1, *[1] * (numbers.ndim - 1))
+    low, high, total = (of.reduceat(numbers, places, axis=0)[::2] for of in (np.minimum, np.maximum, np.add))
+    mean = total / count.reshape(shape)
+    row = np.zeros(end - first, np.int64)
+    row[start[1:] - first] = 1
+    numbers -= mean[row.cumsum()]
+    square = np.add.reduceat(np.square(numbers, out=numbers), places, axis=0)[::2]
+    spread = np.sqrt(square / count.reshape(shape))
+    return Moments(episode=episode, count=count, values=np.stack([low, high, mean, spread], axis=1))
+
+
+def joined(parts: Sequence[Moments]) -> Moments:
+    """Moments of several parts' episodes."""
+    if len(parts) == 1:
+        return parts[0]
+    return Moments(
+        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Moments)}
+    )
+
+
 def statistics_of(values: Shaped[np.ndarray, " n *s"]) -> FeatureStatistics:
     """Statistics over the first axis; a feature of one value per frame has shape (1,)."""
     numbers = values.astype(np.float64).reshape(len(values), *(values.shape[1:] or (1,)))

@@ -45,7 +45,7 @@ from lamp.train.tracking import IDS
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
 FLOW = "flow.json"
-NOTES = ("floored", "state_features")
+NOTES = ("floored", "state_features", "scene_flow")
 LENGTH = ("steps", "time_budget_s")
 """Loop settings that a finished run may raise: it then goes on, with the schedule of a run of the new length from there on."""
 MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, FLOW)

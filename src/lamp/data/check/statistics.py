@@ -12,7 +12,7 @@ from lamp.data.episode_lines import EpisodeLines
 from lamp.data.lerobot_format import EPISODE_STATISTICS_LINES, STATISTICS_PATH
 from lamp.data.lerobot_reader import LeRobotDataset, read_statistics
 from lamp.data.metadata import shown
-from lamp.data.statistics import FeatureStatistics, aggregate
+from lamp.data.statistics import Moments
 from lamp.errors import DataError
 
 COMPARED = ("min", "max", "mean", "std", "count")
@@ -21,54 +21,56 @@ TOLERANCE = 1e-3
 """Relative to the larger of the value's range and size: statistics are written in float32 by some."""
 
 
-def check_statistics(
-    dataset: LeRobotDataset, found: Mapping[int, Mapping[str, FeatureStatistics]], complete: bool
-) -> Iterator[Fault]:
+def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> Iterator[Fault]:
     """Compares what is stored with what was found. Files that are not there are no fault: they are optional.
 
     Args:
         dataset: The dataset.
-        found: Per episode and feature.
-        complete: Whether every episode's numbers could be read.
+        found: Per feature, of the episodes where it has no fault.
     """
     try:
-        if (dataset.root / STATISTICS_PATH).is_file() and complete:
+        if (dataset.root / STATISTICS_PATH).is_file():
             stored = read_statistics(dataset.root / STATISTICS_PATH)
             for key in dataset.features:
-                parts = [of_episode[key] for of_episode in found.values() if key in of_episode]
-                if key in stored and len(parts) == len(found) > 0:
-                    yield from _compare(stored[key], aggregate(parts), STATISTICS_PATH, key)
+                if key in stored and key in found and len(found[key].episode) == len(dataset):
+                    yield from _compare(stored[key], found[key].together(), 0, STATISTICS_PATH, key)
         if isinstance(dataset.table, EpisodeLines):
-            recorded = dataset.table.recorded_statistics()
-            for episode, of_episode in found.items():
-                for key in of_episode.keys() & recorded.get(episode, {}).keys() & dataset.features.keys():
-                    yield from _compare(recorded[episode][key], of_episode[key], EPISODE_STATISTICS_LINES, key, episode)
+            rows = {
+                key: (of_key, dict(zip(of_key.episode.tolist(), range(len(of_key.episode)), strict=True)))
+                for key, of_key in found.items()
+                if key in dataset.features
+            }
+            for episode, recorded in dataset.table.each_recorded_statistics():
+                for key, (of_key, row) in rows.items():
+                    if key in recorded and episode in row:
+                        yield from _compare(recorded[key], of_key, row[episode], EPISODE_STATISTICS_LINES, key, episode)
     except DataError as error:
         yield Fault(problem=str(error), file=STATISTICS_PATH)
 
 
-def _compare(stored: Any, found: FeatureStatistics, file: str, key: str, episode: int | None = None) -> Iterator[Fault]:
+def _compare(stored: Any, found: Moments, row: int, file: str, key: str, episode: int | None = None) -> Iterator[Fault]:
     if not isinstance(stored, Mapping):
         problem = f"is {shown(stored)}; expected an object with the feature's statistics"
         yield Fault(problem=problem, file=file, episode=episode, key=key)
         return
-    wrong = [name for name in COMPARED if name in stored and not _alike(stored[name], getattr(found, name), found)]
+    data = {name: found.of(name)[row].reshape(-1) for name in COMPARED}
+    size = np.maximum(np.maximum(np.abs(data["max"]), np.abs(data["min"])), 1e-6)
+    wrong = [name for name in COMPARED if name in stored and not _alike(stored[name], data[name], name, size)]
     if wrong:
-        told = f"{wrong[0]} is {shown(stored[wrong[0]])}; the data's is {_short(getattr(found, wrong[0]))}"
+        told = f"{wrong[0]} is {shown(stored[wrong[0]])}; the data's is {_short(data[wrong[0]])}"
         more = f" (and {', '.join(wrong[1:])})" if wrong[1:] else ""
         yield Fault(problem=f"the stored statistics do not match: {told}{more}", file=file, episode=episode, key=key)
 
 
-def _alike(stored: Any, found: np.ndarray, scale: FeatureStatistics) -> bool:
+def _alike(stored: Any, found: np.ndarray, name: str, size: np.ndarray) -> bool:
     try:
         given = np.asarray(stored, np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return False
-    if given.shape != found.reshape(-1).shape:
+    if given.shape != found.shape:
         return False
-    size = np.maximum(np.maximum(np.abs(scale.max), np.abs(scale.min)), 1e-6).reshape(-1)
-    allowed = TOLERANCE * size if given.shape == size.shape and found is not scale.count else 0.5
-    return bool((np.abs(given - found.reshape(-1)) <= allowed).all())
+    allowed = 0.5 if name == "count" else TOLERANCE * size
+    return bool((np.abs(given - found) <= allowed).all())
 
 
 def _short(values: np.ndarray) -> str:

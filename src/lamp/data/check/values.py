@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Bool
 
 from lamp.data.check.faults import Fault
 from lamp.data.description import Described
 from lamp.data.episode_table import Episode, column_names, read_parquet
 from lamp.data.lerobot_format import BOOKKEEPING, EPISODES_LINES, INFO_PATH, Feature, from_arrow, is_list
 from lamp.data.metadata import shown
-from lamp.data.statistics import FeatureStatistics, statistics_of
+from lamp.data.statistics import Moments, joined, moments_of
 from lamp.errors import DataError
 
 CLOCK_TOLERANCE_S = 1e-3
@@ -29,16 +30,22 @@ ELSEWHERE = ("string", "audio", "language")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileOfRows:
-    """A data file and the episodes whose rows should be in it."""
+class Rules:
+    """What holds for all data files of a dataset."""
 
     root: Path
-    path: Path
     described: Described
-    episodes: tuple[Episode, ...]
     tasks: Mapping[int, str]
     listed: bool
     """Whether all episodes are known, so that a row of no episode is a fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOfRows:
+    """A data file and the episodes whose rows should be in it."""
+
+    path: Path
+    episodes: tuple[Episode, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +53,19 @@ class FoundRows:
     """What one data file holds."""
 
     faults: tuple[Fault, ...]
-    statistics: Mapping[int, Mapping[str, FeatureStatistics]]
-    """Per episode and feature, where it has no fault."""
+    statistics: Mapping[str, Moments]
+    """Per feature, of the episodes where it has no fault."""
     content: Mapping[int, str]
     """A hash of each episode's numbers, without the bookkeeping."""
 
 
-def check_rows(file: FileOfRows) -> FoundRows:
-    """Reads all numbers of a data file."""
-    name = str(file.path.relative_to(file.root))
-    features = {**file.described.features, **BOOKKEEPING}
+def check_rows(file: FileOfRows, rules: Rules) -> FoundRows:
+    """Reads all numbers of a data file.
+
+    Columns are looked at whole; only episodes that something is wrong with are looked at one by one, for the words of it.
+    """
+    name = str(file.path.relative_to(rules.root))
+    features = {**rules.described.features, **BOOKKEEPING}
     try:
         present = column_names(file.path)
         table = read_parquet(file.path, [key for key in features if key in present])
@@ -67,38 +77,150 @@ def check_rows(file: FileOfRows) -> FoundRows:
         for key in features
         if key not in present
     ]
-    faults += _left_aside(file, present)
+    faults += _left_aside(file.path, rules, present)
     end = max((episode.row + episode.length for episode in file.episodes), default=0)
-    if file.listed and table.num_rows > end:
+    if rules.listed and table.num_rows > end:
         problem = f"the file has {table.num_rows} rows; the list of episodes accounts for {end}"
         faults.append(Fault(problem=problem, file=name, episode=_last(file.episodes), key="length"))
-    statistics, content = {}, {}
-    for episode in file.episodes:
-        rows = _Rows(file=name, episode=episode, described=file.described, tasks=file.tasks)
+    episodes = sorted(file.episodes, key=lambda episode: episode.row)
+    whole = _Whole.of(table, features, episodes, rules)
+    parts: dict[str, list[Moments]] = {key: [found] for key, found in whole.moments().items()}
+    content = whole.content()
+    for episode in (episode for episode, sound in zip(episodes, whole.sound, strict=True) if not sound):
+        rows = _Rows(file=name, episode=episode, described=rules.described, tasks=rules.tasks)
         found, numbers = rows.read(table.slice(episode.row, episode.length), features)
         faults += found
-        statistics[episode.index] = {key: statistics_of(values) for key, values in numbers.items() if len(values)}
-        told = [
-            file.tasks.get(int(index), "") for index in dict.fromkeys(numbers.get("task_index", np.zeros(0)).tolist())
-        ]
-        digest = hashlib.sha256(repr(told or episode.tasks).encode())
-        for key in sorted(numbers.keys() - BOOKKEEPING.keys()):
-            digest.update(np.ascontiguousarray(numbers[key]).tobytes())
-        if any(key not in BOOKKEEPING and values.std() > 0 for key, values in numbers.items() if len(values)):
-            content[episode.index] = digest.hexdigest()
-    return FoundRows(faults=tuple(faults), statistics=statistics, content=content)
+        for key, values in numbers.items():
+            if len(values):
+                one = moments_of(values, np.array([0]), np.array([len(values)]), np.array([episode.index]))
+                parts.setdefault(key, []).append(one)
+        indices = dict.fromkeys(numbers.get("task_index", np.zeros(0)).tolist())
+        told = [rules.tasks.get(int(index), "") for index in indices]
+        if any(
+            key not in BOOKKEEPING and values.min() < values.max() for key, values in numbers.items() if len(values)
+        ):
+            content[episode.index] = _digest(told or episode.tasks, numbers)
+    return FoundRows(
+        faults=tuple(faults), statistics={key: joined(of_key) for key, of_key in parts.items()}, content=content
+    )
 
 
-def _left_aside(file: FileOfRows, present: Sequence[str]) -> Iterator[Fault]:
+def _digest(told: Sequence[str], numbers: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(repr(told).encode())
+    for key in sorted(numbers.keys() - BOOKKEEPING.keys()):
+        digest.update(np.ascontiguousarray(numbers[key]).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Whole:
+    """The columns of a whole file, and which of its episodes nothing is wrong with."""
+
+    episodes: Sequence[Episode]
+    """In the order of their rows."""
+    sound: Bool[np.ndarray, " e"]
+    numbers: Mapping[str, np.ndarray]
+    """Empty where a column cannot be taken whole: then no episode is known to be sound."""
+    told: Sequence[Sequence[str]]
+    """The instructions of each sound episode, in the order of its frames."""
+
+    @classmethod
+    def of(cls, table: pa.Table, features: Mapping[str, Feature], episodes: Sequence[Episode], rules: Rules) -> _Whole:
+        start = np.array([episode.row for episode in episodes], np.int64)
+        length = np.array([episode.length for episode in episodes], np.int64)
+        stop = start + length
+        none = cls(episodes=episodes, sound=np.zeros(len(episodes), bool), numbers={}, told=[()] * len(episodes))
+        # Rows that two episodes lay claim to, and episodes without any, are seen to one by one.
+        if not episodes or (length < 1).any() or (start[1:] < stop[:-1]).any() or start[0] < 0:
+            return none
+        numbers = {}
+        for key in table.column_names:
+            column, feature = table[key], features[key]
+            widths = is_list(column.type) and len(feature.shape) == 1
+            if column.null_count or (widths and _widths_differ(column, feature)):
+                return none
+            try:
+                numbers[key] = from_arrow(column, feature, key)
+            except (DataError, pa.ArrowException, ValueError):
+                return none
+        sound = stop <= table.num_rows
+        last = int(np.minimum(stop[-1], table.num_rows))
+        of_row = np.full(table.num_rows, -1)
+        for place, (first, end) in enumerate(zip(start.tolist(), stop.tolist(), strict=True)):
+            of_row[first:end] = place
+        known = of_row[:last] >= 0
+        of_row, row = of_row[:last][known], np.flatnonzero(known)
+        frame = row - start[of_row]
+        expected = {
+            "frame_index": frame,
+            "episode_index": np.array([episode.index for episode in episodes])[of_row],
+            "index": np.array([episode.start for episode in episodes])[of_row] + frame,
+        }
+        for key, values in numbers.items():
+            wrong = np.zeros(len(row), bool)
+            if values.dtype.kind == "f":
+                wrong |= ~np.isfinite(values[row].reshape(len(row), -1)).all(axis=1)
+            if key in expected:
+                wrong |= values[row] != expected[key]
+            if key == "timestamp":
+                wrong |= ~(np.abs(values[row] - frame / rules.described.fps) <= CLOCK_TOLERANCE_S)
+            sound[of_row[wrong]] = False
+        told: list[Sequence[str]] = [episode.tasks for episode in episodes]
+        if "task_index" in numbers and rules.tasks:
+            indices = numbers["task_index"][row]
+            changes = np.flatnonzero(np.diff(of_row, prepend=-1) | np.diff(indices, prepend=-1))
+            runs: list[dict[int, None]] = [{} for _ in episodes]
+            for place, index in zip(of_row[changes].tolist(), indices[changes].tolist(), strict=True):
+                runs[place][index] = None
+            for place, (episode, found) in enumerate(zip(episodes, runs, strict=True)):
+                told[place] = [rules.tasks.get(int(index), "") for index in found]
+                listed = not episode.tasks or all(text in episode.tasks for text in told[place])
+                sound[place] &= listed and all(text.strip() for text in told[place])
+        else:
+            sound &= np.array([bool(episode.tasks) for episode in episodes])
+        return cls(episodes=episodes, sound=sound, numbers=numbers, told=told)
+
+    def _spans(self) -> list[tuple[Episode, Sequence[str]]]:
+        spans = zip(self.episodes, self.told, self.sound, strict=True)
+        return [(episode, told) for episode, told, sound in spans if sound]
+
+    def moments(self) -> dict[str, Moments]:
+        """Of the sound episodes, per column."""
+        episodes = [episode for episode, _ in self._spans()]
+        if not episodes:
+            return {}
+        start, length, index = (
+            np.array([getattr(episode, name) for episode in episodes]) for name in ("row", "length", "index")
+        )
+        return {key: moments_of(values, start, start + length, index) for key, values in self.numbers.items()}
+
+    def content(self) -> dict[int, str]:
+        """Of the sound episodes that do something: their hashes."""
+        found = {}
+        for episode, told in self._spans():
+            rows = slice(episode.row, episode.row + episode.length)
+            own = {key: values[rows] for key, values in self.numbers.items() if key not in BOOKKEEPING}
+            if any(values.min() < values.max() for values in own.values()):
+                found[episode.index] = _digest(told, own)
+        return found
+
+
+def _widths_differ(column: pa.ChunkedArray, feature: Feature) -> bool:
+    return bool((pc.call_function("list_value_length", [column]).to_numpy() != feature.shape[0]).any())
+
+
+def _left_aside(path: Path, rules: Rules, present: Sequence[str]) -> Iterator[Fault]:
     """Features whose type is none of ours, though their columns hold numbers or are not there at all."""
-    schema = pq.read_schema(file.path)
-    for key, dtype in file.described.left_aside.items():
+    if not rules.described.left_aside:
+        return
+    schema = pq.read_schema(path)
+    for key, dtype in rules.described.left_aside.items():
         kind = schema.field(key).type if key in present else None
         while kind is not None and is_list(kind):
             kind = kind.value_type
         if kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             problem = f"has the type {shown(dtype)} in {INFO_PATH}; its column holds numbers ({kind})"
-            yield Fault(problem=problem, file=str(file.path.relative_to(file.root)), key=key)
+            yield Fault(problem=problem, file=str(path.relative_to(rules.root)), key=key)
         elif kind is None and dtype not in ELSEWHERE:
             problem = f"has the type {shown(dtype)} and no column; expected one such as float32, video, image or string"
             yield Fault(problem=problem, file=INFO_PATH, key=key)
@@ -197,20 +319,22 @@ class _Rows:
 
     def _of_tasks(self, indices: np.ndarray) -> Iterator[Fault]:
         """Each frame's task is listed, has a text, and is among those that the list of episodes gives the episode."""
-        unknown = ~np.isin(indices, list(self.tasks))
+        numbers = np.unique(indices).tolist()
+        unknown = np.isin(indices, [number for number in numbers if number not in self.tasks])
         if unknown.any():
             first = int(unknown.argmax())
             listed = f"the tasks are 0 to {max(self.tasks)}" if self.tasks else "no task is listed"
             yield self._fault(f"is {indices[first]}; {listed}", "task_index", first)
             return
-        blank = np.isin(indices, [index for index, text in self.tasks.items() if not text.strip()])
+        blank = np.isin(indices, [number for number in numbers if not self.tasks[number].strip()])
         if blank.all() and not self.episode.tasks:
             yield self._without_text()
         elif blank.any():
             first = int(blank.argmax())
             problem = f"is {indices[first]}, which has no text; expected an instruction in words{_likewise(blank)}"
             yield self._fault(problem, "task_index", first)
-        told = [index for index, text in self.tasks.items() if text in self.episode.tasks or not text.strip()]
+        texts = {number: self.tasks[number] for number in numbers}
+        told = [number for number, text in texts.items() if text in self.episode.tasks or not text.strip()]
         others = ~np.isin(indices, told)
         if self.episode.tasks and others.any():
             first = int(others.argmax())

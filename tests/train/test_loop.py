@@ -7,19 +7,22 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
+from lamp.configuration import from_json, to_json
 from lamp.draws import Source, normal
 from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
 from lamp.train.configs import BFloat16, LoopConfig
 from lamp.train.loop import Loop
 from lamp.train.optimiser import AdamW
-from lamp.train.placement import StepLoss
+from lamp.train.placement import Alone, StepLoss, place
+from lamp.train.planning import Planner
+from lamp.train.processes import Single
 from lamp.train.randomness import generator_at
 from lamp.train.state import TrainingState
 from lamp.types import Batch, Encoded
@@ -212,3 +215,31 @@ def test_a_step_in_parts_is_the_whole_step(tmp_path: Path) -> None:
 def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:
     stage, outcome, _ = run(tmp_path, replace(CONFIG, precision=BFloat16(), steps=10))
     assert outcome.finished and all(value.dtype == torch.float32 for value in stage.parameters().values())
+
+
+class Two(Single):
+    """The first of two processes."""
+
+    @property
+    def count(self) -> int:
+        return 2
+
+
+def test_a_configuration_with_deepspeed_is_read_and_told_what_to_choose_instead(tmp_path: Path) -> None:
+    written = to_json(CONFIG) | {"sharding": {"type": "DeepSpeed", "offload": True}}
+    config = from_json(LoopConfig, written)
+    assert to_json(config) == written
+    assert type(place(cast(Any, Toy()), config, Single())) is Alone  # one process has everything, whatever the sharding
+    with pytest.raises(ConfigError, match=r"DeepSpeed .* 2 processes .*\(--sharding full\)"):
+        place(cast(Any, Toy()), config, Two())
+    with pytest.raises(ConfigError, match=r"DeepSpeed .* 2 processes .*\(--sharding full\)"):
+        Planner("cpu")(Toy(), config, cast(Any, None), tmp_path, fresh=False, processes=Two())
+
+
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_a_launcher_told_to_lay_out_weights_in_another_way_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ConfigError, match=r"sharding is Replicated; leave it out there, .*--sharding full"):
+        place(cast(Any, Toy()), CONFIG, Two())

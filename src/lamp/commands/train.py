@@ -43,7 +43,7 @@ class MotionFlags:
     (docs/data.md)."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
-    sharding: Literal["replicated", "full", "deepspeed"] | None = None
+    sharding: Literal["replicated", "full"] | None = None
     """How the weights lie on the processes that a launcher has started (docs/training.md); by default, as the recipe says."""
     features: Path | None = None
     """The folder that feature caches are in, `--out` of `lamp cache features`; by default, the datasets'."""
@@ -190,9 +190,9 @@ def _with_lora(training: PolicyTraining, rank: int | None) -> PolicyTraining:
 
 
 def _sharded(loop: LoopConfig, name: str | None) -> LoopConfig:
-    from lamp.train.sharding import DeepSpeed, FullySharded, Replicated
+    from lamp.train.sharding import FullySharded, Replicated
 
-    kinds = {"replicated": Replicated, "full": FullySharded, "deepspeed": DeepSpeed}
+    kinds = {"replicated": Replicated, "full": FullySharded}
     # What the recipe says of its own kind of sharding, or was said by flags, stays.
     return loop if name is None or isinstance(loop.sharding, kinds[name]) else replace(loop, sharding=kinds[name]())
 

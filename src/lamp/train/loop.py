@@ -117,7 +117,7 @@ class Loop:
         torch.set_num_threads(config.threads)
         self.stage, self.config, self.out, self.save, self.processes = stage, config, out, save, processes
         self._check_shares()
-        self.placement = place(stage, config, processes, samples=stage.batch_samples)
+        self.placement = place(stage, config, processes)
         self.parameters = self.placement.parameters
         self.labels = {**labels_of(stage), "grad_norms": self.placement.modules}
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None

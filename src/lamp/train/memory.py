@@ -115,7 +115,7 @@ def step_memory(
     """Estimates the memory of a training step on one device.
 
     Args:
-        training: What is trained and how. Where DeepSpeed shares something out, the estimate is an upper bound: that of replicas.
+        training: What is trained and how.
         shape: Of what a device computes at once.
         device: Where; the training's by default. A GPU is reckoned without its context and what its allocator wastes; see
             `GPU_RESERVE`.

@@ -19,7 +19,7 @@ from lamp.train.configs import LoopConfig
 from lamp.train.gradients import GradientNorms, Gradients
 from lamp.train.optimiser import AdamW, optimiser_tensors, restore_optimiser
 from lamp.train.processes import Processes
-from lamp.train.sharding import DeepSpeed, FullySharded
+from lamp.train.sharding import FullySharded, check_sharding
 from lamp.train.shards import filled
 from lamp.types import Batch
 
@@ -60,7 +60,7 @@ class Trained(Protocol):
 
 
 class Objective(nn.Module):
-    """A stage's loss as a module's forward pass, which is what DDP, FSDP and DeepSpeed hook into. It returns plain tensors."""
+    """A stage's loss as a module's forward pass, which is what DDP and FSDP hook into. It returns plain tensors."""
 
     def __init__(self, stage: Trained) -> None:
         super().__init__()
@@ -227,37 +227,32 @@ def _device(placement: Alone) -> str:
 
 OTHERS = {
     "ACCELERATE_USE_FSDP": (FullySharded, "FSDP"),
-    "ACCELERATE_USE_DEEPSPEED": (DeepSpeed, "DeepSpeed"),
+    "ACCELERATE_USE_DEEPSPEED": (type(None), "DeepSpeed"),
     "ACCELERATE_USE_MEGATRON_LM": (type(None), "Megatron-LM"),
 }
 """What `accelerate launch` may have been told to do with the weights, by its environment variables."""
 
 
-def place(stage: Trained, loop: LoopConfig, processes: Processes, *, samples: int) -> Placement:
+def place(stage: Trained, loop: LoopConfig, processes: Processes) -> Placement:
     """Lays out a stage's weights.
 
     Args:
         stage: Whose.
         loop: How it is trained.
         processes: Who trains together.
-        samples: Of a step, over all processes.
 
     Raises:
-        ConfigError: The launcher has been told to do it in another way.
-        MissingDependencyError: A package for it is missing.
+        ConfigError: The launcher has been told to do it in another way, or the way is no longer there.
     """
+    check_sharding(loop.sharding, processes.count)
     if processes.count == 1:
         return Alone(stage, loop.optimiser)
     for variable, (kind, name) in OTHERS.items():
         if os.environ.get(variable, "").lower() == "true" and not isinstance(loop.sharding, kind):
             raise ConfigError(
-                f"accelerate was told to use {name}, and this run's sharding is {type(loop.sharding).__name__}; expected "
-                "one of both: leave it out there, or choose it here with --sharding."
+                f"accelerate was told to use {name}, and this run's sharding is {type(loop.sharding).__name__}; leave it out "
+                "there, and choose here: --sharding replicated or --sharding full (FSDP)."
             )
     if isinstance(loop.sharding, FullySharded):
         return Shards(stage, loop.optimiser, loop.sharding, processes)
-    if isinstance(loop.sharding, DeepSpeed):
-        from lamp.train.zero import ZeroTwo
-
-        return ZeroTwo(stage, loop, processes=processes.count, samples=samples)
     return Replicas(stage, loop.optimiser)

@@ -32,7 +32,7 @@ from lamp.train.needs import AnyStage, amount, hidden_bytes, memory, outline, pa
 from lamp.train.plan import DiskPlan, MemoryPlan, Plan, TimePlan, size
 from lamp.train.processes import SINGLE, Processes
 from lamp.train.running import CHECKPOINT, TrainingResult, run_stage
-from lamp.train.sharding import DeepSpeed
+from lamp.train.sharding import check_sharding
 from lamp.train.stages import PolicyStage
 from lamp.types import Batch
 
@@ -71,6 +71,7 @@ class Planner:
         """As `run_stage`, but for what it does."""
         assert isinstance(stage, AnyStage)
         self.main = processes.main
+        check_sharding(loop.sharding, processes.count)
         done = _done(out, fresh=fresh)
         _stand_in_hidden(stage)
         seconds = _time(stage, loop, out, done, processes) if self._is_here(loop) else None
@@ -83,7 +84,7 @@ class Planner:
             memory=held,
             time=seconds,
             disk=disk,
-            notes=tuple(self._notes(loop, processes.count, held, seconds, disk)),
+            notes=tuple(self._notes(loop, held, seconds, disk)),
         )
         outcome = Outcome(reason="planned", step=done, elapsed_s=0.0, samples_per_s=0.0)
         return TrainingResult(checkpoint=out / CHECKPOINT, description=description, outcome=outcome)
@@ -91,14 +92,10 @@ class Planner:
     def _is_here(self, loop: LoopConfig) -> bool:
         return torch.device(loop.device).type == torch.device(self.device).type
 
-    def _notes(
-        self, loop: LoopConfig, count: int, held: MemoryPlan | None, seconds: TimePlan | None, disk: DiskPlan
-    ) -> list[str]:
+    def _notes(self, loop: LoopConfig, held: MemoryPlan | None, seconds: TimePlan | None, disk: DiskPlan) -> list[str]:
         notes = ["the backbone is not loaded: its features are cached"]
         if held is None:
             notes = ["the backbone is trained along (lora): what a step with it holds is not worked out"]
-        if isinstance(loop.sharding, DeepSpeed) and count > 1:
-            notes.append("memory is that of whole gradients and optimizer states, of which each process keeps a part")
         if seconds is None:
             notes.append(f"no step was measured: there is no {torch.device(self.device).type} here")
         if disk.total > disk.free:

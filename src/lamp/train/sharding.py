@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lamp.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replicated:
@@ -21,10 +23,22 @@ class FullySharded:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeed:
-    """Gradients and the optimizer's state are shared out, weights are not (ZeRO-2). On GPUs, with package deepspeed."""
+    """ZeRO-2 in configurations of earlier versions: they are read as before, but several processes no longer train with it."""
 
     offload: bool = False
-    """Keep the optimizer's state in the host's memory."""
 
 
 Sharding = Replicated | FullySharded | DeepSpeed
+
+
+def check_sharding(sharding: Sharding, processes: int) -> None:
+    """
+    Raises:
+        ConfigError: Several processes are to train with what is no longer there.
+    """
+    if processes > 1 and isinstance(sharding, DeepSpeed):
+        raise ConfigError(
+            f"sharding DeepSpeed (ZeRO-2) is no longer there, and {processes} processes are to train with it; expected "
+            "FullySharded (--sharding full), which shares out gradients, optimizer state and weights, or Replicated "
+            "(--sharding replicated)."
+        )

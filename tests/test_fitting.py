@@ -220,6 +220,38 @@ def test_a_gripper_s_own_units_are_checked_at_once(old: Path) -> None:
     assert "1 = open, 0 = closed" in text and "BUT it is recorded from 10 to 7" in text and "training refuses" in text
 
 
+def two_arms(data: Path, *, metres: bool = True) -> Path:
+    """Actions of two arms of one joint and a gripper each, which the dataset calls so."""
+    share = np.abs(np.sin(np.arange(FRAMES) * 0.7))
+    share[:2] = 0, 1
+    left = 70 * share if metres else share
+    rewritten(data, np.stack([share + 1, left, share + 3, 1 - share], axis=1))
+    info = json.loads((data / "meta/info.json").read_text())
+    info["features"]["action"]["names"] = ["left_joint", "left_gripper", "right_joint", "right_gripper.pos"]
+    (data / "meta/info.json").write_text(json.dumps(info))
+    return data
+
+
+def test_the_grippers_of_two_arms(old: Path) -> None:
+    """Found by their names, or said; each in its own units."""
+    made, text = told(two_arms(old, metres=False))
+    assert made.policy.gripper == (1, -1) and "value 1 of the action, taken as 1 = open" in text
+    made, text = told(two_arms(old))
+    assert made.policy.gripper == -1 and "not told apart: value 1 of the action runs from 0 to 70" in text
+    made, _ = told(old, gripper=(70.0, 0.0, 1.0, 0.0))
+    pair = (Gripper(dim=1, opened=70.0, closed=0.0), Gripper())
+    assert made.policy.embodiment.gripper == pair and made.policy.gripper == (1, -1)
+    made, _ = told(old, gripper=(70.0, 0.0), gripper_at=(1,))
+    assert made.policy.embodiment.gripper == Gripper(dim=1, opened=70.0, closed=0.0) and made.policy.gripper == 1
+    dataset = made.policy.embodiment.open(old)
+    assert dataset.column("action", 0)[:, 1] / 70 == pytest.approx(made.policy.embodiment.actions(dataset, 0)[:, 1])
+    for wrong in ({"gripper": (1.0, 0.0, 2.0)}, {"gripper": (1.0, 0.0, 1.0, 0.0), "gripper_at": (1,)}):
+        with pytest.raises(ConfigError, match="expected OPEN CLOSED, or such a pair for each of them"):
+            told(old, **wrong)
+    with pytest.raises(ConfigError, match="--gripper-at 9 given, and an action has 4 values"):
+        told(old, gripper_at=(9,))
+
+
 def test_what_the_actions_are_is_found_out_or_asked(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = [pq.read_table(path) for path in sorted((old / "data/chunk-000").glob("*.parquet"))]
     states = np.concatenate([np.stack(part["observation.state"].to_numpy()) for part in table])

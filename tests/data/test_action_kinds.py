@@ -62,7 +62,7 @@ def test_other_orders_units_and_a_gripper() -> None:
     assert "3 of 3 values" in found.why and "1 of them in other units" in found.why
     both = [(np.stack([next_state(path)[:, 0], changes(path)[:, 1]], axis=1), path) for path in paths]
     assert compare_with_state(both).kind is None and "values 0 are targets" in compare_with_state(both).why
-    assert compare_with_state(both, without=0).kind == "delta"
+    assert compare_with_state(both, without={0}).kind == "delta"
 
 
 def test_a_controller_that_corrects_an_error_is_no_target() -> None:

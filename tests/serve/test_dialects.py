@@ -223,9 +223,9 @@ def test_grippers_in_units_of_their_own(opened: float, closed: float) -> None:
     gripper = GripperUnits(opened=opened, closed=closed)
     openness = np.array([1.0, 0.0, 0.9, 0.2], np.float32)
     actions = gripper.from_openness(np.stack([*np.zeros((6, 4), np.float32), openness], axis=1))
-    contract = replace(StandIn(side=SIDE).contract, gripper=gripper)
+    contract = replace(StandIn(side=SIDE).contract, grippers=(gripper,))
     plain, libero, widowx = (units_of(name, contract) for name in UNITS)
-    assert plain(actions) is actions and plain.for_starvla(actions) is actions and plain.sent == gripper
+    assert plain(actions) is actions and plain.for_starvla(actions) is actions and plain.sent == (gripper,)
     np.testing.assert_array_equal(libero(actions)[:, 6], [-1, 1, -1, 1])
     np.testing.assert_array_equal(widowx(actions)[:, 6], [1, -1, 1, -1])
     np.testing.assert_allclose(libero.for_starvla(actions)[:, 6], openness, atol=1e-6)
@@ -235,7 +235,7 @@ def test_grippers_in_units_of_their_own(opened: float, closed: float) -> None:
     for wrong, words in (
         (replace(contract, action_width=8), "needs actions of 7 values; this policy's have 8"),
         (replace(contract, kind="absolute"), "are absolute targets"),
-        (replace(contract, gripper=GripperUnits(dim=2)), "has it at 2"),
+        (replace(contract, grippers=(GripperUnits(dim=2),)), "has it at 2"),
     ):
         with pytest.raises(MismatchError, match=words):
             units_of("libero", wrong)

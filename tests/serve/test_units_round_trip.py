@@ -22,6 +22,7 @@ from serve_fakes import running
 from torch import Tensor
 from training_fakes import ACTION, SIDE, WIDTH, PatchBackbone, policy_training  # pyright: ignore[reportMissingImports]
 
+from lamp.configuration import from_json, to_json
 from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
 from lamp.data.embodiment import EMBODIMENTS, Embodiment, Part
 from lamp.data.frame_sources import Videos
@@ -39,6 +40,7 @@ from lamp.data.normalise import (
 )
 from lamp.data.rotations import AxisAngle, RollPitchYaw
 from lamp.data.samples import EpisodeSplit
+from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.policy import LaMPPolicy
 from lamp.serve.contract import CheckpointPolicy, contract_of
@@ -47,7 +49,8 @@ from lamp.train.description import BackboneRecord, CameraInput, DataRecord, Desc
 from lamp.train.sources import Sources
 from lamp.train.trained_on import fit_scaling
 from lamp_client.client import WebsocketPolicy
-from lamp_client.types import Observation
+from lamp_client.errors import InvalidValueError
+from lamp_client.types import GripperUnits, Observation
 
 CHUNK, LENGTH = 4, 12
 
@@ -100,15 +103,13 @@ def made_up(robot: Embodiment, seed: int, episodes: int = 2) -> dict[str, list[n
         middle = random.uniform(-1, 1, width) * (0.2 if posed else 1)
         walks = [np.cumsum(random.normal(0, 0.05, (LENGTH, width)), axis=0) + middle for _ in range(episodes)]
         values[key] = [walk * units for walk in walks]
-    if robot.gripper is not None:
-        # The dimension of the joined action lies in one of the parts.
-        spans = [
-            (part.key, index) for part in robot.action for index in range(part.start, part.stop or widths[part.key])
-        ]
-        key, index = spans[robot.gripper.dim]
+    # The dimension of the joined action lies in one of the parts.
+    spans = [(part.key, index) for part in robot.action for index in range(part.start, part.stop or widths[part.key])]
+    for gripper in robot.grippers:
+        key, index = spans[gripper.dim]
         for walk in values[key]:
             share = random.integers(0, 2, LENGTH) if seed % 2 else random.uniform(0, 1, LENGTH)
-            walk[:, index] = robot.gripper.closed + share * (robot.gripper.opened - robot.gripper.closed)
+            walk[:, index] = gripper.closed + share * (gripper.opened - gripper.closed)
     return values
 
 
@@ -161,7 +162,7 @@ def perfect_policy(
         state_transform=transform,
         state_fit=state_fit,
         action_fit=action_fit,
-        gripper=None if robot.gripper is None else robot.gripper.dim,
+        gripper=tuple(gripper.dim for gripper in robot.grippers) or None,
     )
     episodes = tuple(range(len(dataset)))
     inputs = tuple(CameraInput(name=name, height=SIDE, width=SIDE) for name in cameras)
@@ -233,6 +234,103 @@ def test_every_named_embodiment(name: str, tmp_path: Path) -> None:
     root = write_recording(tmp_path / "mine", robot, made_up(robot, 3))
     policy, samples = perfect_policy(root, robot, RawState(), ByDeviation(), ByDeviation())
     check(root, policy, samples, [0, 5, LENGTH - 1, LENGTH + 2])
+
+
+def test_the_grippers_of_two_arms_in_units_of_their_own(tmp_path: Path) -> None:
+    """Each arm's comes back as it was recorded, one of them inverted, and a client is told of both."""
+    robot = Embodiment(
+        name="two_arms",
+        cameras={"front": "observation.images.cam_high"},
+        state=(Part(key="observation.left"), Part(key="observation.right")),
+        action=(Part(key="action.left"), Part(key="action.right")),
+        gripper=(Gripper(dim=6, opened=0.0, closed=255.0), Gripper(opened=0.08, closed=0.0)),
+        kind=Relative(offsets=tuple((dim, dim) for dim in (*range(6), *range(7, 13)))),
+    )
+    assert from_json(Embodiment, to_json(robot)) == robot
+    root = write_recording(tmp_path / "mine", robot, made_up(robot, 4))
+    learnt = robot.actions(robot.open(root), 0)[:, [6, 13]]
+    assert learnt.min() > -0.01 and learnt.max() < 1.01 and learnt.std() > 0.2
+    policy, samples = perfect_policy(root, robot, RawState(), ByDeviation(), ByDeviation())
+    assert policy.record.scaling.actions.binary == (6, 13)
+    told = [{"dim": 6, "opened": 0.0, "closed": 255.0}, {"dim": -1, "opened": 0.08, "closed": 0.0}]
+    assert policy.metadata["gripper"] == told and contract_of(policy).grippers == GripperUnits.all_of({"gripper": told})
+    check(root, policy, samples, [0, 5, LENGTH - 1, LENGTH + 2])
+    with pytest.raises(InvalidValueError, match="grippers at 6, -1; expected those of a robot with one"):
+        GripperUnits.of(policy.metadata)
+    for wrong, words in (
+        ((Gripper(), Gripper(dim=13)), "different ones of 0 to 13"),
+        ((Gripper(dim=14), Gripper()), "grippers at"),
+    ):
+        with pytest.raises(MismatchError, match=words):
+            replace(robot, gripper=wrong).open(root)
+
+
+@pytest.mark.parametrize(
+    ("robot", "transform", "words"),
+    [
+        (EMBODIMENTS["droid"], ContinuousRotation(), "'droid' has no rotation, but joint angles"),
+        (EMBODIMENTS["bridge"], ContinuousRotation(), "'bridge' has roll, pitch and yaw in radians at 3"),
+        (EMBODIMENTS["libero"], ContinuousRotation(start=2), "takes values 2 to 4"),
+        (EMBODIMENTS["libero"], ContinuousRotation(rotation=AxisAngle(degrees=True)), "an axis-angle in degrees"),
+        (EMBODIMENTS["libero"], ContinuousRotation(), None),
+        (EMBODIMENTS["bridge"], ContinuousRotation(rotation=RollPitchYaw()), None),
+        (EMBODIMENTS["droid"], RawState(), None),
+    ],
+)
+def test_what_is_no_rotation_is_not_taken_for_one(
+    robot: Embodiment, transform: StateTransform, words: str | None, tmp_path: Path
+) -> None:
+    root = write_recording(tmp_path / "mine", robot, made_up(robot, 3))
+    if words is None:
+        perfect_policy(root, robot, transform, ByDeviation(), ByDeviation())
+        return
+    with pytest.raises(MismatchError, match=words):
+        perfect_policy(root, robot, transform, ByDeviation(), ByDeviation())
+
+
+def test_values_called_joints_are_not_taken_for_a_rotation(tmp_path: Path) -> None:
+    robot = Embodiment(name="mine", cameras={"front": "observation.images.front"})
+    root = write_recording(tmp_path / "mine", robot, made_up(robot, 3))
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["observation.state"]["names"] = [f"joint_{index}" for index in range(7)]
+    (root / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(MismatchError, match=r"has joint_3, joint_4, joint_5 there.*lamp recipe fit"):
+        perfect_policy(root, robot, ContinuousRotation(), ByDeviation(), ByDeviation())
+
+
+def test_a_gripper_in_metres_is_not_taken_for_one_from_0_to_1(tmp_path: Path) -> None:
+    robot = Embodiment(
+        name="mine", cameras={"front": "observation.images.front"}, gripper=Gripper(opened=0.08, closed=0.0)
+    )
+    root = write_recording(tmp_path / "mine", robot, made_up(robot, 4))
+    config = policy_training(
+        with_motion=False,
+        model=LaMPConfig(
+            token_width=WIDTH, motion=None, guidance=None, action=replace(ACTION, state_dim=7, action_dim=7)
+        ),
+        state_transform=RawState(),
+    )
+    unknown = replace(robot, gripper=None)
+    inputs = BackboneRecord(key=None, description={}, cameras=())
+    split = EpisodeSplit(train=(0, 1), validation=())
+    sources = Sources(dataset=robot.open(root), cache=None, backbone=inputs, frozen_key="", split=split)
+    assert fit_scaling(config, sources, robot).actions.binary == (6,)
+    with pytest.raises(MismatchError, match="as one in units of its own does, such as metres"):
+        fit_scaling(config, sources, unknown)
+    assert fit_scaling(replace(config, gripper=None), sources, unknown).actions.binary == ()
+    with pytest.raises(MismatchError, match=r"has grippers at \[6\] of the action, the recipe's gripper is \[0\]"):
+        fit_scaling(replace(config, gripper=0), replace(sources, dataset=robot.open(zeroed(root))), robot)
+
+
+def zeroed(root: Path) -> Path:
+    """The dataset with its actions' first value closed throughout."""
+    for path in (root / "data/chunk-000").glob("*.parquet"):
+        table = pq.read_table(path)
+        actions = np.stack(table["action"].to_numpy())
+        actions[:, 0] = 0
+        column = pa.FixedSizeListArray.from_arrays(pa.array(actions.reshape(-1)), actions.shape[1])
+        pq.write_table(table.set_column(table.column_names.index("action"), "action", column), path)
+    return root
 
 
 grippers = st.sampled_from([(70.0, 10.0), (10.0, 70.0), (0.0, 1.0), (-1.0, 1.0), (0.08, 0.0), (0.0, 255.0)])

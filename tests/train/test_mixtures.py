@@ -23,6 +23,7 @@ from lamp.policy import LaMPPolicy
 from lamp.train.configs import MixedIn, PolicyTraining
 from lamp.train.description import read_description
 from lamp.train.policy import train_policy
+from lamp.train.sources import dataset_names
 from lamp_client.types import Observation
 
 FLIPPED = Embodiment(name="flipped", gripper=Gripper(opened=-1.0, closed=1.0), kind=Relative(offsets=((0, 0), (1, 1))))
@@ -74,6 +75,31 @@ def test_each_dataset_keeps_its_own_scaling_in_the_checkpoint(two: tuple[Path, P
     assert np.abs(acted[:, 2:6]).mean() > 3 * np.abs(one[:, 2:6]).mean()
     with pytest.raises(ConfigError, match="unknown dataset 'third'"):
         policy.of_dataset("third")
+
+
+def test_datasets_in_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / one / "mine" for one in ("a", "b", "c")] + [tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert dataset_names(folders) == ["a/mine", "b/mine", "c/mine", "other"]
+    assert dataset_names(folders[2:]) == ["mine", "other"]
+    assert dataset_names([folders[0], folders[0]]) == ["mine", "mine (2)"], "one dataset, as two robots"
+    with pytest.raises(ConfigError, match=r"in one folder, 'mine'; expected datasets of different names"):
+        dataset_names(folders, tmp_path / "disk")
+
+
+def test_two_datasets_of_one_name_are_both_acted_as(two: tuple[Path, Path], tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(two[1], tmp_path / "twin" / two[0].name))
+    also = (MixedIn(data=str(twin), embodiment=FLIPPED),)
+    train(policy_training(with_motion=False, also=also), two[0], tmp_path / "run")
+    description = read_description(tmp_path / "run")
+    assert description.policy is not None
+    assert (description.data.name, description.policy.others[0].data.name) == (
+        f"{two[0].parent.name}/own",
+        "twin/own",
+    )
+    policy = LaMPPolicy.from_checkpoint(tmp_path / "run", backbone=PatchBackbone())
+    assert policy.of_dataset("twin/own").record.embodiment == FLIPPED and policy.record.embodiment == OWN
 
 
 def test_relative_actions_come_back_in_the_robots_frame(two: tuple[Path, Path], tmp_path: Path) -> None:

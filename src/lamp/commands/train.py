@@ -153,8 +153,10 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path |
     from lamp.train.adapters import lora_of
     from lamp.train.processes import processes
     from lamp.train.running import check_device
+    from lamp.train.sources import dataset_names
 
     check_device(training.loop.device)
+    dataset_names([data, *(part.data for part in training.also)], root)
 
     def features() -> None:
         if lora_of(training.backbone) is not None:

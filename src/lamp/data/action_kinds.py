@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +33,9 @@ class Comparison:
     """Dimensions of the action that are targets, each with that of the state which follows it, in the same units."""
 
 
-def compare_with_state(episodes: Sequence[tuple[np.ndarray, np.ndarray]], *, without: int | None = None) -> Comparison:
+def compare_with_state(
+    episodes: Sequence[tuple[np.ndarray, np.ndarray]], *, without: Collection[int] = ()
+) -> Comparison:
     """Compares the recorded actions of some episodes with their states.
 
     A target is where the state is a moment later. A change goes with the difference of the state between now and then. Each
@@ -42,7 +44,7 @@ def compare_with_state(episodes: Sequence[tuple[np.ndarray, np.ndarray]], *, wit
 
     Args:
         episodes: Of each, the actions (frames, a) and the states (frames, s).
-        without: A dimension of the action that is not asked, such as the gripper.
+        without: Dimensions of the action that are not asked, such as grippers.
     """
     episodes = [(actions.astype(np.float64), states.astype(np.float64)) for actions, states in episodes]
     width, states = episodes[0][0].shape[1], episodes[0][1].shape[1]
@@ -50,7 +52,7 @@ def compare_with_state(episodes: Sequence[tuple[np.ndarray, np.ndarray]], *, wit
     changes: dict[int, float] = {}
     moving = 0
     for dim in range(width):
-        if dim == without or all(np.ptp(actions[:, dim]) == 0 for actions, _ in episodes):
+        if dim in without or all(np.ptp(actions[:, dim]) == 0 for actions, _ in episodes):
             continue
         moving += 1
         follows = {place: _explained(episodes, dim, place) for place in range(states)}

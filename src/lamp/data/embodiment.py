@@ -14,7 +14,8 @@ from jaxtyping import Float, Float32
 from lamp.configuration import from_json, to_json
 from lamp.data.actions import Absolute, ActionKind, Delta, Gripper, Pose, Relative
 from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.errors import DataError, MismatchError, unknown
+from lamp.data.rotations import AxisAngle, RollPitchYaw, RotationFormat
+from lamp.errors import ConfigError, DataError, MismatchError, unknown
 from lamp.files import read_json
 
 STATE = "observation.state"
@@ -32,6 +33,16 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateRotation:
+    """Three values of the state that are a rotation."""
+
+    start: int = 3
+    """Where they are in the state."""
+    rotation: RotationFormat = field(default_factory=AxisAngle)
+    """What they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Embodiment:
     """A robot as a dataset records it. Parts are put one after another, in the order given."""
 
@@ -40,11 +51,27 @@ class Embodiment:
     """The policy's name of each camera -> the dataset's feature; None: all that the dataset has, under their own names."""
     state: tuple[Part, ...] = (Part(key=STATE),)
     action: tuple[Part, ...] = (Part(key=ACTION),)
-    gripper: Gripper | None = None
-    """None: no dimension is a gripper, or it is learnt as it is recorded."""
+    gripper: Gripper | tuple[Gripper, ...] | None = None
+    """One for each arm that has one; None: no dimension is a gripper, or it is learnt as it is recorded."""
+    rotations: tuple[StateRotation, ...] | None = None
+    """Which of the state's values are rotations: none of a robot whose state is joint angles; None: that is not known."""
     kind: ActionKind = field(default_factory=Delta)
     fps: float | None = None
     """The rate that the dataset must have; None: any."""
+
+    def __post_init__(self) -> None:
+        dims = [gripper.dim for gripper in self.grippers]
+        if len(set(dims)) < len(dims):
+            raise ConfigError(
+                f"the embodiment {self.name!r} has two grippers at {dims}; expected each at its own dimension"
+            )
+
+    @property
+    def grippers(self) -> tuple[Gripper, ...]:
+        """Those that are known."""
+        if self.gripper is None:
+            return ()
+        return (self.gripper,) if isinstance(self.gripper, Gripper) else self.gripper
 
     def open(self, source: str | os.PathLike[str]) -> LeRobotDataset:
         """Opens a dataset, with its cameras under the policy's names.
@@ -70,11 +97,38 @@ class Embodiment:
                     f"{part.key} of {dataset.root} has {width} values; the embodiment {self.name!r} asks for "
                     f"{part.start} to {part.stop or width}"
                 )
+        self._check_grippers(dataset)
         return dataset
+
+    def _check_grippers(self, dataset: LeRobotDataset) -> None:
+        """
+        Raises:
+            MismatchError: A gripper is where the action has no value, or where another one is.
+        """
+        width = self.action_width(dataset)
+        outside = [one.dim for one in self.grippers if not -width <= one.dim < width]
+        if outside or len({one.dim % width for one in self.grippers}) < len(self.grippers):
+            raise MismatchError(
+                f"the embodiment {self.name!r} has grippers at {[one.dim for one in self.grippers]}; the action of "
+                f"{dataset.root} has {width} values: expected different ones of 0 to {width - 1}"
+            )
+
+    def action_width(self, dataset: LeRobotDataset) -> int:
+        """Number of values of an action."""
+        widths = [(part, int(np.prod(dataset.features[part.key].shape))) for part in self.action]
+        return sum((part.stop or width) - part.start for part, width in widths)
 
     def states(self, dataset: LeRobotDataset, episode: int) -> Float32[np.ndarray, "l s"]:
         """An episode's raw states."""
         return _joined(dataset, episode, self.state)
+
+    def state_names(self, dataset: LeRobotDataset) -> tuple[str, ...]:
+        """What the dataset calls the state's values; a value without a name of its own has its feature's."""
+        return _named(dataset, self.state)
+
+    def action_names(self, dataset: LeRobotDataset) -> tuple[str, ...]:
+        """The same of the action's values."""
+        return _named(dataset, self.action)
 
     def state_features(self, dataset: LeRobotDataset) -> dict[str, int]:
         """The features that the state is taken from, in the order of its parts, and how many values each has."""
@@ -95,21 +149,28 @@ class Embodiment:
 
     def actions(self, dataset: LeRobotDataset, episode: int) -> Float32[np.ndarray, "l a"]:
         """An episode's actions, one a frame, with the gripper 1 = open: the first half of `learnt`, which needs no state."""
-        actions = self.recorded_actions(dataset, episode)
-        return actions if self.gripper is None else self.gripper.learnt(actions)
+        return self._opened(self.recorded_actions(dataset, episode))
+
+    def _opened(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]:
+        """Actions with each gripper 1 = open, 0 = closed."""
+        for gripper in self.grippers:
+            actions = gripper.learnt(actions)
+        return actions
 
     def learnt(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
     ) -> Float[np.ndarray, "b h a"]:
         """Recorded chunks to what is learnt of them, each by the state that it starts from."""
-        return self.kind.relate(chunks if self.gripper is None else self.gripper.learnt(chunks), states)
+        return self.kind.relate(self._opened(chunks), states)
 
     def recorded(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
     ) -> Float[np.ndarray, "b h a"]:
         """The inverse of `learnt`: what a policy says, in the units in which the robot was recorded."""
         chunks = self.kind.restore(chunks, states)
-        return chunks if self.gripper is None else self.gripper.recorded(chunks)
+        for gripper in self.grippers:
+            chunks = gripper.recorded(chunks)
+        return chunks
 
     def chunks(self, dataset: LeRobotDataset, episode: int, chunk: int) -> Float32[np.ndarray, "l h a"]:
         """What is learnt from each frame of an episode: the actions from there on; past the end the last one is held."""
@@ -119,14 +180,25 @@ class Embodiment:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What a client has to know about states and actions, as plain values: `gripper` only where it is known."""
+        """What a client has to know about states and actions, as plain values: `gripper` only where it is known, a list of
+        several."""
         told: dict[str, Any] = {"actions": type(self.kind).__name__.lower(), "embodiment": to_json(self)}
-        return told if self.gripper is None else {**told, "gripper": self.gripper.plain}
+        return told | Gripper.told(self.grippers)
 
     @property
     def per_frame(self) -> bool:
         """Whether an action is the same thing in every chunk that it is part of."""
         return not isinstance(self.kind, Relative)
+
+
+def _named(dataset: LeRobotDataset, parts: Sequence[Part]) -> tuple[str, ...]:
+    names: list[str] = []
+    for part in parts:
+        feature = dataset.features[part.key]
+        width = int(np.prod(feature.shape))
+        own = feature.names or ()
+        names += (own if len(own) == width else (part.key,) * width)[part.start : part.stop]
+    return tuple(names)
 
 
 def _joined(dataset: LeRobotDataset, episode: int, parts: Sequence[Part]) -> Float32[np.ndarray, "l d"]:
@@ -154,6 +226,7 @@ LIBERO = Embodiment(
     name="libero",
     cameras={"agentview": "observation.images.image", "wrist": "observation.images.wrist_image"},
     gripper=Gripper(),
+    rotations=(StateRotation(),),
     fps=20.0,
 )
 """LIBERO without its no-operations, as LeRobot v2 (`IPEC-COMMUNITY/libero_*_no_noops_1.0.0_lerobot`).
@@ -167,6 +240,7 @@ LIBERO_OPENPI = Embodiment(
     state=(Part(key="state"),),
     action=(Part(key="actions"),),
     gripper=Gripper(opened=-1.0, closed=1.0),
+    rotations=(StateRotation(),),
 )
 """The same demonstrations under openpi's names (`physical-intelligence/libero`): images in the data files, gripper -1 = open."""
 
@@ -175,6 +249,7 @@ BRIDGE = Embodiment(
     cameras={"primary": "observation.images.image_0"},
     state=(Part(key=STATE, stop=6), Part(key=STATE, start=7)),
     gripper=Gripper(),
+    rotations=(StateRotation(rotation=RollPitchYaw()),),
     fps=5.0,
 )
 """BridgeV2 as LeRobot v2 (`IPEC-COMMUNITY/bridge_orig_lerobot`).
@@ -189,6 +264,7 @@ DROID = Embodiment(
     state=(Part(key="observation.state.joint_position"), Part(key="observation.state.gripper_position")),
     action=(Part(key="action.joint_position"), Part(key="action.gripper_position")),
     gripper=Gripper(opened=0.0, closed=1.0),
+    rotations=(),
     kind=Absolute(),
     fps=15.0,
 )
@@ -199,6 +275,7 @@ INTERNDATA_A1 = Embodiment(
     cameras={"head": "images.rgb.head", "hand": "images.rgb.hand"},
     state=(Part(key="states.joint.position"), Part(key="states.gripper.position")),
     action=(Part(key="actions.joint.position"), Part(key="actions.gripper.position")),
+    rotations=(),
     kind=Absolute(),
     fps=30.0,
 )
@@ -217,6 +294,7 @@ INTERNDATA_A1_DUAL = Embodiment(
     action=tuple(
         Part(key=f"actions.{side}_{what}.position") for side in ("left", "right") for what in ("joint", "gripper")
     ),
+    rotations=(),
     kind=Absolute(),
     fps=30.0,
 )
@@ -226,6 +304,7 @@ FLEXIV = Embodiment(
     name="flexiv",
     cameras={"front": "observation.images.front"},
     gripper=Gripper(),
+    rotations=(StateRotation(),),
     kind=Relative(pose=Pose()),
 )
 """The paper's rig: Flexiv Rizon 4, Robotiq 2F-85, one camera in front.

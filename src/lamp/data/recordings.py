@@ -328,12 +328,13 @@ def _embodiment(episode: RecordedEpisode) -> Embodiment | None:
     if "embodiment" not in told and "gripper" not in told:
         return None
     try:
-        gripper = GripperUnits.of(told) if "gripper" in told else None
+        grippers = tuple(Gripper(**one.plain) for one in GripperUnits.all_of(told))
         own = from_json(Embodiment, told["embodiment"], where="embodiment") if "embodiment" in told else OWN
     except (InvalidValueError, ConfigError) as error:
         raise DataError(f"{episode.name}: what is recorded of the policy cannot be read: {error}") from None
-    read = None if gripper is None else Gripper(dim=gripper.dim, opened=gripper.opened, closed=gripper.closed)
-    return Embodiment(name=f"{own.name}_recorded", gripper=read, kind=own.kind)
+    read = (grippers[0] if len(grippers) == 1 else grippers) if grippers else None
+    # The columns are the policy's, one after another, so that what is said of the state's holds for them as well.
+    return Embodiment(name=f"{own.name}_recorded", gripper=read, rotations=own.rotations, kind=own.kind)
 
 
 def _agreed(robot: Embodiment | None, episode: RecordedEpisode, out: Path) -> Embodiment | None:
@@ -345,7 +346,7 @@ def _agreed(robot: Embodiment | None, episode: RecordedEpisode, out: Path) -> Em
     found = _embodiment(episode)
     if robot is None or found is None:
         return robot or found
-    if (found.gripper, found.kind) != (robot.gripper, robot.kind):
+    if (found.grippers, found.kind) != (robot.grippers, robot.kind):
         raise MismatchError(
             f"{episode.name}: actions are {_meaning(found)}, but {_meaning(robot)} in other episodes of {out}; "
             "expected the same: import them into another dataset."
@@ -354,11 +355,8 @@ def _agreed(robot: Embodiment | None, episode: RecordedEpisode, out: Path) -> Em
 
 
 def _meaning(robot: Embodiment) -> str:
-    gripper = robot.gripper
-    opened = (
-        "no known gripper" if gripper is None else f"a gripper {gripper.opened:g} = open, {gripper.closed:g} = closed"
-    )
-    return f"{type(robot.kind).__name__.lower()} with {opened}"
+    opened = [f"a gripper {one.opened:g} = open, {one.closed:g} = closed" for one in robot.grippers]
+    return f"{type(robot.kind).__name__.lower()} with {' and '.join(opened) or 'no known gripper'}"
 
 
 def _unfit(episode: RecordedEpisode, successes_only: bool) -> str:

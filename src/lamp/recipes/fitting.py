@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
+from jaxtyping import Float32
 
 from lamp.configuration import to_json
 from lamp.data.action_kinds import Comparison, compare_with_state
 from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
-from lamp.data.embodiment import ACTION, LIBERO, LIBERO_OPENPI, STATE, Embodiment, Part, embodiment
+from lamp.data.embodiment import ACTION, LIBERO, LIBERO_OPENPI, STATE, Embodiment, Part, StateRotation, embodiment
 from lamp.data.instructions import check_instructions
 from lamp.data.lerobot_format import LAMP_PATH
 from lamp.data.lerobot_reader import LeRobotDataset
@@ -37,7 +38,7 @@ from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
 from lamp.train.configs import PolicyTraining
-from lamp.train.trained_on import GRIPPER_MARGIN, GRIPPER_MARGIN_TOLD
+from lamp.train.trained_on import GRIPPER_MARGIN_TOLD, near_ends
 
 WITHOUT = ("none",)
 LONGEST = 128
@@ -70,9 +71,12 @@ class FitConfig:
     actions: Literal["absolute", "delta", "relative"] | None = None
     """What the actions are: targets in the units of the state, learnt as recorded (absolute) or from the state that a chunk
     starts at (relative), or changes from one step to the next (delta). By default it is found out from the data, and said."""
-    gripper: tuple[float, float] | None = None
-    """What the action's last value is where the gripper is open, and where it is closed. By default 1 and 0 if it is recorded
-    from 0 to 1 and reaches both, and otherwise it is learnt like any other value."""
+    gripper: tuple[float, ...] = ()
+    """What the action's gripper is where it is open, and where it is closed; a pair for each arm where they differ. By default 1
+    and 0 if it is recorded from 0 to 1 and reaches both, and otherwise it is learnt like any other value."""
+    gripper_at: tuple[int, ...] = ()
+    """Which of the action's values are grippers, such as 6 13 of two arms. By default those that the dataset calls so, else the
+    last."""
     rotation_at: int | None = None
     """Where in the state a rotation of three values starts; the policy is then shown it as two columns of its matrix."""
     rotation: Literal["axis_angle", "roll_pitch_yaw"] = "axis_angle"
@@ -99,9 +103,9 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
             f"recipe {base.name!r} is a model alone; expected one with training, such as demo or paper_real"
         )
     robot, dataset = _robot(config)
-    gripper, told_gripper = _gripper(robot, dataset)
-    robot, told_actions = _with_kind(config, robot, dataset, gripper)
-    transform = _transform(config)
+    grippers, told_gripper = _grippers(config, robot, dataset)
+    robot, told_actions = _with_kind(config, robot, dataset, grippers)
+    transform = _transform(config, robot)
     states, actions = (_width(dataset, parts) for parts in (robot.state, robot.action))
     seen = _with_room(_seen(base.policy.backbone, list(robot.cameras or ())), dataset.tasks)
     check_instructions(instruction_reader(seen), dataset.tasks, dataset.root)
@@ -111,7 +115,7 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
         base.policy,
         embodiment=robot,
         state_transform=transform,
-        gripper=None if not gripper else -1 if robot.gripper is None else robot.gripper.dim,
+        gripper=(grippers[0] if len(grippers) == 1 else grippers) if grippers else None,
         state_fit=_own_spread(base.policy.state_fit, HardlyMoved(), least),
         action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0), least),
     )
@@ -152,8 +156,11 @@ def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
             cameras=_cameras(config.cameras) or None,
             state=tuple(map(_part, (STATE,) if config.state == WITHOUT else config.state)),
             action=tuple(map(_part, config.action)),
-            gripper=None if config.gripper is None else Gripper(opened=config.gripper[0], closed=config.gripper[1]),
+            rotations=None
+            if config.rotation_at is None
+            else (StateRotation(start=config.rotation_at, rotation=_rotation(config)),),
         )
+        robot = replace(robot, gripper=_told_grippers(config, robot))
     dataset = robot.open(config.data)
     named = {name: dataset.described.cameras[name].key for name in sorted(dataset.cameras)}
     if not named:
@@ -188,12 +195,12 @@ def _part(text: str) -> Part:
     return Part(key=found["key"], start=int(start or 0), stop=int(stop) if stop else None)
 
 
-def _transform(config: FitConfig) -> StateTransform:
+def _transform(config: FitConfig, robot: Embodiment) -> StateTransform:
     if config.state == WITHOUT:
         return NoState()
-    if config.rotation_at is None:
+    if not robot.rotations:
         return RawState()
-    return ContinuousRotation(start=config.rotation_at, rotation=_rotation(config))
+    return ContinuousRotation(start=robot.rotations[0].start, rotation=robot.rotations[0].rotation)
 
 
 def _rotation(config: FitConfig) -> RotationFormat:
@@ -201,32 +208,79 @@ def _rotation(config: FitConfig) -> RotationFormat:
     return kinds[config.rotation](degrees=config.degrees)
 
 
-def _gripper(robot: Embodiment, dataset: LeRobotDataset) -> tuple[bool, str]:
-    """Whether the action's last value is learnt as a gripper, and in words why."""
+def _told_grippers(config: FitConfig, robot: Embodiment) -> Gripper | tuple[Gripper, ...] | None:
+    """The grippers that the flags describe; None where they say nothing of their units.
+
+    Raises:
+        ConfigError: They do not say which value is which gripper.
+    """
+    if not config.gripper:
+        return None
+    dims = config.gripper_at
+    if not dims:
+        dims = _named_grippers(robot, robot.open(config.data)) or (-1,)
+    pairs = list(zip(config.gripper[::2], config.gripper[1::2], strict=False))
+    if len(config.gripper) % 2 or len(pairs) not in (1, len(dims)):
+        raise ConfigError(
+            f"--gripper {' '.join(f'{value:g}' for value in config.gripper)} given, with grippers at "
+            f"{' '.join(map(str, dims))} of the action; expected OPEN CLOSED, or such a pair for each of them (--gripper-at)"
+        )
+    found = tuple(
+        Gripper(dim=dim, opened=opened, closed=closed)
+        for dim, (opened, closed) in zip(dims, pairs * (len(dims) // len(pairs)), strict=True)
+    )
+    return found[0] if len(found) == 1 else found
+
+
+def _named_grippers(robot: Embodiment, dataset: LeRobotDataset) -> tuple[int, ...]:
+    """The action's values that the dataset calls grippers, by their own names or that of a feature of one value; the last one is
+    -1."""
+    names = robot.action_names(dataset)
+    found = [dim for dim, name in enumerate(names) if "gripper" in name.lower() and names.count(name) == 1]
+    return tuple(-1 if dim == len(names) - 1 else dim for dim in found)
+
+
+def _grippers(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset) -> tuple[tuple[int, ...], str]:
+    """Which of the action's values are learnt as grippers, and in words why.
+
+    Raises:
+        ConfigError: There is no such value.
+    """
     dataset.check_episodes()
     recorded = np.concatenate([robot.actions(dataset, index) for index in range(len(dataset))])
-    dim = -1 if robot.gripper is None else robot.gripper.dim
-    values = recorded[:, dim]
+    width = recorded.shape[1]
+    dims = tuple(one.dim for one in robot.grippers) or config.gripper_at or _named_grippers(robot, dataset) or (-1,)
+    for dim in dims:
+        if not -width <= dim < width:
+            raise ConfigError(f"--gripper-at {dim} given, and an action has {width} values; expected 0 to {width - 1}")
+    found = [_gripper(robot, recorded[:, dim], dim, width) for dim in dims]
+    return tuple(dim for dim, (one, _) in zip(dims, found, strict=True) if one), "; ".join(text for _, text in found)
+
+
+def _gripper(robot: Embodiment, values: Float32[np.ndarray, " n"], dim: int, width: int) -> tuple[bool, str]:
+    """Whether a value of the action is learnt as a gripper, and in words why."""
+    which = "the action's last value" if dim % width == width - 1 else f"value {dim} of the action"
     lowest, highest = float(values.min()), float(values.max())
-    if robot.gripper is not None:
-        opened, closed = robot.gripper.opened, robot.gripper.closed
-        ends = sorted(float(robot.gripper.recorded(np.full(1, end))[0]) for end in (lowest, highest))
-        which = "last value" if dim == -1 else f"value {dim}"
-        text = f"the action's {which}, {opened:g} = open, {closed:g} = closed, in which units the robot is sent it"
+    known = next((one for one in robot.grippers if one.dim == dim), None)
+    if known is not None:
+        ends = sorted(known.closed + end * (known.opened - known.closed) for end in (lowest, highest))
+        text = f"{which}, {known.opened:g} = open, {known.closed:g} = closed, in which units the robot is sent it"
         if not -GRIPPER_MARGIN_TOLD <= lowest <= highest <= 1 + GRIPPER_MARGIN_TOLD:
             text += (
                 f"; BUT it is recorded from {ends[0]:g} to {ends[1]:g}, which training refuses: give --gripper as it is"
             )
         return True, text
-    near = np.minimum(np.abs(values), np.abs(values - 1)) <= GRIPPER_MARGIN
-    if near.all() or (0 <= lowest <= 0.1 and 0.9 <= highest <= 1):
-        return True, "the action's last value, taken as 1 = open, 0 = closed"
+    if near_ends(values) or (0 <= lowest <= 0.1 and 0.9 <= highest <= 1):
+        return True, f"{which}, taken as 1 = open, 0 = closed"
     return False, (
-        f"not told apart: the action's last value runs from {lowest:g} to {highest:g}; --gripper OPEN CLOSED if it is one"
+        f"not told apart: {which} runs from {lowest:g} to {highest:g}, and is learnt and sent like any other; --gripper OPEN "
+        "CLOSED if it is one"
     )
 
 
-def _with_kind(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, gripper: bool) -> tuple[Embodiment, str]:
+def _with_kind(
+    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, grippers: Sequence[int]
+) -> tuple[Embodiment, str]:
     """The embodiment with what its actions are, and in words why.
 
     Raises:
@@ -234,13 +288,13 @@ def _with_kind(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, gr
     """
     if config.embodiment:
         return robot, f"{type(robot.kind).__name__.lower()}, as the embodiment {robot.name!r} has them"
-    last = _gripper_place(robot, _width(dataset, robot.action)) if gripper else None
+    known = {dim % robot.action_width(dataset) for dim in grippers}
     found = compare_with_state(
-        [(robot.recorded_actions(dataset, n), robot.states(dataset, n)) for n in _some(len(dataset))], without=last
+        [(robot.recorded_actions(dataset, n), robot.states(dataset, n)) for n in _some(len(dataset))], without=known
     )
     asked = config.actions or found.kind
     if asked == "relative":
-        kind = _relative(config, robot, dataset, found, last)
+        kind = _relative(config, robot, dataset, found, known)
         told = "relative: targets, learnt from the state that a chunk starts at, and sent as targets"
         return replace(robot, kind=kind), f"{told} ({found.why})"
     if asked is None:
@@ -253,13 +307,8 @@ def _with_kind(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, gr
     return replace(robot, kind=kind), f"{asked}: {what}, learnt as recorded ({why}){more}"
 
 
-def _gripper_place(robot: Embodiment, width: int) -> int:
-    """Where the gripper is in an action of so many values."""
-    return (-1 if robot.gripper is None else robot.gripper.dim) % width
-
-
 def _relative(
-    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, found: Comparison, gripper: int | None
+    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, found: Comparison, grippers: set[int]
 ) -> Relative:
     """Which of the actions are learnt as differences from which values of the state.
 
@@ -272,7 +321,7 @@ def _relative(
             f"--actions relative given, but the actions of {dataset.root} are changes already ({found.why}); expected targets in "
             "the units of the state: --actions delta"
         )
-    pairs = dict(found.pairs) or {index: index for index in range(min(actions, states)) if index != gripper}
+    pairs = dict(found.pairs) or {index: index for index in range(min(actions, states)) if index not in grippers}
     pose = None
     if config.rotation_at is not None and config.rotation_at >= 3:
         start = config.rotation_at - 3
@@ -317,10 +366,10 @@ def _is_libero(config: FitConfig, dataset: LeRobotDataset) -> bool:
 def _scaling(policy: PolicyTraining, dataset: LeRobotDataset) -> str:
     """In words, how states and actions are scaled: what is not divided by its own spread is named."""
     assert policy.model.action is not None
-    robot, gripper = policy.embodiment, policy.gripper
+    robot = policy.embodiment
     states, actions = stacked(dataset, range(len(dataset)), policy.model.action.chunk, robot)
     names = action_names(dataset.features, robot, actions.shape[1])
-    binary = () if gripper is None else (gripper % actions.shape[1],)
+    binary = policy.gripper_dims(actions.shape[1])
     shown = policy.state_transform.apply(states)
     rows = []
     for what, called, fitted in (

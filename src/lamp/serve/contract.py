@@ -47,8 +47,9 @@ class Contract:
     """Which data the actions' units come from; starVLA calls it the unnorm key."""
     takes_language: bool = True
     """Whether the instruction must say something: that of the demonstrations did."""
-    gripper: GripperUnits | None = None
-    """What the gripper's value in the actions is where it is open and where it is closed; None: the data do not say."""
+    grippers: tuple[GripperUnits, ...] = ()
+    """What the grippers' values in the actions are where they are open and where they are closed; none where the data do not
+    say."""
     kind: str = "delta"
     """What the actions are: delta, absolute, or relative, which are absolute when they leave the policy."""
     state_features: Mapping[str, int] = field(default_factory=dict)
@@ -239,7 +240,7 @@ def contract_of(policy: Any) -> Contract:
         execute=policy.execute,
         dataset=policy.dataset,
         takes_language=not policy.description.data.tasks or any(map(str.strip, policy.description.data.tasks)),
-        gripper=GripperUnits.of(told) if "gripper" in told else None,
+        grippers=GripperUnits.all_of(told),
         kind=told["actions"],
         state_features=record.state_features if record.state_width else {},
         state_columns=record.embodiment.state_columns(record.state_features)

@@ -19,7 +19,7 @@ from lamp.serve.units import AsRecorded, Units
 from lamp_client.client import PROTOCOL_VERSION
 from lamp_client.errors import InvalidValueError, WireError
 from lamp_client.layouts import RequestLayout, frame_request, image_from, prompt_from, state_from
-from lamp_client.types import Observation
+from lamp_client.types import GripperUnits, Observation
 
 Message = Mapping[Any, Any]
 STARVLA_TYPES = ("ping", "infer", "predict_action", "reset")
@@ -268,7 +268,7 @@ def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dic
         "lamp": {"protocol": PROTOCOL_VERSION},
         "policy": "lamp",
         "action_units": units.action_units,
-        **({} if units.sent is None else {"gripper": units.sent.plain}),
+        **GripperUnits.told(units.sent),
         "cameras": {camera.name: [camera.height, camera.width] for camera in contract.cameras},
         "state_width": contract.state_width,
         "recorded_state_width": contract.recorded_state_width,

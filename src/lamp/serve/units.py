@@ -21,14 +21,20 @@ Actions = Float[np.ndarray, "h a"]
 class AsRecorded:
     """The dataset's own units, gripper included; LaMP's own environment adapters convert, as the greeting says what they are."""
 
-    gripper: GripperUnits | None = None
-    """In the dataset's actions; None: unknown, and taken as 1 = open, 0 = closed where it has to be converted."""
+    grippers: tuple[GripperUnits, ...] = ()
+    """In the dataset's actions; none: unknown, and taken as one, 1 = open, 0 = closed, where it has to be converted."""
     action_units: Literal["dataset", "environment"] = "dataset"
 
     @property
-    def sent(self) -> GripperUnits | None:
-        """The gripper in the actions that are sent; None: unknown."""
-        return self.gripper
+    def sent(self) -> tuple[GripperUnits, ...]:
+        """The grippers in the actions that are sent; none: unknown."""
+        return self.grippers
+
+    def openness(self, actions: Actions) -> Actions:
+        """Actions as they are recorded, with grippers 1 = open, 0 = closed."""
+        for gripper in self.grippers:
+            actions = gripper.openness(actions)
+        return actions
 
     def __call__(self, actions: Actions) -> Actions:
         """For openpi's clients."""
@@ -50,7 +56,7 @@ class ForEnvironment(AsRecorded):
     action_units: Literal["dataset", "environment"] = "environment"
 
     def for_starvla(self, actions: Actions) -> Actions:
-        return (self.gripper or GripperUnits()).openness(actions)
+        return self.openness(actions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +64,11 @@ class Libero(ForEnvironment):
     """LIBERO's own: the gripper becomes -1 = open, +1 = close. What openpi's LIBERO client executes as it is."""
 
     @property
-    def sent(self) -> GripperUnits:
-        return GripperUnits(dim=6, opened=-1.0, closed=1.0)
+    def sent(self) -> tuple[GripperUnits, ...]:
+        return (GripperUnits(dim=6, opened=-1.0, closed=1.0),)
 
     def __call__(self, actions: Actions) -> Actions:
-        return libero.action_from_policy((self.gripper or GripperUnits()).openness(actions))
+        return libero.action_from_policy(self.openness(actions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +76,11 @@ class WidowX(ForEnvironment):
     """SimplerEnv's WidowX: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
 
     @property
-    def sent(self) -> GripperUnits:
-        return GripperUnits(dim=6, opened=1.0, closed=-1.0)
+    def sent(self) -> tuple[GripperUnits, ...]:
+        return (GripperUnits(dim=6, opened=1.0, closed=-1.0),)
 
     def __call__(self, actions: Actions) -> Actions:
-        return simpler_tasks.action_from_policy((self.gripper or GripperUnits()).openness(actions))
+        return simpler_tasks.action_from_policy(self.openness(actions))
 
 
 Units = AsRecorded | Libero | WidowX
@@ -98,7 +104,7 @@ def units_of(name: str, contract: Contract) -> Units:
         MismatchError: The policy's actions are none of that environment's.
     """
     check_units(name)
-    units = UNITS[name](gripper=contract.gripper)
+    units = UNITS[name](grippers=contract.grippers)
     if units.action_units == "environment":
         if contract.action_width != 7:
             raise MismatchError(
@@ -109,9 +115,10 @@ def units_of(name: str, contract: Contract) -> Units:
                 f"--units {name} needs actions that are changes of the pose; this policy's, trained on {contract.dataset}, are "
                 f"{contract.kind} targets. Known: dataset."
             )
-        if contract.gripper is not None and contract.gripper.dim % contract.action_width != 6:
+        places = [gripper.dim for gripper in contract.grippers]
+        if any(place % contract.action_width != 6 for place in places):
             raise MismatchError(
-                f"--units {name} needs the gripper as the last of 7 values; this policy has it at {contract.gripper.dim}. "
+                f"--units {name} needs the gripper as the last of 7 values; this policy has it at {places[0]}. "
                 "Known: dataset."
             )
     return units

@@ -9,7 +9,6 @@ from pathlib import Path
 from lamp.data.cache_report import Report, check_store
 from lamp.data.feature_store import FeatureStore
 from lamp.data.hidden_states import HIDDEN
-from lamp.data.lerobot import LeRobotDataset
 from lamp.data.manifest import cache_folder, read_manifest
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
@@ -18,7 +17,7 @@ from lamp.train.configs import MixedIn, PolicyTraining, Seen
 from lamp.train.hidden import HiddenWork, hidden_settings, hidden_store, make_hidden
 from lamp.train.policy import read_motion
 from lamp.train.running import check_device
-from lamp.train.sources import Sources
+from lamp.train.sources import Sources, dataset_names
 from lamp_client.child_processes import available_cores
 
 
@@ -38,12 +37,7 @@ class CacheRequest:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise ConfigError("no dataset is given; expected one or several: lamp cache features DIR ...")
-        names = [LeRobotDataset(one.data).root.resolve().name for one in self.datasets]
-        double = next((name for name in names if names.count(name) > 1), None)
-        if self.root is not None and double is not None:
-            raise ConfigError(
-                f"two datasets are called {double}, and each gets a folder of its name in {self.root}; cache one at a time"
-            )
+        dataset_names([one.data for one in self.datasets], self.root)
         if self.motion is not None and not isinstance(self.settings, PolicyTraining):
             raise ConfigError("z_m depends on all settings of a training; expected those of a recipe's policy.")
         for device in self.caching.workers.devices if self.caching.workers else ():

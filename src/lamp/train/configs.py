@@ -241,13 +241,18 @@ class PolicyTraining:
     state_transform: StateTransform = field(default_factory=ContinuousRotation)
     state_fit: NormaliserFit = field(default_factory=ByDeviation)
     action_fit: NormaliserFit = field(default_factory=ByDeviation)
-    gripper: int | None = -1
-    """The action's dimension that holds the gripper (0 or 1), or None."""
+    gripper: int | tuple[int, ...] | None = -1
+    """The action's dimension that holds the gripper (0 or 1), one for each arm, or None."""
     split: Split = field(default_factory=Split)
     validation_samples: int = 256
     """Held-out samples whose loss is measured at each validation."""
     action_samples: int = 64
     """Held-out samples for which a whole chunk is drawn at each validation, with all solver steps; 0: none."""
+
+    def gripper_dims(self, width: int) -> tuple[int, ...]:
+        """Where the grippers are in an action of so many values."""
+        dims = (self.gripper,) if isinstance(self.gripper, int) else self.gripper or ()
+        return tuple(dim % width if -width <= dim < width else dim for dim in dims)
 
     def __post_init__(self) -> None:
         if self.model.action is None:

@@ -34,7 +34,7 @@ from lamp.train.measuring import spread
 from lamp.train.processes import Processes, processes
 from lamp.train.randomness import seed_everything
 from lamp.train.running import CHECKPOINT, RunStage, TrainingResult, run_stage
-from lamp.train.sources import Sources
+from lamp.train.sources import Sources, dataset_names
 from lamp.train.stages import MotionStage
 
 SCENE_FLOW = "sceneflow"
@@ -136,7 +136,8 @@ def _open_datasets(
         MismatchError: Their flow steps take different times, and are not to be mixed so.
     """
     opened: list[_Dataset] = []
-    for part in (MixedIn(data=str(data), embodiment=config.embodiment), *config.also):
+    parts = (MixedIn(data=str(data), embodiment=config.embodiment), *config.also)
+    for part, name in zip(parts, dataset_names([part.data for part in parts], features), strict=True):
         sources = Sources.open(
             Path(part.data),
             found.key,
@@ -147,6 +148,7 @@ def _open_datasets(
             wanted=found.description,
             live=live,
         )
+        sources = replace(sources, name=name)
         store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
         whole = not opened or (config.flow_frames or 1) % store.description.sampling.stride == 0
         stride = at_stride(config, store).flow_stride if whole else config.flow_stride

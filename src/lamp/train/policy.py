@@ -125,7 +125,7 @@ def _kept_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, boo
     def kept(sources: Sources, embodiment: Embodiment, own: bool) -> PolicyScaling | None:
         if tuned is None:
             return None
-        return tuned.scaling_of(sources.dataset.root.resolve().name, embodiment, own=own)
+        return tuned.scaling_of(sources.name, embodiment, own=own)
 
     return kept
 

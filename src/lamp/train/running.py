@@ -45,7 +45,7 @@ from lamp.train.tracking import IDS
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
 FLOW = "flow.json"
-NOTES = ("floored", "state_features", "scene_flow")
+NOTES = ("floored", "state_features", "scene_flow", "rotations")
 LENGTH = ("steps", "time_budget_s")
 """Loop settings that a finished run may raise: it then goes on, with the schedule of a run of the new length from there on."""
 MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, FLOW)
@@ -252,6 +252,7 @@ def _comparable(value: Any, what: str) -> Any:
     if what == "training":
         plain["loop"] = _without(plain["loop"], FREE_TO_CHANGE)
         plain["backbone"] = _without(plain["backbone"], PROVENANCE)
+        plain = {**plain, **{name: _without_reports(plain[name]) for name in ("embodiment", "also") if name in plain}}
     if what == "policy":
         return _without_reports(plain)
     if what == "backbone":

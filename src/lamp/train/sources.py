@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,10 +13,11 @@ from typing import Any
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.features import FeatureCache, Features, FrozenBackbone
+from lamp.data.hub import find_dataset
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.live_features import LiveFeatures
 from lamp.data.samples import EpisodeSplit, split_episodes
-from lamp.errors import MismatchError
+from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import QwenIdentity
 from lamp.train.configs import Split
 from lamp.train.description import BackboneRecord, CameraInput, DataRecord
@@ -32,6 +34,8 @@ class Sources:
     frozen_key: str
     """Of the backbone without adapters."""
     split: EpisodeSplit
+    name: str = ""
+    """What a checkpoint calls the dataset; empty: by its folder's name."""
 
     @property
     def features(self) -> Features:
@@ -125,7 +129,7 @@ class Sources:
             digest.update(f"\n{episode} {self.dataset.fingerprint(episode)}".encode())
         trained = {text for episode in self.split.train for text in self.dataset.instructions(episode)[0]}
         return DataRecord(
-            name=self.dataset.root.resolve().name,
+            name=self.name or self.dataset.root.resolve().name,
             fingerprint=digest.hexdigest()[:32],
             episodes=len(self.split.train),
             frames=samples,
@@ -147,6 +151,39 @@ class Sources:
             return self.split.train
         held_out = set(same.validation_episodes)
         return tuple(episode for episode in self.split.train if episode in held_out)
+
+
+def dataset_names(datasets: Sequence[str | os.PathLike[str]], features: Path | None = None) -> list[str]:
+    """What a checkpoint calls its datasets: the names of their folders, with as many of those above as tell them apart.
+
+    Args:
+        datasets: Folders or hub ids.
+        features: The folder that all their feature caches are in, each under its dataset's name; None: each is in its dataset.
+
+    Raises:
+        ConfigError: Two datasets would have one folder for their caches.
+    """
+    roots = [find_dataset(one).resolve() for one in datasets]
+    names = [root.name for root in roots]
+    for place, name in enumerate(names):
+        other = next((root for root in roots if root.name == name and root != roots[place]), None)
+        if features is not None and other is not None:
+            raise ConfigError(
+                f"the folder {features} would hold the caches of {roots[place]} and of {other} in one folder, {name!r}; expected "
+                "datasets of different names: rename one, or keep the caches in the datasets"
+            )
+    depth = 1
+    while len(set(names)) < len(set(roots)):
+        depth += 1
+        names = [
+            "/".join(root.parts[-depth:]) if names.count(name) > 1 else name
+            for root, name in zip(roots, names, strict=True)
+        ]
+    # One folder may be there twice, as two robots.
+    return [
+        name if name not in names[:place] else f"{name} ({names[:place].count(name) + 1})"
+        for place, name in enumerate(names)
+    ]
 
 
 def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:

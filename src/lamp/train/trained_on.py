@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from lamp.data.actions import Delta
-from lamp.data.embodiment import OWN, Embodiment
+from lamp.data.embodiment import OWN, Embodiment, StateRotation
 from lamp.data.features import FrozenBackbone
 from lamp.data.frame_sources import Videos
 from lamp.data.image_samples import ImageSamples
 from lamp.data.instructions import check_instructions
+from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.data.mixture import MixedSamples
+from lamp.data.normalise import ContinuousRotation, StateTransform
+from lamp.data.rotations import RollPitchYaw, RotationFormat
 from lamp.data.samples import PolicySamples, PolicyScaling, stacked
 from lamp.errors import MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenIdentity
@@ -22,12 +28,16 @@ from lamp.train.adapters import lora_of
 from lamp.train.adapting import check_adaptable
 from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.configs import MixedIn, PolicyTraining
-from lamp.train.sources import Sources
+from lamp.train.sources import Sources, dataset_names
 
 SAME_RATE = 0.01
 """Rates that differ by at most this share are the same."""
 GRIPPER_MARGIN = 0.01
 """How far a gripper's values may lie outside [0, 1]: rounding."""
+JOINT_WORDS = ("joint", "motor", ".pos", "shoulder", "elbow")
+"""What datasets call values of a state that are angles of joints, and no rotation of the hand."""
+LEAST_STROKE = 0.5
+"""Of a gripper from 0 to 1 whose convention is not given: one that is closed around something may never reach 0."""
 GRIPPER_MARGIN_TOLD = 0.1
 """The same where the embodiment says what is open and what closed: a gripper may reach somewhat further, in units of its own."""
 
@@ -99,8 +109,10 @@ def open_datasets(
         check_adaptable(config)
     elif not config.cache_features:
         live = live_backbone(config.backbone, config.loop.device, backbone)
-    steps = _steps(config, [own, *config.also])
-    for part, step in zip((own, *config.also), steps, strict=True):
+    parts = [own, *config.also]
+    names = dataset_names([part.data for part in parts], features)
+    steps = _steps(config, parts)
+    for part, name, step in zip(parts, names, steps, strict=True):
         how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment}
         if lora_of(config.backbone) is not None:
             frozen = adaptable(config, backbone)
@@ -110,6 +122,7 @@ def open_datasets(
             how |= {"live": live} if live is not None else {}
             how |= {"augmentation": config.augmentation, "features": features, "wanted": frozen.description}
             sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
+        sources = replace(sources, name=name)
         scaling = scalings(sources, part.embodiment, part is own)
         if scaling is None:
             scaling = fit_scaling(config, sources, part.embodiment, step)
@@ -204,6 +217,42 @@ def cached_parts(samples: PolicySamples | MixedSamples | ImageSamples | None) ->
     return [part for part in parts_of(samples) if isinstance(part, PolicySamples)]
 
 
+def near_ends(values: Float[np.ndarray, " n"]) -> bool:
+    """Whether a gripper is only ever open or closed, 1 or 0."""
+    return bool((np.minimum(np.abs(values), np.abs(values - 1)) <= GRIPPER_MARGIN).all())
+
+
+def check_rotation(transform: StateTransform, embodiment: Embodiment, dataset: LeRobotDataset) -> None:
+    """
+    Raises:
+        MismatchError: Values are taken for a rotation that are none, or for another kind of one.
+    """
+    if not isinstance(transform, ContinuousRotation):
+        return
+    wanted = StateRotation(start=transform.start, rotation=transform.rotation)
+    if embodiment.rotations is None:
+        called = embodiment.state_names(dataset)[transform.start : transform.start + 3]
+        if not any(word in name.lower() for name in called for word in JOINT_WORDS):
+            return
+        have = f"{', '.join(called)} there"
+    elif wanted in embodiment.rotations:
+        return
+    else:
+        rotations = [f"{_worded(one.rotation)} at {one.start}" for one in embodiment.rotations]
+        have = " and ".join(rotations) or "no rotation, but joint angles"
+    named = "" if embodiment.rotations is None else f" --embodiment {embodiment.name}"
+    raise MismatchError(
+        f"{dataset.root}: the recipe takes values {wanted.start} to {wanted.start + 2} of the state for "
+        f"{_worded(wanted.rotation)}; the state of the embodiment {embodiment.name!r} has {have}. Expected the same: make "
+        f"a recipe with `lamp recipe fit {dataset.root}{named}`"
+    )
+
+
+def _worded(rotation: RotationFormat) -> str:
+    name = "roll, pitch and yaw" if isinstance(rotation, RollPitchYaw) else "an axis-angle"
+    return f"{name} in {'degrees' if rotation.degrees else 'radians'}"
+
+
 def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment = OWN, step: int = 1) -> PolicyScaling:
     """Fits the normalisers to the training episodes.
 
@@ -212,23 +261,40 @@ def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment
     """
     action, root = config.model.action, sources.dataset.root
     assert action is not None
+    check_rotation(config.state_transform, embodiment, sources.dataset)
     raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, embodiment, step)
     states = config.state_transform.apply(raw)
     for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
         if found.shape[1] != wanted:
             raise MismatchError(
                 f"{root} has {name}s of {found.shape[1]} values (after the state transform); "
-                f"the model's {name}_dim is {wanted}: expected the same."
+                f"the model's {name}_dim is {wanted}: expected the same. Make a recipe that fits with `lamp recipe fit {root}`, "
+                f"or give --model.action.{name}-dim {found.shape[1]}."
             )
-    binary: Sequence[int] = () if config.gripper is None else (config.gripper % actions.shape[1],)
+    binary = config.gripper_dims(actions.shape[1])
+    known = [one.dim % actions.shape[1] for one in embodiment.grippers]
     for dimension in binary:
-        low, high = float(actions[:, dimension].min()), float(actions[:, dimension].max())
-        margin = GRIPPER_MARGIN if embodiment.gripper is None else GRIPPER_MARGIN_TOLD
+        values = actions[:, dimension] if dimension < actions.shape[1] else actions[:0, 0]
+        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+        margin = GRIPPER_MARGIN_TOLD if dimension in known else GRIPPER_MARGIN
         if not -margin <= low <= high <= 1 + margin:
             raise MismatchError(
                 f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}; expected 0 to 1. "
                 "Give the embodiment its convention, or set gripper to None to learn it as any other dimension."
             )
+        if dimension not in known and high - low < LEAST_STROKE and not near_ends(values):
+            raise MismatchError(
+                f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}, as one in units "
+                "of its own does, such as metres; expected 0 to 1. Give the embodiment its convention (`lamp recipe fit "
+                "--gripper OPEN CLOSED`), or set gripper to None (--gripper None) to learn it as any other dimension."
+            )
+    missing = sorted({*known} - {*binary})
+    if missing and binary:
+        raise MismatchError(
+            f"{root}: the embodiment {embodiment.name!r} has grippers at {sorted(known)} of the action, the recipe's gripper is "
+            f"{sorted(binary)}; expected the same: --gripper {' '.join(map(str, sorted(known)))}, or a recipe of "
+            f"`lamp recipe fit {root}`"
+        )
     return PolicyScaling(
         state_transform=config.state_transform,
         state=config.state_fit.fit(states),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -67,9 +67,30 @@ class GripperUnits:
         Raises:
             InvalidValueError: if they cannot be read.
         """
+        found = cls.all_of(metadata)
+        if len(found) > 1:
+            dims = ", ".join(str(one.dim) for one in found)
+            raise InvalidValueError(
+                f"the policy's actions have grippers at {dims}; expected those of a robot with one."
+            )
+        return found[0] if found else cls()
+
+    @classmethod
+    def all_of(cls, metadata: Mapping[str, Any]) -> tuple[GripperUnits, ...]:
+        """Reads those of all grippers, one for each arm, from a policy's metadata; none where it does not say.
+
+        Raises:
+            InvalidValueError: if they cannot be read.
+        """
         told = metadata.get("gripper")
-        if told is None:
-            return cls()
+        return (
+            ()
+            if told is None
+            else tuple(cls._read(one) for one in (told if isinstance(told, list | tuple) else [told]))
+        )
+
+    @classmethod
+    def _read(cls, told: Any) -> GripperUnits:
         try:
             return cls(dim=int(told["dim"]), opened=float(told["opened"]), closed=float(told["closed"]))
         except (TypeError, KeyError, ValueError, OverflowError):
@@ -81,6 +102,12 @@ class GripperUnits:
     def plain(self) -> dict[str, Any]:
         """The values for a policy's metadata, which `of` reads."""
         return {name: asdict(self)[name] for name in ("dim", "opened", "closed")}
+
+    @staticmethod
+    def told(grippers: Sequence[GripperUnits]) -> dict[str, Any]:
+        """The entry of a policy's metadata that `all_of` reads: a map, a list of maps where there are several, or none."""
+        known = [gripper.plain for gripper in grippers]
+        return {"gripper": known[0] if len(known) == 1 else known} if known else {}
 
     def openness(self, actions: np.ndarray) -> np.ndarray:
         """(..., a) actions in these units, as the same with 1 = open, 0 = closed."""

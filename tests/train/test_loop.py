@@ -18,6 +18,7 @@ from lamp.draws import Source, normal
 from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
 from lamp.train.configs import BFloat16, LoopConfig
+from lamp.train.description import Description
 from lamp.train.loop import Loop
 from lamp.train.optimiser import AdamW
 from lamp.train.placement import Alone, StepLoss, place
@@ -233,7 +234,7 @@ def test_a_configuration_with_deepspeed_is_read_and_told_what_to_choose_instead(
     with pytest.raises(ConfigError, match=r"DeepSpeed .* 2 processes .*\(--sharding full\)"):
         place(cast(Any, Toy()), config, Two())
     with pytest.raises(ConfigError, match=r"DeepSpeed .* 2 processes .*\(--sharding full\)"):
-        Planner("cpu")(Toy(), config, cast(Any, None), tmp_path, fresh=False, processes=Two())
+        Planner("cpu")(Toy(), config, object.__new__(Description), tmp_path, fresh=False, processes=Two())
 
 
 @pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])

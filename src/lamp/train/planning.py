@@ -69,9 +69,9 @@ class Planner:
         processes: Processes = SINGLE,
     ) -> TrainingResult:
         """As `run_stage`, but for what it does."""
+        check_sharding(loop.sharding, processes.count)
         assert isinstance(stage, AnyStage)
         self.main = processes.main
-        check_sharding(loop.sharding, processes.count)
         done = _done(out, fresh=fresh)
         _stand_in_hidden(stage)
         seconds = _time(stage, loop, out, done, processes) if self._is_here(loop) else None

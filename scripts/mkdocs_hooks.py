@@ -38,7 +38,7 @@ LINK = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)|(?<=\]\()(?P<target>[^)\s#:]+)(?=[
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Sets what plain YAML cannot say: GitHub's anchors, and blocks of code that are diagrams."""
-    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
     fence = {"name": "mermaid", "class": "mermaid", "format": fence_code_format}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
     return config

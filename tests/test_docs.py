@@ -285,3 +285,15 @@ def test_targets_of_make_exist() -> None:
 def test_extras_exist(document: str, extras: str) -> None:
     known = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     assert {name.strip() for name in extras.split(",")} <= known.keys()
+
+
+def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    (listed,) = [body for _, language, body in FENCED.findall(read("docs/architecture.md")) if language == "text"]
+    assert listed.splitlines() == layers
+
+
+def test_both_diagrams_name_functions_at_every_step() -> None:
+    diagrams = [body for _, language, body in FENCED.findall(read("docs/architecture.md")) if language == "mermaid"]
+    assert [len(re.findall(PATHS, body)) >= 10 and "::" in body for body in diagrams] == [True, True]

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from lamp.collect.grasping import MAX_OPENING, PALM_CLEARANCE, Grasp, plan_grasp
 from lamp.collect.placing import Place, climb_needed, find_place, obstacle_height, release_height
 from lamp.collect.scene import Scene, Volumes
-from lamp.collect.skills import DOWN, nearest_turn, rotation_vector, world_from_hand
+from lamp.collect.skills import DOWN, nearest_turn, world_from_hand
+from lamp.data.rotations import AxisAngle
 
 Points = Float[np.ndarray, "n 3"]
 
@@ -155,8 +156,8 @@ def test_half_a_turn_of_the_hand_closes_along_the_same_line() -> None:
 
 
 def test_a_rotation_vector_turns_one_hand_into_the_other() -> None:
-    np.testing.assert_allclose(rotation_vector(world_from_hand(0.4) @ DOWN.T), [0.0, 0.0, 0.4], atol=1e-12)
-    np.testing.assert_allclose(rotation_vector(np.eye(3)), 0.0, atol=1e-12)
+    np.testing.assert_allclose(AxisAngle().values(world_from_hand(0.4) @ DOWN.T), [0.0, 0.0, 0.4], atol=1e-12)
+    np.testing.assert_allclose(AxisAngle().values(np.eye(3)), 0.0, atol=1e-12)
 
 
 def test_a_place_is_read_from_the_goals_shape() -> None:

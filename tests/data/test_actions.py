@@ -38,6 +38,33 @@ def test_rotations_by_hand() -> None:
     np.testing.assert_allclose(RollPitchYaw().matrix(RollPitchYaw().values(upright)), upright, atol=1e-8)
 
 
+def test_at_the_ends_of_pitch_the_roll_is_nothing_and_no_one_is_warned(recwarn: pytest.WarningsRecorder) -> None:
+    ends = RollPitchYaw().matrix(
+        np.array([[0.3, np.pi / 2, 0.5], [0.3, -np.pi / 2, 0.5], [0.3, np.pi / 2 - 1e-6, 0.5]])
+    )
+    found = RollPitchYaw().values(ends)
+    np.testing.assert_allclose(
+        found, [[0, np.pi / 2, 0.2], [0, -np.pi / 2, 0.8], [0.3, np.pi / 2 - 1e-6, 0.5]], atol=1e-8
+    )
+    assert not recwarn.list
+
+
+def test_half_turns_keep_their_sign_and_what_is_no_number_stays_none() -> None:
+    half = np.pi / np.sqrt(2)
+    vectors = np.array(
+        [[np.pi, 0, 0], [0, -np.pi, 0], [half, half, 0], [np.pi - 1e-9, 0, 0], [4.0, 0, 0], [1e-13, 0, 0]]
+    )
+    expected = vectors.copy()
+    expected[4, 0] -= 2 * np.pi
+    np.testing.assert_allclose(AxisAngle().values(AxisAngle().matrix(vectors)), expected, atol=1e-8)
+    lost = np.array([[np.nan, 0, 0], [0.5, 0, 0]])
+    for form in FORMATS:
+        back = form.values(form.matrix(lost))
+        assert np.isnan(back[0]).any()
+        np.testing.assert_allclose(back[1], lost[1])
+        assert form.values(form.matrix(np.zeros((0, 3)))).shape == (0, 3)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), form=st.sampled_from(FORMATS))
 def test_relative_poses_are_restored(seed: int, form: RotationFormat) -> None:

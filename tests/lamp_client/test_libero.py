@@ -20,10 +20,10 @@ from lamp_client.envs.libero import (
     LiberoEnv,
     LiberoTask,
     action_from_policy,
-    axis_angle,
     load_task,
 )
 from lamp_client.envs.placement import movable_objects
+from lamp_client.envs.rotations import axis_angle_from_quaternion
 from lamp_client.errors import InvalidValueError, MissingSoftwareError, SimulationError, UnknownNameError
 from lamp_client.types import Observation
 
@@ -288,10 +288,14 @@ def test_grippers_are_converted() -> None:
 
 def test_axis_angles_keep_the_quaternions_sign() -> None:
     half = np.pi / 4
-    np.testing.assert_allclose(axis_angle(np.array([0, 0, np.sin(half), np.cos(half)])), [0, 0, np.pi / 2])
+    np.testing.assert_allclose(
+        axis_angle_from_quaternion(np.array([0, 0, np.sin(half), np.cos(half)])), [0, 0, np.pi / 2]
+    )
     # The same rotation with the other sign is the long way round, not folded back.
-    np.testing.assert_allclose(axis_angle(-np.array([0, 0, np.sin(half), np.cos(half)])), [0, 0, -3 * np.pi / 2])
-    np.testing.assert_array_equal(axis_angle(np.array([0, 0, 0, 1.0])), np.zeros(3))
+    np.testing.assert_allclose(
+        axis_angle_from_quaternion(-np.array([0, 0, np.sin(half), np.cos(half)])), [0, 0, -3 * np.pi / 2]
+    )
+    np.testing.assert_array_equal(axis_angle_from_quaternion(np.array([0, 0, 0, 1.0])), np.zeros(3))
 
 
 def test_fixtures_stand_where_the_initial_state_says_and_robosuites_step_agrees_there() -> None:

@@ -15,7 +15,7 @@ from lamp_client.envs.libero_plus.names import spoken
 from lamp_client.envs.plus_style import ASPECTS, CATEGORIES, LEVELS, Joined, OneOf, at_level, parse
 from lamp_client.envs.plus_style.camera import looked_at
 from lamp_client.envs.plus_style.language import NOUNS, VERBS, Reworded, exchanged
-from lamp_client.envs.turning import about, product, turned
+from lamp_client.envs.rotations import quaternion_about, quaternion_product, rotated
 from lamp_client.errors import InvalidValueError, UnknownNameError
 
 STANDARD = Standard(
@@ -54,7 +54,7 @@ def test_every_aspect_draws_the_same_from_the_same_seed(aspect: str, level: int)
 
 
 def forward(pose: CameraPose) -> np.ndarray:
-    return turned(np.array([0.0, 0.0, -1.0]), pose.quaternion)
+    return rotated(np.array([0.0, 0.0, -1.0]), pose.quaternion)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,7 +67,7 @@ def test_orbits_and_distances_keep_the_scene_in_the_middle(seed: int) -> None:
         away = pose.position - pivot
         assert near - 1e-9 <= np.linalg.norm(away) / np.linalg.norm(STANDARD.camera.position - pivot) <= far + 1e-9
         np.testing.assert_allclose(forward(pose), -away / np.linalg.norm(away), atol=2e-3)
-        sideways = turned(np.array([1.0, 0.0, 0.0]), pose.quaternion)
+        sideways = rotated(np.array([1.0, 0.0, 0.0]), pose.quaternion)
         assert abs(sideways[2]) < 1e-3, "the horizon stays level"
         assert pose.position[2] > 0.8
 
@@ -204,8 +204,12 @@ def test_unknown_names_and_levels_have_alternatives() -> None:
 
 def test_turns_compose() -> None:
     axis = np.array([0.6, 0.0, 0.8])
-    first, second = about(axis, 40), about(np.array([0.0, 1.0, 0.0]), -75)
+    first, second = quaternion_about(axis, 40), quaternion_about(np.array([0.0, 1.0, 0.0]), -75)
     vectors = np.random.default_rng(0).standard_normal((5, 3))
-    np.testing.assert_allclose(turned(turned(vectors, second), first), turned(vectors, product(first, second)))
-    np.testing.assert_allclose(np.linalg.norm(turned(vectors, first), axis=1), np.linalg.norm(vectors, axis=1))
-    np.testing.assert_allclose(turned(np.array([1.0, 0, 0]), about(np.array([0, 0, 1.0]), 90)), [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        rotated(rotated(vectors, second), first), rotated(vectors, quaternion_product(first, second))
+    )
+    np.testing.assert_allclose(np.linalg.norm(rotated(vectors, first), axis=1), np.linalg.norm(vectors, axis=1))
+    np.testing.assert_allclose(
+        rotated(np.array([1.0, 0, 0]), quaternion_about(np.array([0, 0, 1.0]), 90)), [0, 1, 0], atol=1e-12
+    )

@@ -14,10 +14,12 @@ from lamp_client.chunks import SimilarityEnsemble
 from lamp_client.client import InProcessPolicy
 from lamp_client.envs import Env, simpler_assets
 from lamp_client.envs.rotations import (
+    axis_angle_from_quaternion,
     axis_angle_from_rpy,
     matrix_from_axis_angle,
     matrix_from_quaternion,
     moving_xyz_from_matrix,
+    rotated,
     rpy_from_matrix,
 )
 from lamp_client.envs.simpler import SIMPLER_TASKS, SimplerEnv, View, action_from_policy
@@ -74,6 +76,30 @@ def test_conventions_differ_beyond_the_first_order() -> None:
     assert 0.02 < np.arccos((np.trace(wrong) - 1) / 2) < 0.06
     np.testing.assert_allclose(axis_angle_from_rpy(np.zeros(3)), 0)
     np.testing.assert_allclose(axis_angle_from_rpy(np.array([0, 0, 1e-12])), [0, 0, 1e-12], rtol=1e-6)
+
+
+def test_rotations_are_scipys() -> None:
+    """Fixed axes are scipy's "xyz", turning axes its "XYZ"; quaternions begin with w, robosuite's end with it."""
+    Rotation = pytest.importorskip("scipy.spatial.transform").Rotation
+    some = np.random.default_rng(0).normal(size=(50, 3))
+    matrices = Rotation.from_rotvec(some).as_matrix()
+    quaternions = Rotation.from_rotvec(some).as_quat()
+    np.testing.assert_allclose(axis_angle_from_rpy(some), Rotation.from_euler("xyz", some).as_rotvec(), atol=1e-9)
+    np.testing.assert_allclose(rpy_from_matrix(matrices), Rotation.from_matrix(matrices).as_euler("xyz"), atol=1e-9)
+    for vector, matrix, quaternion in zip(some, matrices, quaternions, strict=True):
+        np.testing.assert_allclose(matrix_from_axis_angle(vector), matrix, atol=1e-12)
+        np.testing.assert_allclose(matrix_from_quaternion(np.roll(quaternion, 1)), matrix, atol=1e-12)
+        np.testing.assert_allclose(
+            moving_xyz_from_matrix(matrix), Rotation.from_matrix(matrix).as_euler("XYZ"), atol=1e-9
+        )
+        np.testing.assert_allclose(axis_angle_from_quaternion(quaternion), vector_within(vector), atol=1e-6)
+        np.testing.assert_allclose(rotated(some, np.roll(quaternion, 1)), some @ matrix.T, atol=1e-12)
+
+
+def vector_within(vector: np.ndarray) -> np.ndarray:
+    """The vector whose angle lies in [0, pi], as of a quaternion with w >= 0."""
+    angle = np.linalg.norm(vector)
+    return vector if angle <= np.pi else vector * (angle - 2 * np.pi) / angle
 
 
 def test_quaternions_of_any_length_are_rotations() -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from lamp.collect.grasping import TIP, Grasp, plan_grasp
 from lamp.collect.placing import CLEARANCE, Place, climb_needed, find_place, obstacle_height, release_height
 from lamp.collect.scene import Rotation, Scene, Vector, Volumes
+from lamp.data.rotations import AxisAngle
 
 POSITION_UNIT = 0.05
 """Displacement that an action of 1 asks for in [m] (robosuite's OSC_POSE)."""
@@ -199,7 +200,7 @@ def move(now: Situation, target: Vector, yaw: float, gripper: float, *, sideways
     """The action towards a pose of the hand; `sideways` slows its horizontal part."""
     way = GAIN * (target - now.hand) / POSITION_UNIT
     way[:2] *= sideways / max(1.0, float(np.linalg.norm(way[:2])))
-    turn = GAIN * rotation_vector(world_from_hand(yaw) @ now.rotation.T) / ROTATION_UNIT
+    turn = GAIN * AxisAngle().values(world_from_hand(yaw) @ now.rotation.T) / ROTATION_UNIT
     return np.concatenate([np.clip(way, -1.0, 1.0), np.clip(turn, -1.0, 1.0), [gripper]])
 
 
@@ -217,10 +218,3 @@ def world_from_hand(yaw: float) -> Rotation:
     """A hand that points straight down, turned about the vertical."""
     sine, cosine = np.sin(yaw), np.cos(yaw)
     return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]]) @ DOWN
-
-
-def rotation_vector(rotation: Rotation) -> Vector:
-    """Axis times angle in [rad] of a rotation of less than half a turn."""
-    axis = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
-    sine, cosine = np.linalg.norm(axis) / 2, (np.trace(rotation) - 1) / 2
-    return axis / max(2 * float(sine), 1e-9) * np.arctan2(sine, cosine)

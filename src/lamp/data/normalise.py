@@ -419,11 +419,7 @@ class ContinuousRotation:
         if isinstance(state, Tensor):
             return torch.as_tensor(self.apply(state.detach().cpu().numpy()), dtype=state.dtype, device=state.device)
         before, angles, after = np.split(state, [self.start, self.start + 3], axis=-1)
-        columns = (
-            _two_columns(angles)
-            if self.rotation == AxisAngle()
-            else np.swapaxes(self.rotation.matrix(angles)[..., :2], -1, -2).reshape(*angles.shape[:-1], 6)
-        )
+        columns = np.swapaxes(self.rotation.matrix(angles)[..., :2], -1, -2).reshape(*angles.shape[:-1], 6)
         return np.concatenate([before, columns.astype(state.dtype), after], axis=-1)
 
 
@@ -441,22 +437,6 @@ class NoState:
 
 
 StateTransform = RawState | ContinuousRotation | NoState
-
-
-def _two_columns(axis_angle: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 6"]:
-    """The first two columns of the rotation matrix, by Rodrigues' formula R = I + sin(a)/a K + (1 - cos(a))/a^2 K^2."""
-    vector = axis_angle.astype(np.float64)
-    squared = (vector**2).sum(-1, keepdims=True)
-    angle = np.sqrt(squared)
-    # np.sinc(x) is sin(pi x) / (pi x), exact at 0; (1 - cos a) / a^2 = sinc(a / 2)^2 / 2 likewise.
-    sine, cosine = np.sinc(angle / np.pi), np.sinc(angle / (2 * np.pi)) ** 2 / 2
-    columns = []
-    for axis in range(2):
-        unit = np.broadcast_to(np.eye(3)[axis], vector.shape)
-        # K e = v x e, and K^2 e = v (v . e) - e |v|^2.
-        twice = vector * vector[..., axis : axis + 1] - unit * squared
-        columns.append(unit + sine * np.cross(vector, unit) + cosine * twice)
-    return np.concatenate(columns, axis=-1)
 
 
 def _dimensions(values: Float[np.ndarray, "n d"], masked: Sequence[int], binary: Sequence[int]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lamp_client.envs.effects import ArmStart
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask, load_task
 from lamp_client.envs.placement import MAX_SHIFT, Placement, draw, movable_objects, stands
 from lamp_client.envs.rendering import Renderer, RenderQuality, import_mujoco
+from lamp_client.envs.rotations import axis_angle_from_quaternion
 from lamp_client.errors import InvalidValueError, SimulationError, UnknownNameError
 from lamp_client.types import Observation
 
@@ -24,7 +25,6 @@ __all__ = [
     "LiberoTask",
     "Snapshot",
     "action_from_policy",
-    "axis_angle",
     "load_task",
 ]
 
@@ -55,15 +55,6 @@ def action_from_policy(action: np.ndarray) -> np.ndarray:
     converted = np.array(action, dtype=np.float32)
     converted[..., 6] = 1 - 2 * (converted[..., 6] > 0.5)
     return converted
-
-
-def axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """Axis times angle [rad] of a quaternion (x, y, z, w), with its sign as given: an angle may exceed pi."""
-    w = float(np.clip(quaternion[3], -1.0, 1.0))
-    sine = np.sqrt(1.0 - w * w)
-    if np.isclose(sine, 0.0):
-        return np.zeros(3)
-    return quaternion[:3] * 2.0 * np.arccos(w) / sine
 
 
 class LiberoEnv:
@@ -192,7 +183,9 @@ class LiberoEnv:
         w, x, y, z = data.xquat[hand]
         gripper = data.qpos[robot._ref_gripper_joint_pos_indexes]
         position = data.site_xpos[robot.eef_site_id]
-        return np.concatenate([position, axis_angle(np.array([x, y, z, w])), gripper]).astype(np.float32)
+        return np.concatenate([position, axis_angle_from_quaternion(np.array([x, y, z, w])), gripper]).astype(
+            np.float32
+        )
 
     def step(self, action: np.ndarray) -> StepResult:
         """Executes one action, 1/20 s.

@@ -1,8 +1,12 @@
-"""Rotations in NumPy, between the ways in which datasets, benchmarks and controllers write them."""
+"""Rotations in NumPy, between the ways in which datasets, benchmarks and controllers write them.
+
+Quaternions are (w, x, y, z) but where it says otherwise."""
 
 from __future__ import annotations
 
 import numpy as np
+
+VERTICAL = np.array([0.0, 0.0, 1.0])
 
 
 def axis_angle_from_rpy(angles: np.ndarray) -> np.ndarray:
@@ -51,12 +55,50 @@ def moving_xyz_from_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def rpy_from_matrix(matrix: np.ndarray) -> np.ndarray:
-    """Roll, pitch and yaw [rad] of matrix = Rz(yaw) Ry(pitch) Rx(roll), the inverse of `axis_angle_from_rpy`'s reading.
+    """Roll, pitch and yaw (..., 3) [rad] of matrices (..., 3, 3) = Rz(yaw) Ry(pitch) Rx(roll).
 
     Where the pitch is a quarter turn only the difference of the others is known, and the roll is taken as 0.
     """
-    flat = np.hypot(matrix[0, 0], matrix[1, 0])
-    pitch = np.arctan2(-matrix[2, 0], flat)
-    if flat < 1e-9:
-        return np.array([0.0, pitch, np.arctan2(-matrix[0, 1], matrix[1, 1])])
-    return np.array([np.arctan2(matrix[2, 1], matrix[2, 2]), pitch, np.arctan2(matrix[1, 0], matrix[0, 0])])
+    m = np.moveaxis(matrix, (-2, -1), (0, 1))
+    flat = np.hypot(m[0, 0], m[1, 0])
+    upright = flat > 1e-9
+    roll = np.where(upright, np.arctan2(m[2, 1], m[2, 2]), 0.0)
+    yaw = np.where(upright, np.arctan2(m[1, 0], m[0, 0]), np.arctan2(-m[0, 1], m[1, 1]))
+    return np.stack([roll, np.arctan2(-m[2, 0], flat), yaw], axis=-1)
+
+
+def axis_angle_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
+    """Axis times angle (3,) [rad] of a unit quaternion (x, y, z, w), with its sign as given: the angle may exceed half a turn, as
+    in robosuite."""
+    w = float(np.clip(quaternion[3], -1.0, 1.0))
+    sine = np.sqrt(1.0 - w * w)
+    if np.isclose(sine, 0.0):
+        return np.zeros(3)
+    return quaternion[:3] * 2.0 * np.arccos(w) / sine
+
+
+def quaternion_about(axis: np.ndarray, degrees: float) -> np.ndarray:
+    """The quaternion of a turn about a unit axis, counter-clockwise when the axis points at the viewer."""
+    half = np.deg2rad(degrees) / 2
+    return np.concatenate([[np.cos(half)], np.sin(half) * np.asarray(axis, dtype=np.float64)])
+
+
+def quaternion_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The rotation `second`, followed by the rotation `first`."""
+    w, x, y, z = first
+    a, b, c, d = second
+    return np.array(
+        [
+            w * a - x * b - y * c - z * d,
+            w * b + x * a + y * d - z * c,
+            w * c - x * d + y * a + z * b,
+            w * d + x * c - y * b + z * a,
+        ]
+    )
+
+
+def rotated(vectors: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+    """Vectors (..., 3), rotated by a unit quaternion."""
+    w, axis = quaternion[0], quaternion[1:]
+    twice = 2 * np.cross(axis, vectors)
+    return vectors + w * twice + np.cross(axis, twice)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from lamp_client.envs.effects import CameraPose, Drawn, Effects, Standard
-from lamp_client.envs.turning import VERTICAL, about, product, turned
+from lamp_client.envs.rotations import VERTICAL, quaternion_about, quaternion_product, rotated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,12 @@ class Orbit:
         azimuth, elevation = signed(generator, self.azimuth), float(generator.uniform(*self.elevation))
         camera, pivot = standard.camera, looked_at(standard.camera)
         sideways = np.cross(VERTICAL, camera.position - pivot)
-        up = about(sideways / np.linalg.norm(sideways), -elevation)
-        turn = product(about(VERTICAL, azimuth), up)
+        up = quaternion_about(sideways / np.linalg.norm(sideways), -elevation)
+        turn = quaternion_product(quaternion_about(VERTICAL, azimuth), up)
         pose = replace(
             camera,
-            position=pivot + turned(camera.position - pivot, turn),
-            quaternion=product(turn, camera.quaternion),
+            position=pivot + rotated(camera.position - pivot, turn),
+            quaternion=quaternion_product(turn, camera.quaternion),
         )
         return Drawn(effects=Effects(camera=pose), numbers={"azimuth": azimuth, "elevation": elevation})
 
@@ -64,8 +64,10 @@ class Turn:
         """Draws both angles and their signs."""
         pan, tilt = signed(generator, self.angle), signed(generator, self.angle)
         camera = standard.camera
-        horizontal = turned(np.array([1.0, 0.0, 0.0]), camera.quaternion)
-        quaternion = product(about(VERTICAL, pan), product(about(horizontal, tilt), camera.quaternion))
+        horizontal = rotated(np.array([1.0, 0.0, 0.0]), camera.quaternion)
+        quaternion = quaternion_product(
+            quaternion_about(VERTICAL, pan), quaternion_product(quaternion_about(horizontal, tilt), camera.quaternion)
+        )
         return Drawn(effects=Effects(camera=replace(camera, quaternion=quaternion)), numbers={"pan": pan, "tilt": tilt})
 
 
@@ -91,7 +93,7 @@ def signed(generator: np.random.Generator, bounds: tuple[float, float]) -> float
 
 def looked_at(camera: CameraPose) -> np.ndarray:
     """The point on the camera's axis that is nearest to the vertical through the world's origin, (3,) [m]."""
-    forward = turned(np.array([0.0, 0.0, -1.0]), camera.quaternion)
+    forward = rotated(np.array([0.0, 0.0, -1.0]), camera.quaternion)
     level = forward[:2]
     away = float(-(camera.position[:2] @ level) / (level @ level)) if level @ level > 1e-12 else 0.0
     return camera.position + max(away, 0.0) * forward

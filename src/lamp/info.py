@@ -309,9 +309,10 @@ def _verify_shards(path: Path, found: Verification) -> None:
 
 
 def _verify_checkpoint(path: Path, found: Verification) -> None:
+    from lamp.data.shards import content_hash
     from lamp.train.checkpoint import COMMITTED, TRAINING, WEIGHTS, read_committed
     from lamp.train.description import read_description
-    from lamp.train.tensors import content_hash, read_tensors
+    from lamp.train.tensors import read_tensors
 
     def weights() -> None:
         if content_hash(read_tensors(path / WEIGHTS)) != read_description(path).weights_sha256:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lamp.data.features import FrozenBackbone
 from lamp.data.observing import ObservationEncoder
+from lamp.data.shards import content_hash
 from lamp.errors import MismatchError
 from lamp.files import atomic_path
 from lamp.model.backbone import Accelerating
@@ -36,7 +37,6 @@ from lamp.train.description import Description, FlowRecord, PolicyRecord, checkp
 from lamp.train.publishing import copy_vlm, find_checkpoint, push, write_card
 from lamp.train.randomness import generator_at
 from lamp.train.sharing import Backbones
-from lamp.train.tensors import content_hash
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from training_fakes import PatchBackbone, loop, motion_training, policy_training
 
 import lamp.recipes
@@ -90,6 +92,37 @@ def test_a_policy_s_plan_says_what_the_training_then_needs(
     samples = amount["samples"] * 2 + 12 * len(held_out)
     assert disk["hidden"] == samples * trained.model.motion.tokens * trained.model.motion.width * 2  # pyright: ignore[reportOptionalMemberAccess]
     assert disk["total"] == 2 * disk["checkpoint"] + disk["hidden"] and disk["free"] > 0
+
+
+class WithWeights(PatchBackbone, nn.Module):
+    """The same tokens, of a backbone that holds 250,000 numbers on the device."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.zeros(1000, 249), requires_grad=False)
+        self.register_buffer("mean", torch.zeros(1000))
+
+
+@pytest.mark.parametrize("stage", ["motion", "policy"])
+def test_a_backbone_that_encodes_in_the_step_is_counted(stage: str, data: Path, prior: Path, tmp_path: Path) -> None:
+    planners = []
+    for live in (False, True):
+        planners.append(planner := Planner("cpu"))
+        out, backbone = tmp_path / "out", WithWeights()
+        if stage == "motion":
+            settings = motion_training(loop=SETTINGS, cache_features=not live)
+            train_motion(settings, data, out, backbone=backbone, run=planner)
+        else:
+            settings = policy_training(loop=SETTINGS, cache_features=not live)
+            train_policy(settings, data, out, prior, backbone=backbone, run=planner)
+    cached, live = (planner.plan for planner in planners)
+    assert cached is not None and live is not None and cached.memory is not None and live.memory is not None
+    assert live.memory.parts["backbone"] == 1_000_000 and cached.memory.parts["backbone"] == 0
+    assert live.memory.total == cached.memory.total + 1_000_000
+    assert live.amount.frozen == cached.amount.frozen | {"backbone": 249_000}
+    assert live.memory.data.keys() == cached.memory.data.keys() - {"features (mapped)"}
+    assert "features are cached" in cached.notes[0] and "encodes in each step" in live.notes[0]
+    assert "backbone" in to_text(live) and live.time is not None
 
 
 def test_a_run_that_would_be_continued_is_left_alone_and_counted(

@@ -83,6 +83,11 @@ class LiveFeatures(Features):
         return {**self.__dict__, "_encoder": None}
 
     @property
+    def backbone(self) -> FrozenBackbone | None:
+        """What encodes; None in a loading worker, which does not."""
+        return None if self._encoder is None else self._encoder.backbone
+
+    @property
     def tokens(self) -> int | None:
         """Not known before an observation is encoded."""
         return None

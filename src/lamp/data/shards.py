@@ -195,10 +195,10 @@ def _corrupt(path: Path, error: Exception) -> Exception:
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, formats, shapes and values."""
+    """SHA-256 of tensors' names, types, shapes and values, wherever they are and in whichever order."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].contiguous()
+        value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

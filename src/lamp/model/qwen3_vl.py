@@ -133,7 +133,7 @@ class QwenIdentity:
     config: Qwen3VLBackboneConfig
     folder: ModelFolder
 
-    @cached_property
+    @property
     def description(self) -> dict[str, Any]:
         """What a checkpoint records, as JSON values."""
         return self.config.describe(self.folder.content, self.folder.revision)
@@ -143,7 +143,7 @@ class QwenIdentity:
         """Width of a token."""
         return self.folder.width
 
-    @cached_property
+    @property
     def key(self) -> str:
         """SHA-256 over the files and the settings; a copy of the model elsewhere has the same."""
         said = {name: value for name, value in self.description.items() if name not in PROVENANCE}
@@ -175,7 +175,7 @@ class QwenIdentity:
         """Tokens of each camera's image."""
         return tuple(self.rule.tokens(side) for _, side in self.config.cameras)
 
-    @cached_property
+    @property
     def length(self) -> int | None:
         """Tokens of every padded sequence, where `text_tokens` fixes them."""
         room = self.config.text_tokens

@@ -158,7 +158,7 @@ def ensure_features(
     try:
         make_features(
             dataset,
-            found,  # pyright: ignore[reportArgumentType]
+            found,
             LoadedThere(pinned),
             workers=caching.workers or default_workers(config),
             planned=teller.plan,

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamp import checksums
+from lamp.data.shards import content_hash
 from lamp.errors import DataError, MismatchError, unreadable
 from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
@@ -24,7 +25,7 @@ from lamp.train.description import FILE_NAME, Description, checkpoint_folder, re
 from lamp.train.processes import SINGLE, Processes
 from lamp.train.shards import whole
 from lamp.train.state import TrainingState
-from lamp.train.tensors import content_hash, read_tensors, write_tensors
+from lamp.train.tensors import read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training"

@@ -87,6 +87,8 @@ class Memory:
     batch: int
     moments: tuple[Moment, ...]
     """The fullest moment of each part of a step."""
+    backbone: int = 0
+    """Weights of a frozen backbone that encodes in the step; what it needs while it does is gone before the rest begins."""
 
     @property
     def fullest(self) -> Moment:

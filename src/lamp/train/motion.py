@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -77,7 +76,7 @@ def train_motion(
     group = processes(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
     live = None if config.cache_features else live_backbone(config.backbone, here.loop.device, backbone)
-    found: Any = live or backbone or find_backbone(config.backbone)
+    found: BackboneIdentity = live or backbone or find_backbone(config.backbone)
     datasets = _open_datasets(config, data, found, features, live)
     config = replace(config, flow_stride=datasets[0].stride)
     here = replace(config, loop=here.loop)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamp.data.image_samples import ImageSamples
+from lamp.data.live_features import LiveFeatures
 from lamp.data.mixture import Mixture
 from lamp.data.motion_samples import MEMORY_LIMIT, MotionSamples
 from lamp.data.samples import PolicySamples
 from lamp.train.description import Description
-from lamp.train.memory import GIB, GPU_RESERVE, BatchShape, largest_batch, step_memory
+from lamp.train.memory import GIB, GPU_RESERVE, BatchShape, Memory, largest_batch, step_memory
 from lamp.train.plan import Amount, MemoryPlan, size
 from lamp.train.stages import MotionStage, PolicyStage
 from lamp.types import Batch
@@ -50,8 +51,23 @@ def amount(stage: AnyStage, description: Description, done: int, count: int) -> 
         batch=loop.batch_size,
         processes=count,
         trained=_by_module(trained),
-        frozen=_by_module({name: value for name, value in whole.items() if id(value) not in known}),
+        frozen=_by_module({name: value for name, value in whole.items() if id(value) not in known})
+        | ({"backbone": sum(value.numel() for value in live.parameters())} if (live := live_module(stage)) else {}),
     )
+
+
+def live_module(stage: AnyStage) -> nn.Module | None:
+    """The frozen backbone that encodes in the step; None where its features are cached, or it is part of the model."""
+    live = [part.features.backbone for part in parts_of(stage) if isinstance(part.features, LiveFeatures)]
+    return next((backbone for backbone in live if isinstance(backbone, nn.Module)), None)
+
+
+def _step_memory(stage: AnyStage, shape: BatchShape, device: str | None, count: int) -> Memory:
+    """What a step holds on each of so many devices, with the backbone that encodes in it."""
+    found, live = step_memory(stage.config, shape, device, processes=count), live_module(stage)
+    if live is None:
+        return found
+    return replace(found, backbone=sum(value.nbytes for value in (*live.parameters(), *live.buffers())))
 
 
 def _by_module(parameters: Mapping[str, Tensor]) -> dict[str, int]:
@@ -67,9 +83,9 @@ def memory(stage: AnyStage, device: str, count: int) -> MemoryPlan | None:
     if isinstance(stage.samples, ImageSamples):
         return None
     training, shape = stage.config, batch_shape(stage, count)
-    found = step_memory(training, shape, device, processes=count)
+    found = _step_memory(stage, shape, device, count)
     sizes = GPU_SIZES_GIB if torch.device(device).type != "cpu" else ()
-    limits = {gib: gib * GIB - GPU_RESERVE for gib in sizes}
+    limits = {gib: gib * GIB - GPU_RESERVE - found.backbone for gib in sizes}
     return MemoryPlan(
         device=device,
         samples=shape.samples,
@@ -105,7 +121,7 @@ def outline(stage: AnyStage, description: Description, done: int, count: int) ->
     if isinstance(stage.samples, ImageSamples):
         return line
     device = torch.device(stage.config.loop.device).type
-    held = step_memory(stage.config, batch_shape(stage, count), processes=count).total
+    held = _step_memory(stage, batch_shape(stage, count), None, count).total
     return f"{line}; a step holds about {size(held)} on {device} (--plan says more)"
 
 
@@ -114,8 +130,8 @@ def _told(count: int) -> str:
 
 
 def _data(stage: AnyStage) -> dict[str, int]:
-    folders = {part.features.folder for part in parts_of(stage)}
-    found = {"features (mapped)": sum(_folder_bytes(folder) for folder in folders)}
+    folders = {part.features.folder for part in parts_of(stage) if not isinstance(part.features, LiveFeatures)}
+    found = {"features (mapped)": sum(map(_folder_bytes, folders))} if folders else {}
     if isinstance(stage, MotionStage):
         rows, columns = stage.samples.store.description.sampling.grid
         steps = stage.samples.horizon

@@ -28,7 +28,7 @@ from lamp.train.description import FILE_NAME, Description, read_description
 from lamp.train.hidden import SAMPLES_AT_ONCE
 from lamp.train.loop import Loop, Outcome
 from lamp.train.memory import GPU_RESERVE
-from lamp.train.needs import AnyStage, amount, hidden_bytes, memory, outline, parts_of
+from lamp.train.needs import AnyStage, amount, hidden_bytes, live_module, memory, outline, parts_of
 from lamp.train.plan import DiskPlan, MemoryPlan, Plan, TimePlan, size
 from lamp.train.processes import SINGLE, Processes
 from lamp.train.running import CHECKPOINT, TrainingResult, run_stage
@@ -84,7 +84,7 @@ class Planner:
             memory=held,
             time=seconds,
             disk=disk,
-            notes=tuple(self._notes(loop, held, seconds, disk)),
+            notes=tuple(self._notes(stage, held, seconds, disk)),
         )
         outcome = Outcome(reason="planned", step=done, elapsed_s=0.0, samples_per_s=0.0)
         return TrainingResult(checkpoint=out / CHECKPOINT, description=description, outcome=outcome)
@@ -92,10 +92,12 @@ class Planner:
     def _is_here(self, loop: LoopConfig) -> bool:
         return torch.device(loop.device).type == torch.device(self.device).type
 
-    def _notes(self, loop: LoopConfig, held: MemoryPlan | None, seconds: TimePlan | None, disk: DiskPlan) -> list[str]:
+    def _notes(self, stage: AnyStage, held: MemoryPlan | None, seconds: TimePlan | None, disk: DiskPlan) -> list[str]:
         notes = ["the backbone is not loaded: its features are cached"]
         if held is None:
             notes = ["the backbone is trained along (lora): what a step with it holds is not worked out"]
+        elif live_module(stage) is not None:
+            notes = ["the backbone encodes in each step, as no features are cached: it is held beside what is trained"]
         if seconds is None:
             notes.append(f"no step was measured: there is no {torch.device(self.device).type} here")
         if disk.total > disk.free:

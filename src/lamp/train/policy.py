@@ -18,6 +18,7 @@ from lamp.data.features import FrozenBackbone
 from lamp.data.image_samples import ImageSamples
 from lamp.data.normalise import ByDeviation, NoState, floors
 from lamp.data.samples import PolicySamples, PolicyScaling
+from lamp.data.shards import content_hash
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackbone
@@ -35,7 +36,6 @@ from lamp.train.randomness import seed_everything
 from lamp.train.running import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.sources import Sources
 from lamp.train.stages import PolicyStage
-from lamp.train.tensors import content_hash
 from lamp.train.trained_on import TrainedOn, adaptable, cached_parts, mixed, open_datasets, parts_of
 
 

@@ -1,8 +1,7 @@
-"""Named tensors on disk (safetensors, never pickle), and their content hash."""
+"""Named tensors on disk (safetensors, never pickle)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,13 +31,3 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     except (SafetensorError, OSError) as error:
         damaged = DataError(f"{path} is not a whole safetensors file ({error}); restore it or train again.")
         raise unreadable(path, error, damaged) from None
-
-
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the sha256 of names, types, shapes and values; the order of the mapping does not matter."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

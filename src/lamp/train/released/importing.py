@@ -11,6 +11,7 @@ import lamp.version
 from lamp.data.normalise import ClampedRange, RawState
 from lamp.data.padding import RightPadding
 from lamp.data.samples import PolicyScaling
+from lamp.data.shards import content_hash
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import atomic_path, sha256_of
 from lamp.model.qwen3_vl import CONTENT, PreNorm, Qwen3VLBackboneConfig
@@ -34,7 +35,6 @@ from lamp.train.description import (
     read_description,
 )
 from lamp.train.released.vlm import description_files, write_vlm
-from lamp.train.tensors import content_hash
 
 VLM_FOLDER = "vlm"
 CAMERAS = ("agentview", "wrist")

@@ -185,6 +185,7 @@ def commands(text: str, program: str) -> list[tuple[str, bool]]:
     found = [(PREFIXES.sub("", line.strip()), True) for line in lines]
     found += [(" ".join(span.split()), False) for _, span in SPAN.findall(prose(text))]
     found = [(line, whole and "..." not in line) for line, whole in found if re.match(rf"{program} \S", line)]
+    found = [(line, whole and not line.startswith(f"{program} -")) for line, whole in found]
     return [(line.replace("...", " ").strip(), whole) for line, whole in found]
 
 

@@ -470,3 +470,16 @@ def test_video_alone_is_not_sent_to_a_command_that_cannot_help(tmp_path: Path) -
     (tmp_path / "simulation" / "episode-000000.safetensors").touch()
     with pytest.raises(DataError, match=r"expected `lamp flow build .*` to make it"):
         SceneFlowStore(tmp_path / "sceneflow")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_program_that_is_started_with_closed_streams_writes_into_no_file(closed: str, tmp_path: Path) -> None:
+    code = (
+        "import os; from pathlib import Path; from lamp import cli;"
+        "first = cli.main(['--version']); second = cli.main(['info', '/nowhere']);"
+        "file = os.open('kept', os.O_CREAT | os.O_WRONLY); print('said'); assert file > 2;"
+        "Path('codes').write_text(f'{first} {second}')"
+    )
+    command = f'exec {sys.executable} -c "{code}" {closed}'
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=60, check=True)
+    assert (tmp_path / "codes").read_text() == "0 2" and (tmp_path / "kept").read_bytes() == b""

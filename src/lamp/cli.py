@@ -66,6 +66,24 @@ def overview(group: str | None = None) -> str:
     return "\n".join(lines if group else [*lines, "'lamp --version' prints the version."])
 
 
+def _open_streams() -> None:
+    """Gives a program that was started with closed streams (`lamp ... >&-`, some services) what goes nowhere in their place.
+
+    Otherwise the next file that is opened would take their number, and whatever is printed by a library would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def _quiet_end() -> Iterator[None]:
     """Lets `lamp ... | head` end without a word when the reader goes away."""
@@ -128,6 +146,7 @@ def _told(name: str, command: Command, *, quiet: bool) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0 done, 2 a user's mistake, 128 and a signal's number if one ended it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     try:
         with _orderly_end(), _quiet_end():
             return _dispatch(words)

@@ -19,6 +19,7 @@ from lamp import cli
 from lamp.benchmark.measured import measured
 from lamp.benchmark.runs import checkpoint_hash
 from lamp.errors import DataError, MismatchError
+from lamp.info import verify
 from lamp.policy import LaMPPolicy
 from lamp.train.card import Publication
 from lamp.train.description import checkpoint_folder
@@ -92,7 +93,9 @@ class TestRoundTrip:
     def test_pulled_to_a_folder(self, hub: Hub, runs: Path, tmp_path: Path) -> None:
         push(runs / "policy", "me/policy", Publication())
         out = pull("me/policy", tmp_path / "here")
-        assert {path.name for path in out.iterdir()} == {"README.md", "lamp.json", "model.safetensors"}
+        assert {path.name for path in out.iterdir()} == {
+            "README.md", "lamp.json", "model.safetensors", "checksums.json",
+        }  # fmt: skip
         assert not any(path.is_symlink() for path in out.iterdir())
         assert checkpoint_hash(out) == checkpoint_hash(runs / "policy")
         assert pull("me/policy", out) == out
@@ -101,6 +104,16 @@ class TestRoundTrip:
         with pytest.raises(DataError, match="is there and holds no checkpoint"):
             pull("me/policy", tmp_path / "full")
         assert (tmp_path / "full" / "thesis.txt").exists()
+
+    def test_what_was_pulled_is_verified_its_description_too(self, hub: Hub, runs: Path, tmp_path: Path) -> None:
+        push(runs / "policy", "me/policy", Publication())
+        out = pull("me/policy", tmp_path / "here")
+        assert not verify(out).faults and not verify(out).unchecked and verify(out).files >= 2
+        (out / "README.md").write_text("my own words")
+        assert not verify(out).faults
+        description = (out / "lamp.json").read_text()
+        (out / "lamp.json").write_text(description.replace('"step": ', '"step": 1'))
+        assert [fault.file for fault in verify(out).faults] == [out / "lamp.json"]
 
     def test_the_command_line(self, hub: Hub, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["push", str(runs / "policy"), "me/policy", "--licence", "apache-2.0", "--private"]) == 0

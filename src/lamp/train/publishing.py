@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lamp import checksums
 from lamp.errors import DataError
 from lamp.files import atomic_path, atomic_write_text
 from lamp.hub import Fetch, HubId, check_card, fetch, upload
@@ -80,6 +81,8 @@ def describe_remote(hub: HubId) -> tuple[Path, str]:
 def pull(source: str, out: Path, revision: str | None = None) -> Path:
     """Copies a checkpoint of the hub to a folder, once its weights are found to be those that its description names.
 
+    The copy has the checksums of its files beside it, for `lamp info --verify`.
+
     Raises:
         DataError: The hub does not give it, it is damaged, or something else is in the folder's place.
     """
@@ -92,6 +95,8 @@ def pull(source: str, out: Path, revision: str | None = None) -> Path:
         for name, file in published_files(folder).items():
             (staged / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, staged / name)
+        copied = checksums.files_in(staged, without=[CARD])  # the card is its owner's to change
+        checksums.write_checksums(staged / checksums.CHECKSUMS, checksums.checksums_of(staged, copied))
     return out
 
 

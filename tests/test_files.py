@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,8 @@ from lamp.files import (
     path_inside,
     read_json,
     read_lines_json,
+    remove_folder,
+    remove_leftovers,
     safe_file_name,
     write_json,
 )
@@ -316,3 +321,87 @@ def test_others_may_read_what_is_written_as_the_umask_says(tmp_path: Path, umask
         **dict.fromkeys({"folder", "folder/deep", "e"}, 0o777 & ~umask),
         "folder/run.sh": 0o755 & ~umask,
     }
+
+
+KILLED_WHILE_WRITING = """
+import sys, time
+from lamp.files import atomic_path
+with atomic_path(sys.argv[1]) as staged:
+    staged.write_text("half")
+    print(staged.parent, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[str], Path]]]:
+    """Starts a process that is in the middle of writing a file of `tmp_path`; returns it and its temporary folder."""
+    started = []
+
+    def start(name: str) -> tuple[subprocess.Popen[str], Path]:
+        words = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / name)]
+        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout is not None
+        return started[-1], Path(started[-1].stdout.readline().strip())
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_stays(
+    tmp_path: Path, writer: Callable[[str], tuple[subprocess.Popen[str], Path]]
+) -> None:
+    killed, abandoned = writer("one.json")
+    _, in_use = writer("two.json")
+    killed.kill()
+    killed.wait()
+    atomic_write_text(tmp_path / "three.json", "3")
+    assert {path.name for path in tmp_path.iterdir()} == {in_use.name, "three.json"} and not abandoned.exists()
+
+
+def test_the_temporary_folder_of_another_machine_counts_as_abandoned_after_an_hour(tmp_path: Path) -> None:
+    for name, age in ((".tmp-0ther0-young", 60), (".tmp-0ther0-old", 7200), (".tmp-early", 7200)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_text("half")
+        for path in (tmp_path / name / "model", tmp_path / name):
+            os.utime(path, (time.time() - age,) * 2)
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-0ther0-young"]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_files_are_written_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    with atomic_path(tmp_path / "a.txt") as staged:
+        staged.write_text("a")
+        remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_replacement_that_was_killed_between_its_renames_is_finished(tmp_path: Path) -> None:
+    for name, text in (("model", "new"), ("model.replaced", "old")):
+        (tmp_path / ".tmp-early" / name).mkdir(parents=True)
+        (tmp_path / ".tmp-early" / name / "file").write_text(text)
+    old = time.time() - 7200
+    for path in [*(tmp_path / ".tmp-early").rglob("*"), tmp_path / ".tmp-early"]:
+        os.utime(path, (old, old))
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "file").read_text() == "new"
+
+
+def test_a_folder_is_removed_at_once_and_a_link_is_emptied(tmp_path: Path) -> None:
+    for name in ("here", "elsewhere"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "link").symlink_to("elsewhere")
+    for name in ("here", "link", "missing"):
+        remove_folder(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "link"}
+    assert list((tmp_path / "elsewhere").iterdir()) == [] and (tmp_path / "link").is_symlink()

@@ -1,12 +1,14 @@
 """Files that are either whole or absent: atomic writes, JSON with clear errors, and logs that survive a crash.
 
 Temporary files live in a hidden sibling folder (``.tmp-...``) of the target, under the target's own name, so that
-writers that look at the suffix work and readers that list a folder do not stumble over them.
+writers that look at the suffix work and readers that list a folder do not stumble over them. Whoever writes holds a lock on
+that folder, which ends with the process: the next one that writes beside it removes what a killed one left.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,6 +34,11 @@ PathLike = str | os.PathLike[str]
 
 TEMPORARY = ".tmp-"
 """How the names of temporary folders begin."""
+ABANDONED_S = 3600.0
+"""How long nothing has been written to a temporary folder of another machine, whose locks may not reach here, or of an earlier
+version, which held none, before it counts as abandoned. [s]"""
+_REPLACED = ".replaced"
+_swept: set[str] = set()
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -134,10 +141,107 @@ def _exchange(one: Path, other: Path) -> None:
     arguments = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     if renameat2 is not None and renameat2(*arguments) == 0:
         return
-    aside = one.with_name(one.name + ".replaced")
+    aside = one.with_name(one.name + _REPLACED)
     os.rename(other, aside)
     os.rename(one, other)
     os.rename(aside, one)
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode(errors="replace")).hexdigest()[:6]
+
+
+def _lock_of(holder: Path) -> int | None:
+    """Locks a temporary folder and returns the descriptor that holds the lock; None where the file system has no such locks.
+
+    Raises:
+        BlockingIOError: Another process, or thread, is at work there.
+        FileNotFoundError: It is gone.
+    """
+    descriptor = os.open(holder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(holder)
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder beside what is to be written, which is locked as long as it is in use, and then is gone."""
+    while True:
+        holder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{_host()}-", dir=parent))
+        try:
+            descriptor = _lock_of(holder)
+            break
+        except (BlockingIOError, FileNotFoundError):
+            continue  # it has just been taken for abandoned
+    try:
+        yield holder
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: PathLike) -> None:
+    """Removes the temporary folders that killed processes left in a folder, and finishes a replacement that one was killed in.
+
+    What is still being written stays, by whatever process or machine: see `ABANDONED_S`.
+    """
+    folder = Path(folder)
+    for holder in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            descriptor = _lock_of(holder)
+            try:
+                ours = descriptor is not None and holder.name.startswith(f"{TEMPORARY}{_host()}-")
+                if ours or _is_abandoned(holder):
+                    _finish_exchange(holder, folder)
+                    shutil.rmtree(holder, ignore_errors=True)
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+
+
+def _is_abandoned(holder: Path) -> bool:
+    written = [holder, *(path for path in holder.rglob("*") if path.is_file())]
+    return time.time() - max(path.stat().st_mtime for path in written) > ABANDONED_S
+
+
+def _finish_exchange(holder: Path, folder: Path) -> None:
+    """Puts the new folder in its place, where the old one had been taken away in the first of two renames (`_exchange`)."""
+    for aside in holder.glob(f"*{_REPLACED}"):
+        staged = aside.with_name(aside.name.removesuffix(_REPLACED))
+        if staged.exists() and not (folder / staged.name).exists():
+            os.rename(staged, folder / staged.name)
+
+
+def remove_folder(path: PathLike) -> None:
+    """Removes a folder, if there is one, so that whoever looks sees all of it or nothing, even where this is killed meanwhile.
+
+    Of a link and of what is mounted there only the contents are removed, files first.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return
+    with about(path):
+        try:
+            if not path.is_symlink():
+                with _temporary_folder(path.parent) as holder:
+                    os.rename(path, holder / path.name)
+                return
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM):
+                raise
+        with _temporary_folder(path) as holder:
+            for item in sorted(path.iterdir(), key=lambda item: item.is_dir() and not item.is_symlink()):
+                if item != holder:
+                    os.rename(item, holder / item.name)
 
 
 def _umask() -> int:
@@ -173,11 +277,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         OSError: It could not be written, for whatever reason a library may give; `filename` is the path.
     """
     target = Path(path)
-    holder: Path | None = None
-    try:
-        with about(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            holder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
+    with about(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        where = os.path.abspath(target.parent)
+        if where not in _swept and TEMPORARY not in where:
+            _swept.add(where)  # once, since a folder may hold many files
+            remove_leftovers(where)
+        with _temporary_folder(target.parent) as holder:
             staged = holder / target.name
             yield staged
             if not staged.exists():
@@ -188,9 +294,6 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
                 _exchange(staged, target)
             else:
                 os.replace(staged, target)
-    finally:
-        if holder is not None:
-            shutil.rmtree(holder, ignore_errors=True)
 
 
 @contextmanager

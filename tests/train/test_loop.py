@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lamp.configuration import from_json, to_json
+from lamp.data.loading import LoaderDiedError
 from lamp.draws import Source, normal
 from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
@@ -48,12 +49,14 @@ class Toy:
     may_skip = False
     blocks: dict[nn.Module, tuple[str, ...]] = {}  # noqa: RUF012
 
-    def __init__(self, interrupt_at: int | None = None, poison_at: int | None = None) -> None:
+    def __init__(
+        self, interrupt_at: int | None = None, poison_at: int | None = None, loader_dies: bool = False
+    ) -> None:
         torch.manual_seed(0)
         self.frozen = nn.Linear(4, 6)
         self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(6, 3))
         self.position = 0
-        self.interrupt_at, self.poison_at = interrupt_at, poison_at
+        self.interrupt_at, self.poison_at, self.loader_dies = interrupt_at, poison_at, loader_dies
 
     @property
     def module(self) -> nn.Module:
@@ -72,9 +75,11 @@ class Toy:
         self.head.train()
 
     def next_batch(self, step: int) -> Batch:
-        self.position += 1
         if step == self.interrupt_at:
             os.kill(os.getpid(), signal.SIGTERM)
+        if self.loader_dies and step >= 12:
+            raise LoaderDiedError("a worker process of the loader died")
+        self.position += 1
         tokens = torch.randn(8, 1, 4, generator=generator_at("toy", self.position))
         tokens = tokens * (math.nan if step == self.poison_at else 1.0)
         return Batch(encoded=Encoded(tokens=tokens, mask=torch.ones(8, 1, dtype=torch.bool)))
@@ -161,6 +166,26 @@ def test_a_request_to_stop_ends_after_the_step_and_can_be_continued(tmp_path: Pa
     resumed, again, _ = run(tmp_path / "stopped", resume=states[-1])
     assert again.finished
     assert all(torch.equal(value, resumed.parameters()[name]) for name, value in straight.parameters().items())
+
+
+def test_a_signal_to_the_whole_group_that_ends_the_loader_too_is_a_request_to_stop(tmp_path: Path) -> None:
+    _, outcome, states = run(tmp_path, interrupt_at=12, loader_dies=True)
+    assert outcome.reason == "interrupted" and outcome.signal == signal.SIGTERM
+    assert outcome.step == 12 == states[-1].step and states[-1].sampler == {"position": 12}
+    with pytest.raises(LoaderDiedError):
+        run(tmp_path / "by itself", loader_dies=True)
+
+
+def test_a_request_to_stop_while_the_last_checkpoint_is_written_lets_it_be_written(tmp_path: Path) -> None:
+    states: list[TrainingState] = []
+
+    def save(state: TrainingState) -> None:
+        if state.finished:
+            os.kill(os.getpid(), signal.SIGTERM)
+        states.append(state)
+
+    outcome = Loop(Toy(), replace(CONFIG, steps=3), tmp_path, save).run()  # pyright: ignore[reportArgumentType]
+    assert outcome.finished and states[-1].finished and outcome.signal == signal.SIGTERM
 
 
 def test_a_time_limit_stops_unfinished_and_a_time_budget_finishes(tmp_path: Path) -> None:

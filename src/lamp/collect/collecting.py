@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import shutil
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from lamp.configuration import to_json
 from lamp.data.episodes import STAGING
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.errors import DataError, LampError, MismatchError
-from lamp.files import locked, read_json, write_json
+from lamp.files import locked, read_json, remove_leftovers, write_json
 from lamp.progress import Progress, clock
 from lamp.version import code_version, package_versions
 from lamp_client.child_processes import CONTEXT, ChildProcess, available_cores, end
@@ -85,8 +84,7 @@ def collect(config: CollectConfig) -> CollectReport:
     busy = f"another collection is running in {root}; wait for it or choose another folder"
     with locked(root / LOCK_PATH, busy):
         _agree(root, config)
-        for torn in (root / STAGING).glob(".tmp-*"):
-            shutil.rmtree(torn, ignore_errors=True)
+        remove_leftovers(root / STAGING)
         writer = LeRobotWriter(root, fps=FPS, robot_type="panda", cameras=tuple(LiberoEnv.cameras))
         attempts, jobs, before = Attempts.read(root), jobs_of(config), writer.names()
         names = [job.name for job in jobs]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +14,7 @@ from lamp.data.hidden_states import HIDDEN, HIDDEN_MANIFEST
 from lamp.data.manifest import MANIFEST
 from lamp.data.shards import Shards, State, read_header
 from lamp.errors import ConfigError, DataError
-from lamp.files import TEMPORARY, read_json
+from lamp.files import read_json, remove_folder
 
 NAMED = 20
 """At most this many faults are named; all are counted."""
@@ -142,10 +140,7 @@ def remove_caches(caches: Path, names: Sequence[str]) -> list[CacheEntry]:
     for entry in chosen:
         folder = caches / entry.name
         if folder.is_dir():
-            # Out of sight at once: what is removed halfway is no cache any more.
-            gone = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=caches))
-            folder.rename(gone / folder.name)
-            shutil.rmtree(gone)
+            remove_folder(folder)
     return removed
 
 

@@ -6,8 +6,6 @@ Each staged episode is a folder of its own, which appears whole or not at all, s
 from __future__ import annotations
 
 import os
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,7 @@ from lamp.data.metadata import INFO, by_episode, checked
 from lamp.data.statistics import FeatureStatistics, image_statistics
 from lamp.data.video import codec_name, write_video
 from lamp.errors import ConfigError, DataError, unreadable
-from lamp.files import atomic_path, is_file_name, read_json, read_lines_json, to_line, write_json
+from lamp.files import atomic_path, is_file_name, read_json, read_lines_json, remove_folder, to_line, write_json
 
 STAGING = ".staging"
 
@@ -199,14 +197,7 @@ def read_staged(root: Path, name: str) -> StagedEpisode:
 
 def remove_staged(root: Path, name: str) -> None:
     """Removes one staged episode; a no-op where there is none."""
-    shutil.rmtree(root / STAGING / name, ignore_errors=True)
-
-
-def remove_leftovers(root: Path) -> None:
-    """Removes what killed workers left half-staged; younger than an hour, it may be one that is still at work."""
-    for path in (root / STAGING).glob(".tmp-*"):
-        if time.time() - path.stat().st_mtime > 3600:
-            shutil.rmtree(path, ignore_errors=True)
+    remove_folder(root / STAGING / name)
 
 
 def features_of(frames: Mapping[str, np.ndarray]) -> dict[str, Feature]:

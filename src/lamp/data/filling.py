@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from lamp.errors import ConfigError, LampError
+from lamp.files import TEMPORARY, remove_leftovers
 from lamp_client.child_processes import CONTEXT, ProcessPool
 
 CLAIMS = ".claims"
@@ -137,6 +138,8 @@ def fill(
     Raises:
         LampError: A shard could not be made, or a worker died.
     """
+    for folder in {path.parent for path in work.folder.rglob(f"{TEMPORARY}*")}:
+        remove_leftovers(folder)
     if workers.processes <= 1 or len(episodes) <= 1:
         yield from _here(work, episodes, workers, elsewhere)
     else:

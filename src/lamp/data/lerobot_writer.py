@@ -13,7 +13,6 @@ from lamp.data.episodes import (
     EpisodeData,
     read_staged,
     recorded_names,
-    remove_leftovers,
     remove_staged,
     stage_episode,
     staged_names,
@@ -21,7 +20,7 @@ from lamp.data.episodes import (
 from lamp.data.lerobot_format import INFO_PATH, LAMP_PATH, Feature
 from lamp.data.lerobot_reader import LeRobotDataset
 from lamp.errors import DataError
-from lamp.files import locked, write_json
+from lamp.files import locked, remove_leftovers, write_json
 
 
 class LeRobotWriter:
@@ -93,7 +92,7 @@ class LeRobotWriter:
                 write_json(self.root / LAMP_PATH, lamp_description(old.cameras, self.wanted.fps, collection, old.info))
             for name in staged_names(self.root):
                 remove_staged(self.root, name)
-            remove_leftovers(self.root)
+            remove_leftovers(self.root / STAGING)
             if not staged:
                 # Also what a finalising has left that was killed between the list and the description, which is its last step.
                 keep_checksums(self.root, changed=collection is not None)

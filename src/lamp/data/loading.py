@@ -35,6 +35,10 @@ class Batches(Protocol[Made_co]):
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Made_co: ...
 
 
+class LoaderDiedError(LampError):
+    """A process that makes batches has died."""
+
+
 class Loader(Generic[Made]):
     """An endless stream of batches.
 
@@ -73,7 +77,7 @@ class Loader(Generic[Made]):
         """The next batch.
 
         Raises:
-            LampError: A worker died.
+            LoaderDiedError: A worker died; the loader is where it was before.
         """
         batch, self._state = self._next() if self.workers else (self._collate(next(self._sampler)), self._position())
         if isinstance(batch, ObservedBatch):
@@ -130,7 +134,7 @@ class Loader(Generic[Made]):
         try:
             return self._slabs[place].take(future.result()), state
         except BrokenProcessPool:
-            raise LampError("a worker process of the loader died (out of memory?); use fewer workers") from None
+            raise LoaderDiedError("a worker process of the loader died (out of memory?); use fewer workers") from None
 
 
 _samples: Batches[Any] | None = None

@@ -113,7 +113,6 @@ class FeatureWork:
         """Encodes some views of an episode, 0 being the pictures themselves, unless that has been done."""
         if shards.state(episode) is State.CURRENT:
             return
-        shards.remove_leftovers(episode)
         rounding, found = Rounding(), dict[str, Tensor]()
         texts, which = self.store.dataset.instructions(episode)
         instructions = [texts[place] for place in which[frames].tolist()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -128,19 +127,6 @@ class Shards:
         with one_error_when_full(self.folder), atomic_path(self.path(episode)) as path:
             save_file(whole, path, metadata=with_own(header))
         self.left_out_path(episode).unlink(missing_ok=True)
-
-    def remove_leftovers(self, episode: int) -> None:
-        """Removes what killed processes left of an episode's shard. Only for who has claimed the episode."""
-        for holder in self._leftovers.pop(episode, ()):
-            shutil.rmtree(holder, ignore_errors=True)
-
-    @cached_property
-    def _leftovers(self) -> dict[int, list[Path]]:
-        """Temporary folders by episode, as they were when this was first asked."""
-        found: dict[int, list[Path]] = {}
-        for path in self.folder.glob(".tmp-*/episode-*.safetensors"):
-            found.setdefault(int(path.stem.removeprefix("episode-")), []).append(path.parent)
-        return found
 
 
 class MappedShards:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, wait
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.files import locked
+from lamp.files import locked, remove_leftovers
 from lamp.progress import Progress
 from lamp.sceneflow.bounds import BoundsRule, MotionBounds
 from lamp.sceneflow.following import Sampling
@@ -147,8 +146,7 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         if config.overwrite:
             remove(path)
         store = SceneFlowStore.create(path, config.description)
-        for stale in path.glob(".tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        remove_leftovers(path)
         missing = [episode for episode in recordings if not store.is_whole(episode)]
         headers = {episode: read_header(recordings[episode]) for episode in missing}
         frames = reference_frames(

@@ -13,7 +13,6 @@ An episode's folder appears whole or not at all, and lists the sizes of its file
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -28,7 +27,7 @@ from jaxtyping import Int
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
-from lamp.files import atomic_path, safe_file_name
+from lamp.files import atomic_path, remove_folder, safe_file_name
 from lamp.sceneflow.episode_files import CameraFlow, StoredEpisode, check_files, readable, write_camera
 from lamp.sceneflow.following import Sampling
 from lamp.types import Camera, Tracks
@@ -241,6 +240,5 @@ def _no_store(path: Path) -> DataError:
 
 
 def remove(path: Path) -> None:
-    """Removes a store, its description first, so that a half-removed one is no store."""
-    (path / "zarr.json").unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    """Removes a store, all at once."""
+    remove_folder(path)

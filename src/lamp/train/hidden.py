@@ -118,7 +118,6 @@ class HiddenWork:
         ):
             if shards is None or shards.state(episode) is State.CURRENT:
                 continue
-            shards.remove_leftovers(episode)
             found = torch.stack([self._of_view(episode, frames, rows, view) for view in numbers])
             if not found.isfinite().all():
                 raise DataError(

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lamp.data.loading import LoaderDiedError
 from lamp.data.sampler import Share
 from lamp.draws import Source
 from lamp.errors import ConfigError, FailedElsewhereError, LampError
@@ -76,6 +77,8 @@ class Stage(Trained, Protocol):
 
 
 Save = Callable[[TrainingState], None]
+GROUP_S = 0.5
+"""Within this time a signal that ends all processes of a group has come to each. [s]"""
 Reason = Literal["finished", "time limit", "interrupted", "planned"]
 
 
@@ -88,7 +91,7 @@ class Outcome:
     elapsed_s: float
     samples_per_s: float
     signal: int | None = None
-    """The number of the one that interrupted it, where this process had it."""
+    """The number of the one that interrupted it, or came while the last checkpoint was written, where this process had it."""
 
     @property
     def finished(self) -> bool:
@@ -143,12 +146,19 @@ class Loop:
             with stop_request() as stop:
                 reason = self._stop_reason(stop)
                 while reason is None:
-                    self._train_step(interval)
+                    try:
+                        self._train_step(interval)
+                    except LoaderDiedError:
+                        # What asks this process to stop may ask those that load for it as well, and ends them.
+                        if self.processes.count > 1 or not stop.wait(GROUP_S):
+                            raise
+                        reason = "interrupted"
+                        break
                     reason = self._stop_reason(stop)
                     interval = self._report(interval, journal, progress, reason)
                     if reason is None and self.step % self.config.checkpoint_every == 0:
                         self.save(self.state(finished=False))
-            self.save(self.state(finished=reason == "finished"))
+                self.save(self.state(finished=reason == "finished"))
         finally:
             if progress is not None:
                 progress.close()
@@ -156,8 +166,7 @@ class Loop:
                 journal.close()
             self.stage.close()
         rate = self.samples / max(time.perf_counter() - self.started, 1e-9)
-        number = stop.number if reason == "interrupted" else None
-        return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate, signal=number)
+        return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate, signal=stop.number)
 
     def rehearse(self, steps: int) -> list[float]:
         """Takes some steps in earnest, and returns the seconds of each; nothing is logged or saved."""

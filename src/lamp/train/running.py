@@ -7,7 +7,6 @@ out/checkpoint/        the latest checkpoint, whole at any moment
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ import torch
 import lamp.version
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, MismatchError, TerminatedError
-from lamp.files import locked, write_json
+from lamp.files import locked, remove_folder, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
 from lamp.progress import say
@@ -143,7 +142,7 @@ def run_stage(
 
         outcome = Loop(stage, loop, out, save, state, processes).run()
         processes.wait()
-    if outcome.reason == "interrupted":
+    if outcome.reason == "interrupted" or outcome.signal is not None:
         raise KeyboardInterrupt if outcome.signal in (None, signal.SIGINT) else TerminatedError(outcome.signal)
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
 
@@ -193,7 +192,7 @@ def clear(out: Path) -> None:
     for name in MADE_BY_A_RUN:
         path = out / name
         if path.is_dir():
-            shutil.rmtree(path)
+            remove_folder(path)
         else:
             path.unlink(missing_ok=True)
 

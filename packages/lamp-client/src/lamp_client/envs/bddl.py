@@ -126,11 +126,18 @@ def checked_copy(path: Path) -> Iterator[Path]:
     Raises:
         InvalidValueError: As `read_definition`.
     """
-    text = _written(read_definition(path))
+    # LIBERO opens it in the locale's encoding; only words of the instruction, which is not taken from there, have others.
+    content = _written(read_definition(path)).encode("ascii", errors="replace")
+    if Path("/proc/self/fd").is_dir() and hasattr(os, "memfd_create"):
+        # A file without a name: nothing of it is left when this process is killed.
+        with open(os.memfd_create("lamp-task"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+        return
     with tempfile.TemporaryDirectory(prefix="lamp-task-") as folder:
         copy = Path(folder) / "task.bddl"
-        # LIBERO opens it in the locale's encoding; only words of the instruction, which is not taken from there, have others.
-        copy.write_bytes(text.encode("ascii", errors="replace"))
+        copy.write_bytes(content)
         yield copy
 
 

@@ -330,6 +330,7 @@ def harm(name: str, victim: Victim, asked: argparse.Namespace) -> dict[str, floa
             counts.update(["blows", blow.name])
             code, lasted = strike(name, running, blow, log)
             slowest = max(slowest, lasted)
+            print(f"{name}: blow {counts['blows']}, {blow.name}, gone in {lasted:.1f} s", file=sys.stderr, flush=True)
             # -15: before Python had read the command
             allowed = (-9,) if blow is signal.SIGKILL else (0, 128 + blow, -blow)
             assert code in allowed, f"{name}: exit code {code} after {blow.name}; see {log}"

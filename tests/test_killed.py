@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,15 +16,9 @@ HARNESS = Path(__file__).parents[1] / "scripts" / "kill_harness.py"
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("command", ["cache", "train"])
-def test_what_is_ended_at_any_moment_leaves_no_process_and_loses_nothing(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_ended_at_any_moment_leaves_no_process_and_loses_nothing(command: str, tmp_path: Path) -> None:
     make_up(tmp_path / "data", ("agentview", "wrist"))
-    known = importlib.util.spec_from_file_location("kill_harness", HARNESS)
-    assert known is not None and known.loader is not None
-    harness = importlib.util.module_from_spec(known)
-    known.loader.exec_module(harness)
     words = [str(HARNESS), str(tmp_path / "data"), str(tmp_path / "out"), "--commands", command, "--blows", "4"]
-    monkeypatch.setattr(sys, "argv", words)
-    harness.main()
-    assert f'{command}: {{"blows": 4' in capsys.readouterr().out
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f'{command}: {{"blows": 4, "SIGTERM": 2, "SIGKILL": 2' in done.stdout

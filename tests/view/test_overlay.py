@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lamp.view.images import evenly, read_caption, row_of, strip, write_png
 from lamp.view.overlay import LATER, NOW, ForesightArtist, OverlayStyle, draw_foresight, moving_points, time_colour
-from lamp.view.strips import evenly, read_caption, row_of, strip, write_png
 
 
 def path(start: tuple[float, float], end: tuple[float, float], steps: int = 9) -> np.ndarray:

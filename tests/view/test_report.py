@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -11,9 +12,10 @@ from view_fakes import make_run
 
 from lamp.errors import DataError
 from lamp.files import append_line
-from lamp.view.evidence import Curves, Evidence, gather, spans
-from lamp.view.published import beside_the_paper, libero_rows, plus_rows, read_published, widowx_rows
+from lamp.view.page import render_section
+from lamp.view.paper_tables import libero_rows, paper_tables, plus_rows, read_published, widowx_rows
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report, together
+from lamp.view.results import Curves, RunResults, load_results, number_ranges
 from lamp_client.envs.libero_plus.names import SIZES
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}
@@ -69,7 +71,7 @@ def test_the_page_is_self_contained_and_well_formed(page: str) -> None:
 
 def test_the_page_holds_what_the_run_found(page: str, run: Path) -> None:
     text = text_of(page)
-    evidence = gather(motions={}, policies={}, evaluations=[run / "evaluation"], flows={}, data=None)
+    evidence = load_results(motions={}, policies={}, evaluations=[run / "evaluation"], flows={}, data=None)
     row = evidence.row("with_motion")
     assert row is not None and f"{row.total.successes} of 20" in text
     for said in (
@@ -123,6 +125,43 @@ def test_text_of_the_run_cannot_break_the_page(tmp_path: Path) -> None:
     assert "<script" not in page and "a &lt; b &amp; c" in page and "&lt;/pre&gt;" in page
 
 
+def test_text_of_the_episodes_cannot_break_the_page(run: Path, tmp_path: Path) -> None:
+    hostile = "</script></pre><script>alert(1)</script>\"'><img src=x onerror=alert(1)> {{ 7 * 7 }} {% raw %} $x_{ \x00\ud800 拿"
+    given = (run / "evaluation" / "episodes.jsonl").read_text().splitlines()
+    folder = tmp_path / "<b>run"
+    shutil.copytree(run / "evaluation" / "videos", folder / "videos")
+    record = {
+        **json.loads(given[0]),
+        "instruction": hostile,
+        "suite": hostile,
+        "code": hostile,
+        "packages": {hostile: hostile},
+    }
+    for success in (True, False):
+        append_line(
+            folder / "episodes.jsonl",
+            json.dumps({**record, "condition": "with_motion", "success": success, "task": int(success)}),
+        )
+        append_line(
+            folder / "episodes.jsonl",
+            json.dumps({**record, "condition": hostile, "success": success, "task": int(success)}),
+        )
+    manifest = json.loads((run / "evaluation" / "run.json").read_text())
+    models = {hostile: {"flow": hostile, "fusion": hostile}, "with_motion": {"flow": None, "fusion": None}}
+    (folder / "run.json").write_text(
+        json.dumps({**manifest, "config": {hostile: hostile}, "facts": {"models": models}})
+    )
+    page = report(ReportConfig(run=(folder,))).read_bytes().decode()
+    parsed = Balance()
+    parsed.feed(page)
+    assert not parsed.open and all(source.startswith("data:") for source in parsed.sources)
+    assert "<script" not in page and "<b>run" not in page and "\x00" not in page
+    assert (
+        html.unescape(page).count("{{ 7 * 7 }} {% raw %} $x_{ \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER} 拿")
+        > 10
+    )
+
+
 def test_the_parts_of_a_demo_are_found(run: Path) -> None:
     inputs = discover(run)
     assert list(inputs.policies) == ["with_motion", "without_motion"]
@@ -140,7 +179,7 @@ def test_folders_with_nothing_are_refused(tmp_path: Path) -> None:
 
 
 def test_spans_of_numbers() -> None:
-    assert spans([0, 1, 2, 5, 30, 31]) == "0-2, 5, 30-31"
+    assert number_ranges([0, 1, 2, 5, 30, 31]) == "0-2, 5, 30-31"
 
 
 def test_interventions_and_flow_errors_have_a_section(run: Path, tmp_path: Path) -> None:
@@ -236,7 +275,7 @@ def test_a_full_run_departs_from_nothing_and_has_an_average(tmp_path: Path, run:
     ]  # fmt: skip
     (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (row,) = libero_rows(gather(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None))
+    (row,) = libero_rows(load_results(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None))
     assert row.departs == () and row.average == pytest.approx((50 + 60 + 70 + 80) / 4)
 
 
@@ -255,7 +294,7 @@ def test_libero_plus_has_both_averages_beside_the_paper_and_plus_style_has_none(
     lines.append({**template, "suite": "libero_goal plus-style camera=1", "success": False, "variation": style})
     (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
     (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = gather(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None)
+    found = load_results(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None)
     (row,) = plus_rows(found)
     assert row.departs == () and libero_rows(found) == []
     assert row.average == pytest.approx(100 * sum(wins.values()) / 10_030)
@@ -266,10 +305,10 @@ def test_libero_plus_has_both_averages_beside_the_paper_and_plus_style_has_none(
     assert " 79.3 " in page and " 80.8 " in page
 
 
-def render_tables(found: Evidence) -> str:
-    section = beside_the_paper(found)
+def render_tables(found: RunResults) -> str:
+    section = paper_tables(found)
     assert section is not None
-    return section.body
+    return render_section(section)
 
 
 def test_simplerenv_is_read_at_the_last_step_and_at_any(tmp_path: Path, run: Path) -> None:
@@ -283,7 +322,7 @@ def test_simplerenv_is_read_at_the_last_step_and_at_any(tmp_path: Path, run: Pat
         ]  # fmt: skip
         (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
         (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return widowx_rows(gather(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None))
+        return widowx_rows(load_results(motions={}, policies={}, evaluations=[tmp_path], flows={}, data=None))
 
     last, latched = rows("simpler_widowx")
     assert last.departs == latched.departs == ()

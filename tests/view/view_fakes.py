@@ -11,8 +11,8 @@ import numpy as np
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.films import write_film
 from lamp.files import write_json
+from lamp.view.images import row_of, write_png
 from lamp.view.overlay import OverlayStyle, draw_foresight
-from lamp.view.strips import row_of, write_png
 
 TASKS = ("pick up the alphabet soup and place it in the basket", "pick up the cream cheese and place it in the basket")
 RATES = {"with_motion": 0.75, "without_motion": 0.55, "replay": 0.35, "wrong_instruction": 0.1, "zero": 0.0}

@@ -1,15 +1,69 @@
-"""Charts as inline SVG: no library, no script; colours and fonts come from the page's style sheet, so both themes fit."""
+"""Charts as SVG inside the page: drawn by Matplotlib, coloured by the page's style sheet, so that both themes fit."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
-from collections.abc import Sequence
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from lamp.view.page import Chart, LegendEntry, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Number = float | int
-WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
+
+SERIES = ("#2f6bdd", "#db8226", "#2c9a70", "#9159c9", "#c9506b", "#4ba3c7", "#8d8a3a", "#8a8f98")
+CARD, INK, SOFT, FAINT, LINE, GRID = "#ffffff", "#23262b", "#666b73", "#9a9fa7", "#e6e3dd", "#eeebe5"
+CSS_VARIABLES = {
+    **{colour: f"var(--c{index})" for index, colour in enumerate(SERIES)},
+    CARD: "var(--card)", INK: "var(--ink)", SOFT: "var(--soft)", FAINT: "var(--faint)", LINE: "var(--line)",
+    GRID: "var(--grid)",
+}  # fmt: skip
+"""What Matplotlib draws with, the light theme's colours -> the style sheet's variable, which each theme sets."""
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lamp",
+    "text.parse_math": False,
+    "lines.scale_dashes": False,
+    "lines.solid_capstyle": "round",
+    "font.size": 11,
+    "text.color": SOFT,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 1,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "axes.xmargin": 0,
+    "axes.ymargin": 0.06,
+}
+TITLE, POINT = "title:", "\N{LINE SEPARATOR}"
+"""Begins the id of an artist that shows a text when pointed at: one for all, or one a point, between separators."""
+
+
+LONGEST = 64
+"""Letters of a row's name."""
+TOO_LARGE = 1e100
+"""What no axis holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,63 +75,44 @@ class Series:
     colour: int = 0
     """Number of a colour of the style sheet, 0 to 7."""
     marked: bool = False
-    """Whether points are drawn as dots that say their value when pointed at."""
+    """Whether points are drawn as dots that show their value when pointed at."""
     smooth: bool = False
     """Whether to draw a running average, with the line itself faintly behind."""
     dashed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
+class Interval:
     """A rate and its interval, one row of an interval chart."""
 
     name: str
     value: Number
     low: Number
     high: Number
-    said: str
+    text: str
     """Written at the end of the row."""
     colour: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axis:
-    """Maps values to places along one direction of the chart."""
+class Bar:
+    """A share between 0 and 1; nothing is drawn where it is None."""
 
-    low: Number
-    high: Number
-    start: Number
-    end: Number
-    log: bool = False
-
-    def place(self, value: Number) -> Number:
-        """Returns the coordinate of a value."""
-        if self.log:
-            share = math.log(max(value, 1e-12) / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
-
-    def ticks(self, count: int) -> list[Number]:
-        """Returns round values to label."""
-        return log_ticks(self.low, self.high) if self.log else round_ticks(self.low, self.high, count)
+    value: float | None
+    interval: tuple[float, float] | None = None
+    text: str = ""
+    """Written at its end, or in its place."""
 
 
-def round_ticks(low: Number, high: Number, count: int = 5) -> list[Number]:
-    """Returns about `count` multiples of 1, 2 or 5 times a power of ten, inside the range."""
-    step = 10.0 ** math.floor(math.log10((high - low) / count))
-    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+@dataclass(frozen=True, kw_only=True)
+class BarSeries:
+    """One method: a bar in every group."""
 
-
-def log_ticks(low: Number, high: Number) -> list[Number]:
-    """Returns 1, 2 and 5 times powers of ten inside the range, fewer where it is wide."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
-    return [
-        value for decade in decades for value in (factor * 10.0**decade for factor in factors) if low <= value <= high
-    ]
+    name: str
+    bars: Sequence[Bar]
+    colour: int
+    published: bool = False
+    """Published bars are hollow, without intervals."""
 
 
 def smoothed(points: Sequence[tuple[Number, Number]], *, log: bool = False) -> list[tuple[Number, Number]]:
@@ -86,21 +121,21 @@ def smoothed(points: Sequence[tuple[Number, Number]], *, log: bool = False) -> l
     On a logarithmic axis the logarithm is averaged, else a steep start would hold the average up for long.
     """
     share = 1 - 1 / max(1.0, len(points) / 25)
-    found, total, weight = [], 0.0, 0.0
+    averaged, total, weight = [], 0.0, 0.0
     for x, y in points:
         total = share * total + (1 - share) * (math.log(max(y, 1e-12)) if log else y)
         weight = share * weight + (1 - share)
-        found.append((x, math.exp(total / weight) if log else total / weight))
-    return found
+        averaged.append((x, math.exp(total / weight) if log else total / weight))
+    return averaged
 
 
 def number(value: Number) -> str:
     """Formats an axis label or a value, short."""
     if value == 0:
         return "0"
-    if abs(value) >= 100_000:
+    if 100_000 <= abs(value) < 1e9:
         return f"{value / 1000:,.0f}k"
-    if abs(value) >= 1000:
+    if 1000 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -113,139 +148,201 @@ def line_chart(
     label: str,
     log: bool = False,
     y_range: tuple[Number, Number] | None = None,
-) -> str:
-    """Draws lines over a common axis.
+) -> Chart | None:
+    """Draws lines over a common axis; None where there is no point.
 
     Args:
-        series: The lines; points that are not finite are left out.
+        series: The lines; points that are not finite, or that no axis holds, are left out.
         x_label: Below the horizontal axis.
         y_label: Above the vertical axis.
-        label: What the chart shows, for those who do not see it.
+        label: Describes the chart to screen readers.
         log: Whether the vertical axis is logarithmic, where all values are positive.
         y_range: The vertical range; from the data if None.
     """
-    kept = [(one, [(x, y) for x, y in one.points if math.isfinite(x) and math.isfinite(y)]) for one in series]
+    kept = [(one, [(x, y) for x, y in one.points if abs(x) < TOO_LARGE and abs(y) < TOO_LARGE]) for one in series]
     kept = [(one, points) for one, points in kept if points]
     if not kept:
-        return ""
+        return None
     log = log and min(y for _, points in kept for _, y in points) > 0
-    values = [y for one, points in kept for _, y in (smoothed(points, log=log) if one.smooth else points)]
-    low, high = y_range or _range(values, log)
-    xs = [x for _, points in kept for x, _ in points]
-    right = max(xs) if max(xs) > min(xs) else min(xs) + 1
-    across = Axis(low=min(0.0, min(xs)), high=right, start=LEFT, end=WIDTH - RIGHT)
-    up = Axis(low=low, high=high, start=HEIGHT - BOTTOM, end=TOP + 12, log=log)
-    parts = [_grid(across, up, x_label, y_label)]
-    for one, points in kept:
-        parts.append(_line(one, points, across, up))
-    clip = "".join(letter if letter.isalnum() else "-" for letter in label)
-    inside = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT + 4}" height="{HEIGHT - TOP - BOTTOM}"'
-    frame = f'<clipPath id="{clip}"><rect {inside}/></clipPath>'
-    body = parts[0] + f'<g clip-path="url(#{clip})">' + "".join(parts[1:]) + "</g>"
-    legend = "".join(_key(one) for one, _ in kept) if len(kept) > 1 else ""
-    picture = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{frame}{body}</svg>'
-    return f'<div class="chart">{picture}<div class="legend">{legend}</div></div>'
+    with _axes(460, 270, left=50, right=14, top=24, bottom=40) as (figure, axes):
+        if log:
+            axes.set_yscale("log")
+        for one, points in kept:
+            drawn = smoothed(points, log=log) if one.smooth else points
+            (line,) = axes.plot(*zip(*drawn, strict=True), color=SERIES[one.colour], linewidth=2, clip_on=False)
+            line.set_linestyle((0, (5, 4)) if one.dashed else "-")
+            if one.marked:
+                line.set(marker="o", markersize=6, markeredgewidth=0)
+                line.set_gid(TITLE + POINT.join(f"{printable(one.name)} at {number(x)}: {number(y)}" for x, y in drawn))
+        _set_limits(axes, [x for _, points in kept for x, _ in points], y_range)
+        # After the limits: they are the averages', and noise may leave the axes.
+        for one, points in kept:
+            if one.smooth:
+                axes.plot(*zip(*points, strict=True), color=SERIES[one.colour], linewidth=1, alpha=0.22, zorder=1.5)
+        _set_ticks(axes)
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel(printable(x_label), loc="right")
+        axes.annotate(
+            printable(y_label), (0, 1), (-44, 12), xycoords="axes fraction", textcoords="offset points", color=FAINT,
+            va="center",
+        )  # fmt: skip
+        svg = _to_svg(figure, label)
+    legend = [LegendEntry(one.name, one.colour, "dot" if one.marked else "dash") for one, _ in kept]
+    return Chart(svg=svg, legend=legend if len(legend) > 1 else [])
 
 
-def _range(values: Sequence[Number], log: bool) -> tuple[Number, Number]:
-    low, high = min(values), max(values)
-    if log:
-        return low / 1.15, high * 1.15 if high > low else low * 2
-    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
-    return (0.0 if 0 <= low < 0.35 * high else low - margin), high + margin
+def interval_chart(intervals: Sequence[Interval], *, label: str) -> Chart | None:
+    """Draws rates between 0 and 1 with their intervals, a row each; None without any."""
+    if not intervals:
+        return None
+    with _share_axes([one.name for one in intervals], row=30, minimum=600, right=156) as (figure, axes):
+        for y, one in enumerate(intervals):
+            colour = SERIES[one.colour]
+            axes.plot((one.low, one.high), (y, y), color=colour, linewidth=7, alpha=0.32, clip_on=False)
+            (dot,) = axes.plot(one.value, y, "o", color=colour, markersize=11, clip_on=False)
+            dot.set(markeredgecolor=CARD, markeredgewidth=2)
+            _write(axes, 1, y, one.text, offset=14)
+        return Chart(svg=_to_svg(figure, label), wide=True)
 
 
-def _grid(across: Axis, up: Axis, x_label: str, y_label: str) -> str:
-    parts = []
-    for tick in up.ticks(5):
-        y = up.place(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>')
-    floor = HEIGHT - BOTTOM
-    for tick in across.ticks(6):
-        x = across.place(tick)
-        anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 15}" text-anchor="{anchor}">{number(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
-    parts.append(f'<text class="name" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>')
-    parts.append(f'<text class="name" x="{LEFT - 44}" y="{TOP}">{escape(y_label)}</text>')
-    return "".join(parts)
+def bar_chart(groups: Sequence[str], series: Sequence[BarSeries], *, label: str) -> Chart | None:
+    """Draws the bars of all series, a block of rows a group; None without series."""
+    if not series:
+        return None
+    row, gap = 21, 16
+    block = row * len(series) + gap
+    with _share_axes(groups, row=block, minimum=760, right=150) as (figure, axes):
+        for index, one in enumerate(series):
+            for group, bar in enumerate(one.bars):
+                y = group + (row * (index - (len(series) - 1) / 2)) / block
+                _draw_bar(axes, one, bar, y, height=14 / block)
+        svg = _to_svg(figure, label)
+    legend = [LegendEntry(one.name, one.colour, "dot hollow" if one.published else "dot") for one in series]
+    return Chart(svg=svg, legend=legend, wide=True)
 
 
-def _line(one: Series, points: Sequence[tuple[Number, Number]], across: Axis, up: Axis) -> str:
-    def path(line: Sequence[tuple[Number, Number]]) -> str:
-        return " ".join(f"{across.place(x):.1f},{up.place(y):.1f}" for x, y in line)
-
-    parts = []
-    if one.smooth:
-        parts.append(f'<polyline class="raw s{one.colour}" points="{path(points)}"/>')
-        points = smoothed(points, log=up.log)
-    dashes = ' stroke-dasharray="5 4"' if one.dashed else ""
-    parts.append(f'<polyline class="line s{one.colour}"{dashes} points="{path(points)}"/>')
-    if one.marked:
-        parts += [
-            f'<circle class="f{one.colour}" cx="{across.place(x):.1f}" cy="{up.place(y):.1f}" r="3">'
-            f"<title>{escape(one.name)} at {number(x)}: {number(y)}</title></circle>"
-            for x, y in points
-        ]
-    return "".join(parts)
+def _draw_bar(axes: Axes, series: BarSeries, bar: Bar, y: Number, height: Number) -> None:
+    """A bar from zero, its interval over it, and its number beside both."""
+    if bar.value is None:
+        _write(axes, 0, y, bar.text, offset=4)
+        return
+    colour, reach = SERIES[series.colour], bar.value
+    (drawn,) = axes.barh(y, bar.value, height, color=colour, clip_on=False)
+    if series.published:
+        drawn.set(fill=False, edgecolor=colour, linewidth=1.5, linestyle=(0, (3, 2)))
+    drawn.set_gid(TITLE + printable(f"{series.name}: {bar.text}"))
+    if bar.interval is not None:
+        axes.plot(bar.interval, (y, y), color=INK, linewidth=1.2, solid_capstyle="butt", clip_on=False)
+        reach = max(reach, bar.interval[1])
+    _write(axes, reach, y, bar.text, offset=8)
 
 
-def _key(one: Series) -> str:
-    mark = "dot" if one.marked else "dash"
-    return f'<span><i class="{mark} b{one.colour}"></i>{escape(one.name)}</span>'
+def _write(axes: Axes, x: Number, y: Number, text: str, *, offset: int) -> None:
+    axes.annotate(
+        printable(text), (x, y), (offset, -1), textcoords="offset points", va="center", fontsize=12.5,
+        annotation_clip=False,
+    )  # fmt: skip
 
 
-def interval_chart(spans: Sequence[Span], *, label: str) -> str:
-    """Draws rates between 0 and 1 with their intervals, a row each."""
-    if not spans:
-        return ""
-    row, head = 30, 8
-    name_width = 16 + 6.6 * max(len(span.name) for span in spans)
-    width, height = 600, head + row * len(spans) + 26
-    across = Axis(low=0.0, high=1.0, start=name_width, end=width - 156)
-    floor = head + row * len(spans)
-    parts = []
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = across.place(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{head}" y2="{floor}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{tick:.0%}</text>')
-    for index, span in enumerate(spans):
-        y = head + row * (index + 0.5)
-        low, high, at = (across.place(value) for value in (span.low, span.high, span.value))
-        parts.append(
-            f'<text class="row" x="{name_width - 12:.1f}" y="{y + 4}" text-anchor="end">{escape(span.name)}</text>'
-        )
-        parts.append(f'<line class="span s{span.colour}" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="f{span.colour} ring" cx="{at:.1f}" cy="{y}" r="5.5"/>')
-        parts.append(f'<text class="said" x="{across.end + 14:.1f}" y="{y + 4}">{escape(span.said)}</text>')
-    drawn = "".join(parts)
-    picture = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{drawn}</svg>'
-    return f'<div class="chart wide">{picture}</div>'
+@contextmanager
+def _axes(
+    width: Number, height: Number, *, left: Number, right: Number, top: Number, bottom: Number
+) -> Iterator[tuple[Figure, Axes]]:
+    """Axes with margins in [px], in our style whatever the user's own Matplotlib settings are."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        # The browser chooses the font; whether the one that measures has every letter does not matter.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure = Figure(figsize=(width / 72, height / 72))
+        inside = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
+        axes = figure.add_axes(inside)
+        axes.tick_params(pad=7)
+        yield figure, axes
 
 
-def time_bar(seconds: Sequence[tuple[str, Number]]) -> str:
-    """Draws where the time went: one bar of parts, and a legend with each part's time and share."""
-    total = sum(value for _, value in seconds)
-    if total <= 0:
-        return ""
-    parts, keys = [], []
-    for index, (name, value) in enumerate(seconds):
-        share = value / total
-        colour = index % 8
-        parts.append(
-            f'<i class="b{colour}" style="flex-grow:{share:.5f}" title="{escape(name)}: {duration(value)}"></i>'
-        )
-        keys.append(
-            f'<li><i class="dot b{colour}"></i><span>{escape(name)}</span><b>{duration(value)}</b><em>{share:.0%}</em></li>'
-        )
-    return f'<div class="timebar">{"".join(parts)}</div><ul class="times">{"".join(keys)}</ul>'
+@contextmanager
+def _share_axes(names: Sequence[str], *, row: Number, minimum: Number, right: Number) -> Iterator[tuple[Figure, Axes]]:
+    """Axes of shares between 0 and 1, with a named row each, the first above; they are never narrower than 200 px."""
+    names = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in map(printable, names)]
+    # Wide letters, such as Chinese ones, take two places.
+    left = 16 + 6.6 * max(sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in name) for name in names)
+    width = max(minimum, left + 200 + right)
+    with _axes(width, 34 + row * len(names), left=left, right=right, top=8, bottom=26) as (figure, axes):
+        axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
+        axes.set_xticks((0, 0.25, 0.5, 0.75, 1), labels=("0%", "25%", "50%", "75%", "100%"))
+        axes.tick_params(axis="y", labelsize=13, labelcolor=INK, pad=12)
+        axes.grid(visible=False, axis="y")
+        axes.spines["bottom"].set_visible(False)
+        yield figure, axes
 
 
-def duration(seconds: Number) -> str:
-    """Formats a duration for people."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+def _set_limits(axes: Axes, xs: Sequence[Number], y_range: tuple[Number, Number] | None) -> None:
+    """From zero, or near it, to what was drawn."""
+    low, high = axes.dataLim.intervaly
+    from_zero = axes.get_yscale() == "linear" and 0 <= low < 0.35 * high
+    bottom, top = axes.get_ylim() if y_range is None else y_range
+    axes.set_ylim(0.0 if from_zero else bottom, top)
+    left, right = min(0.0, *xs), max(xs)
+    axes.set_xlim(left, right if right > left else left + 1)
+
+
+def _set_ticks(axes: Axes) -> None:
+    """Few and round; on a logarithmic axis 1, 2 and 5 times powers of ten, fewer where the range is wide."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    steps = [1, 2, 5, 10]
+    low, high = axes.get_ylim()
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=steps))
+    if axes.get_yscale() == "linear" or high / low < 5:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=steps))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,), numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def _to_svg(figure: Figure, label: str) -> Markup:
+    """The figure as an `svg` element without a size or a font of its own, its colours the style sheet's variables."""
+    buffer = io.BytesIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    # Ids are unique to the page: the same clipping path in two charts would be another's where the first is hidden.
+    own = hashlib.sha256(label.encode(errors="replace") + buffer.getvalue()).hexdigest()[:10]
+    picture = ElementTree.fromstring(buffer.getvalue())
+    for element in list(picture.iter()):
+        element.tag = element.tag.rpartition("}")[2]
+        values = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        name = values.pop("id", "")
+        element.attrib = {
+            key: _own_attribute(key, value, own) for key, value in values.items() if "rotate(-0" not in value
+        }
+        if name.startswith(TITLE):
+            _add_titles(element, name.removeprefix(TITLE).split(POINT))
+        elif element.tag in ("clipPath", "path") and name:
+            element.set("id", f"{own}-{name}")
+        element.text, element.tail = element.text and element.text.strip(), None
+    view = picture.get("viewBox", "")
+    picture.attrib = {"viewBox": view, "role": "img", "aria-label": printable(label)}
+    return Markup(ElementTree.tostring(picture, encoding="unicode"))
+
+
+def _own_attribute(name: str, value: str, own: str) -> str:
+    """An attribute's value with the page's colours and font, and with references to this chart's own ids."""
+    if name == "style":
+        value = re.sub(r"font-family:[^;]*;? ?", "", value)
+        return re.sub(r"#[0-9a-f]{6}", lambda found: CSS_VARIABLES.get(found[0], found[0]), value)
+    if name == "d":
+        return " ".join(re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.1f}", value).split())
+    return value.replace("url(#", f"url(#{own}-") if name == "clip-path" else re.sub(r"^#", f"#{own}-", value)
+
+
+def _add_titles(group: ElementTree.Element, titles: Sequence[str]) -> None:
+    """Gives each point of a line its text, or a group without points the only one."""
+    points = [element for element in group.iter() if element.tag.endswith("use")]
+    for element, title in zip(points or [group], titles, strict=False):
+        text = ElementTree.Element("title")
+        text.text = title
+        element.insert(0, text)

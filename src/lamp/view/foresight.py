@@ -22,8 +22,8 @@ from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.description import Description, read_description
 from lamp.train.sharing import Backbones
 from lamp.types import Observations
+from lamp.view.images import row_of, write_png
 from lamp.view.overlay import OverlayStyle, draw_foresight
-from lamp.view.strips import row_of, write_png
 
 STYLE = OverlayStyle(scale=2, moving=DRAWN)
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lamp.benchmark.perturbed import PerturbedSimulators, perturbed
 from lamp.benchmark.suites import LiberoSimulators, placement_seed
 from lamp.errors import ConfigError
-from lamp.view.strips import row_of, write_png
+from lamp.view.images import row_of, write_png
 from lamp_client.envs.plus_style import ASPECTS, LEVELS
 
 _GAP = 8

@@ -17,11 +17,10 @@ from lamp.benchmark.trials import TRIALS
 from lamp.errors import ConfigError, DataError
 from lamp.files import atomic_write_text, read_json, write_json
 from lamp.version import code_version
-from lamp.view import between_runs, evidence, figures, learning, published, sections, showing, successes
-from lamp.view.pages import page
-from lamp.view.prior import prior
-from lamp.view.strips import read_caption
-from lamp.view.wording import label
+from lamp.view import evaluation_sections, paper_figures, paper_tables, run_sections, training_sections
+from lamp.view.images import read_caption
+from lamp.view.page import render_page
+from lamp.view.results import RunResults, folder_label, load_results
 
 METRICS, FLOW = "metrics.jsonl", "flow.json"
 DEPTHS = ("", "*/", "*/*/")
@@ -96,55 +95,52 @@ def report(config: ReportConfig) -> Path:
     runs = list({run.resolve(): run for run in config.run}.values())
     inputs = together([(run, discover(run, title=config.title, max_films=config.max_films)) for run in runs])
     if config.json is not None:
-        found = _gathered(inputs)
-        tables, between = tables_to_json(found.tables), [sentence(pair) for pair in between_runs.pairs(found)]
-        folders = [str(folder) for folder in found.folders]
-        parts = {"folders": folders, "tables": tables, "perturbed": perturbed_to_json(found.perturbed)}
-        write_json(
-            config.json,
-            {**parts, "between": between, "paper": published.to_json(found), "figures": figures.to_json(found)},
-        )
-    return write_report(inputs, config.out or config.run[0] / "report.html")
-
-
-def write_report(inputs: ReportInputs, out: Path) -> Path:
-    """Writes one self-contained HTML file."""
+        results = _load(inputs)
+        values = {
+            "folders": [str(folder) for folder in results.folders],
+            "tables": tables_to_json(results.tables),
+            "perturbed": perturbed_to_json(results.perturbed),
+            "between": [sentence(pair) for pair in evaluation_sections.pairs_between_runs(results)],
+            "paper": paper_tables.to_json(results),
+            "figures": paper_figures.to_json(results),
+        }
+        write_json(config.json, values)
+    out = config.out or config.run[0] / "report.html"
     atomic_write_text(out, render(inputs))
     return out
 
 
 def render(inputs: ReportInputs) -> str:
     """Builds the page."""
-    found = _gathered(inputs)
-    asked = (
-        between_runs.between(found),
-        prior(found),
-        published.beside_the_paper(found),
-        figures.ablations(found),
-        figures.robot(found),
-    )
-    made = [
-        successes.success(found),
-        *(section for section in asked if section is not None),
-        sections.time(inputs.seconds),
-        showing.foresight([(item.path, item.caption) for item in inputs.pictures]),
-        showing.episodes(found, inputs.max_films),
-        learning.motion(found),
-        learning.policy(found),
-        sections.data(found),
-        sections.configuration(inputs.configuration, found, inputs.facts),
-        sections.honest(found, inputs.notes),
+    results = _load(inputs)
+    sections = [
+        evaluation_sections.success(results),
+        evaluation_sections.between_runs(results),
+        evaluation_sections.motion_prior_use(results),
+        paper_tables.paper_tables(results),
+        paper_figures.ablations(results),
+        paper_figures.robot(results),
+        run_sections.time(inputs.seconds),
+        run_sections.foresight([(picture.path, picture.caption) for picture in inputs.pictures]),
+        run_sections.episodes(results, inputs.max_films),
+        training_sections.motion_prior(results),
+        training_sections.policy(results),
+        run_sections.data(results),
+        run_sections.configuration(inputs.configuration, results, inputs.facts),
+        run_sections.notes(results, inputs.notes),
     ]
     today = datetime.date.today().isoformat()
-    lead = inputs.lead or sections.lead(found)
-    footer = f"Written by LaMP {code_version()} on {today}. Every number is computed from the run's own files."
-    return page(
-        title=inputs.title, lead=lead, cards=sections.headline(found, inputs.seconds), sections=made, footer=footer
+    return render_page(
+        title=inputs.title,
+        lead=inputs.lead or run_sections.lead(results),
+        cards=run_sections.headline(results, inputs.seconds),
+        sections=[section for section in sections if section is not None],
+        footer=f"Written by LaMP {code_version()} on {today}. Every number is computed from the run's own files.",
     )
 
 
-def _gathered(inputs: ReportInputs) -> evidence.Evidence:
-    return evidence.gather(
+def _load(inputs: ReportInputs) -> RunResults:
+    return load_results(
         motions=inputs.motions,
         policies=inputs.policies,
         evaluations=inputs.evaluations,
@@ -241,7 +237,7 @@ def together(runs: Sequence[tuple[Path, ReportInputs]]) -> ReportInputs:
         found: dict[str, Any] = {}
         for run, inputs in runs:
             for name, value in getattr(inputs, kind).items():
-                full = name if times[name] == 1 else f"{label(run)}/{name}"
+                full = name if times[name] == 1 else f"{folder_label(run)}/{name}"
                 found[full if full not in found else f"{run.resolve()}/{name}"] = value
         return found
 

@@ -16,10 +16,8 @@ from lamp.benchmark.simpler import WITH_STAND_INS
 from lamp.benchmark.statistics import Rate
 from lamp.benchmark.suites import LIBERO_PLUS
 from lamp.benchmark.tables import percent
-from lamp.view import pages
-from lamp.view.evidence import Evidence
-from lamp.view.pages import Section
-from lamp.view.wording import label, words
+from lamp.view.page import Block, Notes, Panel, Section, Table
+from lamp.view.results import RunResults, folder_label, words
 from lamp_client.envs.libero_plus.names import CATEGORIES, SIZES
 from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS
 
@@ -38,7 +36,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OurRow:
+class RunRow:
     """A condition of a run, in the columns of a published table."""
 
     name: str
@@ -83,11 +81,11 @@ def source() -> str:
     return str(json.loads(files("lamp.view").joinpath("published.json").read_text())["source"])
 
 
-def libero_rows(found: Evidence) -> list[OurRow]:
+def libero_rows(results: RunResults) -> list[RunRow]:
     """The rows of Table I (LIBERO) that the runs' episodes make; displaced objects and changed priors belong to another table."""
     rows = []
-    for folder, records in zip(found.folders, found.records, strict=True):
-        own = [record for record in records if _comparable(record)]
+    for folder, records in zip(results.folders, results.records, strict=True):
+        own = [record for record in records if _is_standard_libero(record)]
         for condition in dict.fromkeys(record.condition for record in own):
             chosen = [record for record in own if record.condition == condition]
             rates: list[Rate | None] = [None] * len(LIBERO_COLUMNS)
@@ -95,12 +93,16 @@ def libero_rows(found: Evidence) -> list[OurRow]:
                 some = [record.success for record in chosen if record.suite == suite]
                 rates[column] = Rate(successes=sum(some), trials=len(some)) if some else None
             rows.append(
-                OurRow(name=f"{label(folder)}: {words(condition)}", rates=tuple(rates), departs=tuple(_departs(chosen)))
+                RunRow(
+                    name=f"{folder_label(folder)}: {words(condition)}",
+                    rates=tuple(rates),
+                    departs=tuple(_departs(chosen)),
+                )
             )
     return rows
 
 
-def _comparable(record: EpisodeRecord) -> bool:
+def _is_standard_libero(record: EpisodeRecord) -> bool:
     return (
         is_policy(record.condition)
         and record.suite in LIBERO_COLUMNS
@@ -122,10 +124,10 @@ def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
     return found
 
 
-def plus_rows(found: Evidence) -> list[OurRow]:
+def plus_rows(results: RunResults) -> list[RunRow]:
     """The rows of Table II (LIBERO-Plus) that the runs' episodes make; plus-style perturbations are no part of it."""
     rows = []
-    for folder, records in zip(found.folders, found.records, strict=True):
+    for folder, records in zip(results.folders, results.records, strict=True):
         own = [record for record in records if record.variation.get("benchmark") == LIBERO_PLUS]
         for table in robustness(own):
             for row in table.rows:
@@ -134,8 +136,8 @@ def plus_rows(found: Evidence) -> list[OurRow]:
                 rates = dict(zip(table.columns, row.columns, strict=True))
                 chosen = [record for record in own if record.condition == row.condition]
                 rows.append(
-                    OurRow(
-                        name=f"{label(folder)}: {words(row.condition)}",
+                    RunRow(
+                        name=f"{folder_label(folder)}: {words(row.condition)}",
                         rates=tuple(rates.get(category) for category in CATEGORIES),
                         departs=tuple(_departs_from_plus(chosen)),
                         total=row.total,
@@ -154,90 +156,10 @@ def _departs_from_plus(records: Sequence[EpisodeRecord]) -> list[str]:
     return found
 
 
-def beside_the_paper(found: Evidence) -> Section | None:
-    """The published tables to which this run has rows; None where it has none."""
-    published = read_published()
-    body = (
-        _table(published["libero"], libero_rows(found))
-        + _plus_table(published["libero_plus"], plus_rows(found))
-        + _table(published["widowx"], widowx_rows(found))
-    )
-    if not body:
-        return None
-    about = f"Rows of this run first, then the paper's own numbers, in per cent. Published rows: {source()}."
-    return Section(anchor="paper", title="Beside the paper", about=about, body=body)
-
-
-def _table(published: Published, ours: Sequence[OurRow]) -> str:
-    if not ours:
-        return ""
-    rows = [
-        [row.name, *map(_cell, row.rates), _number(row.average), *([] if row.total is None else [_number(row.mean)])]
-        for row in ours
-    ]
-    rows += [[f"{name} (paper)", *map(_number, values)] for name, values in reversed(list(published.rows.items()))]
-    told = [f"{row.name}: {'; '.join(row.departs)}. Not the published protocol." for row in ours if row.departs]
-    told += [published.note] if published.note else []
-    return pages.panel(
-        pages.table(["method", *published.columns], rows) + (pages.notes(told) if told else ""), published.title
-    )
-
-
-def _plus_table(published: Published, ours: Sequence[OurRow]) -> str:
-    """With both averages: the published one is over tasks, which weighs the dimensions by their sizes."""
-    *columns, average = published.columns
-    with_means = {
-        name: (*row, None if any(value is None for value in row[:-1]) else sum(filter(None, row[:-1])) / len(columns))
-        for name, row in published.rows.items()
-    }
-    heads = (*columns, f"{average} over tasks", "over dimensions")
-    return _table(replace(published, columns=heads, rows=with_means), ours)
-
-
-def _cell(rate: Rate | None) -> str:
-    if rate is None or not rate.trials:
-        return "-"
-    low, high = rate.interval
-    return f"{percent(rate.value)} ({rate.successes}/{rate.trials}, {100 * low:.0f} to {100 * high:.0f})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def to_json(found: Evidence) -> dict[str, Any]:
-    """The rows of this run and the published ones as plain values."""
-    published = read_published()
-    return {
-        name: {
-            "ours": [_row_json(row, published[name]) for row in rows],
-            "published": {method: list(row) for method, row in published[name].rows.items()},
-        }
-        for name, rows in (
-            ("libero", libero_rows(found)),
-            ("libero_plus", plus_rows(found)),
-            ("widowx", widowx_rows(found)),
-        )
-    }
-
-
-def _row_json(row: OurRow, published: Published) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "columns": {
-            column: None if rate is None else {"successes": rate.successes, "episodes": rate.trials}
-            for column, rate in zip(published.columns, row.rates, strict=False)
-        },
-        "average": row.average,
-        "mean": row.mean,
-        "departs": list(row.departs),
-    }
-
-
-def widowx_rows(found: Evidence) -> list[OurRow]:
+def widowx_rows(results: RunResults) -> list[RunRow]:
     """The rows of Table I (SimplerEnv) that the runs' episodes make: at the last step, as SimplerEnv has it, and at any step."""
     rows = []
-    for folder, records in zip(found.folders, found.records, strict=True):
+    for folder, records in zip(results.folders, results.records, strict=True):
         own = [r for r in records if r.suite in (WIDOWX, WITH_STAND_INS) and is_policy(r.condition)]
         for condition in dict.fromkeys(r.condition for r in own):
             chosen = [record for record in own if record.condition == condition]
@@ -248,7 +170,9 @@ def widowx_rows(found: Evidence) -> list[OurRow]:
                 ("at any step", [[record.success for record in some] for some in by_task]),
             ):
                 rates = tuple(Rate(successes=sum(some), trials=len(some)) if some else None for some in held)
-                rows.append(OurRow(name=f"{label(folder)}: {words(condition)}, {rule}", rates=rates, departs=departs))
+                rows.append(
+                    RunRow(name=f"{folder_label(folder)}: {words(condition)}, {rule}", rates=rates, departs=departs)
+                )
     return rows
 
 
@@ -263,3 +187,82 @@ def _departs_from_widowx(records: Sequence[EpisodeRecord]) -> list[str]:
     if any(record.suite == WITH_STAND_INS for record in records):
         found.append("files of the scenes are not the original ones")
     return found
+
+
+def paper_tables(results: RunResults) -> Section | None:
+    """The published tables to which this run has rows; None where it has none."""
+    published = read_published()
+    blocks = [
+        *_table(published["libero"], libero_rows(results)),
+        *_plus_table(published["libero_plus"], plus_rows(results)),
+        *_table(published["widowx"], widowx_rows(results)),
+    ]
+    if not blocks:
+        return None
+    about = f"Rows of this run first, then the paper's own numbers, in per cent. Published rows: {source()}."
+    return Section(anchor="paper", title="Beside the paper", about=about, blocks=blocks)
+
+
+def _table(published: Published, own: Sequence[RunRow]) -> list[Block]:
+    if not own:
+        return []
+    rows = [
+        [row.name, *map(_cell, row.rates), _number(row.average), *([] if row.total is None else [_number(row.mean)])]
+        for row in own
+    ]
+    rows += [[f"{name} (paper)", *map(_number, values)] for name, values in reversed(list(published.rows.items()))]
+    notes = [f"{row.name}: {'; '.join(row.departs)}. Not the published protocol." for row in own if row.departs]
+    notes += [published.note] if published.note else []
+    table = Table(["method", *published.columns], rows)
+    return [Panel([table, Notes(notes) if notes else None], published.title)]
+
+
+def _plus_table(published: Published, own: Sequence[RunRow]) -> list[Block]:
+    """With both averages: the published one is over tasks, which weighs the dimensions by their sizes."""
+    *columns, average = published.columns
+    with_means = {
+        name: (*row, None if any(value is None for value in row[:-1]) else sum(filter(None, row[:-1])) / len(columns))
+        for name, row in published.rows.items()
+    }
+    heads = (*columns, f"{average} over tasks", "over dimensions")
+    return _table(replace(published, columns=heads, rows=with_means), own)
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None or not rate.trials:
+        return "-"
+    low, high = rate.interval
+    return f"{percent(rate.value)} ({rate.successes}/{rate.trials}, {100 * low:.0f} to {100 * high:.0f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def to_json(results: RunResults) -> dict[str, Any]:
+    """The rows of this run and the published ones as plain values."""
+    published = read_published()
+    return {
+        name: {
+            "ours": [_row_json(row, published[name]) for row in rows],
+            "published": {method: list(row) for method, row in published[name].rows.items()},
+        }
+        for name, rows in (
+            ("libero", libero_rows(results)),
+            ("libero_plus", plus_rows(results)),
+            ("widowx", widowx_rows(results)),
+        )
+    }
+
+
+def _row_json(row: RunRow, published: Published) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "columns": {
+            column: None if rate is None else {"successes": rate.successes, "episodes": rate.trials}
+            for column, rate in zip(published.columns, row.rates, strict=False)
+        },
+        "average": row.average,
+        "mean": row.mean,
+        "departs": list(row.departs),
+    }

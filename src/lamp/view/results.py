@@ -1,23 +1,57 @@
-"""Reads what a report shows: metrics, episode lines, flow errors, facts of the dataset."""
+"""Reads what a report shows: metrics, episode lines, flow errors, facts of the dataset; and names it all alike."""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lamp.benchmark.controls import CONTROLS
 from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
 from lamp.benchmark.trials import Trial, read_trials
 from lamp.files import read_json, read_lines_json
-from lamp.view.wording import label
 
-SAID_OTHERWISE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
+SHOWN_ELSEWHERE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
 UNITS: dict[str, str] = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
+COLOURS = {
+    "with_motion": 0,
+    "without_motion": 1,
+    "zero_motion": 1,
+    "one_sample": 0,
+    "mean_of_4": 2,
+    "constant_velocity": 7,
+}
+
+
+def folder_label(folder: Path) -> str:
+    """An evaluation's folder as people tell several apart: `object/evaluation`."""
+    return f"{folder.resolve().parent.name}/{folder.name}"
+
+
+def words(name: str) -> str:
+    """A condition's or predictor's name as people write it."""
+    return name.replace("_", " ")
+
+
+def colour_of(name: str, index: int = 0) -> int:
+    """The style sheet's colour of a condition or predictor; controls are grey."""
+    return COLOURS.get(name, 7 if name in CONTROLS else 2 + index % 5)
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Writes sorted whole numbers shortly: `0-4, 7, 30-49`."""
+    parts: list[list[int]] = []
+    for value in numbers:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +70,14 @@ class Curves:
                 continue
             if entry is not None:
                 value = _entry(value, entry)
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
                 found.append((float(line["step"]), float(value)))
         return found
 
     def names(self, kind: str, prefix: str) -> list[str]:
         """Returns the metrics of a kind of line whose name begins so, in order of appearance."""
-        return list(
-            dict.fromkeys(
-                name for line in self.lines if line.get("kind") == kind for name in line if name.startswith(prefix)
-            )
-        )
+        lines = [line for line in self.lines if line.get("kind") == kind]
+        return list(dict.fromkeys(name for line in lines for name in line if name.startswith(prefix)))
 
     def entries(self, kind: str, name: str) -> list[str]:
         """Returns the names of a metric's entries, in order of appearance."""
@@ -90,7 +121,7 @@ class FlowErrors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class RunResults:
     """Everything that was found."""
 
     motions: Mapping[str, Curves]
@@ -118,7 +149,7 @@ class Evidence:
         """The success tables with a heading each: the suite, and the folder where there are several."""
         several = len(self.folders) > 1
         return [
-            (f"{table.suite}, {label(folder)}" if several else table.suite, table)
+            (f"{table.suite}, {folder_label(folder)}" if several else table.suite, table)
             for folder, records in zip(self.folders, self.records, strict=True)
             for table in tabulate(records)
         ]
@@ -140,7 +171,7 @@ class Evidence:
         return pairs[0] if pairs else None
 
 
-def gather(
+def load_results(
     *,
     motions: Mapping[str, Path],
     policies: Mapping[str, Path],
@@ -148,14 +179,14 @@ def gather(
     flows: Mapping[str, Path],
     data: Path | None,
     trials: Sequence[Path] = (),
-) -> Evidence:
+) -> RunResults:
     """Reads all parts that are there.
 
     Raises:
         DataError: A part is there, but damaged.
     """
     manifests = [read_json(folder / "run.json", "evaluation manifest") for folder in evaluations]
-    return Evidence(
+    return RunResults(
         motions={name: curves for name, path in motions.items() if (curves := _curves(path)) is not None},
         policies={name: curves for name, path in policies.items() if (curves := _curves(path)) is not None},
         folders=tuple(evaluations),
@@ -174,29 +205,19 @@ def _curves(path: Path | None) -> Curves | None:
 
 def _flow_errors(path: Path) -> FlowErrors:
     obj = read_json(path, "flow errors")
-    facts = {key: value for key, value in obj.items() if isinstance(value, int | float | str | bool)}
-    return FlowErrors(rows=_flow_rows(obj), facts=facts)
-
-
-def _flow_rows(obj: Mapping[str, Any]) -> tuple[FlowRow, ...]:
-    moving, static = obj.get("moving", {}), obj.get("static", {})
     rows = []
-    for name, errors in moving.items():
-        still = static.get(name, {})
-        metres = errors.get("ade_m")
+    for name, moving in obj.get("moving", {}).items():
+        static, metres = obj.get("static", {}).get(name, {}), moving.get("ade_m")
         rows.append(
             FlowRow(
-                name=name.replace("_", " "),
-                moving=(_number(errors.get("ade_px")), _number(errors.get("fde_px"))),
-                static=(_number(still.get("ade_px")), _number(still.get("fde_px"))),
+                name=words(name),
+                moving=(moving.get("ade_px"), moving.get("fde_px")),
+                static=(static.get("ade_px"), static.get("fde_px")),
                 moving_mm=None if metres is None else 1000.0 * metres,
             )
         )
-    return tuple(rows)
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    facts = {key: value for key, value in obj.items() if isinstance(value, int | float | str | bool)}
+    return FlowErrors(rows=tuple(rows), facts=facts)
 
 
 def _dataset(folder: Path | None) -> dict[str, Any]:
@@ -204,11 +225,8 @@ def _dataset(folder: Path | None) -> dict[str, Any]:
     if folder is None or not (folder / "meta" / "info.json").is_file():
         return {}
     info = read_json(folder / "meta" / "info.json", "dataset description")
-    collected = (
-        read_json(folder / "meta" / "lamp.json", "collection record")
-        if (folder / "meta" / "lamp.json").is_file()
-        else {}
-    )
+    record = folder / "meta" / "lamp.json"
+    collected = read_json(record, "collection record") if record.is_file() else {}
     lines = read_lines_json(folder / "meta" / "lamp_episodes.jsonl")
     found: dict[str, Any] = {
         "episodes": info.get("total_episodes"),
@@ -220,19 +238,9 @@ def _dataset(folder: Path | None) -> dict[str, Any]:
         lengths = [line["length"] for line in lines]
         states = sorted({line["initial_state"] for line in lines})
         found["episode length in frames"] = f"{min(lengths)} to {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}"
-        found["initial states"] = spans(states)
+        found["initial states"] = number_ranges(states)
         by_task = sorted({line["task"] for line in lines})
         found["episodes per task"] = {f"task {task}": sum(line["task"] == task for line in lines) for task in by_task}
-    shown: dict[str, Any] = {name: value for name, value in collected.items() if name not in SAID_OTHERWISE}
-    return found | {UNITS.get(name, name.replace("_", " ")): value for name, value in shown.items()}
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Writes sorted whole numbers shortly: `0-4, 7, 30-49`."""
-    parts: list[list[int]] = []
-    for value in numbers:
-        if parts and value == parts[-1][-1] + 1:
-            parts[-1].append(value)
-        else:
-            parts.append([value])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+    return found | {
+        UNITS.get(name, words(name)): value for name, value in collected.items() if name not in SHOWN_ELSEWHERE
+    }

@@ -1,7 +1,8 @@
-"""Pictures beside each other: episode strips, prediction beside truth, and their PNG files."""
+"""Pictures beside each other: episode strips, prediction beside truth; their PNG files, and pictures inside a page."""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lamp.files import atomic_write_bytes
 
 PAPER = (250, 250, 248)
 INK = (60, 62, 66)
+MEDIA = {".jpg": "image/jpeg", ".mp4": "video/mp4"}
 CAPTION = "Description"
 """The PNG text chunk that holds a picture's caption."""
 
@@ -70,3 +72,15 @@ def read_caption(path: Path) -> str:
     """Returns the caption inside a picture's file; empty where there is none."""
     with Image.open(path) as image:
         return str(image.info.get(CAPTION, ""))
+
+
+def data_uri(content: bytes, suffix: str) -> str:
+    """A file's content as part of a page."""
+    return f"data:{MEDIA[suffix]};base64,{base64.b64encode(content).decode()}"
+
+
+def jpeg_uri(image: UInt8[np.ndarray, "h w 3"], quality: int = 86) -> str:
+    """An image as part of a page, as JPEG, which keeps pages of photographs small."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality, optimize=True)
+    return data_uri(buffer.getvalue(), ".jpg")

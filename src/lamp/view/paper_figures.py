@@ -13,12 +13,10 @@ from lamp.benchmark.simpler import WITH_STAND_INS
 from lamp.benchmark.statistics import Rate
 from lamp.benchmark.tables import percent
 from lamp.benchmark.trials import IN_DOMAIN, Progress, Trial, progress_by_column
-from lamp.view import pages
-from lamp.view.bars import Bar, BarSeries, bar_chart
-from lamp.view.evidence import Evidence
-from lamp.view.pages import Section
-from lamp.view.published import Published, read_published, source
-from lamp.view.wording import label, words
+from lamp.view.charts import Bar, BarSeries, bar_chart
+from lamp.view.page import Notes, Panel, Section
+from lamp.view.paper_tables import Published, read_published, source
+from lamp.view.results import RunResults, folder_label, words
 from lamp_client.envs.simpler_tasks import SIMPLER_TASKS
 
 FLOWS: Mapping[str | None, str] = {None: "without motion", "ImageFlow": "2-D flow", "SpatialFlow": "3-D flow"}
@@ -56,11 +54,11 @@ class _Method:
         return COLOURS.get((self.flow, self.fusion), 5)
 
 
-def ablations(found: Evidence) -> Section | None:
+def ablations(results: RunResults) -> Section | None:
     """Figures 4 and 5 on every suite on which this run has them; None where it has neither."""
     published = read_published()
     panels = []
-    for (suite, shift), methods in _by_suite(found).items():
+    for (suite, shift), methods in _by_suite(results).items():
         where = suite + (f", objects moved by up to {shift:g} m" if shift else "")
         priors = [method for method in methods if method.fusion in (None, "GuidanceConfig")]
         fusions = [method for method in methods if method.flow == "SpatialFlow"]
@@ -76,19 +74,19 @@ def ablations(found: Evidence) -> Section | None:
         "Policies that differ in their motion prior or in how it joins the policy. Bars with Wilson's 95% intervals are this "
         f"run's; hollow ones, on SimplerEnv's tasks, are published: {source()}."
     )
-    return Section(anchor="ablations", title="The paper's ablations", about=about, body="".join(panels))
+    return Section(anchor="ablations", title="The paper's ablations", about=about, blocks=panels)
 
 
-def _by_suite(found: Evidence) -> dict[tuple[str, float], list[_Method]]:
+def _by_suite(results: RunResults) -> dict[tuple[str, float], list[_Method]]:
     suites: dict[tuple[str, float], list[_Method]] = {}
-    for folder, records, models in zip(found.folders, found.records, found.models, strict=True):
+    for folder, records, models in zip(results.folders, results.records, results.models, strict=True):
         for key, condition, chosen in _conditions(records):
             kind = _kind(condition, models)
             if kind is None:
                 continue
             flow, fusion = kind
             told = f"{FLOWS.get(flow, flow)}" + (f", {FUSIONS.get(fusion, fusion)}" if flow else "")
-            name = f"{label(folder)}: {words(condition)}" + (f" ({told})" if told != words(condition) else "")
+            name = f"{folder_label(folder)}: {words(condition)}" + (f" ({told})" if told != words(condition) else "")
             suites.setdefault(key, []).append(_Method(name=name, flow=flow, fusion=fusion, records=chosen))
     return suites
 
@@ -112,7 +110,7 @@ def _kind(condition: str, models: Mapping[str, Any]) -> tuple[str | None, str | 
     return {"with_motion": ("SpatialFlow", "GuidanceConfig"), "without_motion": (None, None)}.get(condition)
 
 
-def _panel(title: str, methods: Sequence[_Method], suite: str, figure: Published) -> str:
+def _panel(title: str, methods: Sequence[_Method], suite: str, figure: Published) -> Panel:
     widowx = suite in (WIDOWX, WITH_STAND_INS)
     tasks = sorted({record.task for method in methods for record in method.records})
     names = [_task_name(methods, task, widowx) for task in tasks]
@@ -120,17 +118,17 @@ def _panel(title: str, methods: Sequence[_Method], suite: str, figure: Published
         BarSeries(name=method.name, bars=[*_bars(method.records, tasks, last=widowx)], colour=method.colour)
         for method in methods
     ]
-    told = []
+    notes = []
     if widowx:
         columns = [*tasks, len(SIMPLER_TASKS)]
         for name, row in figure.rows.items():
             bars, colour = [_published(row[column]) for column in columns], PUBLISHED_COLOURS.get(name, 0)
             series.append(BarSeries(name=f"{name} (paper)", bars=bars, colour=colour, published=True))
-        told += [figure.note, "Successes are those at the last step, as SimplerEnv counts them."]
+        notes += [*filter(None, [figure.note]), "Successes are those at the last step, as SimplerEnv counts them."]
     if suite == WITH_STAND_INS:
-        told.append("Files of the scenes are not the original ones: not comparable with the published numbers.")
+        notes.append("Files of the scenes are not the original ones: not comparable with the published numbers.")
     chart = bar_chart([*names, "all tasks"], series, label=title)
-    return pages.panel(chart + (pages.notes([note for note in told if note]) if told else ""), title)
+    return Panel([chart, Notes(notes) if notes else None], title)
 
 
 def _task_name(methods: Sequence[_Method], task: int, widowx: bool) -> str:
@@ -144,23 +142,23 @@ def _bars(records: Sequence[EpisodeRecord], tasks: Sequence[int], *, last: bool)
     for chosen in [*([record for record in records if record.task == task] for task in tasks), list(records)]:
         won = [bool(record.success_last if last else record.success) for record in chosen]
         if not won:
-            yield Bar(value=None, said="no episode")
+            yield Bar(value=None, text="no episode")
             continue
         rate = Rate(successes=sum(won), trials=len(won))
         said = f"{rate.successes}/{rate.trials} · {percent(rate.value)}"
-        yield Bar(value=rate.value, interval=rate.interval, said=said)
+        yield Bar(value=rate.value, interval=rate.interval, text=said)
 
 
 def _published(value: float | None) -> Bar:
-    return Bar(value=None, said="not given") if value is None else Bar(value=value / 100, said=f"{value:.1f}")
+    return Bar(value=None, text="not given") if value is None else Bar(value=value / 100, text=f"{value:.1f}")
 
 
-def robot(found: Evidence) -> Section | None:
+def robot(results: RunResults) -> Section | None:
     """Figure 7: task progress on a real robot beside the published; None where no trial was scored."""
-    if not found.trials:
+    if not results.trials:
         return None
     figure = read_published()["real"]
-    ours = progress_by_column(found.trials)
+    ours = progress_by_column(results.trials)
     columns = list(dict.fromkeys([*figure.columns, *(name for columns in ours.values() for name in columns)]))
     series = [
         BarSeries(name=method, bars=[_progress(scored.get(column)) for column in columns], colour=index % 7)
@@ -170,7 +168,7 @@ def robot(found: Evidence) -> Section | None:
         given = dict(zip(figure.columns, row, strict=True))
         bars = [_published(given.get(column)) for column in columns]
         series.append(BarSeries(name=f"{name} (paper)", bars=bars, colour=index % 7, published=True))
-    notes = [f"{note}. Not the published protocol." for note in departures(found.trials)]
+    notes = [f"{note}. Not the published protocol." for note in departures(results.trials)]
     notes.append(
         "The published trials are of a Flexiv Rizon 4 with the paper's own objects; another robot's are another table."
     )
@@ -178,17 +176,16 @@ def robot(found: Evidence) -> Section | None:
         "Mean share of a task's stages that was completed, scored by a person; Wilson's 95% intervals, cautious ones for shares. "
         f"Published: {source()}."
     )
-    body = pages.panel(
-        bar_chart(columns, series, label="task progress on a real robot") + pages.notes(notes), figure.title
-    )
-    return Section(anchor="robot", title="On a real robot", about=about, body=body)
+    chart = bar_chart(columns, series, label="task progress on a real robot")
+    panel = Panel([chart, Notes(notes)], figure.title)
+    return Section(anchor="robot", title="On a real robot", about=about, blocks=[panel])
 
 
 def _progress(progress: Progress | None) -> Bar:
     if progress is None:
-        return Bar(value=None, said="no trial")
+        return Bar(value=None, text="no trial")
     said = f"{100 * progress.mean:.1f} · {progress.counted}"
-    return Bar(value=progress.mean, interval=progress.interval, said=said)
+    return Bar(value=progress.mean, interval=progress.interval, text=said)
 
 
 def departures(trials: Sequence[Trial]) -> list[str]:
@@ -205,7 +202,7 @@ def departures(trials: Sequence[Trial]) -> list[str]:
     return found
 
 
-def to_json(found: Evidence) -> dict[str, Any]:
+def to_json(results: RunResults) -> dict[str, Any]:
     """The figures' bars as plain values: successes and episodes of every suite, method and task; progress of the robot."""
     return {
         "ablations": [
@@ -219,7 +216,7 @@ def to_json(found: Evidence) -> dict[str, Any]:
                 "success_last": sum(bool(record.success_last) for record in method.records),
                 "episodes": len(method.records),
             }
-            for (suite, shift), methods in _by_suite(found).items()
+            for (suite, shift), methods in _by_suite(results).items()
             for method in methods
         ],
         "robot": {
@@ -227,6 +224,6 @@ def to_json(found: Evidence) -> dict[str, Any]:
                 column: {"mean": p.mean, "interval": p.interval, "trials": len(p.values)}
                 for column, p in scored.items()
             }
-            for method, scored in progress_by_column(found.trials).items()
+            for method, scored in progress_by_column(results.trials).items()
         },
     }

@@ -1,0 +1,196 @@
+"""The report's sections on evaluations: success rates, comparisons between runs, whether the motion prior is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.episodes import EpisodeRecord
+from lamp.benchmark.flow_errors import of_episode
+from lamp.benchmark.robustness import RobustnessTable
+from lamp.benchmark.statistics import Paired, rank_sum
+from lamp.benchmark.tables import Row, SuccessTable, counted, paired, percent, sentence
+from lamp.model.interventions import is_intervention
+from lamp.view.charts import Interval, Series, interval_chart, line_chart
+from lamp.view.page import Block, Columns, Notes, Panel, Paragraph, Section, Table, absent, shown
+from lamp.view.results import RunResults, colour_of, folder_label, words
+
+SWEEPS = {
+    "gate": "opening of the gate",
+    "denoised": "denoising steps before z_m",
+    "action_steps": "Euler steps of the actions",
+}
+
+
+def success(results: RunResults) -> Section:
+    """Success rates with intervals, tables, paired comparisons."""
+    if not results.tables and not results.perturbed:
+        return Section(anchor="success", title="Success", blocks=[absent("This run has no evaluated episodes.")])
+    blocks = [block for title, table in results.titled for block in _success(table, title)]
+    return Section(
+        anchor="success",
+        title="Success",
+        about="Every condition meets the same initial states and placements. Bars are Wilson's 95% intervals.",
+        blocks=[*blocks, *map(_robustness, results.perturbed)],
+    )
+
+
+def _success(table: SuccessTable, title: str) -> list[Block]:
+    intervals = []
+    for index, row in enumerate(table.rows):
+        rate, (low, high) = row.total, row.total.interval
+        text = f"{rate.successes}/{rate.trials} · {percent(rate.value)} ({100 * low:.0f} to {100 * high:.0f})"
+        colour = colour_of(row.condition, index)
+        intervals.append(
+            Interval(name=words(row.condition), value=rate.value, low=low, high=high, text=text, colour=colour)
+        )
+    chart = interval_chart(intervals, label=f"success rates on {title}")
+    return [Panel([chart], title), *_first_pair(table.pairs), Panel([_by_task(table)], "By task")]
+
+
+def _first_pair(pairs: Sequence[Paired]) -> list[Block]:
+    return [Paragraph(words(sentence(pair)) + ".", "found") for pair in pairs[:1]]
+
+
+def _robustness(table: RobustnessTable) -> Panel:
+    """One line a perturbation, one column a condition; LIBERO-Plus and plus-style have panels of their own."""
+    blocks: list[Block] = [Paragraph(note) for note in table.notes]
+    for cells in table.cells():
+        (_, *conditions), *lines = zip(*cells, strict=True)
+        blocks.append(Table(["", *map(words, conditions)], lines))
+    return Panel([*blocks, *_first_pair(table.pairs)], table.title)
+
+
+def _by_task(table: SuccessTable) -> Table:
+    rows = []
+    for index, (task, name) in enumerate(zip(table.tasks, table.names, strict=True)):
+        rates = [row.tasks[index] for row in table.rows]
+        fractions = [f"{rate.successes}/{rate.trials}" if rate.trials else "-" for rate in rates]
+        rows.append([f"{task}. {name}", *fractions])
+    if len(table.rows) < 4:
+        rows.append(["all, 95% interval", *(counted(row.total) for row in table.rows)])
+    else:
+        rows.append(["all", *(f"{row.total.successes}/{row.total.trials}" for row in table.rows)])
+    last = [row.total_last for row in table.rows]
+    rows.append(["all, at the last step", *(f"{rate.successes}/{rate.trials}" for rate in last)])
+    rows.append(["steps to success", *(f"{row.steps:.0f}" if row.steps else "-" for row in table.rows)])
+    return Table(["task", *(words(row.condition) for row in table.rows)], rows)
+
+
+def pairs_between_runs(results: RunResults) -> list[Paired]:
+    """Compares each condition of a folder with the same one of every other, or its only policy with another's only one."""
+    compared = []
+    runs = list(zip(results.folders, map(_policies, results.records), strict=True))
+    for (folder, own), (other_folder, others) in combinations(runs, 2):
+        matches = [(name, name) for name in own if name in others]
+        if not matches and len(own) == len(others) == 1:
+            matches = [(*own, *others)]
+        for name, other_name in matches:
+            # Only where the objects lie alike: the same seed places them elsewhere for another shift.
+            places = {record.scene: (record.placement, record.render) for record in own[name]}
+            both = [one for one in others[other_name] if places.get(one.scene) == (one.placement, one.render)]
+            if both:
+                first, second = f"{folder_label(folder)}: {name}", f"{folder_label(other_folder)}: {other_name}"
+                compared.append(replace(paired(own[name], both), first=first, second=second))
+    return compared
+
+
+def _policies(records: Sequence[EpisodeRecord]) -> dict[str, list[EpisodeRecord]]:
+    by_condition: dict[str, list[EpisodeRecord]] = {}
+    for record in records:
+        if record.condition not in CONTROLS:
+            by_condition.setdefault(record.condition, []).append(record)
+    return by_condition
+
+
+def between_runs(results: RunResults) -> Section | None:
+    """The comparisons as sentences; None where no two evaluations share a scene."""
+    sentences = [words(sentence(pair)) + "." for pair in pairs_between_runs(results)]
+    if not sentences:
+        return None
+    about = "Evaluations compared in pairs, on the initial states and placements that both have met."
+    return Section(anchor="between", title="Between runs", about=about, blocks=[Notes(sentences)])
+
+
+def motion_prior_use(results: RunResults) -> Section | None:
+    """What interventions and flow errors show of the motion prior; None where the run has neither."""
+    blocks = [block for title, table in results.titled for block in _interventions(table, title)]
+    blocks += shown(map(_errors_by_success, results.records))
+    if not blocks:
+        return None
+    about = "One step of acting is changed and all else, the noise of the actions too, stays as it was, on the same episodes."
+    return Section(anchor="prior", title="Is the motion prior used?", about=about, blocks=blocks)
+
+
+def _interventions(table: SuccessTable, title: str) -> list[Block]:
+    changed = [row for row in table.rows if is_intervention(row.condition)]
+    if not changed:
+        return []
+    pairs = {pair.second: pair for pair in table.pairs}
+    base, rows, tests = table.rows[0], [], dict[str, None]()
+    for row in (base, *changed):
+        pair = pairs.get(row.condition)
+        compared = ["", ""] if pair is None else [f"{100 * pair.difference:+.1f} points", f"{pair.p_value:.3g}"]
+        tests |= {pair.test: None} if pair else {}
+        rows.append([words(row.condition), counted(row.total), *compared])
+    p_value = f"p ({', '.join(tests) or 'none'})"
+    head = ["condition", "success, 95% interval", f"{words(base.condition)} minus it", p_value]
+    charts = [_sweep(name, label, base, changed) for name, label in SWEEPS.items()]
+    return [Panel([Table(head, rows)], title), Columns(charts)]
+
+
+def _sweep(name: str, label: str, base: Row, rows: Sequence[Row]) -> Panel:
+    points = [
+        (float(row.condition.partition("=")[2]), 100 * row.total.value)
+        for row in rows
+        if row.condition.startswith(f"{name}=")
+    ]
+    if len(points) < 2:
+        return Panel([])
+    level = 100 * base.total.value
+    ends = (min(x for x, _ in points), max(x for x, _ in points))
+    chart = line_chart(
+        [
+            Series(name=f"{words(base.condition)}, as trained", points=[(x, level) for x in ends], dashed=True),
+            Series(name="changed", points=sorted(points), colour=2, marked=True),
+        ],
+        x_label=label,
+        y_label="success [%]",
+        label=f"success against {label}",
+        y_range=(0, 100),
+    )
+    return Panel([chart], f"Success against {label}")
+
+
+def _errors_by_success(records: Sequence[EpisodeRecord]) -> Panel | None:
+    measured = [
+        (record, errors)
+        for record in records
+        if not is_intervention(record.condition) and (errors := of_episode(record.extra)) is not None
+    ]
+    if not measured:
+        return None
+    rows = []
+    for condition in dict.fromkeys(record.condition for record, _ in measured):
+        groups = [
+            [errors for record, errors in measured if record.condition == condition and record.success is success]
+            for success in (True, False)
+        ]
+        for name, group in zip(("successes", "failures"), groups, strict=True):
+            rows.append([f"{words(condition)}: {name}", str(len(group)), *_medians(group)])
+        if all(groups):
+            p = rank_sum(*[[error / still for error, still in group] for group in groups])
+            rows.append([f"{words(condition)}: difference", "", "", "", f"rank-sum p = {p:.3g}"])
+    head = ["episodes", "count", "foresight [px], median", "no motion [px], median", "ratio, median"]
+    about = "Mean path error over the points that moved, against exact flow of the episode itself; pixels of a 256-pixel image."
+    return Panel([Table(head, rows), Paragraph(about)], "Foresight where the policy succeeds and fails")
+
+
+def _medians(pairs: Sequence[tuple[float, float]]) -> list[str]:
+    """Upper medians of foresight's errors, of those of no motion, and of their ratios."""
+    if not pairs:
+        return ["-", "-", "-"]
+    columns = [*zip(*pairs, strict=True), [error / still for error, still in pairs]]
+    return [f"{sorted(column)[len(column) // 2]:.2f}" for column in columns]

@@ -1,0 +1,234 @@
+"""The report's remaining parts: the top, where the time went, pictures and films, data, configuration, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lamp.benchmark.episodes import EpisodeRecord
+from lamp.benchmark.films import FILM_FPS
+from lamp.benchmark.tables import percent
+from lamp.data.video import video_info
+from lamp.data.video_reading import read_frames
+from lamp.errors import DataError
+from lamp.files import path_inside
+from lamp.view.images import data_uri, evenly, jpeg_uri, strip
+from lamp.view.page import (
+    Block,
+    Card,
+    Code,
+    Facts,
+    Figure,
+    Gallery,
+    Notes,
+    Panel,
+    PathColours,
+    Section,
+    TimeBar,
+    absent,
+    duration,
+)
+from lamp.view.results import RunResults, number_ranges, words
+
+WIDE = 2.4
+"""A picture at least this many times as wide as high takes the page's whole width."""
+
+
+def lead(results: RunResults) -> str:
+    """A sentence that says what the page is about."""
+    parts = []
+    if results.data:
+        parts.append(f"{results.data.get('episodes')} demonstrations")
+    for trained, one, many in (
+        (results.motions, "a motion prior", "motion priors"),
+        (results.policies, "a policy", "policies"),
+    ):
+        if trained:
+            longest = max(curves.steps for curves in trained.values())
+            parts.append(f"{many if len(trained) > 1 else one} trained for {longest:,} steps")
+    if results.records:
+        parts.append(f"{sum(map(len, results.records)):,} evaluated episodes")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def headline(results: RunResults, seconds: Mapping[str, float | int]) -> list[Card]:
+    """The numbers at the top."""
+    cards = []
+    for condition in ("with_motion", "without_motion", "policy"):
+        row = results.row(condition)
+        if row is not None:
+            low, high = row.total.interval
+            remark = f"{row.total.successes} of {row.total.trials}, 95% {100 * low:.0f} to {100 * high:.0f}%"
+            cards.append(Card(f"success {words(condition)}", percent(row.total.value), remark))
+    if (pair := results.pair) is not None:
+        remark = f"{pair.test} p = {pair.p_value:.2g}"
+        cards.append(Card("paired difference", f"{100 * pair.difference:+.0f} points", remark))
+    first = next(iter(results.flows.values()), None)
+    flow = {row.name: row.moving[0] for row in first.rows} if first else {}
+    best, still = flow.get("mean of 4") or flow.get("one sample"), flow.get("zero motion")
+    if best is not None and still is not None:
+        cards.append(Card("foresight, moving points", f"{best:.1f} px", f"no motion at all: {still:.1f} px"))
+    if seconds:
+        cards.append(Card("wall time", duration(sum(seconds.values())), "all stages"))
+    return cards[:4]
+
+
+def time(seconds: Mapping[str, float | int]) -> Section:
+    """Where the time went."""
+    block = Panel([TimeBar({words(name): value for name, value in seconds.items()})])
+    missing = absent("This run did not record its stages' times.")
+    return Section(anchor="time", title="Time", blocks=[block if seconds else missing])
+
+
+def foresight(pictures: Sequence[tuple[Path, str]]) -> Section:
+    """What the motion prior expects to happen.
+
+    Args:
+        pictures: Each file and its caption.
+    """
+    if not pictures:
+        missing = absent("This run has no pictures of predicted motion.")
+        return Section(anchor="foresight", title="Foresight", blocks=[missing])
+    figures = []
+    for path, caption in pictures:
+        with Image.open(path) as image:
+            full = len(pictures) == 1 or image.width >= WIDE * image.height
+            source = jpeg_uri(np.asarray(image.convert("RGB")), quality=90)
+        figures.append(Figure(source=source, alt=caption, caption=caption, full=full))
+    return Section(anchor="foresight", title="Foresight", blocks=[PathColours(), Gallery(figures, broad=True)])
+
+
+def episodes(results: RunResults, max_films: int) -> Section:
+    """Films of the policy with its foresight drawn over them."""
+    filmed = [
+        (path, record)
+        for folder, records in zip(results.folders, results.records, strict=True)
+        for record in records
+        if record.video and (path := path_inside(folder, record.video, "film of an episode")).is_file()
+        if path.suffix.lower() == ".mp4"
+    ]
+    if not filmed:
+        return Section(anchor="episodes", title="Episodes", blocks=[absent("No episode of this run was filmed.")])
+    # Failures teach as much as successes: the films shown hold some of each, as far as there are.
+    wins = [item for item in filmed if item[1].success]
+    losses = [item for item in filmed if not item[1].success]
+    lost = min(len(losses), max(max_films // 3, max_films - len(wins)))
+    chosen = sorted([*wins[: max_films - lost], *losses[:lost]], key=lambda item: (item[1].task, item[1].state))
+    films, strips = [], []
+    for index, (path, record) in enumerate(chosen):
+        caption = {
+            "caption": record.instruction,
+            "remark": f"task {record.task}, state {record.state}, {record.steps} steps",
+            "success": record.success,
+        }
+        frames = _frames(path, 3)
+        poster = "" if frames is None else jpeg_uri(frames[len(frames) // 2])
+        source = data_uri(path.read_bytes(), ".mp4")
+        films.append(Figure(source=source, film=True, poster=poster, **caption))
+        if index < 3:
+            strips.append(Figure(source=_strip(path), alt="episode strip", full=True, **caption))
+    about = (
+        "Agent view at twice real time, with the foresight of the chunk being executed. "
+        f"{len(chosen)} of {len(filmed)} filmed episodes."
+    )
+    blocks = [Gallery(films), Gallery(strips, broad=True)]
+    return Section(anchor="episodes", title="Episodes", about=about, blocks=blocks)
+
+
+def _frames(path: Path, shown: int) -> np.ndarray | None:
+    """Frames spread over a film; None where it cannot be read."""
+    try:
+        return read_frames(path, evenly(video_info(path).frames, shown), FILM_FPS)
+    except DataError:
+        return None
+
+
+def _strip(path: Path) -> str:
+    frames = _frames(path, 8)
+    if frames is None:
+        return ""
+    return jpeg_uri(strip(list(frames[:, ::2, ::2] if frames.shape[1] > 300 else frames)))
+
+
+def data(results: RunResults) -> Section:
+    """Facts of the demonstrations."""
+    missing = absent("The dataset is not part of this run's folder.")
+    return Section(anchor="data", title="Data", blocks=[Panel([Facts(results.data)]) if results.data else missing])
+
+
+def configuration(named: Mapping[str, Any], results: RunResults, facts: Mapping[str, Any]) -> Section:
+    """Resolved settings and versions."""
+    records = [record for records in results.records for record in records]
+    known = dict(facts)
+    if versions := _distinct(record.code for record in records):
+        known["code"] = versions
+    if packages := {name: version for record in records for name, version in record.packages.items()}:
+        known["packages"] = packages
+    blocks: list[Block] = [Panel([Facts(known)])] if known else []
+    blocks += [Code(name, value) for name, value in named.items()]
+    blocks = blocks or [absent("No configuration was found beside this run.")]
+    return Section(anchor="configuration", title="Configuration and versions", blocks=blocks)
+
+
+def notes(results: RunResults, given: Sequence[str]) -> Section:
+    """What the reader should know before quoting a number."""
+    items = [*given, *_own_notes(results)]
+    return Section(anchor="notes", title="Notes", blocks=[Notes(items) if items else absent("None.")])
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
+
+
+def _own_notes(results: RunResults) -> list[str]:
+    items = []
+    for folder, records, planned in zip(results.folders, results.records, results.planned, strict=True):
+        if len(records) < planned:
+            items.append(
+                f"{folder.name}: only {len(records)} of {planned} planned episodes are done; rates may still change."
+            )
+        items += _scene_notes(records)
+    records = [record for records in results.records for record in records]
+    if len({record.code for record in records}) > 1:
+        versions = _distinct(record.code for record in records)
+        items.append(f"The episodes were run by several versions of the code: {versions}.")
+    redone = sum(record.attempt > 1 for record in records)
+    if redone:
+        were = "s were" if redone > 1 else " was"
+        items.append(f"{redone} episode{were} started again after a simulator process died.")
+    trials = [row.total.trials for table in results.tables for row in table.rows]
+    if trials and max(trials) < 100:
+        items.append(
+            f"At most {max(trials)} episodes a condition: differences inside the intervals are no evidence either way."
+        )
+    if results.flows:
+        items.append(
+            "Foresight errors are of full sampling; the policy itself reads the prior's hidden state after one step of ten."
+        )
+    return items
+
+
+def _scene_notes(records: Sequence[EpisodeRecord]) -> list[str]:
+    if not records:
+        return []
+    suites = _distinct(record.suite for record in records)
+    states = number_ranges(sorted({record.state for record in records}))
+    items = [f"{suites}: stored initial states {states}; success counts if the goal held at any step."]
+    shift = max(record.placement_shift for record in records)
+    if shift:
+        items.append(
+            f"Free-standing objects were displaced by up to {100 * shift:g} cm along x and y, "
+            "which the standard protocol does not do: these rates cannot be compared with published ones."
+        )
+    if any(record.render != "exact" for record in records):
+        items.append(
+            "Images were rendered without multisampling and reflections (`fast`), unlike the standard protocol's."
+        )
+    if any(record.condition == "replay" for record in records):
+        items.append("Replay repeats one expert episode of each task blindly: what it solves needs no perception.")
+    return items

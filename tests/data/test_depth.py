@@ -160,14 +160,19 @@ def test_depth_whose_metres_nobody_knows_is_refused_when_it_is_read(tmp_path: Pa
     root = with_video(tmp_path / "twelve", [codes(t) for t in range(FRAMES)], bare, codec="ffv1", pixels="gray12le")
     with pytest.raises(DataError, match=r"depth in 12 bits.*video\.depth_min"):
         LeRobotDataset(root).depth("front_depth", 0)
+    (fault,) = told(root)
+    assert "does not say which depth that is" in fault
     gray = [np.full((SIDE, SIDE, 3), 10 * t, np.uint8) for t in range(FRAMES)]
     root = with_video(tmp_path / "eight", gray, bare)
-    assert LeRobotDataset(root).cameras == ("front",) and told(root) == []
+    assert LeRobotDataset(root).cameras == ("front",)
+    (fault,) = told(root)
+    assert "yuv420p, of 8 bits: it shows depth, but not in metres" in fault
     with pytest.raises(DataError, match="yuv420p, of 8 bits: it shows depth, but not in metres"):
         LeRobotDataset(root).depth("front_depth", 0)
     root = with_images(tmp_path / "image", [png(one[..., 0]) for one in gray], bare)
     with pytest.raises(DataError, match="a picture of depth"):
         LeRobotDataset(root).depth("front_depth", 0)
+    assert any("a picture of depth" in line for line in told(root))
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,23 @@ def test_resampling_takes_the_nearest_frame_whole(tmp_path: Path) -> None:
     )
 
 
+def test_increments_are_not_resampled_and_nothing_is_written(tmp_path: Path) -> None:
+    """A change belongs to the time until the next frame; a target, or what is learnt relative to a state, may be left out."""
+    arm = Embodiment(name="arm", cameras={"front": "observation.images.front"})
+    for name, told in (
+        ("said", {"actions": "delta"}),
+        ("described", {key: value for key, value in arm.told.items() if key != "actions"}),
+    ):
+        record_with(tmp_path / name, name, told, np.array([0.5, 1.0]))
+        with pytest.raises(DataError, match=f"{name} holds actions that are increments.*expected --resample none"):
+            import_recording(tmp_path / name, tmp_path / "out", fps=5, resample="absolute")
+        assert not (tmp_path / "out").exists()
+    import_recording(tmp_path / "described", tmp_path / "changes", fps=5)
+    record_with(tmp_path / "untold", "untold", {}, np.array([0.5, 1.0]))
+    with pytest.raises(DataError, match="changes holds actions that are increments"):
+        import_recording(tmp_path / "untold", tmp_path / "changes", fps=5, resample="absolute")
+
+
 def test_jitter_and_pauses_are_no_slowness(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     steps = 0.05 + generator.uniform(-0.02, 0.02, 40)

@@ -147,6 +147,10 @@ def test_bounds_never_degenerate() -> None:
     tracks = random_tracks(8, step=0.0)
     assert BoundsRule().fit([flow_from_tracks(tracks, CAMERA)]).high == (0.001,) * 3
     assert BoundsRule().fit([]).high == (0.001,) * 3
+    # What is floored is known by its axis, to be said.
+    assert BoundsRule().floored(BoundsRule().fit([])) == ("u", "v", "depth")
+    assert BoundsRule().floored(MotionBounds(low=(-0.02, -0.03, -0.001), high=(0.02, 0.03, 0.001))) == ("depth",)
+    assert BoundsRule(smallest=1e-4).floored(MotionBounds(low=(-0.02, -0.03, -0.001), high=(0.02, 0.03, 0.001))) == ()
     for low, high in [((0.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((-1.0, -1.0, -1.0), (1.0, 1.0, float("inf")))]:
         with pytest.raises(ConfigError, match="finite numbers"):
             MotionBounds(low=low, high=high)

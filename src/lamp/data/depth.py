@@ -38,17 +38,38 @@ def luma(frame: av.VideoFrame, path: Path) -> UInt16[np.ndarray, "h w"]:
         DataError: The frame has 8 bits, or colours.
     """
     kind = frame.format
+    _check_bits(kind, path)
+    plane = frame.planes[0]
+    codes = np.frombuffer(bytes(plane), ">u2" if kind.is_big_endian else "<u2").reshape(
+        plane.height, plane.line_size // 2
+    )
+    return codes[:, : plane.width].astype(np.uint16)
+
+
+def _check_bits(kind: av.VideoFormat, path: Path) -> None:
     bits = bits_of(kind)
     if kind.is_rgb or bits <= 8:
         raise DataError(
             f"the video {path} is {kind.name}, of {bits} bits: it shows depth, but not in metres; expected "
             "gray12le or gray16le with more than 8 bits"
         )
-    plane = frame.planes[0]
-    codes = np.frombuffer(bytes(plane), ">u2" if kind.is_big_endian else "<u2").reshape(
-        plane.height, plane.line_size // 2
+
+
+def check_video_of_depth(kind: av.VideoFormat, depth: DepthFeature, path: Path) -> None:
+    """
+    Raises:
+        DataError: A video of this pixel format holds no depth in metres.
+    """
+    _check_bits(kind, path)
+    if depth.code is None and bits_of(kind) != 16:
+        raise _no_code(depth, bits_of(kind), f"the video {path}")
+
+
+def _no_code(depth: DepthFeature, bits: int, where: str) -> DataError:
+    return DataError(
+        f"{where} holds depth in {bits} bits, and the description of {depth.key} does not say which depth that is; expected "
+        "info with video.depth_min, video.depth_max, video.shift and video.use_log, as LeRobot writes them"
     )
-    return codes[:, : plane.width].astype(np.uint16)
 
 
 def metres_of_codes(
@@ -69,10 +90,7 @@ def metres_of_codes(
     if code is None and bits == 16:
         found = codes.astype(np.float32) * np.float32(depth.unit or MILLIMETRE)
     elif code is None:
-        raise DataError(
-            f"{where} holds depth in {bits} bits, and the description of {depth.key} does not say which depth that is; expected "
-            "info with video.depth_min, video.depth_max, video.shift and video.use_log, as LeRobot writes them"
-        )
+        raise _no_code(depth, bits, where)
     else:
         if codes.size and codes.max() > LARGEST_CODE:
             raise DataError(f"{where} holds the code {codes.max()}; expected 12-bit codes, 0 to {LARGEST_CODE}")

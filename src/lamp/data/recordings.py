@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.configuration import from_json, to_json
-from lamp.data.actions import Gripper
+from lamp.data.actions import Delta, Gripper
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.episodes import EpisodeData
 from lamp.data.lerobot_format import INFO_PATH
@@ -122,9 +122,12 @@ def import_recording(
         raise DataError(
             f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote"
         )
-    paces, skipped, robot = _surveyed(recording, names, out, successes_only)
+    paces, skipped, robot = _surveyed(recording, names, out, successes_only, resample)
     if not paces:
         raise DataError(f"no episode of {recording} can be imported: {'; '.join(skipped[:4])}")
+    before = _known_embodiment(out)
+    if resample != "none" and before is not None and isinstance(before.kind, Delta):
+        raise _increments(f"{out} holds")
     rate, notes = _dataset_rate(paces, out, fps, resample)
     writer = LeRobotWriter(out, fps=rate, robot_type=robot_type)
     known, frames = writer.names(), 0
@@ -145,11 +148,12 @@ def import_recording(
 
 
 def _surveyed(
-    recording: Path, names: Sequence[str], out: Path, successes_only: bool
+    recording: Path, names: Sequence[str], out: Path, successes_only: bool, resample: Resample
 ) -> tuple[dict[str, Pace], list[str], Embodiment | None]:
     """The paces of the episodes that can be imported, the others with the reason, and what the actions mean.
 
     Raises:
+        DataError: Actions that are to be resampled are increments.
         MismatchError: Episodes, or the dataset that is there, differ in cameras, sizes or widths, or in what their actions mean.
     """
     robot = _known_embodiment(out)
@@ -162,6 +166,8 @@ def _surveyed(
                 skipped.append(f"{name}: {reason}")
                 continue
             pace = Pace.of(episode)
+            if resample != "none" and _is_told_delta(episode):
+                raise _increments(f"{name} holds")
         except RecordingError as error:
             skipped.append(f"{name}: {error}")
             continue
@@ -247,12 +253,8 @@ def resampled(episode: RecordedEpisode, fps: float | int) -> RecordedEpisode:
     Raises:
         DataError: The policy said that its actions are increments, which belong to the time between two frames.
     """
-    kind = getattr(episode, "policy", {}).get("actions")
-    if kind == "delta":
-        raise DataError(
-            f"{episode.name}: its actions are increments, each for the time until the next frame, and cannot be resampled; "
-            "expected --fps with the rate at which it ran."
-        )
+    if _is_told_delta(episode):
+        raise _increments(f"{episode.name} holds")
     times = _times(episode)
     steps = np.diff(times)
     if not len(steps) or (median := float(np.median(steps))) <= 0:
@@ -261,6 +263,19 @@ def resampled(episode: RecordedEpisode, fps: float | int) -> RecordedEpisode:
     wanted = np.arange(int(moments[-1] * fps + 1e-6) + 1) / fps
     nearest = np.searchsorted((moments[1:] + moments[:-1]) / 2, wanted)
     return replace(episode, frames=tuple(episode.frames[at] for at in nearest))
+
+
+def _is_told_delta(episode: RecordedEpisode) -> bool:
+    """Whether the policy said that its actions are increments; where it said nothing, the user's word counts."""
+    robot = _embodiment(episode) if "embodiment" in episode.policy else None
+    return episode.policy.get("actions") == "delta" or (robot is not None and isinstance(robot.kind, Delta))
+
+
+def _increments(where: str) -> DataError:
+    return DataError(
+        f"{where} actions that are increments, each for the time until the next frame, which cannot be resampled (targets can); "
+        "expected --resample none, and --fps with the rate at which it ran."
+    )
 
 
 def _times(episode: RecordedEpisode) -> Float[np.ndarray, " n"]:

@@ -125,16 +125,16 @@ class StoredImages:
         return np.stack(found) if found else np.empty((0, depth.height, depth.width), np.float32)
 
     def check(self, path: Path, camera: CameraFeature, row: int) -> None:
-        """Decodes an image, whatever it shows.
+        """Decodes an image.
 
         Raises:
-            DataError: It cannot be read, or is not what it should be.
+            DataError: It cannot be read, or is not what it should be, such as a picture of depth without its metres.
         """
         if not isinstance(camera, DepthFeature):
             self.read(path, camera, np.array([row]))
             return
         for value, where in self._with_places(path, camera, np.array([row])):
-            self._opened(value, camera, where)
+            metres_of_image(self._opened(value, camera, where), camera, where)
 
     def _with_places(self, path: Path, camera: CameraFeature, rows: np.ndarray) -> Iterator[tuple[Any, str]]:
         for row, value in zip(rows.tolist(), self._values(path, camera.key, rows), strict=True):

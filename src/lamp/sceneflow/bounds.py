@@ -112,6 +112,10 @@ class BoundsRule:
         du, dv, dd = (self._end(found) for found in axes)
         return MotionBounds(low=(-du, -dv, -dd), high=(du, dv, dd))
 
+    def floored(self, bounds: MotionBounds) -> tuple[str, ...]:
+        """Axes whose bounds are not the data's but `smallest`, as what moves along them moves less than that."""
+        return tuple(axis for axis, high in zip(("u", "v", "depth"), bounds.high, strict=True) if high <= self.smallest)
+
     def _end(self, increments: Quantiles) -> float:
         if increments.count == 0:
             return self.smallest

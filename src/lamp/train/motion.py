@@ -351,6 +351,14 @@ def _with_bounds(
         part.bounds = bounds
     found = _mixed(parts)
     assert found is not None
+    if group.main and isinstance(rule, BoundsRule) and (floored := rule.floored(bounds)):
+        moved = "image fractions" if "depth" not in floored else "image fractions, metres in depth"
+        print(
+            f"increments of scene flow along {', '.join(floored)} are smaller than bounds.smallest, {rule.smallest:g} ({moved}), "
+            "and are divided by that: motions as small as these are hardly learnt. Where they are more than noise, give "
+            f"--bounds.smallest and --bounds.moving-threshold (now {rule.moving_threshold:g}) of their size",
+            file=sys.stderr,
+        )
     clamped = group.told(group.only_main(found.clamp_rate))
     assert clamped is not None
     return found, clamped

@@ -13,7 +13,8 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from lamp.data.check.faults import Fault
-from lamp.data.description import CameraFeature
+from lamp.data.depth import check_video_of_depth
+from lamp.data.description import CameraFeature, DepthFeature
 from lamp.data.episode_table import Episode
 from lamp.data.stored_images import StoredImages
 from lamp.data.video import explained, open_video
@@ -67,7 +68,7 @@ def check_pictures(file: FileOfPictures) -> FoundPictures:
         with explained(file.path):
             container, stream = open_video(file.path)
             with container:
-                faults = [*_of_stream(file, stream), *_of_spans(file)]
+                faults = [*_of_stream(file, stream), *_of_depth(file, stream), *_of_spans(file)]
                 numbers = _numbers(container, stream, file.fps)
                 faults += _of_numbers(file, numbers)
         if file.decode:
@@ -85,6 +86,16 @@ def _of_stream(file: FileOfPictures, stream: VideoStream) -> Iterator[Fault]:
     rate = float(stream.average_rate) if stream.average_rate else 0.0
     if rate and abs(rate - file.fps) > 0.01 * file.fps:
         yield file.fault(f"runs at {rate:.4g} fps; the description says {file.fps:g}")
+
+
+def _of_depth(file: FileOfPictures, stream: VideoStream) -> Iterator[Fault]:
+    """Depth of which nobody knows the metres."""
+    kind = stream.codec_context.format
+    if isinstance(file.camera, DepthFeature) and kind is not None:
+        try:
+            check_video_of_depth(kind, file.camera, file.path)
+        except DataError as error:
+            yield file.fault(str(error))
 
 
 def _of_spans(file: FileOfPictures) -> Iterator[Fault]:

@@ -66,12 +66,12 @@ class Kind:
 
 
 def _dataset(path: Path) -> dict[str, Any]:
-    from lamp.data.cache_report import list_caches
+    from lamp.data.cache_report import list_caches, list_stores
     from lamp.data.lerobot import LeRobotDataset
     from lamp.data.manifest import FEATURES
 
     found = LeRobotDataset(path).describe()
-    caches = [cache_line(entry) for entry in list_caches(path / FEATURES)]
+    caches = [cache_line(entry) for entry in (*list_caches(path / FEATURES), *list_stores(path))]
     found |= {"caches": caches} if caches else {}
     return found | {"inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)}}
 
@@ -85,6 +85,10 @@ def cache_line(entry: CacheEntry) -> dict[str, Any]:
         layer = f", {said['layer']}" if "layer" in said else ""
         line["of"] = f"{said.get('model') or said.get('kind')}{layer}, {cameras}"
         line["recipes"] = ", ".join(recipes_served(said)) or "none by name"
+    elif entry.kind == "scene flow":
+        from lamp.sceneflow.stores import settings_of
+
+        line["of"] = settings_of(said) if said else "damaged: it cannot be read"
     elif entry.kind == "augmented views":
         line["of"] = f"{said.get('views')} views, seed {said.get('seed')}"
     else:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flow_scene import KILL, load_scene, write_dataset
 
-from lamp.errors import ConfigError, DataError, MismatchError
+from lamp import cli
+from lamp.errors import ConfigError, DataError
 from lamp.sceneflow.building import FlowBuildConfig, build, reference_frames
 from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.stores import store_folders
 
 pytestmark = pytest.mark.sim
 
@@ -66,12 +69,50 @@ def test_damaged_episodes_are_built_again(tmp_path: Path) -> None:
     assert build(settings(tmp_path), load_scene=load_scene).built == 1
 
 
-def test_other_settings_need_overwrite(tmp_path: Path) -> None:
+def test_stores_of_other_settings_lie_side_by_side(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_dataset(root, 1, length=8)
+    build(settings(root), load_scene=load_scene)
+    first = {path: path.read_bytes() for path in (root / "sceneflow").rglob("*") if path.is_file()}
+    assert build(settings(root, horizon=4), load_scene=load_scene).built == 1
+    assert {path: path.read_bytes() for path in (root / "sceneflow").rglob("*") if path.is_file()} == first
+    folders = store_folders(root)
+    assert [SceneFlowStore(folder).description.sampling.horizon for folder in folders] == [5, 4]
+    assert folders[1].name.startswith("sceneflow-")
+    for horizon in (5, 4):  # each is found again, and has nothing to build; so it is after the dataset was renamed
+        assert build(settings(root, horizon=horizon), load_scene=load_scene).kept == 1
+    moved = root.rename(tmp_path / "moved")
+    assert build(settings(moved, horizon=4), load_scene=load_scene).kept == 1
+    assert build(settings(moved, horizon=4, overwrite=True), load_scene=load_scene).built == 1
+    assert [SceneFlowStore(folder).description.sampling.horizon for folder in store_folders(moved)] == [5, 4]
+
+
+def test_the_only_store_is_overwritten_whatever_its_settings(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1, length=8)
     build(settings(tmp_path), load_scene=load_scene)
-    with pytest.raises(MismatchError, match=r"'horizon': 5.*there.*'horizon': 4.*asked for.*--overwrite"):
-        build(settings(tmp_path, horizon=4), load_scene=load_scene)
     assert build(settings(tmp_path, horizon=4, overwrite=True), load_scene=load_scene).built == 1
+    (folder,) = store_folders(tmp_path)
+    assert (folder.name, SceneFlowStore(folder).description.sampling.horizon) == ("sceneflow", 4)
+
+
+def test_stores_are_listed_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path, 1, length=8)
+    for horizon in (5, 4):
+        build(settings(tmp_path, horizon=horizon), load_scene=load_scene)
+    other = store_folders(tmp_path)[1].name
+    capsys.readouterr()
+    assert cli.main(["cache", "list", str(tmp_path), "--json"]) == 0
+    listed = {line["name"]: line for line in json.loads(capsys.readouterr().out)["caches"]}
+    assert list(listed) == ["sceneflow", other] and listed[other]["kind"] == "scene flow"
+    assert listed[other]["episodes"] == 1 and " over 4 steps of 1 frames" in listed[other]["of"]
+    with open(tmp_path / f".{other}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert cli.main(["cache", "remove", str(tmp_path), other]) != 0
+    assert "is being built by another process" in capsys.readouterr().err
+    assert cli.main(["cache", "remove", str(tmp_path), "sceneflow-"]) == 0
+    assert [folder.name for folder in store_folders(tmp_path)] == ["sceneflow"]
+    assert cli.main(["cache", "remove", str(tmp_path), "sceneflow"]) == 0
+    assert not list(tmp_path.glob("sceneflow*")) and not list(tmp_path.glob(".tmp-*"))
 
 
 def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
@@ -80,6 +121,7 @@ def test_what_cannot_be_built_is_named(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1, length=8)
     with pytest.raises(ConfigError, match=r"unknown camera 'wrst'; did you mean 'wrist'"):
         build(settings(tmp_path, cameras=("wrst",)), load_scene=load_scene)
+    assert store_folders(tmp_path) == [], "a slip leaves no empty store behind"
     with open(tmp_path / ".sceneflow.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another `lamp flow build` is at work"):

@@ -160,7 +160,7 @@ def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheListFlags:
-    """Lists a dataset's caches: names, sizes, what each is of, and which recipes can use it."""
+    """Lists a dataset's caches and scene-flow stores: names, sizes, what each is of, and which recipes can use it."""
 
     data: tyro.conf.Positional[Path]
     """The dataset."""
@@ -186,11 +186,12 @@ def _caches(data: Path, out: Path | None) -> Path:
 
 def _cache_list(arguments: Sequence[str]) -> None:
     flags = parse(CacheListFlags, arguments, "cache list")
-    from lamp.data.cache_report import list_caches
+    from lamp.data.cache_report import list_caches, list_stores
     from lamp.info import cache_line, to_text
 
     folder = _caches(flags.data, flags.out)
-    found = list_caches(folder)
+    stores = list_stores(flags.data)
+    found = [*list_caches(folder), *stores]
     lines = [cache_line(entry) for entry in found]
     if flags.json:
         print(json.dumps({"folder": str(folder), "caches": lines}, indent=2, ensure_ascii=False))
@@ -198,12 +199,14 @@ def _cache_list(arguments: Sequence[str]) -> None:
         print(f"no caches in {folder} (lamp cache features {flags.data} makes one)")
     else:
         print(to_text({line.pop("name"): line for line in lines}))
-        print(f"{sum(entry.size for entry in found) / 1e6:.1f} MB in {folder}")
+        print(f"{sum(entry.size for entry in found if entry not in stores) / 1e6:.1f} MB in {folder}")
+        if stores:
+            print(f"{sum(entry.size for entry in stores) / 1e6:.1f} MB of scene flow in {flags.data}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRemoveFlags:
-    """Removes caches of a dataset: whole ones with their augmented views and z_m, or such a part alone."""
+    """Removes caches of a dataset: whole ones with their augmented views and z_m, such a part alone, or scene-flow stores."""
 
     data: tyro.conf.Positional[Path]
     """The dataset."""
@@ -220,7 +223,7 @@ def _cache_remove(arguments: Sequence[str]) -> None:
 
     if not flags.names:
         raise ConfigError(f"no cache is named; expected names that `lamp cache list {flags.data}` gives")
-    for entry in remove_caches(_caches(flags.data, flags.out), flags.names):
+    for entry in remove_caches(_caches(flags.data, flags.out), flags.names, flags.data):
         print(f"removed {entry.name} ({entry.kind}, {entry.episodes} episodes, {entry.size / 1e6:.1f} MB)")
 
 

@@ -76,7 +76,8 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if value_of("--flow-stride", arguments) is not None:
         training = replace(training, flow_frames=None)
     elif isinstance(chosen, Recipe):
-        training = replace(training, flow_stride=_flow_stride(chosen, flags.data))
+        stride, name = _flow_stride(chosen, training, flags.data)
+        training = replace(training, flow_stride=stride, scene_flow=name)
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
     training = replace(training, also=tuple(mixed_in(text) for text in flags.also)) if flags.also else training
     training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
@@ -199,28 +200,35 @@ def _sharded(loop: LoopConfig, name: str | None) -> LoopConfig:
     return loop if name is None or isinstance(loop.sharding, kinds[name]) else replace(loop, sharding=kinds[name]())
 
 
-def _flow_stride(chosen: Recipe, data: Path) -> int:
+def _flow_stride(chosen: Recipe, training: MotionTraining, data: Path) -> tuple[int, str | None]:
     """Stored flow steps that make one of the recipe's: a store may be finer than the one that the recipe builds.
 
+    Returns:
+        How many, and the name of the store that they are of, where the dataset has several.
+
     Raises:
+        ConfigError: Several stores fit, and none is named.
         DataError: There is no dataset, or no scene flow of it.
         MismatchError: The stored steps do not add up to the recipe's.
     """
-    from lamp.sceneflow.building import FOLDER
-    from lamp.sceneflow.store import SceneFlowStore
+    from lamp.sceneflow.stores import FlowNeeds, find_store, store_folders
 
     if not data.is_dir():
         raise DataError(
             f"no dataset at {data}: there is no such folder; expected one of `lamp collect`, or in LeRobot's format"
         )
-    store = SceneFlowStore(data / FOLDER)
-    frames, stored = chosen.flow.stride * chosen.motion.flow_stride, store.description.sampling.stride
+    frames, expert = chosen.flow.stride * chosen.motion.flow_stride, training.model.motion
+    needs = FlowNeeds(frames=frames, camera=training.backbone.cameras[0][0])
+    if expert is not None:
+        needs = replace(needs, grid=expert.grid, horizon=expert.horizon)
+    store = find_store(data, needs, training.scene_flow)
+    stored = store.description.sampling.stride
     if frames % stored:
         raise MismatchError(
             f"{store.path} has a flow step every {stored} frames, the recipe {chosen.name} one every {frames}; "
-            f"build it again with `lamp flow build {data} --recipe {chosen.name} --overwrite`, or give --flow-stride"
+            f"build another beside it with `lamp flow build {data} --recipe {chosen.name}`, or give --flow-stride"
         )
-    return frames // stored
+    return frames // stored, training.scene_flow or (store.path.name if len(store_folders(data)) > 1 else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lamp.configuration import to_json
 from lamp.data.feature_store import VIEWS, VIEWS_MANIFEST, FeatureStore
 from lamp.data.filling import CLAIMS, in_use
 from lamp.data.hidden_states import HIDDEN, HIDDEN_MANIFEST
 from lamp.data.manifest import MANIFEST
 from lamp.data.shards import Shards, State, read_header
-from lamp.errors import ConfigError, DataError
-from lamp.files import read_json, remove_folder
+from lamp.errors import ConfigError, DataError, LampError
+from lamp.files import locked, read_json, remove_folder
+from lamp.sceneflow.store import SceneFlowStore, lock_of
+from lamp.sceneflow.stores import store_folders
 
 NAMED = 20
 """At most this many faults are named; all are counted."""
@@ -73,13 +76,13 @@ class CacheEntry:
     """One of the caches of a dataset, or a part of one that can be removed by itself."""
 
     name: str
-    """The folder, relative to that of all caches."""
-    kind: Literal["features", "augmented views", "z_m"]
+    """The folder, relative to that of all caches, or of scene flow to the dataset's."""
+    kind: Literal["features", "augmented views", "z_m", "scene flow"]
     episodes: int
     size: int
     """Without the parts that have an entry of their own. [bytes]"""
     description: dict[str, Any]
-    """Of the backbone, the augmentation, or what z_m depends on."""
+    """Of the backbone, the augmentation, what z_m depends on, or the settings of scene flow."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -105,6 +108,20 @@ def list_caches(caches: Path) -> list[CacheEntry]:
     return found
 
 
+def list_stores(data: Path) -> list[CacheEntry]:
+    """The scene-flow stores of a dataset, the first one first; one that is damaged is there without a description."""
+    found = []
+    for folder in store_folders(data):
+        try:
+            described = to_json(SceneFlowStore(folder).description)
+        except LampError:
+            described = {}
+        count = len(list(folder.glob("episode-[0-9]*")))
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        found.append(CacheEntry(name=folder.name, kind="scene flow", episodes=count, size=size, description=described))
+    return found
+
+
 def _entry(caches: Path, mark: Path, kind: Literal["features", "augmented views", "z_m"]) -> CacheEntry:
     folder = mark.parent
     return CacheEntry(
@@ -116,11 +133,12 @@ def _entry(caches: Path, mark: Path, kind: Literal["features", "augmented views"
     )
 
 
-def remove_caches(caches: Path, names: Sequence[str]) -> list[CacheEntry]:
+def remove_caches(caches: Path, names: Sequence[str], data: Path | None = None) -> list[CacheEntry]:
     """Removes some caches with all their parts, or single parts; nothing, where one of the names is wrong.
 
     Args:
         caches: The folder of a dataset's caches.
+        data: The dataset, whose scene-flow stores can then be named too.
         names: As `list_caches` gives them; of each, the beginning is enough where it is the only one that begins so.
 
     Returns:
@@ -130,16 +148,26 @@ def remove_caches(caches: Path, names: Sequence[str]) -> list[CacheEntry]:
         ConfigError: There is no such cache, or there are several.
         DataError: Another process is at work on one.
     """
-    present = list_caches(caches)
+    stores = [] if data is None else list_stores(data)
+    present = [*list_caches(caches), *stores]
     chosen = [_named(name, present, caches) for name in names]
+    names_of_stores = {entry.name for entry in chosen if entry.kind == "scene flow"}
+    for store in [data / name for name in sorted(names_of_stores)] if data is not None else []:
+        with locked(lock_of(store), f"{store} is being built by another process; wait for it, or stop it first"):
+            pass
     for entry in chosen:
+        if entry.name in names_of_stores:
+            continue
         claims = (caches / entry.name).rglob(CLAIMS)
         if any(in_use(path) for path in claims):
             raise DataError(f"{caches / entry.name} is being filled by another process; wait for it, or stop it first")
     removed = [entry for entry in present if any(_is_in(entry.name, one.name) for one in chosen)]
     for entry in chosen:
-        folder = caches / entry.name
-        if folder.is_dir():
+        within = data if data is not None and entry.kind == "scene flow" else caches
+        folder = within / entry.name
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.is_dir():
             remove_folder(folder)
     return removed
 

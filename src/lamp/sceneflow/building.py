@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,13 @@ from lamp.sceneflow.recording import Playback, read_header, read_recording, reco
 from lamp.sceneflow.rendering import BodyDepthRenderer
 from lamp.sceneflow.scenes import LoadScene, Scene, load_libero_scene
 from lamp.sceneflow.simulation import episode_flow
-from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, remove
+from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of, remove
+from lamp.sceneflow.stores import folder_for, only_folder
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, moving_points
 from lamp.types import Camera, SceneFlow, Tracks
 from lamp_client.child_processes import ProcessPool, available_cores
 
 ESTIMATOR = "simulation 1"
-FOLDER = "sceneflow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class FlowBuildConfig:
     """Builds the scene-flow store of a dataset from its recorded simulation; a stopped build goes on where it was."""
 
     data: Path
-    """The dataset; the store is made at DATA/sceneflow."""
+    """The dataset; the store is made at DATA/sceneflow, or beside it where a store of other settings is there."""
     grid: tuple[int, int] = (20, 20)
     """Rows and columns of keypoints over the image."""
     horizon: int = 32
@@ -59,7 +60,7 @@ class FlowBuildConfig:
     workers: int = field(default_factory=available_cores)
     """Processes."""
     overwrite: bool = False
-    """Remove an existing store first."""
+    """Remove the store of these settings first; or the dataset's only store, whatever its settings."""
 
     def __post_init__(self) -> None:
         if not self.cameras or min(self.every, self.workers, *self.image_size) < 1:
@@ -126,6 +127,8 @@ class _Job:
     metadata: dict[str, Any]
     frames: dict[int, np.ndarray]
     """Reference frames by episode."""
+    path: Path
+    """The store."""
 
 
 def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene) -> FlowBuildReport:
@@ -140,11 +143,12 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         MismatchError: A store is there that was built otherwise, or the recording does not fit the simulator.
     """
     recordings = recording_paths(config.data)
-    path = config.data / FOLDER
-    busy = f"another `lamp flow build` is at work on {config.data}; wait for it or stop it"
-    with locked(config.data / f".{FOLDER}.lock", busy):
-        if config.overwrite:
-            remove(path)
+    if config.overwrite:
+        old = only_folder(config.data) or folder_for(config.data, config.description)
+        with locked(lock_of(old), _busy(old)):
+            remove(old)
+    path = folder_for(config.data, config.description)
+    with locked(lock_of(path), _busy(path)), _none_left_empty(path):
         store = SceneFlowStore.create(path, config.description)
         remove_leftovers(path)
         missing = [episode for episode in recordings if not store.is_whole(episode)]
@@ -152,7 +156,8 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         frames = reference_frames(
             config.data, {episode: length for episode, (_, length) in headers.items()}, config.every
         )
-        jobs = _jobs(config, load_scene, {episode: metadata for episode, (metadata, _) in headers.items()}, frames)
+        said = {episode: metadata for episode, (metadata, _) in headers.items()}
+        jobs = _jobs(config, load_scene, said, frames, path)
         start = time.perf_counter()
         busy = _run(jobs, store, frames, min(config.workers, len(jobs)))
         seconds = time.perf_counter() - start
@@ -169,8 +174,29 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
     return report
 
 
+@contextmanager
+def _none_left_empty(path: Path) -> Iterator[None]:
+    """Removes a store without episodes: one that an earlier build left, and one that this build makes and cannot fill."""
+    empty = not any(path.glob("episode-[0-9]*"))
+    if empty:
+        remove(path)
+    try:
+        yield
+    finally:
+        if empty and not any(path.glob("episode-[0-9]*")):
+            remove(path)
+
+
+def _busy(path: Path) -> str:
+    return f"another `lamp flow build` is at work on {path}; wait for it or stop it"
+
+
 def _jobs(
-    config: FlowBuildConfig, load_scene: LoadScene, metadata: dict[int, dict[str, Any]], frames: dict[int, np.ndarray]
+    config: FlowBuildConfig,
+    load_scene: LoadScene,
+    metadata: dict[int, dict[str, Any]],
+    frames: dict[int, np.ndarray],
+    path: Path,
 ) -> list[_Job]:
     """Splits episodes by task, since a task's simulator takes seconds to build, and so that all workers are busy."""
     tasks: dict[str, list[int]] = {}
@@ -181,7 +207,7 @@ def _jobs(
     for episodes in tasks.values():
         for part in (episodes[i::pieces] for i in range(min(pieces, len(episodes)))):
             own = {episode: frames[episode] for episode in part}
-            jobs.append(_Job(config=config, load_scene=load_scene, metadata=metadata[part[0]], frames=own))
+            jobs.append(_Job(config=config, load_scene=load_scene, metadata=metadata[part[0]], frames=own, path=path))
     return jobs
 
 
@@ -221,7 +247,7 @@ def _work(job: _Job) -> float:
 def _episodes(job: _Job) -> Iterator[int]:
     """Builds and writes each episode of a job; gives the number of its reference frames."""
     config = job.config
-    store = SceneFlowStore(config.data / FOLDER)
+    store = SceneFlowStore(job.path)
     recordings = recording_paths(config.data)
     scene = job.load_scene(job.metadata)
     for camera in config.cameras:

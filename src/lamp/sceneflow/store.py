@@ -14,7 +14,7 @@ An episode's folder appears whole or not at all, and lists the sizes of its file
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ class SceneFlowStore:
             raise MismatchError(
                 f"{self.path} holds a {sampling.grid[0]}x{sampling.grid[1]} grid over {sampling.horizon} flow steps of "
                 f"{sampling.stride} frames, but {grid[0]}x{grid[1]} over {span} is needed; choose a model that fits, or build "
-                f"again with `lamp flow build {self.path.parent} --overwrite --grid {grid[0]} {grid[1]} --horizon {span}`"
+                f"another beside it with `lamp flow build {self.path.parent} --grid {grid[0]} {grid[1]} --horizon {span}`"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -214,7 +214,8 @@ class SceneFlowStore:
             return StoredEpisode.open(folder, camera)
 
     def _check_same(self, wanted: StoreDescription) -> None:
-        found, asked = to_json(self.description), to_json(wanted)
+        # A dataset that was copied or renamed keeps its store.
+        found, asked = (to_json(replace(one, source="")) for one in (self.description, wanted))
         other = [name for name in asked if found[name] != asked[name]]
         if other:
             values = "; ".join(f"{name} {found[name]} there, {asked[name]} asked for" for name in other)
@@ -237,6 +238,11 @@ def _no_store(path: Path) -> DataError:
         "make scene flow. Write its scene flow there yourself (docs/data.md, Scene-flow store), or train without a motion "
         f"prior: `lamp train policy --recipe small_no_motion --data {data}`."
     )
+
+
+def lock_of(path: Path) -> Path:
+    """Is locked while a store is built."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def remove(path: Path) -> None:

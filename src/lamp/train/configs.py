@@ -158,6 +158,8 @@ class MotionTraining:
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
     flow_frames: int | None = None
     """Frames of the dataset per step of the model, whatever the store's steps are; `flow_stride` then follows from the store."""
+    scene_flow: str | None = None
+    """The dataset's scene-flow store, by its name in `lamp cache list`, where several have what the model needs."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
     """How increments are mapped to [-1, 1]: fitted to the training episodes, or given."""
     supervision: Supervision = field(default_factory=Supervision)

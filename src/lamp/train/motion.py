@@ -22,6 +22,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.bounds import RELEASED_BOUNDS, BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.stores import FlowNeeds, find_store, store_folders
 from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, RateMixing
@@ -36,7 +37,6 @@ from lamp.train.running import CHECKPOINT, RunStage, TrainingResult, run_stage
 from lamp.train.sources import Sources, dataset_names
 from lamp.train.stages import MotionStage
 
-SCENE_FLOW = "sceneflow"
 SAME_RATE = 0.01
 """Times that differ by at most this share are the same."""
 
@@ -123,7 +123,9 @@ class _Dataset:
         self, config: MotionTraining, episodes: Sequence[int], bounds: BoundsRule | MotionBounds
     ) -> MotionSamples:
         """Samples of some episodes."""
-        return motion_samples(replace(config, flow_stride=self.stride), self.sources, episodes, bounds)
+        return motion_samples(
+            replace(config, flow_stride=self.stride), self.sources, episodes, bounds, store=self.store
+        )
 
 
 def _open_datasets(
@@ -148,7 +150,10 @@ def _open_datasets(
             live=live,
         )
         sources = replace(sources, name=name)
-        store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
+        needed = config
+        if opened and config.rates != "recorded":
+            needed = replace(config, flow_frames=max(1, round(opened[0].step_s * sources.dataset.fps)))
+        store = flow_store(needed, sources, config.scene_flow, own=not opened)
         whole = not opened or (config.flow_frames or 1) % store.description.sampling.stride == 0
         stride = at_stride(config, store).flow_stride if whole else config.flow_stride
         now = _Dataset(sources=sources, store=store, stride=stride)
@@ -178,11 +183,7 @@ def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
     said = f"a flow step of {root} ({fps:g} frames a second) takes {one.step_s:.3g} s, one of the first dataset {step_s:.3g} s"
     if rates == "resampled":
         frames = step_s * fps
-        built = (
-            f"`lamp flow build {root} --overwrite --stride {round(frames)}`"
-            if abs(frames - round(frames)) < 0.01
-            else ""
-        )
+        built = f"`lamp flow build {root} --stride {round(frames)}`" if abs(frames - round(frames)) < 0.01 else ""
         raise MismatchError(
             f"{said}, which is no whole number of its stored steps of {stored} frames; "
             f"expected one: {f'build its scene flow with {built}' if built else 'no stride of whole frames makes it'}, "
@@ -227,8 +228,8 @@ def at_stride(config: MotionTraining, store: SceneFlowStore) -> MotionTraining:
     stored = store.description.sampling.stride
     if config.flow_frames % stored:
         raise MismatchError(
-            f"{store.path} has a flow step every {stored} frames, the recipe one every {config.flow_frames}; build it again with "
-            f"`lamp flow build {store.path.parent} --stride {config.flow_frames} --overwrite`, or give --flow-stride"
+            f"{store.path} has a flow step every {stored} frames, the recipe one every {config.flow_frames}; build another "
+            f"beside it with `lamp flow build {store.path.parent} --stride {config.flow_frames}`, or give --flow-stride"
         )
     return replace(config, flow_stride=config.flow_frames // stored)
 
@@ -286,8 +287,10 @@ def evaluate_flow(
         if not 0 <= episode <= last:
             raise ConfigError(f"episode {episode} is not in {data}; it has 0 to {last}.")
     # Another dataset's flow steps are brought to the time that those of the training took.
-    store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
-    here = _Dataset(sources=sources, store=store, stride=config.flow_stride)
+    recorded = description.flow
+    store = flow_store(replace(config, flow_frames=recorded.stride), sources, config.scene_flow, own=False)
+    steps, rest = divmod(recorded.stride, store.description.sampling.stride)
+    here = _Dataset(sources=sources, store=store, stride=config.flow_stride if rest else steps)
     if config.also:
         here = _paced(here, description.flow.stride / description.flow.fps, "resampled")
     samples = here.samples(config, chosen, description.flow.bounds)
@@ -295,17 +298,53 @@ def evaluate_flow(
     return measure_flow(model.to(settings.device), samples, indices, loop=settings)
 
 
+def flow_store(
+    config: MotionTraining, sources: Sources, name: str | None = None, *, own: bool = True
+) -> SceneFlowStore:
+    """The store of a dataset that has what a training needs.
+
+    Args:
+        config: The training.
+        sources: Of the dataset.
+        name: Its name, where one was chosen.
+        own: It was chosen for this dataset, and not for another: it then settles only which of several that fit is taken.
+
+    Raises:
+        ConfigError: There is none of that name, or several fit and none is named.
+        DataError: There is none at all.
+        MismatchError: None of several fits.
+    """
+    motion, data = _motion(config), sources.dataset.root
+    needs = FlowNeeds(
+        grid=motion.grid,
+        horizon=motion.horizon,
+        stride=config.flow_stride,
+        frames=config.flow_frames,
+        camera=sources.features.cameras[0],
+    )
+    try:
+        return find_store(data, needs, name if own else None)
+    except ConfigError:
+        if own or name not in [folder.name for folder in store_folders(data)]:
+            raise
+        return find_store(data, needs, name)
+
+
 def motion_samples(
-    config: MotionTraining, sources: Sources, episodes: Sequence[int], bounds: BoundsRule | MotionBounds
+    config: MotionTraining,
+    sources: Sources,
+    episodes: Sequence[int],
+    bounds: BoundsRule | MotionBounds,
+    *,
+    store: SceneFlowStore,
 ) -> MotionSamples:
-    """Opens the scene flow of some episodes.
+    """Takes the scene flow of some episodes from a store.
 
     Raises:
         DataError: There is no scene flow, or not of all episodes.
         MismatchError: It has another grid or camera, or is too short.
     """
     motion = _motion(config)
-    store = SceneFlowStore(sources.dataset.root / SCENE_FLOW)
     store.check(grid=motion.grid, span=motion.horizon * config.flow_stride)
     camera = sources.features.cameras[0]
     if camera not in store.description.cameras:

@@ -17,6 +17,7 @@ from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.moving import DRAWN
 from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.stores import FlowNeeds, find_store, store_folders
 from lamp.sceneflow.tracks import grid_points, integrate, retime
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.description import Description, read_description
@@ -46,6 +47,8 @@ class ViewConfig:
     """Predictions that are averaged; one alone adds noise to points that are still."""
     seed: int = 0
     """Noise of the predictions."""
+    scene_flow: str | None = None
+    """The dataset's scene-flow store, by its name in `lamp cache list`, where several would do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,9 @@ def view(config: ViewConfig) -> View:
         DataError: The dataset, its scene flow or the checkpoint is missing.
         ConfigError: There is no such episode.
     """
-    looking = Looking(config.data, config.checkpoint, samples=config.samples, seed=config.seed)
+    looking = Looking(
+        config.data, config.checkpoint, samples=config.samples, seed=config.seed, scene_flow=config.scene_flow
+    )
     shown = looking.draw(config.episode, config.frame)
     write_png(config.out, shown.image, shown.caption)
     return shown
@@ -123,13 +128,24 @@ class Looking:
         samples: int = 4,
         seed: int = 0,
         backbone: FrozenBackbone | None = None,
+        scene_flow: str | None = None,
     ) -> None:
         self.dataset = LeRobotDataset(data)
-        self.store = SceneFlowStore(data / "sceneflow")
         self.samples = samples
         self.seed = seed
         self._checkpoint = checkpoint
         self._backbone = backbone
+        self.store = self._store(data, scene_flow)
+
+    def _store(self, data: Path, name: str | None) -> SceneFlowStore:
+        """The store that the checkpoint's scene flow is compared with; without a checkpoint, the dataset's first."""
+        folders = store_folders(data)
+        if name is not None or len(folders) < 2:
+            return find_store(data, FlowNeeds(), name)
+        if self.foreseer is None:
+            return SceneFlowStore(folders[0])
+        flow = self.foreseer.flow
+        return find_store(data, FlowNeeds(grid=flow.grid, horizon=flow.horizon, frames=flow.stride, camera=flow.camera))
 
     @cached_property
     def foreseer(self) -> Foreseer | None:

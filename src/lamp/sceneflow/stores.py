@@ -1,0 +1,151 @@
+"""The scene-flow stores of a dataset: they lie side by side, and are found by their settings.
+
+The first is the dataset's folder ``sceneflow``, as the only one always was; one of other settings is ``sceneflow-KEY`` beside it,
+where KEY is a hash of its settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lamp.configuration import from_json, to_json
+from lamp.errors import ConfigError, LampError, MismatchError, unknown
+from lamp.files import to_line
+from lamp.sceneflow.store import SceneFlowStore, StoreDescription
+
+FOLDER = "sceneflow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowNeeds:
+    """What a model needs of a store; None where anything will do."""
+
+    grid: tuple[int, int] | None = None
+    """Rows and columns of keypoints."""
+    horizon: int = 1
+    """Flow steps of the model."""
+    stride: int = 1
+    """Stored flow steps per step of the model."""
+    frames: int | None = None
+    """Frames of the dataset per step of the model; `stride` then follows from the store."""
+    camera: str | None = None
+
+    def span(self, stored: StoreDescription) -> int:
+        """Stored flow steps that the model's horizon covers."""
+        return self.horizon * (self.stride if self.frames is None else self.frames // stored.sampling.stride)
+
+    def fit(self, stored: StoreDescription) -> bool:
+        """Whether a store has what is needed."""
+        sampling = stored.sampling
+        return (
+            self.grid in (None, sampling.grid)
+            and (self.frames is None or self.frames % sampling.stride == 0)
+            and self.span(stored) <= sampling.horizon
+            and (self.camera is None or self.camera in stored.cameras)
+        )
+
+    def are(self, stored: StoreDescription) -> bool:
+        """Whether a store that fits holds nothing more, either: no finer steps, no longer horizon, no other camera."""
+        return (
+            self.span(stored) == stored.sampling.horizon
+            and self.frames in (None, stored.sampling.stride)
+            and (self.camera is None or stored.cameras == (self.camera,))
+        )
+
+    def __str__(self) -> str:
+        step = f"{self.frames} frames" if self.frames is not None else f"{self.stride} stored ones"
+        grid = "any grid" if self.grid is None else f"a {self.grid[0]}x{self.grid[1]} grid"
+        camera = "" if self.camera is None else f" in {self.camera}"
+        return f"{grid} over {self.horizon} flow steps of {step}{camera}"
+
+
+def store_folders(data: Path) -> list[Path]:
+    """The folders of a dataset's stores, the first one first."""
+    found = [data / FOLDER, *sorted(data.glob(f"{FOLDER}-*"))]
+    return [folder for folder in found if (folder / "zarr.json").is_file()]
+
+
+def settings(stored: StoreDescription) -> str:
+    """The settings of a store in a few words, by which one is told from another."""
+    sampling = stored.sampling
+    return (
+        f"{sampling.grid[0]}x{sampling.grid[1]} over {sampling.horizon} steps of {sampling.stride} frames, every {stored.every}, "
+        f"{', '.join(stored.cameras)}, {stored.estimator}"
+    )
+
+
+def settings_of(said: Mapping[str, Any]) -> str:
+    """The same, of a description as JSON."""
+    return settings(from_json(StoreDescription, said, where="description of scene flow"))
+
+
+def find_store(data: Path, needs: FlowNeeds, name: str | None = None) -> SceneFlowStore:
+    """The store of a dataset that has what is needed.
+
+    Of several that do, the one that was made for just this is taken. A dataset's only store is taken whatever it holds, for who
+    asks to say what it lacks.
+
+    Args:
+        data: The dataset.
+        needs: What is needed.
+        name: The store's folder, as `lamp cache list` gives it; None: found by what is needed.
+
+    Raises:
+        ConfigError: There is none of that name, or several fit and none is named.
+        DataError: There is none at all, or the only one is damaged.
+        MismatchError: None of several fits.
+    """
+    folders = store_folders(data)
+    if name is not None:
+        if folders and name not in [folder.name for folder in folders]:
+            raise unknown(f"scene-flow store of {data}", name, [folder.name for folder in folders])
+        return SceneFlowStore(data / (name if folders else FOLDER))
+    if len(folders) < 2:
+        return SceneFlowStore(folders[0] if folders else data / FOLDER)
+    stores, damaged = list[SceneFlowStore](), list[str]()
+    for folder in folders:
+        try:
+            stores.append(SceneFlowStore(folder))
+        except LampError as error:
+            damaged.append(f"{folder.name} (damaged: {error})")
+    fitting = [store for store in stores if needs.fit(store.description)]
+    exact = [store for store in fitting if needs.are(store.description)]
+    if len(exact) == 1 or len(fitting) == 1:
+        return (exact if len(exact) == 1 else fitting)[0]
+    listed = [f"{store.path.name} ({settings(store.description)})" for store in fitting or stores]
+    if not fitting:
+        raise MismatchError(
+            f"none of the scene-flow stores of {data} has {needs}; there are {'; '.join([*listed, *damaged])}. "
+            f"`lamp flow build {data}` with the settings that are needed makes another beside them"
+        )
+    raise ConfigError(
+        f"{len(fitting)} scene-flow stores of {data} have {needs}: {'; '.join(listed)}; "
+        f"name one with --scene-flow, such as --scene-flow {fitting[0].path.name}"
+    )
+
+
+def folder_for(data: Path, description: StoreDescription) -> Path:
+    """Where a dataset's store of some settings is, or is to be made.
+
+    Raises:
+        DataError: A store that is there is damaged, so that nobody knows what it is of.
+    """
+    # A dataset that was copied or renamed keeps its stores.
+    wanted, taken = replace(description, source=""), False
+    for folder in store_folders(data):
+        if replace(SceneFlowStore(folder).description, source="") == wanted:
+            return folder
+        # One without any episode is what a build left that was stopped before its first.
+        taken = taken or (folder.name == FOLDER and any(folder.glob("episode-[0-9]*")))
+    key = hashlib.sha256(to_line(to_json(wanted)).encode()).hexdigest()[:8]
+    return data / (f"{FOLDER}-{key}" if taken else FOLDER)
+
+
+def only_folder(data: Path) -> Path | None:
+    """The folder of a dataset's store, where it has just one."""
+    folders = store_folders(data)
+    return folders[0] if len(folders) == 1 else None

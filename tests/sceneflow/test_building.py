@@ -12,10 +12,10 @@ import pytest
 from flow_scene import KILL, load_scene, write_dataset
 
 from lamp import cli
-from lamp.errors import ConfigError, DataError
+from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.sceneflow.building import FlowBuildConfig, build, reference_frames
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.sceneflow.stores import store_folders
+from lamp.sceneflow.stores import build_command, check_current, store_folders
 
 pytestmark = pytest.mark.sim
 
@@ -85,6 +85,27 @@ def test_stores_of_other_settings_lie_side_by_side(tmp_path: Path) -> None:
     assert build(settings(moved, horizon=4), load_scene=load_scene).kept == 1
     assert build(settings(moved, horizon=4, overwrite=True), load_scene=load_scene).built == 1
     assert [SceneFlowStore(folder).description.sampling.horizon for folder in store_folders(moved)] == [5, 4]
+
+
+def test_a_recording_that_changed_is_noticed_and_built_again(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 2, length=8)
+    build(settings(tmp_path), load_scene=load_scene)
+    store, recording = SceneFlowStore(tmp_path / "sceneflow"), tmp_path / "simulation/episode-000001.safetensors"
+    check_current(store, tmp_path, 2)
+    recording.touch()  # another time, the same content
+    check_current(store, tmp_path, 2)
+    content = bytearray(recording.read_bytes())
+    content[-1] ^= 1  # the same size
+    recording.write_bytes(content)
+    with pytest.raises(
+        MismatchError, match=r"episode-000001.* has changed .*episodes 1\).*`lamp flow build .*--grid 6 8"
+    ):
+        check_current(store, tmp_path, 2)
+    words = build_command(store, tmp_path)
+    assert "--horizon 5 --stride 1 --every 1 --cameras agentview --image-size 64 64" in words
+    report = build(settings(tmp_path), load_scene=load_scene)
+    assert (report.built, report.kept) == (1, 1)
+    check_current(SceneFlowStore(tmp_path / "sceneflow"), tmp_path, 2)
 
 
 def test_the_only_store_is_overwritten_whatever_its_settings(tmp_path: Path) -> None:

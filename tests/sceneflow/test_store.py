@@ -162,3 +162,17 @@ def test_a_foreign_cameras_flow_stays_in_its_episodes_folder(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["sceneflow"]
     (folder,) = (tmp_path / "sceneflow").glob("episode-*")
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 3 and (folder / "caf\u00e9").is_dir()
+
+
+def test_the_index_opens_no_episode(store: SceneFlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.all_frames([3])[0].tolist() == list(range(0, 14, 2))
+    opened: list[int] = []
+    read = SceneFlowStore._open_episode
+    monkeypatch.setattr(
+        SceneFlowStore, "_open_episode", lambda self, episode, *of: opened.append(episode) or read(self, episode, *of)
+    )
+    assert SceneFlowStore(store.path).all_frames([3])[0].tolist() == list(range(0, 14, 2)) and opened == []
+    store.write(3, {"agentview": random_flow(1, 4), "wrist": random_flow(1, 4)})  # replaced: the entry no longer holds
+    assert SceneFlowStore(store.path).frames(3).tolist() == [1, 3, 5, 7] and opened == [3]
+    (store.path / ".index.parquet").write_bytes(b"damaged")
+    assert SceneFlowStore(store.path).all_frames([3])[0].tolist() == [1, 3, 5, 7]

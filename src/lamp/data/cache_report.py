@@ -164,11 +164,7 @@ def remove_caches(caches: Path, names: Sequence[str], data: Path | None = None) 
     removed = [entry for entry in present if any(_is_in(entry.name, one.name) for one in chosen)]
     for entry in chosen:
         within = data if data is not None and entry.kind == "scene flow" else caches
-        folder = within / entry.name
-        if folder.is_symlink():
-            folder.unlink()
-        elif folder.is_dir():
-            remove_folder(folder)
+        remove_folder(within / entry.name)
     return removed
 
 

@@ -65,7 +65,7 @@ class MotionSamples:
         self._supervision, self._memory_limit = supervision, memory_limit
         self._kept: dict[int, SceneFlow] = {}
         self._kept_bytes = 0
-        stored = [store.frames(episode, self.camera).astype(np.int64) for episode in episodes]
+        stored = [frames.astype(np.int64) for frames in store.all_frames(episodes, self.camera)]
         self.frame: Int64[np.ndarray, " n"] = np.concatenate(stored)
         """The present frame of each sample, in its episode."""
         self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in stored])

@@ -27,7 +27,7 @@ from lamp.sceneflow.rendering import BodyDepthRenderer
 from lamp.sceneflow.scenes import LoadScene, Scene, load_libero_scene
 from lamp.sceneflow.simulation import episode_flow
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of, remove
-from lamp.sceneflow.stores import folder_for, only_folder
+from lamp.sceneflow.stores import changed_episodes, folder_for, made_from, only_folder
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, moving_points
 from lamp.types import Camera, SceneFlow, Tracks
 from lamp_client.child_processes import ProcessPool, available_cores
@@ -151,7 +151,8 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
     with locked(lock_of(path), _busy(path)), _none_left_empty(path):
         store = SceneFlowStore.create(path, config.description)
         remove_leftovers(path)
-        missing = [episode for episode in recordings if not store.is_whole(episode)]
+        whole = [episode for episode in recordings if store.is_whole(episode)]
+        missing = sorted(recordings.keys() - (set(whole) - set(changed_episodes(store, config.data, whole))))
         headers = {episode: read_header(recordings[episode]) for episode in missing}
         frames = reference_frames(
             config.data, {episode: length for episode, (_, length) in headers.items()}, config.every
@@ -161,6 +162,8 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         start = time.perf_counter()
         busy = _run(jobs, store, frames, min(config.workers, len(jobs)))
         seconds = time.perf_counter() - start
+        for camera in config.cameras:
+            store.all_frames(store.episodes, camera)  # for the index, so that whoever opens the store need not
     count = sum(map(len, frames.values())) * len(config.cameras)
     report = FlowBuildReport(
         built=len(missing),
@@ -176,14 +179,14 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
 
 @contextmanager
 def _none_left_empty(path: Path) -> Iterator[None]:
-    """Removes a store without episodes: one that an earlier build left, and one that this build makes and cannot fill."""
+    """Removes a store without episodes: one that an earlier build left, and one that this build makes and cannot begin to fill."""
     empty = not any(path.glob("episode-[0-9]*"))
     if empty:
         remove(path)
     try:
         yield
     finally:
-        if empty and not any(path.glob("episode-[0-9]*")):
+        if empty and [item.name for item in path.glob("*")] == ["zarr.json"]:
             remove(path)
 
 
@@ -258,9 +261,12 @@ def _episodes(job: _Job) -> Iterator[int]:
         scene.model, width=width, height=height, mirrored=config.mirrored, geom_groups=scene.geom_groups
     ) as renderer:
         for episode, frames in job.frames.items():
+            origin = made_from(recordings[episode])
             playback = Playback(scene.model, read_recording(recordings[episode]))
             store.write(
-                episode, {name: _flow(playback, renderer, scene, name, frames, config) for name in config.cameras}
+                episode,
+                {name: _flow(playback, renderer, scene, name, frames, config) for name in config.cameras},
+                made_from=origin,
             )
             yield len(frames)
 

@@ -27,9 +27,10 @@ from jaxtyping import Int
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
-from lamp.files import atomic_path, remove_folder, safe_file_name
+from lamp.files import atomic_path, read_json, remove_folder, safe_file_name
 from lamp.sceneflow.episode_files import CameraFlow, StoredEpisode, check_files, readable, write_camera
 from lamp.sceneflow.following import Sampling
+from lamp.sceneflow.index import IndexEntry, StoreIndex
 from lamp.types import Camera, Tracks
 
 FORMAT = "lamp-sceneflow"
@@ -79,6 +80,7 @@ class SceneFlowStore:
             StoreDescription, attributes.get("description"), where=f"description of {self.path}"
         )
         self._episode = lru_cache(maxsize=512)(self._open_episode)
+        self._index = StoreIndex(self.path)
 
     def __reduce__(self) -> tuple[type[SceneFlowStore], tuple[Path]]:
         """Another process opens it itself."""
@@ -110,7 +112,31 @@ class SceneFlowStore:
 
     def frames(self, episode: int, camera: str | None = None) -> Int[np.ndarray, " f"]:
         """Stored reference frames of an episode, ascending."""
-        return self._episode(episode, self._camera(camera)).frames
+        return self._entry(episode, self._camera(camera)).frames
+
+    def all_frames(self, episodes: Sequence[int], camera: str | None = None) -> list[Int[np.ndarray, " f"]]:
+        """The same of many episodes; what had to be read for it is kept in the store's index."""
+        found = [self._entry(episode, self._camera(camera)).frames for episode in episodes]
+        self.keep_index()
+        return found
+
+    def keep_index(self) -> None:
+        """Writes what had to be read of episodes to the store's index."""
+        self._index.keep()
+
+    def made_from(self, episode: int) -> Mapping[str, Any]:
+        """What the dataset held of an episode when its scene flow was made; empty where that was not noted."""
+        return self._entry(episode, self.description.cameras[0]).made_from
+
+    def _entry(self, episode: int, camera: str) -> IndexEntry:
+        folder = self._folder(episode)
+        found = self._index.get(episode, camera, folder)
+        if found is None:
+            opened = self._episode(episode, camera)
+            with readable(folder):
+                attributes = read_json(folder / "zarr.json", "description of an episode").get("attributes", {})
+            found = self._index.add(episode, camera, folder, opened.frames, attributes.get("made_from") or {})
+        return found
 
     def read(
         self, episode: int, frames: Sequence[int] | np.ndarray, camera: str | None = None
@@ -137,8 +163,16 @@ class SceneFlowStore:
         )
         return tracks, Camera(intrinsics=intrinsics, world_from_cam=pose)
 
-    def write(self, episode: int, flows: Mapping[str, CameraFlow]) -> None:
-        """Adds or replaces an episode; a reader sees it whole or not at all."""
+    def write(
+        self, episode: int, flows: Mapping[str, CameraFlow], *, made_from: Mapping[str, Any] | None = None
+    ) -> None:
+        """Adds or replaces an episode; a reader sees it whole or not at all.
+
+        Args:
+            episode: Episode index.
+            flows: Its scene flow, by camera.
+            made_from: What tells the episode of the dataset that it was made from (`lamp.sceneflow.stores.made_from`).
+        """
         if tuple(flows) != self.description.cameras:
             raise ConfigError(f"scene flow in {tuple(flows)}; expected {self.description.cameras}")
         with atomic_path(self._folder(episode)) as staged:
@@ -148,7 +182,7 @@ class SceneFlowStore:
             sizes = {
                 str(path.relative_to(staged)): path.stat().st_size for path in staged.glob("*/**/*") if path.is_file()
             }
-            group.update_attributes({"episode": episode, "files": sizes})
+            group.update_attributes({"episode": episode, "files": sizes, "made_from": dict(made_from or {})})
             write_checksums(staged / CHECKSUMS, checksums_of(staged, files_in(staged)))
         self._episode.cache_clear()
 
@@ -182,7 +216,7 @@ class SceneFlowStore:
     def describe(self) -> dict[str, Any]:
         """What `lamp info` shows."""
         episodes = self.episodes
-        frames = sum(len(self.frames(episode)) for episode in episodes)
+        frames = sum(map(len, self.all_frames(episodes)))
         size = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         per_frame = size / max(frames * len(self.description.cameras), 1)
         counts = {

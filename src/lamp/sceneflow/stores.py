@@ -7,14 +7,16 @@ where KEY is a hash of its settings.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lamp.configuration import from_json, to_json
-from lamp.errors import ConfigError, LampError, MismatchError, unknown
-from lamp.files import to_line
+from lamp.data.lerobot_format import SIMULATION_PATH
+from lamp.errors import ConfigError, DataError, LampError, MismatchError, unknown
+from lamp.files import sha256_of, to_line
 from lamp.sceneflow.store import SceneFlowStore, StoreDescription
 
 FOLDER = "sceneflow"
@@ -149,3 +151,60 @@ def only_folder(data: Path) -> Path | None:
     """The folder of a dataset's store, where it has just one."""
     folders = store_folders(data)
     return folders[0] if len(folders) == 1 else None
+
+
+def made_from(recording: Path) -> dict[str, Any]:
+    """What tells a recorded episode from another: what a store notes of the one that it made scene flow from."""
+    found = recording.stat()
+    return {
+        "recording": {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": sha256_of(recording)},
+    }
+
+
+def changed_episodes(store: SceneFlowStore, data: Path, episodes: Iterable[int]) -> list[int]:
+    """Episodes whose recorded simulation is another than the one that their scene flow was made from.
+
+    A recording is read only where its time has changed and its size has not. What earlier versions wrote does not say what it was
+    made from; nor is there anything to compare where a dataset was copied without its simulation.
+    """
+    found = []
+    for episode in episodes:
+        try:
+            said = store.made_from(episode).get("recording")
+        except DataError:
+            continue  # damaged, which is said when it is read
+        recording = data / SIMULATION_PATH.format(episode_index=episode)
+        if not isinstance(said, dict) or not recording.is_file():
+            continue
+        state = recording.stat()
+        if state.st_size != said.get("bytes") or (
+            state.st_mtime_ns != said.get("mtime_ns") and sha256_of(recording) != said.get("sha256")
+        ):
+            found.append(episode)
+    return found
+
+
+def check_current(store: SceneFlowStore, data: Path, episodes: int) -> None:
+    """Checks that the recordings of a dataset's episodes are those that its scene flow was made from.
+
+    Raises:
+        MismatchError: One is not.
+    """
+    present = [episode for episode in store.episodes if episode < episodes]
+    changed = changed_episodes(store, data, present)
+    store.keep_index()
+    if changed:
+        told = ", ".join(map(str, changed[:5])) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise MismatchError(
+            f"{data / SIMULATION_PATH.format(episode_index=changed[0])} has changed since the scene flow {store.path} was made "
+            f"(episodes {told}); make theirs again with `{build_command(store, data)}`"
+        )
+
+
+def build_command(store: SceneFlowStore, data: Path) -> str:
+    """The command that continues a store."""
+    said = store.description
+    words: list[object] = ["lamp", "flow", "build", data, "--grid", *said.sampling.grid]
+    words += ["--horizon", said.sampling.horizon, "--stride", said.sampling.stride, "--every", said.every]
+    words += ["--cameras", *said.cameras, "--image-size", *said.image_size]
+    return shlex.join(map(str, [*words, *([] if said.mirrored else ["--no-mirrored"])]))

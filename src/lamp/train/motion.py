@@ -22,7 +22,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.bounds import RELEASED_BOUNDS, BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.sceneflow.stores import FlowNeeds, find_store, store_folders
+from lamp.sceneflow.stores import FlowNeeds, check_current, find_store, store_folders
 from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.configs import LoopConfig, MixedIn, MotionTraining, RateMixing
@@ -312,7 +312,7 @@ def flow_store(
     Raises:
         ConfigError: There is none of that name, or several fit and none is named.
         DataError: There is none at all.
-        MismatchError: None of several fits.
+        MismatchError: None of several fits, or the dataset has changed since it was made.
     """
     motion, data = _motion(config), sources.dataset.root
     needs = FlowNeeds(
@@ -323,11 +323,13 @@ def flow_store(
         camera=sources.features.cameras[0],
     )
     try:
-        return find_store(data, needs, name if own else None)
+        store = find_store(data, needs, name if own else None)
     except ConfigError:
         if own or name not in [folder.name for folder in store_folders(data)]:
             raise
-        return find_store(data, needs, name)
+        store = find_store(data, needs, name)
+    check_current(store, data, len(sources.dataset))
+    return store
 
 
 def motion_samples(

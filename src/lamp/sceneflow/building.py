@@ -179,7 +179,7 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
 
 @contextmanager
 def _none_left_empty(path: Path) -> Iterator[None]:
-    """Removes a store without episodes: one that an earlier build left, and one that this build makes and cannot begin to fill."""
+    """Removes a store without episodes: one that an earlier build left, or that this build makes and cannot begin to fill."""
     empty = not any(path.glob("episode-[0-9]*"))
     if empty:
         remove(path)

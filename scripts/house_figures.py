@@ -1,8 +1,8 @@
 """Prints how large the source is, how finely it is cut, and how many files a training batch passes.
 
-    python scripts/house_figures.py            the figures, in a table
-    python scripts/house_figures.py --list     also the modules behind them: small ones, those with one importer, the largest
-    python scripts/house_figures.py --json     as JSON
+python scripts/house_figures.py            the figures, in a table
+python scripts/house_figures.py --list     also the modules behind them: small ones, those with one importer, the largest
+python scripts/house_figures.py --json     as JSON
 """
 
 from __future__ import annotations

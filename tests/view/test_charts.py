@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import warnings
 from importlib.resources import files
 from pathlib import Path
@@ -169,6 +172,24 @@ def test_a_chart_is_the_same_wherever_it_is_drawn(tmp_path: Path) -> None:
         assert svg() == usual
         assert matplotlib.rcParams["font.size"] == 30
     assert "2026" not in usual and "http" not in usual
+
+
+def test_a_notebooks_backend_and_an_unwritable_home_do_not_matter(tmp_path: Path) -> None:
+    """In a process of its own, since the backend is read when Matplotlib is imported."""
+    nowhere = str(tmp_path / "file" / "below")
+    (tmp_path / "file").touch()
+    (tmp_path / "matplotlibrc").write_text("no such setting: 1\ntext.usetex: True\n")
+    odd = {"MPLBACKEND": "module://no.such_backend", "MPLCONFIGDIR": nowhere, "MATPLOTLIBRC": str(tmp_path)}
+    code = """if True:
+        import os
+        from lamp.view.charts import Series, line_chart
+        line_chart([Series(name="a", points=[(1, 2.0)])], x_label="", y_label="", label="")
+        print(os.environ["MPLBACKEND"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | odd, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, odd["MPLBACKEND"], "")
 
 
 def test_ids_are_unique_to_the_page() -> None:

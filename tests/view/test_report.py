@@ -178,6 +178,17 @@ def test_folders_with_nothing_are_refused(tmp_path: Path) -> None:
         report(ReportConfig(run=(tmp_path / "none",)))
 
 
+def test_a_damaged_picture_is_named(run: Path, tmp_path: Path) -> None:
+    whole = (run / "pictures" / "foresight-1.png").read_bytes()
+    picture = tmp_path / "pictures" / "a.png"
+    picture.parent.mkdir()
+    for damaged in (b"", b"no picture", whole[: len(whole) // 2], whole[:40] + bytes(40) + whole[80:]):
+        picture.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.png is no picture that can be read"):
+            report(ReportConfig(run=(tmp_path,)))
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_spans_of_numbers() -> None:
     assert number_ranges([0, 1, 2, 5, 30, 31]) == "0-2, 5, 30-31"
 

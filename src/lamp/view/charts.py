@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
+import os
 import re
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -244,11 +247,29 @@ def _write(axes: Axes, x: Number, y: Number, text: str, *, offset: int) -> None:
     )  # fmt: skip
 
 
+@cache
+def _import_matplotlib() -> None:
+    """Imports it without the environment's backend, which a notebook sets and only its own interpreter knows, and in silence:
+    neither an unwritable cache of fonts nor a mistake in the user's settings matters here."""
+    backend, logger = os.environ.pop("MPLBACKEND", None), logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import matplotlib.backends.backend_svg
+        import matplotlib.figure
+        import matplotlib.style  # noqa: F401
+    finally:
+        logger.setLevel(level)
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
 @contextmanager
 def _axes(
     width: Number, height: Number, *, left: Number, right: Number, top: Number, bottom: Number
 ) -> Iterator[tuple[Figure, Axes]]:
     """Axes with margins in [px], in our style whatever the user's own Matplotlib settings are."""
+    _import_matplotlib()
     from matplotlib import style
     from matplotlib.figure import Figure
 

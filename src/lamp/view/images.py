@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from lamp.errors import DataError
 from lamp.files import atomic_write_bytes
 
 PAPER = (250, 250, 248)
@@ -68,10 +70,33 @@ def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"], caption: str = "") 
     atomic_write_bytes(path, encode_png(image, caption))
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no picture that can be read ({error}); expected a whole PNG or JPEG file") from None
+
+
 def read_caption(path: Path) -> str:
-    """Returns the caption inside a picture's file; empty where there is none."""
-    with Image.open(path) as image:
+    """Returns the caption inside a picture's file; empty where there is none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    with _opened(path) as image:
         return str(image.info.get(CAPTION, ""))
+
+
+def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a picture's pixels.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def data_uri(content: bytes, suffix: str) -> str:

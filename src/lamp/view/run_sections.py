@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.films import FILM_FPS
@@ -16,7 +15,7 @@ from lamp.data.video import video_info
 from lamp.data.video_reading import read_frames
 from lamp.errors import DataError
 from lamp.files import path_inside
-from lamp.view.images import data_uri, evenly, jpeg_uri, strip
+from lamp.view.images import data_uri, evenly, jpeg_uri, read_picture, strip
 from lamp.view.page import (
     Block,
     Card,
@@ -96,10 +95,9 @@ def foresight(pictures: Sequence[tuple[Path, str]]) -> Section:
         return Section(anchor="foresight", title="Foresight", blocks=[missing])
     figures = []
     for path, caption in pictures:
-        with Image.open(path) as image:
-            full = len(pictures) == 1 or image.width >= WIDE * image.height
-            source = jpeg_uri(np.asarray(image.convert("RGB")), quality=90)
-        figures.append(Figure(source=source, alt=caption, caption=caption, full=full))
+        image = read_picture(path)
+        full = len(pictures) == 1 or image.shape[1] >= WIDE * image.shape[0]
+        figures.append(Figure(source=jpeg_uri(image, quality=90), alt=caption, caption=caption, full=full))
     return Section(anchor="foresight", title="Foresight", blocks=[PathColours(), Gallery(figures, broad=True)])
 
 

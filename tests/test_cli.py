@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -234,6 +236,50 @@ def test_an_end_that_the_system_asks_for_is_as_orderly(
     assert cli.main(["example"]) == code and tidied
     assert f"lamp: stopped by {number.name}; the same command continues" in capsys.readouterr().err
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("how", ["swallowed", "another error", "an error beside it"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_an_end_that_a_library_makes_something_else_of_is_an_end(
+    how: str, number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a signal comes while a class is made, which turns what is raised into a RuntimeError."""
+
+    def run(flags: Sequence[str]) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as stop:
+            if how == "another error":
+                raise RuntimeError("Error calling __set_name__") from stop
+        if how == "an error beside it":
+            raise DataError("a worker died")
+        time.sleep(20)
+
+    if number == signal.SIGINT and how != "another error":
+        pytest.skip("a second Ctrl-C is at hand")
+    add(monkeypatch, run)
+    monkeypatch.setattr(cli, "INSIST_S", 0.05)
+    before = time.monotonic()
+    assert cli.main(["example"]) == code
+    assert time.monotonic() - before < 10
+
+
+def test_an_end_is_asked_for_once_while_it_is_tidied_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    tidied = []
+
+    def run(flags: Sequence[str]) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            with contextlib.suppress(ValueError):
+                time.sleep(0.3)
+                raise ValueError
+            time.sleep(0.3)
+            tidied.append(True)
+
+    add(monkeypatch, run)
+    monkeypatch.setattr(cli, "INSIST_S", 0.02)
+    assert cli.main(["example"]) == 143 and tidied
 
 
 def test_a_hangup_stays_ignored_under_nohup(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ from lamp_client.errors import LampClientError
 
 EXIT_MISTAKE = 2
 QUIET_FLAG = "--quiet"
+INSIST_S = 1.0
+"""How long a signal that asks for the end may be without effect. [s]"""
 EXIT_SIGNALLED = 128
 """And the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
 
@@ -108,21 +110,53 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _orderly_end() -> Iterator[None]:
-    """Makes an end that the system asks for (docker stop, a batch system, a closed terminal) as orderly as Ctrl-C."""
+    """Makes an end that the system asks for (docker stop, a batch system, a closed terminal) as orderly as Ctrl-C.
+
+    The handler raises wherever the main thread happens to be, and there a library may make another error of it, or nothing.
+    """
+    asked: list[int] = []
+    over = threading.Event()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if not asked:
+            words = (threading.main_thread().ident, number, over)
+            threading.Thread(target=_insist, args=words, name="lamp-end", daemon=True).start()
+        asked.append(number)
+        raise TerminatedError(number)
+
     numbers = []
     if threading.current_thread() is threading.main_thread():
         numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
     for number in numbers:
-        signal.signal(number, _terminate)
+        signal.signal(number, terminate)
     try:
         yield
+    except Exception as error:
+        if asked:
+            raise TerminatedError(asked[-1]) from error
+        if (stop := _interrupt_behind(error)) is not None:
+            raise stop from error
+        raise
     finally:
+        over.set()
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise TerminatedError(number)
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The request to end that an error came of, or came after."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _insist(thread: int, number: int, over: threading.Event) -> None:
+    """Sends a signal again as long as nothing has come of it: what it raised has been swallowed."""
+    while not over.wait(INSIST_S):
+        handled = getattr(sys, "_current_exceptions", dict)().get(thread)
+        error = handled[1] if isinstance(handled, tuple) else handled
+        if _interrupt_behind(error) is None:  # else it is tidying up, for as long as that takes
+            signal.pthread_kill(thread, number)
 
 
 @contextlib.contextmanager

@@ -145,9 +145,13 @@ def _orderly_end() -> Iterator[None]:
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
     """The request to end that an error came of, or came after."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: list[BaseException] = []  # an error may be its own cause
+    while error is not None and error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _insist(thread: int, number: int, over: threading.Event) -> None:

@@ -314,7 +314,17 @@ target pose likewise, gripper 1 = open. What is learnt is the target relative to
 """
 
 EMBODIMENTS: Mapping[str, Embodiment] = {
-    one.name: one for one in (OWN, LIBERO, LIBERO_OPENPI, BRIDGE, DROID, INTERNDATA_A1, INTERNDATA_A1_DUAL, FLEXIV)
+    one.name: one
+    for one in (
+        OWN,
+        LIBERO,
+        LIBERO_OPENPI,
+        BRIDGE,
+        DROID,
+        INTERNDATA_A1,
+        INTERNDATA_A1_DUAL,
+        FLEXIV,
+    )
 }
 
 

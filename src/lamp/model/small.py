@@ -57,6 +57,18 @@ class SmallBackboneConfig:
         if not 3 <= self.text_tokens <= 128:
             raise ConfigError(f"small backbone: text_tokens {self.text_tokens} given, 3 to 128 expected.")
 
+    def build(self) -> SmallBackbone:
+        """Loads the backbone.
+
+        Raises:
+            MissingDependencyError: Where a package that carries weights is not installed.
+        """
+        return SmallBackbone(self)
+
+    def reader(self) -> SmallReader:
+        """What it sees of instructions, without its weights."""
+        return SmallReader(self)
+
 
 class Lite0(nn.Module):
     """EfficientNet-Lite0 up to its last block at stride 16, each batch norm folded into the convolution before it."""

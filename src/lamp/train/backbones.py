@@ -16,6 +16,7 @@ from lamp.data.encoding import StorageFormat
 from lamp.data.feature_store import FeatureStore
 from lamp.data.features import FeatureCache, FrozenBackbone
 from lamp.data.filling import Filled, Workers
+from lamp.data.instructions import Reading
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.making import Plan, make_features
 from lamp.data.manifest import MANIFEST, cache_folder
@@ -23,7 +24,7 @@ from lamp.data.shards import in_bytes
 from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
-from lamp.model.small import SmallBackbone, SmallBackboneConfig, SmallReader
+from lamp.model.small import SmallBackboneConfig
 from lamp.progress import Progress, say
 from lamp_client.child_processes import available_cores
 
@@ -33,23 +34,26 @@ RANK = "LOCAL_RANK"
 """Set where torchrun or accelerate launch have started several processes."""
 
 
-def find_backbone(config: BackboneConfig, *, recorded: Mapping[str, Any] | None = None) -> SmallBackbone | QwenIdentity:
+def find_backbone(
+    config: BackboneConfig, *, recorded: Mapping[str, Any] | None = None
+) -> FrozenBackbone | QwenIdentity:
     """Says which backbone the settings describe: its key, description and width, without loading gigabytes for it.
 
     Args:
         config: The settings.
         recorded: What a checkpoint says of the backbone that it was trained on: pins a revision that the settings leave open.
     """
-    if isinstance(config, SmallBackboneConfig):
-        return SmallBackbone(config)
-    return config.pinned(recorded or {}).find()
+    if isinstance(config, Qwen3VLBackboneConfig):
+        return config.pinned(recorded or {}).find()
+    return config.build()
 
 
-def instruction_reader(config: BackboneConfig) -> SmallReader | QwenIdentity | None:
-    """What says how the backbone reads instructions, without its weights; None where that would take a download."""
-    if isinstance(config, SmallBackboneConfig):
-        return SmallReader(config)
-    return config.find() if Path(config.model).is_dir() else None
+def instruction_reader(config: BackboneConfig) -> Reading | None:
+    """What says how the backbone reads instructions, without its weights; None where nothing does, or a download would."""
+    if isinstance(config, Qwen3VLBackboneConfig):
+        return config.find() if Path(config.model).is_dir() else None
+    reader = config.reader()
+    return reader if isinstance(reader, Reading) else None
 
 
 def build_backbone(config: BackboneConfig) -> FrozenBackbone:
@@ -57,7 +61,7 @@ def build_backbone(config: BackboneConfig) -> FrozenBackbone:
     return loaded(find_backbone(config))
 
 
-def loaded(found: SmallBackbone | QwenIdentity) -> FrozenBackbone:
+def loaded(found: FrozenBackbone | QwenIdentity) -> FrozenBackbone:
     """Loads the weights of a backbone that was found."""
     return found.load() if isinstance(found, QwenIdentity) else found
 
@@ -81,7 +85,7 @@ def backbone_key(config: BackboneConfig) -> str:
 
 def settings_said(config: BackboneConfig) -> dict[str, Any]:
     """What a backbone says of its settings, as JSON values, without its weights or a hub being asked."""
-    if isinstance(config, SmallBackboneConfig):
+    if not isinstance(config, Qwen3VLBackboneConfig):
         return json.loads(json.dumps(asdict(config)))
     said = config.describe(None, None)
     return {name: value for name, value in said.items() if name not in ("commit", "content")}
@@ -153,7 +157,7 @@ def ensure_features(
     folder = cache_folder(dataset, found.key, root)
     if not caching.refresh and (folder / MANIFEST).exists():
         FeatureStore(dataset, folder, augmentation).check(complete=False)
-    pinned = config if isinstance(config, SmallBackboneConfig) else config.pinned(found.description)
+    pinned = config.pinned(found.description) if isinstance(config, Qwen3VLBackboneConfig) else config
     teller = Teller(f"features of {dataset.root}")
     try:
         make_features(
@@ -178,9 +182,9 @@ def ensure_features(
 
 def default_workers(config: BackboneConfig) -> Workers:
     """Who encodes where nobody says."""
-    if isinstance(config, SmallBackboneConfig):
-        return Workers(processes=1 if RANK in os.environ else available_cores())
-    return gpu_workers(without=1)
+    if isinstance(config, Qwen3VLBackboneConfig):
+        return gpu_workers(without=1)
+    return Workers(processes=1 if RANK in os.environ else available_cores())
 
 
 def gpu_workers(*, without: int) -> Workers:

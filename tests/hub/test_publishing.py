@@ -21,7 +21,7 @@ from lamp.benchmark.runs import checkpoint_hash
 from lamp.errors import DataError, MismatchError
 from lamp.info import verify
 from lamp.policy import LaMPPolicy
-from lamp.train.card import Publication
+from lamp.train.card import Measured, Publication, TaskResult
 from lamp.train.description import checkpoint_folder
 from lamp.train.motion import train_motion
 from lamp.train.policy import train_policy
@@ -277,6 +277,19 @@ class TestCard:
         told["backbone"]["prompt"] = "a | b\n--- {instruction}"
         (tmp_path / "odd" / "lamp.json").write_text(json.dumps(told))
         assert "| prompt | `a \\| b --- {instruction}` |" in self.card(tmp_path / "odd", Publication())
+
+    def test_text_of_the_data_does_not_become_markup(self, runs: Path, tmp_path: Path) -> None:
+        shutil.copytree(runs / "policy" / "checkpoint", tmp_path / "odd")
+        record = json.loads((tmp_path / "odd" / "lamp.json").read_text())
+        record["data"]["tasks"] = ["a\n\n# Title", "<script>alert(1)</script>", "{{ 7 * 7 }} {% raw %}", "half \ud800"]
+        (tmp_path / "odd" / "lamp.json").write_text(json.dumps(record))
+        task = TaskResult(name="a|b\nc", successes=1, trials=2)
+        told = {"successes": 1, "trials": 2, "interval": (0.1, 0.9), "settings": (("render", "fast"),)}
+        measured = Measured(suite="s\n## t", tasks=(task,), **told)
+        card = self.card(tmp_path / "odd", Publication(results=(measured,)))
+        listed = "- a  # Title\n- \\<script>alert(1)\\</script>\n- {{ 7 * 7 }} {% raw %}\n- half ?\n"
+        assert listed in card and "### s ## t\n" in card and "| a\\|b c | 1/2 |" in card
+        assert "| all | **1/2** (50.0%, Wilson 95% 10.0 to 90.0) |\n\nrender fast.\n" in card
 
 
 def evaluation(folder: Path, checkpoint: Path, *, planned: int = 6) -> Path:

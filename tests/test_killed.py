@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lamp.bench.loading import make_up
+from lamp.bench.data import make_up
 
 HARNESS = Path(__file__).parents[1] / "scripts" / "kill_harness.py"
 

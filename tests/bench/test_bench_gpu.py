@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lamp.bench.summary import summary
+from lamp.bench.timing import summary
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench-gpu"
 
@@ -33,7 +33,7 @@ STAND_IN = """#!/bin/sh
 # Stands in for Python on a machine with a GPU; the bench of batch 4 fails there.
 case "$*" in
   *is_available*) echo True ;;
-  *lamp.bench.summary*) shift 2; echo "summed up: $(ls "$@" | wc -l)" ;;
+  *lamp.bench.timing*) shift 2; echo "summed up: $(ls "$@" | wc -l)" ;;
   *"--batch 4"*) echo "out of memory"; exit 1 ;;
   *) echo "$*" ;;
 esac

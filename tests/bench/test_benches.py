@@ -12,16 +12,13 @@ import torch
 from tests.model.recording import Replayed
 
 import lamp.bench.infer as infer_module
-import lamp.bench.machine as machine
 import lamp.bench.subjects as subjects
+import lamp.bench.timing as machine
 import lamp.model.fast as fast_module
-from lamp.bench.infer import InferConfig, bench_infer, to_text
-from lamp.bench.machine import Ceilings
-from lamp.bench.qwen import QwenSizes, random_qwen
-from lamp.bench.reading import KeptBatch
-from lamp.bench.stages import flops_of, stage
-from lamp.bench.timing import Timing
-from lamp.bench.train_step import TrainStepConfig, bench_train_step
+from lamp.bench.infer import InferConfig, bench_infer, flops_of, stage, to_text
+from lamp.bench.subjects import QwenSizes, random_qwen
+from lamp.bench.timing import Ceilings, Timing
+from lamp.bench.train_step import KeptBatch, TrainStepConfig, bench_train_step
 from lamp.cli import main
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix

@@ -114,8 +114,8 @@ def test_the_command(
 
 
 def test_the_measurement_with_a_trained_policy(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamp.bench import serving
-    from lamp.bench.asking import SCENES, Known
+    from lamp.bench import serve as serving
+    from lamp.bench.serve import SCENES, Known
 
     def swapped(*arguments: Any, **options: Any) -> list[ActionChunk]:
         chunks = policy.act_batch(*arguments, **options)

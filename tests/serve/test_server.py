@@ -97,8 +97,7 @@ def test_one_that_is_alone_does_not_wait_for_others() -> None:
 
 def test_no_reply_is_lost_or_swapped_among_many_clients() -> None:
     """Every reply repeats its request: state, images, seed, instruction."""
-    from lamp.bench.asking import Echoed
-    from lamp.bench.serving import ask_for
+    from lamp.bench.serve import Echoed, ask_for
 
     with running(max_batch=7, max_queue=64) as server:
         tally = ask_for(server.address, 24, 0, asking=Echoed(side=SIDE), seconds=2.0, think_s=0.0)
@@ -107,8 +106,7 @@ def test_no_reply_is_lost_or_swapped_among_many_clients() -> None:
 
 
 def test_the_check_of_replies_can_fail() -> None:
-    from lamp.bench.asking import Echoed
-    from lamp.bench.serving import ask_for
+    from lamp.bench.serve import Echoed, ask_for
 
     class Swapping(StandIn):
         def act_batch(

@@ -24,7 +24,7 @@ def _bench_infer(arguments: Sequence[str]) -> None:
 
 
 def _bench_evaluate(arguments: Sequence[str]) -> None:
-    from lamp.bench.evaluating import EvaluationBench, bench_evaluate, to_text
+    from lamp.bench.evaluate import EvaluationBench, bench_evaluate, to_text
 
     config = parse(EvaluationBench, arguments, "bench evaluate")
     figures = bench_evaluate(config)
@@ -48,7 +48,7 @@ class ServeBenchFlags:
 
 
 def _bench_serve(arguments: Sequence[str]) -> None:
-    from lamp.bench.serving import ServeBench, bench_serving, summary
+    from lamp.bench.serve import ServeBench, bench_serving, summary
 
     flags, bench = parse_beside(ServeBenchFlags, ServeBench, arguments, "bench serve")
     figures = bench_serving(bench)
@@ -80,11 +80,11 @@ class DataBenchFlags:
 
 def _bench_data(arguments: Sequence[str]) -> None:
     flags = parse(DataBenchFlags, arguments, "bench data")
-    from lamp.bench.loading import measure_loading
+    from lamp.bench.data import measure_loading
     from lamp.info import to_text
 
     if flags.synthetic_episodes is not None:
-        from lamp.bench.scale import measure_opening
+        from lamp.bench.data import measure_opening
 
         opened = measure_opening(flags.synthetic_episodes)
         print(json.dumps(opened, ensure_ascii=False) if flags.json else to_text(opened))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lamp.bench.machine import describe_machine
+from lamp.bench.timing import describe_machine
 from lamp.benchmark import episodes as episode_lines
 from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode

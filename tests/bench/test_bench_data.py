@@ -1,4 +1,4 @@
-"""What opening a dataset of very many episodes takes."""
+"""`lamp bench data`: how fast each way of loading is, and what opening a dataset of very many episodes takes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backbones import Plain
 
-from lamp.bench.scale import FRAMES, measure_opening, write_numbers
+from lamp.bench import data
+from lamp.bench.data import NUMBERS_FRAMES, measure_opening, write_numbers
 from lamp.data import lerobot_reader
+from lamp.data.features import FeatureCache
 from lamp.data.frame_sources import Videos
 from lamp.data.image_samples import ImageSamples
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.normalise import MinMax, RawState, Standardise
 from lamp.data.samples import PolicyScaling, stacked
 from lamp.errors import ConfigError
+from lamp.model.small import SmallBackboneConfig
 
 
 def test_opening_is_measured_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure_opening(40)
     json.dumps(found)
-    assert found["frames"] == 40 * FRAMES and found["samples"] == 36 * FRAMES
+    assert found["frames"] == 40 * NUMBERS_FRAMES and found["samples"] == 36 * NUMBERS_FRAMES
     assert found["total_s"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
     assert found["within_target"] == (found["total_s"] <= 20 and found["peak_gib"] <= 2)
     with pytest.raises(ConfigError, match="--synthetic-episodes 1 given"):
@@ -64,10 +68,28 @@ def test_samples_are_the_same_whatever_stays_in_memory(tmp_path: Path, monkeypat
     }
     for row, index in enumerate(indices[:20]):
         episode, frame = int(samples[0].episode[index]), int(samples[0].frame[index])
-        steps = np.minimum(np.arange(frame, frame + 4), FRAMES - 1)
+        steps = np.minimum(np.arange(frame, frame + 4), NUMBERS_FRAMES - 1)
         np.testing.assert_array_equal(
             one.actions[row], scaling.actions.normalise(whole.column("action", episode)[steps])
         )
     held = bounded._columns
     assert sum(values.nbytes for values in held.values()) == bounded._column_bytes
     assert bounded._column_bytes <= (1 << 20) or len(held) == 1
+
+
+def test_every_way_is_measured_and_the_ratio_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure(dataset: LeRobotDataset, config: SmallBackboneConfig) -> None:
+        FeatureCache.build(dataset, Plain())
+
+    monkeypatch.setattr(data, "build_backbone", lambda config: Plain())
+    monkeypatch.setattr(data, "ensure_features", ensure)
+    monkeypatch.setattr(data, "EPISODES", 2)
+    monkeypatch.setattr(data, "FRAMES", 6)
+    found = data.measure_loading(SmallBackboneConfig(), None, workers=0, batch_size=4, seconds=0.05)
+    json.dumps(found)
+    rates = found["samples_per_s"]
+    assert set(rates) == {"video", "video and encoding", "decoded frames", "features"} and min(rates.values()) > 0
+    assert found["ratio"] == rates["features"] / rates["video and encoding"]
+    assert found["machine"]["device"] == "cpu" and found["frames"] == 12
+    with pytest.raises(ConfigError, match="expected both above 0"):
+        data.measure_loading(SmallBackboneConfig(), None, workers=0, batch_size=0, seconds=1.0)

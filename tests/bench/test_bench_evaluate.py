@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmark_fakes import FakePolicy, FakeSimulators, make_checkpoint
 
-from lamp.bench.evaluating import EvaluationBench, bench_evaluate, to_text
+from lamp.bench.evaluate import EvaluationBench, bench_evaluate, to_text
 from lamp.errors import ConfigError
 
 

@@ -189,7 +189,9 @@ def commands(text: str, program: str) -> list[tuple[str, bool]]:
     found += [(" ".join(span.split()), False) for _, span in SPAN.findall(prose(text))]
     found = [(line, whole and "..." not in line) for line, whole in found if re.match(rf"{program} \S", line)]
     found = [(line, whole and not line.startswith(f"{program} -")) for line, whole in found]
-    return [(line.replace("...", " ").strip(), whole) for line, whole in found]
+    # Neither what stands for more words nor where the output goes is read.
+    found = [(re.sub(r"\s\d?[<>]\s?[&/\w.-]+$", "", line).replace("...", " "), whole) for line, whole in found]
+    return [(" ".join(line.split()), whole) for line, whole in found if line.split() != [program]]
 
 
 LAMP = sorted({command: path.name for path in DOCUMENTS for command in commands(path.read_text(), "lamp")}.items())
@@ -261,7 +263,8 @@ def help_of(words: tuple[str, ...]) -> str:
 
 
 def test_a_wrong_command_is_found(only_parsed: None, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "```sh\n$ X=1 lamp info runs/policy --no-such 3  # what\ncd a && lamp inform \\\n  b\n```\n`lamp train\nmotion --from`"
+    text = "```sh\n$ X=1 lamp info runs/policy --no-such 3  # what\ncd a && lamp inform \\\n  b\n```\n"
+    text += "`lamp train\nmotion --from` `lamp ... >&-`"
     assert commands(text, "lamp") == [
         ("lamp info runs/policy --no-such 3", True),
         ("lamp inform b", True),

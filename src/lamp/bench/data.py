@@ -113,10 +113,7 @@ def make_up(root: Path, cameras: tuple[str, ...]) -> LeRobotDataset:
 
 def _ways(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Mapping[str, Batches[Any]]:
     episodes = tuple(range(len(dataset)))
-    states, actions = stacked(dataset, episodes, CHUNK)
-    scaling = PolicyScaling(
-        state_transform=RawState(), state=ByDeviation().fit(states), actions=ByDeviation().fit(actions)
-    )
+    scaling = _scaling(dataset, episodes)
     cameras, encoder = camera_names(backbone), ObservationEncoder(backbone)
     decoded = DecodedFrames(dataset, folder)
     decoded.build(cameras, episodes[:DECODED_EPISODES])
@@ -140,6 +137,13 @@ def _ways(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Ma
             dataset, FeatureCache(dataset, backbone.key), episodes=episodes, chunk=CHUNK, scaling=scaling
         ),
     }
+
+
+def _scaling(dataset: LeRobotDataset, episodes: tuple[int, ...]) -> PolicyScaling:
+    states, actions = stacked(dataset, episodes, CHUNK)
+    return PolicyScaling(
+        state_transform=RawState(), state=ByDeviation().fit(states), actions=ByDeviation().fit(actions)
+    )
 
 
 class Timed:
@@ -225,10 +229,7 @@ def measure_opening(episodes: int) -> dict[str, Any]:
         with timed("split"):
             split = split_episodes(tasks, validation_share=0.1)
         with timed("normalisers"):
-            states, actions = stacked(dataset, split.train, CHUNK)
-            scaling = PolicyScaling(
-                state_transform=RawState(), state=ByDeviation().fit(states), actions=ByDeviation().fit(actions)
-            )
+            scaling = _scaling(dataset, split.train)
         with timed("samples"):
             samples = ImageSamples(
                 dataset=dataset,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lamp.bench.reference import ReleaseArrangement
 from lamp.bench.subjects import Subject, subject
-from lamp.bench.timing import Ceilings, Machine, Timing, check_settings, describe_machine, measure
+from lamp.bench.timing import Ceilings, Machine, Timing, check_settings, describe_machine, heading, measure
 from lamp.model.fast import FastActor, Recorded
 from lamp.model.lamp import LaMP
 
@@ -304,8 +304,7 @@ def to_text(result: InferResult) -> str:
     """A table for a terminal."""
     machine, limits = result.machine, result.machine.ceilings
     lines = [
-        f"{result.recipe}, batch {result.batch}, {machine.precision}, {machine.name}, "
-        + ("one thread" if machine.threads == 1 else f"{machine.threads} threads"),
+        heading(result.recipe, result.batch, machine),
         f"measured here: matrix products {limits.matrix_flops / 1e9:,.0f} GFLOP/s, "
         f"copies {limits.copy_bytes / 1e9:,.1f} GB/s",
         "",

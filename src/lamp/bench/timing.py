@@ -113,6 +113,12 @@ class Machine:
     python: str
 
 
+def heading(what: str, batch: int, machine: Machine) -> str:
+    """The first line of a table for a terminal."""
+    threads = "one thread" if machine.threads == 1 else f"{machine.threads} threads"
+    return f"{what}, batch {batch}, {machine.precision}, {machine.name}, {threads}"
+
+
 def check_settings(*, device: str, **positive: Any) -> None:
     """Raises:
     ConfigError: There is no such device here, or a number that was given is not above zero.

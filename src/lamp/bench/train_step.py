@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lamp.bench.reference import ReleaseArrangement
 from lamp.bench.subjects import Subject, stirred, subject
-from lamp.bench.timing import Machine, Timing, check_settings, describe_machine, measure, wait_for
+from lamp.bench.timing import Machine, Timing, check_settings, describe_machine, heading, measure, wait_for
 from lamp.data.shards import load_mapped
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
@@ -59,9 +59,6 @@ class KeptBatch:
         if hidden is not None:
             hidden = self._kept["hidden"][rows].to(self._device).to(hidden.dtype)
         return replace(self._batch, encoded=replace(self._batch.encoded, tokens=tokens), motion_hidden=hidden)
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +164,7 @@ def bench_train_step(config: TrainStepConfig) -> TrainStepResult:
         ConfigError: The recipe does not train this stage, or has no counterpart to compare with.
     """
     torch.set_num_threads(config.threads)
-    device, dtype = torch.device(config.device), DTYPES[config.precision]
+    device, dtype = torch.device(config.device), getattr(torch, config.precision)
     recipe = training(config.recipe)
     settings = _settings(recipe, config.stage)
     batch = config.batch or settings.loop.batch_size
@@ -318,8 +315,7 @@ def to_text(result: TrainStepResult) -> str:
     names: Mapping[str, None] = dict.fromkeys([part for way in result.stages.values() for part in way])
     machine = result.machine
     lines = [
-        f"{result.recipe}, {result.stage}, batch {result.batch}, {machine.precision}, {machine.name}, "
-        + ("one thread" if machine.threads == 1 else f"{machine.threads} threads"),
+        heading(f"{result.recipe}, {result.stage}", result.batch, machine),
         "",
         f"{'part':<12}{'ours ms':>12}{result.against + ' ms':>16}",
     ]

@@ -189,6 +189,32 @@ def test_a_damaged_picture_is_named(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "summary.json",
+        "evaluation/run.json",
+        "evaluation/episodes.jsonl",
+        "motion/metrics.jsonl",
+        "motion/flow.json",
+        "data/meta/lamp_episodes.jsonl",
+    ],
+)
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", '"text"', '{"seconds": {"a": "x"}, "moving": {"a": {"ade_px": []}}, "planned": "many", "kind": "train"}'],
+)
+def test_a_file_of_another_shape_is_named(run: Path, tmp_path: Path, file: str, content: str) -> None:
+    for path in run.rglob("*.json*"):
+        (tmp_path / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(run))
+    (tmp_path / file).write_text(content + "\n")
+    with pytest.raises(DataError, match=r"as LaMP writes it|lacks a key") as caught:
+        report(ReportConfig(run=(tmp_path,)))
+    assert Path(file).parts[-2 if "meta" in file else -1] in str(caught.value) or "lacks a key" in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_spans_of_numbers() -> None:
     assert number_ranges([0, 1, 2, 5, 30, 31]) == "0-2, 5, 30-31"
 

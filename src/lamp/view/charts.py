@@ -288,7 +288,7 @@ def _share_axes(names: Sequence[str], *, row: Number, minimum: Number, right: Nu
     """Axes of shares between 0 and 1, with a named row each, the first above; they are never narrower than 200 px."""
     names = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in map(printable, names)]
     # Wide letters, such as Chinese ones, take two places.
-    left = 16 + 6.6 * max(sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in name) for name in names)
+    left = 16 + 7 * max(sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in name) for name in names)
     width = max(minimum, left + 200 + right)
     with _axes(width, 34 + row * len(names), left=left, right=right, top=8, bottom=26) as (figure, axes):
         axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)

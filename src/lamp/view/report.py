@@ -20,7 +20,7 @@ from lamp.version import code_version
 from lamp.view import evaluation_sections, paper_figures, paper_tables, run_sections, training_sections
 from lamp.view.images import read_caption
 from lamp.view.page import render_page
-from lamp.view.results import RunResults, folder_label, load_results
+from lamp.view.results import RunResults, as_written, folder_label, load_results
 
 METRICS, FLOW = "metrics.jsonl", "flow.json"
 DEPTHS = ("", "*/", "*/*/")
@@ -158,7 +158,7 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     """
     if not run.is_dir():
         raise DataError(f"no folder {run}; expected the output folder of a demo, a training or an evaluation")
-    summary = _json(run / "summary.json") or {}
+    summary = _summary(run / "summary.json")
     motions, policies = _trainings(run)
     evaluations = tuple(sorted(path.parent for pattern in DEPTHS for path in run.glob(f"{pattern}{EPISODES}")))
     trials = (run,) if (run / TRIALS).is_file() else ()
@@ -175,9 +175,9 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
             "in its folders"
         )
     return ReportInputs(
-        title=title or summary.get("title") or f"LaMP run: {run.resolve().name}",
-        lead=summary.get("lead", ""),
-        seconds={name: value for name, value in summary.get("seconds", {}).items() if name != "total"},
+        title=title or summary["title"] or f"LaMP run: {run.resolve().name}",
+        lead=summary["lead"],
+        seconds=summary["seconds"],
         motions=motions,
         policies=policies,
         evaluations=evaluations,
@@ -186,10 +186,24 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
         pictures=pictures,
         data=data,
         configuration=_configurations(run, evaluations),
-        notes=tuple(summary.get("notes", ())),
-        facts=summary.get("facts", {}),
+        notes=summary["notes"],
+        facts=summary["facts"],
         max_films=max_films,
     )
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """What a run says of itself; each part is empty where it does not."""
+    values = _json(path) or {}
+    with as_written(path, "summary of a run"):
+        seconds = {name: float(value) for name, value in values.get("seconds", {}).items() if name != "total"}
+        return {
+            "title": str(values.get("title") or ""),
+            "lead": str(values.get("lead") or ""),
+            "seconds": seconds,
+            "notes": tuple(map(str, values.get("notes", ()))),
+            "facts": dict(values.get("facts", {})),
+        }
 
 
 def _trainings(run: Path) -> tuple[dict[str, Path], dict[str, Path]]:

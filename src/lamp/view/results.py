@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.controls import CONTROLS
-from lamp.benchmark.episodes import EpisodeRecord, read_records
+from lamp.benchmark.episodes import EPISODES, EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import Row, SuccessTable, tabulate
 from lamp.benchmark.trials import Trial, read_trials
+from lamp.errors import DataError
 from lamp.files import read_json, read_lines_json
 
 SHOWN_ELSEWHERE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
@@ -185,39 +187,84 @@ def load_results(
     Raises:
         DataError: A part is there, but damaged.
     """
-    manifests = [read_json(folder / "run.json", "evaluation manifest") for folder in evaluations]
+    manifests = [_manifest(folder / "run.json") for folder in evaluations]
     return RunResults(
         motions={name: curves for name, path in motions.items() if (curves := _curves(path)) is not None},
         policies={name: curves for name, path in policies.items() if (curves := _curves(path)) is not None},
         folders=tuple(evaluations),
-        records=tuple(tuple(read_records(folder)) for folder in evaluations),
-        planned=tuple(int(manifest["planned"]) for manifest in manifests),
-        models=tuple(manifest.get("facts", {}).get("models", {}) for manifest in manifests),
+        records=tuple(map(_records, evaluations)),
+        planned=tuple(planned for planned, _ in manifests),
+        models=tuple(models for _, models in manifests),
         flows={name: _flow_errors(path) for name, path in flows.items() if path.is_file()},
         data=_dataset(data),
         trials=tuple(trial for folder in trials for trial in read_trials(folder)),
     )
 
 
+@contextmanager
+def as_written(path: Path, what: str) -> Iterator[None]:
+    """Says which file it is whose JSON has another shape than LaMP gives it.
+
+    Raises:
+        DataError: It has.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is no {what} as LaMP writes it ({found}); restore or remove it") from None
+
+
+def _manifest(path: Path) -> tuple[int, dict[str, dict[str, str | None]]]:
+    """How many episodes were planned, and each condition's kind of policy."""
+    manifest = read_json(path, "evaluation manifest")
+    with as_written(path, "evaluation manifest"):
+        models = manifest.get("facts", {}).get("models", {})
+        return int(manifest["planned"]), {
+            name: {key: _text(model.get(key)) for key in ("flow", "fusion")} for name, model in models.items()
+        }
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _records(folder: Path) -> tuple[EpisodeRecord, ...]:
+    with as_written(folder / EPISODES, "log of episodes"):
+        return tuple(read_records(folder))
+
+
 def _curves(path: Path | None) -> Curves | None:
-    return Curves(lines=read_lines_json(path)) if path is not None and path.is_file() else None
+    if path is None or not path.is_file():
+        return None
+    lines = read_lines_json(path)
+    with as_written(path, "log of metrics"):
+        curves = Curves(lines=[dict(line) for line in lines])
+        _ = curves.steps, curves.seconds
+        return curves
 
 
 def _flow_errors(path: Path) -> FlowErrors:
-    obj = read_json(path, "flow errors")
-    rows = []
-    for name, moving in obj.get("moving", {}).items():
-        static, metres = obj.get("static", {}).get(name, {}), moving.get("ade_m")
-        rows.append(
-            FlowRow(
-                name=words(name),
-                moving=(moving.get("ade_px"), moving.get("fde_px")),
-                static=(static.get("ade_px"), static.get("fde_px")),
-                moving_mm=None if metres is None else 1000.0 * metres,
+    obj, rows = read_json(path, "flow errors"), []
+    with as_written(path, "report of flow errors"):
+        for name, moving in obj.get("moving", {}).items():
+            static, metres = obj.get("static", {}).get(name, {}), _number(moving.get("ade_m"))
+            rows.append(
+                FlowRow(
+                    name=words(name),
+                    moving=(_number(moving.get("ade_px")), _number(moving.get("fde_px"))),
+                    static=(_number(static.get("ade_px")), _number(static.get("fde_px"))),
+                    moving_mm=None if metres is None else 1000.0 * metres,
+                )
             )
+        facts = {key: value for key, value in obj.items() if isinstance(value, int | float | str | bool)}
+        return FlowErrors(
+            rows=tuple(rows), facts=facts | {"moving_threshold": float(facts.get("moving_threshold", 0.01))}
         )
-    facts = {key: value for key, value in obj.items() if isinstance(value, int | float | str | bool)}
-    return FlowErrors(rows=tuple(rows), facts=facts)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _dataset(folder: Path | None) -> dict[str, Any]:
@@ -228,6 +275,13 @@ def _dataset(folder: Path | None) -> dict[str, Any]:
     record = folder / "meta" / "lamp.json"
     collected = read_json(record, "collection record") if record.is_file() else {}
     lines = read_lines_json(folder / "meta" / "lamp_episodes.jsonl")
+    with as_written(folder / "meta", "description of a dataset"):
+        return _dataset_facts(dict(info), dict(collected), [dict(line) for line in lines])
+
+
+def _dataset_facts(
+    info: Mapping[str, Any], collected: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     found: dict[str, Any] = {
         "episodes": info.get("total_episodes"),
         "frames": info.get("total_frames"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ SAME_RATE = 0.01
 """Rates that differ by at most this share are the same."""
 GRIPPER_MARGIN = 0.01
 """How far a gripper's values may lie outside [0, 1]: rounding."""
-JOINT_WORDS = ("joint", "motor", ".pos", "shoulder", "elbow")
+JOINT_NAME = re.compile(r"joint|motor|shoulder|elbow|\.pos\b", re.IGNORECASE)
 """What datasets call values of a state that are angles of joints, and no rotation of the hand."""
 LEAST_STROKE = 0.5
 """Of a gripper from 0 to 1 whose convention is not given: one that is closed around something may never reach 0."""
@@ -232,7 +233,7 @@ def check_rotation(transform: StateTransform, embodiment: Embodiment, dataset: L
     wanted = StateRotation(start=transform.start, rotation=transform.rotation)
     if embodiment.rotations is None:
         called = embodiment.state_names(dataset)[transform.start : transform.start + 3]
-        if not any(word in name.lower() for name in called for word in JOINT_WORDS):
+        if not any(JOINT_NAME.search(name) for name in called):
             return
         have = f"{', '.join(called)} there"
     elif wanted in embodiment.rotations:

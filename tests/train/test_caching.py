@@ -246,7 +246,7 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def patches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
-        monkeypatch.setattr("lamp.train.backbones.SmallBackbone", Fake)
+        monkeypatch.setattr("lamp.model.small.SmallBackbone", Fake)
 
     @pytest.fixture
     def run(self, data: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:

@@ -141,8 +141,8 @@ def files_of_a_batch() -> list[str]:
     """The files that a batch of Stage 2 passes, from the feature cache to the loss, in the order in which they are entered."""
     from lamp.configuration import from_json
     from lamp.recipes import Recipe
-    from lamp.train.policy import train_policy
-    from lamp.train.running import run_stage
+    from lamp.train.run_folder import run_stage
+    from lamp.train.train_policy import train_policy
 
     archive = ROOT / "tests" / "fixtures" / "made_by_0_1_0" / "artefacts.tar.xz"
     passed = FilesPassed()

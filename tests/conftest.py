@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _no_maniskill() -> str:
     """Why SimplerEnv's scenes cannot be simulated here; empty where they can, as far as files tell."""
-    from lamp.benchmark.simpler_environment import interpreter
+    from lamp.benchmark.simpler import interpreter
     from lamp_client.envs import simpler_assets
 
     if not interpreter(None).is_file():

@@ -331,17 +331,20 @@ def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the training functions are called with; nothing is trained."""
-    from lamp.train import motion, policy
+    from lamp.train import train_motion as motion
+    from lamp.train import train_policy
 
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(commands.train, "ensure_features", lambda *_, **__: None)
     monkeypatch.setattr(motion, "train_motion", lambda *values, fresh, **_: calls.append((*values, fresh)) or DONE)
-    monkeypatch.setattr(policy, "train_policy", lambda *values, fresh, **_: calls.append((*values, fresh)) or DONE)
+    monkeypatch.setattr(
+        train_policy, "train_policy", lambda *values, fresh, **_: calls.append((*values, fresh)) or DONE
+    )
     return calls
 
 
 def store(folder: Path, stride: int) -> None:
-    from lamp.sceneflow.building import FlowBuildConfig
+    from lamp.sceneflow.build import FlowBuildConfig
     from lamp.sceneflow.store import SceneFlowStore
 
     SceneFlowStore.create(folder / "sceneflow", FlowBuildConfig(data=folder, stride=stride).description)
@@ -419,7 +422,7 @@ def test_recipes_of_another_kind_are_told_apart(
 def test_a_recipe_gives_the_defaults_but_not_the_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lamp.collect import collecting
+    from lamp.collect import collect as collecting
     from lamp.recipes import experiment
 
     seen: list[Any] = []
@@ -431,12 +434,12 @@ def test_a_recipe_gives_the_defaults_but_not_the_folder(
 
 
 def test_the_plain_forms_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamp.benchmark import evaluating
-    from lamp.collect import collecting
-    from lamp.sceneflow import building
+    from lamp.benchmark import evaluate as evaluating
+    from lamp.collect import collect as collecting
+    from lamp.sceneflow import build
 
     seen: list[Any] = []
-    for module, name in ((collecting, "collect"), (building, "build"), (evaluating, "evaluate")):
+    for module, name in ((collecting, "collect"), (build, "build"), (evaluating, "evaluate")):
         monkeypatch.setattr(module, name, lambda config, **_: seen.append(config) or SimpleNamespace(text=""))
     collect = "collect --suite libero_object --task 0 --episodes 5 --out DIR"
     evaluate = "evaluate --checkpoint DIR --suite libero_object --task 0 1 --states 30:50 --out DIR"

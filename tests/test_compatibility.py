@@ -19,8 +19,8 @@ from lamp.cli import main
 from lamp.configuration import from_json, to_json
 from lamp.policy import LaMPPolicy
 from lamp.recipes import Recipe, TrainingRecipe
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "made_by_0_1_0" / "artefacts.tar.xz"

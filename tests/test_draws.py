@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lamp.data.sampler import Share
-from lamp.draws import Source, beta, normal, uniform
-from lamp.train.randomness import Noise, PerBatch, PerSample, generator_at
+from lamp.data.dataloader import Share
+from lamp.seeding import Noise, PerBatch, PerSample, Source, beta, generator_at, normal, uniform
 
 
 def everything(source: Source, rows: int) -> list[Tensor]:

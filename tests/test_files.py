@@ -39,7 +39,7 @@ from lamp.files import (
     safe_file_name,
     write_json,
 )
-from lamp.train.tensors import write_tensors
+from lamp.train.shards import write_tensors
 
 JSON = st.recursive(
     st.none()

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 from lamp.cli import main
 from lamp.data.actions import Absolute, Delta, Gripper, Relative
 from lamp.data.embodiment import Part, embodiment
-from lamp.data.normalise import ByDeviation, ContinuousRotation, HardlyMoved, NoState, RawState
+from lamp.data.normalizers import ByDeviation, ContinuousRotation, HardlyMoved, NoState, RawState
 from lamp.errors import ConfigError, DataError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.policy import LaMPPolicy
 from lamp.recipes import TrainingRecipe, recipe, training
-from lamp.recipes.fitting import FitConfig, fit
+from lamp.recipes.fit import FitConfig, fit
 from lamp_client.types import Observation
 
 FIXTURES = Path(__file__).parent / "fixtures/lerobot"

@@ -13,14 +13,14 @@ from training_fakes import PatchBackbone, loop, motion_training, write_dataset
 
 from lamp import cli
 from lamp.checksums import read_checksums
-from lamp.data.episodes import stage_episode
-from lamp.data.lerobot_writer import LeRobotWriter
+from lamp.data.lerobot.staging import stage_episode
+from lamp.data.lerobot.writer import LeRobotWriter
 from lamp.errors import DataError
 from lamp.files import write_json
 from lamp.info import describe, to_text, verify
-from lamp.sceneflow.building import FlowBuildConfig
+from lamp.sceneflow.build import FlowBuildConfig
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.train.motion import train_motion
+from lamp.train.train_motion import train_motion
 
 
 @pytest.fixture(scope="module")

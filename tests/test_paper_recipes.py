@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from lamp.data.normalise import ByDeviation, ByQuantiles, ByRange
-from lamp.data.sampler import Sampler
+from lamp.data.dataloader import Sampler
+from lamp.data.normalizers import ByDeviation, ByQuantiles, ByRange
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.counting import expected_parameters
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.parameter_count import expected_parameters
 from lamp.model.qwen3_vl import PreNorm, Qwen3VLBackboneConfig
 from lamp.recipes import TrainingRecipe, training
-from lamp.train.configs import BFloat16, LoopConfig
-from lamp.train.optimiser import AdamW, cosine
+from lamp.train.config import BFloat16, LoopConfig
+from lamp.train.optimizer import AdamW, cosine
 
 TABLE_III: dict[str, Any] = {
     "Batch size (per GPU)": 32,

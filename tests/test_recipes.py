@@ -10,13 +10,13 @@ import torch
 
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
-from lamp.model.counting import expected_parameters
-from lamp.model.fusion import AddFusion, ConcatFusion
+from lamp.model.guidance import AddFusion, ConcatFusion
 from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import ImageFlow
+from lamp.model.parameter_count import expected_parameters
 from lamp.recipes import RECIPES, ModelRecipe, Recipe, TrainingRecipe, experiment, recipe, training
 from lamp.recipes.ablations import ABLATIONS, VARIANTS
-from lamp.train.configs import AllEpisodes
+from lamp.train.config import AllEpisodes
 
 NAMES = tuple(RECIPES)
 EXPERIMENTS = tuple(name for name in NAMES if isinstance(recipe(name), Recipe))

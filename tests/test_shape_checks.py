@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from lamp.data.mixture import MixedSamples
-from lamp.train.measuring import batches
-from lamp.train.planning import Zeros
+from lamp.data.policy_dataset import MixedSamples
+from lamp.train.dry_run import Zeros
+from lamp.train.validation import batches
 from lamp.view.overlay import moving_points
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,16 +23,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from lamp.benchmark.evaluating import Summary, evaluate
-from lamp.collect.collecting import collect
+from lamp.benchmark.evaluate import Summary, evaluate
+from lamp.collect.collect import collect
 from lamp.files import locked, read_json, write_json
 from lamp.progress import clock as elapsed
 from lamp.progress import say
 from lamp.recipes import Recipe, experiment
-from lamp.sceneflow.building import build
+from lamp.sceneflow.build import build
 from lamp.train.backbones import ensure_features
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp.version import code_version, package_versions
 from lamp.view.foresight import ViewConfig, view
 from lamp.view.overlay import ForesightArtist

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lamp.draws import Source, beta, normal, uniform
 from lamp.errors import ConfigError
+from lamp.seeding import Source, beta, normal, uniform
 
 Velocity = Callable[[Tensor, float], Tensor]
 """v(x^tau, tau): the state and a flow time give the velocity, of the state's shape. In a solver, all samples are at one time."""

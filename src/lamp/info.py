@@ -18,8 +18,8 @@ from lamp.files import read_json, read_lines_json
 from lamp.hub import HubId
 
 if TYPE_CHECKING:
-    from lamp.data.cache_report import CacheEntry
-    from lamp.train.description import Description
+    from lamp.data.feature_cache.report import CacheEntry
+    from lamp.train.checkpoint_metadata import Description
 
 
 @dataclass(kw_only=True)
@@ -66,9 +66,9 @@ class Kind:
 
 
 def _dataset(path: Path) -> dict[str, Any]:
-    from lamp.data.cache_report import list_caches, list_stores
+    from lamp.data.feature_cache.manifest import FEATURES
+    from lamp.data.feature_cache.report import list_caches, list_stores
     from lamp.data.lerobot import LeRobotDataset
-    from lamp.data.manifest import FEATURES
 
     found = LeRobotDataset(path).describe()
     caches = [cache_line(entry) for entry in (*list_caches(path / FEATURES), *list_stores(path))]
@@ -104,7 +104,7 @@ def _scene_flow(path: Path) -> dict[str, Any]:
 
 
 def _features(path: Path) -> dict[str, Any]:
-    from lamp.data.cache_report import describe_cache
+    from lamp.data.feature_cache.report import describe_cache
 
     found = describe_cache(path)
     return found | {"recipes": recipes_served(found.get("backbone") or {})}
@@ -126,14 +126,14 @@ def recipes_served(backbone: Mapping[str, Any]) -> list[str]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from lamp.train.description import read_description
+    from lamp.train.checkpoint_metadata import read_description
 
     return _described(read_description(path))
 
 
 def _described(found: Description) -> dict[str, Any]:
     from lamp.configuration import to_json
-    from lamp.model.counting import expected_parameters
+    from lamp.model.parameter_count import expected_parameters
 
     described = to_json(found)
     shown = (
@@ -196,7 +196,7 @@ def _unfinished_run(path: Path) -> dict[str, Any]:
 
 
 def _collection(path: Path) -> dict[str, Any]:
-    from lamp.data.episodes import staged_names
+    from lamp.data.lerobot.staging import staged_names
 
     return {"recorded episodes": len(staged_names(path)), "state": "unfinished: the same `lamp collect` goes on"}
 
@@ -234,9 +234,9 @@ def _verify_list(path: Path, found: Verification) -> bool:
 
 
 def _verify_dataset(path: Path, found: Verification) -> None:
-    from lamp.data.consolidation import dataset_files
     from lamp.data.lerobot import LeRobotDataset
-    from lamp.data.lerobot_format import CHECKSUMS_PATH
+    from lamp.data.lerobot.format import CHECKSUMS_PATH
+    from lamp.data.lerobot.writer import dataset_files
 
     listed = path / CHECKSUMS_PATH
     if listed.is_file():
@@ -283,7 +283,7 @@ def _verify_scene_flow(path: Path, found: Verification) -> None:
 
 
 def _verify_shards(path: Path, found: Verification) -> None:
-    from lamp.data.shards import content_hash, load_mapped
+    from lamp.data.feature_cache.shards import content_hash, load_mapped
 
     try:
         described = read_json(path / "manifest.json", "description")
@@ -313,10 +313,10 @@ def _verify_shards(path: Path, found: Verification) -> None:
 
 
 def _verify_checkpoint(path: Path, found: Verification) -> None:
-    from lamp.data.shards import content_hash
+    from lamp.data.feature_cache.shards import content_hash
     from lamp.train.checkpoint import COMMITTED, TRAINING, WEIGHTS, read_committed
-    from lamp.train.description import read_description
-    from lamp.train.tensors import read_tensors
+    from lamp.train.checkpoint_metadata import read_description
+    from lamp.train.shards import read_tensors
 
     def weights() -> None:
         if content_hash(read_tensors(path / WEIGHTS)) != read_description(path).weights_sha256:
@@ -441,8 +441,8 @@ def keep_checksums(path: Path) -> Path:
     Raises:
         DataError: It is none of LaMP's folders, or they are there already.
     """
-    from lamp.data.consolidation import keep_checksums as keep_of_dataset
-    from lamp.data.lerobot_format import CHECKSUMS_PATH
+    from lamp.data.lerobot.format import CHECKSUMS_PATH
+    from lamp.data.lerobot.writer import keep_checksums as keep_of_dataset
 
     kind = _kind_of(path)
     file = path / (CHECKSUMS_PATH if kind.name == "dataset" else CHECKSUMS)
@@ -471,7 +471,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _on_the_hub(hub: HubId) -> dict[str, Any]:
-    from lamp.train.description import parse_description
+    from lamp.train.checkpoint_metadata import parse_description
     from lamp.train.publishing import describe_remote
 
     file, commit = describe_remote(hub)

@@ -17,25 +17,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamp.data.features import FrozenBackbone
-from lamp.data.observing import ObservationEncoder
-from lamp.data.shards import content_hash
+from lamp.data.feature_cache.cache import FrozenBackbone
+from lamp.data.feature_cache.shards import content_hash
+from lamp.data.observation_encoder import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.files import atomic_path
 from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
-from lamp.model.intervening import InterveningActor
-from lamp.model.interventions import Intervention, Shuffled, ToldWrong
+from lamp.model.intervene import InterveningActor
 from lamp.model.lamp import LaMP
+from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
 from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenInputs
 from lamp.sceneflow.tracks import grid_points, integrate
-from lamp.train.card import Publication
+from lamp.seeding import generator_at
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights, save_checkpoint
-from lamp.train.configs import BFloat16, Float32, Precision
-from lamp.train.description import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
+from lamp.train.checkpoint_metadata import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
+from lamp.train.config import BFloat16, Float32, Precision
+from lamp.train.model_card import Publication
 from lamp.train.publishing import copy_vlm, find_checkpoint, push, write_card
-from lamp.train.randomness import generator_at
 from lamp.train.sharing import Backbones
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
@@ -181,7 +181,7 @@ class LaMPPolicy:
         return other
 
     def intervened(self, intervention: Intervention) -> LaMPPolicy:
-        """The same policy with its motion prior changed (`lamp.model.interventions`).
+        """The same policy with its motion prior changed (`lamp.model.prior_interventions`).
 
         Raises:
             MismatchError: It has no motion prior, or not what the intervention changes.

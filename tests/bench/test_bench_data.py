@@ -11,13 +11,11 @@ from backbones import Plain
 
 from lamp.bench import data
 from lamp.bench.data import NUMBERS_FRAMES, measure_opening, write_numbers
-from lamp.data import lerobot_reader
-from lamp.data.features import FeatureCache
-from lamp.data.frame_sources import Videos
-from lamp.data.image_samples import ImageSamples
-from lamp.data.lerobot import LeRobotDataset
-from lamp.data.normalise import MinMax, RawState, Standardise
-from lamp.data.samples import PolicyScaling, stacked
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.image_dataset import ImageSamples, Videos
+from lamp.data.lerobot import LeRobotDataset, reader
+from lamp.data.normalizers import MinMax, RawState, Standardise
+from lamp.data.policy_dataset import PolicyScaling, stacked
 from lamp.errors import ConfigError
 from lamp.model.small import SmallBackboneConfig
 
@@ -41,7 +39,7 @@ def test_fifty_thousand_episodes_open_in_twenty_seconds_and_two_gibibytes() -> N
 def test_samples_are_the_same_whatever_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_numbers(tmp_path, 4500)  # three data files
     whole = LeRobotDataset(tmp_path)
-    monkeypatch.setattr(lerobot_reader, "COLUMN_BYTES", 1 << 20)
+    monkeypatch.setattr(reader, "COLUMN_BYTES", 1 << 20)
     bounded = LeRobotDataset(tmp_path)
     episodes = (4499, 1, 2000, 3)
     states, actions = stacked(whole, episodes, 4)

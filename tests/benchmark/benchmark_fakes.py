@@ -122,7 +122,7 @@ def make_checkpoint(folder: Path, content: str = "weights") -> Path:
 
 
 if __name__ == "__main__":
-    from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+    from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 
     root = Path(sys.argv[1])
     evaluate(

@@ -19,9 +19,9 @@ from benchmark_fakes import FakePolicy, FakeSimulators, make_checkpoint
 
 from lamp.benchmark import cluster
 from lamp.benchmark.cluster import ClusterError, RayCluster
-from lamp.benchmark.crew import SimulationStoppedError
-from lamp.benchmark.evaluating import EvaluateConfig, evaluate
-from lamp.data.video import video_info
+from lamp.benchmark.evaluate import EvaluateConfig, evaluate
+from lamp.benchmark.worker_pool import SimulationStoppedError
+from lamp.data.lerobot.video import video_info
 from lamp.errors import ConfigError, MissingDependencyError
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from benchmark_fakes import FakePolicy, FakeSimulators, make_checkpoint
 
-from lamp.benchmark.crew import SimulationStoppedError
 from lamp.benchmark.episodes import read_records
-from lamp.benchmark.evaluating import EvaluateConfig, Summary, evaluate
-from lamp.benchmark.runs import read_sessions
-from lamp.data.video import video_info
+from lamp.benchmark.evaluate import EvaluateConfig, Summary, evaluate
+from lamp.benchmark.run_manifest import read_sessions
+from lamp.benchmark.worker_pool import SimulationStoppedError
+from lamp.data.lerobot.video import video_info
 from lamp.errors import ConfigError, DataError
 from lamp.files import read_json, write_json
 

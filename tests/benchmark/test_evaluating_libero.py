@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from benchmark_fakes import make_checkpoint
 
-from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.benchmark.flow_errors import FlowProbe, Witness
 from lamp.benchmark.suites import LiberoSimulators, Simulator
-from lamp.data.video import video_info
+from lamp.data.lerobot.video import video_info
 from lamp.sceneflow.tracks import grid_points
 from lamp.view.overlay import ForesightArtist
 from lamp_client.types import ActionChunk, Observation

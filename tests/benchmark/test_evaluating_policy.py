@@ -12,15 +12,15 @@ import pytest
 from benchmark_fakes import FakeSimulators
 from training_fakes import PatchBackbone, loop, motion_training, policy_training, write_dataset  # pyright: ignore[reportMissingImports]
 
-from lamp.benchmark.controls import PriorBank
-from lamp.benchmark.crew import SimulationStoppedError
-from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+from lamp.benchmark.baselines import PriorBank
+from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.benchmark.policies import BatchPolicy
+from lamp.benchmark.worker_pool import SimulationStoppedError
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.interventions import Intervention, Shuffled, ToldWrong
+from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
 from lamp.policy import LaMPPolicy
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp.view.overlay import ForesightArtist
 
 

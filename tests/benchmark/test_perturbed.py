@@ -12,7 +12,7 @@ import pytest
 from benchmark_fakes import FakePolicy, FakeSimulator, FakeSimulators, make_checkpoint
 
 from lamp.benchmark.episodes import plan, read_records
-from lamp.benchmark.evaluating import EvaluateConfig, RunSettings, evaluate
+from lamp.benchmark.evaluate import EvaluateConfig, RunSettings, evaluate
 from lamp.benchmark.perturbed import PerturbedSimulators, described, perturbed
 from lamp.benchmark.suites import LiberoSimulators, Programme, Simulators, Visit, noise_seed, placement_seed
 from lamp.configuration import from_json, to_json
@@ -86,7 +86,7 @@ def test_perturbations_of_one_s_own_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_what_was_drawn_is_named_plus_style() -> None:
-    from lamp_client.envs.effects import Standard
+    from lamp_client.envs.perturbations import Standard
 
     (variant,) = perturbed(STANDARD, ("language=1",))
     assert isinstance(variant, PerturbedSimulators)

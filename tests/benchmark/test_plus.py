@@ -11,7 +11,7 @@ import pytest
 from plus_fakes import NAMES, classify, make_copy
 
 from lamp import cli
-from lamp.benchmark.plus import PlusConfig, PlusSimulators, choose, listing, listing_text
+from lamp.benchmark.libero_plus import PlusConfig, PlusSimulators, choose, listing, listing_text
 from lamp.errors import ConfigError
 
 

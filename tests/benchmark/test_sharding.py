@@ -12,8 +12,8 @@ from benchmark_fakes import FakePolicy, FakeSimulators, make_checkpoint
 from hypothesis import given, strategies
 
 from lamp.benchmark import episodes
-from lamp.benchmark.evaluating import EvaluateConfig, evaluate
-from lamp.benchmark.sharding import MergeConfig, Shard, merge, parse_shard
+from lamp.benchmark.evaluate import EvaluateConfig, evaluate
+from lamp.benchmark.run_manifest import MergeConfig, Shard, merge, parse_shard
 from lamp.errors import ConfigError
 from lamp.files import read_json
 

@@ -17,13 +17,22 @@ from training_fakes import PatchBackbone, loop, policy_training, write_dataset  
 
 from lamp import cli
 from lamp.benchmark.episodes import read_records
-from lamp.benchmark.evaluating import Summary, evaluate
-from lamp.benchmark.simpler import SUITE, WITH_STAND_INS, SimplerConfig, SimplerSimulators, simulators_of, view_of
-from lamp.benchmark.simpler_environment import VARIABLE, Environment, find_environment
+from lamp.benchmark.evaluate import Summary, evaluate
+from lamp.benchmark.simpler import (
+    SUITE,
+    VARIABLE,
+    WITH_STAND_INS,
+    Environment,
+    SimplerConfig,
+    SimplerSimulators,
+    find_environment,
+    simulators_of,
+    view_of,
+)
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
 from lamp.files import read_json
-from lamp.train.description import read_description
-from lamp.train.policy import train_policy
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.train_policy import train_policy
 from lamp_client.envs.remote import Launch
 from lamp_client.envs.simpler_tasks import SIMPLER_TASKS, View
 from lamp_client.types import ActionChunk, Observation

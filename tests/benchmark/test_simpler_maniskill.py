@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamp.benchmark.evaluating import evaluate
-from lamp.benchmark.simpler import SimplerConfig, simulators_of
-from lamp.benchmark.simpler_environment import Environment, find_environment
+from lamp.benchmark.evaluate import evaluate
+from lamp.benchmark.simpler import Environment, SimplerConfig, find_environment, simulators_of
 from lamp_client.envs.simpler_tasks import View
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.slow]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamp.benchmark.controls import Blank, WrongInstruction, Zero, control, expert_actions
+from lamp.benchmark.baselines import Blank, WrongInstruction, Zero, control, expert_actions
 from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.tables import paired, percent, tabulate, to_json, to_markdown, to_text
 from lamp.errors import ConfigError, DataError

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from benchmark_fakes import FakeSimulator, FakeSimulators, make_checkpoint
 
-from lamp.benchmark.controls import Checkpoint, Zero
+from lamp.benchmark.baselines import Checkpoint, Zero
 from lamp.benchmark.episodes import Episode
-from lamp.benchmark.films import plain
 from lamp.benchmark.policies import Policies
-from lamp.benchmark.workers import Duty, Post, RemotePolicy, play
+from lamp.benchmark.sim_worker import Duty, Post, RemotePolicy, plain, play
 from lamp_client.types import ActionChunk
 
 TOLD = {"gripper": {"dim": 6, "opened": 70.0, "closed": 10.0}, "action_units": "dataset"}

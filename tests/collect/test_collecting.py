@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lamp.collect.collecting import LOCK_PATH, CollectConfig, CollectReport, collect
+from lamp.collect.collect import LOCK_PATH, CollectConfig, CollectReport, collect
+from lamp.collect.episode_recording import HOLD, dataset_action, fresh_frames, simulate
 from lamp.collect.jobs import ATTEMPTS_PATH, Attempt, jobs_of, log_attempt
 from lamp.collect.noise import Disturbance
-from lamp.collect.recording import HOLD, dataset_action, fresh_frames, simulate
 from lamp.data.lerobot import LeRobotDataset, recorded_names, staged_names
 from lamp.errors import DataError, MismatchError
 from lamp.files import locked, read_lines_json, write_json
@@ -43,7 +43,7 @@ def tiny(out: Path, **changes: object) -> CollectConfig:
 
 KILLED = """
 from pathlib import Path
-from lamp.collect.collecting import CollectConfig, collect
+from lamp.collect.collect import CollectConfig, collect
 if __name__ == "__main__":
     collect({config!r})
 """
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_trajectory() -> None:
 
 
 def test_other_settings_in_the_same_folder_are_named(tmp_path: Path) -> None:
-    from lamp.collect.collecting import _agree
+    from lamp.collect.collect import _agree
 
     _agree(tmp_path, tiny(tmp_path))
     _agree(tmp_path, tiny(tmp_path, episodes=9, workers=2, task=(0, CREAM_CHEESE)))

@@ -7,10 +7,18 @@ import pytest
 from jaxtyping import Float
 
 from lamp.collect.grasping import MAX_OPENING, PALM_CLEARANCE, Grasp, plan_grasp
-from lamp.collect.placing import Place, climb_needed, find_place, obstacle_height, release_height
-from lamp.collect.scene import Scene, Volumes
-from lamp.collect.skills import DOWN, nearest_turn, world_from_hand
-from lamp.data.rotations import AxisAngle
+from lamp.collect.pick_and_place import (
+    DOWN,
+    Place,
+    climb_needed,
+    find_place,
+    nearest_turn,
+    obstacle_height,
+    release_height,
+    world_from_hand,
+)
+from lamp.collect.scene_state import Scene, Volumes
+from lamp.data.actions import AxisAngle
 
 Points = Float[np.ndarray, "n 3"]
 

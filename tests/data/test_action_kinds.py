@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lamp.data.action_kinds import compare_with_state
+from lamp.data.actions import compare_with_state
 
 Made = list[tuple[np.ndarray, np.ndarray]]
 

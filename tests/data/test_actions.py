@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
-from lamp.data.rotations import AxisAngle, RollPitchYaw, RotationFormat
+from lamp.data.actions import Absolute, AxisAngle, Delta, Gripper, Pose, Relative, RollPitchYaw, RotationFormat
 from lamp.errors import ConfigError, MismatchError
 
 FORMATS = (AxisAngle(), RollPitchYaw(), AxisAngle(degrees=True), RollPitchYaw(degrees=True))

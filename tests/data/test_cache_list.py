@@ -13,8 +13,8 @@ from backbones import Compact, Plain
 
 from lamp.cli import main
 from lamp.data.augmentation import Augmentation
-from lamp.data.cache_report import list_caches, remove_caches
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.feature_cache.report import list_caches, remove_caches
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import ConfigError, DataError
 from lamp.files import write_json
@@ -70,7 +70,7 @@ def test_a_name_that_begins_several_is_asked_for_in_full(caches: Path, dataset: 
 
 def test_what_another_process_is_filling_stays(caches: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from lamp.data.filling import Claims\n"
+        "import sys, time; from pathlib import Path; from lamp.data.feature_cache.work_sharing import Claims\n"
         "claims = Claims(Path(sys.argv[1])); claims.take(3); print('ready', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(

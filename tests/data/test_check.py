@@ -18,8 +18,8 @@ from lamp.bench.data import NUMBERS_FRAMES, write_numbers
 from lamp.cli import main
 from lamp.data.check import Fault, check_dataset
 from lamp.data.check import values as check_values
-from lamp.data.statistics import aggregate, moments_of, statistics_of
-from lamp.data.video import write_video
+from lamp.data.lerobot.statistics import aggregate, moments_of, statistics_of
+from lamp.data.lerobot.video import write_video
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/lerobot"
 DATA21, DATA30 = "data/chunk-000/episode_000001.parquet", "data/chunk-000/file-000.parquet"

@@ -14,12 +14,12 @@ from backbones import Compact, Plain
 from demonstrations import LENGTHS, episode, numbered
 from safetensors.torch import load_file, save_file
 
-from lamp.data.content import PICTURES, EpisodeContents
-from lamp.data.episodes import EpisodeData, stage_episode
-from lamp.data.feature_store import FeatureStore
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.feature_cache.shards import State, read_header
+from lamp.data.feature_cache.store import FeatureStore
+from lamp.data.fingerprints import PICTURES, EpisodeContents
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
-from lamp.data.shards import State, read_header
+from lamp.data.lerobot.staging import EpisodeData, stage_episode
 from lamp.errors import MismatchError
 
 CAMERAS = ("agentview", "wrist")
@@ -155,7 +155,7 @@ def test_hashes_are_found_again_without_reading_pictures(tmp_path: Path, monkeyp
     first = EpisodeContents(LeRobotDataset(root), CAMERAS, root / "features")
     found = [first[index] for index in range(4)]
     assert len(set(found)) == 4
-    monkeypatch.setattr("lamp.data.content.packet_digests", lambda *_: pytest.fail("pictures were read again"))
+    monkeypatch.setattr("lamp.data.fingerprints.packet_digests", lambda *_: pytest.fail("pictures were read again"))
     again = EpisodeContents(LeRobotDataset(root), CAMERAS, root / "features")
     assert [again[index] for index in range(4)] == found
     (root / "features" / PICTURES).write_text("{broken")

@@ -14,7 +14,7 @@ from lamp.configuration import from_json, to_json
 from lamp.data.actions import Absolute, Gripper, Relative
 from lamp.data.embodiment import EMBODIMENTS, LIBERO, OWN, Embodiment, Part, embodiment
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.samples import stacked
+from lamp.data.policy_dataset import stacked
 from lamp.errors import ConfigError, DataError, MismatchError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/lerobot"

@@ -31,7 +31,7 @@ def test_a_failed_staging_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("lamp.data.episodes.write_json", fail)
+    monkeypatch.setattr("lamp.data.lerobot.staging.write_json", fail)
     with pytest.raises(RuntimeError):
         stage(tmp_path, 0)
     assert staged_names(tmp_path) == [] and not list((tmp_path / ".staging").iterdir())

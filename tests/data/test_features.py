@@ -10,10 +10,10 @@ import torch
 from backbones import TEXT, WIDTH, Compact, Plain
 from demonstrations import episode, write
 
-from lamp.data.features import FeatureBackbone, FeatureCache, FrameIndex, PartlyConstant
-from lamp.data.filling import Filled
+from lamp.data.feature_cache.build import FeatureWork
+from lamp.data.feature_cache.cache import FeatureBackbone, FeatureCache, FrameIndex, PartlyConstant
+from lamp.data.feature_cache.work_sharing import Filled
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter, stage_episode
-from lamp.data.making import FeatureWork
 from lamp.errors import DataError, MismatchError
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lamp.data import filling
-from lamp.data.filling import Claims, Workers, fill
+from lamp.data.feature_cache import work_sharing
+from lamp.data.feature_cache.work_sharing import Claims, Workers, fill
 from lamp.errors import ConfigError, DataError, LampError
 
 TESTS = Path(__file__).parent
@@ -75,7 +75,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from test_filling import Notes
-from lamp.data.filling import Claims, Workers, fill
+from lamp.data.feature_cache.work_sharing import Claims, Workers, fill
 folder, slow, processes = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 print("started", flush=True)
 for episode in fill(Notes(folder, slow), range(6), Workers(processes=processes)):
@@ -105,7 +105,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_what_another_command_is_making_is_waited_for_and_taken_over_when_it_is_killed(
     tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(work_sharing, "ASK_AGAIN_S", 0.05)
     waiting: list[int] = []
 
     def elsewhere(count: int) -> None:

@@ -16,7 +16,7 @@ from demonstrations import number_in, numbered
 from PIL import Image
 
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.video_reading import VideoReader, VideoReaders
+from lamp.data.lerobot.video import VideoReader, VideoReaders
 from lamp.errors import ConfigError, DataError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/lerobot"

@@ -13,10 +13,8 @@ import pytest
 import torch
 from backbones import Slow
 
-from lamp.data.handing import Handed, Slab
-from lamp.data.image_samples import LeftOut
-from lamp.data.loading import Loader
-from lamp.data.sampler import Sampler
+from lamp.data.dataloader import Handed, Loader, Sampler, Slab
+from lamp.data.image_dataset import LeftOut
 from lamp.errors import LampError
 from lamp.types import Batch, Encoded
 
@@ -58,7 +56,7 @@ def test_values_arrive_as_they_were_and_are_not_changed_by_the_next(
 def test_contents_are_not_in_what_goes_through_the_pipe_and_may_take_many_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lamp.data.handing.AT_ONCE", 1000)
+    monkeypatch.setattr("lamp.data.dataloader.AT_ONCE", 1000)
     slab, large = Slab(), torch.randn(3, 12345)
     handed = slab.put({"images": large, "of": large[:, :7]})
     assert len(pickle.dumps(handed)) < 1000 and sum(handed.sizes) == 4 * 3 * (12345 + 7)

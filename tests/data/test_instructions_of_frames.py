@@ -14,15 +14,14 @@ from foreign_datasets import DATA30, EPISODES30, FRONT, write_v21, write_v30
 from test_metadata import change_column, told
 from test_sequences import Reader
 
-from lamp.data.features import FeatureCache
-from lamp.data.frame_sources import Videos
-from lamp.data.image_samples import ImageSamples
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.image_dataset import ImageSamples, Videos
+from lamp.data.import_recording import import_recording
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.live_features import LiveFeatures
-from lamp.data.normalise import RawState, Standardise
+from lamp.data.normalizers import RawState, Standardise
 from lamp.data.padding import LeftPadding, RightPadding
-from lamp.data.recordings import import_recording
-from lamp.data.samples import PolicySamples, PolicyScaling, stacked
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, stacked
 from lamp.errors import DataError
 from lamp.types import Observations
 from lamp_client.recording import Recorder, read_episode

@@ -191,7 +191,7 @@ def test_a_finalize_killed_after_its_commit_adds_nothing_twice(
 ) -> None:
     stage_episode(dataset.root, "later", episode(4, 5))
     with monkeypatch.context() as patch:
-        patch.setattr("lamp.data.lerobot_writer.remove_staged", lambda root, name: None)
+        patch.setattr("lamp.data.lerobot.writer.remove_staged", lambda root, name: None)
         LeRobotWriter(dataset.root).finalize()
     assert LeRobotWriter(dataset.root).finalize() == 0
     check(LeRobotDataset(dataset.root), [0, 1, 2, 3, 4], [*LENGTHS, 5])
@@ -253,7 +253,7 @@ def test_damaged_files_are_named(dataset: LeRobotDataset) -> None:
 
 
 def test_a_video_with_too_few_frames_is_found(dataset: LeRobotDataset) -> None:
-    from lamp.data.video import write_video
+    from lamp.data.lerobot.video import write_video
 
     write_video(dataset.video_path("wrist", 0), np.zeros((10, 64, 64, 3), np.uint8), 20)
     with pytest.raises(DataError, match=f"holds 10 frames; expected {sum(LENGTHS)}"):

@@ -11,16 +11,13 @@ from backbones import HiddenArray
 from demonstrations import number_in
 
 from lamp.data.actions import Relative
+from lamp.data.dataloader import Loader, Sampler
 from lamp.data.embodiment import OWN, Embodiment
-from lamp.data.features import FeatureCache
-from lamp.data.frame_sources import DecodedFrames, Videos
-from lamp.data.image_samples import ImageSamples
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.image_dataset import DecodedFrames, ImageSamples, Videos
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.loading import Loader
-from lamp.data.mixture import MixedSamples, mixture_weights
-from lamp.data.normalise import ByDeviation, MinMax, RawState
-from lamp.data.sampler import Sampler
-from lamp.data.samples import PolicySamples, PolicyScaling, stacked
+from lamp.data.normalizers import ByDeviation, MinMax, RawState
+from lamp.data.policy_dataset import MixedSamples, PolicySamples, PolicyScaling, mixture_weights, stacked
 from lamp.data.stored_images import CorruptPicturesError, LeaveOut
 from lamp.errors import ConfigError, DataError, MismatchError
 

@@ -22,7 +22,7 @@ from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import DataError, LampError
 from lamp.info import describe
 from lamp.recipes import recipe
-from lamp.recipes.fitting import FitConfig, fit
+from lamp.recipes.fit import FitConfig, fit
 
 DATA21 = "data/chunk-000/episode_000001.parquet"
 BAD: tuple[Any, ...] = (

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from lamp.configuration import from_json, to_json
-from lamp.data.normalise import (
+from lamp.data.actions import AxisAngle, RollPitchYaw
+from lamp.data.normalizers import (
     ByDeviation,
     ByQuantiles,
     ByRange,
@@ -28,7 +29,6 @@ from lamp.data.normalise import (
     Unchanged,
     floors,
 )
-from lamp.data.rotations import AxisAngle, RollPitchYaw
 from lamp.errors import ConfigError, MismatchError
 
 FITS: list[NormaliserFit] = [ByDeviation(), ByRange(), ByQuantiles(), Unchanged()]

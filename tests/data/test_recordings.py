@@ -11,9 +11,9 @@ import pytest
 from lamp import cli
 from lamp.data.actions import Gripper, Relative
 from lamp.data.embodiment import Embodiment, Part, embodiment
-from lamp.data.episodes import EpisodeData, stage_episode
+from lamp.data.import_recording import import_recording
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.recordings import import_recording
+from lamp.data.lerobot.staging import EpisodeData, stage_episode
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp_client import recording as module
 from lamp_client.chunks import OpenLoop

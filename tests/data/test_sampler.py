@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.data.sampler import Sampler, Share, balanced_weights
+from lamp.data.dataloader import Sampler, Share, balanced_weights
 from lamp.errors import ConfigError, DataError, MismatchError
 
 

@@ -11,11 +11,11 @@ from demonstrations import LENGTHS, episode, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.data.episodes import stage_episode
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
-from lamp.data.normalise import ContinuousRotation, MinMax, Standardise
-from lamp.data.samples import PolicySamples, PolicyScaling, split_episodes, stacked
+from lamp.data.lerobot.staging import stage_episode
+from lamp.data.normalizers import ContinuousRotation, MinMax, Standardise
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, split_episodes, stacked
 from lamp.errors import ConfigError, DataError, MismatchError
 
 CHUNK = 6

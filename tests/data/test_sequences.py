@@ -13,10 +13,10 @@ import torch
 from backbones import Compact
 from demonstrations import write
 
-from lamp.data.encoding import FeatureBackbone, SequenceBackbone
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.feature_cache.encode import FeatureBackbone, SequenceBackbone
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.observing import ObservationEncoder
+from lamp.data.observation_encoder import ObservationEncoder
 from lamp.data.padding import LeftPadding, Padding, RightPadding, padded
 from lamp.errors import DataError, MismatchError
 from lamp.types import Encoded, Observations

@@ -19,16 +19,16 @@ from demonstrations import write
 from safetensors import SafetensorError
 from test_sequences import Reader
 
-import lamp.data.shards as shards_module
+import lamp.data.feature_cache.shards as shards_module
 from lamp.data.augmentation import Augmentation, RandomResizedCrop
-from lamp.data.cache_report import check_store, describe_cache
-from lamp.data.encoding import FrozenBackbone, StorageFormat
-from lamp.data.feature_store import FeatureStore
-from lamp.data.features import FeatureCache
-from lamp.data.filling import Filled, Workers
+from lamp.data.feature_cache.build import Given, Plan, make_features
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.feature_cache.encode import FrozenBackbone, StorageFormat
+from lamp.data.feature_cache.report import check_store, describe_cache
+from lamp.data.feature_cache.shards import Shards, State, content_hash, read_header
+from lamp.data.feature_cache.store import FeatureStore
+from lamp.data.feature_cache.work_sharing import Filled, Workers
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.making import Given, Plan, make_features
-from lamp.data.shards import Shards, State, content_hash, read_header
 from lamp.errors import DataError, MismatchError
 from lamp.types import Observations
 
@@ -244,10 +244,10 @@ def test_other_errors_of_the_disk_are_not_taken_for_a_full_one(dataset: LeRobotD
 KILLED = """
 import sys, time
 from pathlib import Path
-import lamp.data.shards as shards
+import lamp.data.feature_cache.shards as shards
 from backbones import Compact
 from lamp.data.augmentation import Augmentation
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 real = shards.save_file
 def save(tensors, path, metadata):

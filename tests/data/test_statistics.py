@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lamp.data.statistics import QUANTILES, FeatureStatistics, aggregate, image_statistics, statistics_of
+from lamp.data.lerobot.statistics import QUANTILES, FeatureStatistics, aggregate, image_statistics, statistics_of
 from lamp.errors import DataError
 
 values = arrays.arrays(

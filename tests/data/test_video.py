@@ -8,9 +8,8 @@ from demonstrations import number_in, numbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.data import video
-from lamp.data.video import join_videos, video_info, write_video
-from lamp.data.video_reading import read_frames
+from lamp.data.lerobot import video
+from lamp.data.lerobot.video import join_videos, read_frames, video_info, write_video
 from lamp.errors import DataError
 
 FPS = 20

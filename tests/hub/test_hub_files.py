@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from stand_in_hub import Hub, serving
 
-from lamp.data.hub import find_dataset
 from lamp.data.lerobot import LeRobotDataset
+from lamp.data.lerobot.reader import find_dataset
 from lamp.errors import DataError, MissingDependencyError
 from lamp.hub import Fetch, HubId, fetch
 

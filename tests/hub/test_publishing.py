@@ -17,15 +17,15 @@ from training_fakes import PatchBackbone, loop, motion_training, policy_training
 
 from lamp import cli
 from lamp.benchmark.measured import measured
-from lamp.benchmark.runs import checkpoint_hash
+from lamp.benchmark.run_manifest import checkpoint_hash
 from lamp.errors import DataError, MismatchError
 from lamp.info import verify
 from lamp.policy import LaMPPolicy
-from lamp.train.card import Measured, Publication, TaskResult
-from lamp.train.description import checkpoint_folder
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.train.checkpoint_metadata import checkpoint_folder
+from lamp.train.model_card import Measured, Publication, TaskResult
 from lamp.train.publishing import find_checkpoint, published_files, pull, push
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from lamp_client.envs import libero_simulation
-from lamp_client.envs.effects import ArmStart, Drawn, Effects, Standard
 from lamp_client.envs.libero import LiberoEnv, load_task
 from lamp_client.envs.libero_perturbed import PerturbedLibero, unchanged
 from lamp_client.envs.libero_plus import simulator
-from lamp_client.envs.libero_plus.camera import viewed_from
 from lamp_client.envs.libero_plus.furnishing import Furnishing
 from lamp_client.envs.libero_plus.literals import PlusObject, PlusScene
 from lamp_client.envs.libero_plus.names import STANDARD_VIEW
+from lamp_client.envs.libero_plus.simulator import viewed_from
 from lamp_client.envs.libero_tasks import LiberoTask
+from lamp_client.envs.perturbations import ArmStart, Drawn, Effects, Standard
 from lamp_client.envs.plus_style import parse
 from lamp_client.errors import InvalidValueError, SimulationError
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from plus_fakes import NAMES, classify, make_copy
 
-from lamp_client.envs.libero_plus.camera import viewed_from
 from lamp_client.envs.libero_plus.files import PlusFiles
 from lamp_client.envs.libero_plus.furnishing import check_model
 from lamp_client.envs.libero_plus.literals import registered_name
 from lamp_client.envs.libero_plus.names import parse
+from lamp_client.envs.libero_plus.simulator import viewed_from
 from lamp_client.envs.libero_plus.stored_states import read_stored_states
 from lamp_client.envs.libero_plus.tasks import PlusTask, PlusTasks
 from lamp_client.errors import InvalidValueError, UnknownNameError
@@ -351,7 +351,7 @@ def test_cameras_are_where_liberoplus_puts_them(
     view: tuple[int, ...], position: list[float], quaternion: list[float]
 ) -> None:
     """Positions and quaternions that its own code computes for the tabletop camera."""
-    from lamp_client.envs.effects import CameraPose
+    from lamp_client.envs.perturbations import CameraPose
 
     standard = CameraPose(
         position=np.array([0.6586131746834771, 0.0, 1.6103500240372423]),

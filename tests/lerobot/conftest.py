@@ -27,7 +27,7 @@ def prior(demonstrations: Path) -> Path:
     from lamp.model.lamp import LaMPConfig
     from lamp.model.small import SmallBackboneConfig
     from lamp.train.backbones import ensure_features
-    from lamp.train.motion import train_motion
+    from lamp.train.train_motion import train_motion
 
     backbone = SmallBackboneConfig(cameras=(("agentview", 64), ("wrist", 32)), text_tokens=8)
     ensure_features(demonstrations, backbone)

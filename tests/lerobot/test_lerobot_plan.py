@@ -15,7 +15,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.configs import PolicyTraining
+from lamp.train.config import PolicyTraining
 from lamp.types import Encoded
 from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
 from lerobot_policy_lamp.building import CameraKey, Plan, load_motion, make_plan, settings_of

@@ -22,7 +22,7 @@ from lamp.flow_matching import Preconditioning
 from lamp.model import onednn
 from lamp.model.action_expert import Joint
 from lamp.model.fast import WARM_UP, FastActor, Graphs, Recorded, prepared, with_twins
-from lamp.model.fusion import AddFusion, ConcatFusion
+from lamp.model.guidance import AddFusion, ConcatFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, RepeatAndPad

@@ -13,7 +13,7 @@ from torch.nn import functional
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.action_expert import ActionExpert, Joint, Prefix
-from lamp.model.fusion import AddFusion, ConcatFusion, MotionPool
+from lamp.model.guidance import AddFusion, ConcatFusion, MotionPool
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.types import AddedMotion, Guided, JoinedMotion
 

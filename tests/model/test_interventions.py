@@ -10,10 +10,10 @@ import torch
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
-from lamp.model.fusion import AddFusion
-from lamp.model.guidance import Tanh
-from lamp.model.intervening import InterveningActor
-from lamp.model.interventions import (
+from lamp.model.guidance import AddFusion, Tanh
+from lamp.model.intervene import InterveningActor
+from lamp.model.lamp import LaMP
+from lamp.model.prior_interventions import (
     EVERY,
     ActionSteps,
     Denoised,
@@ -25,7 +25,6 @@ from lamp.model.interventions import (
     Zeroed,
     parse,
 )
-from lamp.model.lamp import LaMP
 from lamp.types import Encoded
 
 

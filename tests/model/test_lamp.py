@@ -12,7 +12,7 @@ from lamp.flow_matching import gaussian
 from lamp.model.action_expert import Joint, Prefix
 from lamp.model.guidance import Tanh
 from lamp.model.lamp import Arrival, Departure, LaMP
-from lamp.train.drawing import with_fewer_tokens
+from lamp.train.stages import with_fewer_tokens
 from lamp.types import Motion
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_qwen import WIDTH
 from torch import Tensor
 
-from lamp.data.encoding import FeatureBackbone, SequenceBackbone
+from lamp.data.feature_cache.encode import FeatureBackbone, SequenceBackbone
 from lamp.data.padding import LeftPadding, RightPadding
 from lamp.errors import ConfigError, DataError, LampError, MismatchError, MissingDependencyError
 from lamp.model.backbone import Backbone
@@ -26,7 +26,7 @@ from lamp.model.qwen3_vl import (
     Qwen3VLBackbone,
     Qwen3VLBackboneConfig,
 )
-from lamp.model.qwen_text import RELEASE_PROMPT
+from lamp.model.qwen_processor import RELEASE_PROMPT
 from lamp.types import Observations
 
 CAMERAS = (("agentview", 96), ("wrist", 64))

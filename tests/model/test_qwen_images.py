@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lamp.model.qwen_images import PatchRule, resize
+from lamp.model.qwen_processor import PatchRule, resize
 
 transformers = pytest.importorskip("transformers")
 

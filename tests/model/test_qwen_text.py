@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lamp.errors import ConfigError, DataError
-from lamp.model.qwen_text import BARE_PROMPT, RELEASE_PROMPT, PromptTokenizer
+from lamp.model.qwen_processor import BARE_PROMPT, RELEASE_PROMPT, PromptTokenizer
 
 
 @pytest.fixture(scope="module")

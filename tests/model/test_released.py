@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lamp import cli
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
-from lamp.model.counting import expected_parameters
 from lamp.model.lamp import LaMP
+from lamp.model.parameter_count import expected_parameters
 from lamp.model.released import ReleasedSizes, check, load
 from lamp.model.released.golden import OUTPUTS, TOLERANCE, outputs, packed, unpacked
 from lamp.model.released.keys import released_shapes, to_ours, to_theirs

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from flow_scene import load_scene, motion, record
 
-from lamp.sceneflow.recording import Playback
 from lamp.sceneflow.rendering import BodyDepthRenderer
+from lamp.sceneflow.sim_states import Playback
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from lamp.sceneflow import episode_files
-from lamp.sceneflow.recording import Recording
-from lamp.sceneflow.scenes import Scene
+from lamp.sceneflow import store
+from lamp.sceneflow.rendering import Scene
+from lamp.sceneflow.sim_states import Recording
 from lamp_client.envs.rendering import import_mujoco
 
 mujoco: Any = import_mujoco()
@@ -58,7 +58,7 @@ XML = """
 def load_scene(metadata: Mapping[str, Any]) -> Scene:
     """The scene; writing the episode of the task named by the environment kills the process halfway."""
     if os.environ.get(KILL) == str(metadata["task"]):
-        episode_files.Crc32cCodec = lambda: os.kill(os.getpid(), signal.SIGKILL)  # pyright: ignore[reportAttributeAccessIssue]
+        store.Crc32cCodec = lambda: os.kill(os.getpid(), signal.SIGKILL)  # pyright: ignore[reportAttributeAccessIssue]
     return Scene(model=mujoco.MjModel.from_xml_string(XML), cameras=CAMERAS)
 
 

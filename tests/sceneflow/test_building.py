@@ -13,7 +13,7 @@ from flow_scene import KILL, load_scene, write_dataset
 
 from lamp import cli
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.sceneflow.building import FlowBuildConfig, build, reference_frames
+from lamp.sceneflow.build import FlowBuildConfig, build, reference_frames
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import build_command, check_current, store_folders
 

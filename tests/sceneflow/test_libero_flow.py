@@ -11,9 +11,9 @@ import torch
 from flow_scene import write_recording
 
 from lamp.geometry import to_world
-from lamp.sceneflow.building import FlowBuildConfig, build
-from lamp.sceneflow.recording import Playback, Recording
+from lamp.sceneflow.build import FlowBuildConfig, build
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
+from lamp.sceneflow.sim_states import Playback, Recording
 from lamp.sceneflow.store import SceneFlowStore
 from lamp_client.envs.libero import LiberoEnv, load_task
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lamp.geometry import rigid, rotation_from_quaternion
-from lamp.sceneflow.following import Paths, Sampling, follow
 from lamp.sceneflow.occlusion import TOLERANCE, in_image
+from lamp.sceneflow.point_tracking import Paths, Sampling, follow
 from lamp.sceneflow.raycasting import seen_by_rays
-from lamp.sceneflow.recording import Playback, Recording
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
+from lamp.sceneflow.sim_states import Playback, Recording
 from lamp_client.envs.libero import LiberoEnv, load_task
 from lamp_client.envs.rendering import import_mujoco
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.sceneflow.following import Sampling
+from lamp.sceneflow.point_tracking import Sampling
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription
 from lamp.types import Camera, Tracks
 
@@ -140,7 +140,7 @@ def test_a_store_of_another_version_is_refused(store: SceneFlowStore) -> None:
 def test_a_failed_write_leaves_nothing(store: SceneFlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="expected"):
         store.write(4, {"agentview": random_flow(0, 2)})
-    monkeypatch.setattr("lamp.sceneflow.episode_files.Crc32cCodec", lambda: 1 / 0)
+    monkeypatch.setattr("lamp.sceneflow.store.Crc32cCodec", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         store.write(4, {"agentview": random_flow(0, 2), "wrist": random_flow(1, 2)})
     assert store.episodes == (3,) and not list(store.path.glob(".tmp-*"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.sceneflow.building import FlowBuildConfig
+from lamp.sceneflow.build import FlowBuildConfig
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowNeeds, find_store
 

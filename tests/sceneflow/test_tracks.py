@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamp.errors import ConfigError, MismatchError
-from lamp.sceneflow.bounds import RELEASED_BOUNDS, BoundsRule, MotionBounds, Quantiles
-from lamp.sceneflow.moving import MOVING
+from lamp.sceneflow.motion_mask import MOVING
+from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds, Quantiles
 from lamp.sceneflow.tracks import (
     Supervision,
     flow_from_tracks,

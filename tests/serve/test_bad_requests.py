@@ -17,12 +17,11 @@ from hypothesis.extra import numpy as nst
 from serve_fakes import SIDE, asked, connected, example, request, running
 
 from lamp.errors import LampError
+from lamp.serve.action_conventions import AsRecorded
 from lamp.serve.config import ServerConfig
-from lamp.serve.dialects import Dialect, OpenPi, StarVla
-from lamp.serve.questions import Act, Ping, Reset
+from lamp.serve.protocols import Act, Dialect, OpenPi, Ping, Reset, StarVla
 from lamp.serve.server import PolicyServer, served
 from lamp.serve.standin import StandIn
-from lamp.serve.units import AsRecorded
 from lamp_client import wire
 from lamp_client.errors import InvalidValueError, LampClientError
 from lamp_client.layouts import state_from

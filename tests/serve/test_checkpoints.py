@@ -18,9 +18,9 @@ from websockets.sync.client import connect
 from lamp import cli
 from lamp.policy import LaMPPolicy
 from lamp.serve import server as module
-from lamp.serve.contract import CheckpointPolicy, contract_of
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.serve.policy_spec import CheckpointPolicy, contract_of
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp_client import wire
 from lamp_client.client import WebsocketPolicy
 from lamp_client.types import ActionChunk, Observation

@@ -12,11 +12,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from lamp.errors import MismatchError
-from lamp.serve.contract import CameraSize, Contract
-from lamp.serve.dialects import greeting, layouts_for
+from lamp.serve.action_conventions import UNITS, Libero, WidowX, units_of
+from lamp.serve.policy_spec import CameraSize, Contract
+from lamp.serve.protocols import greeting, layouts_for
 from lamp.serve.server import PolicyServer
 from lamp.serve.standin import StandIn, fingerprint
-from lamp.serve.units import UNITS, Libero, WidowX, units_of
 from lamp_client import wire
 from lamp_client.client import WebsocketPolicy
 from lamp_client.errors import InvalidValueError

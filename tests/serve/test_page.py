@@ -17,9 +17,9 @@ import pytest
 from serve_fakes import SIDE, asked, connected, request, running
 
 from lamp.serve.batching import Question
-from lamp.serve.contract import Contract
 from lamp.serve.live import Live
 from lamp.serve.metrics import Metrics
+from lamp.serve.policy_spec import Contract
 from lamp.serve.routes import page
 from lamp.serve.server import PolicyServer
 from lamp.serve.standin import StandIn

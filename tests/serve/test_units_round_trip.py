@@ -23,11 +23,10 @@ from torch import Tensor
 from training_fakes import ACTION, SIDE, WIDTH, PatchBackbone, policy_training  # pyright: ignore[reportMissingImports]
 
 from lamp.configuration import from_json, to_json
-from lamp.data.actions import Absolute, Delta, Gripper, Pose, Relative
+from lamp.data.actions import Absolute, AxisAngle, Delta, Gripper, Pose, Relative, RollPitchYaw
 from lamp.data.embodiment import EMBODIMENTS, Embodiment, Part
-from lamp.data.frame_sources import Videos
-from lamp.data.image_samples import ImageSamples
-from lamp.data.normalise import (
+from lamp.data.image_dataset import ImageSamples, Videos
+from lamp.data.normalizers import (
     ByDeviation,
     ByQuantiles,
     ByRange,
@@ -38,16 +37,14 @@ from lamp.data.normalise import (
     StateTransform,
     Unchanged,
 )
-from lamp.data.rotations import AxisAngle, RollPitchYaw
-from lamp.data.samples import EpisodeSplit
+from lamp.data.policy_dataset import EpisodeSplit
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.policy import LaMPPolicy
-from lamp.serve.contract import CheckpointPolicy, contract_of
-from lamp.train.configs import PolicyTraining
-from lamp.train.description import BackboneRecord, CameraInput, DataRecord, Description, PolicyRecord
-from lamp.train.sources import Sources
-from lamp.train.trained_on import fit_scaling
+from lamp.serve.policy_spec import CheckpointPolicy, contract_of
+from lamp.train.checkpoint_metadata import BackboneRecord, CameraInput, DataRecord, Description, PolicyRecord
+from lamp.train.config import PolicyTraining
+from lamp.train.datasets import Sources, fit_scaling
 from lamp_client.client import WebsocketPolicy
 from lamp_client.errors import InvalidValueError
 from lamp_client.types import GripperUnits, Observation

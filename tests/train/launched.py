@@ -27,16 +27,16 @@ from torch.profiler import ProfilerActivity, profile
 from training_fakes import GUIDANCE, PatchBackbone, loop, motion_training, policy_training
 
 import lamp.train.checkpoint as checkpoints
-import lamp.train.loop as loops
+import lamp.train.trainer as loops
 from lamp.configuration import from_json, to_json
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
-from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
-from lamp.train.motion import train_motion
-from lamp.train.optimiser import AdamW
-from lamp.train.plan import to_text
-from lamp.train.planning import Planner
-from lamp.train.policy import train_policy
-from lamp.train.running import run_stage
+from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining
+from lamp.train.dry_run import Planner
+from lamp.train.optimizer import AdamW
+from lamp.train.run_folder import run_stage
+from lamp.train.run_plan import to_text
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 
 PATIENCE_S = 300
 NOTICED_S = 60

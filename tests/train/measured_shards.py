@@ -16,12 +16,11 @@ import torch
 from measured_step import loss_of, most_above, policy, random_batch
 from torch import Tensor, nn
 
-from lamp.draws import Source
 from lamp.model.lamp import LaMP
-from lamp.train.configs import Float32, PolicyTraining
-from lamp.train.placement import AnyBatch, Shards, StepLoss
-from lamp.train.processes import processes
-from lamp.train.sharding import FullySharded
+from lamp.seeding import Source
+from lamp.train.config import Float32, FullySharded, PolicyTraining
+from lamp.train.distributed import processes
+from lamp.train.parallel import AnyBatch, Shards, StepLoss
 from lamp.train.shards import local
 from lamp.types import Batch
 

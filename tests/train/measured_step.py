@@ -21,9 +21,8 @@ from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.recompute import recompute
-from lamp.train.configs import BFloat16, Float32, LoopConfig, MotionTraining, PolicyTraining, Precision
-from lamp.train.ema import Ema
-from lamp.train.gradients import Gradients
+from lamp.train.config import BFloat16, Float32, LoopConfig, MotionTraining, PolicyTraining, Precision
+from lamp.train.optimizer import Ema, Gradients
 from lamp.types import Batch, Encoded, Motion
 
 WIDTH = 96

@@ -25,20 +25,19 @@ from training_fakes import (
 from lamp import cli
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.fusion import FusionConfig
-from lamp.model.guidance import GuidanceConfig
+from lamp.model.guidance import FusionConfig, GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import ImageFlow, MotionExpertConfig
-from lamp.model.resizing import resized
+from lamp.model.resize_tokens import resized
 from lamp.policy import LaMPPolicy
 from lamp.recipes import training
 from lamp.recipes.ablations import ABLATIONS
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.configs import MotionTraining, PolicyTraining, Split
-from lamp.train.description import read_description
-from lamp.train.motion import evaluate_flow, train_motion
-from lamp.train.policy import train_policy
-from lamp.train.resizing import following, resize_checkpoint
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.config import MotionTraining, PolicyTraining, Split
+from lamp.train.resize_checkpoint import following, resize_checkpoint
+from lamp.train.train_motion import evaluate_flow, train_motion
+from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation
 
 BACKBONE = PatchBackbone()

@@ -14,17 +14,17 @@ from training_fakes import PatchBackbone, loop, motion_training, policy_training
 
 from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN, Part
-from lamp.data.lerobot_format import Feature
+from lamp.data.lerobot.format import Feature
 from lamp.files import read_lines_json
 from lamp.model.lamp import Draws
-from lamp.sceneflow.bounds import MotionBounds
-from lamp.train import action_metrics
+from lamp.sceneflow.normalization import MotionBounds
+from lamp.train import validation
 from lamp.train.breakdown import action_names, by_tau, clamped, labelled
-from lamp.train.gradients import Gradients
-from lamp.train.memory import BatchShape, step_memory
+from lamp.train.memory_estimate import BatchShape, step_memory
 from lamp.train.metrics import Interval
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.train.optimizer import Gradients
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp.types import Batch, Camera, Motion, SceneFlow
 
 
@@ -148,7 +148,7 @@ def test_both_stages_log_all_of_it(data: Path, tmp_path: Path, monkeypatch: pyte
         # What does not count is very wrong, so that it shows if it is counted.
         return batch.actions + torch.where(batch.action_mask[..., None], 1.0, 100.0)
 
-    monkeypatch.setattr(action_metrics, "_drawn", off_by_one)
+    monkeypatch.setattr(validation, "_drawn", off_by_one)
     settings = loop(steps=2, log_every=2, validate_every=2, checkpoint_every=2, trackers=())
     train_motion(motion_training(loop=settings, final_samples=2), data, tmp_path / "motion", backbone=PatchBackbone())
     prior = tmp_path / "motion"

@@ -16,22 +16,22 @@ from safetensors.torch import load_file, save_file
 from training_fakes import CAMERAS, SIDE, PatchBackbone, loop, motion_training, policy_training, write_dataset
 
 from lamp import cli
+from lamp.commands import feature_caches as caching
+from lamp.commands.feature_caches import CacheRequest, check_caches, fill_caches
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.features import FeatureCache
-from lamp.data.filling import Workers
-from lamp.data.hidden_states import StoredHidden
+from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.feature_cache.shards import read_header
+from lamp.data.feature_cache.store import StoredHidden
+from lamp.data.feature_cache.work_sharing import Workers
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.samples import PolicySamples
-from lamp.data.shards import read_header
+from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import read_lines_json
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
-from lamp.train import caching
 from lamp.train.backbones import Caching, ensure_features
-from lamp.train.caching import CacheRequest, check_caches, fill_caches
-from lamp.train.configs import MixedIn, PolicyTraining
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.train.config import MixedIn, PolicyTraining
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp.types import Encoded
 
 BACKBONE = PatchBackbone()
@@ -172,7 +172,7 @@ def test_stored_z_m_is_what_the_run_would_compute(
         return take(self, samples, draws, views)
 
     monkeypatch.setattr(StoredHidden, "take", watched)
-    monkeypatch.setattr("lamp.train.hidden.make_hidden", lambda *_, **__: pytest.fail("z_m is stored"))
+    monkeypatch.setattr("lamp.train.motion_feature_cache.make_hidden", lambda *_, **__: pytest.fail("z_m is stored"))
     assert train(config, data, tmp_path / "stored", prior) == losses
     assert set(taken) == {(draw, view) for draw in range(2) for view in range(1 + augmentation.views)}
     fewer = replace(config, cached_hidden_draws=1)
@@ -222,8 +222,7 @@ def test_stale_z_m_is_refused_and_that_of_other_settings_left_alone(
 def test_samples_know_their_views(data: Path) -> None:
     dataset = LeRobotDataset(data)
     features = FeatureCache.build(dataset, BACKBONE, augmentation=AUGMENTED)
-    from lamp.train.sources import Sources
-    from lamp.train.trained_on import fit_scaling
+    from lamp.train.datasets import Sources, fit_scaling
 
     config = policy_training(augmentation=AUGMENTED)
     sources = Sources.open(data, BACKBONE.key, config.split, token_width=16, augmentation=AUGMENTED)

@@ -18,12 +18,12 @@ from training_fakes import MOTION, PatchBackbone, loop, motion_training, policy_
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.train.checkpoint import Expected, check_files, load_checkpoint, recover, save_checkpoint
-from lamp.train.configs import PolicyTraining
-from lamp.train.description import TIME_CONVENTION, read_description
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
-from lamp.train.running import first_difference
+from lamp.train.checkpoint_metadata import TIME_CONVENTION, read_description
+from lamp.train.config import PolicyTraining
+from lamp.train.run_folder import first_difference
 from lamp.train.shards import read_shards, write_shards
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 
 SHORT = loop(steps=2)
 
@@ -170,7 +170,7 @@ def test_a_failed_save_keeps_the_previous_checkpoint(copy: Path, monkeypatch: py
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("lamp.train.description.write_json", fail)
+    monkeypatch.setattr("lamp.train.checkpoint_metadata.write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(copy, description, {"a": torch.zeros(1)})
     assert (copy / "model.safetensors").read_bytes() == before

@@ -21,10 +21,9 @@ from training_fakes import ACTION
 from lamp.files import read_lines_json
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.qwen_lora import LoRA
-from lamp.train.adapters import WEIGHTS
-from lamp.train.checkpoint import load_checkpoint
-from lamp.train.randomness import PerSample
-from lamp.train.sharding import FullySharded
+from lamp.seeding import PerSample
+from lamp.train.checkpoint import ADAPTER_WEIGHTS, load_checkpoint
+from lamp.train.config import FullySharded
 
 WAYS: dict[str, dict[str, Any]] = {
     "replicated": {},
@@ -190,7 +189,7 @@ def test_adapters_are_trained_as_by_one_process(
     launch = launcher.start(made)
     alone.train()
     launch.wait()
-    adapters = {run.out.name: load_file(run.out / "checkpoint" / "adapter" / WEIGHTS) for run in (alone, *made)}
+    adapters = {run.out.name: load_file(run.out / "checkpoint" / "adapter" / ADAPTER_WEIGHTS) for run in (alone, *made)}
     assert all(value.any() for value in adapters["alone"].values())
     allowed = 1e-3 if bfloat16 else 1e-6
     for name in ways:

@@ -17,11 +17,11 @@ from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN
 from lamp.errors import MismatchError
 from lamp.files import read_lines_json
-from lamp.sceneflow.bounds import BoundsRule
-from lamp.train.configs import PolicyTraining
-from lamp.train.description import read_description
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
+from lamp.sceneflow.normalization import BoundsRule
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.config import PolicyTraining
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 
 BACKBONE = PatchBackbone()
 SHORT = loop(steps=4, log_every=1, ema=None)

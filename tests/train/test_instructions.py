@@ -12,19 +12,19 @@ import torch
 from training_fakes import CAMERAS, episode, loop, policy_training
 
 from lamp.cli import main
-from lamp.data.episodes import stage_episode
-from lamp.data.filling import Workers
+from lamp.data.feature_cache.build import make_features
+from lamp.data.feature_cache.work_sharing import Workers
 from lamp.data.instructions import check_instructions, unreadable
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.lerobot_format import short_names
-from lamp.data.lerobot_writer import LeRobotWriter
-from lamp.data.making import make_features
-from lamp.data.observing import ObservationEncoder
+from lamp.data.lerobot.format import short_names
+from lamp.data.lerobot.staging import stage_episode
+from lamp.data.lerobot.writer import LeRobotWriter
+from lamp.data.observation_encoder import ObservationEncoder
 from lamp.errors import DataError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackbone, SmallBackboneConfig, SmallReader
 from lamp.train.backbones import instruction_reader
-from lamp.train.policy import train_policy
+from lamp.train.train_policy import train_policy
 
 OPEN, CLOSE = "打开抽屉", "关闭抽屉"
 
@@ -120,7 +120,7 @@ def test_a_training_on_features_from_elsewhere_refuses_them(
     settings = SmallBackboneConfig(cameras=tuple((camera, 64) for camera in CAMERAS))
     backbone = SmallBackbone(settings)
     with monkeypatch.context() as patch:
-        patch.setattr("lamp.data.making.check_instructions", lambda *_: None)
+        patch.setattr("lamp.data.feature_cache.build.check_instructions", lambda *_: None)
         dataset = LeRobotDataset(chinese)
         make_features(dataset, backbone, lambda device: backbone, workers=Workers(), root=tmp_path / "features")
     base = policy_training(with_motion=False, loop=loop(steps=1))
@@ -135,7 +135,7 @@ def test_a_training_on_features_from_elsewhere_refuses_them(
 
 def test_a_recipe_makes_room_for_the_longest(tmp_path: Path) -> None:
     from lamp.recipes import training
-    from lamp.recipes.fitting import FitConfig, fit
+    from lamp.recipes.fit import FitConfig, fit
 
     long = "pick up the red cube and put it into the blue box on the left of the table behind the cup and the plate"
     data = write(tmp_path / "data", long, "push the cup")

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from training_fakes import PatchBackbone, loop, motion_training, policy_training, write_dataset
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.files import read_lines_json
-from lamp.train.configs import MixedIn, MotionTraining, PolicyTraining
-from lamp.train.motion import evaluate_flow, train_motion
-from lamp.train.policy import train_policy
+from lamp.train.config import MixedIn, MotionTraining, PolicyTraining
+from lamp.train.train_motion import evaluate_flow, train_motion
+from lamp.train.train_policy import train_policy
 
 BACKBONE = PatchBackbone()
 SHORT = loop(steps=4, batch_size=8)

@@ -14,19 +14,18 @@ import torch
 from torch import nn
 
 from lamp.configuration import from_json, to_json
-from lamp.data.loading import LoaderDiedError
-from lamp.draws import Source, normal
+from lamp.data.dataloader import LoaderDiedError
 from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
-from lamp.train.configs import BFloat16, LoopConfig
-from lamp.train.description import Description
-from lamp.train.loop import Loop
-from lamp.train.optimiser import AdamW
-from lamp.train.placement import Alone, StepLoss, place
-from lamp.train.planning import Planner
-from lamp.train.processes import Single
-from lamp.train.randomness import generator_at
-from lamp.train.state import TrainingState
+from lamp.seeding import Source, generator_at, normal
+from lamp.train.checkpoint_metadata import Description
+from lamp.train.config import BFloat16, LoopConfig
+from lamp.train.distributed import Single
+from lamp.train.dry_run import Planner
+from lamp.train.optimizer import AdamW
+from lamp.train.parallel import Alone, StepLoss, place
+from lamp.train.trainer import Loop
+from lamp.train.training_state import TrainingState
 from lamp.types import Batch, Encoded
 
 CONFIG = LoopConfig(

@@ -26,24 +26,23 @@ from training_fakes import (
 )
 
 from lamp import cli
-from lamp.data.frame_sources import Videos
-from lamp.data.image_samples import ImageSamples
+from lamp.data.image_dataset import ImageSamples, Videos
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_lora import LoRA, adapters
 from lamp.policy import LaMPPolicy
-from lamp.train.adapting import AdaptedStage
 from lamp.train.backbones import backbone_key, build_backbone, ensure_features
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.configs import PolicyTraining, UnseenEpisodes
-from lamp.train.description import parse_description, read_description
-from lamp.train.motion import train_motion
-from lamp.train.optimiser import AdamW, Rates
-from lamp.train.plan import to_text
-from lamp.train.planning import Planner
-from lamp.train.policy import train_policy
+from lamp.train.checkpoint_metadata import parse_description, read_description
+from lamp.train.config import PolicyTraining, UnseenEpisodes
+from lamp.train.dry_run import Planner
+from lamp.train.lora import AdaptedStage
+from lamp.train.optimizer import AdamW, Rates
+from lamp.train.run_plan import to_text
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp.types import Observations
 from lamp_client.types import Observation
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from measured_step import GUIDANCE, Step, motion, policy, random_batch
 
-from lamp.model.counting import expected_parameters
 from lamp.model.lamp import LaMP
+from lamp.model.parameter_count import expected_parameters
 from lamp.recipes import training
-from lamp.train.configs import BFloat16, Float32, MotionTraining, PolicyTraining, Precision
-from lamp.train.memory import GIB, GPU_RESERVE, BatchShape, largest_batch, step_memory
+from lamp.train.config import BFloat16, Float32, MotionTraining, PolicyTraining, Precision
+from lamp.train.memory_estimate import GIB, GPU_RESERVE, BatchShape, largest_batch, step_memory
 
 LIBERO_TOKENS = 164
 """Two views of 66 tokens and 32 of the instruction."""

@@ -17,13 +17,13 @@ from training_fakes import CAMERAS, SIDE, PatchBackbone, loop, policy_training, 
 
 from lamp.data.actions import Gripper, Relative
 from lamp.data.embodiment import OWN, Embodiment
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.errors import ConfigError, MismatchError
 from lamp.policy import LaMPPolicy
-from lamp.train.configs import MixedIn, PolicyTraining
-from lamp.train.description import read_description
-from lamp.train.policy import train_policy
-from lamp.train.sources import dataset_names
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.config import MixedIn, PolicyTraining
+from lamp.train.datasets import dataset_names
+from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation
 
 FLIPPED = Embodiment(name="flipped", gripper=Gripper(opened=-1.0, closed=1.0), kind=Relative(offsets=((0, 0), (1, 1))))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from lamp.data.shards import content_hash
+from lamp.data.feature_cache.shards import content_hash
 from lamp.errors import ConfigError, DataError
-from lamp.train.configs import LoopConfig
-from lamp.train.optimiser import AdamW, Rates, cosine, optimiser_tensors, restore_optimiser, set_learning_rates
-from lamp.train.randomness import generator_at, global_states, restore_global_states, seed_everything, seed_of
-from lamp.train.tensors import read_tensors, write_tensors
+from lamp.seeding import generator_at, global_states, restore_global_states, seed_everything, seed_of
+from lamp.train.config import LoopConfig
+from lamp.train.optimizer import AdamW, Rates, cosine, optimiser_tensors, restore_optimiser, set_learning_rates
+from lamp.train.shards import read_tensors, write_tensors
 
 
 def test_the_cosine_goes_from_the_rate_to_the_least_rate() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lamp.sceneflow.tracks import moving_points
-from lamp.train.path_errors import PathErrorSums
+from lamp.train.flow_metrics import PathErrorSums
 from lamp.types import Camera, SceneFlow
 
 

@@ -14,14 +14,15 @@ from training_fakes import PatchBackbone, loop, motion_training, policy_training
 
 import lamp.recipes
 from lamp import cli
-from lamp.model.counting import expected_parameters
+from lamp.model.parameter_count import expected_parameters
 from lamp.recipes.kinds import TrainingRecipe
-from lamp.train import motion, trained_on
-from lamp.train.memory import BatchShape, step_memory
-from lamp.train.motion import train_motion
-from lamp.train.plan import size, to_text
-from lamp.train.planning import Planner
-from lamp.train.policy import train_policy
+from lamp.train import datasets
+from lamp.train import train_motion as motion
+from lamp.train.dry_run import Planner
+from lamp.train.memory_estimate import BatchShape, step_memory
+from lamp.train.run_plan import size, to_text
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 
 SETTINGS = loop(steps=30, validate_every=10, checkpoint_every=10, device="cpu")
 
@@ -39,7 +40,7 @@ def tiny() -> TrainingRecipe:
 def recipe(monkeypatch: pytest.MonkeyPatch) -> str:
     """A recipe for the data of these tests, by its name."""
     monkeypatch.setitem(lamp.recipes.RECIPES, "tiny", tiny)
-    for module in (motion, trained_on):
+    for module in (motion, datasets):
         monkeypatch.setattr(module, "find_backbone", lambda config: PatchBackbone())
     return "tiny"
 

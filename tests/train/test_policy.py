@@ -20,14 +20,14 @@ from training_fakes import (
     policy_training,
 )
 
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import DataError, MismatchError
 from lamp.policy import LaMPPolicy
 from lamp.sceneflow.tracks import grid_points
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
-from lamp.train.randomness import generator_at
+from lamp.seeding import generator_at
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation
 
 

@@ -28,9 +28,9 @@ from training_fakes import (
 import lamp.model.fast as fast_module
 import lamp.model.qwen3_vl as qwen3_vl
 from lamp import cli
-from lamp.benchmark.evaluating import EvaluateConfig, evaluate
+from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.commands.train import MotionFlags
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.padding import LeftPadding
 from lamp.errors import MismatchError
@@ -39,17 +39,17 @@ from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
 from lamp.model.lamp import LaMPConfig
 from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig
-from lamp.model.qwen_text import RELEASE_PROMPT
+from lamp.model.qwen_processor import RELEASE_PROMPT
 from lamp.policy import LaMPPolicy
 from lamp.recipes.paper import paper_libero
+from lamp.seeding import generator_at
 from lamp.train.backbones import backbone_key, build_backbone, ensure_features
 from lamp.train.checkpoint import Expected
-from lamp.train.configs import Float32, MotionTraining, PolicyTraining
-from lamp.train.description import read_description
-from lamp.train.motion import train_motion
-from lamp.train.policy import train_policy
-from lamp.train.randomness import generator_at
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.config import Float32, MotionTraining, PolicyTraining
 from lamp.train.sharing import Backbones
+from lamp.train.train_motion import train_motion
+from lamp.train.train_policy import train_policy
 from lamp.view.foresight import Foreseer
 from lamp_client.types import Observation
 

@@ -14,15 +14,15 @@ from training_fakes import PatchBackbone, episode, loop, motion_training, policy
 
 from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter, stage_episode
-from lamp.data.normalise import MinMax, RawState, Standardise
-from lamp.data.samples import PolicySamples, PolicyScaling, stacked
+from lamp.data.normalizers import MinMax, RawState, Standardise
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, stacked
 from lamp.errors import ConfigError, MismatchError
-from lamp.train.configs import MixedIn, MotionTraining
-from lamp.train.description import read_description
-from lamp.train.motion import evaluate_flow, train_motion
-from lamp.train.policy import train_policy
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.config import MixedIn, MotionTraining
+from lamp.train.train_motion import evaluate_flow, train_motion
+from lamp.train.train_policy import train_policy
 
 BACKBONE = PatchBackbone()
 SHORT = loop(steps=3)

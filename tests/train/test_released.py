@@ -40,14 +40,14 @@ from lamp.model.released import ReleasedSizes
 from lamp.model.released import artifact as artifact_module
 from lamp.model.released.golden import outputs
 from lamp.policy import LaMPPolicy
-from lamp.sceneflow.bounds import RELEASED_BOUNDS
+from lamp.sceneflow.normalization import RELEASED_BOUNDS
+from lamp.seeding import generator_at
 from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
-from lamp.train.configs import Imported
-from lamp.train.description import Description, read_description
-from lamp.train.motion import evaluate_flow
-from lamp.train.randomness import generator_at
+from lamp.train.checkpoint_metadata import Description, read_description
+from lamp.train.config import Imported
 from lamp.train.released import export_released, import_released
-from lamp.train.resizing import resize_checkpoint
+from lamp.train.resize_checkpoint import resize_checkpoint
+from lamp.train.train_motion import evaluate_flow
 from lamp_client.types import Observation
 
 VLM = "qwen_vl_interface.model."

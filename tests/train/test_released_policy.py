@@ -24,11 +24,11 @@ from lamp import cli
 from lamp.data.padding import RightPadding
 from lamp.errors import DataError, MismatchError
 from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig
-from lamp.model.qwen_text import RELEASE_PROMPT
+from lamp.model.qwen_processor import RELEASE_PROMPT
 from lamp.policy import LaMPPolicy
-from lamp.train.configs import Imported
-from lamp.train.description import read_description
-from lamp.train.randomness import generator_at
+from lamp.seeding import generator_at
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.config import Imported
 from lamp.train.released import import_released
 from lamp.view.foresight import Foreseer
 from lamp_client.types import Observation

@@ -23,21 +23,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_training
 
-from lamp.data.samples import PolicySamples
+from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import ConfigError, LampError, MismatchError
 from lamp.files import read_lines_json
 from lamp.flow_matching import interpolate, velocity_target
 from lamp.model.layers import Mlp
+from lamp.seeding import generator_at
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
-from lamp.train.description import read_description
-from lamp.train.drawing import with_fewer_tokens
-from lamp.train.motion import evaluate_flow, train_motion
-from lamp.train.optimiser import AdamW
-from lamp.train.policy import train_policy
-from lamp.train.randomness import generator_at
-from lamp.train.running import TrainingResult
-from lamp.train.stages import PolicyStage
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.config import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
+from lamp.train.optimizer import AdamW
+from lamp.train.run_folder import TrainingResult
+from lamp.train.stages import PolicyStage, with_fewer_tokens
+from lamp.train.train_motion import evaluate_flow, train_motion
+from lamp.train.train_policy import train_policy
 from lamp.types import Batch, Encoded
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
@@ -212,7 +211,7 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
     config = policy_training(cached_hidden_draws=2)
     with stopping_at(0):
         policy(data, tmp_path / "whole", config, prior)
-    monkeypatch.setattr("lamp.train.hidden.SAMPLES_AT_ONCE", 7)
+    monkeypatch.setattr("lamp.train.motion_feature_cache.SAMPLES_AT_ONCE", 7)
     reports = iter([None, KeyboardInterrupt()])
 
     def progress(self: object, now: object) -> None:
@@ -383,7 +382,7 @@ import time
 from pathlib import Path
 from training_fakes import ACTION, PatchBackbone, loop, policy_training
 import lamp.train.stages as stages
-from lamp.train.policy import train_policy
+from lamp.train.train_policy import train_policy
 
 take = stages.PolicyStage.next_batch
 def slowly(self, step):

@@ -14,11 +14,20 @@ import torch
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, MissingDependencyError
 from lamp.files import read_json, read_lines_json, write_json
-from lamp.train import tracking
-from lamp.train.configs import LoopConfig
-from lamp.train.metrics import GIB, Journal, device_memory
-from lamp.train.processes import Single
-from lamp.train.tracking import TensorBoard, Tracker, Trackio, Wandb, check_trackers, tracker
+from lamp.train import metrics
+from lamp.train.config import LoopConfig
+from lamp.train.distributed import Single
+from lamp.train.metrics import (
+    GIB,
+    Journal,
+    TensorBoard,
+    Tracker,
+    Trackio,
+    Wandb,
+    check_trackers,
+    device_memory,
+    tracker,
+)
 
 pytest.importorskip("accelerate")
 
@@ -56,8 +65,8 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, StandIn]]:
     found = {name: StandIn(name) for name in ("wandb", "trackio")}
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)
-    there = tracking.find_spec
-    monkeypatch.setattr(tracking, "find_spec", lambda name: True if name in found else there(name))
+    there = metrics.find_spec
+    monkeypatch.setattr(metrics, "find_spec", lambda name: True if name in found else there(name))
     yield found
 
 
@@ -108,7 +117,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
 
 
 def test_a_package_that_is_missing_is_named_before_the_run_starts(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None if name == "wandb" else True)
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None if name == "wandb" else True)
     with pytest.raises(MissingDependencyError, match=r"Wandb needs .*: wandb\..*pip install 'lamp-vla\[wandb\]'"):
         check_trackers([TensorBoard(), Wandb()])
     with pytest.raises(MissingDependencyError):

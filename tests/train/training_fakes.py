@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from lamp.data.features import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.model.action_expert import ActionExpertConfig, Prefix
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
-from lamp.sceneflow.following import Sampling
+from lamp.sceneflow.point_tracking import Sampling
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription
 from lamp.sceneflow.tracks import grid_points
-from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining, Split
-from lamp.train.optimiser import AdamW
+from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, Split
+from lamp.train.optimizer import AdamW
 from lamp.types import Camera, Tracks
 
 CAMERAS = ("agentview", "wrist")

@@ -21,8 +21,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_dataset,
     )
 
-    from lamp.train.motion import train_motion
-    from lamp.train.policy import train_policy
+    from lamp.train.train_motion import train_motion
+    from lamp.train.train_policy import train_policy
 
     root, short = tmp_path_factory.mktemp("foresight"), loop(steps=2)
     data = write_dataset(root / "data", episodes=4)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lamp.benchmark.episodes import EpisodeRecord
-from lamp.benchmark.films import write_film
+from lamp.benchmark.sim_worker import write_film
 from lamp.files import write_json
 from lamp.view.images import row_of, write_png
 from lamp.view.overlay import OverlayStyle, draw_foresight

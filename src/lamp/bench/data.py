@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import torch
 
 from lamp.bench.timing import describe_machine
-from lamp.data.encoding import camera_names
-from lamp.data.features import FeatureCache, FrozenBackbone
-from lamp.data.frame_sources import DecodedFrames, FrameSource, Videos
-from lamp.data.image_samples import ImageSamples
+from lamp.data.dataloader import Batches, Loader, Sampler
+from lamp.data.feature_cache.cache import FeatureCache, FrozenBackbone
+from lamp.data.feature_cache.encode import camera_names
+from lamp.data.image_dataset import DecodedFrames, FrameSource, ImageSamples, Videos
 from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
-from lamp.data.lerobot_format import (
+from lamp.data.lerobot.format import (
     CODEBASE_VERSION,
     DATA_PATH,
     EPISODES_PATH,
@@ -34,11 +34,9 @@ from lamp.data.lerobot_format import (
     tasks_table,
     to_arrow,
 )
-from lamp.data.loading import Batches, Loader
-from lamp.data.normalise import ByDeviation, RawState
-from lamp.data.observing import ObservationEncoder
-from lamp.data.sampler import Sampler
-from lamp.data.samples import PolicySamples, PolicyScaling, split_episodes, stacked
+from lamp.data.normalizers import ByDeviation, RawState
+from lamp.data.observation_encoder import ObservationEncoder
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, split_episodes, stacked
 from lamp.errors import ConfigError
 from lamp.files import write_json
 from lamp.train.backbones import BackboneConfig, build_backbone, ensure_features

@@ -18,12 +18,11 @@ import torch
 
 from lamp.bench.timing import describe_machine
 from lamp.benchmark import episodes as episode_lines
-from lamp.benchmark.crew import Crew
 from lamp.benchmark.episodes import Episode
-from lamp.benchmark.films import plain
 from lamp.benchmark.policies import Policies, PolicyOpener
+from lamp.benchmark.sim_worker import Duty, Post, default_workers, plain
 from lamp.benchmark.suites import LiberoSimulators, Simulator, Simulators, parse_states
-from lamp.benchmark.workers import Duty, Post, default_workers
+from lamp.benchmark.worker_pool import Crew
 from lamp.errors import ConfigError
 from lamp_client.chunks import OpenLoop
 from lamp_client.rollout import run_episode

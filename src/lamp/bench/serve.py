@@ -21,8 +21,8 @@ from jaxtyping import Float
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.serve.config import ServerConfig
-from lamp.serve.contract import CameraSize, CheckpointPolicy, ServedPolicy, open_checkpoint
 from lamp.serve.metrics import resident_bytes
+from lamp.serve.policy_spec import CameraSize, CheckpointPolicy, ServedPolicy, open_checkpoint
 from lamp.serve.server import PolicyServer, served
 from lamp.serve.standin import STATE, StandIn, fingerprint
 from lamp_client import wire

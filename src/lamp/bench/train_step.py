@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from lamp.bench.reference import ReleaseArrangement
 from lamp.bench.subjects import Subject, stirred, subject
 from lamp.bench.timing import Machine, Timing, check_settings, describe_machine, heading, measure, wait_for
-from lamp.data.shards import load_mapped
+from lamp.data.feature_cache.shards import load_mapped
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
 from lamp.recipes import training
 from lamp.recipes.kinds import Recipe, TrainingRecipe
-from lamp.train.configs import MotionTraining, PolicyTraining
+from lamp.train.config import MotionTraining, PolicyTraining
 from lamp.types import Batch, Motion
 
 BATCHES = 8

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lamp.benchmark.places import Hired
-from lamp.benchmark.workers import Post, work
+from lamp.benchmark.launchers import Hired
+from lamp.benchmark.sim_worker import Post, work
 from lamp.errors import ConfigError, LampError, MissingDependencyError
 from lamp_client.child_processes import ONE_THREAD
 
@@ -46,22 +46,22 @@ class OnRay:
     task: Any
 
     def alive(self) -> bool:
-        """See `lamp.benchmark.places.Process`."""
+        """See `lamp.benchmark.launchers.Process`."""
         return not self.ray.wait([self.task], timeout=0)[0]
 
     def terminate(self) -> None:
         """Nothing: the end of its connection, which comes first, ends it too."""
 
     def kill(self) -> None:
-        """See `lamp.benchmark.places.Process`."""
+        """See `lamp.benchmark.launchers.Process`."""
         self.ray.cancel(self.task, force=True)
 
     def join(self, timeout: float) -> None:
-        """See `lamp.benchmark.places.Process`."""
+        """See `lamp.benchmark.launchers.Process`."""
         self.ray.wait([self.task], timeout=timeout)
 
     def cause(self) -> str:
-        """See `lamp.benchmark.places.Process`."""
+        """See `lamp.benchmark.launchers.Process`."""
         try:
             self.ray.get(self.task, timeout=5)
         except Exception as error:
@@ -119,7 +119,7 @@ class RayCluster:
         return cls(ray=ray, host=ray.util.get_node_ip_address())
 
     def hire(self, numbers: Sequence[int], post: Post) -> list[Hired]:
-        """See `lamp.benchmark.places.Place`.
+        """See `lamp.benchmark.launchers.Place`.
 
         Raises:
             ClusterError: A simulator did not start, or could not connect to this machine.

@@ -63,7 +63,7 @@ class Witness:
 
     def errors(self, probe: FlowProbe, *, image_size: int = 256) -> dict[str, float | int | None]:
         """Mean path errors over the points that moved, of the foresight and of no motion at all [px of a 256-px image]."""
-        from lamp.sceneflow.recording import Playback, Recording
+        from lamp.sceneflow.sim_states import Playback, Recording
 
         states = np.stack([snapshot.state for snapshot in self.snapshots])
         poses = np.stack([snapshot.body_poses for snapshot in self.snapshots])
@@ -81,12 +81,12 @@ def _measured(
 ) -> dict[str, float | int | None]:
     import torch
 
-    from lamp.sceneflow.following import Sampling
+    from lamp.sceneflow.exact_flow import episode_flow
     from lamp.sceneflow.occlusion import RayCast
+    from lamp.sceneflow.point_tracking import Sampling
     from lamp.sceneflow.rendering import BodyDepthRenderer
-    from lamp.sceneflow.simulation import episode_flow
     from lamp.sceneflow.tracks import flow_from_tracks
-    from lamp.train.path_errors import PathErrorSums
+    from lamp.train.flow_metrics import PathErrorSums
     from lamp.types import SceneFlow
 
     sums = PathErrorSums()

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.baselines import CONTROLS
 from lamp.benchmark.episodes import EpisodeRecord, read_records
-from lamp.benchmark.runs import FORMAT, MANIFEST, checkpoint_hash
+from lamp.benchmark.run_manifest import FORMAT, MANIFEST, checkpoint_hash
 from lamp.benchmark.tables import SuccessTable, tabulate
 from lamp.errors import DataError, MismatchError
 from lamp.files import read_json
-from lamp.train.card import Measured, TaskResult
+from lamp.train.model_card import Measured, TaskResult
 
 TOLD = ("states", "episodes_per_state", "placement_shift", "render", "execute", "seed")
 """Settings of an evaluation that a card repeats."""

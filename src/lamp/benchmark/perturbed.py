@@ -14,7 +14,7 @@ from lamp.benchmark.suites import PLUS_STYLE, LiberoSimulators, Simulator, Simul
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
 from lamp.files import read_json
-from lamp_client.envs.effects import Drawn, Standard
+from lamp_client.envs.perturbations import Drawn, Standard
 from lamp_client.envs.plus_style import CATEGORIES, LEVELS, Perturbation, parse
 
 

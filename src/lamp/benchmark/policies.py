@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lamp.benchmark.controls import Asking, Checkpoint, Condition, Intervened, PriorBank, control
+from lamp.benchmark.baselines import Asking, Checkpoint, Condition, Intervened, PriorBank, control
 from lamp.benchmark.flow_errors import FlowProbe
-from lamp.benchmark.runs import checkpoint_hash, model_kind
-from lamp.benchmark.workers import Request
+from lamp.benchmark.run_manifest import checkpoint_hash, model_kind
+from lamp.benchmark.sim_worker import Request
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.interventions import Intervention
+from lamp.model.prior_interventions import Intervention
 from lamp_client.types import ActionChunk
 
 if TYPE_CHECKING:
-    from lamp.train.description import FlowRecord
+    from lamp.train.checkpoint_metadata import FlowRecord
 
 
 @runtime_checkable
@@ -216,8 +216,8 @@ class PolicyOpener:
         import torch
 
         from lamp.policy import LaMPPolicy
-        from lamp.train.description import read_description
-        from lamp.train.running import check_device
+        from lamp.train.checkpoint_metadata import read_description
+        from lamp.train.run_folder import check_device
 
         check_device(device, "--device")
         record = read_description(path).policy

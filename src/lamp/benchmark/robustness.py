@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamp.benchmark.controls import rank
+from lamp.benchmark.baselines import rank
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.statistics import Paired, Rate
 from lamp.benchmark.suites import LIBERO_PLUS, PLUS_STYLE

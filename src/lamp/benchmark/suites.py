@@ -165,7 +165,7 @@ class LiberoSimulators:
 
     def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
         """The expert that `lamp collect` records; it knows pick-and-place tasks."""
-        from lamp.collect.recording import act_of_expert
+        from lamp.collect.episode_recording import act_of_expert
         from lamp_client.envs.libero import LiberoEnv
 
         assert isinstance(simulator, LiberoEnv)

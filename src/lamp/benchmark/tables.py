@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamp.benchmark.controls import rank
+from lamp.benchmark.baselines import rank
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.statistics import Paired, Rate
 from lamp.benchmark.suites import PLUS_STYLE

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lamp.benchmark.runs import checkpoint_hash
+from lamp.benchmark.run_manifest import checkpoint_hash
 from lamp.benchmark.statistics import wilson
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import append_line, read_json, read_lines_json

@@ -12,10 +12,10 @@ from enum import Enum
 
 import numpy as np
 
-from lamp.collect import skills
+from lamp.collect import pick_and_place
 from lamp.collect.grasping import TIP, Grasp
-from lamp.collect.scene import Scene
-from lamp.collect.skills import Action, Situation, ramp
+from lamp.collect.pick_and_place import Action, Situation, ramp
+from lamp.collect.scene_state import Scene
 
 
 class Phase(Enum):
@@ -30,12 +30,12 @@ class Phase(Enum):
 
 
 SKILLS = {
-    Phase.APPROACH: skills.reach,
-    Phase.CLOSE: skills.close,
-    Phase.CARRY: skills.carry,
-    Phase.RELEASE: skills.let_go,
-    Phase.RETREAT: skills.withdraw,
-    Phase.DONE: skills.withdraw,
+    Phase.APPROACH: pick_and_place.reach,
+    Phase.CLOSE: pick_and_place.close,
+    Phase.CARRY: pick_and_place.carry,
+    Phase.RELEASE: pick_and_place.let_go,
+    Phase.RETREAT: pick_and_place.withdraw,
+    Phase.DONE: pick_and_place.withdraw,
 }
 
 
@@ -64,15 +64,15 @@ class Expert:
 
     def decide(self) -> Decision:
         """Looks at the present state, moves on to the phase it calls for, and returns the action."""
-        now = skills.look(self.scene, self.grasp)
+        now = pick_and_place.look(self.scene, self.grasp)
         if self.phase is Phase.APPROACH and not self._grasp_fits(now):
-            self.grasp = skills.choose_grasp(self.scene, now) or self.grasp
-            now = skills.look(self.scene, self.grasp)
+            self.grasp = pick_and_place.choose_grasp(self.scene, now) or self.grasp
+            now = pick_and_place.look(self.scene, self.grasp)
         phase = self._next(now)
         if phase is Phase.APPROACH and self.phase is not Phase.APPROACH:
             self.retries += 1
-            self.grasp = skills.choose_grasp(self.scene, now)
-            now = skills.look(self.scene, self.grasp)
+            self.grasp = pick_and_place.choose_grasp(self.scene, now)
+            now = pick_and_place.look(self.scene, self.grasp)
         self.phase = phase
         return Decision(action=SKILLS[phase](now), phase=phase, precision=_precision(phase, now), reach=now.reach)
 
@@ -106,10 +106,10 @@ class Expert:
                 # A contact may be missing for a moment; the object is lost when it is elsewhere, too.
                 if not any(now.touching) and (now.opening < 0.002 or now.reach > 0.03):
                     return Phase.RETREAT if now.success else Phase.APPROACH
-                return Phase.RELEASE if skills.over_goal(now) else Phase.CARRY
+                return Phase.RELEASE if pick_and_place.over_goal(now) else Phase.CARRY
             case Phase.RELEASE:
-                return Phase.RETREAT if skills.is_off(now) else Phase.RELEASE
-            case Phase.RETREAT if not skills.is_clear(now):
+                return Phase.RETREAT if pick_and_place.is_off(now) else Phase.RELEASE
+            case Phase.RETREAT if not pick_and_place.is_clear(now):
                 return Phase.RETREAT
             case Phase.RETREAT | Phase.DONE:
                 return Phase.DONE if now.success else Phase.APPROACH

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lamp.collect.scene import Points, Scene, Vector
+from lamp.collect.scene_state import Points, Scene, Vector
 
 MAX_OPENING = 0.08
 """Distance between the pads of the open Panda gripper in [m]."""

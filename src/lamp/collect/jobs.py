@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lamp.data.lerobot_format import ATTEMPTS_PATH
+from lamp.data.lerobot.format import ATTEMPTS_PATH
 from lamp.errors import ConfigError, unknown
 from lamp.files import append_line, read_lines_json, to_line
 

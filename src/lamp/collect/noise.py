@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.collect.expert import Decision, Phase
-from lamp.collect.skills import CLOSE
+from lamp.collect.pick_and_place import CLOSE
 
 CORRELATION = 6.0
 """Steps after which the action noise has forgotten 1 - 1/e of what it was."""

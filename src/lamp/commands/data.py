@@ -17,8 +17,8 @@ from lamp.errors import ConfigError
 from lamp.flags import parse, parse_beside, value_of
 
 if TYPE_CHECKING:
-    from lamp.sceneflow.building import FlowBuildConfig
-    from lamp.train.caching import CacheRequest
+    from lamp.commands.feature_caches import CacheRequest
+    from lamp.sceneflow.build import FlowBuildConfig
 
 
 A_COPY = "to a copy of the dataset, which keeps its scene flow"
@@ -33,7 +33,7 @@ class CollectFlags:
 
 
 def _collect(arguments: Sequence[str]) -> None:
-    from lamp.collect.collecting import collect
+    from lamp.collect.collect import collect
     from lamp.collect.jobs import CollectConfig
 
     settings = None
@@ -53,7 +53,7 @@ class FlowFlags:
 
 
 def _flow_build(arguments: Sequence[str]) -> None:
-    from lamp.sceneflow.building import FlowBuildConfig, build
+    from lamp.sceneflow.build import FlowBuildConfig, build
 
     settings, words = None, with_flag(arguments, "--data")
     if name := value_of("--recipe", arguments):
@@ -70,7 +70,7 @@ def _flow_settings(name: str) -> FlowBuildConfig:
         ConfigError: It has no motion prior.
     """
     from lamp.recipes import Recipe
-    from lamp.sceneflow.building import FlowBuildConfig
+    from lamp.sceneflow.build import FlowBuildConfig
 
     chosen = training_named(name)
     if isinstance(chosen, Recipe):
@@ -116,7 +116,7 @@ class CacheFlags:
 
 
 def _cache_features(arguments: Sequence[str]) -> None:
-    from lamp.train.caching import check_caches, fill_caches
+    from lamp.commands.feature_caches import check_caches, fill_caches
 
     flags, request = _cache_request(arguments)
     if not flags.check:
@@ -132,11 +132,11 @@ def _cache_features(arguments: Sequence[str]) -> None:
 
 
 def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
-    from lamp.data.filling import Workers
+    from lamp.commands.feature_caches import CacheRequest
+    from lamp.data.feature_cache.work_sharing import Workers
     from lamp.data.stored_images import LeaveOut, Refuse
     from lamp.train.backbones import Caching
-    from lamp.train.caching import CacheRequest
-    from lamp.train.configs import PolicyTraining, Seen
+    from lamp.train.config import PolicyTraining, Seen
 
     policy, motion = (
         training_named(value_of("--recipe", arguments) or CacheFlags.recipe).policy,
@@ -176,7 +176,7 @@ def _caches(data: Path, out: Path | None) -> Path:
     Raises:
         DataError: There is no such dataset.
     """
-    from lamp.data.manifest import FEATURES
+    from lamp.data.feature_cache.manifest import FEATURES
     from lamp.errors import DataError
 
     if not data.is_dir():
@@ -186,7 +186,7 @@ def _caches(data: Path, out: Path | None) -> Path:
 
 def _cache_list(arguments: Sequence[str]) -> None:
     flags = parse(CacheListFlags, arguments, "cache list")
-    from lamp.data.cache_report import list_caches, list_stores
+    from lamp.data.feature_cache.report import list_caches, list_stores
     from lamp.info import cache_line, to_text
 
     folder = _caches(flags.data, flags.out)
@@ -218,7 +218,7 @@ class CacheRemoveFlags:
 
 def _cache_remove(arguments: Sequence[str]) -> None:
     flags = parse(CacheRemoveFlags, arguments, "cache remove")
-    from lamp.data.cache_report import remove_caches
+    from lamp.data.feature_cache.report import remove_caches
     from lamp.errors import ConfigError
 
     if not flags.names:
@@ -304,7 +304,7 @@ class RecordingFlags:
 
 def _import_recording(arguments: Sequence[str]) -> None:
     flags = parse(RecordingFlags, arguments, "import-recording")
-    from lamp.data.recordings import import_recording
+    from lamp.data.import_recording import import_recording
     from lamp.progress import Progress
 
     with Progress("import", unit="episodes") as told:

@@ -12,7 +12,7 @@ from lamp.errors import unknown
 from lamp.flags import parse
 
 if TYPE_CHECKING:
-    from lamp.benchmark.evaluating import RunSettings
+    from lamp.benchmark.evaluate import RunSettings
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -23,13 +23,13 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
 
 def _evaluate_libero(arguments: Sequence[str]) -> None:
-    from lamp.benchmark.evaluating import EvaluateConfig
+    from lamp.benchmark.evaluate import EvaluateConfig
 
     _evaluated(parse(EvaluateConfig, arguments, "evaluate libero"))
 
 
 def _evaluate_plus(arguments: Sequence[str]) -> None:
-    from lamp.benchmark.plus import PlusConfig, listing, listing_text
+    from lamp.benchmark.libero_plus import PlusConfig, listing, listing_text
 
     config = parse(PlusConfig, arguments, "evaluate libero_plus")
     if config.list:
@@ -40,7 +40,7 @@ def _evaluate_plus(arguments: Sequence[str]) -> None:
 
 
 def _evaluated(config: RunSettings) -> None:
-    from lamp.benchmark.evaluating import evaluate
+    from lamp.benchmark.evaluate import evaluate
     from lamp.view.overlay import ForesightArtist
 
     found = {name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
@@ -57,7 +57,7 @@ def _evaluate_simpler(arguments: Sequence[str]) -> None:
 
 
 def _merge_evaluations(arguments: Sequence[str]) -> None:
-    from lamp.benchmark.sharding import MergeConfig, merge
+    from lamp.benchmark.run_manifest import MergeConfig, merge
 
     config = parse(MergeConfig, arguments, "merge-evaluations")
     print(f"{merge(config)} episodes in {config.out}")

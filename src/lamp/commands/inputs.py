@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lamp.data.augmentation import Augmentation
     from lamp.data.embodiment import Embodiment
     from lamp.train.backbones import BackboneConfig
-    from lamp.train.configs import MixedIn, PolicyTraining
+    from lamp.train.config import MixedIn, PolicyTraining
 
 
 def embodiment(name: str | None) -> Embodiment:
@@ -20,7 +20,7 @@ def embodiment(name: str | None) -> Embodiment:
 
 
 def mixed_in(text: str, named: str | None = None, otherwise: Embodiment | None = None) -> MixedIn:
-    from lamp.train.configs import MixedIn
+    from lamp.train.config import MixedIn
 
     folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
     chosen = name or named
@@ -53,7 +53,7 @@ def ensure_features(
 def following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
     """Takes over the grid and horizon of a motion checkpoint that `lamp resize` wrote."""
     from lamp.progress import say
-    from lamp.train.resizing import following
+    from lamp.train.resize_checkpoint import following
 
     if not motion.exists():  # the training will say so
         return policy

@@ -49,7 +49,7 @@ def _recipe_list(arguments: Sequence[str]) -> None:
 
 
 def _recipe_fit(arguments: Sequence[str]) -> None:
-    from lamp.recipes.fitting import FitConfig, fit
+    from lamp.recipes.fit import FitConfig, fit
 
     config = parse(FitConfig, with_flag(arguments, "--data"), "recipe fit")
     made, told = fit(config, training_named(config.like))
@@ -70,7 +70,7 @@ def _recipe_show(arguments: Sequence[str]) -> None:
     flags = parse(ShowFlags, arguments, "recipe show")
     from lamp.configuration import to_json
     from lamp.info import to_text
-    from lamp.model.counting import expected_parameters
+    from lamp.model.parameter_count import expected_parameters
     from lamp.recipes import recipe
 
     made = recipe(flags.name)

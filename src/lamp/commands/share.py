@@ -62,8 +62,8 @@ class PushFlags:
 def _push(arguments: Sequence[str]) -> None:
     flags = parse(PushFlags, arguments, "push")
     from lamp.benchmark.measured import measured
-    from lamp.train.card import Publication
-    from lamp.train.description import checkpoint_folder
+    from lamp.train.checkpoint_metadata import checkpoint_folder
+    from lamp.train.model_card import Publication
     from lamp.train.publishing import card_of, published_files, push
 
     folder = checkpoint_folder(flags.checkpoint)

@@ -19,8 +19,8 @@ from lamp.progress import say
 
 if TYPE_CHECKING:
     from lamp.recipes import Recipe
-    from lamp.train.configs import LoopConfig, MotionTraining, PolicyTraining
-    from lamp.train.running import RunStage, TrainingResult
+    from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining
+    from lamp.train.run_folder import RunStage, TrainingResult
 
 ELSEWHERE = "--out FOLDER for the run, --features FOLDER for feature caches"
 ANY_RECIPE = "demo"
@@ -65,9 +65,9 @@ class MotionFlags:
 
 def _train_motion(arguments: Sequence[str]) -> None:
     from lamp.recipes import Recipe
-    from lamp.train.configs import MotionTraining
-    from lamp.train.motion import train_motion
-    from lamp.train.planning import announced
+    from lamp.train.config import MotionTraining
+    from lamp.train.dry_run import announced
+    from lamp.train.train_motion import train_motion
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
     if chosen.motion is None:
@@ -108,7 +108,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
 
 def _say_end(result: TrainingResult, loop: LoopConfig, *following: Sequence[object]) -> None:
     """Says where the training is, and what may come next; of several processes, the main one does."""
-    from lamp.train.processes import processes
+    from lamp.train.distributed import processes
 
     if not processes(loop.device).main:
         return
@@ -127,7 +127,7 @@ def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
         ConfigError: A tracker is unknown, or --json is given without --plan.
         MissingDependencyError: A tracker's package is not installed.
     """
-    from lamp.train.tracking import check_trackers, tracker
+    from lamp.train.metrics import check_trackers, tracker
 
     if flags.json and not flags.plan:
         raise ConfigError("--json given without --plan; expected both: only a plan is printed as JSON")
@@ -139,9 +139,9 @@ def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
 
 def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], object]) -> None:
     """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
-    from lamp.train.plan import to_text
-    from lamp.train.planning import Planner
-    from lamp.train.running import is_here
+    from lamp.train.dry_run import Planner
+    from lamp.train.run_folder import is_here
+    from lamp.train.run_plan import to_text
 
     planner = Planner(loop.device)
     train(loop if is_here(loop.device) else replace(loop, device="cpu"), planner)
@@ -151,10 +151,10 @@ def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, Run
 
 def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
     """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
-    from lamp.train.adapters import lora_of
-    from lamp.train.processes import processes
-    from lamp.train.running import check_device
-    from lamp.train.sources import dataset_names
+    from lamp.train.checkpoint import lora_of
+    from lamp.train.datasets import dataset_names
+    from lamp.train.distributed import processes
+    from lamp.train.run_folder import check_device
 
     check_device(training.loop.device)
     dataset_names([data, *(part.data for part in training.also)], root)
@@ -193,7 +193,7 @@ def _with_lora(training: PolicyTraining, rank: int | None) -> PolicyTraining:
 
 
 def _sharded(loop: LoopConfig, name: str | None) -> LoopConfig:
-    from lamp.train.sharding import FullySharded, Replicated
+    from lamp.train.config import FullySharded, Replicated
 
     kinds = {"replicated": Replicated, "full": FullySharded}
     # What the recipe says of its own kind of sharding, or was said by flags, stays.
@@ -242,10 +242,10 @@ class PolicyFlags(MotionFlags):
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
-    from lamp.train.configs import PolicyTraining
-    from lamp.train.planning import announced
-    from lamp.train.policy import train_policy
-    from lamp.train.processes import processes
+    from lamp.train.config import PolicyTraining
+    from lamp.train.distributed import processes
+    from lamp.train.dry_run import announced
+    from lamp.train.train_policy import train_policy
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
     given = value_of("--motion", arguments)
@@ -288,7 +288,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
 
 def _has_motion(checkpoint: Path) -> bool:
     """Whether a policy to begin with has a motion prior, which then comes along."""
-    from lamp.train.description import read_description
+    from lamp.train.checkpoint_metadata import read_description
 
     return read_description(checkpoint).model.motion is not None
 
@@ -317,7 +317,7 @@ class ResizeFlags:
 
 def _resize(arguments: Sequence[str]) -> None:
     flags = parse(ResizeFlags, arguments, "resize")
-    from lamp.train.resizing import resize_checkpoint
+    from lamp.train.resize_checkpoint import resize_checkpoint
 
     grid = (flags.grid[0], flags.grid[-1]) if flags.grid else None
     found = resize_checkpoint(

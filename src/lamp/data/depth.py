@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, UInt16
 from PIL import Image
 
-from lamp.data.description import DepthFeature
+from lamp.data.lerobot.format import DepthFeature
 from lamp.errors import DataError
 
 LARGEST_CODE = 4095

@@ -12,9 +12,18 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from lamp.configuration import from_json, to_json
-from lamp.data.actions import Absolute, ActionKind, Delta, Gripper, Pose, Relative
-from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.data.rotations import AxisAngle, RollPitchYaw, RotationFormat
+from lamp.data.actions import (
+    Absolute,
+    ActionKind,
+    AxisAngle,
+    Delta,
+    Gripper,
+    Pose,
+    Relative,
+    RollPitchYaw,
+    RotationFormat,
+)
+from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
 from lamp.files import read_json
 

@@ -17,12 +17,12 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.content import EpisodeContents
-from lamp.data.encoding import FrozenBackbone, SequenceBackbone, camera_names
-from lamp.data.features import Features, FrameIndex
-from lamp.data.lerobot_reader import LeRobotDataset
-from lamp.data.manifest import cache_folder
-from lamp.data.observing import ObservationEncoder
+from lamp.data.feature_cache.cache import Features, FrameIndex
+from lamp.data.feature_cache.encode import FrozenBackbone, SequenceBackbone, camera_names
+from lamp.data.feature_cache.manifest import cache_folder
+from lamp.data.fingerprints import EpisodeContents
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.data.observation_encoder import ObservationEncoder
 from lamp.data.padding import Padding, RightPadding, padded
 from lamp.errors import MismatchError
 from lamp.types import Encoded, Observations

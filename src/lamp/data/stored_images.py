@@ -18,8 +18,8 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from lamp.data.depth import metres_of_image
-from lamp.data.description import CameraFeature, DepthFeature
-from lamp.data.episode_table import CORRUPT
+from lamp.data.lerobot.episodes import CORRUPT
+from lamp.data.lerobot.format import CameraFeature, DepthFeature
 from lamp.errors import DataError, unreadable
 from lamp.files import path_inside
 

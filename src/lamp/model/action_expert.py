@@ -1,8 +1,8 @@
 """The Action Expert (Section III-E, Eq. 5): a transformer that predicts the velocity of an action chunk.
 
 The state and the embedded flow time are concatenated to every noisy action token; the guided tokens z_guided are the context.
-Where the motion prior does not come through z_guided (the ablations of `lamp.model.fusion`), it is added or joined to the action
-tokens.
+Where the motion prior does not come through z_guided (the ablations of `lamp.model.guidance`), it is added or joined to the
+action tokens.
 """
 
 from __future__ import annotations

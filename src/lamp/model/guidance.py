@@ -1,15 +1,20 @@
-"""Gated motion guidance (Section III-E, Eq. 4): the motion prior enters the backbone's tokens through one cross-attention."""
+"""How the motion prior reaches the Action Expert: gated guidance (Section III-E, Eq. 4), or an ablation of Section IV-B.
+
+Deviation: in the ablations z_m has a token for each patch of the scene and the Action Expert one for each action, and the
+paper does not say which correspond. There each action has a learned query that gathers what it needs from all of z_m.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.layers import CrossAttention, check_dropout, check_heads
-from lamp.types import Encoded, Guided
+from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +87,103 @@ class MotionGuidance(nn.Module):
     def update(self, z: Float[Tensor, "b n d"], z_m: Float[Tensor, "b m dm"]) -> Float[Tensor, "b n d"]:
         """Returns what the gate lets through: CA(Q = LN(z), K = V = LN(W_proj z_m))."""
         return self.cross_attention(self.norm_z(z), self.norm_motion(self.project(z_m)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddFusion:
+    """Add: z_m, one vector an action, is mapped linearly for every layer and added to its action tokens; there is no gate."""
+
+    motion_width: int = 1024
+    """d_m: width of z_m."""
+    heads: int = 16
+    """Of the attention that pools z_m."""
+
+    def __post_init__(self) -> None:
+        check_heads("add fusion", self.motion_width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConcatFusion:
+    """Concat+MLP: z_m, one vector an action, is concatenated to the action tokens before the first layer, and a two-layer MLP
+    brings both back to the tokens' width."""
+
+    motion_width: int = 1024
+    """d_m: width of z_m."""
+    heads: int = 16
+    """Of the attention that pools z_m."""
+
+    def __post_init__(self) -> None:
+        check_heads("concat fusion", self.motion_width, self.heads)
+
+
+FusionConfig = GuidanceConfig | AddFusion | ConcatFusion
+
+
+class MotionPool(nn.Module):
+    """Pools z_m to one vector for each action, by attention with a learned query an action."""
+
+    def __init__(self, chunk: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(chunk, width) * 0.02)
+        self.norm = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, heads, dropout=0.0)
+
+    def forward(self, z_m: Float[Tensor, "b m dm"]) -> Float[Tensor, "b h dm"]:
+        z_m = self.norm(z_m.to(self.queries.dtype))
+        return self.cross_attention(self.queries.expand(len(z_m), -1, -1), z_m)
+
+
+class MotionAddition(nn.Module):
+    """The Add ablation."""
+
+    def __init__(self, config: AddFusion, action: ActionExpertConfig) -> None:
+        super().__init__()
+        self.layers = action.layers
+        self.pool = MotionPool(action.chunk, config.motion_width, config.heads)
+        self.to_layers = nn.Linear(config.motion_width, action.layers * action.width)
+
+    def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
+        """Returns z as it is, and what every layer adds to the action tokens."""
+        added = self.to_layers(self.pool(z_m)).unflatten(-1, (self.layers, -1)).transpose(1, 2)
+        return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=AddedMotion(values=added))
+
+
+class MotionConcatenation(nn.Module):
+    """The Concat+MLP ablation; the MLP is the Action Expert's, since it reads the noisy actions."""
+
+    def __init__(self, config: ConcatFusion, action: ActionExpertConfig) -> None:
+        super().__init__()
+        self.pool = MotionPool(action.chunk, config.motion_width, config.heads)
+
+    def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
+        """Returns z as it is, and what stands beside the action tokens."""
+        return Guided(
+            tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=JoinedMotion(values=self.pool(z_m))
+        )
+
+
+Fusion = MotionGuidance | MotionAddition | MotionConcatenation
+
+
+def build_fusion(config: FusionConfig, action: ActionExpertConfig) -> Fusion:
+    """Builds the fusion that `config` describes, for an Action Expert of these sizes."""
+    if isinstance(config, AddFusion):
+        return MotionAddition(config, action)
+    if isinstance(config, ConcatFusion):
+        return MotionConcatenation(config, action)
+    return MotionGuidance(config)
+
+
+def joined_width(config: FusionConfig | None) -> int:
+    """Width of what the Action Expert finds beside each action token: 0 where there is nothing."""
+    return config.motion_width if isinstance(config, ConcatFusion) else 0
+
+
+def withheld(guided: Guided, encoded: Encoded, seen: Bool[Tensor, " b"]) -> Guided:
+    """Takes the motion prior away from the samples that have not `seen` it: they keep z, and nothing is added or joined."""
+    tokens = guided.tokens.where(seen[:, None, None], encoded.tokens.to(guided.tokens.dtype))
+    if guided.motion is None:
+        return replace(guided, tokens=tokens)
+    values = guided.motion.values
+    values = values.masked_fill(~seen.reshape(-1, *(1,) * (values.ndim - 1)), 0.0)
+    return replace(guided, tokens=tokens, motion=replace(guided.motion, values=values))

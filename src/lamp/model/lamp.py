@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lamp.draws import Source
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import (
     Beta,
@@ -28,10 +27,10 @@ from lamp.flow_matching import (
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
-from lamp.model.fusion import FusionConfig, build_fusion, joined_width, withheld
-from lamp.model.guidance import GuidanceConfig, MotionGuidance
+from lamp.model.guidance import FusionConfig, GuidanceConfig, MotionGuidance, build_fusion, joined_width, withheld
 from lamp.model.layers import Block
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
+from lamp.seeding import Source
 from lamp.types import Batch, Encoded, Guided
 
 Present = TypeVar("Present")
@@ -327,7 +326,7 @@ class LaMP(nn.Module):
         return (action.chunk, action.action_dim) if action else None
 
     def parameter_table(self) -> dict[str, int]:
-        """Returns how many parameters each part has; `lamp.model.counting` gets the same from the configuration."""
+        """Returns how many parameters each part has; `lamp.model.parameter_count` gets the same from the configuration."""
         parts = ("motion_expert", "guidance", "action_expert")
         table = {name: sum(p.numel() for p in part.parameters()) for name in parts if (part := getattr(self, name))}
         return table | {"total": sum(table.values())}

@@ -28,7 +28,7 @@ def available() -> bool:
 def serves(x: Tensor) -> bool:
     """Whether a product with `x` may go through here: float32 on a CPU, and nothing to be learnt from it.
 
-    Not a tensor that only stands for one, as in `lamp.train.memory`: it has no values to lay out.
+    Not a tensor that only stands for one, as in `lamp.train.memory_estimate`: it has no values to lay out.
     """
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and type(x) is Tensor
     return plain and not torch.is_grad_enabled()

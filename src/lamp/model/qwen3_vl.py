@@ -23,9 +23,8 @@ from lamp.errors import ConfigError, DataError, MismatchError, MissingDependency
 from lamp.model.backbone import frozen
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
-from lamp.model.qwen_images import PatchRule
 from lamp.model.qwen_lora import LoRA, adapt, merge, unadapted, without_adapters
-from lamp.model.qwen_text import BARE_PROMPT, PromptTokenizer, check_prompt
+from lamp.model.qwen_processor import BARE_PROMPT, PatchRule, PromptTokenizer, check_prompt
 from lamp.types import Encoded, Observations
 
 REVISION = 1
@@ -68,7 +67,7 @@ class Qwen3VLBackboneConfig:
     cameras: tuple[tuple[str, int], ...] = (("agentview", 224), ("wrist", 224))
     """(name, side in pixels) of each camera, in order: images are resized to it, and then as the model itself asks for."""
     prompt: str = BARE_PROMPT
-    """Text around {instruction}; `lamp.model.qwen_text.RELEASE_PROMPT` is the release's."""
+    """Text around {instruction}; `lamp.model.qwen_processor.RELEASE_PROMPT` is the release's."""
     layer: PreNorm | PostNorm = field(default_factory=PreNorm)
     padding: RightPadding | LeftPadding = field(default_factory=RightPadding)
     text_tokens: int | None = 32

@@ -2,7 +2,8 @@
 
 A token is [content 384 | type 16]. An image token's content is [272 image channels | 112 position]: Lite0's 112 channels at
 stride 16, its 40 channels at stride 8 unshuffled to 160, and a fixed 2-D sin-cos position. A text token's content is MiniLM's
-state. Type is one-hot: the camera's index, or the last for text.
+state. Type is one-hot: the camera's index, or the last for text. MiniLM (a six-layer BERT of width 384) is written out here
+because importing transformers takes longer than everything else the embedded default does at start-up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -24,8 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError, unknown
 from lamp.files import sha256_of
 from lamp.model.backbone import frozen
-from lamp.model.layers import sinusoid
-from lamp.model.minilm import MiniLM
+from lamp.model.layers import attention, merge_heads, sinusoid, split_heads
 from lamp.types import Encoded, Observations
 
 REVISION = 1
@@ -314,3 +315,67 @@ def _weight_files() -> dict[str, Path]:
         "language": language / "model.safetensors",
         "tokenizer": language / "tokenizer.json",
     }
+
+
+WIDTH, HEADS, LAYERS, VOCABULARY, LENGTHS = 384, 12, 6, 30_522, 512
+
+# Our name of each part of a layer, and the checkpoint's.
+PARTS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "norm_attention": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm_mlp": "output.LayerNorm",
+}
+
+
+class MiniLMLayer(nn.Module):
+    """A post-norm BERT layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.norm_attention = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.norm_mlp = nn.LayerNorm(WIDTH, eps=1e-12)
+
+    def forward(self, x: Float[Tensor, "1 n d"]) -> Float[Tensor, "1 n d"]:
+        query, key, value = (split_heads(part(x), HEADS) for part in (self.query, self.key, self.value))
+        x = self.norm_attention(x + self.out(merge_heads(attention(query, key, value))))
+        return self.norm_mlp(x + self.down(functional.gelu(self.up(x))))
+
+
+class MiniLM(nn.Module):
+    """Token ids of ONE sentence, without padding, to token states: a sentence's states never depend on its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.kinds = (nn.Embedding(n, WIDTH) for n in (VOCABULARY, LENGTHS, 2))
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.layers = nn.ModuleList(MiniLMLayer() for _ in range(LAYERS))
+
+    def forward(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        x = self.words(ids) + self.places.weight[: len(ids)] + self.kinds.weight[0]
+        x = self.norm(x)[None]
+        for layer in self.layers:
+            x = layer(x)
+        return x[0]
+
+    @classmethod
+    def load(cls, path: Path) -> MiniLM:
+        """Reads the weights from the published safetensors file; its pooler is left out."""
+        stored = load_file(path)
+        names = {"words": "word_embeddings", "places": "position_embeddings", "kinds": "token_type_embeddings"}
+        state = {f"{ours}.weight": stored[f"embeddings.{theirs}.weight"] for ours, theirs in names.items()}
+        for kind in ("weight", "bias"):
+            state[f"norm.{kind}"] = stored[f"embeddings.LayerNorm.{kind}"]
+            for n in range(LAYERS):
+                for ours, theirs in PARTS.items():
+                    state[f"layers.{n}.{ours}.{kind}"] = stored[f"encoder.layer.{n}.{theirs}.{kind}"]
+        with torch.device("meta"):
+            model = cls()
+        model.load_state_dict(state, assign=True)
+        return model

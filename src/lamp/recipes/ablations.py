@@ -13,11 +13,10 @@ from typing import Any
 
 from lamp.flow_matching import Beta, LiteralBeta, Uniform
 from lamp.model.action_expert import Joint, Prefix
-from lamp.model.fusion import AddFusion, ConcatFusion
-from lamp.model.guidance import Sigmoid, Tanh, ZeroOut
+from lamp.model.guidance import AddFusion, ConcatFusion, Sigmoid, Tanh, ZeroOut
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
-from lamp.model.resizing import resized
+from lamp.model.resize_tokens import resized
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
 from lamp.recipes.paper import paper_simpler
 from lamp.recipes.small import libero_object_small

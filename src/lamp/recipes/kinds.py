@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lamp.benchmark.evaluating import EvaluateConfig
-from lamp.collect.collecting import CollectConfig
+from lamp.benchmark.evaluate import EvaluateConfig
+from lamp.collect.collect import CollectConfig
 from lamp.model.lamp import LaMPConfig
-from lamp.sceneflow.building import FlowBuildConfig
+from lamp.sceneflow.build import FlowBuildConfig
 from lamp.train.backbones import BackboneConfig
-from lamp.train.configs import AllEpisodes, MotionTraining, PolicyTraining
+from lamp.train.config import AllEpisodes, MotionTraining, PolicyTraining
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lamp.data.normalise import ByRange, ContinuousRotation, NoState, StateTransform
+from lamp.data.normalizers import ByRange, ContinuousRotation, NoState, StateTransform
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.qwen3_vl import PreNorm, Qwen3VLBackboneConfig
-from lamp.model.qwen_text import BARE_PROMPT
+from lamp.model.qwen_processor import BARE_PROMPT
 from lamp.recipes.kinds import TrainingRecipe
-from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
-from lamp.train.optimiser import AdamW
+from lamp.train.config import BFloat16, LoopConfig, MotionTraining, PolicyTraining
+from lamp.train.optimizer import AdamW
 
 VLM, COMMIT = "Qwen/Qwen3-VL-4B-Instruct", "ebb281ec70b05090aa6165b016eac8ec08e71b17"
 """The backbone on the hub; the commit is the one that the authors' code asks for."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lamp.benchmark.evaluating import EvaluateConfig
-from lamp.collect.collecting import CollectConfig
-from lamp.data.normalise import ByDeviation
+from lamp.benchmark.evaluate import EvaluateConfig
+from lamp.collect.collect import CollectConfig
+from lamp.data.normalizers import ByDeviation
 from lamp.flow_matching import Preconditioning
 from lamp.model.action_expert import ActionExpertConfig, Prefix
 from lamp.model.guidance import GuidanceConfig, ZeroOut
@@ -15,9 +15,9 @@ from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.recipes.kinds import Recipe, without_motion
-from lamp.sceneflow.building import FlowBuildConfig
-from lamp.train.configs import BFloat16, LoopConfig, MotionTraining, PolicyTraining
-from lamp.train.optimiser import AdamW
+from lamp.sceneflow.build import FlowBuildConfig
+from lamp.train.config import BFloat16, LoopConfig, MotionTraining, PolicyTraining
+from lamp.train.optimizer import AdamW
 
 HERE = Path(".")
 """Stands for a folder that is filled in when the experiment runs."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lamp.sceneflow.following import Paths
-from lamp.sceneflow.recording import Playback
+from lamp.sceneflow.point_tracking import Paths
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
+from lamp.sceneflow.sim_states import Playback
 
 TOLERANCE = 0.002
 """m: a surface hides a point only if it is nearer by more than this."""

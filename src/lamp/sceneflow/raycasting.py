@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lamp.sceneflow.boxes import Boxes, boxes, outlines
-from lamp.sceneflow.following import Paths
+from lamp.sceneflow.bounding_boxes import Boxes, boxes, outlines
 from lamp.sceneflow.occlusion import TOLERANCE, in_image
-from lamp.sceneflow.recording import Playback
+from lamp.sceneflow.point_tracking import Paths
 from lamp.sceneflow.rendering import BodyDepthRenderer, MjModel, View
+from lamp.sceneflow.sim_states import Playback
 from lamp_client.envs.rendering import import_mujoco
 
 REST = 1e-6

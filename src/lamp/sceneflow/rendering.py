@@ -1,9 +1,9 @@
-"""One pass of the simulator's renderer that gives, for every pixel, the body it shows and its depth."""
+"""The simulators that recordings were made in, and a rendering pass that gives every pixel's body and depth."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lamp.errors import ConfigError, MissingDependencyError
+from lamp.errors import ConfigError, DataError, MissingDependencyError
 from lamp.geometry import intrinsics_from_fovy, pose_from_mujoco_camera
-from lamp.sceneflow.boxes import boxes, outlines
+from lamp.sceneflow.bounding_boxes import boxes, outlines
 from lamp.types import Camera
 from lamp_client.envs.rendering import import_mujoco
 
@@ -190,3 +190,35 @@ def _plain_offscreen_buffer(model: MjModel, width: int, height: int) -> Iterator
         yield
     finally:
         quality.offsamples, quality.shadowsize, shape.offwidth, shape.offheight = before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A simulator's model and how the dataset's images show it."""
+
+    model: MjModel
+    cameras: Mapping[str, str]
+    """MuJoCo's name for each of the dataset's cameras."""
+    geom_groups: tuple[int, ...] = (0, 1, 2)
+    """Groups of geoms that the images show."""
+
+
+LoadScene = Callable[[Mapping[str, Any]], Scene]
+"""Builds the simulator of a recording from its metadata."""
+
+
+def load_libero_scene(metadata: Mapping[str, Any]) -> Scene:
+    """The model of a LIBERO task; collision shapes (group 0) are not drawn.
+
+    Raises:
+        DataError: The metadata name no task.
+        LampClientError: The task does not exist, or LIBERO is not installed.
+    """
+    from lamp_client.envs.libero import LiberoEnv, load_task
+
+    if "suite" not in metadata or "task" not in metadata:
+        raise DataError(
+            f"a recorded simulation names no suite and task in its metadata {dict(metadata)}; collect it again"
+        )
+    env = LiberoEnv(load_task(metadata["suite"], metadata["task"]))
+    return Scene(model=env.simulation[0], cameras=env.camera_names, geom_groups=(1, 2))

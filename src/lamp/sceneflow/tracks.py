@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lamp.errors import ConfigError, MismatchError
-from lamp.sceneflow.moving import MOVING, leaves_start
+from lamp.sceneflow.motion_mask import MOVING, leaves_start
 from lamp.types import Camera, SceneFlow, Tracks
 
 
@@ -122,5 +122,5 @@ def known_steps(mask: Bool[Tensor, "*b k t 3"], *, depth: bool) -> Bool[Tensor, 
 
 
 def moving_points(flow: SceneFlow, *, threshold: float = MOVING) -> Bool[Tensor, "*b k"]:
-    """Which points move (`lamp.sceneflow.moving`), by the steps that are known."""
+    """Which points move (`lamp.sceneflow.motion_mask`), by the steps that are known."""
     return leaves_start(flow.increments.cumsum(dim=-2), known_steps(flow.mask, depth=False), threshold)

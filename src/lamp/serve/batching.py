@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lamp.errors import LampError
-from lamp.serve.contract import ServedPolicy
-from lamp.serve.questions import Answer, NoiseSeed
+from lamp.serve.policy_spec import ServedPolicy
+from lamp.serve.protocols import Answer, NoiseSeed
 from lamp_client.errors import LampClientError
 from lamp_client.types import ActionChunk, Observation
 

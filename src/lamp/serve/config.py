@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from lamp.errors import ConfigError, DataError
-from lamp.serve.units import check_units
+from lamp.serve.action_conventions import check_units
 from lamp_client.wire import Limits
 
 

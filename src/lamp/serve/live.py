@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from lamp.serve.batching import Question
-from lamp.serve.contract import Contract
 from lamp.serve.metrics import Metrics, quantile
+from lamp.serve.policy_spec import Contract
 from lamp_client.types import ActionChunk
 
 Artist = Callable[[np.ndarray, np.ndarray | None], np.ndarray]

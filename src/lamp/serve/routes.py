@@ -16,7 +16,7 @@ from websockets.http11 import Request, Response
 from lamp.serve.connections import ClientConnection
 from lamp.serve.keys import ApiKeys, same_origin
 from lamp.serve.live import Live
-from lamp.serve.questions import NoiseSeed, seed_from
+from lamp.serve.protocols import NoiseSeed, seed_from
 from lamp_client.errors import LampClientError
 
 PATHS = ("/healthz", "/metrics", "/", "/live.json", "/image/CAMERA.jpg")

@@ -21,6 +21,7 @@ from websockets.asyncio.server import serve as listen
 from websockets.protocol import State
 
 from lamp.errors import ConfigError, LampError
+from lamp.serve.action_conventions import units_of
 from lamp.serve.batching import Batcher, Done
 from lamp.serve.config import ServeConfig, ServerConfig
 from lamp.serve.connections import (
@@ -32,14 +33,13 @@ from lamp.serve.connections import (
     OutOfFiles,
     TlsHandshake,
 )
-from lamp.serve.contract import ServedPolicy, open_checkpoint
-from lamp.serve.dialects import Dialect, OpenPi, StarVla, greeting
 from lamp.serve.keys import ApiKeys
 from lamp.serve.live import Artist, Live
 from lamp.serve.metrics import Metrics
+from lamp.serve.policy_spec import ServedPolicy, open_checkpoint
+from lamp.serve.protocols import Dialect, OpenPi, StarVla, greeting
 from lamp.serve.routes import Routes, seed_of
 from lamp.serve.sessions import Session
-from lamp.serve.units import units_of
 from lamp_client import wire
 from lamp_client.types import ActionChunk
 

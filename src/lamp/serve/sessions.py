@@ -16,9 +16,8 @@ from websockets.exceptions import ConnectionClosed
 from lamp.errors import LampError
 from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
 from lamp.serve.connections import ClientConnection
-from lamp.serve.dialects import Dialect, Message, Refusal, seeds_for
 from lamp.serve.metrics import Metrics
-from lamp.serve.questions import Act, Answer, Asked, NoiseSeed, Reset
+from lamp.serve.protocols import Act, Answer, Asked, Dialect, Message, NoiseSeed, Refusal, Reset, seeds_for
 from lamp_client import wire
 from lamp_client.errors import LampClientError, WireError
 

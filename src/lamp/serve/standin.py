@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lamp.serve.contract import CameraSize, Contract
+from lamp.serve.policy_spec import CameraSize, Contract
 from lamp_client.types import ActionChunk, Observation
 
 WIDTH = 7
@@ -52,7 +52,7 @@ class StandIn:
     def act_batch(
         self, observations: Sequence[Observation], noise_seeds: Sequence[tuple[int, ...]], foresight: bool = False
     ) -> list[ActionChunk]:
-        """See `lamp.serve.contract.ServedPolicy`."""
+        """See `lamp.serve.policy_spec.ServedPolicy`."""
         self.threads.add(threading.get_ident())
         self.batches.append(len(observations))
         if len(self.batches) > 10_000:

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.encoding import StorageFormat
-from lamp.data.feature_store import FeatureStore
-from lamp.data.features import FeatureCache, FrozenBackbone
-from lamp.data.filling import Filled, Workers
+from lamp.data.feature_cache.build import Plan, make_features
+from lamp.data.feature_cache.cache import FeatureCache, FrozenBackbone
+from lamp.data.feature_cache.encode import StorageFormat
+from lamp.data.feature_cache.manifest import MANIFEST, cache_folder
+from lamp.data.feature_cache.shards import in_bytes
+from lamp.data.feature_cache.store import FeatureStore
+from lamp.data.feature_cache.work_sharing import Filled, Workers
 from lamp.data.instructions import Reading
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.making import Plan, make_features
-from lamp.data.manifest import MANIFEST, cache_folder
-from lamp.data.shards import in_bytes
 from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity

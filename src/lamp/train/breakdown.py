@@ -1,8 +1,8 @@
 """A loss taken apart for the log: by axis of the scene flow, by dimension of the action, by flow time.
 
-On their way to the log all parts are plain means over samples, so that those of several steps or processes can be averaged. A
-share, such as the mean loss in a part of the flow time, travels as two rows of means, the sums above the counts, and is divided
-where it is written down.
+On their way to the log all parts are plain means over samples, so that those of several steps or processes can be averaged;
+`Counts` says how many samples each mean is over. A share, such as the mean loss in a part of the flow time, travels as two
+rows of means, the sums above the counts, and is divided where it is written down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lamp.data.actions import Delta, Relative
 from lamp.data.embodiment import Embodiment
-from lamp.data.lerobot_format import Feature
+from lamp.data.lerobot.format import Feature
 from lamp.model.lamp import Draws
 from lamp.train.metrics import Value
 from lamp.types import Motion
@@ -90,3 +90,30 @@ def action_names(features: Mapping[str, Feature], embodiment: Embodiment, width:
         return tuple(found)
     posed = isinstance(embodiment.kind, Delta) or (isinstance(embodiment.kind, Relative) and embodiment.kind.pose)
     return POSE_NAMES if posed and width == len(POSE_NAMES) else tuple(str(index) for index in range(width))
+
+
+Counts = Mapping[str, Tensor]
+"""How many samples each loss of a batch is a mean over: `loss`, and those of its parts that differ; and how many see the `prior`.
+The counts of a batch's parts add up to its own."""
+
+
+def added(counts: Sequence[Counts]) -> dict[str, Tensor]:
+    """The counts of all parts together."""
+    return {name: torch.stack([count[name] for count in counts]).sum(0) for name in counts[0]}
+
+
+def weighted(value: Tensor, name: str, count: Counts, totals: Counts, *, parts: int) -> Tensor:
+    """What a part contributes to the mean over the whole: contributions add up to it.
+
+    Args:
+        value: The mean over the part.
+        name: Of the loss.
+        count: Of the part.
+        totals: Of the whole.
+        parts: How many there are; a single one's mean is left as it is.
+    """
+    if parts == 1:
+        return value
+    mine, whole = (counts.get(name, counts["loss"]) for counts in (count, totals))
+    weight = mine / whole.clamp(min=1)
+    return value * (float(weight) if weight.ndim == 0 else weight.to(value))

@@ -15,17 +15,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamp import checksums
-from lamp.data.shards import content_hash
+from lamp.data.feature_cache.shards import content_hash
 from lamp.errors import DataError, MismatchError, unreadable
 from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
-from lamp.model.qwen3_vl import CONTENT, PROVENANCE
-from lamp.train.adapters import FOLDER, PART, read_adapter, write_adapter
-from lamp.train.description import FILE_NAME, Description, checkpoint_folder, read_description
-from lamp.train.processes import SINGLE, Processes
-from lamp.train.shards import whole
-from lamp.train.state import TrainingState
-from lamp.train.tensors import read_tensors, write_tensors
+from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackboneConfig
+from lamp.model.qwen_lora import LoRA, describe, from_files, to_files
+from lamp.train.backbones import BackboneConfig
+from lamp.train.checkpoint_metadata import FILE_NAME, Description, checkpoint_folder, read_description
+from lamp.train.config import Imported, MotionTraining, PolicyTraining
+from lamp.train.distributed import SINGLE, Processes
+from lamp.train.shards import read_tensors, whole, write_tensors
+from lamp.train.training_state import TrainingState
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training"
@@ -324,3 +325,34 @@ def _check_names(file: Path, wanted: Mapping[str, Tensor]) -> None:
             raise MismatchError(
                 f"{file}: {name} has shape {found[name]}; the model that its description names has {shape}."
             )
+
+
+FOLDER = "adapter"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PART = "vlm."
+"""How the names of the adapters' weights begin among those of a run."""
+
+
+def lora_of(backbone: BackboneConfig | None) -> LoRA | None:
+    """The adapters that a backbone's settings ask for."""
+    return backbone.lora if isinstance(backbone, Qwen3VLBackboneConfig) else None
+
+
+def write_adapter(
+    folder: Path, training: MotionTraining | PolicyTraining | Imported, weights: Mapping[str, Tensor]
+) -> None:
+    """Writes the adapters' weights into a checkpoint's folder, as peft reads them."""
+    backbone = training.backbone
+    assert isinstance(backbone, Qwen3VLBackboneConfig) and backbone.lora is not None
+    (folder / FOLDER).mkdir()
+    write_tensors(folder / FOLDER / ADAPTER_WEIGHTS, to_files(weights))
+    describe(folder / FOLDER, backbone.lora, backbone.model, backbone.commit)
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """Reads the adapters' weights of a checkpoint.
+
+    Raises:
+        DataError: They are missing or damaged.
+    """
+    return from_files(read_tensors(folder / FOLDER / ADAPTER_WEIGHTS))

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from lamp.configuration import to_json
 from lamp.data.embodiment import Embodiment
-from lamp.data.samples import PolicyScaling
+from lamp.data.policy_dataset import PolicyScaling
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP, LaMPConfig
-from lamp.train.adapters import PART
-from lamp.train.checkpoint import Expected, load_adapter, load_checkpoint
-from lamp.train.description import Description, StartedFrom, checkpoint_folder
-from lamp.train.running import first_difference
+from lamp.train.checkpoint import PART, Expected, load_adapter, load_checkpoint
+from lamp.train.checkpoint_metadata import Description, StartedFrom, checkpoint_folder
+from lamp.train.run_folder import first_difference
 
 Normalizers = Literal["keep", "refit"]
 """What a fine-tune normalises with: as the checkpoint did, so that weights mean what they meant, or fitted to the new data."""

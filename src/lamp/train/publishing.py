@@ -12,10 +12,10 @@ from lamp import checksums
 from lamp.errors import DataError
 from lamp.files import atomic_path, atomic_write_text
 from lamp.hub import Fetch, HubId, check_card, fetch, upload
-from lamp.train.card import Publication, model_card
 from lamp.train.checkpoint import WEIGHTS, load_checkpoint
-from lamp.train.configs import Imported
-from lamp.train.description import FILE_NAME, checkpoint_folder, parse_description, read_description
+from lamp.train.checkpoint_metadata import FILE_NAME, checkpoint_folder, parse_description, read_description
+from lamp.train.config import Imported
+from lamp.train.model_card import Publication, model_card
 
 CARD = "README.md"
 VLM = tuple(f"vlm/{pattern}" for pattern in ("*.safetensors", "*.json", "*.txt", "*.jinja"))

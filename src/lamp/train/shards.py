@@ -1,8 +1,7 @@
-"""Tensors of which each process holds a part (DTensors of FSDP), beside whole ones: copied, joined, written and read.
+"""Named tensors on disk (safetensors, never pickle), whole or sharded over processes (FSDP's DTensors).
 
-On the disk a shard is a safetensors file with the places of its parts in its header, as torch.distributed.checkpoint writes
-it: any number of processes can read what any other number has written. Nothing is pickled.
-"""
+A shard is a safetensors file with the places of its parts in its header, as torch.distributed.checkpoint writes it: any number of
+processes can read what any other number has written."""
 
 from __future__ import annotations
 
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lamp.errors import DataError, MismatchError
+from lamp.errors import DataError, MismatchError, unreadable
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -93,3 +94,23 @@ def read_shards(folder: Path, into: Mapping[str, Tensor], group: ProcessGroup | 
     dcp.load(
         dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group, no_dist=group is None
     )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes named tensors; the caller makes the write atomic."""
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, str(path))
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Reads named tensors.
+
+    Raises:
+        DataError: The file is missing or is not a whole safetensors file.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}; expected a checkpoint folder as `lamp train` writes it.")
+    try:
+        return load_file(str(path), device=str(device))
+    except (SafetensorError, OSError) as error:
+        damaged = DataError(f"{path} is not a whole safetensors file ({error}); restore it or train again.")
+        raise unreadable(path, error, damaged) from None

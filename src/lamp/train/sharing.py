@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lamp.data.features import FrozenBackbone
+from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.errors import MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.model.qwen_lora import fill
 from lamp.train.backbones import BackboneConfig, find_backbone, loaded
 from lamp.train.checkpoint import Expected, load_adapter
-from lamp.train.configs import Imported
-from lamp.train.description import Description, checkpoint_folder, read_description
+from lamp.train.checkpoint_metadata import Description, checkpoint_folder, read_description
+from lamp.train.config import Imported
 
 
 class Backbones:

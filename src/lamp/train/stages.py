@@ -5,28 +5,87 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import nn
 
-from lamp.data.image_samples import ImageSamples, ObservedBatch
-from lamp.data.mixture import AnyMotionSamples, MixedSamples, Mixture, mixture_weights
-from lamp.data.sampler import WHOLE, Share
-from lamp.data.samples import PolicySamples
-from lamp.draws import Source, normal, uniform
+from lamp.data.dataloader import WHOLE, Loader, Sampler, Share
+from lamp.data.feature_cache.cache import Features
+from lamp.data.image_dataset import ImageSamples, ObservedBatch
+from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, PolicySamples, mixture_weights
 from lamp.model.lamp import LaMP
 from lamp.model.recompute import recompute
-from lamp.train.action_metrics import measure_actions
-from lamp.train.breakdown import AXES, TAU_NAMES, Labels, action_names, by_tau, clamped
-from lamp.train.configs import MotionTraining, PolicyTraining, UnseenEpisodes
-from lamp.train.counts import Counts
-from lamp.train.drawing import Drawn, with_fewer_tokens
+from lamp.seeding import Source, normal, uniform
+from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, action_names, by_tau, clamped
+from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes
 from lamp.train.flow_metrics import measure_flow
-from lamp.train.measuring import held_out_loss, spread
 from lamp.train.metrics import Value
-from lamp.train.placement import AnyBatch, StepLoss
+from lamp.train.parallel import AnyBatch, StepLoss
+from lamp.train.validation import held_out_loss, measure_actions, spread
 from lamp.types import Batch
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Samples of some episodes."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> AnyBatch: ...
+
+
+class Drawn:
+    """Where a stage's samples come from: this process's share of the batches of a sampler, and of their noise."""
+
+    def __init__(
+        self, samples: Samples, loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
+    ) -> None:
+        self._loop, self._share = loop, share
+        first = samples.parts[0] if isinstance(samples, Mixture) else samples
+        self._features: Features | None = getattr(first, "features", None)
+        self._sampler = Sampler(len(samples), loop.batch_size, seed=loop.seed, weights=weights, share=share)
+        self._loader: Loader[AnyBatch] = Loader(samples, self._sampler, workers=loop.workers)
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples of a step, over all processes."""
+        return self._sampler.batch_size
+
+    @property
+    def at_once(self) -> int:
+        """Samples that this process has in its memory together."""
+        return max(1, self._loop.batch_size // (self._share.of * self._loop.accumulate))
+
+    def next_batch(self) -> AnyBatch:
+        batch = next(self._loader)
+        if self._features is not None and isinstance(batch, Batch):
+            return replace(batch, encoded=self._features.finished(batch.encoded))
+        return batch
+
+    def noise(self, what: str, step: int) -> Source:
+        """The draws of these rows of a step's batch."""
+        rows = self._share.rows(self.batch_samples)
+        return self._loop.noise.at(self._loop.seed, what, step, rows=self.batch_samples).part(rows.start, len(rows))
+
+    def state(self) -> dict[str, Any]:
+        return self._loader.state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._loader.load_state_dict(state)
+
+    def close(self) -> None:
+        self._loader.close()
+
+
+def with_fewer_tokens(batch: Batch, share: float, source: Source) -> Batch:
+    """Hides a share of the backbone's tokens, drawn anew at every step."""
+    if not share:
+        return batch
+    return replace(batch, kept=uniform(tuple(batch.encoded.mask.shape), source) >= share)
+
 
 Either = TypeVar("Either", Batch, ObservedBatch)
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.baselines import CONTROLS
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.flow_errors import of_episode
 from lamp.benchmark.robustness import RobustnessTable
 from lamp.benchmark.statistics import Paired, rank_sum
 from lamp.benchmark.tables import Row, SuccessTable, counted, paired, percent, sentence
-from lamp.model.interventions import is_intervention
+from lamp.model.prior_interventions import is_intervention
 from lamp.view.charts import Interval, Series, interval_chart, line_chart
 from lamp.view.page import Block, Columns, Notes, Panel, Paragraph, Section, Table, absent, shown
 from lamp.view.results import RunResults, colour_of, folder_label, words

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from lamp.data.features import FrozenBackbone
+from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.observing import ObservationEncoder
+from lamp.data.observation_encoder import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
-from lamp.sceneflow.moving import DRAWN
+from lamp.sceneflow.motion_mask import DRAWN
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowNeeds, find_store, store_folders
 from lamp.sceneflow.tracks import grid_points, integrate, retime
 from lamp.train.checkpoint import Expected, load_checkpoint
-from lamp.train.description import Description, read_description
+from lamp.train.checkpoint_metadata import Description, read_description
 from lamp.train.sharing import Backbones
 from lamp.types import Observations
 from lamp.view.images import row_of, write_png

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
-from lamp.sceneflow.moving import DRAWN, MOVING, leaves_start
+from lamp.sceneflow.motion_mask import DRAWN, MOVING, leaves_start
 
 NOW = (38, 99, 255)
 MIDWAY = (178, 62, 224)
@@ -24,7 +24,7 @@ class OverlayStyle:
     width: float = 1.4
     """Width of a trajectory in [output pixels at 256 px image height]; grows with the image."""
     moving: float = MOVING
-    """How far a point has to move to be drawn as a path (`lamp.sceneflow.moving`). [fraction of the image]"""
+    """How far a point has to move to be drawn as a path (`lamp.sceneflow.motion_mask`). [fraction of the image]"""
     opacity: float = 0.92
     dim: float = 0.0
     """Share by which the picture is faded to grey below the lines, so that they stand out."""
@@ -42,7 +42,7 @@ def time_colour(share: float) -> tuple[int, int, int]:
 
 
 def moving_points(points: Float[np.ndarray, "k t1 c"], threshold: float) -> Bool[np.ndarray, " k"]:
-    """Which points move (`lamp.sceneflow.moving`) by more than `threshold` [fraction of the image]."""
+    """Which points move (`lamp.sceneflow.motion_mask`) by more than `threshold` [fraction of the image]."""
     offsets = points[:, :, :2] - points[:, :1, :2]
     return np.asarray(leaves_start(offsets, np.asarray(np.isfinite(offsets).all(-1)), threshold))
 
@@ -123,7 +123,7 @@ def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: t
 
 @dataclass(frozen=True, kw_only=True)
 class ForesightArtist:
-    """Draws what a policy foresaw over film frames; to be passed to `lamp.benchmark.evaluating.evaluate`."""
+    """Draws what a policy foresaw over film frames; to be passed to `lamp.benchmark.evaluate.evaluate`."""
 
     style: OverlayStyle = field(default_factory=lambda: OverlayStyle(scale=2, moving=DRAWN))
 

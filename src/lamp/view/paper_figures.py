@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamp.benchmark.controls import is_policy
+from lamp.benchmark.baselines import is_policy
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.simpler import SUITE as WIDOWX
 from lamp.benchmark.simpler import WITH_STAND_INS

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-from lamp.benchmark.controls import is_policy
+from lamp.benchmark.baselines import is_policy
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.robustness import robustness
 from lamp.benchmark.simpler import SUITE as WIDOWX

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamp.benchmark.controls import CONTROLS
+from lamp.benchmark.baselines import CONTROLS
 from lamp.benchmark.episodes import EPISODES, EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired

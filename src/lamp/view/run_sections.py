@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from lamp.benchmark.episodes import EpisodeRecord
-from lamp.benchmark.films import FILM_FPS
+from lamp.benchmark.sim_worker import FILM_FPS
 from lamp.benchmark.tables import percent
-from lamp.data.video import video_info
-from lamp.data.video_reading import read_frames
+from lamp.data.lerobot.video import read_frames, video_info
 from lamp.errors import DataError
 from lamp.files import path_inside
 from lamp.view.images import data_uri, evenly, jpeg_uri, read_picture, strip

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lamp.errors import MismatchError
-from lamp.train.configs import PolicyTraining
+from lamp.train.config import PolicyTraining
 from lamp.types import Batch, Encoded, Observations
 from lerobot_policy_lamp.building import CameraKey
 

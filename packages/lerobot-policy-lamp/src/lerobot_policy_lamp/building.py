@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lamp.configuration import from_json, to_json
-from lamp.data.lerobot_format import short_names
+from lamp.data.lerobot.format import short_names
 from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import to_line
 from lamp.model.guidance import GuidanceConfig
@@ -16,8 +16,8 @@ from lamp.model.small import STRIDE, SmallBackboneConfig
 from lamp.recipes import training
 from lamp.train.backbones import BackboneConfig
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
-from lamp.train.configs import Imported, PolicyTraining
-from lamp.train.description import Description, checkpoint_folder, read_description
+from lamp.train.checkpoint_metadata import Description, checkpoint_folder, read_description
+from lamp.train.config import Imported, PolicyTraining
 from lamp.train.publishing import find_checkpoint
 
 IMAGES = ("observation.images.", "observation.")

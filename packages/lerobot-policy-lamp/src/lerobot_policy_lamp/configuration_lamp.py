@@ -11,7 +11,7 @@ from lerobot.optim.optimizers import AdamWConfig  # pyright: ignore[reportMissin
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig  # pyright: ignore[reportMissingImports]
 
 from lamp.errors import ConfigError
-from lamp.train.configs import PolicyTraining
+from lamp.train.config import PolicyTraining
 from lerobot_policy_lamp.building import Plan, make_plan, settings_of
 
 

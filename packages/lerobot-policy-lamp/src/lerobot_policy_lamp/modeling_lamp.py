@@ -12,12 +12,12 @@ from lerobot.policies.pretrained import PreTrainedPolicy  # pyright: ignore[repo
 from torch import Tensor, nn
 
 from lamp.data.instructions import check_instructions
-from lamp.data.observing import ObservationEncoder
+from lamp.data.observation_encoder import ObservationEncoder
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP
+from lamp.seeding import generator_at
 from lamp.train.backbones import find_backbone, loaded
-from lamp.train.randomness import generator_at
 from lamp.types import Encoded
 from lerobot_policy_lamp.batches import STATE, observations_of, state_of, training_batch
 from lerobot_policy_lamp.building import Plan, load_motion

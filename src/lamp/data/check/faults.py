@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lamp.data.metadata import MetadataError, Problem
+from lamp.data.lerobot.metadata import MetadataError, Problem
 from lamp.errors import DataError
 
 ALIKE = 20

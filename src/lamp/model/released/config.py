@@ -10,7 +10,7 @@ from lamp.errors import ConfigError
 from lamp.flow_matching import Beta
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.released.sizes import POLICY, Part, ReleasedSizes
-from lamp.sceneflow.bounds import RELEASED_BOUNDS
+from lamp.sceneflow.normalization import RELEASED_BOUNDS
 
 NOISE_SCALE = 0.999
 FIXED: dict[str, Any] = {

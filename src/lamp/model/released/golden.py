@@ -11,7 +11,7 @@ from torch import Tensor
 from lamp.errors import DataError
 from lamp.flow_matching import euler
 from lamp.model.lamp import LaMP
-from lamp.model.released.reading import load, opened, sizes_from
+from lamp.model.released.artifact import load, opened, sizes_from
 from lamp.model.released.sizes import ReleasedSizes
 from lamp.types import Encoded
 

@@ -14,7 +14,7 @@ from lamp.files import read_json, write_json
 from lamp.model.qwen_files import CONFIG, DESCRIBING, read_config, token_width
 from lamp.model.released.artifact import download
 from lamp.model.released.config import ReleasedConfig
-from lamp.train.tensors import read_tensors
+from lamp.train.shards import read_tensors
 
 INDEX = "model.safetensors.index.json"
 DESCRIPTION = ("*.json", "*.txt", "*.jinja")

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lamp_client.envs import StepResult, libero_simulation
-from lamp_client.envs.effects import ArmStart
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask, load_task
+from lamp_client.envs.perturbations import ArmStart
 from lamp_client.envs.placement import MAX_SHIFT, Placement, draw, movable_objects, stands
 from lamp_client.envs.rendering import Renderer, RenderQuality, import_mujoco
 from lamp_client.envs.rotations import axis_angle_from_quaternion

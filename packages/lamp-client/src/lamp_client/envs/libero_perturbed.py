@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from lamp_client.envs import StepResult, libero_simulation
-from lamp_client.envs.effects import NOTHING, ArmStart, CameraPose, Drawn, Effects, Lights, Standard
 from lamp_client.envs.libero import CAMERA_NAMES, LiberoEnv
 from lamp_client.envs.libero_tasks import LiberoTask
+from lamp_client.envs.perturbations import NOTHING, ArmStart, CameraPose, Drawn, Effects, Lights, Standard
 from lamp_client.envs.rendering import RenderQuality
 from lamp_client.errors import InvalidValueError, SimulationError
 from lamp_client.types import Observation

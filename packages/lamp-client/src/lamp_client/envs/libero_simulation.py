@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lamp_client.envs.bddl import checked_copy
-from lamp_client.envs.effects import ArmStart
 from lamp_client.envs.libero_tasks import LiberoTask, import_benchmark, quiet
+from lamp_client.envs.perturbations import ArmStart
 from lamp_client.envs.rendering import import_mujoco
 from lamp_client.errors import InvalidValueError, LampClientError, UnknownNameError
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from lamp_client.envs.corruption import numbered
-from lamp_client.envs.effects import ArmStart, Drawn, Effects, Standard
-from lamp_client.envs.libero_plus.camera import viewed_from
 from lamp_client.envs.libero_plus.files import PlusFiles
 from lamp_client.envs.libero_plus.furnishing import Furnishing
 from lamp_client.envs.libero_plus.names import (
@@ -27,7 +25,9 @@ from lamp_client.envs.libero_plus.names import (
     Wording,
     parse,
 )
+from lamp_client.envs.libero_plus.simulator import viewed_from
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask
+from lamp_client.envs.perturbations import ArmStart, Drawn, Effects, Standard
 from lamp_client.errors import InvalidValueError, UnknownNameError
 
 

@@ -6,7 +6,15 @@ plus-style wherever it is shown, and never stands in one column with the benchma
 
 from __future__ import annotations
 
-from lamp_client.envs.plus_style.drawing import Joined, OneOf, Perturbation
-from lamp_client.envs.plus_style.levels import ASPECTS, CATEGORIES, LEVELS, at_level, parse
+from lamp_client.envs.plus_style.combined import (
+    ASPECTS,
+    CATEGORIES,
+    LEVELS,
+    Joined,
+    OneOf,
+    Perturbation,
+    at_level,
+    parse,
+)
 
 __all__ = ["ASPECTS", "CATEGORIES", "LEVELS", "Joined", "OneOf", "Perturbation", "at_level", "parse"]

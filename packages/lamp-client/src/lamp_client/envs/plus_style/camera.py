@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lamp_client.envs.effects import CameraPose, Drawn, Effects, Standard
+from lamp_client.envs.perturbations import CameraPose, Drawn, Effects, Standard
 from lamp_client.envs.rotations import VERTICAL, quaternion_about, quaternion_product, rotated
 
 

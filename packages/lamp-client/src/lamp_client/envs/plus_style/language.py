@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lamp_client.envs.effects import Drawn, Effects, Standard
+from lamp_client.envs.perturbations import Drawn, Effects, Standard
 from lamp_client.errors import InvalidValueError
 
 FRAMES = (

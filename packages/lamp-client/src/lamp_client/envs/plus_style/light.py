@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lamp_client.envs.effects import Drawn, Effects, Lights, Standard
+from lamp_client.envs.perturbations import Drawn, Effects, Lights, Standard
 from lamp_client.envs.plus_style.camera import looked_at, signed
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])

@@ -1,0 +1,432 @@
+"""`lamp evaluate`: policies and controls on the same episodes, each done exactly once, however often the run is interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lamp.benchmark import episodes as episode_lines
+from lamp.benchmark.baselines import Checkpoint, Condition, Intervened, PriorBank, Replay, Zero, bank_tasks
+from lamp.benchmark.episodes import Episode, EpisodeRecord
+from lamp.benchmark.launchers import Here, Place
+from lamp.benchmark.perturbed import described, perturbed
+from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
+from lamp.benchmark.run_manifest import Manifest, Run, parse_shard
+from lamp.benchmark.sim_worker import Artist, Duty, Outcome, Post, default_workers, plain
+from lamp.benchmark.statistics import Rate
+from lamp.benchmark.suites import LiberoSimulators, Programme, Simulators, Visit, parse_states
+from lamp.benchmark.summary import Summary, summarise
+from lamp.benchmark.worker_pool import Crew
+from lamp.configuration import to_json as config_to_json
+from lamp.errors import ConfigError, unknown
+from lamp.files import atomic_path
+from lamp.model.prior_interventions import Shuffled
+from lamp.model.prior_interventions import parse as parse_interventions
+from lamp.progress import Progress, clock, say
+from lamp.version import code_version, package_versions
+
+WITHOUT_EFFECT = (
+    *("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device", "threads", "deadline_s"),
+    *("plus_root", "plus_assets", "leave_out_missing", "ray"),
+)
+"""Settings that change no result, or (paths) whose content is compared instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every evaluation can be told, whatever the benchmark: who acts, and how it is run."""
+
+    checkpoint: Path | None = None
+    """The policy's checkpoint folder; None evaluates controls only."""
+    against: Path | None = None
+    """A second checkpoint on the same episodes, such as the one trained without the motion prior."""
+    out: Path = Path("outputs/evaluation")
+    """Output folder; one that holds an unfinished run with the same settings is continued."""
+    controls: tuple[Literal["expert", "replay", "zero", "wrong_instruction", "blank"], ...] = ()
+    """What else acts on the same episodes."""
+    intervene: tuple[str, ...] = ()
+    """Changes of the policy's motion prior, each on the same episodes: `prior_zeroed`, `prior_shuffled`, `prior_told_wrong`,
+    `prior_redrawn`, `gate=0.5`, `denoised=3`, `action_steps=1`, or `all`."""
+    flow_errors: bool = False
+    """Also measure, in every episode of policies with a motion prior, how far what they foresaw is from what then happened."""
+    data: Path | None = None
+    """Dataset whose expert episodes the control replay repeats, and whose observations `prior_shuffled` gives to other tasks."""
+    render: Literal["exact", "fast"] = "exact"
+    """`exact` is the protocol; `fast` renders without multisampling and reflections."""
+    execute: int | None = None
+    """Actions executed of each chunk before replanning; None takes the checkpoint's."""
+    videos: int = 0
+    """Policy episodes to film, spread over the tasks."""
+    workers: int = field(default_factory=default_workers)
+    """Simulator processes; by default one more than there are cores, so that none is idle while one waits for the policy."""
+    ray: str | None = None
+    """Runs the simulators on the machines of a Ray cluster: its address, or `auto` for the one that this machine belongs to."""
+    fast: bool = True
+    """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
+    gather_ms: float = 2.0
+    """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
+    deadline_s: float = 1800.0
+    """An episode that takes longer is stopped with its simulator, counted, and tried again [s]."""
+    shard: str = ""
+    """Part of the evaluation to do, such as `0/4` on the first of four machines; `lamp merge-evaluations` joins the folders."""
+    label: str | None = None
+    """Name of `checkpoint` in tables; None says with_motion or without_motion."""
+    against_label: str | None = None
+    """Name of `against` in tables."""
+    seed: int = 0
+    """Varies the placements of objects and what perturbations draw; policy noise follows the protocol's formula."""
+    device: str = "cpu"
+    """Where the policy computes."""
+    threads: int = 1
+    """CPU threads of the policy; the simulators need the other cores."""
+
+    def __post_init__(self) -> None:
+        self._check_counts("workers", "threads")
+        if self.execute is not None and self.execute < 1:
+            raise ConfigError(f"execute is {self.execute}; expected at least 1, or nothing for the checkpoint's own")
+        if self.deadline_s <= 0:
+            raise ConfigError(f"deadline_s is {self.deadline_s}; expected more than 0")
+        parse_shard(self.shard)
+        if self.checkpoint is None and (self.against is not None or not self.controls):
+            raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with expert, replay or zero")
+
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+    @property
+    def shift(self) -> float:
+        """Largest displacement of an object along x and y [m]."""
+        return 0.0
+
+    def programme(self, simulators: Simulators | None = None) -> Programme:
+        """Says what is to be visited.
+
+        Args:
+            simulators: In place of the benchmark's own.
+
+        Raises:
+            ConfigError: A setting names what does not exist.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunSettings):
+    """Runs policies and controls on LIBERO, as it is or perturbed. Other benchmarks: `lamp evaluate libero_plus --help`."""
+
+    suite: str = "libero_object"
+    """LIBERO suite."""
+    task: tuple[int, ...] = ()
+    """Task numbers; empty for all of the suite."""
+    states: str = "0:50"
+    """Stored initial states: `30:50`, `0:50:5` or `0,3,40:50`."""
+    episodes_per_state: int = 1
+    """Episodes of each initial state, with different placements and noise."""
+    placement_shift: float = 0.0
+    """Largest displacement of an object along x and y [m]; 0 is the protocol."""
+    perturb: tuple[str, ...] = ()
+    """Plus-style perturbations, each on the same episodes: `camera=3`, `light.tint=5`, both at once `camera=3+light=5`, `all=3`,
+    a file with one in JSON, or `none` for the standard scenes (docs/benchmarks.md)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_counts("episodes_per_state")
+
+    @property
+    def shift(self) -> float:
+        """Largest displacement of an object along x and y [m]."""
+        return self.placement_shift
+
+    def programme(self, simulators: Simulators | None = None) -> Programme:
+        """One suite, under each perturbation; by default once, under none."""
+        standard = simulators or LiberoSimulators(
+            suite=self.suite, render=self.render, placement_shift=self.placement_shift
+        )
+        instructions = standard.instructions()
+        tasks = _tasks(self, len(instructions))
+        variants = perturbed(standard, self.perturb)
+        states = parse_states(self.states)
+        return Programme(
+            visits=tuple(
+                Visit(simulators=variant, tasks=tasks, states=states, repeats=self.episodes_per_state)
+                for variant in variants
+            ),
+            settings={"perturbations": described(variants)} if self.perturb else {},
+            instructions=instructions,
+        )
+
+
+def evaluate(
+    config: RunSettings,
+    *,
+    artist: Artist = plain,
+    load: Callable[[Path, str, int], BatchPolicy] | None = None,
+    simulators: Simulators | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Summary:
+    """Runs, or continues, an evaluation.
+
+    Args:
+        config: What to evaluate.
+        artist: Draws the policy's foresight over film frames.
+        load: Opens the policy of (a checkpoint folder, a device, a number of threads); None takes LaMP's.
+        simulators: Where the tasks come from; None takes LIBERO's.
+        settings: What else changes results, in plain values: a folder belongs to one set of them.
+
+    Raises:
+        ConfigError: The folder holds an evaluation with other settings, or a setting does not fit.
+        SimulationStoppedError: An episode raised, or killed its simulator again and again.
+    """
+    started = time.monotonic()
+    programme = config.programme(simulators)
+    opened = load or PolicyOpener(config.execute, fast=config.fast)
+    policies = Policies(lambda path: opened(path, config.device, config.threads))
+    checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
+    conditions = policies.conditions(
+        checkpoints, config.controls, config.data, programme.tasks, parse_interventions(config.intervene)
+    )
+    shuffled = [name for name, one in conditions.items() if isinstance(one, Intervened) and one.shuffles]
+    if shuffled:
+        policies.banks = _banks_of_data(config, programme)
+    hashes = policies.hashes(conditions)
+    plan = [
+        episode
+        for visit in programme.visits
+        for episode in episode_lines.plan(
+            conditions=list(hashes.items()),
+            suite=visit.simulators.suite,
+            tasks=visit.tasks,
+            states=visit.states,
+            repeats=visit.repeats,
+            seed=config.seed,
+        )
+    ]
+    plan = parse_shard(config.shard).of(plan)
+    manifest = _manifest(config, hashes, programme, len(plan), settings or {}, policies.kinds())
+    with Run(config.out, manifest) as run:
+        pending = run.pending(plan)
+        if run.records:
+            say(f"{len(run.records)} of {len(plan)} episodes are done already")
+        try:
+            if pending:
+                run.begin_session(started)
+                place = _place(config)
+                if not policies.banks and any(episode.condition in shuffled for episode in pending):
+                    policies.banks = {
+                        visit.simulators.suite: PriorBank.of_simulators(
+                            visit.simulators, visit.tasks, visit.states, seed=config.seed
+                        )
+                        for visit in programme.visits
+                    }
+                post = Post(
+                    simulators={visit.simulators.suite: visit.simulators for visit in programme.visits},
+                    conditions=conditions,
+                    instructions={
+                        visit.simulators.suite: visit.simulators.instructions() for visit in programme.visits
+                    },
+                    execute=policies.execute(config.execute),
+                    folder=config.out if isinstance(place, Here) else None,
+                    artist=artist,
+                    policies=policies.metadata(),
+                    probes=policies.probes() if config.flow_errors else {},
+                )
+                crew = Crew(
+                    size=config.workers,
+                    post=post,
+                    answer=policies.answer,
+                    gather_s=config.gather_ms / 1000,
+                    deadline_s=config.deadline_s,
+                    place=place,
+                )
+                filmed = _filmed(plan, conditions, config.videos)
+                duties = _duties(pending, conditions, programme.tasks, filmed, set(post.probes))
+                _collect(run, crew, duties, config, len(plan))
+        finally:
+            run.note_session()
+            summary = summarise(config.out, run.records, planned=len(plan))
+            summary.write()
+    return summary
+
+
+def _banks_of_data(config: RunSettings, programme: Programme) -> dict[str, PriorBank]:
+    """What shuffled priors are of, where a dataset is named; nothing where the simulators are to show it.
+
+    Raises:
+        ConfigError: There is nothing of other tasks.
+    """
+    if config.data is None:
+        if config.ray is not None:
+            raise ConfigError(
+                "prior_shuffled with --ray needs --data: a dataset whose observations are given to other tasks"
+            )
+        for visit in programme.visits:
+            bank_tasks(visit.simulators.instructions(), visit.tasks)
+        return {}
+    banks = {
+        visit.simulators.suite: PriorBank.of_data(config.data, visit.simulators.instructions(), seed=config.seed)
+        for visit in programme.visits
+    }
+    for visit in programme.visits:
+        banks[visit.simulators.suite].check(visit.tasks)
+    return banks
+
+
+def _place(config: RunSettings) -> Place:
+    """Where the simulators run."""
+    if config.ray is None:
+        return Here()
+    from lamp.benchmark.cluster import RayCluster
+
+    return RayCluster.at(config.ray, config.workers)
+
+
+def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
+    for task in config.task:
+        if not 0 <= task < available:
+            raise unknown(f"task of {config.suite}", task, range(available))
+    if len(set(config.task)) != len(config.task):
+        raise ConfigError(f"tasks {config.task}: expected none twice")
+    return config.task or tuple(range(available))
+
+
+def _manifest(
+    config: RunSettings,
+    hashes: Mapping[str, str],
+    programme: Programme,
+    planned: int,
+    settings: Mapping[str, Any],
+    models: Mapping[str, Any],
+) -> Manifest:
+    plain_config: dict[str, Any] = config_to_json(config)
+    decisive = {key: value for key, value in plain_config.items() if key not in (*WITHOUT_EFFECT, "list", "json")}
+    # What is not asked for is not named, so that folders from before the setting existed go on.
+    for name in ("perturb", "intervene", "flow_errors", "shard"):
+        if not decisive.get(name):
+            decisive.pop(name, None)
+    decisive |= {**programme.settings, **settings}
+    shuffled = any(one.name == Shuffled.name for one in parse_interventions(config.intervene))
+    if shuffled:
+        decisive["prior_bank"] = "data" if config.data is not None else "simulators"
+    if "replay" in config.controls or (shuffled and config.data is not None):
+        decisive["data"] = plain_config["data"]
+    facts = {key: plain_config[key] for key in WITHOUT_EFFECT if key in plain_config}
+    facts |= {"models": models, "code": code_version(), "packages": package_versions(), **programme.facts}
+    return Manifest(
+        config=decisive, conditions=hashes, instructions=programme.instructions, planned=planned, facts=facts
+    )
+
+
+def _duties(
+    pending: Sequence[Episode],
+    conditions: Mapping[str, Condition],
+    tasks: Sequence[int],
+    filmed: set[str],
+    probed: set[str],
+) -> list[Duty]:
+    recorded = {
+        (name, task): condition.actions(task)
+        for name, condition in conditions.items()
+        if isinstance(condition, Replay | Zero)
+        for task in tasks
+    }
+    return [
+        Duty(
+            episode=episode,
+            actions=recorded.get((episode.condition, episode.task)),
+            filmed=episode.name in filmed,
+            probed=episode.condition in probed,
+        )
+        for episode in pending
+    ]
+
+
+def _filmed(plan: Sequence[Episode], conditions: Mapping[str, Condition], count: int) -> set[str]:
+    """Chooses episodes of the first policy, the first of every task before the second of any."""
+    policy = next((name for name, condition in conditions.items() if isinstance(condition, Checkpoint)), None)
+    seen: dict[tuple[str, int], int] = {}
+    ranked = []
+    for episode in plan:
+        if episode.condition == policy:
+            ranked.append((seen.setdefault(episode.place, 0), episode.task, episode.name))
+            seen[episode.place] += 1
+    return {name for _, _, name in sorted(ranked)[:count]}
+
+
+def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, planned: int) -> None:
+    code, packages = code_version(), package_versions()
+    progress = EpisodeProgress(run.records, planned)
+    try:
+        for outcome in crew.run(duties):
+            attempt = 1 + crew.deaths[outcome.episode.name]
+            if outcome.film is not None and outcome.video is not None:
+                with atomic_path(run.folder / outcome.video) as staged:
+                    staged.write_bytes(outcome.film)
+            record = _record(outcome, config, attempt=attempt, code=code, packages=packages)
+            run.add(record)
+            progress.tell(record)
+    except KeyboardInterrupt:
+        say(f"stopped with {len(run.records)} of {planned} episodes done; the same command goes on")
+        raise
+    finally:
+        progress.close()
+
+
+def _record(
+    outcome: Outcome, config: RunSettings, *, attempt: int, code: str, packages: Mapping[str, str]
+) -> EpisodeRecord:
+    kept = [item.name for item in dataclasses.fields(outcome) if item.name not in ("episode", "film")]
+    fields = {name: getattr(outcome, name) for name in kept}
+    return EpisodeRecord(
+        **dataclasses.asdict(outcome.episode),
+        **fields,
+        placement_shift=config.shift,
+        render=config.render,
+        attempt=attempt,
+        code=code,
+        packages=dict(packages),
+    )
+
+
+class EpisodeProgress:
+    """Says on the error stream what came of each episode, and between them that they are on their way."""
+
+    def __init__(self, done: list[EpisodeRecord], planned: int) -> None:
+        self._line = Progress("evaluate", planned, "episodes", done=len(done), brief=True)
+        self._planned, self._before = planned, len(done)
+        self._done = len(done)
+        self._started = time.monotonic()
+        self._trials = Counter(record.condition for record in done)
+        self._successes = Counter(record.condition for record in done if record.success)
+
+    def tell(self, record: EpisodeRecord) -> None:
+        """Says what came of an episode, and what that makes of the whole."""
+        self._done += 1
+        self._trials[record.condition] += 1
+        self._successes[record.condition] += record.success
+        rate = Rate(successes=self._successes[record.condition], trials=self._trials[record.condition])
+        low, high = rate.interval
+        result = "success" if record.success else "no success"
+        self._line.update(self._done)
+        self._line.tell(
+            f"[{self._done}/{self._planned}] {record.condition} task {record.task} state {record.state}: {result} after "
+            f"{record.steps} steps ({record.wall_s:.1f} s); so far {rate.successes}/{rate.trials} "
+            f"({100 * rate.value:.0f}%, {100 * low:.0f} to {100 * high:.0f}){self._pace()}"
+        )
+
+    def close(self) -> None:
+        """Ends it."""
+        self._line.close()
+
+    def _pace(self) -> str:
+        elapsed = time.monotonic() - self._started
+        hourly = 3600 * (self._done - self._before) / elapsed if elapsed > 0 else 0.0
+        if not hourly:
+            return ""
+        return f"; {hourly:,.0f} episodes/h, {clock(3600 * (self._planned - self._done) / hourly)} left"

@@ -1,0 +1,312 @@
+"""The folder of an evaluation: what was asked (`run.json`), and what is done so far (`episodes.jsonl`), each episode once.
+
+`sessions.jsonl` keeps how long each call of the command worked on it, a line after each episode, so that no time is lost with a
+session that is killed. A run may be split over several machines (`Shard`); the folders are merged afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lamp.benchmark.episodes import EPISODES, Episode, EpisodeRecord, read_records
+from lamp.errors import ConfigError, DataError
+from lamp.files import (
+    append_line,
+    atomic_write_text,
+    locked,
+    read_json,
+    read_lines_json,
+    sha256_of,
+    to_line,
+    write_json,
+)
+
+MANIFEST = "run.json"
+SESSIONS = "sessions.jsonl"
+FORMAT = "lamp-evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an evaluation folder is the answer to."""
+
+    config: Mapping[str, Any]
+    """The settings that change results; a folder belongs to one set of them."""
+    conditions: Mapping[str, str]
+    """Name of each condition -> its checkpoint's content hash, empty where it has none."""
+    instructions: Sequence[str]
+    """The instruction of every task of the suite."""
+    planned: int
+    """Number of episodes."""
+    facts: Mapping[str, Any]
+    """What is worth knowing but may differ between sessions: paths, code and package versions, workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One call of the command that did episodes."""
+
+    number: int
+    """From 1."""
+    episodes: int
+    seconds: float
+    """Wall time."""
+
+
+def read_sessions(folder: Path) -> list[Session]:
+    """The sessions of an evaluation, in order; none where an earlier version wrote it.
+
+    Raises:
+        DataError: The log is damaged.
+    """
+    found: dict[int, Session] = {}
+    for line in read_lines_json(folder / SESSIONS):
+        try:
+            session = Session(
+                number=int(line["session"]), episodes=int(line["episodes"]), seconds=float(line["seconds"])
+            )
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{folder / SESSIONS} holds {to_line(line)[:80]}; restore or remove the file") from None
+        found[session.number] = session
+    return [found[number] for number in sorted(found)]
+
+
+def write_session(folder: Path, session: Session) -> None:
+    """Notes how far a session is; the last note of each counts."""
+    noted = {"session": session.number, "episodes": session.episodes, "seconds": round(session.seconds, 3)}
+    append_line(folder / SESSIONS, to_line(noted))
+
+
+class Run:
+    """An evaluation folder opened for writing, by one process at a time.
+
+    Raises:
+        ConfigError: The folder holds an evaluation with other settings.
+        DataError: Another process is writing to it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        busy = f"another process is evaluating into {folder}; wait for it or choose another --out"
+        with ExitStack() as stack:
+            stack.enter_context(locked(folder / ".lock", busy))
+            _claim(folder, manifest)
+            self.records = read_records(folder) if (folder / EPISODES).exists() else []
+            self._number, self._started, self._before = 0, 0.0, len(self.records)
+            self._held = stack.pop_all()
+
+    def pending(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Returns the episodes that no line records yet, in order."""
+        done = {record.key for record in self.records}
+        return [episode for episode in episodes if episode.key not in done]
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Appends an episode; it is on the disk when this returns."""
+        append_line(self.folder / EPISODES, record.to_line())
+        self.records.append(record)
+        self.note_session()
+
+    def begin_session(self, started: float) -> None:
+        """Counts this call among the sessions.
+
+        Args:
+            started: When it began, by `time.monotonic`.
+        """
+        earlier = read_sessions(self.folder)
+        if not earlier and self.records and (self.folder / "summary.json").is_file():
+            # An earlier version kept the time of the last session only.
+            seconds = read_json(self.folder / "summary.json", "summary").get("session_seconds", 0.0)
+            write_session(self.folder, Session(number=1, episodes=len(self.records), seconds=float(seconds)))
+            earlier = read_sessions(self.folder)
+        self._number, self._started = 1 + max((session.number for session in earlier), default=0), started
+        self.note_session()
+
+    def note_session(self) -> None:
+        """Notes how long this session has lasted, if it was begun."""
+        if self._number:
+            seconds, episodes = time.monotonic() - self._started, len(self.records) - self._before
+            write_session(self.folder, Session(number=self._number, episodes=episodes, seconds=seconds))
+
+    def close(self) -> None:
+        """Lets other processes write to the folder."""
+        self._held.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _claim(folder: Path, manifest: Manifest) -> None:
+    path = folder / MANIFEST
+    asked = {"config": dict(manifest.config), "conditions": dict(manifest.conditions)}
+    if not path.exists():
+        if (folder / EPISODES).exists():
+            raise DataError(f"{folder} holds {EPISODES} but no {MANIFEST}; restore it or choose another --out")
+        rest = {"planned": manifest.planned, "instructions": list(manifest.instructions), "facts": dict(manifest.facts)}
+        write_json(path, {"format": FORMAT, "version": 1, **asked, **rest})
+        return
+    found = read_json(path, "evaluation manifest")
+    if found.get("format") != FORMAT:
+        raise DataError(f"{path} is not the manifest of an evaluation; choose another --out")
+    differing = [
+        f"{key} is {asked[part].get(key)!r}, was {found[part].get(key)!r}"
+        for part in ("config", "conditions")
+        for key in sorted(asked[part].keys() | found[part].keys())
+        if asked[part].get(key) != found[part].get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{folder} holds an evaluation with other settings ({'; '.join(differing)}); "
+            "continue it with the same settings, or choose another --out"
+        )
+
+
+def model_kind(checkpoint: Path) -> dict[str, str | None]:
+    """Returns which scene flow a checkpoint's motion prior knows and what joins it to the policy; None each without a prior."""
+    model = read_json(_folder(checkpoint) / "lamp.json", "checkpoint description").get("model") or {}
+    motion, fusion = model.get("motion"), model.get("guidance")
+    return {"flow": motion["flow"]["type"] if motion else None, "fusion": fusion["type"] if fusion else None}
+
+
+def _folder(checkpoint: Path) -> Path:
+    return checkpoint / "checkpoint" if (checkpoint / "checkpoint").is_dir() else checkpoint
+
+
+def checkpoint_hash(checkpoint: Path) -> str:
+    """Returns 16 hexadecimal digits that name the content of a checkpoint, or of a run's: its weights and its description.
+
+    Raises:
+        DataError: The folder is no checkpoint.
+    """
+    folder = _folder(checkpoint)
+    files = [folder / "lamp.json", folder / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{folder} is no checkpoint: {file.name} is missing; expected a folder that training wrote")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(bytes.fromhex(sha256_of(file)))
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Part `index` of `count`: every `count`-th scene, with all conditions that meet it, so that they stay comparable."""
+
+    index: int
+    count: int
+
+    def of(self, plan: Sequence[Episode]) -> list[Episode]:
+        """Returns the shard's episodes, in order."""
+        numbers: dict[tuple[Any, ...], int] = {}
+        for episode in plan:
+            numbers.setdefault(episode.scene, len(numbers))
+        return [episode for episode in plan if numbers[episode.scene] % self.count == self.index]
+
+
+def parse_shard(text: str) -> Shard:
+    """Reads `0/4` to `3/4`; an empty text is the whole.
+
+    Raises:
+        ConfigError: The text is no such fraction.
+    """
+    if not text:
+        return Shard(index=0, count=1)
+    parts = text.split("/")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts) and int(parts[0]) < int(parts[1]):
+        return Shard(index=int(parts[0]), count=int(parts[1]))
+    raise ConfigError(f"shard {text!r}: expected such as '0/4', '1/4', '2/4', '3/4' for four machines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """What `lamp merge-evaluations` does."""
+
+    shards: tuple[Path, ...]
+    """Output folders of `lamp evaluate --shard ...`, all parts of one evaluation."""
+    out: Path
+    """Folder for the whole; `lamp evaluate` without --shard can go on with it."""
+
+
+def merge(config: MergeConfig) -> int:
+    """Joins the shards of an evaluation and returns the number of episodes.
+
+    Raises:
+        ConfigError: The folders are not all the shards of one evaluation, or `out` is not empty.
+        DataError: A folder is none of an evaluation, or damaged.
+    """
+    if config.out.exists() and any(config.out.iterdir()):
+        raise ConfigError(f"{config.out} is not empty; expected a new folder for the merged evaluation")
+    manifests = {folder: _manifest(folder) for folder in config.shards}
+    _check(manifests)
+    records = [record for folder in config.shards for record in read_records(folder)]
+    _check_none_twice(records)
+    first = next(iter(manifests.values()))
+    whole = {name: value for name, value in first["config"].items() if name != "shard"}
+    planned = sum(int(manifest["planned"]) for manifest in manifests.values())
+    facts = {**first["facts"], "merged": [str(folder) for folder in config.shards]}
+    for folder in config.shards:
+        if (folder / "videos").is_dir():
+            shutil.copytree(folder / "videos", config.out / "videos", dirs_exist_ok=True)
+    atomic_write_text(config.out / EPISODES, "".join(record.to_line() + "\n" for record in records))
+    sessions = [session for folder in config.shards for session in read_sessions(folder)]
+    for number, session in enumerate(sessions, start=1):
+        write_session(config.out, replace(session, number=number))
+    # Last: a folder without a manifest is no evaluation.
+    write_json(config.out / MANIFEST, {**first, "config": whole, "planned": planned, "facts": facts})
+    return len(records)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / MANIFEST, "evaluation manifest")
+    if found.get("format") != FORMAT:
+        raise DataError(f"{folder / MANIFEST} is not the manifest of an evaluation")
+    if "shard" not in found["config"]:
+        raise ConfigError(f"{folder} is a whole evaluation; expected folders of `lamp evaluate --shard ...`")
+    return found
+
+
+def _check(manifests: Mapping[Path, Mapping[str, Any]]) -> None:
+    if not manifests:
+        raise ConfigError("no shards given; expected the folders of all of them")
+    first_folder, first = next(iter(manifests.items()))
+    for folder, manifest in manifests.items():
+        for part in ("config", "conditions"):
+            differing = [
+                name
+                for name in sorted(first[part].keys() | manifest[part].keys())
+                if name != "shard" and first[part].get(name) != manifest[part].get(name)
+            ]
+            if differing:
+                raise ConfigError(
+                    f"{folder} and {first_folder} differ in {', '.join(differing)}: no shards of one evaluation"
+                )
+    shards = [parse_shard(manifest["config"]["shard"]) for manifest in manifests.values()]
+    counts = {shard.count for shard in shards}
+    if len(counts) > 1:
+        raise ConfigError(
+            f"shards of {' and of '.join(map(str, sorted(counts)))} parts were given; expected one division"
+        )
+    missing = set(range(counts.pop())) - {shard.index for shard in shards}
+    if missing:
+        names = ", ".join(f"{index}/{shards[0].count}" for index in sorted(missing))
+        raise ConfigError(f"shards {names} are missing; expected all {shards[0].count}")
+
+
+def _check_none_twice(records: Sequence[EpisodeRecord]) -> None:
+    seen = set()
+    for record in records:
+        if record.key in seen:
+            raise ConfigError(f"an episode is in two of the folders: {record.key}; give each shard once")
+        seen.add(record.key)

@@ -1,0 +1,337 @@
+"""Simulator processes: each owns one simulator, takes episodes, asks the main process for action chunks, and films."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from lamp.benchmark.baselines import Condition, Intervened, Replay, Scripted, Zero
+from lamp.benchmark.episodes import Episode
+from lamp.benchmark.flow_errors import FlowProbe, Witness
+from lamp.benchmark.suites import Demonstrated, Reporting, Ruled, Simulator, Simulators, Varied
+from lamp.data.lerobot.video import encoder
+from lamp.errors import ConfigError, system_error
+from lamp.files import atomic_path
+from lamp_client.child_processes import available_cores
+from lamp_client.chunks import Executor, OpenLoop
+from lamp_client.rollout import Frame, run_episode
+from lamp_client.types import ActionChunk, Observation
+
+
+def default_workers() -> int:
+    """Simulator processes: one more than there are cores, so that none is idle while one waits for the policy."""
+    return available_cores() + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duty:
+    """Main process to worker: run this episode."""
+
+    episode: Episode
+    actions: np.ndarray | None
+    """(n, 7) recorded actions in dataset units of a control that does not look; the last one is repeated."""
+    filmed: bool
+    probed: bool = False
+    """Whether to measure how good the foresight was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Worker to main process: what shall I do? The reply is an `ActionChunk`."""
+
+    episode: Episode
+    observation: Observation
+    noise_seed: tuple[int, ...]
+    foresight: bool
+    prior_told: str | None = None
+    """What the Motion Expert is told in place of the observation's instruction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Worker to main process: the episode is over."""
+
+    episode: Episode
+    success: bool
+    success_last: bool
+    steps: int
+    instruction: str
+    placement: dict[str, list[float]]
+    wall_s: float
+    policy_calls: int
+    policy_ms: float
+    video: str | None
+    variation: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+    film: bytes | None = None
+    """The video's file, where the worker is on another machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Worker to main process: the episode raised; that is a mistake to be mended, not to be tried again."""
+
+    episode: Episode
+    error: str
+    trace: str
+    cause: OSError | None = None
+    """What went wrong with files and the like, if that is it: nobody's mistake in the code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """What a worker is told at its start."""
+
+    simulators: Mapping[str, Simulators]
+    """Suite -> its simulators."""
+    conditions: Mapping[str, Condition]
+    instructions: Mapping[str, tuple[str, ...]]
+    """Suite -> the instruction of every task."""
+    execute: Mapping[str, int]
+    """Condition -> number of actions executed of each chunk."""
+    folder: Path | None
+    """Where films go; None: they travel to the main process."""
+    artist: Artist
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Condition -> what its policy says about itself, such as the units of its gripper."""
+    probes: Mapping[str, FlowProbe] = field(default_factory=dict)
+    """Condition -> the scene flow that it foresees."""
+
+
+class RemotePolicy:
+    """A policy that answers from the main process, shown what the condition lets it see."""
+
+    def __init__(self, connection: Connection, post: Post, duty: Duty) -> None:
+        self._connection = connection
+        self._post = post
+        self._duty = duty
+        self.calls = 0
+        self.waited_s = 0.0
+        self.foresight: np.ndarray | None = None
+        self.instruction: str | None = None
+        self.witness: Witness | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the condition's policy says about itself. Actions of controls have the gripper 1 = open."""
+        return dict(self._post.policies.get(self._duty.episode.condition, {}))
+
+    def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
+        """Sends the observation and waits for the chunk."""
+        condition = self._post.conditions[self._duty.episode.condition]
+        if isinstance(condition, Replay | Zero | Scripted):
+            raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
+        episode = self._duty.episode
+        where = {"task": episode.task, "instructions": self._post.instructions[episode.suite]}
+        shown = condition.altered(observation, **where)
+        told = condition.prior_told(observation, **where) if isinstance(condition, Intervened) else None
+        self.instruction = shown.instruction
+        seeds = noise_seed if noise_seed is not None else (*self._duty.episode.noise_seed, self.calls)
+        started = time.perf_counter()
+        self._connection.send(
+            Request(
+                episode=self._duty.episode,
+                observation=shown,
+                noise_seed=seeds,
+                foresight=self._duty.filmed or self._duty.probed,
+                prior_told=told,
+            )
+        )
+        chunk: ActionChunk = self._connection.recv()
+        self.waited_s += time.perf_counter() - started
+        self.calls += 1
+        self.foresight = chunk.foresight
+        if self.witness is not None:
+            self.witness.note(chunk.foresight)
+        return chunk
+
+
+def work(connection: Connection, post: Post) -> None:
+    """A worker process: runs duties until told to stop (None) or until the main process is gone."""
+    # On other machines too (here it has been from the start): only the main process decides what Ctrl-C means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    simulator: Simulator | None = None
+    opened: tuple[str, int] | None = None
+    try:
+        while True:
+            duty: Duty | None = connection.recv()
+            if duty is None:
+                return
+            try:
+                if simulator is None or opened != duty.episode.place:
+                    if simulator is not None:
+                        simulator.close()
+                    opened = duty.episode.place
+                    simulator = post.simulators[duty.episode.suite].make(duty.episode.task)
+                outcome = play(simulator, duty, RemotePolicy(connection, post, duty), post)
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                text, cause = f"{type(error).__name__}: {error}", system_error(error)
+                connection.send(Failure(episode=duty.episode, error=text, trace=traceback.format_exc(), cause=cause))
+                simulator = None
+            else:
+                connection.send(outcome)
+    except (EOFError, ConnectionError):
+        # The main process is gone. Leave without the interpreter's clean-up, which may wait for graphics libraries.
+        os._exit(1)
+
+
+class Recorded:
+    """An executor that sends recorded actions without ever looking; the last one is repeated."""
+
+    chunk: ActionChunk | None = None
+    calls: int = 0
+
+    def __init__(self, actions: np.ndarray) -> None:
+        self._actions = actions
+        self._step = 0
+
+    def reset(self) -> None:
+        """Starts again from the first action."""
+        self._step = 0
+
+    def next_action(self, observe: Callable[[], Observation], policy: Any, noise_seed: tuple[int, ...]) -> np.ndarray:
+        """Returns the next recorded action."""
+        action = self._actions[min(self._step, len(self._actions) - 1)]
+        self._step += 1
+        return action
+
+
+class Driven(Recorded):
+    """An executor that asks a scripted expert; the expert sees the simulator itself."""
+
+    def __init__(self, expert: Callable[[], np.ndarray]) -> None:
+        self._expert = expert
+
+    def reset(self) -> None:
+        """Nothing: an expert is made for each episode."""
+
+    def next_action(self, observe: Callable[[], Observation], policy: Any, noise_seed: tuple[int, ...]) -> np.ndarray:
+        """Returns the expert's next action."""
+        return self._expert()
+
+
+def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
+    if duty.actions is not None:
+        return Recorded(duty.actions)
+    simulators = post.simulators[duty.episode.suite]
+    if not isinstance(post.conditions[duty.episode.condition], Scripted):
+        execute = post.execute[duty.episode.condition]
+        return simulators.executor(execute) if isinstance(simulators, Ruled) else OpenLoop(execute=execute)
+    if not isinstance(simulators, Demonstrated):
+        raise ConfigError(f"{simulators.suite} has no scripted expert; expected one of LIBERO's or SimplerEnv's")
+    return Driven(simulators.expert(simulator))
+
+
+def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
+    """Runs one episode: at most `step_limit` actions after settling; the first success ends it, if the suite's rules are so."""
+    simulators = post.simulators[duty.episode.suite]
+    rules = simulators if isinstance(simulators, Ruled) else None
+    started = time.perf_counter()
+    episode = duty.episode
+    simulator.reset(episode.state, episode.placement_seed)
+    film = Film(post.artist) if duty.filmed else None
+    policy.witness = witness = Witness(simulator) if duty.probed else None
+    result = run_episode(
+        cast(Simulator, witness or simulator),
+        policy,
+        _executor(simulator, duty, post),
+        noise_seed=episode.noise_seed,
+        stop_on_success=rules is None or rules.stop_on_success,
+        on_frame=film.shoot if film else None,
+        frame_every=rules.film_every if rules else FILM_EVERY,
+    )
+    video = f"videos/{episode.name}.mp4" if film else None
+    filmed = _film(film, post.folder / video if post.folder and video else None)
+    extra: dict[str, Any] = {"flow": witness.errors(post.probes[episode.condition])} if witness else {}
+    if isinstance(simulator, Reporting):
+        extra["simulator"] = dict(simulator.facts)
+    return Outcome(
+        episode=episode,
+        success=result.success,
+        success_last=result.success_last,
+        steps=result.steps,
+        instruction=policy.instruction or simulator.instruction,
+        placement={name: [float(value) for value in offset] for name, offset in simulator.placement.items()},
+        wall_s=round(time.perf_counter() - started, 3),
+        policy_calls=policy.calls,
+        policy_ms=round(1000 * policy.waited_s / policy.calls, 2) if policy.calls else 0.0,
+        video=video,
+        variation=dict(simulator.variation) if isinstance(simulator, Varied) else {},
+        extra=extra,
+        film=filmed,
+    )
+
+
+def _film(film: Film | None, path: Path | None) -> bytes | None:
+    """Writes a film where it belongs; returns it where that is on another machine."""
+    if film is None:
+        return None
+    if path is not None:
+        write_film(path, film.frames)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "film.mp4"
+        write_film(file, film.frames)
+        return file.read_bytes()
+
+
+Artist = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""Draws foresight (k, t + 1, 3), None where there is none, over an image (H, W, 3) and returns the picture; must pickle."""
+
+FILM_EVERY = 4
+"""Simulation steps from one film frame to the next; rendering is what makes filming slow."""
+FILM_FPS = 10
+"""Frames per second of the film: at 20 steps a second and `FILM_EVERY` 4, twice real time."""
+
+
+def plain(image: np.ndarray, foresight: np.ndarray | None) -> np.ndarray:
+    """The artist that draws nothing."""
+    return image
+
+
+class Film:
+    """Collects pictures of an episode while it runs."""
+
+    def __init__(self, artist: Artist) -> None:
+        self.frames: list[np.ndarray] = []
+        self._artist = artist
+
+    def shoot(self, frame: Frame) -> None:
+        """Takes a picture of a moment; to be passed to `run_episode`."""
+        image = next(iter(frame.observation.images.values()))
+        foresight = frame.chunk.foresight if frame.chunk is not None and not frame.success else None
+        self.frames.append(self._artist(image, foresight))
+
+
+def write_film(path: Path, frames: Sequence[np.ndarray]) -> None:
+    """Encodes frames as an mp4 that browsers play, atomically."""
+    height, width = (size // 2 * 2 for size in frames[0].shape[:2])
+    name = encoder()
+    options = {"crf": "25", "preset": "medium"} if name == "libx264" else {}
+    with (
+        atomic_path(path) as staged,
+        av.open(str(staged), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        stream = cast(VideoStream, container.add_stream(name, rate=FILM_FPS, options={**options, "threads": "1"}))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, FILM_FPS)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FILM_FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

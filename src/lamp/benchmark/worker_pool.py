@@ -1,0 +1,202 @@
+"""The main process' side of an evaluation: hands episodes to workers and answers their observations in batches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import isfinite
+from multiprocessing.connection import Connection, wait
+
+from lamp.benchmark.episodes import Episode
+from lamp.benchmark.launchers import Here, Place, Process
+from lamp.benchmark.sim_worker import Duty, Failure, Outcome, Post, Request
+from lamp.errors import LampError
+from lamp_client.types import ActionChunk
+
+MAX_DEATHS = 3
+"""After a worker died this often on one episode, or without any, the evaluation stops and says so."""
+
+
+class SimulationStoppedError(LampError):
+    """An episode raised, or killed its worker again and again."""
+
+
+@dataclass
+class Worker:
+    """A simulator process and the episode it is busy with."""
+
+    number: int
+    process: Process
+    connection: Connection
+    duty: Duty | None = None
+    place: tuple[str, int] | None = None
+    """The suite and task whose simulator it has open."""
+    since: float = 0.0
+    """When it was given its episode, on the monotonic clock [s]."""
+    overdue: bool = False
+    """Whether it was stopped because its episode took too long."""
+
+
+@dataclass
+class Crew:
+    """Runs episodes in several processes.
+
+    Workers whose policy waits are answered together: the crew collects what arrives within `gather_s` of the first request,
+    or less where every busy worker has asked, and passes it to `answer` at once.
+    """
+
+    size: int
+    post: Post
+    answer: Callable[[Sequence[Request]], Sequence[ActionChunk]]
+    gather_s: float = 0.02
+    deadline_s: float = float("inf")
+    """An episode that takes longer loses its worker, as if that had died: simulators may hang."""
+    place: Place = field(default_factory=Here)
+    """Where the workers run."""
+    say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
+    workers: list[Worker] = field(default_factory=list)
+    deaths: Counter[str] = field(default_factory=Counter)
+    """Name of an episode -> number of workers that died on it."""
+
+    def run(self, duties: Sequence[Duty]) -> Iterator[Outcome]:
+        """Yields the episodes as they end; leaves no process behind, whatever happens.
+
+        Raises:
+            SimulationStoppedError: An episode raised an error, or its workers keep dying.
+        """
+        pending = list(duties)
+        try:
+            numbers = range(min(self.size, len(pending)))
+            for number, hired in zip(numbers, self.place.hire(numbers, self.post), strict=True):
+                self.workers.append(Worker(number=number, process=hired.process, connection=hired.connection))
+            for worker in self.workers:
+                self._assign(worker, pending)
+            while any(worker.duty for worker in self.workers):
+                yield from self._attend(pending)
+        finally:
+            self._dismiss()
+
+    def _assign(self, worker: Worker, pending: list[Duty]) -> None:
+        worker.duty = None
+        if not pending:
+            return
+        duty = pending.pop(self._choice(worker, pending))
+        worker.duty, worker.place, worker.since = duty, duty.episode.place, time.monotonic()
+        # A worker that has died says so by the end of its pipe in the next round, where the episode goes back to the list.
+        with suppress(OSError):
+            worker.connection.send(duty)
+
+    def _choice(self, worker: Worker, pending: Sequence[Duty]) -> int:
+        """The next episode of the worker's task, as opening a simulator takes seconds; else of the task that is most behind."""
+        left = Counter(duty.episode.place for duty in pending)
+        place = worker.place
+        if place is None or place not in left:
+            busy = Counter(other.place for other in self.workers if other.duty and other is not worker)
+            # Of several that are as far behind the first: `left` is in the order of the list.
+            place = max(left, key=lambda place: left[place] / (1 + busy[place]))
+        return next(index for index, duty in enumerate(pending) if duty.episode.place == place)
+
+    def _attend(self, pending: list[Duty]) -> Iterator[Outcome]:
+        """One round: waits for messages, collects requests for a moment, answers them."""
+        asked: list[tuple[Worker, Request]] = []
+        deadline: float | None = None
+        while True:
+            waiting = {id(worker) for worker, _ in asked}
+            listened = {w.connection: w for w in self.workers if w.duty and id(w) not in waiting}
+            looking = [worker for worker in listened.values() if worker.duty and worker.duty.actions is None]
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if asked and (not looking or (remaining is not None and remaining <= 0)):
+                break
+            if not listened:
+                return
+            for connection in wait(list(listened), timeout=self._patience(listened.values(), remaining)):
+                worker = listened[connection]  # pyright: ignore[reportArgumentType]
+                message = self._received(worker, pending)
+                if isinstance(message, Request):
+                    asked.append((worker, message))
+                    deadline = deadline or time.monotonic() + self.gather_s
+                elif isinstance(message, Outcome):
+                    self._assign(worker, pending)
+                    yield message
+            self._stop_the_overdue(listened.values())
+        self._reply(asked)
+
+    def _patience(self, listened: Iterable[Worker], remaining: float | None) -> float | None:
+        """How long to wait for messages: to the end of the gathering, or to the next deadline."""
+        ends = [worker.since + self.deadline_s - time.monotonic() for worker in listened]
+        waits = [*([] if remaining is None else [remaining]), *(max(0.0, end) for end in ends if isfinite(end))]
+        return min(waits, default=None)
+
+    def _stop_the_overdue(self, listened: Iterable[Worker]) -> None:
+        """Kills workers whose episode is past its deadline; the end of their pipes then says so."""
+        now = time.monotonic()
+        for worker in listened:
+            if worker.duty and not worker.overdue and now > worker.since + self.deadline_s:
+                worker.overdue = True
+                worker.process.kill()
+
+    def _reply(self, asked: Sequence[tuple[Worker, Request]]) -> None:
+        chunks = self.answer([request for _, request in asked])
+        for (worker, _), chunk in zip(asked, chunks, strict=True):
+            with suppress(OSError):  # as in `_assign`
+                worker.connection.send(chunk)
+
+    def _received(self, worker: Worker, pending: list[Duty]) -> Request | Outcome | None:
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._bury(worker, pending)
+            return None
+        if isinstance(message, Failure):
+            if message.cause is not None:
+                raise message.cause
+            episode = message.episode
+            self.say(message.trace)
+            raise SimulationStoppedError(
+                f"{_title(episode)} failed: {message.error}. Finished episodes are kept; run the same command to go on."
+            )
+        return message
+
+    def _bury(self, worker: Worker, pending: list[Duty]) -> None:
+        """Reports a dead worker, puts its episode back and hires another."""
+        worker.process.join(timeout=10.0)
+        worker.connection.close()
+        duty = worker.duty
+        assert duty is not None
+        self.deaths[duty.episode.name] += 1
+        late = f"stopped: its episode took longer than {self.deadline_s:g} s"
+        cause = late if worker.overdue else f"died ({worker.process.cause()})"
+        how = f"worker {worker.number} {cause} on {_title(duty.episode)}"
+        if self.deaths[duty.episode.name] >= MAX_DEATHS:
+            advice = f"Is there memory for {self.size} simulators? Try fewer --workers."
+            raise SimulationStoppedError(
+                f"{how}; {MAX_DEATHS} workers were lost on it. {'Try a longer --deadline-s.' if worker.overdue else advice} "
+                "Finished episodes are kept; run the same command to go on."
+            )
+        self.say(f"{how}; a new worker takes over")
+        pending.insert(0, duty)
+        (fresh,) = self.place.hire([worker.number], self.post)
+        worker.process, worker.connection, worker.place, worker.overdue = fresh.process, fresh.connection, None, False
+        self._assign(worker, pending)
+
+    def _dismiss(self) -> None:
+        for worker in self.workers:
+            with suppress(OSError):
+                worker.connection.send(None)  # who has nothing to do leaves by itself
+            worker.connection.close()
+            if worker.process.alive():
+                worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join(timeout=5.0)
+            if worker.process.alive():
+                worker.process.kill()
+                worker.process.join(timeout=5.0)
+        self.workers = []
+
+
+def _title(episode: Episode) -> str:
+    return f"{episode.condition} task {episode.task} state {episode.state}"

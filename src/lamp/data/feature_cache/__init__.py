@@ -1,0 +1,1 @@
+"""The frozen backbone's tokens of a dataset, computed once and read from shards."""

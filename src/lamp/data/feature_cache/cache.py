@@ -1,0 +1,402 @@
+"""The frozen backbone's tokens, cached once per fresh frame, or apart per image and per instruction where it allows that.
+
+A cache lives under ``features/<key>/`` in the dataset's folder, or in another that was chosen; the key identifies the backbone's
+weights and settings. Augmented views of the images are under ``views/<key>/`` in it. Each episode is a shard, a file of its
+own, written whole or not at all; shards are mapped into memory, so that the operating system keeps in RAM what fits, and shares
+it between processes."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from lamp.configuration import from_json
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
+from lamp.data.feature_cache.build import Given, make_features
+from lamp.data.feature_cache.encode import (
+    FORMATS,
+    LENGTHS,
+    TOKENS,
+    BackboneIdentity,
+    FeatureBackbone,
+    FrozenBackbone,
+    PartlyConstant,
+    SequenceBackbone,
+    StorageFormat,
+)
+from lamp.data.feature_cache.manifest import MANIFEST, SEQUENCES, SHARED, cache_folder, read_manifest
+from lamp.data.feature_cache.shards import MappedShards, Shards, load_mapped
+from lamp.data.feature_cache.store import FeatureStore
+from lamp.data.feature_cache.work_sharing import Filled, Workers
+from lamp.data.fingerprints import EpisodeContents
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.data.padding import Padding, RightPadding, padded
+from lamp.data.stored_images import OnCorrupt
+from lamp.errors import DataError, MismatchError
+from lamp.types import Encoded
+
+__all__ = [
+    "BackboneIdentity",
+    "FeatureBackbone",
+    "FeatureCache",
+    "Features",
+    "FrameIndex",
+    "FrozenBackbone",
+    "PartlyConstant",
+    "SequenceBackbone",
+    "cache_folder",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameIndex:
+    """All fresh frames of a dataset, in order: one row of features each."""
+
+    episode: Int64[np.ndarray, " r"]
+    frame: Int64[np.ndarray, " r"]
+    first: Int64[np.ndarray, " e"]
+    """Each episode's first row."""
+    texts: tuple[str, ...]
+    """All instructions."""
+    text: Int64[np.ndarray, " r"]
+    """Which of them each frame has."""
+
+    @classmethod
+    def of(cls, dataset: LeRobotDataset, without: Collection[int] = ()) -> FrameIndex:
+        """Lists a dataset's fresh frames, but for those of some episodes."""
+        none, gone = np.zeros(0, np.int64), set(without)
+        frames = [none if index in gone else np.flatnonzero(dataset.fresh(index)) for index in range(len(dataset))]
+        counts = np.array([len(of_episode) for of_episode in frames])
+        present = np.flatnonzero(counts).tolist()
+        texts, text = dataset.instruction_index(present, [frames[index] for index in present])
+        return cls(
+            texts=texts,
+            text=text,
+            episode=np.repeat(np.arange(len(frames)), counts),
+            frame=np.concatenate(frames),
+            first=np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64),
+        )
+
+    def of_episode(self, episode: int) -> range:
+        """The rows of an episode."""
+        last = self.first[episode + 1] if episode + 1 < len(self.first) else len(self.frame)
+        return range(int(self.first[episode]), int(last))
+
+    def rows(self, episode: int, frames: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " n"]:
+        """The rows of some fresh frames of an episode.
+
+        Raises:
+            DataError: One of them has no image of its own.
+        """
+        of = self.of_episode(episode)
+        present = self.frame[of.start : of.stop]
+        wanted = np.asarray(frames, np.int64)
+        place = np.searchsorted(present, wanted)
+        known = (place < len(present)) & (present[np.minimum(place, len(present) - 1)] == wanted)
+        if not known.all():
+            raise DataError(
+                f"frame {wanted[~known][0]} of episode {episode} repeats an earlier image; use a fresh frame"
+            )
+        return of.start + place
+
+
+class Features(ABC):
+    """The frozen backbone's tokens of all fresh frames of a dataset, wherever they come from."""
+
+    dataset: LeRobotDataset
+    key: str
+    """Of the backbone."""
+    augmentation: Augmentation
+    """Which views of the pictures there are besides themselves."""
+    cameras: tuple[str, ...]
+    width: int
+    manifest: dict[str, Any]
+    """Under `backbone`, what the backbone says of itself."""
+    index: FrameIndex
+    left_out: tuple[int, ...]
+    """Episodes without features, since their pictures cannot be read: they have no rows."""
+    contents: EpisodeContents
+    """What identifies the episodes, as far as their features depend on them."""
+    folder: Path
+    """Where a cache of them is, or would be."""
+
+    def __len__(self) -> int:
+        """Number of rows: fresh frames of the dataset."""
+        return len(self.index.frame)
+
+    @property
+    def kept_otherwise(self) -> tuple[str, ...]:
+        """The number format that tokens are kept in, where it is another than by default."""
+        return ()
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int | None:
+        """Tokens of every observation; None where that depends on which ones are in the batch."""
+
+    @property
+    @abstractmethod
+    def padding(self) -> Padding:
+        """On which side of a sequence its padding is."""
+
+    @abstractmethod
+    def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
+        """The tokens of some rows of `index`, in the backbone's order.
+
+        Args:
+            rows: Which.
+            views: In which view each is seen: 0 for the picture itself, as all are by default.
+        """
+
+    def finished(self, encoded: Encoded) -> Encoded:
+        """The tokens of what a loading worker has made of a batch; by default, they are there."""
+        return encoded
+
+
+class FeatureCache(Features):
+    """A complete cache, opened for reading."""
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        key: str,
+        *,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        root: Path | None = None,
+        wanted: Mapping[str, Any] | None = None,
+    ):
+        """
+        Args:
+            dataset: What it is of.
+            key: Of the backbone.
+            augmentation: Which views of the pictures there are to be besides themselves.
+            root: The folder that caches are in; None: the dataset's own.
+            wanted: What the backbone says of itself, to name how it differs from those that there are caches of.
+
+        Raises:
+            DataError: There is no cache for this backbone, or it lacks episodes or has corrupt ones.
+            MismatchError: It was made from other data, or by another backbone, or with another augmentation.
+        """
+        dataset.check_episodes()
+        self.dataset, self.key, self.augmentation = dataset, key, augmentation
+        self.folder = cache_folder(dataset, key, root)
+        self.manifest: dict[str, Any] = read_manifest(self.folder, key, dataset, wanted)
+        self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
+        self.width: int = self.manifest["width"]
+        store = FeatureStore(dataset, self.folder, augmentation)
+        self.contents, self.left_out = store.contents, store.left_out()
+        store.check()
+        self.index = FrameIndex.of(dataset, without=self.left_out)
+        layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
+        stored = Stored(store.pictures, store.views)
+        self._layout = layout(stored, self.folder, self.manifest, self.index.texts)
+
+    @classmethod
+    def build(
+        cls,
+        dataset: LeRobotDataset,
+        backbone: FrozenBackbone,
+        *,
+        processes: int = 1,
+        progress: Callable[[Filled], None] | None = None,
+        on_corrupt: OnCorrupt | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        root: Path | None = None,
+        storage: StorageFormat = "default",
+    ) -> FeatureCache:
+        """Computes what is missing or out of date, and opens the cache. May be interrupted and run again at any time.
+
+        Other processes may do the same at the same time: each then makes a share.
+
+        Args:
+            dataset: Where the images are.
+            backbone: What encodes them.
+            processes: Worker processes, of one thread each; 1 works in this process.
+            progress: Is told how far it is.
+            on_corrupt: What to do where an episode's pictures cannot be read; by default, refuse.
+            augmentation: Which views of the pictures to encode besides themselves.
+            root: The folder that caches are in; None: the dataset's own.
+            storage: How tokens are kept.
+        """
+        make_features(
+            dataset,
+            backbone,
+            Given(backbone),
+            workers=Workers(processes=processes),
+            progress=progress,
+            on_corrupt=on_corrupt,
+            augmentation=augmentation,
+            root=root,
+            storage=storage,
+        )
+        return cls(dataset, backbone.key, augmentation=augmentation, root=root, wanted=backbone.description)
+
+    @staticmethod
+    def is_complete(
+        dataset: LeRobotDataset,
+        key: str,
+        *,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        root: Path | None = None,
+    ) -> bool:
+        """Whether a backbone's cache of a dataset lacks nothing and is up to date."""
+        store = FeatureStore(dataset, cache_folder(dataset, key, root), augmentation)
+        return (store.folder / MANIFEST).exists() and all(map(store.is_settled, range(len(dataset))))
+
+    @property
+    def kept_otherwise(self) -> tuple[str, ...]:
+        """The number format that tokens are kept in, where it is another than by default."""
+        stored = self.manifest.get("storage")
+        usual = self.manifest.get("dtype", "float16") if self.manifest["version"] == SEQUENCES else "float16"
+        return () if stored in (None, usual) else (stored,)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of every observation; None where that depends on which ones are in the batch."""
+        return self._layout.tokens
+
+    @property
+    def padding(self) -> Padding:
+        """On which side of a sequence its padding is."""
+        return self._layout.padding
+
+    def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
+        """The tokens of some rows of `index`, in the backbone's order.
+
+        Args:
+            rows: Which.
+            views: In which view each is seen: 0 for the picture itself, as all are by default.
+        """
+        augmented = np.zeros(len(rows), bool) if views is None else views > 0
+        groups = self.index.episode[rows] * 2 + augmented
+        order = np.argsort(groups, kind="stable")
+        taken, cuts = np.unique(groups[order], return_index=True)
+        located = []
+        for group, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
+            first = self.index.first[group // 2]
+            part = Located(
+                episode=group // 2, places=places, frames=rows[places] - first, texts=self.index.text[rows[places]]
+            )
+            located.append(replace(part, views=views[places]) if views is not None and group % 2 else part)
+        return self._layout.encoded(located)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Those rows of a batch that are of one episode, and all of its pictures themselves or all of augmented views."""
+
+    episode: int
+    places: Int64[np.ndarray, " n"]
+    """Where they stand in the batch."""
+    frames: Int64[np.ndarray, " n"]
+    """Which of the episode's fresh frames they are."""
+    texts: Int64[np.ndarray, " n"]
+    """Which instruction each frame has."""
+    views: Int64[np.ndarray, " n"] | None = None
+    """Which augmented view each is seen in, from 1; None: the pictures themselves."""
+
+
+class Stored:
+    """The rows of a cache's shards, read as they are asked for."""
+
+    def __init__(self, pictures: Shards, views: Shards | None) -> None:
+        self._pictures = MappedShards(pictures)
+        self._views = None if views is None else MappedShards(views)
+
+    def has(self, part: Located, name: str) -> bool:
+        """Whether the shard of some rows holds something under a name."""
+        shards = self._pictures if part.views is None else self._views
+        assert shards is not None
+        return name in shards[part.episode]
+
+    def rows(self, part: Located, name: str) -> Shaped[Tensor, "n ..."]:
+        """What is stored of some rows, such as (row, token, channel), under a name that the layout gives them."""
+        frames = torch.from_numpy(part.frames)
+        if part.views is None:
+            return self._pictures[part.episode][name][frames]
+        assert self._views is not None
+        return self._views[part.episode][name][torch.from_numpy(part.views - 1), frames]
+
+
+class Parts:
+    """Tokens of each camera's image, then those of the instruction: computed apart, put together here.
+
+    Args:
+        stored: The shards' rows.
+        folder: The cache.
+        manifest: Its description.
+        instructions: All that frames have.
+
+    Raises:
+        MismatchError: The cache lacks an instruction.
+    """
+
+    def __init__(self, stored: Stored, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
+        self._stored, self._width = stored, manifest["width"]
+        self._varying = slice(*manifest["varying"])
+        tensors, metadata = load_mapped(folder / SHARED)
+        known = {task: place for place, task in enumerate(json.loads(metadata["instructions"]))}
+        absent = [task for task in instructions if task not in known]
+        if absent:
+            raise MismatchError(f"{folder} lacks the instruction {absent[0]!r}; run `lamp cache features` again")
+        self._text, self._text_mask = tensors["text"], tensors["text_mask"]
+        self._constant = {camera: tensors[f"constant.{camera}"] for camera in manifest["cameras"]}
+        self._instruction = torch.tensor([known[task] for task in instructions], dtype=torch.int64)
+        self.tokens: int = sum(map(len, self._constant.values())) + self._text.shape[1]
+        self.padding: Padding = RightPadding()
+
+    def encoded(self, located: Sequence[Located]) -> Encoded:
+        """Puts the tokens of a batch together: cameras in order, then the instruction."""
+        size, start = sum(len(part.places) for part in located), 0
+        tokens = torch.empty(size, self.tokens, self._width)
+        mask = torch.ones(size, self.tokens, dtype=torch.bool)
+        for camera, constant in self._constant.items():
+            of_camera = tokens[:, start : start + len(constant)]
+            of_camera[:] = constant
+            for part in located:
+                stored = self._stored.rows(part, camera)
+                of_camera[torch.from_numpy(part.places), :, self._varying] = stored.float()
+            start += len(constant)
+        for part in located:
+            places, instruction = torch.from_numpy(part.places), self._instruction[torch.from_numpy(part.texts)]
+            tokens[places, start:], mask[places, start:] = self._text[instruction], self._text_mask[instruction]
+        return Encoded(tokens=tokens, mask=mask)
+
+
+class Sequences:
+    """Whole sequences, stored without their padding, and given in the backbone's number format.
+
+    Args:
+        stored: The shards' rows.
+        folder: The cache.
+        manifest: Its description.
+        instructions: All that frames have; a frame's own tokens say all about its instruction.
+    """
+
+    def __init__(self, stored: Stored, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
+        self._stored = stored
+        self.padding: Padding = from_json(Padding, manifest["padding"], where=f"padding in {folder}")
+        self.tokens: int | None = manifest["length"]
+        self._dtype = None if "dtype" not in manifest else FORMATS[manifest["dtype"]]
+
+    def encoded(self, located: Sequence[Located]) -> Encoded:
+        """Puts the sequences of a batch together and pads them as the backbone does."""
+        rows: dict[int, Tensor] = {}
+        for part in located:
+            stored = self._stored.rows(part, TOKENS)
+            stored = stored.to(self._dtype or stored.dtype)
+            lengths = [stored.shape[1]] * len(stored)
+            if self._stored.has(part, LENGTHS):
+                lengths = self._stored.rows(part, LENGTHS).tolist()
+            real = (tokens[:length] for tokens, length in zip(stored, lengths, strict=True))
+            rows.update(zip(part.places.tolist(), real, strict=True))
+        return padded([rows[place] for place in range(len(rows))], self.padding, self.tokens)

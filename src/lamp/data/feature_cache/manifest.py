@@ -1,0 +1,196 @@
+"""What a feature cache says of itself, and where it is: which backbone, which layout, which number format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from lamp.checksums import with_own
+from lamp.configuration import to_json
+from lamp.data.feature_cache.encode import (
+    BackboneIdentity,
+    FeatureBackbone,
+    PartlyConstant,
+    StorageFormat,
+    camera_names,
+    storage_dtype,
+)
+from lamp.data.feature_cache.shards import content_hash, one_error_when_full
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.errors import DataError, MismatchError
+from lamp.files import atomic_path, read_json, write_json
+
+FEATURES = "features"
+"""The folder in a dataset that caches are in, unless another was chosen."""
+MANIFEST = "manifest.json"
+SHARED = "shared.safetensors"
+FORMAT = "lamp-features"
+PARTS, SEQUENCES = 1, 2
+"""Layouts of the files: tokens of images and of instructions apart; whole sequences."""
+
+
+def caches_of(dataset: LeRobotDataset, root: Path | None = None) -> Path:
+    """Where a dataset's caches are.
+
+    Args:
+        dataset: The dataset.
+        root: A folder for the caches of any datasets, each by its folder's name; None: in the dataset itself.
+    """
+    return dataset.root / FEATURES if root is None else root / dataset.root.resolve().name
+
+
+def cache_folder(dataset: LeRobotDataset, key: str, root: Path | None = None) -> Path:
+    """Where a backbone's features of a dataset are.
+
+    Two embodiments may give one name to different cameras of a dataset: the second gets a folder of its own.
+    """
+    folder = caches_of(dataset, root) / key
+    path = folder / MANIFEST
+    seen = read_json(path, "feature cache's description").get("camera_features") if path.exists() else None
+    here = {name: camera.key for name, camera in dataset.described.cameras.items()}
+    if not isinstance(seen, dict) or all(here.get(name) == one for name, one in seen.items()):
+        return folder
+    mapping = json.dumps({name: here.get(name) for name in sorted(seen)})
+    return folder.with_name(f"{key}-{hashlib.sha256(mapping.encode()).hexdigest()[:8]}")
+
+
+def advice(dataset: LeRobotDataset, flags: str = "") -> str:
+    """What to run for a cache that is as asked for."""
+    return f"`lamp cache features {dataset.root}{flags}` with the recipe and settings of the training"
+
+
+def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Reads the description of a cache.
+
+    Args:
+        folder: The cache.
+        key: Of the backbone that is asked for.
+        dataset: What it is of.
+        wanted: What that backbone says of itself, to name how the caches that are there differ.
+
+    Raises:
+        DataError: There is no cache at all.
+        MismatchError: There are only caches of other backbones, or the folder holds something else.
+    """
+    if not (folder / MANIFEST).exists():
+        raise _no_cache(folder, key, dataset, wanted)
+    manifest = read_json(folder / MANIFEST, "feature cache's description")
+    known = manifest.get("format") == FORMAT and manifest.get("version") in (PARTS, SEQUENCES)
+    if not known or manifest.get("key") != key:
+        raise MismatchError(
+            f"{folder} holds {manifest.get('format')} {manifest.get('version')} of the backbone {manifest.get('key')}; "
+            f"expected lamp-features {PARTS} or {SEQUENCES} of {key}"
+        )
+    return manifest
+
+
+def other_caches(folder: Path) -> list[dict[str, Any]]:
+    """The descriptions of the caches beside one."""
+    paths = [path for path in sorted(folder.parent.glob(f"*/{MANIFEST}")) if path.parent != folder]
+    return [found for path in paths if "backbone" in (found := read_json(path, "feature cache's description"))]
+
+
+def _no_cache(
+    folder: Path, key: str, dataset: LeRobotDataset, wanted: Mapping[str, Any] | None
+) -> DataError | MismatchError:
+    others = other_caches(folder)
+    if not others or wanted is None:
+        present = ", ".join(str(manifest["key"]) for manifest in others) or "none"
+        return DataError(
+            f"there are no features of the backbone {key} in {folder.parent}; make them with {advice(dataset)}. "
+            f"Present: {present}."
+        )
+    nearest = min(others, key=lambda manifest: len(differences(manifest["backbone"], wanted)))
+    told = differences(nearest["backbone"], wanted) or [
+        f"its weights or code: key {nearest['key']} stored, {key} asked"
+    ]
+    return MismatchError(
+        f"{folder.parent / nearest['key']} is of another backbone: {'; '.join(told)}. Make the features that are asked for with "
+        f"{advice(dataset)}, or train with what is stored"
+    )
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """How what is stored differs from what is asked, a line for each entry."""
+    # As JSON has it: what is stored has no tuples.
+    asked = json.loads(json.dumps(dict(wanted)))
+    names = [*asked, *(name for name in stored if name not in asked)]
+    return [
+        f"{name} is {stored.get(name)!r} stored, {asked.get(name)!r} asked"
+        for name in names
+        if stored.get(name) != asked.get(name)
+    ]
+
+
+def write_manifest(
+    dataset: LeRobotDataset, backbone: BackboneIdentity, folder: Path, storage: StorageFormat
+) -> dict[str, Any]:
+    """Writes what all episodes share: the description and, where they are computed apart, the instructions' tokens.
+
+    Raises:
+        DataError: The disk is full.
+        MismatchError: The cache that is there keeps its tokens in another format.
+    """
+    apart = isinstance(backbone, FeatureBackbone)
+    dtype = storage_dtype(storage, apart=apart)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": PARTS if apart else SEQUENCES,
+        "key": backbone.key,
+        "backbone": backbone.description,
+        "cameras": list(camera_names(backbone)),
+        "camera_features": {name: dataset.described.cameras[name].key for name in camera_names(backbone)},
+        "width": backbone.width,
+        "storage": storage_name(dtype or torch.float32 if apart else dtype or backbone.dtype),
+    }
+    _check_storage(folder, manifest)
+    with one_error_when_full(folder):
+        if isinstance(backbone, FeatureBackbone):
+            manifest |= _write_parts(dataset, backbone, folder)
+        else:
+            own = storage_name(backbone.dtype)
+            manifest |= {"padding": to_json(backbone.padding), "length": backbone.length, "dtype": own}
+        write_json(folder / MANIFEST, with_own(manifest))
+    return manifest
+
+
+def storage_name(dtype: torch.dtype) -> str:
+    """A number format's name in files."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_storage(folder: Path, manifest: Mapping[str, Any]) -> None:
+    found = read_json(folder / MANIFEST, "feature cache's description") if (folder / MANIFEST).exists() else {}
+    stored = found.get("storage", "float16" if found.get("version") == PARTS else manifest["storage"])
+    if stored != manifest["storage"]:
+        raise MismatchError(
+            f"{folder} keeps its tokens as {stored}, {manifest['storage']} asked; "
+            f"expected the same (--storage {stored}): or remove the folder, or write to another with --out"
+        )
+
+
+@torch.no_grad()
+def _write_parts(dataset: LeRobotDataset, backbone: FeatureBackbone, folder: Path) -> dict[str, Any]:
+    """Writes the instructions' tokens and the constant channels; returns which channels vary, and a hash of what was written."""
+    varying, constant = slice(0, backbone.width), {}
+    if isinstance(backbone, PartlyConstant):
+        varying = slice(*backbone.varying_channels.indices(backbone.width)[:2])
+        constant = {camera: backbone.constant_tokens(camera) for camera in camera_names(backbone)}
+    else:
+        for camera in camera_names(backbone):
+            height, width = dataset.image_sizes[camera]
+            blank = backbone.image_tokens(camera, torch.zeros(1, height, width, 3, dtype=torch.uint8))
+            constant[camera] = torch.zeros(blank.shape[1:])
+    text, mask = backbone.text_tokens(dataset.tasks)
+    shared = {"text": text.float(), "text_mask": mask}
+    shared |= {f"constant.{camera}": tokens.float() for camera, tokens in constant.items()}
+    with atomic_path(folder / SHARED) as path:
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in shared.items()}
+        save_file(contiguous, path, metadata={"instructions": json.dumps(dataset.tasks)})
+    return {"varying": [varying.start, varying.stop], "shared_sha256": content_hash(contiguous)}

@@ -1,0 +1,233 @@
+"""Shards: the files of a store, one an episode. Each is whole or absent, and says what it was made from and what it holds."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lamp.checksums import with_own
+from lamp.data.fingerprints import EpisodeContents
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.errors import DataError, unreadable
+from lamp.files import atomic_path, read_json, write_json
+
+MAPPED = 16384
+"""Shards that a process maps at most: systems limit how many files one may map, Linux to 65,530."""
+FULL = ("os error 28", "os error 122", "os error 27")
+"""How the library that writes shards says: no space left, quota exceeded, file too large."""
+
+
+class State(enum.Enum):
+    """What is to be said of an episode's shard."""
+
+    CURRENT = "is current"
+    MISSING = "is missing"
+    FEWER = "holds fewer views or draws than are asked for"
+    STALE = "was made from other data than the episode now holds"
+    CORRUPT = "is not a whole file"
+    LEFT_OUT = "was left out, since its pictures cannot be read"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A store's shards: `episode-000000.safetensors` and so on."""
+
+    dataset: LeRobotDataset
+    folder: Path
+    least: Mapping[str, int] = field(default_factory=dict)
+    """How many views, or draws, each is to hold at least."""
+    contents: EpisodeContents | None = None
+    """What identifies the episodes; None: found here, of all of the dataset's cameras."""
+
+    @cached_property
+    def _contents(self) -> EpisodeContents:
+        return self.contents or EpisodeContents(self.dataset, self.dataset.cameras, self.folder)
+
+    def _is_of(self, episode: int, fingerprint: str | None) -> bool:
+        """Whether something was made from what an episode now holds."""
+        # The latter is what versions before 0.2 wrote: it changes whenever a file does that the episode shares with others.
+        return fingerprint is not None and (
+            fingerprint == self._contents[episode] or fingerprint == self.dataset.fingerprint(episode)
+        )
+
+    def path(self, episode: int) -> Path:
+        """An episode's shard."""
+        return self.folder / f"episode-{episode:06d}.safetensors"
+
+    def left_out_path(self, episode: int) -> Path:
+        """Stands in for the shard of an episode whose pictures cannot be read, and says why."""
+        return self.folder / f"episode-{episode:06d}.left-out.json"
+
+    def state(self, episode: int) -> State:
+        """What is to be said of a shard, by its header alone; `verify` reads the rest."""
+        if not self.path(episode).is_file():
+            return State.LEFT_OUT if self._is_left_out(episode) else State.MISSING
+        try:
+            header = read_header(self.path(episode))
+        except DataError:
+            return State.CORRUPT
+        if not self._is_of(episode, header.get("fingerprint")):
+            return State.STALE
+        enough = all(int(header.get(name, 0)) >= wanted for name, wanted in self.least.items())
+        return State.CURRENT if enough else State.FEWER
+
+    def told(self, episode: int, state: State) -> str:
+        """Which episode it is and, of a stale one, what differs."""
+        if state is not State.STALE:
+            return f"episode {episode}"
+        stored = read_header(self.path(episode)).get("fingerprint")
+        return f"episode {episode}: fingerprint {stored} stored, {self._contents[episode]} now"
+
+    def verify(self, episode: int) -> State:
+        """The same after reading the whole shard and comparing it with its own checksum."""
+        state = self.state(episode)
+        if state in (State.CURRENT, State.FEWER):
+            tensors, header = load_mapped(self.path(episode))
+            if header.get("sha256") not in (None, content_hash(tensors)):
+                return State.CORRUPT
+        return state
+
+    def _is_left_out(self, episode: int) -> bool:
+        path = self.left_out_path(episode)
+        found = read_json(path, "note of an episode that was left out") if path.is_file() else {}
+        return self._is_of(episode, found.get("fingerprint"))
+
+    def leave_out(self, episode: int, file: Path, reason: str) -> None:
+        """Notes that an episode's pictures cannot be read."""
+        note = {"file": str(file), "reason": reason, "fingerprint": self._contents[episode]}
+        with one_error_when_full(self.folder):
+            write_json(self.left_out_path(episode), note)
+
+    def write(self, episode: int, tensors: Mapping[str, Tensor], **said: str) -> None:
+        """Writes a shard in place of what was there.
+
+        Args:
+            episode: Whose.
+            tensors: What it holds.
+            said: Further words of its header.
+
+        Raises:
+            DataError: The disk is full; nothing half-written stays.
+        """
+        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        header = {"fingerprint": self._contents[episode], "sha256": content_hash(whole), **said}
+        with one_error_when_full(self.folder), atomic_path(self.path(episode)) as path:
+            save_file(whole, path, metadata=with_own(header))
+        self.left_out_path(episode).unlink(missing_ok=True)
+
+
+class MappedShards:
+    """Shards, each mapped into memory when it is first needed; the least recently used are let go."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._mapped: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the files itself."""
+        return {**self.__dict__, "_mapped": OrderedDict()}
+
+    def __getitem__(self, episode: int) -> dict[str, Tensor]:
+        if episode not in self._mapped:
+            self._mapped[episode] = load_mapped(self._shards.path(episode))[0]
+            if len(self._mapped) > MAPPED:
+                self._mapped.popitem(last=False)
+        self._mapped.move_to_end(episode)
+        return self._mapped[episode]
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What a shard says of itself.
+
+    Raises:
+        DataError: It is no whole file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _corrupt(path, error) from None
+
+
+def load_mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Maps a file into memory; tensors are read as they are used.
+
+    Raises:
+        DataError: It is no whole file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _corrupt(path, error) from None
+
+
+def _corrupt(path: Path, error: Exception) -> Exception:
+    again = f"cannot read {path} ({error}): it is cut short or corrupt; run `lamp cache features` again"
+    return unreadable(path, error, DataError(again))
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors' names, types, shapes and values, wherever they are and in whichever order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def one_error_when_full(folder: Path) -> Iterator[None]:
+    """Says clearly that a disk is full, whoever notices it.
+
+    Raises:
+        DataError: It is.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if not any(words in str(error) or words == f"os error {number}" for words in FULL):
+            raise
+        raise DataError(
+            f"no space left for {folder} ({in_bytes(_free(folder))} free); what is finished stays: free some and run the "
+            "same command again, or write to another disk with --out"
+        ) from None
+
+
+def check_space(folder: Path, wanted: int) -> None:
+    """
+    Raises:
+        DataError: As many bytes will not fit where the folder is.
+    """
+    free = _free(folder)
+    if wanted > free:
+        raise DataError(
+            f"{folder} needs about {in_bytes(wanted)} more, and {in_bytes(free)} are free there; nothing was written: "
+            "free some, or write to another disk with --out"
+        )
+
+
+def in_bytes(size: int) -> str:
+    """A size for people: 4.1 GB."""
+    return f"{size / 1e9:,.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def _free(folder: Path) -> int:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    found = os.statvfs(existing)
+    return found.f_bavail * found.f_frsize

@@ -1,0 +1,397 @@
+"""The episodes of a LeRobot dataset, and where each one's rows and images are: v3.0's episode table, v2's files of JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lamp.data.lerobot.format import (
+    CHUNK_SIZE,
+    EPISODE_STATISTICS_LINES,
+    EPISODES_LINES,
+    EPISODES_PATH,
+    TASKS_LINES,
+    TASKS_PATH,
+    CameraFeature,
+    Slot,
+)
+from lamp.data.lerobot.metadata import (
+    EPISODES,
+    TASKS,
+    MetadataError,
+    Problem,
+    as_rows,
+    by_episode,
+    checked_rows,
+    episode_rows,
+)
+from lamp.data.lerobot.statistics import FeatureStatistics
+from lamp.errors import DataError, unreadable
+from lamp.files import each_line_json, read_lines_json
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSpan:
+    """Where an episode's frames are in a camera's video files."""
+
+    slot: Slot
+    first: int
+    """Number, in the file, of the episode's first frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One episode's place in the dataset."""
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    """Its instructions in words, in the order of its frames where those say it, and otherwise as listed; empty where the dataset
+    has none. Which frame has which: `LeRobotDataset.instructions`."""
+    start: int
+    """The dataset's number of the first frame."""
+    slot: Slot
+    """The data file that holds it."""
+    row: int
+    """Its first row in that file."""
+    videos: Mapping[str, VideoSpan]
+    """Per camera that is in videos, under its short name."""
+
+    @property
+    def task(self) -> str:
+        """The first of its instructions, which is that of its first frame; empty where there is none."""
+        return next(iter(self.tasks), "")
+
+
+CORRUPT = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
+"""What the library raises for files that are no Parquet, or no longer."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    if not path.is_file():
+        raise DataError(f"no file {path}; the dataset is incomplete")
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except CORRUPT as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        damaged = DataError(f"cannot read {path} ({reason}); it is truncated or corrupt")
+        raise unreadable(path, error, damaged) from None
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a file.
+
+    Raises:
+        DataError: The file is missing or corrupt.
+    """
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads some columns of a file, or all.
+
+    Raises:
+        DataError: The file is missing, corrupt, or lacks a column.
+    """
+    with _opened(path) as file:
+        present = file.schema_arrow.names
+        missing = [name for name in columns or () if name not in present]
+        if missing:
+            raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
+        return file.read(columns=list(columns) if columns is not None else None)
+
+
+def in_order(rows: Sequence[Mapping[str, Any]], total: int, where: str) -> list[Mapping[str, Any]]:
+    """The rows of episodes 0 to total - 1, sorted; rows beyond do not count.
+
+    Raises:
+        DataError: An episode is not there, or twice.
+    """
+    counted = sorted((row for row in rows if row["episode_index"] < total), key=lambda row: row["episode_index"])
+    place = next((place for place, row in enumerate(counted) if row["episode_index"] != place), len(counted))
+    if len(counted) != total or place < total:
+        again = place > 0 and place < len(counted) and counted[place]["episode_index"] == place - 1
+        wrong = place - 1 if again else place
+        times = sum(row["episode_index"] == wrong for row in counted)
+        raise DataError(
+            f"{where} lists episode {wrong} {times} times; expected episodes 0 to {total - 1} once each "
+            "(`lamp data check` lists all faults)"
+        )
+    return counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeTable:
+    """The first `total` rows of the table; what a killed writer may have left beyond them does not count."""
+
+    root: Path
+    total: int
+    fps: float
+    cameras: Mapping[str, CameraFeature]
+
+    def _paths(self) -> list[Path]:
+        files = sorted((self.root / "meta/episodes").glob("chunk-*/file-*.parquet"))
+        if not files:
+            first = EPISODES_PATH.format(chunk_index=0, file_index=0)
+            raise DataError(f"{self.root} has no episode table; expected {first}")
+        return files
+
+    def files(self) -> set[Path]:
+        """The table's files."""
+        indices = {
+            path: by_episode(as_rows(read_parquet(path, ["episode_index"]), path), path) for path in self._paths()
+        }
+        return {path for path, found in indices.items() if min(found, default=self.total) < self.total}
+
+    def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
+        """The instructions by task index, and what is wrong with others."""
+        path = self.root / TASKS_PATH
+        table = read_parquet(path)
+        names = [name for name in ("task", "__index_level_0__", *table.column_names) if name in table.column_names]
+        text = next((name for name in names if name != "task_index"), None)
+        if text is None or "task_index" not in table.column_names:
+            raise DataError(f"{path} has the columns {table.column_names}; expected task and task_index")
+        rows = as_rows(table.select(["task_index", text]).rename_columns(["task_index", "task"]), path)
+        good, problems = checked_rows(TASKS, rows, path)
+        return {row["task_index"]: row["task"] for _, row in sorted(good.items())}, problems
+
+    def tasks(self) -> dict[int, str]:
+        """The instructions, by task index.
+
+        Raises:
+            DataError: They cannot be read, or one is no text.
+        """
+        return sound(*self.read_tasks())
+
+    def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
+        """What every row says of an episode, in the files' order, and what is wrong with others.
+
+        Args:
+            whole: Look at columns too that only other programs need.
+        """
+        rows, problems = list[Mapping[str, Any]](), list[Problem]()
+        row = episode_rows(tuple(f"videos/{camera.key}" for camera in self.cameras.values() if camera.in_videos))
+        wanted = self.columns() + (self._unused() if whole else [])
+        for path in self._paths():
+            present = column_names(path)
+            read = as_rows(read_parquet(path, [name for name in wanted if name in present]), path)
+            good, wrong = checked_rows(row, read, path)
+            rows += good.values()
+            problems += wrong
+        return rows, [one for one in problems if any(e is None or e < self.total for e in (one.episode, *one.later))]
+
+    def columns(self) -> list[str]:
+        """The columns that tell where episodes are and what they are about, of which `tasks` may be missing."""
+        parts = ("chunk_index", "file_index", "from_timestamp")
+        videos = [
+            f"videos/{camera.key}/{part}" for camera in self.cameras.values() if camera.in_videos for part in parts
+        ]
+        places = ["length", "dataset_from_index", "data/chunk_index", "data/file_index"]
+        return ["episode_index", "tasks", *places, *videos]
+
+    def _unused(self) -> list[str]:
+        ends = [f"videos/{camera.key}/to_timestamp" for camera in self.cameras.values() if camera.in_videos]
+        return ["dataset_to_index", "meta/episodes/chunk_index", "meta/episodes/file_index", *ends]
+
+    def episodes(self) -> list[Episode]:
+        """All episodes, by index.
+
+        Raises:
+            DataError: One is not listed, or twice, or not as it should be.
+        """
+        return self.placed(in_order(sound(*self.read_rows()), self.total, f"the episode table of {self.root}"))
+
+    def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
+        """The episodes of some rows with `columns`."""
+        first: dict[Slot, int] = {}
+        for row in rows:
+            slot = _slot(row, "data")
+            first[slot] = min(first.get(slot, row["dataset_from_index"]), row["dataset_from_index"])
+        return [self._episode(row, row["dataset_from_index"] - first[_slot(row, "data")]) for row in rows]
+
+    def _episode(self, row: Mapping[str, Any], first_row: int) -> Episode:
+        videos = {
+            name: VideoSpan(
+                slot=_slot(row, f"videos/{camera.key}"),
+                first=round(row[f"videos/{camera.key}/from_timestamp"] * self.fps),
+            )
+            for name, camera in self.cameras.items()
+            if camera.in_videos
+        }
+        return Episode(
+            index=row["episode_index"],
+            length=row["length"],
+            tasks=distinct(row.get("tasks", ())),
+            start=row["dataset_from_index"],
+            slot=_slot(row, "data"),
+            row=first_row,
+            videos=videos,
+        )
+
+    def statistics(self, feature: str) -> list[FeatureStatistics]:
+        """A feature's statistics in each episode.
+
+        Raises:
+            DataError: The table lacks them.
+        """
+        prefix = f"stats/{feature}/"
+        names = [field.name for field in fields(FeatureStatistics)]
+        where = f"the episode table of {self.root}: {feature}"
+        rows = dict[int, Mapping[str, Any]]()
+        for path in self._paths():
+            columns = ["episode_index", *(prefix + name for name in names)]
+            rows |= by_episode(as_rows(read_parquet(path, columns), path), path)
+        listed = in_order([{"episode_index": index} for index in rows], self.total, f"the episode table of {self.root}")
+        return [
+            FeatureStatistics.from_json(
+                {name: rows[row["episode_index"]][prefix + name] for name in names}, where=where
+            )
+            for row in listed
+        ]
+
+
+def sound(found: Value, problems: Sequence[Problem]) -> Value:
+    """What was found, where nothing is wrong with the rest.
+
+    Raises:
+        MetadataError: Something is.
+    """
+    if problems:
+        raise MetadataError(problems)
+    return found
+
+
+def distinct(texts: Sequence[str]) -> tuple[str, ...]:
+    """Each text once, in order; what is blank is none."""
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
+
+
+def _slot(row: Mapping[str, Any], prefix: str) -> Slot:
+    return Slot(chunk=row[f"{prefix}/chunk_index"], file=row[f"{prefix}/file_index"])
+
+
+LINES_AT_ONCE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeLines:
+    """The same questions as `EpisodeTable` answers, of an older dataset."""
+
+    root: Path
+    total: int
+    cameras: Mapping[str, CameraFeature]
+    chunk_size: int = CHUNK_SIZE
+    """Episodes a chunk."""
+
+    def _lines(self, name: str) -> list[Any]:
+        if not (self.root / name).is_file():
+            raise DataError(f"no file {self.root / name}; the dataset is incomplete")
+        return read_lines_json(self.root / name)
+
+    def files(self) -> set[Path]:
+        """The files that describe the episodes."""
+        return {self.root / EPISODES_LINES, self.root / TASKS_LINES}
+
+    def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
+        """The instructions by task index, and what is wrong with others."""
+        good, problems = checked_rows(TASKS, self._lines(TASKS_LINES), self.root / TASKS_LINES)
+        return {row["task_index"]: row["task"] for row in good.values()}, problems
+
+    def tasks(self) -> dict[int, str]:
+        """The instructions, by task index.
+
+        Raises:
+            DataError: They cannot be read, or one is no text.
+        """
+        return sound(*self.read_tasks())
+
+    def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
+        """What every line says of an episode, in the file's order, and what is wrong with others; all is looked at."""
+        good, problems = checked_rows(EPISODES, self._lines(EPISODES_LINES), self.root / EPISODES_LINES)
+        return list(good.values()), problems
+
+    def episodes(self) -> list[Episode]:
+        """All episodes, by index.
+
+        Raises:
+            DataError: One is not listed, or twice, or not as it should be.
+        """
+        return self.placed(in_order(sound(*self.read_rows()), self.total, f"{self.root / EPISODES_LINES}"))
+
+    def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
+        """The episodes of some lines."""
+        found, start = [], 0
+        for row in rows:
+            slot = Slot(chunk=row["episode_index"] // self.chunk_size, file=row["episode_index"])
+            span = VideoSpan(slot=slot, first=0)
+            found.append(
+                Episode(
+                    index=row["episode_index"],
+                    length=row["length"],
+                    tasks=distinct(row.get("tasks", ())),
+                    start=start,
+                    slot=slot,
+                    row=0,
+                    videos={name: span for name, camera in self.cameras.items() if camera.in_videos},
+                )
+            )
+            start += row["length"]
+        return found
+
+    def recorded_statistics(self) -> dict[int, dict[str, Any]]:
+        """What the dataset says of each episode's features; empty for v2.0.
+
+        Raises:
+            DataError: A line does not say which episode it is of.
+        """
+        path = self.root / EPISODE_STATISTICS_LINES
+        if not path.is_file():
+            return {}
+        found = {index: row.get("stats") for index, row in by_episode(read_lines_json(path), path).items()}
+        return {index: stats if isinstance(stats, dict) else {} for index, stats in found.items()}
+
+    def each_recorded_statistics(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The same, a line at a time: of very many episodes, the whole file takes gigabytes in memory.
+
+        Raises:
+            DataError: A line is no JSON, or does not say which episode it is of.
+        """
+        path = self.root / EPISODE_STATISTICS_LINES
+        lines = each_line_json(path)
+        while some := list(islice(lines, LINES_AT_ONCE)):
+            try:
+                found = by_episode(some, path)
+            except MetadataError:
+                self.recorded_statistics()  # says it of all lines, each by its number
+                raise
+            for index, row in found.items():
+                stats = row.get("stats")
+                yield index, stats if isinstance(stats, dict) else {}
+
+    def statistics(self, feature: str) -> list[FeatureStatistics]:
+        """A feature's statistics in each episode.
+
+        Raises:
+            DataError: The dataset lacks them, as those of v2.0 do, or they lack quantiles.
+        """
+        path = self.root / EPISODE_STATISTICS_LINES
+        if not path.is_file():
+            raise DataError(f"no file {path}; the dataset is incomplete")
+        recorded = self.recorded_statistics()
+        rows = in_order([{"episode_index": index} for index in recorded], self.total, str(path))
+        return [
+            FeatureStatistics.from_json(recorded[row["episode_index"]].get(feature, {}), where=f"{path}: {feature}")
+            for row in rows
+        ]

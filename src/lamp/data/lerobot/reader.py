@@ -1,0 +1,521 @@
+"""Reading LeRobot datasets, from a folder or the Hugging Face hub: the description, the frames' values, and the images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt8
+
+from lamp.data.depth import metres_of_codes
+from lamp.data.lerobot.episodes import Episode, EpisodeLines, EpisodeTable, distinct, read_parquet
+from lamp.data.lerobot.format import (
+    BOOKKEEPING,
+    LAMP_EPISODES_PATH,
+    LAMP_PATH,
+    SIMULATION_PATH,
+    STATISTICS_PATH,
+    Described,
+    Slot,
+    from_arrow,
+)
+from lamp.data.lerobot.metadata import by_episode
+from lamp.data.lerobot.statistics import FeatureStatistics, stored_statistics
+from lamp.data.lerobot.video import VideoReaders, video_info
+from lamp.data.stored_images import CorruptPicturesError, StoredImages
+from lamp.errors import ConfigError, DataError, unknown
+from lamp.files import read_json, read_lines_json
+from lamp.hub import Fetch, HubId, fetch
+
+FRESH = "observation.fresh"
+"""False where a frame repeats the image rendered for an earlier one."""
+COLUMN_BYTES = 256 << 20
+"""Columns of data files that stay in memory, up to this many bytes: episodes are mostly read in their order."""
+OVERRIDDEN = "action.overridden"
+"""True where something else than the action with its noise was executed: what was meant to follow it did not."""
+
+
+class LeRobotDataset:
+    """A LeRobot dataset, v3.0 or v2, in a folder. Nothing but the description is read until it is asked for.
+
+    Cameras go by their short names: ``agentview`` for the feature ``observation.images.agentview``.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, cameras: Mapping[str, str] | None = None):
+        """
+        Args:
+            root: The folder, or the id of a dataset on the Hugging Face hub, such as ``lerobot/pusht``.
+            cameras: Names to give to features of the dataset; None: all of its cameras, under their own short names.
+
+        Raises:
+            DataError: The folder is not a dataset, of another version, or its description is incomplete.
+            ConfigError: The dataset lacks one of the cameras.
+        """
+        self.root = find_dataset(root)
+        self.described = Described.read(self.root, cameras)
+        self.info: dict[str, Any] = self.described.info
+        self.fps = self.described.fps
+        self.cameras = tuple(self.described.cameras)
+        self.image_sizes: dict[str, tuple[int, int]] = {
+            name: (camera.height, camera.width) for name, camera in self.described.cameras.items()
+        }
+        self.depth_cameras = tuple(self.described.depths)
+        """Depth maps, which are no cameras of a policy."""
+        self.features = dict(self.described.features)
+        self._columns: OrderedDict[tuple[Slot, str], np.ndarray] = OrderedDict()
+        self._column_bytes = 0
+        self._videos, self._stored_images = VideoReaders(), StoredImages(self.root)
+        self._depth_videos = VideoReaders(limit=2, depth=True)
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return int(self.info["total_episodes"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves cached values behind when the dataset is sent to another process."""
+        kept = {
+            **self.__dict__,
+            "_columns": OrderedDict(),
+            "_column_bytes": 0,
+            "_stored_images": StoredImages(self.root),
+        }
+        return kept
+
+    def check_episodes(self) -> None:
+        """
+        Raises:
+            DataError: There is no episode to train on.
+        """
+        if len(self) == 0:
+            raise DataError(f"{self.root} has no episodes; expected at least one")
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The instructions, by task index."""
+        return [task for _, task in sorted(self._tasks.items())]
+
+    @cached_property
+    def _tasks(self) -> dict[int, str]:
+        return self.table.tasks()
+
+    @cached_property
+    def table(self) -> EpisodeTable | EpisodeLines:
+        """Where the episodes are listed."""
+        cameras = self.described.cameras
+        if self.described.episode_files:
+            size = self.described.chunk_size
+            return EpisodeLines(root=self.root, total=len(self), cameras=cameras, chunk_size=size)
+        return EpisodeTable(root=self.root, total=len(self), fps=self.fps, cameras=cameras)
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        """All episodes, by index."""
+        return [self._with_tasks(place) for place in self.table.episodes()]
+
+    def _with_tasks(self, place: Episode) -> Episode:
+        """An episode with its instructions in the order of its frames, where the list of episodes leaves that open."""
+        if len(place.tasks) == 1:
+            return place
+        try:
+            return replace(place, tasks=distinct(self._instructions(place)[0]))
+        except DataError:
+            return place  # said when its frames are asked for
+
+    def instructions(self, episode: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
+        """The instructions of an episode, in the order of its frames, and which of them each frame has.
+
+        A frame's `task_index` says it. Only data without that column are taken at the word of the list of episodes.
+
+        Raises:
+            ConfigError: There is no such episode.
+            DataError: A frame's task is not among the dataset's tasks, or the data cannot be read.
+        """
+        return self._instructions(self.episode(episode))
+
+    def instruction_index(
+        self, episodes: Sequence[int], frames: Sequence[np.ndarray]
+    ) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
+        """All instructions of some frames, and which of them each frame has.
+
+        Args:
+            episodes: Which episodes.
+            frames: Of each, numbers of its frames.
+        """
+        known: dict[str, int] = {}
+        found = [np.zeros(0, np.int64)]
+        for episode, of_episode in zip(episodes, frames, strict=True):
+            texts, which = self.instructions(episode)
+            places = np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
+            found.append(places[which[of_episode]])
+        return tuple(known), np.concatenate(found)
+
+    def instruction(self, episode: int, frame: int) -> str:
+        """The instruction of one frame of an episode."""
+        texts, which = self.instructions(episode)
+        return texts[which[frame]]
+
+    def _instructions(self, place: Episode) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
+        if place.length == 0:
+            raise DataError(f"{self.root}: episode {place.index} has no frames; expected at least one: leave it out")
+        try:
+            indices = self._rows("task_index", place)
+        except DataError:
+            if len(place.tasks) != 1:
+                raise
+            return place.tasks, np.zeros(place.length, np.int64)
+        if len(indices) and indices[0] in self._tasks and (indices == indices[0]).all():
+            return (self._tasks[int(indices[0])],), np.zeros(place.length, np.int64)
+        numbers, first, which = np.unique(indices, return_index=True, return_inverse=True)
+        unknown_tasks = [number for number in numbers.tolist() if number not in self._tasks]
+        if unknown_tasks:
+            frame = int(np.isin(indices, unknown_tasks).argmax())
+            raise DataError(
+                f"{self.root}: episode {place.index}, frame {frame} has the task_index {indices[frame]}, which is not among the "
+                f"dataset's {len(self._tasks)} tasks; list it, or leave the episode out"
+            )
+        # Two indices may stand for one text.
+        ordered = [self._tasks[number] for number in numbers[np.argsort(first)].tolist()]
+        texts = tuple(dict.fromkeys(ordered))
+        place_of = np.array([texts.index(self._tasks[number]) for number in numbers.tolist()], np.int64)
+        return texts, place_of[which.reshape(-1)]
+
+    def episode(self, index: int) -> Episode:
+        """One episode.
+
+        Raises:
+            ConfigError: There is no such episode.
+        """
+        if not 0 <= index < len(self):
+            raise unknown("episode", index, (f"0 to {len(self) - 1}",))
+        return self.episodes[index]
+
+    def column(self, name: str, episode: int) -> np.ndarray:
+        """A feature's values in one episode: (L, d), or (L,) for a single value per frame.
+
+        Raises:
+            ConfigError: The dataset has no such feature.
+            DataError: The data file is missing, corrupt, or lacks the column or rows.
+        """
+        return self._rows(name, self.episode(episode))
+
+    def _rows(self, name: str, place: Episode) -> np.ndarray:
+        values = self._file_column(place.slot, name)[place.row : place.row + place.length]
+        if len(values) != place.length:
+            path = self.described.data_file(self.root, place.slot)
+            raise DataError(
+                f"{path} lacks rows of episode {place.index}: {len(values)} of {place.length}; it is incomplete"
+            )
+        return values
+
+    def all_values(self, name: str) -> np.ndarray:
+        """A feature's values in all episodes, one after another."""
+        self.check_episodes()
+        return np.concatenate([self.column(name, index) for index in range(len(self))])
+
+    def _file_column(self, slot: Slot, name: str) -> np.ndarray:
+        """A column of a whole data file; those used last stay in memory."""
+        kept = self._columns.get((slot, name))
+        if kept is not None:
+            self._columns.move_to_end((slot, name))
+            return kept
+        feature = {**self.features, **BOOKKEEPING}.get(name)
+        if feature is None:
+            raise unknown("feature", name, (*self.features, *BOOKKEEPING))
+        path = self.described.data_file(self.root, slot)
+        values = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
+        self._columns[slot, name] = values
+        self._column_bytes += values.nbytes
+        while self._column_bytes > COLUMN_BYTES and len(self._columns) > 1:
+            self._column_bytes -= self._columns.popitem(last=False)[1].nbytes
+        return values
+
+    def fresh(self, episode: int) -> Bool[np.ndarray, " l"]:
+        """Which frames have an image of their own, rather than a repetition; all, where the dataset does not say."""
+        if FRESH not in self.features:
+            return np.ones(self.episode(episode).length, bool)
+        return self.column(FRESH, episode).astype(bool)
+
+    def overridden(self, episode: int) -> Bool[np.ndarray, " l"]:
+        """After which frames the episode did not go as the recorded action says; none, where the dataset does not say."""
+        if OVERRIDDEN not in self.features:
+            return np.zeros(self.episode(episode).length, bool)
+        return self.column(OVERRIDDEN, episode).astype(bool)
+
+    def data_path(self, episode: int) -> Path:
+        """The data file that holds the episode's rows."""
+        return self.described.data_file(self.root, self.episode(episode).slot)
+
+    def camera_key(self, camera: str) -> str:
+        """The feature that holds a camera's pictures.
+
+        Raises:
+            ConfigError: The dataset has no such camera.
+        """
+        if camera in self.described.depths:
+            raise ConfigError(
+                f"{camera} is a depth map of {self.root}, not a camera's picture; read it with `depth`, in metres"
+            )
+        if camera not in self.described.cameras:
+            raise unknown("camera", camera, self.cameras)
+        return self.described.cameras[camera].key
+
+    def video_path(self, camera: str, episode: int) -> Path:
+        """The file that holds the episode's pictures: a video, or the data file itself.
+
+        Raises:
+            ConfigError: The dataset has no such camera or episode.
+        """
+        key = self.camera_key(camera)
+        if not self.described.cameras[camera].in_videos:
+            return self.data_path(episode)
+        return self.described.video_file(self.root, self.episode(episode).videos[camera].slot, key)
+
+    def frames(
+        self, camera: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """Decodes frames of one episode; `indices` are sorted frame indices within the episode, None means all.
+
+        Raises:
+            ConfigError: The dataset has no such camera, episode or frame.
+            DataError: The pictures are missing, truncated or corrupt.
+        """
+        path, place = self.video_path(camera, episode), self.episode(episode)
+        wanted = _frames_of(place, indices)
+        feature = self.described.cameras[camera]
+        try:
+            if feature.in_videos:
+                return self._videos.read(path, wanted + place.videos[camera].first, self.fps)
+            return self._stored_images.read(path, feature, wanted + place.row)
+        except DataError as error:
+            raise CorruptPicturesError(
+                f"episode {episode}, camera {camera}: {error}", path=path, episode=episode
+            ) from None
+
+    def depth(
+        self, name: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
+    ) -> Float32[np.ndarray, "n h w"]:
+        """Depth maps of frames of one episode [m]; NaN where the sensor saw nothing.
+
+        Values at the end of a video's range, its `video.depth_max`, may have been any larger ones.
+
+        Args:
+            name: One of `depth_cameras`.
+            episode: Which episode.
+            indices: Sorted frame indices within the episode; None: all.
+
+        Raises:
+            ConfigError: The dataset has no such depth, episode or frame.
+            DataError: They are missing, truncated or corrupt, or pictures of depth without its metres.
+        """
+        if name not in self.described.depths:
+            raise unknown("depth", name, self.depth_cameras)
+        place, feature = self.episode(episode), self.described.depths[name]
+        wanted = _frames_of(place, indices)
+        path = self.data_path(episode)
+        try:
+            if not feature.in_videos:
+                return self._stored_images.read_depth(path, feature, wanted + place.row)
+            span = self._depth_places[episode].videos[name]
+            path = self.described.video_file(self.root, span.slot, feature.key)
+            codes, bits = self._depth_videos.codes(path, wanted + span.first, self.fps)
+            return metres_of_codes(codes, feature, bits, f"the video {path}")
+        except DataError as error:
+            raise CorruptPicturesError(
+                f"episode {episode}, depth {name}: {error}", path=path, episode=episode
+            ) from None
+
+    @cached_property
+    def _depth_places(self) -> list[Episode]:
+        """The episodes with the places of their depth, which nobody needs who only sees colours."""
+        return replace(self.table, cameras=self.described.depths).episodes()
+
+    def statistics(self, name: str) -> FeatureStatistics:
+        """A feature's statistics over the dataset; cameras go by either name.
+
+        Numbers whose stored statistics are missing, or lack quantiles as those of v2 do, are summarised here.
+
+        Raises:
+            ConfigError: There are none of that name.
+            DataError: The file is missing or lacks a quantile, of a camera's pictures.
+        """
+        path, key = self.root / STATISTICS_PATH, self._key(name)
+        computable = key in self.features
+        found = read_statistics(path) if path.is_file() or not computable else {}
+        if key in found and not (computable and FeatureStatistics.lacking(found[key])):
+            return FeatureStatistics.from_json(found[key], where=f"{path}: {key}")
+        if not computable:
+            raise unknown("statistics", key, found)
+        return stored_statistics(self)[key]
+
+    def episode_statistics(self, name: str) -> list[FeatureStatistics]:
+        """A feature's statistics in each episode; cameras go by either name.
+
+        Raises:
+            DataError: The episode table lacks them.
+        """
+        return self.table.statistics(self._key(name))
+
+    def _key(self, name: str) -> str:
+        return self.described.cameras[name].key if name in self.cameras else name
+
+    @cached_property
+    def lamp(self) -> dict[str, Any]:
+        """How LaMP collected the data (`meta/lamp.json`); empty for datasets from elsewhere."""
+        path = self.root / LAMP_PATH
+        found = read_json(path, "description of the collection") if path.exists() else {}
+        if not isinstance(found, dict):
+            raise DataError(f"{path} is no JSON object; restore or remove it")
+        return found
+
+    @cached_property
+    def _extras(self) -> dict[int, dict[str, Any]]:
+        path = self.root / LAMP_EPISODES_PATH
+        return by_episode(read_lines_json(path), path)
+
+    def extra(self, episode: int) -> dict[str, Any]:
+        """What the collector noted about an episode: its name, initial state, seeds."""
+        return self._extras.get(self.episode(episode).index, {"episode_index": episode})
+
+    def simulation_path(self, episode: int) -> Path:
+        """The file with the simulator's states and poses; it need not exist."""
+        return self.root / SIMULATION_PATH.format(episode_index=self.episode(episode).index)
+
+    def fingerprint(self, episode: int) -> str:
+        """A hash of what an episode holds, with pictures known by their files: caches go stale when it changes."""
+        place = self.episode(episode)
+        found = hashlib.sha256(
+            f"{place.index} {place.length} {self.told(episode)} {self.extra(episode).get('name')}".encode()
+        )
+        for camera in self.cameras:
+            path = self.video_path(camera, episode)
+            size = path.stat().st_size if path.is_file() else 0
+            found.update(f"{camera} {place.videos.get(camera)} {size}".encode())
+        for name in sorted(self.features):
+            found.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
+        return found.hexdigest()[:16]
+
+    def told(self, episode: int) -> str:
+        """What a hash of an episode is to know of its instructions: the text, or where there are several, those of each frame."""
+        texts, which = self.instructions(episode)
+        return texts[0] if len(texts) == 1 else f"{texts} {which.tolist()}"
+
+    def files(self) -> set[Path]:
+        """All data, video and episode files that the dataset refers to."""
+        found = {self.data_path(episode.index) for episode in self.episodes}
+        found |= {self.video_path(camera, episode.index) for camera in self.cameras for episode in self.episodes}
+        return found | self.table.files()
+
+    def validate(self) -> None:
+        """Checks that every file is there, readable, and holds as many rows and frames as the description says.
+
+        Raises:
+            DataError: Something is missing, incomplete or corrupt.
+        """
+        frames = sum(episode.length for episode in self.episodes)
+        if frames != self.info["total_frames"]:
+            raise DataError(
+                f"the episodes of {self.root} add up to {frames} frames; expected {self.info['total_frames']}"
+            )
+        for name in (*self.features, *BOOKKEEPING):
+            for episode in self.episodes:
+                self.column(name, episode.index)
+        for name in self.features:
+            self.statistics(name)
+        tasks = set(self.tasks)
+        for episode in self.episodes:
+            if not np.array_equal(self.column("frame_index", episode.index), np.arange(episode.length)):
+                raise DataError(
+                    f"the frame_index of episode {episode.index} does not count from 0 to {episode.length - 1}"
+                )
+            texts, _ = self.instructions(episode.index)
+            if (self.column("episode_index", episode.index) != episode.index).any() or not tasks.issuperset(texts):
+                raise DataError(
+                    f"the rows of episode {episode.index} in {self.root} are not its own; the tables disagree"
+                )
+        self._validate_videos()
+
+    def _validate_videos(self) -> None:
+        for camera in self.cameras:
+            ends: dict[Path, int] = {}
+            if not self.described.cameras[camera].in_videos:
+                continue
+            for episode in self.episodes:
+                path = self.video_path(camera, episode.index)
+                ends[path] = max(ends.get(path, 0), episode.videos[camera].first + episode.length)
+            for path, end in ends.items():
+                found = video_info(path)
+                if found.frames < end:
+                    raise DataError(f"the video {path} holds {found.frames} frames; expected {end}; it is truncated")
+                if (found.height, found.width) != self.image_sizes[camera]:
+                    raise DataError(
+                        f"the video {path} is {found.height}x{found.width}; the description says {self.image_sizes[camera]}"
+                    )
+
+    def describe(self) -> dict[str, Any]:
+        """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""
+        lengths = np.array([episode.length for episode in self.episodes] or [0])
+        depths = self.described.depths
+        tasks = {task: sum(task in episode.tasks for episode in self.episodes) for task in self.tasks}
+        return {
+            "root": str(self.root),
+            "format": f"LeRobot {self.described.version}",
+            "episodes": len(self),
+            "frames": int(self.info["total_frames"]),
+            "fresh frames": int(sum(self.fresh(index).sum() for index in range(len(self)))),
+            "episode length": {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())},
+            "fps": self.fps,
+            "tasks": {task: count for task, count in tasks.items() if count},
+            "cameras": {camera: list(size) for camera, size in self.image_sizes.items()},
+            **({"depth": {name: [one.height, one.width] for name, one in depths.items()}} if depths else {}),
+            "features": {name: list(feature.shape) for name, feature in self.features.items()},
+            "collection": self.lamp,
+        }
+
+
+def _frames_of(place: Episode, indices: Sequence[int] | np.ndarray | None) -> Int64[np.ndarray, " n"]:
+    wanted = np.arange(place.length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= place.length):
+        raise unknown("frame", int(wanted.max()), (f"0 to {place.length - 1} in episode {place.index}",))
+    return wanted
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """A file of dataset statistics, entries by feature.
+
+    Raises:
+        DataError: It is missing or holds something else.
+    """
+    found = read_json(path, "file of dataset statistics")
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no JSON object with an entry a feature; restore or remove it")
+    return found
+
+
+WHOLE_DATASET = Fetch(
+    kind="dataset",
+    instead="Expected a folder with meta/info.json, or an id on a hub that can be reached.",
+    stored_first=True,
+)
+
+
+def find_dataset(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """The folder of a dataset. What the hub has sent once is used again without asking it.
+
+    Args:
+        source: A folder, or an id such as ``lerobot/pusht`` or ``lerobot/pusht@v2.1``; a folder that exists comes first.
+        revision: The hub's branch, tag or commit.
+
+    Raises:
+        DataError: There is no such folder, and the hub cannot be reached or has no such dataset.
+        MissingDependencyError: A hub id was given, and the hub's package is not installed.
+    """
+    text = os.fspath(source)
+    hub = None if Path(text).is_dir() else HubId.parse(text, revision)
+    return Path(text) if hub is None else fetch(hub, WHOLE_DATASET)

@@ -1,0 +1,186 @@
+"""Stage-1 samples: observations with the scene flow that follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from lamp.data.feature_cache.cache import Features
+from lamp.errors import DataError
+from lamp.sceneflow.normalization import BoundsRule, MotionBounds
+from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
+from lamp.types import Batch, Camera, Encoded, SceneFlow
+
+MEMORY_LIMIT = 6 << 30
+"""Scene flow is kept in memory up to this many bytes, and read again each time beyond."""
+
+
+class MotionSamples:
+    """(observation, scene flow) for every stored frame of some episodes.
+
+    An episode's scene flow is read and retimed when one of its samples is first asked for.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        store: SceneFlowStore,
+        *,
+        episodes: Sequence[int],
+        horizon: int,
+        stride: int = 1,
+        bounds: MotionBounds | BoundsRule,
+        supervision: Supervision | None = None,
+        camera: str | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
+        """
+        Args:
+            features: The backbone's tokens of all fresh frames of the dataset.
+            store: The dataset's scene flow.
+            episodes: Which episodes to take.
+            horizon: Flow steps of a sample.
+            stride: Stored flow steps per flow step of a sample.
+            bounds: What maps to [-1, 1], or the rule to find it from these episodes.
+            supervision: Which increments supervise.
+            camera: The reference camera; the store's first by default.
+            memory_limit: Bytes of scene flow to keep.
+
+        Raises:
+            DataError: There are no episodes to take, or the store lacks one, or holds frames that are not fresh.
+            MismatchError: The store's horizon is too short.
+        """
+        if not episodes:
+            raise DataError(f"no episodes of {store.path} to take samples from; expected at least one")
+        self.features, self.store, self.horizon, self.stride = features, store, horizon, stride
+        self.episodes = tuple(episodes)
+        self.camera = camera or store.description.cameras[0]
+        self._supervision, self._memory_limit = supervision, memory_limit
+        self._kept: dict[int, SceneFlow] = {}
+        self._kept_bytes = 0
+        stored = [frames.astype(np.int64) for frames in store.all_frames(episodes, self.camera)]
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate(stored)
+        """The present frame of each sample, in its episode."""
+        self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in stored])
+        """The episode of each sample."""
+        self.rows: Int64[np.ndarray, " n"] = np.concatenate(
+            [features.index.rows(episode, frames) for episode, frames in zip(episodes, stored, strict=True)]
+        )
+        self._first = dict(zip(episodes, np.cumsum([0, *map(len, stored[:-1])]).tolist(), strict=True))
+        """The first sample of each episode."""
+        if len(self.rows) == 0:
+            raise DataError(f"the scene flow of {store.path} holds no frames of episodes {self.episodes}")
+        # Even with given bounds: a store that is too short should be refused here, not at some batch.
+        retime(store.read(episodes[0], self.frame[:1], self.camera)[0], stride=stride, horizon=horizon)
+        self.bounds: MotionBounds = bounds if isinstance(bounds, MotionBounds) else bounds.fit(self.flows())
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process reads what it needs itself."""
+        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames of the dataset for each flow step."""
+        return self.stride * self.store.description.sampling.stride
+
+    def flows(self) -> Iterator[SceneFlow]:
+        """The scene flow of each episode."""
+        return (self._episode_flow(episode) for episode in self.episodes)
+
+    def encoded(self, indices: Int64[np.ndarray, " b"]) -> Encoded:
+        """The backbone's tokens of some samples."""
+        return self.features.encoded(self.rows[indices])
+
+    def _episode_flow(self, episode: int) -> SceneFlow:
+        if episode in self._kept:
+            return self._kept[episode]
+        frames = self.store.frames(episode, self.camera)
+        tracks, camera = self.store.read(episode, frames, self.camera)
+        retimed = retime(tracks, stride=self.stride, horizon=self.horizon)
+        flow = flow_from_tracks(retimed, camera, supervision=self._supervision)
+        # Slices of what was read would keep all of it in memory.
+        flow = _picked(flow, lambda tensor: tensor.clone())
+        size = sum(tensor.nbytes for tensor in (flow.start, flow.increments, flow.visible, flow.mask))
+        if self._kept_bytes + size <= self._memory_limit:
+            self._kept[episode] = flow
+            self._kept_bytes += size
+        return flow
+
+    def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
+        """The scene flow of some samples, in image fractions and metres."""
+        parts, order = [], []
+        for episode, places in self._by_episode(indices):
+            order.append(places)
+            local = torch.from_numpy(indices[places] - self._first[episode])
+            parts.append(_picked(self._episode_flow(episode), lambda tensor, local=local: tensor[local]))
+        return joined_flow(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
+
+    def _by_episode(self, indices: Int64[np.ndarray, " b"]) -> Iterator[tuple[int, Int64[np.ndarray, "..."]]]:
+        """Each episode that some samples are of, and where in the indices these are."""
+        episodes = self.episode[indices]
+        order = np.argsort(episodes, kind="stable")
+        taken, cuts = np.unique(episodes[order], return_index=True)
+        yield from zip(taken.tolist(), np.split(order, cuts[1:]), strict=True)
+
+    def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """The samples one flow step (of these samples) before, -1 where there is none."""
+        step = self.frames_per_step
+        found = np.full(len(indices), -1, np.int64)
+        for episode, places in self._by_episode(indices):
+            first, count = self._first[episode], len(self.store.frames(episode, self.camera))
+            present, wanted = self.frame[first : first + count], self.frame[indices[places]] - step
+            near = np.searchsorted(present, wanted)
+            found[places] = np.where(present[np.minimum(near, count - 1)] == wanted, first + near, -1)
+        return found
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
+        """Collates samples; every epoch is alike."""
+        return Batch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(indices)))
+
+    def clamp_rate(self) -> tuple[float, float, float]:
+        """Share of these samples' supervising increments that lie beyond the bounds, per axis."""
+        return clamp_rate([self])
+
+
+def clamp_rate(parts: Sequence[MotionSamples]) -> tuple[float, float, float]:
+    """Share of the samples' supervising increments that lie beyond their bounds, per axis."""
+    clamped, counted = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for part in parts:
+        for flow in part.flows():
+            count = flow.mask.sum((0, 1, 2)).double()
+            clamped += torch.tensor(part.bounds.clamp_rate(flow), dtype=torch.float64) * count
+            counted += count
+    du, dv, dd = (clamped / counted.clamp(min=1)).tolist()
+    return du, dv, dd
+
+
+def _tensors(flow: SceneFlow | Camera) -> list[str]:
+    return [field.name for field in fields(flow) if field.name != "camera"]
+
+
+def _picked(flow: SceneFlow, pick: Callable[[Tensor], Tensor]) -> SceneFlow:
+    """Applies a function to every tensor."""
+    camera = Camera(**{name: pick(getattr(flow.camera, name)) for name in _tensors(flow.camera)})
+    return SceneFlow(camera=camera, **{name: pick(getattr(flow, name)) for name in _tensors(flow)})
+
+
+def joined_flow(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
+    """Puts batches together, then into an order."""
+    camera = Camera(
+        **{name: torch.cat([getattr(part.camera, name) for part in parts])[order] for name in _tensors(parts[0].camera)}
+    )
+    return SceneFlow(
+        camera=camera,
+        **{name: torch.cat([getattr(part, name) for part in parts])[order] for name in _tensors(parts[0])},
+    )

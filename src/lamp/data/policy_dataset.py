@@ -1,0 +1,484 @@
+"""Stage-2 samples: observations with the actions that follow them; the split of episodes; several datasets mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from lamp.data.augmentation import drawn_views
+from lamp.data.embodiment import ACTION, OWN, STATE, Embodiment
+from lamp.data.feature_cache.cache import Features
+from lamp.data.feature_cache.store import HiddenStates
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.data.live_features import ordered
+from lamp.data.motion_dataset import MotionSamples, clamp_rate, joined_flow
+from lamp.data.normalizers import Normaliser, StateTransform
+from lamp.data.padding import Padding
+from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.types import Batch, Encoded, Motion, SceneFlow
+
+__all__ = [
+    "ACTION",
+    "STATE",
+    "EpisodeSplit",
+    "PolicySamples",
+    "PolicyScaling",
+    "PolicyTargets",
+    "followed_until",
+    "split_episodes",
+    "stacked",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSplit:
+    """Which episodes are trained on and which are held out."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+    def without(self, episodes: Collection[int]) -> EpisodeSplit:
+        """The same split of the other episodes."""
+        gone = set(episodes)
+        train, validation = (tuple(one for one in part if one not in gone) for part in (self.train, self.validation))
+        return EpisodeSplit(train=train, validation=validation)
+
+
+def split_episodes(tasks: Sequence[str], *, validation_share: float, seed: int = 0) -> EpisodeSplit:
+    """Holds out a share of every task's episodes, chosen by the seed.
+
+    Args:
+        tasks: Each episode's task.
+        validation_share: Above 0, at least one episode is held out (of a task with more than one), and of each task about
+            this share; but never all of a task's.
+        seed: Of the choice.
+
+    Raises:
+        ConfigError: The share is not in [0, 1).
+    """
+    if not 0 <= validation_share < 1:
+        raise ConfigError(
+            f"a validation share of {validation_share} is not possible; expected 0 <= share < 1, such as 0.1"
+        )
+    generator = np.random.default_rng(seed)
+    groups: dict[str, list[int]] = {}
+    for episode, task in enumerate(tasks):
+        groups.setdefault(task, []).append(episode)
+    shuffled = [generator.permutation(np.array(group)) for group in groups.values()]
+    # Rounding the running total, not each task's share, keeps the whole near the share when tasks have few episodes.
+    due, held = 0.0, []
+    for group in shuffled:
+        due += len(group) * validation_share
+        count = min(max(round(due) - len(held), 0), len(group) - 1)
+        held += group[:count].tolist()
+    if not held and validation_share > 0:
+        held = next((group[:1].tolist() for group in shuffled if len(group) > 1), [])
+    train = sorted(set(range(len(tasks))) - set(held))
+    return EpisodeSplit(train=tuple(train), validation=tuple(sorted(held)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyScaling:
+    """How states and actions are mapped to what the model sees."""
+
+    state_transform: StateTransform
+    state: Normaliser
+    actions: Normaliser
+
+    def scaled_state(self, raw: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n p"]:
+        """Raw states to what the model sees."""
+        return self.state.normalise(self.state_transform.apply(raw))
+
+
+STACKED_ROWS = 1 << 23
+"""Actions that normalisers are fitted to at most, where each is a part of several chunks: evenly spread chunks, beyond that."""
+
+
+def stacked(
+    dataset: LeRobotDataset, episodes: Sequence[int], chunk: int, embodiment: Embodiment = OWN, step: int = 1
+) -> tuple[Float32[np.ndarray, "n s"], Float32[np.ndarray, "m a"]]:
+    """Raw states and learnt actions of some episodes, one after another, to fit normalisers to.
+
+    Where an action differs from chunk to chunk, it is taken once for each chunk of the given length that it is part of; of a
+    dataset with more than `STACKED_ROWS` of these, every n-th frame's chunk is taken.
+
+    Args:
+        dataset: The demonstrations.
+        episodes: Which episodes to take.
+        chunk: Actions of a chunk.
+        embodiment: What of the dataset is state and action, and what is learnt of the actions.
+        step: Frames for each action of a chunk.
+    """
+    states = np.concatenate([embodiment.states(dataset, episode) for episode in episodes])
+    if embodiment.per_frame:
+        return states, np.concatenate([embodiment.actions(dataset, episode) for episode in episodes])
+    every = max(1, -(-len(states) * chunk // STACKED_ROWS))
+    parts, passed = [], 0
+    for episode in episodes:
+        chunks = embodiment.chunks(dataset, episode, chunk * step)[:, step - 1 :: step]
+        inside = np.arange(len(chunks))[:, None] + _ahead(chunk, step) < len(chunks)
+        taken = slice(-passed % every, None, every)
+        parts.append(chunks[taken][inside[taken]])
+        passed += len(chunks)
+    return states, np.concatenate(parts)
+
+
+def _ahead(chunk: int, step: int) -> Int64[np.ndarray, " h"]:
+    """How many frames after its observation each target of a chunk was given: at a lower rate, the last of each step's."""
+    return np.arange(1, chunk + 1) * step - 1
+
+
+def followed_until(overridden: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " l"]:
+    """For each frame, the end of the actions that follow from it: one past the next overridden one, or the episode's end."""
+    length = len(overridden)
+    ends = np.where(overridden, np.arange(1, length + 1), length)
+    return np.minimum.accumulate(ends[::-1])[::-1].copy()
+
+
+class PolicyTargets:
+    """Normalised states, and the action chunks that follow them, of some frames of some episodes: arrays, by sample."""
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        *,
+        episodes: Sequence[int],
+        frames: Sequence[Int64[np.ndarray, "..."]],
+        chunk: int,
+        scaling: PolicyScaling,
+        embodiment: Embodiment = OWN,
+        step: int = 1,
+    ):
+        """
+        Args:
+            dataset: The demonstrations.
+            episodes: Which episodes to take.
+            frames: Of each episode, the frames that are samples.
+            chunk: Actions per sample, H + 1 in the paper's count.
+            scaling: How to normalise.
+            embodiment: What of the dataset is state and action, and what is learnt of the actions.
+            step: Frames for each action of a chunk: more than 1 brings a dataset of targets to a lower rate.
+
+        Raises:
+            ConfigError: The chunk is empty.
+            DataError: There are no episodes to take, or one has no instruction, or a value that is not finite.
+        """
+        if chunk < 1:
+            raise ConfigError(f"a chunk of {chunk} actions is not possible; expected at least 1")
+        if not episodes:
+            raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
+        self.chunk, self.scaling, self.embodiment = chunk, scaling, embodiment
+        self._ahead = _ahead(chunk, step)
+        self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in frames])
+        """The episode of each sample."""
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
+        """Its frame in that episode."""
+        self.texts, self.text = dataset.instruction_index(episodes, frames)
+        """All instructions of the samples, and which of them each has: that of its frame, however far the chunk goes."""
+        blank = np.isin(self.text, [place for place, text in enumerate(self.texts) if not text.strip()])
+        if blank.any():
+            first = int(blank.argmax())
+            raise DataError(
+                f"{dataset.root}: episode {self.episode[first]} has no task text at frame {self.frame[first]}; leave it out, or "
+                "give it an instruction"
+            )
+        states, actions, first, last, ends, start = [], [], [], [], [], 0
+        for episode, of_episode in zip(episodes, frames, strict=True):
+            states.append(embodiment.states(dataset, episode)[of_episode])
+            actions.append(embodiment.actions(dataset, episode))
+            first.append(start + of_episode)
+            ends.append(start + followed_until(dataset.overridden(episode))[of_episode])
+            start += len(actions[-1])
+            last.append(np.full(len(of_episode), start - 1))
+        self._raw_states = np.concatenate(states)
+        self._states = torch.from_numpy(scaling.scaled_state(self._raw_states))
+        self._actions = np.concatenate(actions)
+        if embodiment.per_frame:
+            self._actions = scaling.actions.normalise(self._actions)
+        self._first, self._last, self._ends = map(np.concatenate, (first, last, ends))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.frame)
+
+    def states(self, indices: Int64[np.ndarray, " b"]) -> Float[Tensor, "b s"]:
+        """The states of some samples, as the model sees them."""
+        return self._states[torch.from_numpy(indices)]
+
+    def chunks(self, indices: Int64[np.ndarray, " b"]) -> tuple[Float[Tensor, "b h a"], Bool[Tensor, "b h"]]:
+        """Normalised action chunks, and which of their actions count; past the episode's end the last is held.
+
+        An action counts within the episode, and up to the first one that was overridden: those after it answer a push that
+        the observation cannot tell of.
+        """
+        places = self._first[indices][:, None] + self._ahead
+        mask = torch.from_numpy(places < self._ends[indices][:, None])
+        actions = self._actions[np.minimum(places, self._last[indices][:, None])]
+        if not self.embodiment.per_frame:
+            related = self.embodiment.kind.relate(actions, self._raw_states[indices])
+            actions = self.scaling.actions.normalise(related.astype(np.float32))
+        return torch.from_numpy(actions), mask
+
+
+class PolicySamples(PolicyTargets):
+    """(observation, state, action chunk) for every fresh frame of some episodes, in memory but for the features."""
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        features: Features,
+        *,
+        episodes: Sequence[int],
+        chunk: int,
+        scaling: PolicyScaling,
+        embodiment: Embodiment = OWN,
+        motion_hidden: HiddenStates | None = None,
+        view_seed: int | None = None,
+        step: int = 1,
+    ):
+        """
+        Args:
+            dataset: The demonstrations.
+            features: The backbone's tokens of all its fresh frames.
+            episodes: Which episodes to take.
+            chunk: Actions per sample, H + 1 in the paper's count.
+            scaling: How to normalise.
+            embodiment: What of the dataset is state and action, and what is learnt of the actions.
+            motion_hidden: z_m for every sample, for several noise draws; may be set later.
+            view_seed: Of the choice, for each sample and epoch, among the picture and its augmented views; None: the pictures
+                themselves, as validation needs them.
+            step: Frames for each action of a chunk: more than 1 brings a dataset of targets to a lower rate.
+
+        Raises:
+            ConfigError: The chunk is empty.
+            DataError: There are no episodes to take, or one has no instruction, or a value that is not finite.
+        """
+        rows = [features.index.of_episode(episode) for episode in episodes]
+        super().__init__(
+            dataset,
+            episodes=episodes,
+            frames=[features.index.frame[of.start : of.stop] for of in rows],
+            chunk=chunk,
+            scaling=scaling,
+            embodiment=embodiment,
+            step=step,
+        )
+        self.features, self.episodes = features, tuple(episodes)
+        self.rows: Int64[np.ndarray, " n"] = np.concatenate([np.arange(of.start, of.stop) for of in rows])
+        """The row of each sample in the features' index."""
+        self._view_seed = view_seed if features.augmentation.views else None
+        self._views: tuple[int, Int64[np.ndarray, " n"]] | None = None
+        self._hidden: HiddenStates | None = None
+        self.motion_hidden = motion_hidden
+        self._prior_seen: Bool[Tensor, " n"] | None = None
+
+    @property
+    def motion_hidden(self) -> HiddenStates | None:
+        """z_m precomputed for every sample, for several noise draws."""
+        return self._hidden
+
+    @motion_hidden.setter
+    def motion_hidden(self, hidden: HiddenStates | None) -> None:
+        """
+        Raises:
+            MismatchError: It was made for another number of samples.
+        """
+        if hidden is not None and (len(hidden) != len(self) or hidden.draws < 1):
+            raise MismatchError(f"the hidden states cover {len(hidden)} samples; expected {len(self)}, one entry each")
+        self._hidden = hidden
+
+    def show_prior_in(self, episodes: Sequence[int]) -> None:
+        """Lets only the samples of these episodes see the motion prior."""
+        self._prior_seen = torch.from_numpy(np.isin(self.episode, np.asarray(episodes, np.int64)))
+
+    def views(self, indices: Int64[np.ndarray, " b"], *, epoch: int) -> Int64[np.ndarray, " b"] | None:
+        """In which view samples are seen in an epoch: 0 the picture itself; None where none is augmented."""
+        if self._view_seed is None:
+            return None
+        if self._views is None or self._views[0] != epoch:
+            drawn = drawn_views(len(self), self.features.augmentation.views, seed=self._view_seed, epoch=epoch)
+            self._views = epoch, drawn
+        return self._views[1][indices]
+
+    @property
+    def view_count(self) -> int:
+        """Augmented views that samples may be seen in, besides the pictures themselves."""
+        return 0 if self._view_seed is None else self.features.augmentation.views
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
+        """Collates samples, each in the view of this epoch; where z_m is cached, each epoch takes the next of its draws."""
+        actions, mask = self.chunks(indices)
+        views, hidden = self.views(indices, epoch=epoch), None
+        if self._hidden is not None:
+            found = self._hidden.take(indices, (indices + epoch) % self._hidden.draws, views)
+            hidden = torch.from_numpy(found.astype(np.float32))
+        return Batch(
+            encoded=self.features.encoded(self.rows[indices], views),
+            state=self.states(indices),
+            actions=actions,
+            action_mask=mask,
+            motion_hidden=hidden,
+            prior_seen=None if self._prior_seen is None else self._prior_seen[torch.from_numpy(indices)],
+        )
+
+
+def mixture_weights(lengths: Sequence[int], weights: Sequence[float] | None) -> Float[np.ndarray, " n"] | None:
+    """How often to take each sample, for the `Sampler`.
+
+    Args:
+        lengths: Samples of each dataset.
+        weights: The share of each dataset's samples, relative to the others'. None: by length, so that every sample comes up
+            once an epoch.
+
+    Raises:
+        ConfigError: There are not as many weights as datasets, or one is not positive.
+    """
+    if weights is None:
+        return None
+    if len(weights) != len(lengths) or not all(0 < weight < np.inf for weight in weights):
+        raise ConfigError(
+            f"weights {list(weights)} for {len(lengths)} datasets; expected one above 0 for each (or none: by length)"
+        )
+    each = np.asarray(weights, np.float64) / np.asarray(lengths)
+    return np.repeat(each / each.max(), lengths)
+
+
+Part = TypeVar("Part", PolicySamples, MotionSamples)
+
+
+class Mixture(Generic[Part]):
+    """The samples of several datasets, one dataset after another."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """
+        Args:
+            parts: At least one; with the same backbone, and alike in what `_traits` says.
+
+        Raises:
+            MismatchError: They are not alike in these.
+        """
+        self.parts = tuple(parts)
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            mine, others = ({"backbone": one.features.key, **self._traits(one)} for one in (first, part))
+            for name, one in mine.items():
+                if one != others[name]:
+                    raise MismatchError(
+                        f"{part.features.dataset.root} has {name} {others[name]}, {first.features.dataset.root} {one}; "
+                        "datasets that are mixed must agree"
+                    )
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])])
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self._starts[-1])
+
+    def part_of(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """Which dataset each sample is of."""
+        return np.searchsorted(self._starts, indices, side="right") - 1
+
+    def _traits(self, part: Part) -> dict[str, object]:
+        """In what the datasets must be alike, by name."""
+        raise NotImplementedError
+
+    def _places(self, indices: Int64[np.ndarray, " b"]) -> Iterator[tuple[int, Int64[np.ndarray, "..."]]]:
+        """Each dataset that some samples are of, and where in the indices these are."""
+        of = self.part_of(indices)
+        for number in np.unique(of).tolist():
+            yield number, np.flatnonzero(of == number)
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
+        """Collates samples, in the order of the indices."""
+        batches, order = [], []
+        for number, places in self._places(indices):
+            batches.append(self.parts[number].batch(indices[places] - self._starts[number], epoch=epoch))
+            order.append(places)
+        if len(batches) == 1:
+            return batches[0]
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        return _joined(batches, back, self.parts[0].features.padding)
+
+
+class MixedSamples(Mixture[PolicySamples]):
+    """Samples of Stage 2; each is scaled by its dataset's own normalisers."""
+
+    def _traits(self, part: PolicySamples) -> dict[str, object]:
+        actions, state = part.scaling.actions.width, part.scaling.state.width
+        return {"chunk": part.chunk, "action width": actions, "state width": state}
+
+
+class MixedMotionSamples(Mixture[MotionSamples]):
+    """Samples of Stage 1, all with the same bounds: what the Motion Expert says of motion means the same in every dataset."""
+
+    def __init__(self, parts: Sequence[MotionSamples]) -> None:
+        """
+        Raises:
+            MismatchError: The datasets are not alike.
+        """
+        super().__init__(parts)
+        first = self.parts[0]
+        self.bounds, self.horizon, self.frames_per_step = first.bounds, first.horizon, first.frames_per_step
+        self.camera, self.store = first.camera, first.store
+        self.episode: Int64[np.ndarray, " n"] = np.concatenate([part.episode for part in self.parts])
+        """The episode of each sample, in its own dataset."""
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate([part.frame for part in self.parts])
+
+    def _traits(self, part: MotionSamples) -> dict[str, object]:
+        grid = part.store.description.sampling.grid
+        return {"grid": grid, "flow steps": part.horizon, "bounds": part.bounds}
+
+    def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
+        """The scene flow of some samples, in image fractions and metres."""
+        found = [(self.parts[of].flow(indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
+        back = torch.from_numpy(np.argsort(np.concatenate([at for _, at in found])))
+        return joined_flow([flow for flow, _ in found], back)
+
+    def encoded(self, indices: Int64[np.ndarray, " b"]) -> Encoded:
+        """The backbone's tokens of some samples."""
+        found = [(self.parts[of].encoded(indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
+        back = torch.from_numpy(np.argsort(np.concatenate([at for _, at in found])))
+        return ordered([encoded for encoded, _ in found], back, self.parts[0].features.padding)
+
+    def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """The samples one flow step before, -1 where there is none."""
+        out = np.full(len(indices), -1, np.int64)
+        for of, at in self._places(indices):
+            found = self.parts[of].earlier(indices[at] - self._starts[of])
+            out[at] = np.where(found < 0, -1, found + self._starts[of])
+        return out
+
+    def clamp_rate(self) -> tuple[float, float, float]:
+        """Share of the supervising increments of all datasets that lie beyond the bounds, per axis."""
+        return clamp_rate(self.parts)
+
+
+AnyMotionSamples = MotionSamples | MixedMotionSamples
+
+
+def _joined(batches: Sequence[Batch], order: Int64[Tensor, " b"], padding: Padding) -> Batch:
+    """Puts batches into one; where only some say which samples see the motion prior, the others' do."""
+    found: dict[str, Any] = {}
+    for field in fields(Batch):
+        parts = [getattr(batch, field.name) for batch in batches]
+        if field.name == "encoded" or all(part is None for part in parts):
+            continue
+        if field.name == "motion":
+            values, mask = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("values", "mask"))
+            found[field.name] = Motion(values=values, mask=mask)
+            continue
+        if field.name == "prior_seen":
+            parts = [_seen(batch) for batch in batches]
+        elif any(part is None for part in parts):
+            raise MismatchError(f"only some of the mixed datasets have {field.name}; expected all or none")
+        found[field.name] = torch.cat(parts)[order]
+    return Batch(encoded=ordered([batch.encoded for batch in batches], order, padding), **found)
+
+
+def _seen(batch: Batch) -> Bool[Tensor, " b"]:
+    return torch.ones(len(batch.encoded.mask), dtype=torch.bool) if batch.prior_seen is None else batch.prior_seen

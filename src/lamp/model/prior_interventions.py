@@ -1,0 +1,125 @@
+"""What can be changed about a motion prior while a policy acts, to see whether it is used and what for; `lamp.model.intervene`
+does it. Simulator processes import this module, so it needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lamp.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zeroed:
+    """z_m is zero; the guidance still adds what it makes of zeros."""
+
+    name = "prior_zeroed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """z_m of another task's observation, which the caller brings, from the episode's own noise."""
+
+    name = "prior_shuffled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToldWrong:
+    """z_m of the same images and another instruction; the Action Expert hears the right one."""
+
+    name = "prior_told_wrong"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redrawn:
+    """z_m of another draw of noise, which is as likely as the first."""
+
+    name = "prior_redrawn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The gate of Eq. 4 stands elsewhere; at 0 the Action Expert reads z itself."""
+
+    opening: float
+
+    @property
+    def name(self) -> str:
+        return f"gate={self.opening:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """z_m after another number of the solver's steps, at tau = steps / N."""
+
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"denoised={self.steps}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSteps:
+    """Actions from another number of Euler steps."""
+
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"action_steps={self.steps}"
+
+
+Intervention = Zeroed | Shuffled | ToldWrong | Redrawn | Gate | Denoised | ActionSteps
+
+PLAIN: dict[str, Intervention] = {kind.name: kind() for kind in (Zeroed, Shuffled, ToldWrong, Redrawn)}
+EVERY = (
+    *PLAIN,
+    "gate=0",
+    "gate=0.5",
+    "gate=1",
+    "denoised=0",
+    "denoised=3",
+    "denoised=10",
+    "action_steps=1",
+    "action_steps=3",
+)
+"""What `all` stands for."""
+
+
+def parse(names: Sequence[str]) -> tuple[Intervention, ...]:
+    """Reads interventions by their names: `prior_zeroed`, `gate=0.5`, ...; `all` stands for `EVERY`.
+
+    Raises:
+        ConfigError: There is no such intervention, or its value is impossible.
+    """
+    asked = [_one(name) for given in names for name in (EVERY if given == "all" else (given,))]
+    return tuple(dict.fromkeys(asked))
+
+
+def is_intervention(name: str) -> bool:
+    """Whether a condition of an evaluation is an intervention, by its name."""
+    return name in PLAIN or name.partition("=")[0] in ("gate", "denoised", "action_steps")
+
+
+def _one(name: str) -> Intervention:
+    kind, _, value = name.partition("=")
+    if name in PLAIN:
+        return PLAIN[name]
+    if kind == "gate":
+        return Gate(opening=_number(name, value, "-1 to 1", -1.0, 1.0))
+    if kind == "denoised":
+        return Denoised(steps=int(_number(name, value, "0 to the solver's steps", 0.0, 1e4, whole=True)))
+    if kind == "action_steps":
+        return ActionSteps(steps=int(_number(name, value, "1 or more", 1.0, 1e4, whole=True)))
+    raise unknown("intervention", name, (*PLAIN, "gate=X", "denoised=N", "action_steps=N", "all"))
+
+
+def _number(name: str, value: str, expected: str, least: float, most: float, *, whole: bool = False) -> float:
+    try:
+        number = float(int(value) if whole else value)
+    except ValueError:
+        number = float("nan")
+    if not least <= number <= most:
+        raise ConfigError(f"intervention {name!r}: {value or 'no value'!r} given, a number expected: {expected}")
+    return number

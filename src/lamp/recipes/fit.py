@@ -1,0 +1,423 @@
+"""A recipe for somebody's own dataset: another recipe with its cameras, state, action and rate, as a file to read and change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from jaxtyping import Float32
+
+from lamp.configuration import to_json
+from lamp.data.actions import (
+    Absolute,
+    AxisAngle,
+    Comparison,
+    Delta,
+    Gripper,
+    Pose,
+    Relative,
+    RollPitchYaw,
+    RotationFormat,
+    compare_with_state,
+)
+from lamp.data.embodiment import ACTION, LIBERO, LIBERO_OPENPI, STATE, Embodiment, Part, StateRotation, embodiment
+from lamp.data.instructions import check_instructions
+from lamp.data.lerobot.format import LAMP_PATH
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.data.normalizers import (
+    ByDeviation,
+    ContinuousRotation,
+    HardlyMoved,
+    NormaliserFit,
+    NoState,
+    RawState,
+    StateTransform,
+    Unchanged,
+    floors,
+)
+from lamp.data.policy_dataset import stacked
+from lamp.errors import ConfigError
+from lamp.files import read_json, write_json
+from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
+from lamp.train.backbones import BackboneConfig, instruction_reader
+from lamp.train.breakdown import action_names
+from lamp.train.config import PolicyTraining
+from lamp.train.datasets import GRIPPER_MARGIN_TOLD, near_ends
+
+WITHOUT = ("none",)
+LONGEST = 128
+"""Tokens of an instruction that a recipe makes room for by itself."""
+COMPARED = 40
+"""Episodes from which it is found out what the actions are."""
+LIBERO_FPS = 20.0
+"""Of what `lamp collect` records, for which the recipes with a collection are made."""
+PART = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Writes a recipe that fits a dataset into a JSON file, which every --recipe takes: read it, and change what you like."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """The LeRobot dataset: a folder or a hub id."""
+    out: Path
+    """The recipe's file, such as robot.json."""
+    like: str = "demo"
+    """The recipe that everything else is taken from: demo for a small model, paper_real for the paper's."""
+    embodiment: str | None = None
+    """How the dataset records its robot, by name or as a JSON file; the flags below then have nothing to say."""
+    cameras: tuple[str, ...] = ()
+    """The policy's cameras, the reference camera of scene flow first: FEATURE or NAME=FEATURE; by default all, alphabetically."""
+    state: tuple[str, ...] = (STATE,)
+    """Features that make the state, one after another; KEY[0:6] takes a part. `none` for a policy without a state."""
+    action: tuple[str, ...] = (ACTION,)
+    """Features that make the action, likewise."""
+    actions: Literal["absolute", "delta", "relative"] | None = None
+    """What the actions are: targets in the units of the state, learnt as recorded (absolute) or from the state that a chunk
+    starts at (relative), or changes from one step to the next (delta). By default it is found out from the data, and said."""
+    gripper: tuple[float, ...] = ()
+    """What the action's gripper is where it is open, and where it is closed; a pair for each arm where they differ. By default 1
+    and 0 if it is recorded from 0 to 1 and reaches both, and otherwise it is learnt like any other value."""
+    gripper_at: tuple[int, ...] = ()
+    """Which of the action's values are grippers, such as 6 13 of two arms. By default those that the dataset calls so, else the
+    last."""
+    rotation_at: int | None = None
+    """Where in the state a rotation of three values starts; the policy is then shown it as two columns of its matrix."""
+    rotation: Literal["axis_angle", "roll_pitch_yaw"] = "axis_angle"
+    """What its three values are."""
+    degrees: bool = False
+    """They are in degrees."""
+    fps: float | None = None
+    """Refuse data at another rate; by default, another rate than this dataset's."""
+
+
+def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
+    """Writes the recipe and returns it, and in words what it says.
+
+    Args:
+        config: Which dataset, and how it is to be read.
+        base: What everything else is taken from.
+
+    Raises:
+        ConfigError: The base is a model alone, or something that is asked for is not in the dataset.
+        DataError: The dataset cannot be read.
+    """
+    if not isinstance(base, Recipe | TrainingRecipe):
+        raise ConfigError(
+            f"recipe {base.name!r} is a model alone; expected one with training, such as demo or paper_real"
+        )
+    robot, dataset = _robot(config)
+    grippers, told_gripper = _grippers(config, robot, dataset)
+    robot, told_actions = _with_kind(config, robot, dataset, grippers)
+    transform = _transform(config, robot)
+    states, actions = (_width(dataset, parts) for parts in (robot.state, robot.action))
+    seen = _with_room(_seen(base.policy.backbone, list(robot.cameras or ())), dataset.tasks)
+    check_instructions(instruction_reader(seen), dataset.tasks, dataset.root)
+    # A floor in the units of LIBERO's actions is right for those, and for no others.
+    least = None if _is_libero(config, dataset) else 0.0
+    policy = replace(
+        base.policy,
+        embodiment=robot,
+        state_transform=transform,
+        gripper=(grippers[0] if len(grippers) == 1 else grippers) if grippers else None,
+        state_fit=_own_spread(base.policy.state_fit, HardlyMoved(), least),
+        action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0), least),
+    )
+    assert policy.model.action is not None
+    expert = replace(policy.model.action, action_dim=actions, state_dim=transform.width(states))
+    frames = _flow_frames(base, dataset.fps)
+    made = TrainingRecipe(
+        name=config.out.stem,
+        summary=f"{base.name}, for {dataset.root.name}",
+        motion=replace(base.motion, backbone=seen, embodiment=robot, flow_frames=frames) if base.motion else None,
+        policy=replace(policy, model=replace(policy.model, action=expert), backbone=seen),
+        gpus=getattr(base, "gpus", 1),
+    )
+    write_json(config.out, to_json(made))
+    cameras = ", ".join(f"{name} <- {feature}" for name, feature in (robot.cameras or {}).items())
+    told = {
+        "cameras": cameras,
+        "state": f"{expert.state_dim} values shown to the policy",
+        "action": f"{actions} values, chunks of {expert.chunk}, of which {policy.execute} are executed",
+        "actions": told_actions,
+        "gripper": told_gripper,
+        "scaling": _scaling(made.policy, dataset),
+        "rate": f"{dataset.fps:g} fps: a chunk is {expert.chunk / dataset.fps:.2g} s",
+    }
+    if made.motion is not None and made.motion.model.motion is not None:
+        steps = made.motion.model.motion.horizon
+        told["motion"] = f"{steps} flow steps of {frames} frames: {steps * frames / dataset.fps:.2g} s ahead"
+    return made, "\n".join(f"{name:<8} {value}" for name, value in told.items())
+
+
+def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
+    """The embodiment, its cameras by name, and the dataset as it reads it."""
+    if config.embodiment:
+        robot = embodiment(config.embodiment)
+    else:
+        robot = Embodiment(
+            name=config.out.stem,
+            cameras=_cameras(config.cameras) or None,
+            state=tuple(map(_part, (STATE,) if config.state == WITHOUT else config.state)),
+            action=tuple(map(_part, config.action)),
+            rotations=None
+            if config.rotation_at is None
+            else (StateRotation(start=config.rotation_at, rotation=_rotation(config)),),
+        )
+        robot = replace(robot, gripper=_told_grippers(config, robot))
+    dataset = robot.open(config.data)
+    named = {name: dataset.described.cameras[name].key for name in sorted(dataset.cameras)}
+    if not named:
+        raise ConfigError(f"{dataset.root} has no camera; a policy needs one")
+    robot = replace(robot, cameras=robot.cameras or named, fps=robot.fps or config.fps or dataset.fps)
+    return robot, robot.open(config.data)
+
+
+def _camera(text: str) -> tuple[str, str]:
+    """`front=observation.images.cam_0`, or a feature alone, whose last word is then the name."""
+    name, _, feature = text.rpartition("=")
+    return name or feature.rpartition(".")[2], feature
+
+
+def _cameras(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, feature in map(_camera, texts):
+        if name in found:
+            raise ConfigError(
+                f"--cameras: {found[name]} and {feature} would both be called {name!r}; expected different names, such as "
+                f"{name}={found[name]} {name}_2={feature}"
+            )
+        found[name] = feature
+    return found
+
+
+def _part(text: str) -> Part:
+    found = PART.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"{text!r} names no part of a feature; expected KEY or KEY[START:STOP], such as action[0:6]")
+    start, stop = found["start"], found["stop"]
+    return Part(key=found["key"], start=int(start or 0), stop=int(stop) if stop else None)
+
+
+def _transform(config: FitConfig, robot: Embodiment) -> StateTransform:
+    if config.state == WITHOUT:
+        return NoState()
+    if not robot.rotations:
+        return RawState()
+    return ContinuousRotation(start=robot.rotations[0].start, rotation=robot.rotations[0].rotation)
+
+
+def _rotation(config: FitConfig) -> RotationFormat:
+    kinds = {"axis_angle": AxisAngle, "roll_pitch_yaw": RollPitchYaw}
+    return kinds[config.rotation](degrees=config.degrees)
+
+
+def _told_grippers(config: FitConfig, robot: Embodiment) -> Gripper | tuple[Gripper, ...] | None:
+    """The grippers that the flags describe; None where they say nothing of their units.
+
+    Raises:
+        ConfigError: They do not say which value is which gripper.
+    """
+    if not config.gripper:
+        return None
+    dims = config.gripper_at
+    if not dims:
+        dims = _named_grippers(robot, robot.open(config.data)) or (-1,)
+    pairs = list(zip(config.gripper[::2], config.gripper[1::2], strict=False))
+    if len(config.gripper) % 2 or len(pairs) not in (1, len(dims)):
+        raise ConfigError(
+            f"--gripper {' '.join(f'{value:g}' for value in config.gripper)} given, with grippers at "
+            f"{' '.join(map(str, dims))} of the action; expected OPEN CLOSED, or such a pair for each of them (--gripper-at)"
+        )
+    found = tuple(
+        Gripper(dim=dim, opened=opened, closed=closed)
+        for dim, (opened, closed) in zip(dims, pairs * (len(dims) // len(pairs)), strict=True)
+    )
+    return found[0] if len(found) == 1 else found
+
+
+def _named_grippers(robot: Embodiment, dataset: LeRobotDataset) -> tuple[int, ...]:
+    """The action's values that the dataset calls grippers, by their own names or that of a feature of one value; the last one is
+    -1."""
+    names = robot.action_names(dataset)
+    found = [dim for dim, name in enumerate(names) if "gripper" in name.lower() and names.count(name) == 1]
+    return tuple(-1 if dim == len(names) - 1 else dim for dim in found)
+
+
+def _grippers(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset) -> tuple[tuple[int, ...], str]:
+    """Which of the action's values are learnt as grippers, and in words why.
+
+    Raises:
+        ConfigError: There is no such value.
+    """
+    dataset.check_episodes()
+    recorded = np.concatenate([robot.actions(dataset, index) for index in range(len(dataset))])
+    width = recorded.shape[1]
+    dims = tuple(one.dim for one in robot.grippers) or config.gripper_at or _named_grippers(robot, dataset) or (-1,)
+    for dim in dims:
+        if not -width <= dim < width:
+            raise ConfigError(f"--gripper-at {dim} given, and an action has {width} values; expected 0 to {width - 1}")
+    found = [_gripper(robot, recorded[:, dim], dim, width) for dim in dims]
+    return tuple(dim for dim, (one, _) in zip(dims, found, strict=True) if one), "; ".join(text for _, text in found)
+
+
+def _gripper(robot: Embodiment, values: Float32[np.ndarray, " n"], dim: int, width: int) -> tuple[bool, str]:
+    """Whether a value of the action is learnt as a gripper, and in words why."""
+    which = "the action's last value" if dim % width == width - 1 else f"value {dim} of the action"
+    lowest, highest = float(values.min()), float(values.max())
+    known = next((one for one in robot.grippers if one.dim == dim), None)
+    if known is not None:
+        ends = sorted(known.closed + end * (known.opened - known.closed) for end in (lowest, highest))
+        text = f"{which}, {known.opened:g} = open, {known.closed:g} = closed, in which units the robot is sent it"
+        if not -GRIPPER_MARGIN_TOLD <= lowest <= highest <= 1 + GRIPPER_MARGIN_TOLD:
+            text += (
+                f"; BUT it is recorded from {ends[0]:g} to {ends[1]:g}, which training refuses: give --gripper as it is"
+            )
+        return True, text
+    if near_ends(values) or (0 <= lowest <= 0.1 and 0.9 <= highest <= 1):
+        return True, f"{which}, taken as 1 = open, 0 = closed"
+    return False, (
+        f"not told apart: {which} runs from {lowest:g} to {highest:g}, and is learnt and sent like any other; --gripper OPEN "
+        "CLOSED if it is one"
+    )
+
+
+def _with_kind(
+    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, grippers: Sequence[int]
+) -> tuple[Embodiment, str]:
+    """The embodiment with what its actions are, and in words why.
+
+    Raises:
+        ConfigError: They cannot be learnt relative to the state.
+    """
+    if config.embodiment:
+        return robot, f"{type(robot.kind).__name__.lower()}, as the embodiment {robot.name!r} has them"
+    known = {dim % robot.action_width(dataset) for dim in grippers}
+    found = compare_with_state(
+        [(robot.recorded_actions(dataset, n), robot.states(dataset, n)) for n in _some(len(dataset))], without=known
+    )
+    asked = config.actions or found.kind
+    if asked == "relative":
+        kind = _relative(config, robot, dataset, found, known)
+        told = "relative: targets, learnt from the state that a chunk starts at, and sent as targets"
+        return replace(robot, kind=kind), f"{told} ({found.why})"
+    if asked is None:
+        asking = "say --actions absolute, delta or relative"
+        return robot, f"not told apart: {found.why}; {asking}, until then they are learnt as recorded"
+    kind = Absolute() if asked == "absolute" else Delta()
+    what = "targets" if asked == "absolute" else "changes from one step to the next"
+    why = found.why if config.actions is None or found.kind == asked else f"as --actions says; but {found.why}"
+    more = "; --actions relative learns them from the present state" if asked == "absolute" else ""
+    return replace(robot, kind=kind), f"{asked}: {what}, learnt as recorded ({why}){more}"
+
+
+def _relative(
+    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, found: Comparison, grippers: set[int]
+) -> Relative:
+    """Which of the actions are learnt as differences from which values of the state.
+
+    Raises:
+        ConfigError: None can be.
+    """
+    actions, states = (_width(dataset, parts) for parts in (robot.action, robot.state))
+    if found.kind == "delta":
+        raise ConfigError(
+            f"--actions relative given, but the actions of {dataset.root} are changes already ({found.why}); expected targets in "
+            "the units of the state: --actions delta"
+        )
+    pairs = dict(found.pairs) or {index: index for index in range(min(actions, states)) if index not in grippers}
+    pose = None
+    if config.rotation_at is not None and config.rotation_at >= 3:
+        start = config.rotation_at - 3
+        first = next((action for action, state in pairs.items() if state == start), 0)
+        if first + 6 <= actions and start + 6 <= states:
+            rotation = _rotation(config)
+            poses = [robot.recorded_actions(dataset, n)[:, first : first + 6] for n in _some(len(dataset))]
+            poses += [robot.states(dataset, n)[:, start : start + 6] for n in _some(len(dataset))]
+            angles = np.concatenate(poses)[:, 3:].astype(np.float64)
+            # Numbers that the same rotations would not come back as go on beyond half a turn.
+            wrapped = np.allclose(rotation.values(rotation.matrix(angles)), angles, rtol=1e-3, atol=1e-4)
+            pose = Pose(action=first, state=start, rotation=rotation, unwrapped=not wrapped)
+            pairs = {action: state for action, state in pairs.items() if not first <= action < first + 6}
+    if pose is None and not pairs:
+        raise ConfigError(
+            f"--actions relative given, but no value of the action of {dataset.root} is one of the state's; expected targets in "
+            "the units of the state: --actions absolute"
+        )
+    return Relative(pose=pose, offsets=tuple(pairs.items()))
+
+
+def _some(episodes: int) -> list[int]:
+    """At most so many episodes, spread over all, as say what the actions are."""
+    return np.unique(np.linspace(0, episodes - 1, min(episodes, COMPARED)).round().astype(int)).tolist()
+
+
+def _own_spread(rule: NormaliserFit, hardly_moved: HardlyMoved, least: float | None) -> NormaliserFit:
+    """A recipe's rule for data of any units; a `least` of None keeps the recipe's own."""
+    if isinstance(rule, ByDeviation):
+        return replace(rule, least=rule.least if least is None else least, hardly_moved=hardly_moved)
+    return rule if isinstance(rule, Unchanged) else replace(rule, hardly_moved=hardly_moved)
+
+
+def _is_libero(config: FitConfig, dataset: LeRobotDataset) -> bool:
+    """Whether actions are LIBERO's, in [-1, 1], for which the recipes with a collection are made."""
+    collected = dataset.root / LAMP_PATH
+    told = read_json(collected, "collection") if collected.is_file() else None
+    suite = told.get("suite") if isinstance(told, dict) else None
+    return config.embodiment in (LIBERO.name, LIBERO_OPENPI.name) or str(suite).startswith("libero")
+
+
+def _scaling(policy: PolicyTraining, dataset: LeRobotDataset) -> str:
+    """In words, how states and actions are scaled: what is not divided by its own spread is named."""
+    assert policy.model.action is not None
+    robot = policy.embodiment
+    states, actions = stacked(dataset, range(len(dataset)), policy.model.action.chunk, robot)
+    names = action_names(dataset.features, robot, actions.shape[1])
+    binary = policy.gripper_dims(actions.shape[1])
+    shown = policy.state_transform.apply(states)
+    rows = []
+    for what, called, fitted in (
+        ("action", names, policy.action_fit.fit(actions, binary=binary)),
+        ("state", [str(index) for index in range(shown.shape[1])], policy.state_fit.fit(shown)),
+    ):
+        exceptions = floors(fitted, called)
+        rows.append(f"{what} hardly moves in, and is divided there, {exceptions}" if exceptions else "")
+    told = "; ".join(row for row in rows if row)
+    return f"each value by its own spread{'; but ' + told if told else ''}"
+
+
+def _flow_frames(base: Recipe | TrainingRecipe, fps: float) -> int:
+    """Frames of the dataset in a flow step of the model: the seconds of the base's, where its rate is known, else its frames."""
+    assert base.motion is not None
+    frames = base.motion.flow_frames or base.motion.flow_stride
+    if isinstance(base, Recipe):
+        frames, known = base.flow.stride * base.motion.flow_stride, LIBERO_FPS
+    else:
+        known = base.motion.embodiment.fps
+    return frames if known is None else max(1, round(frames * fps / known))
+
+
+def _width(dataset: LeRobotDataset, parts: tuple[Part, ...]) -> int:
+    widths = [(part, int(np.prod(dataset.features[part.key].shape))) for part in parts]
+    return sum((part.stop or width) - part.start for part, width in widths)
+
+
+def _with_room(backbone: BackboneConfig, instructions: Sequence[str]) -> BackboneConfig:
+    """The backbone with room for the longest instruction, where it does not have it and can have it."""
+    reader = instruction_reader(backbone)
+    room = None if reader is None else reader.text_room
+    if reader is None or room is None:
+        return backbone
+    longest = max((len(reader.instruction_ids(text)) for text in instructions), default=0)
+    return backbone if longest <= room or longest > LONGEST else replace(backbone, text_tokens=longest)
+
+
+def _seen(backbone: BackboneConfig, cameras: list[str]) -> BackboneConfig:
+    """The backbone with these cameras: the first at the size of its first, the others at that of its last."""
+    first, last = backbone.cameras[0][1], backbone.cameras[-1][1]
+    return replace(backbone, cameras=tuple((name, last if index else first) for index, name in enumerate(cameras)))

@@ -1,0 +1,253 @@
+"""What a served policy takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from lamp.errors import MismatchError
+from lamp_client.client import LARGEST_ACTION
+from lamp_client.types import ActionChunk, GripperUnits, Observation
+
+ActionLimits = tuple[tuple[float, ...], tuple[float, ...]]
+ROOM = 20.0
+"""Limits of actions are so many times as far from the middle as the data's spread: a trained policy stays within a few."""
+ASPECT_TOLERANCE = 0.02
+"""Images are resized to the policy's size only where the proportions agree so well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSize:
+    """A camera of the policy."""
+
+    name: str
+    height: int
+    """[px]"""
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the policy takes and gives, so that requests are checked before they wait for others."""
+
+    cameras: tuple[CameraSize, ...]
+    """The reference camera of the predicted flow first."""
+    state_width: int
+    action_width: int
+    chunk: int
+    """Actions in a reply."""
+    execute: int
+    """Actions to carry out before asking again."""
+    dataset: str = "lamp"
+    """Which data the actions' units come from; starVLA calls it the unnorm key."""
+    takes_language: bool = True
+    """Whether the instruction must say something: that of the demonstrations did."""
+    grippers: tuple[GripperUnits, ...] = ()
+    """What the grippers' values in the actions are where they are open and where they are closed; none where the data do not
+    say."""
+    kind: str = "delta"
+    """What the actions are: delta, absolute, or relative, which are absolute when they leave the policy."""
+    state_features: Mapping[str, int] = field(default_factory=dict)
+    """The dataset's features that the state is taken from, and how many values each has; empty where that is not known."""
+    state_columns: tuple[int, ...] = ()
+    """Where the state's values are in those features, one after another."""
+    camera_features: Mapping[str, str] = field(default_factory=dict)
+    """Camera -> the dataset's feature, where that is known."""
+    action_limits: ActionLimits | None = None
+    """The least and the largest of each of an action's values in the dataset's units: far outside the data, and beyond them no
+    action of theirs; None: unknown."""
+    foresees: bool = False
+    """Whether it can predict scene flow."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What else a client is told, as plain values."""
+
+    @property
+    def reference(self) -> str:
+        """The camera whose image the predicted flow is drawn over."""
+        return self.cameras[0].name
+
+    @property
+    def wrist(self) -> str | None:
+        """The camera that foreign requests call the wrist's: named so, or else the second; None where there is one camera."""
+        others = [camera.name for camera in self.cameras[1:]]
+        return next((name for name in others if "wrist" in name or "hand" in name), others[0] if others else None)
+
+    def example(self) -> Observation:
+        """An observation that fits, for warming up."""
+        images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in self.cameras}
+        return Observation(images=images, state=np.zeros(self.state_width, np.float32), instruction="do something")
+
+    def fitted(self, observation: Observation) -> Observation:
+        """Returns the observation with its images at the policy's sizes.
+
+        Raises:
+            MismatchError: A camera is missing, or an image has other proportions.
+        """
+        images = {}
+        for camera in self.cameras:
+            image = observation.images.get(camera.name)
+            if image is None:
+                have = ", ".join(observation.images) or "none"
+                raise MismatchError(f"the observation has no camera {camera.name!r}; it has {have}. {self.expected}")
+            images[camera.name] = self._resized(image, camera)
+        state = observation.state
+        if len(state) == self.recorded_state_width != self.state_width:
+            state = state[list(self.state_columns)]
+        if len(state) != self.state_width:
+            recorded = self.recorded_state_width
+            whole = f", or {recorded} as recorded" if recorded != self.state_width else ""
+            raise MismatchError(f"the state has {len(state)} values; expected {self.state_width}{whole}.")
+        return Observation(images=images, state=state, instruction=observation.instruction)
+
+    @property
+    def recorded_state_width(self) -> int:
+        """Number of values of the features that the state is taken from; the state's own where that is not known."""
+        return sum(self.state_features.values()) if self.state_columns else self.state_width
+
+    @property
+    def expected(self) -> str:
+        """The cameras in words."""
+        return "Expected " + ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in self.cameras) + "."
+
+    def _resized(self, image: np.ndarray, camera: CameraSize) -> np.ndarray:
+        height, width = image.shape[:2]
+        if (height, width) == (camera.height, camera.width):
+            return image
+        wanted = camera.width / camera.height
+        if abs(width / height / wanted - 1) > ASPECT_TOLERANCE:
+            raise MismatchError(
+                f"image {camera.name!r} is {width}x{height}, of other proportions than in training. {self.expected}"
+            )
+        # Shrinking, this is a triangle filter over all pixels that it covers, so nothing aliases.
+        return np.asarray(Image.fromarray(image).resize((camera.width, camera.height), Image.Resampling.BILINEAR))
+
+
+@runtime_checkable
+class ServedPolicy(Protocol):
+    """What the server needs of a policy."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def act_batch(self) -> Callable[..., list[ActionChunk]]:
+        """(observations, noise seeds, foresight=whether to predict flow too) -> a chunk for each observation."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPolicy:
+    """A trained policy with its contract."""
+
+    contract: Contract
+    act_batch: Callable[..., list[ActionChunk]]
+
+
+def open_checkpoint(
+    path: Path,
+    *,
+    device: str,
+    threads: int | None,
+    fast: bool = True,
+    precision: str = "auto",
+    dataset: str | None = None,
+) -> CheckpointPolicy:
+    """Opens the policy of a checkpoint folder.
+
+    Args:
+        path: The checkpoint, or the run that holds it.
+        device: Where to compute.
+        threads: CPU threads of the policy; None leaves them as they are.
+        fast: Prepare the fast path.
+        precision: Of the experts: float32, bfloat16, or auto for what `LaMPPolicy` takes by itself.
+        dataset: The one of its datasets whose robot it acts as; None: its own, the first.
+
+    Raises:
+        ConfigError: There is no such device, or it was not trained on such a dataset.
+        DataError: There is no checkpoint, or it is damaged.
+        MismatchError: It is no policy.
+    """
+    import torch
+
+    from lamp.policy import LaMPPolicy
+    from lamp.train.config import BFloat16, Float32
+    from lamp.train.run_folder import check_device
+
+    check_device(device, "--device")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    asked = {"float32": Float32(), "bfloat16": BFloat16()}.get(precision)
+    policy = LaMPPolicy.from_checkpoint(path, device=device, precision=asked)
+    policy = policy if dataset is None else policy.of_dataset(dataset)
+    policy = policy.compile() if fast else policy
+    return CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
+
+
+def action_limits(record: Any) -> ActionLimits | None:
+    """Limits of a policy's actions in the units in which they leave, so wide that only what is broken is beyond them.
+
+    Each dimension is tried at `ROOM` of its normaliser's units. One that depends on others or on the state, or whose spread
+    the normaliser does not know, has no limits; None where no dimension has any.
+
+    Args:
+        record: The policy's `lamp.train.checkpoint_metadata.PolicyRecord`.
+    """
+    from lamp.data.normalizers import Identity
+
+    scaling = record.scaling.actions
+    width, places = scaling.width, np.arange(scaling.width)
+    tried = np.zeros((1 + 2 * width, 1, width))
+    tried[1 + 2 * places, 0, places], tried[2 + 2 * places, 0, places] = -ROOM, ROOM
+
+    def leaving(state: float) -> np.ndarray:
+        states = np.full((len(tried), record.state_width), state, np.float32)
+        with np.errstate(all="ignore"):
+            return record.embodiment.recorded(scaling.invert(tried), states)[:, 0]
+
+    found, moved = leaving(0.0), leaving(0.5)
+    own = np.zeros(found.shape, bool)
+    own[0], own[1 + 2 * places, places], own[2 + 2 * places, places] = True, True, True
+    unknown = ((found != moved) | ((found != found[0]) & ~own) | ~np.isfinite(found)).any(0)
+    unknown[list(scaling.masked)] = True
+    if isinstance(scaling, Identity) or unknown.all():
+        return None
+    low, high = found.min(0), found.max(0)
+    slack = 0.01 * (high - low) + 1e-3  # of rounding, where the normaliser clamps
+    low, high = np.where(unknown, -LARGEST_ACTION, low - slack), np.where(unknown, LARGEST_ACTION, high + slack)
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
+def contract_of(policy: Any) -> Contract:
+    """Reads the contract of a `lamp.policy.LaMPPolicy` from its checkpoint's description."""
+    cameras = tuple(
+        CameraSize(name=camera.name, height=camera.height, width=camera.width)
+        for camera in policy.description.backbone.cameras
+    )
+    told, record = policy.metadata, policy.record
+    about = {
+        key: told[key] for key in ("fps", "actions", "embodiment", "uses_motion", "step", "weights_sha256", "code")
+    }
+    return Contract(
+        cameras=cameras,
+        state_width=record.state_width,
+        action_width=record.scaling.actions.width,
+        chunk=policy.chunk,
+        execute=policy.execute,
+        dataset=policy.dataset,
+        takes_language=not policy.description.data.tasks or any(map(str.strip, policy.description.data.tasks)),
+        grippers=GripperUnits.all_of(told),
+        kind=told["actions"],
+        state_features=record.state_features if record.state_width else {},
+        state_columns=record.embodiment.state_columns(record.state_features)
+        if record.state_width and record.state_features
+        else (),
+        camera_features=record.embodiment.cameras or {},
+        action_limits=action_limits(record),
+        foresees=policy.uses_motion,
+        about=about,
+    )

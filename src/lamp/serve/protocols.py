@@ -1,0 +1,367 @@
+"""The two protocols of the websocket, told apart by each message: openpi's and starVLA's.
+
+Both carry maps in the same codec. openpi's requests are flat and its errors a text frame that closes the connection;
+starVLA's are an envelope around a list of examples, and so are its errors. Whichever it is, a message becomes a request: act,
+reset, ping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from lamp.errors import MismatchError
+from lamp.serve.action_conventions import AsRecorded, Units
+from lamp.serve.policy_spec import Contract
+from lamp_client.client import PROTOCOL_VERSION
+from lamp_client.errors import InvalidValueError, WireError
+from lamp_client.layouts import RequestLayout, frame_request, image_from, prompt_from, state_from
+from lamp_client.types import ActionChunk, GripperUnits, Observation
+
+Message = Mapping[Any, Any]
+STARVLA_TYPES = ("ping", "infer", "predict_action", "reset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """How an error is told: the frame, and the code that closes the connection; None keeps it open."""
+
+    frame: str | dict[str, Any]
+    close: int | None
+
+
+@runtime_checkable
+class Dialect(Protocol):
+    """How messages of one kind are read and answered."""
+
+    @property
+    def name(self) -> str: ...
+
+    def speaks(self, message: Message) -> bool:
+        """Whether the message is in this dialect."""
+        ...
+
+    def read(self, message: Message) -> Asked:
+        """Reads what is asked for, whatever is wrong with it raising one of the client's or LaMP's errors."""
+        ...
+
+    def answered(
+        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+    ) -> dict[str, Any]:
+        """The reply."""
+        ...
+
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+        """The reply to what cannot be answered; `busy` where the same would be answered later."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPi:
+    """openpi's protocol, with a few keys of ours under `lamp/`."""
+
+    contract: Contract
+    units: Units
+    layouts: tuple[RequestLayout, ...]
+    """The most likely first."""
+    name: str = "openpi"
+
+    @classmethod
+    def of(cls, contract: Contract, units: Units) -> OpenPi:
+        """Lists the requests from which this policy's observations can be made."""
+        return cls(contract=contract, units=units, layouts=layouts_for(contract))
+
+    def speaks(self, message: Message) -> bool:
+        return True
+
+    def read(self, message: Message) -> Asked:
+        """
+        Raises:
+            WireError: A key is missing.
+            InvalidValueError: A value has another shape or type.
+            MismatchError: The observation does not fit the policy.
+        """
+        seed = seed_from(message.get("lamp/noise_seed"), "lamp/noise_seed")
+        if flag_from(message, "lamp/reset") or "__ctrl__" in message:
+            return Reset(noise_seed=seed)
+        observation = self.contract.fitted(self._layout(message).observation(message))
+        return Act(observations=(observation,), noise_seed=seed, foresight=flag_from(message, "lamp/foresight"))
+
+    def _layout(self, message: Message) -> RequestLayout:
+        """The layout of which the request has most keys, and of those with the same keys the one whose state fits."""
+
+        def fit(layout: RequestLayout) -> tuple[int, int]:
+            fitting = sum(_size(message[key]) == size for key, size in layout.state if key in message)
+            return sum(key in message for key in layout.keys), fitting
+
+        return max(self.layouts, key=fit)
+
+    def answered(
+        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+    ) -> dict[str, Any]:
+        if not answers:
+            return {"lamp/reset": True}
+        (answer,) = answers
+        chunk = answer.chunk
+        timing = {f"{name}_ms": value for name, value in chunk.timing_ms.items()} | {"infer_ms": answer.infer_ms}
+        server = {"infer_ms": answer.infer_ms, "queue_ms": answer.queue_ms, "batch": answer.batch}
+        reply: dict[str, Any] = {"actions": self.units(chunk.actions), "policy_timing": timing, "server_timing": server}
+        if prev_total_ms is not None:
+            server["prev_total_ms"] = prev_total_ms
+        # openpi's own client slices every array of a reply by the step, so nothing but actions is there unasked.
+        if isinstance(asked, Act) and asked.foresight and chunk.foresight is not None:
+            reply["lamp/foresight"] = chunk.foresight
+        if chunk.gate is not None:
+            reply["lamp/gate"] = chunk.gate
+        return reply
+
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+        return Refusal(frame=problem, close=1013 if busy else 1011)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarVla:
+    """starVLA's envelope. Its clients adapt actions to the environment themselves (`Units.for_starvla`)."""
+
+    contract: Contract
+    max_examples: int
+    units: Units = field(default_factory=AsRecorded)
+    name: str = "starvla"
+
+    def speaks(self, message: Message) -> bool:
+        if "examples" in message or isinstance(message.get("payload"), Mapping):
+            return True
+        kind = message.get("type")
+        return isinstance(kind, str) and kind in STARVLA_TYPES
+
+    def read(self, message: Message) -> Asked:
+        """
+        Raises:
+            WireError: The type or a key is unknown.
+            InvalidValueError: A value has another shape or type.
+            MismatchError: An example does not fit the policy.
+        """
+        kind = message.get("type", "infer")
+        if not isinstance(kind, str) or kind not in STARVLA_TYPES:
+            raise WireError(f"the message's type is {str(kind)[:40]!r}; expected one of {', '.join(STARVLA_TYPES)}.")
+        if kind == "ping":
+            return Ping()
+        payload = message.get("payload", message)
+        if not isinstance(payload, Mapping):
+            raise WireError(f"'payload' is {type(payload).__name__}; expected a map with 'examples'.")
+        seed = seed_from(payload.get("lamp/noise_seed"), "lamp/noise_seed")
+        if kind == "reset":
+            return Reset(noise_seed=seed)
+        self._check_key(payload.get("unnorm_key"))
+        observations = tuple(self._observation(example, n) for n, example in enumerate(self._examples(payload)))
+        return Act(observations=observations, noise_seed=seed, foresight=flag_from(payload, "lamp/foresight"))
+
+    def _examples(self, payload: Message) -> list[Message]:
+        examples = payload.get("examples")
+        if not isinstance(examples, list) or not 1 <= len(examples) <= self.max_examples:
+            kind = f"{len(examples)} of them" if isinstance(examples, list) else type(examples).__name__
+            raise WireError(f"'examples' is {kind}; expected a list of 1 to {self.max_examples} maps.")
+        if not all(isinstance(example, Mapping) for example in examples):
+            raise WireError("an example is no map; expected 'image', 'lang' and 'state'.")
+        return examples
+
+    def _check_key(self, key: Any) -> None:
+        if key is not None and not (isinstance(key, str) and key == self.contract.dataset):
+            raise MismatchError(f"unnorm_key is {str(key)[:60]!r}; expected {self.contract.dataset!r}, or none.")
+
+    def _observation(self, example: Message, number: int) -> Observation:
+        images, names = example.get("image"), [camera.name for camera in self.contract.cameras]
+        images = [images] if isinstance(images, np.ndarray) else images
+        if not isinstance(images, list) or len(images) != len(names):
+            given = len(images) if isinstance(images, list) else type(images).__name__
+            raise InvalidValueError(
+                f"example {number} has {given} for 'image'; expected {len(names)}: {', '.join(names)}."
+            )
+        width, spared = self.contract.state_width, not self.contract.takes_language
+        if width and example.get("state") is None:
+            raise InvalidValueError(f"example {number} has no 'state'; expected {width} numbers.")
+        if _size(example.get("state", [])) == self.contract.recorded_state_width:
+            width = self.contract.recorded_state_width
+        observation = Observation(
+            images={name: image_from(image, name) for name, image in zip(names, images, strict=True)},
+            state=state_from(example.get("state", []), "state", width),
+            instruction=prompt_from(example.get("lang", "" if spared else None), "lang", needed=not spared),
+        )
+        return self.contract.fitted(observation)
+
+    def answered(
+        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+    ) -> dict[str, Any]:
+        reply = {"status": "ok", "ok": True, "type": "inference_result", "request_id": _request_id(message)}
+        if isinstance(asked, Ping | Reset):
+            return reply | {"type": "ping" if isinstance(asked, Ping) else "reset"}
+        data: dict[str, Any] = {
+            "actions": np.stack([self.units.for_starvla(answer.chunk.actions) for answer in answers])
+        }
+        flows = [answer.chunk.foresight for answer in answers]
+        if isinstance(asked, Act) and asked.foresight and all(flow is not None for flow in flows):
+            data["lamp/foresight"] = np.stack([flow for flow in flows if flow is not None])
+        timing = {name: max(getattr(answer, name) for answer in answers) for name in ("infer_ms", "queue_ms", "batch")}
+        if prev_total_ms is not None:
+            timing["prev_total_ms"] = prev_total_ms
+        return reply | {"data": data, "server_timing": timing}
+
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+        frame = {
+            "status": "error",
+            "ok": False,
+            "type": "inference_result",
+            "request_id": _request_id(message),
+            "error": {"message": problem, "busy": busy},
+        }
+        return Refusal(frame=frame, close=None)
+
+
+def _size(value: Any) -> int:
+    """How many values an array or a flat list has, without making an array of it."""
+    return value.size if isinstance(value, np.ndarray) else len(value) if isinstance(value, list) else 1
+
+
+def _request_id(message: Message) -> Any:
+    """The request's own, as long as it is a plain, short value."""
+    found = message.get("request_id", "default")
+    return found if isinstance(found, str | int) and len(str(found)) <= 200 else "default"
+
+
+def layouts_for(contract: Contract) -> tuple[RequestLayout, ...]:
+    """The requests from which this policy's observations can be made: openpi's LIBERO and DROID keys, and LeRobot's."""
+    found: list[RequestLayout] = []
+    wrist, width = contract.wrist, contract.state_width
+    if len(contract.cameras) <= 2:
+        for reference_key, wrist_key, state in (
+            ("observation/image", "observation/wrist_image", (("observation/state", width),)),
+            ("observation/exterior_image_1_left", "observation/wrist_image_left", _joints(width)),
+        ):
+            images = ((contract.reference, reference_key), *([(wrist, wrist_key)] if wrist else []))
+            if state:
+                found.append(RequestLayout(images=images, state=state, needs_prompt=contract.takes_language))
+    names = [camera.name for camera in contract.cameras]
+    found.append(frame_request(names, width, needs_prompt=contract.takes_language))
+    if contract.recorded_state_width != width:
+        found.append(frame_request(names, contract.recorded_state_width, needs_prompt=contract.takes_language))
+    if contract.state_features and set(names) <= set(contract.camera_features):
+        # A frame of the very dataset that the policy was trained on.
+        images = tuple((name, contract.camera_features[name]) for name in names)
+        state = tuple(contract.state_features.items())
+        frame = frame_request(names, width, needs_prompt=contract.takes_language)
+        found.append(replace(frame, images=images, state=state))
+    return tuple(found)
+
+
+def _joints(width: int) -> tuple[tuple[str, int], ...]:
+    """DROID's state of joints and gripper."""
+    return (("observation/joint_position", width - 1), ("observation/gripper_position", 1)) if width >= 2 else ()
+
+
+def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dict[str, Any]:
+    """What a client is told on connecting; each dialect finds its own keys in it."""
+    limited = contract.action_limits if units.action_units == "dataset" else None
+    return {
+        "lamp": {"protocol": PROTOCOL_VERSION},
+        "policy": "lamp",
+        "action_units": units.action_units,
+        **GripperUnits.told(units.sent),
+        "cameras": {camera.name: [camera.height, camera.width] for camera in contract.cameras},
+        "state_width": contract.state_width,
+        "recorded_state_width": contract.recorded_state_width,
+        "action_width": contract.action_width,
+        **({} if limited is None else {"action_low": list(limited[0]), "action_high": list(limited[1])}),
+        "takes_language": contract.takes_language,
+        "chunk": contract.chunk,
+        "execute": contract.execute,
+        "requests": [list(layout.keys) for layout in layouts_for(contract)],
+        "limits": dict(limits),
+        "action_chunk_size": contract.chunk,
+        "available_unnorm_keys": [contract.dataset],
+        "default_unnorm_key": contract.dataset,
+        **contract.about,
+    }
+
+
+def seeds_for(asked: Act, drawn: NoiseSeed) -> list[NoiseSeed]:
+    """A seed for each observation: the given one, or `drawn`; numbered where there are several."""
+    seed = asked.noise_seed or drawn
+    if len(asked.observations) == 1:
+        return [seed]
+    return [(*seed, number) for number in range(len(asked.observations))]
+
+
+NoiseSeed = tuple[int, ...]
+MAX_SEED_PARTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """Asks for a chunk of actions for each observation."""
+
+    observations: tuple[Observation, ...]
+    noise_seed: NoiseSeed | None = None
+    """None: the client's episode gives it, or chance."""
+    foresight: bool = False
+    """Whether the predicted flow is to come with the actions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reset:
+    """Begins an episode."""
+
+    noise_seed: NoiseSeed | None = None
+    """Of the episode: its calls are numbered, so that it can be repeated. None: chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ping:
+    """Asks whether anybody is there."""
+
+
+Asked = Act | Reset | Ping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A chunk, and what it took."""
+
+    chunk: ActionChunk
+    infer_ms: float
+    queue_ms: float
+    batch: int
+    """Observations that were computed together."""
+
+
+def seed_from(value: Any, where: str) -> NoiseSeed | None:
+    """Reads a noise seed: nothing, a whole number, or a few of them.
+
+    Raises:
+        InvalidValueError: It is something else.
+    """
+    if value is None:
+        return None
+    small = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size <= MAX_SEED_PARTS)
+    plain: Any = value.tolist() if small else value
+    parts: list[Any] = plain if isinstance(plain, list) else [plain]
+    whole = all(type(part) is int and 0 <= part < 2**63 for part in parts)
+    if not whole or not 1 <= len(parts) <= MAX_SEED_PARTS:
+        raise InvalidValueError(
+            f"{where!r} is {str(value)[:60]}; expected 1 to {MAX_SEED_PARTS} whole numbers from 0 to 2**63 - 1."
+        )
+    return tuple(parts)
+
+
+def flag_from(message: Mapping[Any, Any], key: str) -> bool:
+    """Reads a yes or no, absent for no.
+
+    Raises:
+        InvalidValueError: It is neither.
+    """
+    value = message.get(key, False)
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidValueError(f"{key!r} is {str(value)[:60]}; expected true or false.")
+    return bool(value)

@@ -1,0 +1,256 @@
+"""What a checkpoint says about itself: `lamp.json`. Everything needed to use it, and to refuse what does not fit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from lamp.configuration import from_json, to_json
+from lamp.data.embodiment import OWN, Embodiment
+from lamp.data.policy_dataset import PolicyScaling
+from lamp.errors import ConfigError, DataError, MismatchError, unknown
+from lamp.files import read_json, write_json
+from lamp.model.lamp import LaMPConfig
+from lamp.sceneflow.normalization import MotionBounds
+from lamp.train.config import Imported, MotionTraining, PolicyTraining
+
+FILE_NAME = "lamp.json"
+FORMAT = "lamp-checkpoint"
+VERSION = 1
+TIME_CONVENTION = "tau = 0 is noise, tau = 1 is data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraInput:
+    """A camera as the backbone reads it."""
+
+    name: str
+    height: int
+    """Of the recorded images, which the backbone resizes itself. [px]"""
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRecord:
+    """The frozen backbone: it is not part of the checkpoint, so its key must match."""
+
+    key: str | None
+    """Content hash of its weights and settings. None where the weights were not at hand when the checkpoint was imported: then
+    the settings are all that can be compared."""
+    description: dict[str, Any]
+    cameras: tuple[CameraInput, ...]
+    """In the order in which the tokens are concatenated; the first is the reference camera of the scene flow."""
+    prompt: str = "{instruction}"
+    """What the backbone makes of an instruction, by itself, before it reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """The demonstrations."""
+
+    name: str
+    fingerprint: str
+    """Content hash of what was trained on."""
+    episodes: int
+    frames: int
+    """Training samples; like `episodes`, 0 for imported weights, which do not say."""
+    tasks: tuple[str, ...]
+    validation_episodes: tuple[int, ...]
+    dataset: str = ""
+    """Content hash of the whole dataset, held-out episodes included; empty where it was not noted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRecord:
+    """The scene flow that the Motion Expert predicts."""
+
+    camera: str
+    grid: tuple[int, int]
+    """Rows and columns of keypoints."""
+    horizon: int
+    stride: int
+    """Frames of the dataset per flow step."""
+    fps: float
+    bounds: MotionBounds
+    clamped: tuple[float, float, float]
+    """Share of the training increments beyond the bounds, per axis."""
+    also: tuple[DataRecord, ...] = ()
+    """What else the Motion Expert was trained on; `stride` and `fps` are the first dataset's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherDataset:
+    """A dataset that was mixed in: what it needs to be acted on."""
+
+    root: str
+    """Where it was."""
+    data: DataRecord
+    state_width: int
+    scaling: PolicyScaling
+    fps: float
+    embodiment: Embodiment
+    state_features: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecord:
+    """How observations and actions are mapped to what the model sees, and back."""
+
+    state_width: int
+    """Width of the raw state of an observation, before the transform."""
+    scaling: PolicyScaling
+    """Of what is learnt: with the embodiment's gripper 1 = open, and relative to the state where the embodiment says so."""
+    chunk: int
+    execute: int
+    fps: float
+    embodiment: Embodiment = OWN
+    """What the actions mean: those relative to a state are put back into the robot's frame."""
+    state_features: dict[str, int] = field(default_factory=dict)
+    """The dataset's features that the state is taken from, and how many values each has; empty where it was not noted."""
+    others: tuple[OtherDataset, ...] = ()
+    """What else the policy was trained on, each with a scaling of its own."""
+
+    @property
+    def recorded_state_width(self) -> int:
+        """Number of values of the features that the state is taken from; 0 where it was not noted, or no state is wanted."""
+        return sum(self.state_features.values()) if self.state_width else 0
+
+    def selected(self, state: Float[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b s"]:
+        """The state that the policy was trained with, of one that is given as such, or as the dataset's whole features.
+
+        Raises:
+            MismatchError: It is neither.
+        """
+        width, recorded = state.shape[-1], self.recorded_state_width
+        if width == self.state_width:
+            return state
+        if width == recorded:
+            return state[..., list(self.embodiment.state_columns(self.state_features))]
+        whole = f", or {recorded} as recorded ({', '.join(self.state_features)})" if recorded > self.state_width else ""
+        raise MismatchError(f"the state has {width} values; this policy was trained with {self.state_width}{whole}.")
+
+    def of_dataset(self, name: str) -> PolicyRecord:
+        """The record for acting as one of the other datasets' robots.
+
+        Raises:
+            ConfigError: The policy was not trained on it.
+        """
+        for other in self.others:
+            if other.data.name == name:
+                return replace(
+                    self,
+                    state_width=other.state_width,
+                    scaling=other.scaling,
+                    fps=other.fps,
+                    embodiment=other.embodiment,
+                    state_features=other.state_features,
+                )
+        raise unknown("dataset", name, [other.data.name for other in self.others])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionSource:
+    """The Stage-1 checkpoint a policy was trained on; its weights are in the policy's checkpoint."""
+
+    sha256: str
+    """Of the Motion Expert's weights."""
+    step: int
+    data: DataRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedFrom:
+    """The checkpoint whose weights a fine-tune began with."""
+
+    weights_sha256: str
+    step: int
+    data: DataRecord
+    normalizers: Literal["keep", "refit"]
+    """Whether its normalisers (of a motion prior, its bounds) were kept, or fitted to the new data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """Everything about a checkpoint but its weights."""
+
+    kind: Literal["motion", "policy"]
+    model: LaMPConfig
+    backbone: BackboneRecord
+    flow: FlowRecord | None
+    policy: PolicyRecord | None
+    motion_source: MotionSource | None
+    training: MotionTraining | PolicyTraining | Imported
+    data: DataRecord
+    step: int
+    averaged: bool
+    """Whether the weights are the exponential moving average."""
+    exactly_reproducible: bool
+    """False where the schedule followed a time budget."""
+    code: str
+    packages: dict[str, str]
+    time_convention: str = TIME_CONVENTION
+    format: str = FORMAT
+    version: int = VERSION
+    weights_sha256: str = ""
+    adapter_sha256: str = ""
+    """Of the weights of the backbone's adapters; empty where it has none."""
+    started_from: StartedFrom | None = None
+    """None: the run began with weights drawn at random."""
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / FILE_NAME, to_json(self))
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Finds the checkpoint in `path`: the folder itself, or the `checkpoint` folder of a run.
+
+    Raises:
+        DataError: There is none.
+    """
+    for folder in (path, path / "checkpoint"):
+        if (folder / "model.safetensors").is_file() or (folder / "training").is_dir():
+            return folder
+    have = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing" if path.is_dir() else "no folder"
+    raise DataError(
+        f"no checkpoint at {path} (there is {have}); expected a folder with {FILE_NAME} and model.safetensors."
+    )
+
+
+def read_description(path: Path) -> Description:
+    """Reads what a checkpoint (or the run that holds it) says about itself, without its weights.
+
+    Raises:
+        DataError: There is no checkpoint, or its description is damaged.
+        MismatchError: It was written by a version of the code that describes itself in another way.
+    """
+    return parse_description(checkpoint_folder(path) / FILE_NAME)
+
+
+def parse_description(file: Path) -> Description:
+    """Reads a description from its file, wherever that is.
+
+    Raises:
+        DataError: It is missing or damaged.
+        MismatchError: It was written by a version of the code that describes itself in another way.
+    """
+    obj = read_json(file, "checkpoint description")
+    if not isinstance(obj, dict) or obj.get("format") != FORMAT:
+        raise DataError(f"{file} is not the description of a checkpoint; expected format {FORMAT!r}.")
+    if obj.get("version") != VERSION:
+        raise MismatchError(f"{file} has version {obj.get('version')}; this code reads version {VERSION}.")
+    if obj.get("time_convention") != TIME_CONVENTION:
+        raise MismatchError(
+            f"{file} says {obj.get('time_convention')!r}; this code's convention is {TIME_CONVENTION!r}."
+        )
+    backbone = (obj.get("training") or {}).get("backbone") or {}
+    if isinstance(backbone.get("lora"), dict):
+        # From before there was a choice: the policy acts as it was trained.
+        backbone["lora"].setdefault("prior_reads_adapted", True)
+    try:
+        return from_json(Description, obj, where=str(file))
+    except ConfigError as error:
+        raise DataError(str(error)) from None

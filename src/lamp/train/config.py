@@ -1,0 +1,360 @@
+"""The settings of a training run, and how weights, gradients and the optimizer's state are sharded over processes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import tyro
+
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
+from lamp.data.embodiment import OWN, Embodiment
+from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
+from lamp.errors import ConfigError
+from lamp.model.lamp import LaMPConfig
+from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
+from lamp.model.small import SmallBackboneConfig
+from lamp.sceneflow.normalization import BoundsRule, MotionBounds
+from lamp.sceneflow.tracks import Supervision
+from lamp.seeding import Noise, PerBatch
+from lamp.train.backbones import BackboneConfig
+from lamp.train.metrics import TensorBoard, Tracker
+from lamp.train.optimizer import AdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicated:
+    """Every process has everything (DistributedDataParallel): the fastest where it fits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullySharded:
+    """Each process keeps a part of every tensor (FSDP2) and gathers a block's weights when the block is computed."""
+
+    reshard: bool = True
+    """Let go of a block's weights after its forward pass, and gather them again for the backward pass; False takes more memory
+    and less time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeed:
+    """ZeRO-2 in configurations of earlier versions: they are read as before, but several processes no longer train with it."""
+
+    offload: bool = False
+
+
+Sharding = Replicated | FullySharded | DeepSpeed
+
+
+def check_sharding(sharding: Sharding, processes: int) -> None:
+    """
+    Raises:
+        ConfigError: Several processes are to train with what is no longer there.
+    """
+    if processes > 1 and isinstance(sharding, DeepSpeed):
+        raise ConfigError(
+            f"sharding DeepSpeed (ZeRO-2) is no longer there, and {processes} processes are to train with it; expected "
+            "FullySharded (--sharding full), which shares out gradients, optimizer state and weights, or Replicated "
+            "(--sharding replicated)."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float32:
+    """Full precision."""
+
+    DTYPE: ClassVar[torch.dtype] = torch.float32
+
+    def autocast(self, device: str) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16:
+    """Matrix products in bfloat16 (autocast); weights, optimizer and loss stay in float32."""
+
+    DTYPE: ClassVar[torch.dtype] = torch.bfloat16
+
+    def autocast(self, device: str) -> AbstractContextManager[object]:
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+Precision = Float32 | BFloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how a stage is optimised; the same for both stages."""
+
+    steps: int
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Samples of a step, over all processes."""
+    optimiser: AdamW = field(default_factory=AdamW)
+    min_lr: float = 1e-6
+    clip: float = 1.0
+    """Largest norm of the gradient over all trained parameters."""
+    precision: Precision = field(default_factory=Float32)
+    ema: float | None = None
+    """Decay of the averaged weights; where given, the averaged weights are the ones a checkpoint is used with."""
+    log_every: int = 10
+    checkpoint_every: int = 500
+    validate_every: int = 500
+    seed: int = 0
+    time_limit_s: float | None = None
+    """Stops cleanly after this long, unfinished; the cosine stays over `steps`, and the next call continues. [s]"""
+    time_budget_s: float | None = None
+    """Plans the whole run for this long: the schedule follows max(step / steps, elapsed / budget) and the run is finished when
+    that reaches 1. Such a run depends on the machine's speed, so it cannot be repeated exactly; its checkpoint says so. [s]"""
+    threads: int = 2
+    """CPU threads of this process: 2 for one training alone, 1 each for two side by side."""
+    device: str = "cpu"
+    """cpu, cuda, or one GPU such as cuda:1. Of several processes, each takes a GPU of its own."""
+    accumulate: int = 1
+    """Parts that each process takes its samples of a step in, one after the other: less memory, the same step."""
+    recompute: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, more time."""
+    sharding: Sharding = field(default_factory=Replicated)
+    """How weights and the optimizer's state lie on several processes."""
+    workers: int = 0
+    """Processes that make batches ahead, for each process that trains; 0: none, which is best where features are cached."""
+    noise: Noise = field(default_factory=PerBatch)
+    trackers: Annotated[tuple[Tracker, ...], tyro.conf.Suppress] = (TensorBoard(),)
+    """Where metrics go besides `metrics.jsonl`."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "validate_every", "threads", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}; it must be 0 (none) or more.")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise ConfigError(
+                f"ema is {self.ema}; it must lie between 0 and 1 (0.995, 0.999), or be None for no averaging."
+            )
+        if self.clip <= 0.0:
+            raise ConfigError(f"clip is {self.clip}; it must be positive (the paper's code uses 1.0).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which episodes are held out; whole episodes, so that no frame is close to a held-out one."""
+
+    validation_share: float = 0.1
+    """At least one episode where this is above 0; 0 trains on everything."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.validation_share < 1.0:
+            raise ConfigError(f"validation_share is {self.validation_share}; it must lie in [0, 1), such as 0.1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Through which backbone a dataset is seen."""
+
+    backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    augmentation: Augmentation = NO_AUGMENTATION
+    """Augmented views of the pictures that are encoded besides themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedIn:
+    """Another dataset that is trained on besides the run's own; a policy's is scaled by normalisers of its own."""
+
+    data: str
+    """Its folder, or a hub id."""
+    embodiment: Embodiment = OWN
+
+
+RateMixing = Literal["equal", "resampled", "recorded"]
+"""What becomes of datasets of different rates: they are refused; brought to one rate, by whole numbers of frames; or mixed as
+they are, so that a chunk or a flow step takes another time in each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionTraining:
+    """Stage 1 (Section III-F): the Motion Expert on scene flow; the backbone is frozen."""
+
+    model: LaMPConfig
+    loop: LoopConfig
+    backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
+    """How the dataset records its robot; of it, only the cameras matter here."""
+    also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
+    """Further datasets, with scene flow of the same grid; bounds are found over all of them."""
+    weights: tuple[float, ...] | None = None
+    """The share of samples from each dataset, the run's own first, relative to the others'; by length where not given."""
+    rates: RateMixing = "equal"
+    """Whether flow steps of the datasets must take the same time, are brought to the first one's, or may differ."""
+    flow_stride: int = 1
+    """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
+    flow_frames: int | None = None
+    """Frames of the dataset per step of the model, whatever the store's steps are; `flow_stride` then follows from the store."""
+    scene_flow: str | None = None
+    """The dataset's scene-flow store, by its name in `lamp cache list`, where several have what the model needs."""
+    bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
+    """How increments are mapped to [-1, 1]: fitted to the training episodes, or given."""
+    supervision: Supervision = field(default_factory=Supervision)
+    draws: int = 1
+    """Noise draws per sample and step."""
+    token_dropout: float = 0.0
+    """Share of the backbone's tokens hidden from the Motion Expert in each training sample."""
+    cache_features: bool = True
+    """Read the frozen backbone's tokens from the feature cache. False: decode and encode pictures in every step, which needs no
+    disk and allows any number of augmented views, and takes the backbone's time and memory (docs/training.md)."""
+    split: Split = field(default_factory=Split)
+    validation_samples: int = 32
+    """Held-out samples measured at each validation during the run; each takes all solver steps once."""
+    final_samples: int = 128
+    """Held-out samples of the measurement at the end, `flow.json`; each takes all solver steps four times."""
+
+    def __post_init__(self) -> None:
+        if self.model.motion is None:
+            raise ConfigError(
+                "model.motion is None; Stage 1 trains the Motion Expert, so it needs a MotionExpertConfig."
+            )
+        if self.model.action is not None:
+            raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
+        if isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None:
+            raise ConfigError("backbone.lora is given; Stage 1 leaves the backbone frozen: train adapters in Stage 2.")
+        _check_share("token_dropout", self.token_dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllEpisodes:
+    """Every training sample sees the motion prior: right where Stage 1 had other data than Stage 2, or very much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnseenEpisodes:
+    """Only samples of episodes that Stage 1 held out see the motion prior; the others train the policy without it.
+
+    z_m may be better on the episodes that Stage 1 was trained on than on any other, and a policy that sees it there expects
+    too much of it.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyTraining:
+    """Stage 2 (Section III-G, Algorithm 1): guidance and Action Expert; backbone and Motion Expert are frozen."""
+
+    model: LaMPConfig
+    """`motion` must be that of the motion checkpoint, or None for the policy without motion."""
+    loop: LoopConfig
+    backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)
+    embodiment: Annotated[Embodiment, tyro.conf.Suppress] = OWN
+    """How the dataset records its robot: cameras, state, action, gripper, and what is learnt of the actions."""
+    also: Annotated[tuple[MixedIn, ...], tyro.conf.Suppress] = ()
+    """Further datasets, of the same widths of state and action."""
+    rates: RateMixing = "equal"
+    """Whether the datasets must have one rate, are brought to the slowest one's (targets only), or may differ."""
+    augmentation: Augmentation = NO_AUGMENTATION
+    """Augmented views of the pictures, in which training sees each sample at one epoch or another."""
+    cache_features: bool = True
+    """Read the frozen backbone's tokens from the feature cache. False: decode and encode pictures in every step, which needs no
+    disk and allows any number of augmented views, and takes the backbone's time and memory (docs/training.md)."""
+    weights: tuple[float, ...] | None = None
+    """The share of samples from each dataset, the policy's own first, relative to the others'; by length where not given."""
+    execute: int
+    """How many actions of a chunk are carried out before the policy is asked again."""
+    noise_draws: int = 2
+    """Noise draws of the action loss per sample, sharing one guided context."""
+    cached_hidden_draws: int = 0
+    """0 computes z_m at every step; n > 0 computes n draws for every training sample before the loop and picks one a step."""
+    state_noise: float = 0.0
+    """Standard deviation of the noise added to the normalised state in training."""
+    token_dropout: float = 0.0
+    """Share of the backbone's tokens hidden from guidance and Action Expert in each training sample."""
+    prior_dropout: float = 0.0
+    """Share of the training samples from which the motion prior is withheld, drawn anew at every step."""
+    prior_from: float = 0.0
+    """Share of the steps after which the motion prior joins. One that is there from the start is leant on, since its coarse
+    answer is learnt sooner than a fine one from the tokens; the Action Expert then never learns to look closely."""
+    prior_on: AllEpisodes | UnseenEpisodes = field(default_factory=AllEpisodes)
+    """In which episodes training samples see the motion prior at all."""
+    state_transform: StateTransform = field(default_factory=ContinuousRotation)
+    state_fit: NormaliserFit = field(default_factory=ByDeviation)
+    action_fit: NormaliserFit = field(default_factory=ByDeviation)
+    gripper: int | tuple[int, ...] | None = -1
+    """The action's dimension that holds the gripper (0 or 1), one for each arm, or None."""
+    split: Split = field(default_factory=Split)
+    validation_samples: int = 256
+    """Held-out samples whose loss is measured at each validation."""
+    action_samples: int = 64
+    """Held-out samples for which a whole chunk is drawn at each validation, with all solver steps; 0: none."""
+
+    def gripper_dims(self, width: int) -> tuple[int, ...]:
+        """Where the grippers are in an action of so many values."""
+        dims = (self.gripper,) if isinstance(self.gripper, int) else self.gripper or ()
+        return tuple(dim % width if -width <= dim < width else dim for dim in dims)
+
+    def __post_init__(self) -> None:
+        if self.model.action is None:
+            raise ConfigError(
+                "model.action is None; Stage 2 trains the Action Expert, so it needs an ActionExpertConfig."
+            )
+        if not 1 <= self.execute <= self.model.action.chunk:
+            raise ConfigError(
+                f"execute is {self.execute}; it must lie between 1 and the chunk, {self.model.action.chunk}."
+            )
+        if self.cached_hidden_draws and self.model.motion is None:
+            raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")
+        for name in ("prior_dropout", "prior_from"):
+            if getattr(self, name) and self.model.motion is None:
+                raise ConfigError(f"{name} is set, but model.motion is None: there is no prior; set it to 0.")
+        _check_share("token_dropout", self.token_dropout)
+        _check_share("prior_dropout", self.prior_dropout)
+        _check_share("prior_from", self.prior_from)
+        for name in ("cached_hidden_draws", "state_noise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedVlm:
+    """The vision-language model that imported weights belong to."""
+
+    source: str
+    """Hub id of the model it was trained from."""
+    revision: str | None
+    folder: str | None
+    """Where the checkpoint holds the weights it was trained to, as transformers reads them; None: they are the source's."""
+    sha256: str | None
+    """Of those weights."""
+    described: bool
+    """Whether that folder also has the VLM's configuration and tokenizer, so that it stands for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """No run of ours: weights of the authors' release, by `lamp import-released`."""
+
+    source: str
+    """Hub id, or the folder's name."""
+    revision: str | None
+    """The hub's commit."""
+    sha256: str
+    """Of the `.pt` file."""
+    config: dict[str, Any]
+    """`config.yaml` as it was."""
+    statistics: dict[str, Any]
+    """`dataset_statistics.json` as it was."""
+    vlm: ImportedVlm
+    backbone: BackboneConfig | None = None
+    """Settings that build the VLM; where `vlm` says that the checkpoint holds it, `model` is that folder of the checkpoint.
+    None: it has to be brought along."""
+
+    def backbone_in(self, checkpoint: Path) -> BackboneConfig | None:
+        """Returns the settings for a checkpoint that is in this folder now."""
+        if self.vlm.folder is None or not isinstance(self.backbone, Qwen3VLBackboneConfig):
+            return self.backbone
+        return replace(self.backbone, model=str((checkpoint / self.vlm.folder).resolve()))
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(f"{name} is {value}; it must lie in [0, 1), such as 0.3.")

@@ -1,0 +1,102 @@
+"""Stage 2 with a vision-language model that is trained along (LoRA): its tokens change, so each step computes them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from lamp.data.dataloader import WHOLE, Share
+from lamp.data.image_dataset import ImageSamples, ObservedBatch
+from lamp.errors import ConfigError
+from lamp.model.lamp import LaMP
+from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.model.qwen_lora import adapters, recompute_layers
+from lamp.seeding import Source, uniform
+from lamp.train.checkpoint import PART
+from lamp.train.config import PolicyTraining, UnseenEpisodes
+from lamp.train.metrics import Value
+from lamp.train.parallel import AnyBatch, StepLoss
+from lamp.train.stages import PolicyStage
+from lamp.types import Batch
+
+
+class AdaptedStage(PolicyStage):
+    """Guidance, Action Expert and the adapters of the backbone; everything else is frozen, the Motion Expert too."""
+
+    def __init__(
+        self,
+        model: LaMP,
+        backbone: Qwen3VLBackbone,
+        config: PolicyTraining,
+        samples: ImageSamples,
+        validation: ImageSamples | None,
+        share: Share = WHOLE,
+    ) -> None:
+        super().__init__(model, config, samples, validation, share)
+        self.backbone = backbone
+        self._both = nn.ModuleDict({"lamp": model, "vlm": backbone.vlm})
+        if config.loop.recompute:
+            recompute_layers(backbone.vlm)
+
+    @property
+    def module(self) -> nn.Module:
+        return self._both
+
+    @property
+    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        vlm = self.backbone.vlm
+        return {**super().blocks, **dict.fromkeys([*vlm.visual.blocks, *vlm.language_model.layers], ())}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {**super().parameters(), **{PART + name: value for name, value in adapters(self.backbone.vlm).items()}}
+
+    def train_mode(self) -> None:
+        super().train_mode()
+        self.backbone.train()
+
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
+        seen = self.encoded(batch)
+        if self.config.token_dropout and self.backbone.training:
+            # As many numbers as there can be tokens: how many there are depends on the part of the batch.
+            assert self.model.config.action is not None
+            mask = seen.encoded.mask
+            drawn = uniform((len(mask), self.model.config.action.positions), source)
+            seen = replace(seen, kept=drawn[:, : mask.shape[1]].to(mask.device) >= self.config.token_dropout)
+        return super().loss(seen, source)
+
+    def encoded(self, batch: AnyBatch) -> Batch:
+        assert isinstance(batch, ObservedBatch) and batch.observations is not None
+        reads = self.model.motion_expert is not None and batch.guided is not False
+        return Batch(
+            encoded=self.backbone.encode(batch.observations),
+            prior=self.backbone.encode_for_prior(batch.observations) if reads else None,
+            state=batch.state,
+            actions=batch.actions,
+            action_mask=batch.action_mask,
+            prior_seen=batch.prior_seen,
+            guided=batch.guided,
+        )
+
+    def validate(self) -> dict[str, Value]:
+        self.backbone.eval()
+        return super().validate()
+
+
+def check_adaptable(config: PolicyTraining) -> None:
+    """
+    Raises:
+        ConfigError: The training needs what there is not where tokens change.
+    """
+    what = {
+        "cached_hidden_draws": bool(config.cached_hidden_draws),
+        "prior_on": isinstance(config.prior_on, UnseenEpisodes),
+        "also": bool(config.also),
+    }
+    asked = [name for name, given in what.items() if given]
+    if asked:
+        raise ConfigError(
+            f"{asked[0]} is set, and the backbone has adapters (lora); expected one of both: leave {asked[0]} as it is by "
+            "default, or train without adapters."
+        )

@@ -1,0 +1,254 @@
+"""z_m of samples, computed once: Stage 2 then trains without the Motion Expert.
+
+It is kept in shards, one an episode: beside the dataset's features, by `lamp cache features --motion`, for any run that follows;
+else in the run's own folder while it lasts. Each sample gets several noise draws; each draw has its own address (seed, draw,
+episode, frame), so the noise depends neither on the batches in which z_m was computed nor on which process did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+from lamp.configuration import to_json
+from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
+from lamp.data.feature_cache.build import Plan, fill_telling
+from lamp.data.feature_cache.cache import Features
+from lamp.data.feature_cache.manifest import advice, differences
+from lamp.data.feature_cache.shards import State, check_space, one_error_when_full
+from lamp.data.feature_cache.store import HIDDEN, HIDDEN_MANIFEST, FeatureStore, StoredHidden
+from lamp.data.feature_cache.work_sharing import Filled, Workers
+from lamp.data.policy_dataset import PolicySamples
+from lamp.errors import DataError
+from lamp.files import read_json, to_line, write_json
+from lamp.model.lamp import LaMP, LaMPConfig
+from lamp.seeding import generator_at
+from lamp.train.config import LoopConfig, PolicyTraining
+
+SAMPLES_AT_ONCE = 32
+MOTION = " --motion CHECKPOINT"
+FORMAT, VERSION = "lamp-hidden", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenSettings:
+    """Everything that z_m of a frame depends on, but the frame."""
+
+    motion: str
+    """Hash of the Motion Expert's weights."""
+    model: LaMPConfig
+    loop: LoopConfig
+    features: str
+    """Key of the backbone."""
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The same as JSON values, to compare what is stored with what is asked."""
+        return {
+            "motion weights": self.motion,
+            "motion_expert": to_json(self.model.motion),
+            "hidden_at": to_json(self.model.hidden_at),
+            "solver_steps": self.model.solver_steps,
+            "precision": to_json(self.loop.precision),
+            "seed": self.loop.seed,
+            "features": self.features,
+        }
+
+    @property
+    def key(self) -> str:
+        """Identifies them."""
+        return hashlib.sha256(to_line(self.said).encode()).hexdigest()[:16]
+
+
+def hidden_settings(config: PolicyTraining, motion: str, features: str) -> HiddenSettings:
+    """What z_m depends on in a training.
+
+    Args:
+        config: The training's.
+        motion: Hash of the Motion Expert's weights.
+        features: Key of the backbone.
+    """
+    return HiddenSettings(motion=motion, model=config.model, loop=config.loop, features=features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenWork:
+    """Computes z_m of episodes."""
+
+    store: FeatureStore
+    features: Features
+    model: LaMP
+    settings: HiddenSettings
+    draws: int
+    device: list[str]
+    """One: where the model is."""
+
+    @property
+    def folder(self) -> Path:
+        """The store's."""
+        return self.store.folder
+
+    def load(self, device: str | None) -> None:
+        """Moves the model."""
+        if device is not None:
+            self.device[:] = [device]
+        self.model.to(self.device[0]).eval()
+
+    def is_done(self, episode: int) -> bool:
+        """Whether an episode's z_m is there."""
+        return self.store.is_current(episode)
+
+    def make(self, episode: int) -> None:
+        """Computes what an episode's shards lack."""
+        frames = np.flatnonzero(self.store.dataset.fresh(episode))
+        rows = self.features.index.rows(episode, frames)
+        for shards, numbers in (
+            (self.store.pictures, range(1)),
+            (self.store.views, range(1, self.store.augmentation.views + 1)),
+        ):
+            if shards is None or shards.state(episode) is State.CURRENT:
+                continue
+            found = torch.stack([self._of_view(episode, frames, rows, view) for view in numbers])
+            if not found.isfinite().all():
+                raise DataError(
+                    f"episode {episode} of {self.store.dataset.root}: a hidden state of the Motion Expert does not fit into "
+                    "16-bit floats; set cached_hidden_draws to 0."
+                )
+            values = found[0] if shards is self.store.pictures else found
+            shards.write(episode, {HIDDEN: values}, draws=str(self.draws), views=str(len(numbers)))
+
+    def _of_view(self, episode: int, frames: np.ndarray, rows: np.ndarray, view: int) -> Float16[Tensor, "draws f m d"]:
+        parts = []
+        for start in range(0, len(frames), SAMPLES_AT_ONCE):
+            some = slice(start, start + SAMPLES_AT_ONCE)
+            noise = [self._noise(draw, episode, frames[some], view) for draw in range(self.draws)]
+            parts.append(self._of_rows(rows[some], view, noise))
+        return torch.cat(parts, dim=1)
+
+    def _noise(self, draw: int, episode: int, frames: np.ndarray, view: int) -> Float[Tensor, "b k t 3"]:
+        of_view = ("view", view) if view else ()
+        addresses = [(self.settings.loop.seed, "hidden", draw, episode, frame, *of_view) for frame in frames.tolist()]
+        return torch.stack([motion_noise(self.model, *address) for address in addresses])
+
+    @torch.inference_mode()
+    def _of_rows(self, rows: np.ndarray, view: int, noise: Sequence[Tensor]) -> Float16[Tensor, "draws b m d"]:
+        """Computes z_m of some rows exactly as inference does."""
+        device = self.device[0]
+        encoded = self.features.encoded(rows, np.full(len(rows), view)).to(device)
+        with self.settings.loop.precision.autocast(device):
+            found = [self.model.motion_hidden(encoded, of_draw.to(device)).float().cpu() for of_draw in noise]
+        return torch.stack(found).half()
+
+
+def motion_noise(model: LaMP, *address: int | str) -> Float[Tensor, "k t 3"]:
+    """Draws the initial motion noise m^0 of one sample."""
+    shape = model.motion_shape
+    assert shape is not None
+    return torch.randn(shape, generator=generator_at(*address))
+
+
+def make_hidden(
+    work: HiddenWork,
+    episodes: Sequence[int],
+    workers: Workers,
+    *,
+    planned: Callable[[Plan], None] | None = None,
+    progress: Callable[[Filled], None] | None = None,
+) -> None:
+    """Computes z_m of some episodes where it is not there yet. Other processes may do the same at the same time.
+
+    Args:
+        work: What computes it.
+        episodes: Of which.
+        workers: Who works.
+        planned: Is told what is going to be made, before it is.
+        progress: Is told how far it is.
+
+    Raises:
+        DataError: What is to be made does not fit on the disk, or a value into 16-bit floats.
+    """
+    store, motion = work.store, work.model.config.motion
+    assert motion is not None
+    todo = [episode for episode in episodes if not store.is_current(episode)]
+    frames = {episode: int(store.dataset.fresh(episode).sum()) for episode in episodes}
+    count, views = sum(frames[episode] for episode in todo), store.augmentation.views
+    size = count * (1 + views) * work.draws * motion.tokens * motion.width * torch.float16.itemsize
+    if planned is not None and todo:
+        planned(Plan(folder=store.folder, episodes=len(todo), frames=count, views=views, size=size))
+    check_space(store.folder, size)
+    with one_error_when_full(store.folder):
+        write_json(
+            store.folder / HIDDEN_MANIFEST, {"format": FORMAT, "version": VERSION, "settings": work.settings.said}
+        )
+    fill_telling(work, todo, frames, workers, progress)
+
+
+def hidden_store(
+    folder: Path, features: Features, settings: HiddenSettings, draws: int, augmentation: Augmentation
+) -> FeatureStore:
+    """The shards of z_m with these settings, in a folder for z_m with any."""
+    least = {"draws": draws}
+    return FeatureStore(features.dataset, folder / settings.key, augmentation, least, MOTION, features.contents)
+
+
+def samples_hidden(
+    model: LaMP,
+    samples: PolicySamples,
+    settings: HiddenSettings,
+    *,
+    draws: int,
+    run: Path,
+    progress: Callable[[Filled], None] | None = None,
+) -> StoredHidden:
+    """z_m of some samples: what is stored beside the features, or what is computed now and kept in the run's folder.
+
+    Args:
+        model: With the Motion Expert.
+        samples: Whose.
+        settings: What it depends on.
+        draws: Noise draws of each.
+        run: The folder for what is computed now.
+        progress: Is told how far that is.
+
+    Raises:
+        DataError: What is stored is corrupt; or a value does not fit into 16-bit floats.
+        MismatchError: What is stored was made from other data.
+    """
+    features = samples.features
+    augmentation = features.augmentation if samples.view_count else NO_AUGMENTATION
+    store = hidden_store(features.folder / HIDDEN, features, settings, draws, augmentation)
+    if (store.folder / HIDDEN_MANIFEST).exists():
+        store.check(episodes=samples.episodes)
+    else:
+        _tell_of_others(features.folder / HIDDEN, settings, features)
+        folder = run / hashlib.sha256(str(features.folder).encode()).hexdigest()[:8]
+        store = hidden_store(folder, features, settings, draws, augmentation)
+        device = settings.loop.device
+        work = HiddenWork(store=store, features=features, model=model, settings=settings, draws=draws, device=[device])
+        make_hidden(work, samples.episodes, Workers(), progress=progress)
+    place = samples.rows - features.index.first[samples.episode]
+    return StoredHidden(store, episode=samples.episode, place=place, draws=draws)
+
+
+def _tell_of_others(kept: Path, settings: HiddenSettings, features: Features) -> None:
+    """Says that z_m is stored, but with other settings only: what is computed anew had perhaps been meant to be read."""
+    found: list[tuple[Path, list[str]]] = []
+    for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):
+        stored: Mapping[str, Any] = read_json(path, "description of hidden states")["settings"]
+        found.append((path.parent, differences(stored, settings.said)))
+    if found:
+        folder, told = min(found, key=lambda one: len(one[1]))
+        print(
+            f"z_m is computed for this run alone; {folder} holds another: {'; '.join(told)}. "
+            f"{advice(features.dataset, MOTION)} keeps this run's for those that follow.",
+            file=sys.stderr,
+        )

@@ -1,0 +1,70 @@
+"""A motion checkpoint on another grid or horizon: the same weights, with token positions between the old ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lamp.errors import ConfigError
+from lamp.model.lamp import LaMPConfig
+from lamp.model.resize_tokens import carried_over, resized
+from lamp.sceneflow.normalization import MotionBounds
+from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
+from lamp.train.checkpoint_metadata import Description, FlowRecord, read_description
+from lamp.train.config import MotionTraining
+from lamp.train.run_folder import CHECKPOINT
+
+
+def resize_checkpoint(
+    source: Path, out: Path, *, grid: tuple[int, int] | None = None, horizon: int | None = None, pace: float = 1.0
+) -> Description:
+    """Writes the weights of a Stage-1 checkpoint as one of another grid or horizon, at `out/checkpoint`.
+
+    Stage 2 takes it for a model whose Motion Expert is `resized` in the same way, see `following`.
+
+    Args:
+        source: The checkpoint or run.
+        out: The folder of the new one.
+        grid: Rows and columns of grid points over the same image; the same by default.
+        horizon: Flow steps; the same number by default.
+        pace: Old flow steps in each new one. The bounds of the increments grow with it, since a point goes as much farther.
+
+    Raises:
+        ConfigError: `out` is taken, or the new flow steps are no whole number of frames.
+    """
+    if (out / CHECKPOINT).exists():
+        raise ConfigError(f"{out} holds a checkpoint already; expected a folder for a new one.")
+    model, found = load_checkpoint(source, expected=Expected(kind="motion"))
+    before, training, flow = found.model.motion, found.training, found.flow
+    assert before is not None and flow is not None
+    motion = resized(before, grid=grid, horizon=horizon, pace=pace)
+    weights = carried_over(model.state_dict(), before, motion)
+    config = replace(found.model, motion=motion)
+    flow = _paced(replace(flow, grid=motion.grid, horizon=motion.horizon), pace)
+    if isinstance(training, MotionTraining):
+        # A store may be finer than the model's steps; where it no longer divides them, only one of just these steps serves.
+        stride = training.flow_stride * pace
+        whole = int(stride) if stride.is_integer() else 1
+        training = replace(training, model=config, flow_stride=whole, flow_frames=None)
+    description = replace(found, model=config, flow=flow, training=training)
+    save_checkpoint(out / CHECKPOINT, description, weights)
+    return description
+
+
+def following(model: LaMPConfig, checkpoint: Path) -> LaMPConfig:
+    """Returns a model whose Motion Expert is resized like that of a motion checkpoint, where that one was."""
+    found = read_description(checkpoint).model.motion
+    if model.motion is None or model.motion.reference is not None or found is None or found.reference is None:
+        return model
+    motion = replace(model.motion, grid=found.grid, horizon=found.horizon, reference=found.reference)
+    return replace(model, motion=motion)
+
+
+def _paced(flow: FlowRecord, pace: float) -> FlowRecord:
+    frames = flow.stride * pace
+    if not frames.is_integer():
+        raise ConfigError(
+            f"pace {pace} makes {frames} frames of the {flow.stride} of a flow step; expected a whole number."
+        )
+    low, high = (tuple(pace * end for end in ends) for ends in (flow.bounds.low, flow.bounds.high))
+    return replace(flow, stride=int(frames), bounds=MotionBounds(low=low, high=high))  # pyright: ignore[reportArgumentType]

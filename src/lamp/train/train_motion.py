@@ -1,0 +1,446 @@
+"""`lamp train motion`: Stage 1 from data to a motion checkpoint, and its measurement on held-out episodes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+import lamp.version
+from lamp.configuration import to_json
+from lamp.data.feature_cache.encode import BackboneIdentity, FrozenBackbone
+from lamp.data.instructions import check_instructions
+from lamp.data.motion_dataset import MotionSamples
+from lamp.data.policy_dataset import AnyMotionSamples, MixedMotionSamples
+from lamp.errors import ConfigError, MismatchError
+from lamp.files import to_line
+from lamp.model.lamp import LaMP
+from lamp.model.motion_expert import MotionExpertConfig
+from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds
+from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.stores import FlowNeeds, check_current, find_store, store_folders
+from lamp.seeding import seed_everything
+from lamp.train.backbones import find_backbone, live_backbone
+from lamp.train.checkpoint import Expected, load_checkpoint
+from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
+from lamp.train.checkpoint_metadata import Description, FlowRecord, read_description
+from lamp.train.config import LoopConfig, MixedIn, MotionTraining, RateMixing
+from lamp.train.datasets import Sources, dataset_names
+from lamp.train.distributed import Processes, processes
+from lamp.train.finetune import FineTune, Normalizers
+from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
+from lamp.train.run_folder import CHECKPOINT, RunStage, TrainingResult, run_stage
+from lamp.train.stages import MotionStage
+from lamp.train.validation import spread
+
+SAME_RATE = 0.01
+"""Times that differ by at most this share are the same."""
+
+
+def train_motion(
+    config: MotionTraining,
+    data: Path,
+    out: Path,
+    *,
+    fresh: bool = False,
+    backbone: FrozenBackbone | None = None,
+    features: Path | None = None,
+    start: Path | None = None,
+    normalizers: Normalizers = "keep",
+    run: RunStage = run_stage,
+) -> TrainingResult:
+    """Trains the Motion Expert, then measures it on the held-out episodes (`out/flow.json`).
+
+    Continues the unfinished run that `out` holds.
+
+    Args:
+        config: Everything about the run.
+        data: The dataset's folder, with scene flow (`lamp flow build`) and the backbone's features (`lamp cache features`).
+        out: Where the run is kept.
+        fresh: Start again, and remove what an earlier run left in `out`.
+        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        features: The folder that feature caches are in; None: the dataset's own.
+        start: A motion checkpoint to begin with (fine-tuning).
+        normalizers: Whether a fine-tune keeps the checkpoint's bounds or finds them in the new data.
+        run: What is done once everything is prepared, such as a `Planner`.
+
+    Raises:
+        DataError: Something is missing or damaged.
+        MismatchError: Things that do not belong together, such as a scene flow of another grid.
+    """
+    torch.set_num_threads(config.loop.threads)
+    group = processes(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
+    live = None if config.cache_features else live_backbone(config.backbone, here.loop.device, backbone)
+    found: BackboneIdentity = live or backbone or find_backbone(config.backbone)
+    datasets = _open_datasets(config, data, found, features, live)
+    config = replace(config, flow_stride=datasets[0].stride)
+    here = replace(config, loop=here.loop)
+    tuned = None
+    if start is not None:
+        tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
+    scaled = _with_kept_bounds(config, datasets[0], tuned)
+    samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, group)
+    held_out = [one for one in datasets if one.sources.split.validation]
+    validation = _mixed([one.samples(config, one.sources.split.validation, samples.bounds) for one in held_out])
+    seed_everything(config.loop.seed, "weights")
+    model = LaMP(config.model)
+    if tuned is not None:
+        tuned.load_into(model)
+    model = model.to(here.loop.device)
+    stage = MotionStage(model, here, samples, validation, group.share)
+    description = _describe(config, datasets, samples, clamped)
+    description = replace(description, started_from=tuned.record if tuned else None)
+    result = run(stage, here.loop, description, out, fresh=fresh, processes=group)
+    report = out / FILE_NAME
+    if group.main and result.outcome.finished and validation is not None and not report.exists():
+        trained, _ = load_checkpoint(result.checkpoint, device=here.loop.device)
+        indices = spread(len(validation), config.final_samples)
+        measure_flow(trained, validation, indices, loop=replace(here.loop, batch_size=stage.drawn.at_once)).write(
+            report
+        )
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dataset:
+    """One of the datasets of a run, and how many of its stored flow steps make one of the model's."""
+
+    sources: Sources
+    store: SceneFlowStore
+    stride: int
+
+    @property
+    def step_s(self) -> float:
+        """How long a flow step of the model is. [s]"""
+        return self.stride * self.store.description.sampling.stride / self.sources.dataset.fps
+
+    def samples(
+        self, config: MotionTraining, episodes: Sequence[int], bounds: BoundsRule | MotionBounds
+    ) -> MotionSamples:
+        """Samples of some episodes."""
+        return motion_samples(
+            replace(config, flow_stride=self.stride), self.sources, episodes, bounds, store=self.store
+        )
+
+
+def _open_datasets(
+    config: MotionTraining, data: Path, found: BackboneIdentity, features: Path | None, live: FrozenBackbone | None
+) -> list[_Dataset]:
+    """Opens all datasets, the run's own first.
+
+    Raises:
+        MismatchError: Their flow steps take different times, and are not to be mixed so.
+    """
+    opened: list[_Dataset] = []
+    parts = (MixedIn(data=str(data), embodiment=config.embodiment), *config.also)
+    for part, name in zip(parts, dataset_names([part.data for part in parts], features), strict=True):
+        sources = Sources.open(
+            Path(part.data),
+            found.key,
+            config.split,
+            token_width=config.model.token_width,
+            embodiment=part.embodiment,
+            features=features,
+            wanted=found.description,
+            live=live,
+        )
+        sources = replace(sources, name=name)
+        needed = config
+        if opened and config.rates != "recorded":
+            needed = replace(config, flow_frames=max(1, round(opened[0].step_s * sources.dataset.fps)))
+        store = flow_store(needed, sources, config.scene_flow, own=not opened)
+        whole = not opened or (config.flow_frames or 1) % store.description.sampling.stride == 0
+        stride = at_stride(config, store).flow_stride if whole else config.flow_stride
+        now = _Dataset(sources=sources, store=store, stride=stride)
+        opened.append(_paced(now, opened[0].step_s, config.rates) if opened else now)
+        # Together with those before it: the instructions of all datasets have to be told apart.
+        told = [text for one in opened for text in one.sources.dataset.tasks]
+        check_instructions(found, told, ", ".join(str(one.sources.dataset.root) for one in opened))
+    if len(opened) > 1 and processes(config.loop.device).main:
+        told = ", ".join(f"{one.sources.dataset.root} {one.step_s:.3g} s" for one in opened)
+        print(f"a flow step takes, in {told}", file=sys.stderr)
+    return opened
+
+
+def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
+    """Lets a dataset's flow steps take the same time as the first one's.
+
+    Raises:
+        MismatchError: They do not, and must not differ or cannot be made to agree.
+    """
+    if rates == "recorded" or abs(one.step_s - step_s) <= SAME_RATE * step_s:
+        return one
+    root, fps, stored = one.sources.dataset.root, one.sources.dataset.fps, one.store.description.sampling.stride
+    stride = max(1, round(step_s * fps / stored))
+    found = replace(one, stride=stride)
+    if rates == "resampled" and abs(found.step_s - step_s) <= SAME_RATE * step_s:
+        return found
+    said = f"a flow step of {root} ({fps:g} frames a second) takes {one.step_s:.3g} s, one of the first dataset {step_s:.3g} s"
+    if rates == "resampled":
+        frames = step_s * fps
+        built = f"`lamp flow build {root} --stride {round(frames)}`" if abs(frames - round(frames)) < 0.01 else ""
+        raise MismatchError(
+            f"{said}, which is no whole number of its stored steps of {stored} frames; "
+            f"expected one: {f'build its scene flow with {built}' if built else 'no stride of whole frames makes it'}, "
+            "or give --rates recorded to mix them as they are"
+        )
+    raise MismatchError(
+        f"{said}; expected the same: give --rates resampled to take as many stored steps as make up that time, or --rates "
+        "recorded to mix them as they are"
+    )
+
+
+def _mixed(parts: Sequence[MotionSamples]) -> AnyMotionSamples | None:
+    return MixedMotionSamples(parts) if len(parts) > 1 else next(iter(parts), None)
+
+
+def _with_kept_bounds(config: MotionTraining, own: _Dataset, tuned: FineTune | None) -> MotionTraining:
+    """The same training, with the bounds of a checkpoint that it begins with and keeps the normalisers of.
+
+    Raises:
+        MismatchError: Its flow steps take another time.
+    """
+    if tuned is None or tuned.normalizers == "refit" or tuned.description.flow is None:
+        return config
+    flow = tuned.description.flow
+    now, before = own.step_s, flow.stride / flow.fps
+    if abs(now - before) > SAME_RATE * before:
+        raise MismatchError(
+            f"a flow step of {own.sources.dataset.root} takes {now:.3g} s, one of {tuned.path} {before:.3g} s, and its bounds "
+            "are of such steps; expected the same: choose --flow-stride, or give --normalizers refit"
+        )
+    return replace(config, bounds=flow.bounds)
+
+
+def at_stride(config: MotionTraining, store: SceneFlowStore) -> MotionTraining:
+    """The training with as many of a store's flow steps per step of the model as make its `flow_frames`.
+
+    Raises:
+        MismatchError: The stored steps do not add up to them.
+    """
+    if config.flow_frames is None:
+        return config
+    stored = store.description.sampling.stride
+    if config.flow_frames % stored:
+        raise MismatchError(
+            f"{store.path} has a flow step every {stored} frames, the recipe one every {config.flow_frames}; build another "
+            f"beside it with `lamp flow build {store.path.parent} --stride {config.flow_frames}`, or give --flow-stride"
+        )
+    return replace(config, flow_stride=config.flow_frames // stored)
+
+
+def _with_recorded_bounds(config: MotionTraining, out: Path) -> MotionTraining:
+    """The same training, with the bounds that the run in `out` has found, where there is one: it goes on with its scale."""
+    path = out / CHECKPOINT
+    if isinstance(config.bounds, MotionBounds) or not (path / DESCRIPTION).is_file():
+        return config
+    found = read_description(path)
+    if not isinstance(found.training, MotionTraining) or found.flow is None or found.training.bounds != config.bounds:
+        return config
+    return replace(config, bounds=found.flow.bounds)
+
+
+def evaluate_flow(
+    checkpoint: Path,
+    data: Path,
+    episodes: Sequence[int] | None = None,
+    *,
+    frames: int | None = None,
+    loop: LoopConfig | None = None,
+) -> FlowReport:
+    """Measures a motion checkpoint on episodes of a dataset.
+
+    Args:
+        checkpoint: A Stage-1 checkpoint or run.
+        data: A dataset with scene flow and the features of the checkpoint's backbone.
+        episodes: Which; by default those that the checkpoint was not trained on, if `data` is what it was trained on.
+        frames: At most this many frames, evenly spread; all by default.
+        loop: Batch size, precision, device and seed; those of the training by default.
+
+    Raises:
+        ConfigError: No episode is given and none was held out, or the dataset has no such episode.
+        MismatchError: The checkpoint and the data do not fit.
+    """
+    model, description = load_checkpoint(checkpoint, expected=Expected(kind="motion"))
+    config = description.training
+    if not isinstance(config, MotionTraining):
+        raise MismatchError(
+            f"{checkpoint} was imported, and its scene flow's sampling is not known; expected one that `lamp train motion` wrote."
+        )
+    key = description.backbone.key
+    assert description.flow is not None and key is not None
+    settings = loop or config.loop
+    live = None if config.cache_features else live_backbone(config.backbone, settings.device)
+    sources = Sources.open(
+        data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment, live=live
+    )
+    chosen = tuple(description.data.validation_episodes if episodes is None else episodes)
+    last = len(sources.dataset) - 1
+    if not chosen:
+        raise ConfigError(f"no episode to measure {checkpoint} on: none was held out; name some of 0 to {last}.")
+    for episode in chosen:
+        if not 0 <= episode <= last:
+            raise ConfigError(f"episode {episode} is not in {data}; it has 0 to {last}.")
+    # Another dataset's flow steps are brought to the time that those of the training took.
+    recorded = description.flow
+    store = flow_store(replace(config, flow_frames=recorded.stride), sources, config.scene_flow, own=False)
+    steps, rest = divmod(recorded.stride, store.description.sampling.stride)
+    here = _Dataset(sources=sources, store=store, stride=config.flow_stride if rest else steps)
+    if config.also:
+        here = _paced(here, description.flow.stride / description.flow.fps, "resampled")
+    samples = here.samples(config, chosen, description.flow.bounds)
+    indices = spread(len(samples), frames or len(samples))
+    return measure_flow(model.to(settings.device), samples, indices, loop=settings)
+
+
+def flow_store(
+    config: MotionTraining, sources: Sources, name: str | None = None, *, own: bool = True
+) -> SceneFlowStore:
+    """The store of a dataset that has what a training needs.
+
+    Args:
+        config: The training.
+        sources: Of the dataset.
+        name: Its name, where one was chosen.
+        own: It was chosen for this dataset, and not for another: it then settles only which of several that fit is taken.
+
+    Raises:
+        ConfigError: There is none of that name, or several fit and none is named.
+        DataError: There is none at all.
+        MismatchError: None of several fits, or the dataset has changed since it was made.
+    """
+    motion, data = _motion(config), sources.dataset.root
+    needs = FlowNeeds(
+        grid=motion.grid,
+        horizon=motion.horizon,
+        stride=config.flow_stride,
+        frames=config.flow_frames,
+        camera=sources.features.cameras[0],
+    )
+    try:
+        store = find_store(data, needs, name if own else None)
+    except ConfigError:
+        if own or name not in [folder.name for folder in store_folders(data)]:
+            raise
+        store = find_store(data, needs, name)
+    check_current(store, data, len(sources.dataset))
+    return store
+
+
+def motion_samples(
+    config: MotionTraining,
+    sources: Sources,
+    episodes: Sequence[int],
+    bounds: BoundsRule | MotionBounds,
+    *,
+    store: SceneFlowStore,
+) -> MotionSamples:
+    """Takes the scene flow of some episodes from a store.
+
+    Raises:
+        DataError: There is no scene flow, or not of all episodes.
+        MismatchError: It has another grid or camera, or is too short.
+    """
+    motion = _motion(config)
+    store.check(grid=motion.grid, span=motion.horizon * config.flow_stride)
+    camera = sources.features.cameras[0]
+    if camera not in store.description.cameras:
+        have = ", ".join(store.description.cameras)
+        raise MismatchError(
+            f"{store.path} has the cameras {have}; expected the backbone's first, {camera!r}: build it for that."
+        )
+    return MotionSamples(
+        sources.features,
+        store,
+        episodes=episodes,
+        horizon=motion.horizon,
+        stride=config.flow_stride,
+        bounds=bounds,
+        supervision=config.supervision,
+        camera=camera,
+    )
+
+
+def _motion(config: MotionTraining) -> MotionExpertConfig:
+    if config.model.motion is None:
+        raise ConfigError("model.motion is None; Stage 1 needs a MotionExpertConfig.")
+    return config.model.motion
+
+
+def _with_bounds(
+    config: MotionTraining, datasets: Sequence[_Dataset], group: Processes
+) -> tuple[AnyMotionSamples, tuple[float, float, float]]:
+    """The training samples, and which share of their increments is clamped. Both take a pass over all scene flow, where bounds
+    are to be found in the data, which is in all datasets together: of several processes the main one makes it.
+    """
+    first, rule = config.bounds, config.bounds
+    if isinstance(first, BoundsRule):
+        first = RELEASED_BOUNDS  # until those of the data are known
+    parts = [one.samples(config, one.sources.split.train, first) for one in datasets]
+
+    def fitted() -> MotionBounds:
+        return rule.fit(chain.from_iterable(part.flows() for part in parts)) if isinstance(rule, BoundsRule) else rule
+
+    bounds = group.told(group.only_main(fitted))
+    assert bounds is not None
+    for part in parts:
+        part.bounds = bounds
+    found = _mixed(parts)
+    assert found is not None
+    if group.main and isinstance(rule, BoundsRule) and (floored := rule.floored(bounds)):
+        moved = "image fractions" if "depth" not in floored else "image fractions, metres in depth"
+        print(
+            f"increments of scene flow along {', '.join(floored)} are smaller than bounds.smallest, {rule.smallest:g} ({moved}), "
+            "and are divided by that: motions as small as these are hardly learnt. Where they are more than noise, give "
+            f"--bounds.smallest and --bounds.moving-threshold (now {rule.moving_threshold:g}) of their size",
+            file=sys.stderr,
+        )
+    clamped = group.told(group.only_main(found.clamp_rate))
+    assert clamped is not None
+    return found, clamped
+
+
+def _describe(
+    config: MotionTraining,
+    datasets: Sequence[_Dataset],
+    samples: AnyMotionSamples,
+    clamped: tuple[float, float, float],
+) -> Description:
+    motion = _motion(config)
+    parts = samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
+    stores = [to_line(to_json(one.store.description)) for one in datasets]
+    own, *others = [
+        one.sources.record(samples=len(part), also=[store])
+        for one, part, store in zip(datasets, parts, stores, strict=True)
+    ]
+    sources, rest = datasets[0].sources, [other.fingerprint for other in others]
+    flow = FlowRecord(
+        camera=samples.camera,
+        grid=motion.grid,
+        horizon=motion.horizon,
+        stride=samples.frames_per_step,
+        fps=sources.dataset.fps,
+        bounds=samples.bounds,
+        clamped=clamped,
+        also=tuple(others),
+    )
+    return Description(
+        kind="motion",
+        model=config.model,
+        backbone=sources.backbone,
+        flow=flow,
+        policy=None,
+        motion_source=None,
+        training=config,
+        data=sources.record(samples=len(samples), also=[stores[0], *rest]) if others else own,
+        step=0,
+        averaged=config.loop.ema is not None,
+        exactly_reproducible=config.loop.time_budget_s is None,
+        code=lamp.version.code_version(),
+        packages=lamp.version.package_versions(),
+    )

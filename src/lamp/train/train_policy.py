@@ -1,0 +1,319 @@
+"""`lamp train policy`: Stage 2 from data (and a motion checkpoint) to a policy's checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import lamp.version
+from lamp.configuration import to_json
+from lamp.data.embodiment import Embodiment
+from lamp.data.feature_cache.cache import FrozenBackbone
+from lamp.data.feature_cache.shards import content_hash
+from lamp.data.image_dataset import ImageSamples
+from lamp.data.normalizers import ByDeviation, NoState, floors
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling
+from lamp.errors import ConfigError, MismatchError
+from lamp.model.lamp import LaMP
+from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.seeding import seed_everything
+from lamp.train.backbones import Teller, find_backbone
+from lamp.train.breakdown import action_names
+from lamp.train.checkpoint import Expected, load_checkpoint, lora_of, motion_weights
+from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
+from lamp.train.config import PolicyTraining, UnseenEpisodes
+from lamp.train.datasets import Sources, TrainedOn, adaptable, cached_parts, mixed, open_datasets, parts_of
+from lamp.train.distributed import processes
+from lamp.train.finetune import FineTune, Normalizers
+from lamp.train.lora import AdaptedStage
+from lamp.train.motion_feature_cache import hidden_settings, samples_hidden
+from lamp.train.run_folder import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
+from lamp.train.stages import PolicyStage
+
+
+def train_policy(
+    config: PolicyTraining,
+    data: Path,
+    out: Path,
+    motion_checkpoint: Path | None = None,
+    *,
+    fresh: bool = False,
+    backbone: FrozenBackbone | None = None,
+    features: Path | None = None,
+    start: Path | None = None,
+    normalizers: Normalizers = "keep",
+    run: RunStage = run_stage,
+) -> TrainingResult:
+    """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
+
+    Args:
+        config: Everything about the run.
+        data: The dataset's folder, with the backbone's features (`lamp cache features`), as those that are mixed in have.
+        out: Where the run is kept.
+        motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
+        fresh: Start again, and remove what an earlier run left in `out`.
+        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        features: The folder that feature caches are in; None: each dataset's own.
+        start: A policy's checkpoint to begin with (fine-tuning); its Motion Expert then need not be given.
+        normalizers: Whether a fine-tune keeps the checkpoint's normalisers or fits them to the new data.
+        run: What is done once everything is prepared, such as a `Planner`.
+
+    Raises:
+        ConfigError: Motion checkpoint and configuration do not agree on whether there is a motion prior.
+        DataError: Something is missing or damaged.
+        MismatchError: Things that do not belong together.
+    """
+    torch.set_num_threads(config.loop.threads)
+    group = processes(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
+    tuned = _fine_tuned(config, start, normalizers, backbone)
+    datasets = open_datasets(here, data, backbone, features, _kept_scalings(tuned))
+    sources = datasets[0].sources
+    model, motion = build_model(config, sources, motion_checkpoint, tuned)
+    samples = mixed([one.samples(config, one.sources.split.train, augmented=True) for one in datasets])
+    validation = mixed([one.samples(config, one.sources.split.validation) for one in datasets])
+    assert samples is not None
+    if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
+        for one, part in zip(datasets, cached_parts(samples), strict=True):
+            part.show_prior_in(_unseen(one.sources, motion))
+    description = _describe(config, datasets, parts_of(samples), motion)
+    description = replace(description, started_from=tuned.record if tuned else None)
+    if group.main:
+        for one in datasets:
+            _tell_floors(one, config)
+    model = model.to(here.loop.device)
+    if isinstance(samples, ImageSamples):
+        assert validation is None or isinstance(validation, ImageSamples)
+        stage = AdaptedStage(model, _adapted(here, backbone), here, samples, validation, group.share)
+        for name, value in (tuned.adapter if tuned else {}).items():
+            stage.parameters()[name].data.copy_(value)
+    else:
+        assert not isinstance(validation, ImageSamples)
+        stage = PolicyStage(model, here, samples, validation, group.share)
+
+    def prepare() -> None:
+        if config.cached_hidden_draws:
+            for of_all, draws in ((samples, config.cached_hidden_draws), (validation, 1)):
+                for part in cached_parts(of_all):
+                    _cache_hidden(model, part, draws, here, description, out)
+
+    result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
+    if result.outcome.finished and group.main:
+        shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
+    return result
+
+
+def _fine_tuned(
+    config: PolicyTraining, start: Path | None, normalizers: Normalizers, backbone: FrozenBackbone | None
+) -> FineTune | None:
+    if start is None:
+        return None
+    found = adaptable(config, backbone) if lora_of(config.backbone) is not None else None
+    found = found or backbone or find_backbone(config.backbone)
+    return FineTune.read(start, normalizers, kind="policy", key=found.key, backbone=found.description)
+
+
+def _kept_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, bool], PolicyScaling | None]:
+    def kept(sources: Sources, embodiment: Embodiment, own: bool) -> PolicyScaling | None:
+        if tuned is None:
+            return None
+        return tuned.scaling_of(sources.name, embodiment, own=own)
+
+    return kept
+
+
+def _tell_floors(one: TrainedOn, config: PolicyTraining) -> None:
+    """Says which actions are not divided by their own spread, and where that is a number made for other data."""
+    fitted = one.scaling.actions
+    if not fitted.floored:
+        return
+    names = action_names(one.sources.dataset.features, one.embodiment, fitted.width)
+    told = f"{one.sources.dataset.root.name}: actions that hardly move are divided by more than they do: {floors(fitted, names)}"
+    least = config.action_fit.least if isinstance(config.action_fit, ByDeviation) else 0.0
+    if least and 2 * len(fitted.floored) > fitted.width - len(fitted.binary):
+        told += (
+            f". Most do, as the recipe's action_fit.least of {least:g} is for other units: small motions are learnt badly; "
+            "`lamp recipe fit` makes a recipe for these"
+        )
+    print(told, file=sys.stderr)
+
+
+def _adapted(config: PolicyTraining, backbone: FrozenBackbone | None) -> Qwen3VLBackbone:
+    """The backbone with adapters that change nothing yet, the same in every process."""
+    seed_everything(config.loop.seed, "adapters")
+    made = backbone if isinstance(backbone, Qwen3VLBackbone) else adaptable(config, backbone).load()
+    return made.to(config.loop.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionOrigin:
+    """What is known of the Motion Expert that is built in."""
+
+    source: MotionSource
+    flow: FlowRecord
+
+
+def build_model(
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None, tuned: FineTune | None = None
+) -> tuple[LaMP, MotionOrigin | None]:
+    """Builds the model, with the weights of the motion checkpoint in its Motion Expert, or all of a checkpoint to begin with.
+
+    Raises:
+        ConfigError: There is a checkpoint and no Motion Expert in the configuration, or the other way round.
+        MismatchError: The checkpoint has another Motion Expert or backbone.
+    """
+    if tuned is not None:
+        return _tuned_model(config, sources, motion_checkpoint, tuned)
+    if (motion_checkpoint is None) != (config.model.motion is None):
+        has, lacks = (
+            ("a Motion Expert", "checkpoint") if motion_checkpoint is None else ("a checkpoint", "Motion Expert")
+        )
+        raise ConfigError(
+            f"there is {has} but no {lacks}: give --motion CHECKPOINT with a recipe that has a motion prior, "
+            "or neither of both for a policy without motion."
+        )
+    seed_everything(config.loop.seed, "weights")
+    model = LaMP(config.model)
+    if motion_checkpoint is None:
+        return model, None
+    weights, origin = read_motion(config, sources, motion_checkpoint)
+    model.load_state_dict(weights, strict=False)
+    return model, origin
+
+
+def _tuned_model(
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None, tuned: FineTune
+) -> tuple[LaMP, MotionOrigin | None]:
+    seed_everything(config.loop.seed, "weights")
+    model, found = LaMP(config.model), tuned.description
+    tuned.load_into(model)
+    if found.model.motion is None or found.flow is None:
+        if motion_checkpoint is not None:
+            raise MismatchError(f"checkpoint {tuned.path} has no motion prior; expected none here: leave --motion away")
+        return model, None
+    expert = content_hash(motion_weights(tuned.weights))
+    source = found.motion_source or MotionSource(sha256=expert, step=found.step, data=found.data)
+    if motion_checkpoint is not None:
+        _, origin = read_motion(config, sources, motion_checkpoint)
+        if origin.source.sha256 != source.sha256:
+            raise MismatchError(
+                f"motion checkpoint {motion_checkpoint} has another Motion Expert than {tuned.path}, whose guidance and Action "
+                "Expert have learnt from its own; leave --motion away, or train without --from"
+            )
+    return model, MotionOrigin(source=source, flow=found.flow)
+
+
+def read_motion(
+    config: PolicyTraining, sources: Sources, motion_checkpoint: Path
+) -> tuple[dict[str, Tensor], MotionOrigin]:
+    """Reads the Motion Expert's weights from a checkpoint.
+
+    Raises:
+        ConfigError: There is no Motion Expert in the configuration.
+        MismatchError: The checkpoint has another Motion Expert or backbone.
+    """
+    wanted = config.model.motion
+    if wanted is None:
+        raise ConfigError(f"{motion_checkpoint} is given, and the recipe has no Motion Expert; expected one that has.")
+    expected = Expected(
+        kind="motion",
+        backbone_key=sources.frozen_key,
+        backbone=sources.backbone.description,
+        grid=wanted.grid,
+        horizon=wanted.horizon,
+    )
+    trained, description = load_checkpoint(motion_checkpoint, expected=expected)
+    assert description.model.motion is not None
+    # Which layer z_m is read from is Stage 2's choice: Stage 1 trains them all alike.
+    given = replace(description.model.motion, hidden_layer=wanted.hidden_layer)
+    found = first_difference(to_json(given), to_json(wanted), "model.motion")
+    if found is not None:
+        name, have, asked = found
+        raise MismatchError(
+            f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {asked!r}."
+        )
+    weights = motion_weights(trained.state_dict())
+    assert description.flow is not None
+    source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
+    return weights, MotionOrigin(source=source, flow=description.flow)
+
+
+def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
+    episodes = sources.unseen_by(motion.source.data, *motion.flow.also)
+    if not episodes:
+        raise ConfigError(
+            "prior_on is UnseenEpisodes, but Stage 1 was trained on every episode that Stage 2 has: train it with a larger "
+            "split.validation_share (0.5) or on other data, or choose AllEpisodes."
+        )
+    return episodes
+
+
+def _cache_hidden(
+    model: LaMP, samples: PolicySamples, draws: int, config: PolicyTraining, description: Description, out: Path
+) -> None:
+    assert description.motion_source is not None
+    settings = hidden_settings(config, description.motion_source.sha256, samples.features.key)
+    with Teller(f"motion hidden states, {draws} draws of each") as teller:
+        samples.motion_hidden = samples_hidden(
+            model, samples, settings, draws=draws, run=out / HIDDEN, progress=teller.progress
+        )
+
+
+def _state_width(config: PolicyTraining, one: TrainedOn) -> int:
+    """How many values of a state the policy has to be given; none where neither it nor its actions look at them."""
+    if isinstance(config.state_transform, NoState) and one.embodiment.per_frame:
+        return 0
+    return int(one.embodiment.states(one.sources.dataset, 0).shape[1])
+
+
+def _describe(
+    config: PolicyTraining,
+    datasets: Sequence[TrainedOn],
+    parts: Sequence[PolicySamples | ImageSamples],
+    motion: MotionOrigin | None,
+) -> Description:
+    assert config.model.action is not None
+    own, *others = [
+        OtherDataset(
+            root=str(one.sources.dataset.root),
+            data=one.sources.record(samples=len(part)),
+            state_width=_state_width(config, one),
+            scaling=one.scaling,
+            fps=one.fps,
+            embodiment=one.embodiment,
+            state_features=one.embodiment.state_features(one.sources.dataset),
+        )
+        for one, part in zip(datasets, parts, strict=True)
+    ]
+    policy = PolicyRecord(
+        state_width=own.state_width,
+        scaling=own.scaling,
+        chunk=config.model.action.chunk,
+        execute=config.execute,
+        fps=own.fps,
+        embodiment=own.embodiment,
+        state_features=own.state_features,
+        others=tuple(others),
+    )
+    sources = datasets[0].sources
+    return Description(
+        kind="policy",
+        model=config.model,
+        backbone=sources.backbone,
+        flow=motion.flow if motion else None,
+        policy=policy,
+        motion_source=motion.source if motion else None,
+        training=config,
+        data=sources.record(samples=sum(map(len, parts)), also=[other.data.fingerprint for other in others]),
+        step=0,
+        averaged=config.loop.ema is not None,
+        exactly_reproducible=config.loop.time_budget_s is None,
+        code=lamp.version.code_version(),
+        packages=lamp.version.package_versions(),
+    )

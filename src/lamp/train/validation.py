@@ -1,0 +1,150 @@
+"""Held-out episodes: the loss with the same noise every time, and the error of predicted action chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lamp.data.image_dataset import ImageSamples
+from lamp.data.policy_dataset import MixedSamples, PolicySamples
+from lamp.model.lamp import LaMP
+from lamp.progress import Progress
+from lamp.seeding import Source, WholeBatch, generator_at, normal
+from lamp.train.breakdown import Counts, added, weighted
+from lamp.train.config import LoopConfig
+from lamp.train.metrics import Value
+from lamp.train.parallel import AnyBatch, StepLoss
+from lamp.train.stages import Samples
+from lamp.types import Batch
+
+
+def spread(total: int, wanted: int) -> Int64[np.ndarray, " n"]:
+    """Returns up to `wanted` indices, evenly spread over `total`: the same ones every time."""
+    return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(np.int64))
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What of a stage a measurement needs."""
+
+    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
+
+    def counts(self, batch: AnyBatch) -> Counts: ...
+
+
+@torch.no_grad()
+def held_out_loss(
+    stage: Measured, samples: Samples, indices: Int64[np.ndarray, " n"], loop: LoopConfig, at_once: int | None = None
+) -> dict[str, Value]:
+    """Returns the mean loss over some samples and its parts, with the same noise every time.
+
+    Args:
+        stage: Whose loss.
+        samples: Of held-out episodes.
+        indices: Which of them.
+        loop: Batch size, precision, device and seed.
+        at_once: Samples that go through the model together; a batch by default. The noise does not depend on it.
+    """
+    sums: dict[str, Tensor] = {}
+    with Progress("held-out loss", len(indices), "samples", brief=True) as progress:
+        for number, part in enumerate(batches(indices, loop.batch_size)):
+            noise = WholeBatch(generator=generator_at(loop.seed, "validation", number), rows=len(part))
+            size = min(at_once or len(part), len(part))
+            pieces = [(first, samples.batch(part[first : first + size])) for first in range(0, len(part), size)]
+            counts = [stage.counts(piece) for _, piece in pieces]
+            totals = added(counts)
+            for (first, piece), count in zip(pieces, counts, strict=True):
+                with loop.precision.autocast(loop.device):
+                    step = stage.loss(piece.to(loop.device), noise.part(first, len(part[first : first + size])))
+                for name, value in {"loss": step.total, **step.parts}.items():
+                    mean = weighted(value.detach().float().cpu(), name, count, totals, parts=len(pieces))
+                    sums[name] = sums.get(name, torch.zeros(())) + mean * len(part)
+            progress.advance(len(part))
+    return {name: (total / len(indices)).tolist() for name, total in sums.items()}
+
+
+def batches(indices: Int64[np.ndarray, " n"], size: int) -> Iterator[Int64[np.ndarray, " b"]]:
+    """Cuts indices into batches, the last one smaller where they do not divide."""
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """What of a stage this measurement needs."""
+
+    model: LaMP
+
+    def encoded(self, batch: AnyBatch) -> Batch:
+        """The batch with the backbone's tokens."""
+        ...
+
+
+@torch.no_grad()
+def measure_actions(
+    stage: Acting,
+    samples: PolicySamples | MixedSamples | ImageSamples,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    loop: LoopConfig,
+    at_once: int,
+) -> dict[str, Value]:
+    """Draws one chunk for each sample, with the same noise every time, and compares it with the demonstrated one.
+
+    Args:
+        stage: Whose model.
+        samples: Of held-out episodes.
+        indices: Which of them.
+        loop: Batch size, precision, device and seed.
+        at_once: Samples that go through the model together; the noise does not depend on it.
+
+    Returns:
+        `action_error`: the mean absolute error of the normalised actions that count; `action_error_per_dim`: by dimension, in
+        the unit that it is learnt in (m, rad; deltas and relative actions as such).
+    """
+    shape = stage.model.action_shape
+    assert shape is not None
+    normalised, by_dim, counted = torch.zeros(()), torch.zeros(shape[-1]), torch.zeros(())
+    with Progress("action errors", len(indices), "samples", brief=True) as progress:
+        for number, start in enumerate(range(0, len(indices), loop.batch_size)):
+            whole = indices[start : start + loop.batch_size]
+            noise = WholeBatch(generator=generator_at(loop.seed, "validation actions", number), rows=len(whole))
+            for first in range(0, len(whole), at_once):
+                part = whole[first : first + at_once]
+                seen = samples.batch(part).to(loop.device)
+                with loop.precision.autocast(loop.device):
+                    batch = stage.encoded(seen)
+                    drawn = _drawn(stage.model, batch, noise.part(first, len(part)))
+                assert batch.actions is not None and batch.action_mask is not None
+                error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
+                counted += batch.action_mask.sum().cpu()
+                normalised += error.mean(-1).sum()
+                by_dim += (error * _scales(samples, part)[:, None].float()).sum((0, 1))
+            progress.advance(len(whole))
+    total = counted.clamp(min=1)
+    return {"action_error": (normalised / total).item(), "action_error_per_dim": (by_dim / total).tolist()}
+
+
+def _drawn(model: LaMP, batch: Batch, source: Source) -> Float[Tensor, "b h a"]:
+    assert batch.state is not None and model.action_shape is not None
+    count, device = len(batch.state), batch.state.device
+    hidden = batch.motion_hidden
+    if hidden is None and model.motion_shape is not None:
+        hidden = model.motion_hidden(batch.for_prior, normal((count, *model.motion_shape), source).to(device))
+    noise = normal((count, *model.action_shape), source).to(device)
+    return model.decode(model.guide(batch.encoded, hidden, batch.prior_seen), batch.state, noise)
+
+
+def _scales(
+    samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, " b"]
+) -> Float[Tensor, "b a"]:
+    """What one unit of the normalised action is, for each sample's own dataset."""
+    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
+    of = samples.part_of(indices) if isinstance(samples, MixedSamples) else np.zeros(len(indices), np.int64)
+    scales = np.stack([part.scaling.actions.centre_and_scale()[1] for part in parts])
+    return torch.from_numpy(scales[of])

@@ -366,8 +366,9 @@ def test_the_temporary_folder_of_another_machine_counts_as_abandoned_after_an_ho
     for name, age in ((".tmp-0ther0-young", 60), (".tmp-0ther0-old", 7200), (".tmp-early", 7200)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model").write_text("half")
+        then = time.time() - age
         for path in (tmp_path / name / "model", tmp_path / name):
-            os.utime(path, (time.time() - age,) * 2)
+            os.utime(path, (then, then))
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".tmp-0ther0-young"]
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -245,7 +246,11 @@ def test_the_grippers_of_two_arms(old: Path) -> None:
     assert made.policy.embodiment.gripper == Gripper(dim=1, opened=70.0, closed=0.0) and made.policy.gripper == 1
     dataset = made.policy.embodiment.open(old)
     assert dataset.column("action", 0)[:, 1] / 70 == pytest.approx(made.policy.embodiment.actions(dataset, 0)[:, 1])
-    for wrong in ({"gripper": (1.0, 0.0, 2.0)}, {"gripper": (1.0, 0.0, 1.0, 0.0), "gripper_at": (1,)}):
+    refused: tuple[dict[str, Any], ...] = (
+        {"gripper": (1.0, 0.0, 2.0)},
+        {"gripper": (1.0, 0.0, 1.0, 0.0), "gripper_at": (1,)},
+    )
+    for wrong in refused:
         with pytest.raises(ConfigError, match="expected OPEN CLOSED, or such a pair for each of them"):
             told(old, **wrong)
     with pytest.raises(ConfigError, match="--gripper-at 9 given, and an action has 4 values"):

@@ -11,7 +11,7 @@ from lamp.errors import ConfigError
 from lamp.flow_matching import Preconditioning, euler, interpolate, velocity_target
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpert, MotionExpertConfig
-from lamp.types import Batch, Encoded, Motion
+from lamp.types import Encoded, Motion, MotionBatch
 
 STD = (0.1, 0.5, 2.0)
 SMALL = MotionExpertConfig(
@@ -58,7 +58,7 @@ def test_the_loss_of_an_untrained_expert_is_one_at_every_scale_of_the_data() -> 
         model = LaMP(LaMPConfig(token_width=12, motion=motion, guidance=None, action=None))
         values = std * torch.randn(512, 16, 4, 3, generator=torch.Generator().manual_seed(4))
         mask = torch.ones_like(values, dtype=torch.bool)
-        batch = Batch(encoded=encoded(512), motion=Motion(values=values, mask=mask))
+        batch = MotionBatch(encoded=encoded(512), motion=Motion(values=values, mask=mask))
         loss = model.motion_loss(batch, torch.Generator().manual_seed(5))
         assert abs(loss.total.item() - 1) < 0.05
 

@@ -38,6 +38,18 @@ class OnDevice:
         """Returns a copy whose tensors live on `device`."""
         return self.changed(lambda value: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value)
 
+    def tensors(self) -> list[Tensor]:
+        """Returns every tensor in it."""
+        found: list[Tensor] = []
+
+        def note(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                found.append(value)
+            return value
+
+        self.changed(note)
+        return found
+
     def rows(self: Moved, first: int, count: int) -> Moved:
         """Returns some rows of a batch: of every tensor, and of every tuple that has an entry a row."""
         chosen = slice(first, first + count)
@@ -157,35 +169,47 @@ class Observations(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch(OnDevice):
-    """What a training step needs. Everything is normalised; Stage 1 reads `motion`, Stage 2 reads `state` and `actions`."""
+class TokenBatch(OnDevice):
+    """What a training step of either stage is conditioned on."""
 
     encoded: Encoded
     kept: Bool[Tensor, "b n"] | None = None
-    """Which tokens what is trained sees in this step (`token_dropout`); None: all. A frozen Motion Expert sees them all, as it
+    """Which tokens the trained part sees in this step (`token_dropout`); None: all. A frozen Motion Expert sees them all, as it
     does where a policy acts."""
+
+    @property
+    def seen(self) -> Encoded:
+        """The backbone's tokens without those that this step drops."""
+        if self.kept is None:
+            return self.encoded
+        return replace(self.encoded, mask=self.encoded.mask & self.kept, whole=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionBatch(TokenBatch):
+    """A batch of Stage 1: tokens and the normalised scene flow that follows."""
+
+    motion: Motion
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyBatch(TokenBatch):
+    """A batch of Stage 2: tokens, the normalised state and the normalised actions that follow."""
+
+    state: Float[Tensor, "b s"]
+    actions: Float[Tensor, "b h a"]
+    action_mask: Bool[Tensor, "b h"]
+    """False past the end of the episode, and after an action that was overridden."""
     prior: Encoded | None = None
     """What a frozen Motion Expert is conditioned on where that is not `encoded`: the tokens without a backbone's adapters."""
-    motion: Motion | None = None
-    state: Float[Tensor, "b s"] | None = None
-    actions: Float[Tensor, "b h a"] | None = None
-    action_mask: Bool[Tensor, "b h"] | None = None
-    """False past the end of the episode."""
     motion_hidden: Float[Tensor, "b m dm"] | None = None
     """z_m precomputed for this sample (one of several cached noise draws); None: the model computes it."""
     prior_seen: Bool[Tensor, " b"] | None = None
     """False where the motion prior is withheld from a sample; None: nowhere."""
     guided: bool | None = None
-    """Whether any sample of the optimiser step sees the prior, those computed elsewhere included; None: this batch is all."""
+    """Whether any sample of the optimizer step sees the prior, those computed elsewhere included; None: this batch is all."""
 
     @property
     def for_prior(self) -> Encoded:
-        """What the frozen Motion Expert is conditioned on: all tokens, whatever `kept` hides."""
+        """What the frozen Motion Expert is conditioned on: all tokens, whatever `kept` drops."""
         return self.encoded if self.prior is None else self.prior
-
-    @property
-    def seen(self) -> Encoded:
-        """What is left of the backbone's tokens in this step."""
-        if self.kept is None:
-            return self.encoded
-        return replace(self.encoded, mask=self.encoded.mask & self.kept, whole=None)

@@ -28,7 +28,7 @@ from lamp.model.lamp import Departure, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.recipes import training
 from lamp.recipes.kinds import ModelRecipe
-from lamp.types import Batch, Encoded
+from lamp.types import Encoded, PolicyBatch
 
 CPU = torch.device("cpu")
 D, N, WIDTH, TOKENS = 48, 5, 32, 16  # motion width, backbone tokens, action width, motion tokens
@@ -167,16 +167,18 @@ def test_a_training_step_is_measured_with_and_without_the_cache() -> None:
 
 def test_a_kept_batch_is_read_as_it_was(tmp_path: Path) -> None:
     tokens, hidden = torch.randn(3, 5, 4).half().float(), torch.randn(3, 2, 6).half().float()
-    batch = Batch(
+    batch = PolicyBatch(
         encoded=Encoded(tokens=tokens, mask=torch.ones(3, 5, dtype=torch.bool)),
         state=torch.zeros(3, 2),
+        actions=torch.zeros(3, 4, 7),
+        action_mask=torch.ones(3, 4, dtype=torch.bool),
         motion_hidden=hidden,
     )
     kept = KeptBatch(batch, tmp_path)
     orders = []
     for _ in range(6):
         read = kept.read()
-        assert read.motion_hidden is not None and read.state is batch.state
+        assert isinstance(read, PolicyBatch) and read.motion_hidden is not None and read.state is batch.state
         rows = [next(row for row in range(3) if torch.equal(one, tokens[row])) for one in read.encoded.tokens]
         assert torch.equal(read.motion_hidden, hidden[rows]) and read.encoded.tokens.dtype == torch.float32
         orders.append(tuple(rows))

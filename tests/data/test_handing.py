@@ -16,12 +16,13 @@ from backbones import Slow
 from lamp.data.dataloader import Handed, Loader, Sampler, Slab
 from lamp.data.image_dataset import LeftOut
 from lamp.errors import LampError
-from lamp.types import Batch, Encoded
+from lamp.types import Encoded, PolicyBatch
 
-BATCH = Batch(
+BATCH = PolicyBatch(
     encoded=Encoded(tokens=torch.randn(2, 3, 4).bfloat16(), mask=torch.tensor([[True, False, True]]).expand(2, 3)),
     state=torch.arange(12.0).reshape(4, 3).T[:2],
     actions=torch.zeros(2, 0, 7),
+    action_mask=torch.zeros(2, 0, dtype=torch.bool),
 )
 VALUES = {
     "batch": BATCH,
@@ -35,7 +36,7 @@ VALUES = {
 def equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, Batch | Encoded):
+    if isinstance(one, PolicyBatch | Encoded):
         return all(equal(value, getattr(other, name)) for name, value in vars(one).items())
     return bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) else one == other
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def test_a_damaged_episode_is_left_out_and_named(tmp_path: Path) -> None:
     assert all("is damaged" in line or "is no recording" in line for line in found.skipped), found.skipped
 
 
-def record_with(folder: Path, name: str, told: dict[str, object] | None, action: np.ndarray) -> None:
+def record_with(folder: Path, name: str, told: Mapping[str, object] | None, action: np.ndarray) -> None:
     recorder = Recorder(folder=folder, fps=10)
     recorder.begin("go right", name, policy=told)
     for _ in range(3):

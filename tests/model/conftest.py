@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,9 +14,14 @@ from lamp.model.action_expert import ActionExpertConfig, Prefix
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
-from lamp.types import Batch, Encoded, Motion
+from lamp.types import Encoded, Motion, MotionBatch, PolicyBatch
 
 TOKENS, PADDING, SAMPLES = 11, 3, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOfBoth(MotionBatch, PolicyBatch):
+    """One batch for the losses of both stages."""
 
 
 @pytest.fixture
@@ -39,12 +44,12 @@ def model(config: LaMPConfig) -> LaMP:
 
 
 @pytest.fixture
-def batch(config: LaMPConfig) -> Batch:
+def batch(config: LaMPConfig) -> BatchOfBoth:
     generator = torch.Generator().manual_seed(5)
     mask = torch.ones(SAMPLES, TOKENS, dtype=torch.bool)
     mask[0, -PADDING:] = False
     values = torch.rand(SAMPLES, 24, 8, 3, generator=generator) * 2 - 1
-    return Batch(
+    return BatchOfBoth(
         encoded=Encoded(tokens=torch.randn(SAMPLES, TOKENS, 24, generator=generator), mask=mask),
         motion=Motion(values=values, mask=torch.rand(values.shape, generator=generator) < 0.8),
         state=torch.randn(SAMPLES, 9, generator=generator),

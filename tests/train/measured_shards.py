@@ -22,7 +22,7 @@ from lamp.train.config import Float32, FullySharded, PolicyTraining
 from lamp.train.distributed import processes
 from lamp.train.parallel import AnyBatch, Shards, StepLoss
 from lamp.train.shards import local
-from lamp.types import Batch
+from lamp.types import MotionBatch, PolicyBatch
 
 SAMPLES, TOKENS = 4, 30
 WAYS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ class Sharded:
         return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
 
     def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, MotionBatch | PolicyBatch)
         return StepLoss(total=loss_of(self.training, self.module, batch), parts={})
 
 

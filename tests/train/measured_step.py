@@ -23,7 +23,7 @@ from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.recompute import recompute
 from lamp.train.config import BFloat16, Float32, LoopConfig, MotionTraining, PolicyTraining, Precision
 from lamp.train.optimizer import Ema, Gradients
-from lamp.types import Batch, Encoded, Motion
+from lamp.types import Encoded, Motion, MotionBatch, PolicyBatch
 
 WIDTH = 96
 MOTION = MotionExpertConfig(token_width=WIDTH, width=128, layers=2, heads=4, grid=(12, 12), horizon=8)
@@ -42,16 +42,20 @@ def policy(precision: Precision, *, ema: float | None = None, prefix: bool = Fal
     return PolicyTraining(model=model, loop=LoopConfig(steps=1, precision=precision, threads=1, ema=ema), execute=1)
 
 
-def random_batch(training: MotionTraining | PolicyTraining, model: LaMP, samples: int, tokens: int) -> Batch:
+def random_batch(
+    training: MotionTraining | PolicyTraining, model: LaMP, samples: int, tokens: int
+) -> MotionBatch | PolicyBatch:
     width = training.model.token_width
     encoded = Encoded(tokens=torch.randn(samples, tokens, width), mask=torch.ones(samples, tokens, dtype=torch.bool))
     if isinstance(training, MotionTraining):
         assert model.motion_shape is not None
         values = torch.rand(samples, *model.motion_shape) * 2 - 1
-        return Batch(encoded=encoded, motion=Motion(values=values, mask=torch.ones_like(values, dtype=torch.bool)))
+        return MotionBatch(
+            encoded=encoded, motion=Motion(values=values, mask=torch.ones_like(values, dtype=torch.bool))
+        )
     assert model.action_shape is not None
     assert training.model.action is not None
-    return Batch(
+    return PolicyBatch(
         encoded=encoded,
         state=torch.randn(samples, training.model.action.state_dim),
         actions=torch.randn(samples, *model.action_shape),
@@ -59,10 +63,12 @@ def random_batch(training: MotionTraining | PolicyTraining, model: LaMP, samples
     )
 
 
-def loss_of(training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch) -> Tensor:
+def loss_of(training: MotionTraining | PolicyTraining, model: LaMP, batch: MotionBatch | PolicyBatch) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if isinstance(training, MotionTraining):
+        assert isinstance(batch, MotionBatch)
         return model.motion_loss(batch, generator, training.draws).total
+    assert isinstance(batch, PolicyBatch)
     return model.action_loss(batch, generator, training.noise_draws).total
 
 
@@ -109,18 +115,9 @@ class Step:
 
     def held(self) -> int:
         """Bytes between two steps."""
-        encoded, flow = self.batch.encoded, self.batch.motion
-        found = [*self.model.parameters(), *self.model.buffers(), encoded.tokens, encoded.mask]
+        found = [*self.model.parameters(), *self.model.buffers(), *self.batch.tensors()]
         found += [value for state in self.optimiser.state.values() for value in state.values()]
         found += list(self.ema.average.values()) if self.ema else []
-        others = (
-            self.batch.state,
-            self.batch.actions,
-            self.batch.action_mask,
-            flow and flow.values,
-            flow and flow.mask,
-        )
-        found += [value for value in others if isinstance(value, Tensor)]
         return sum(value.untyped_storage().nbytes() for value in found)
 
     def peak(self) -> int:

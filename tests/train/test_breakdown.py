@@ -25,7 +25,7 @@ from lamp.train.metrics import Interval
 from lamp.train.optimizer import Gradients
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
-from lamp.types import Batch, Camera, Motion, SceneFlow
+from lamp.types import Camera, Motion, PolicyBatch, SceneFlow
 
 
 def draws(seed: int, count: int) -> Draws:
@@ -143,7 +143,7 @@ def test_names_follow_the_parts_of_an_embodiment() -> None:
 
 
 def test_both_stages_log_all_of_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def off_by_one(model, batch: Batch, generator) -> torch.Tensor:
+    def off_by_one(model, batch: PolicyBatch, generator) -> torch.Tensor:
         assert batch.actions is not None and batch.action_mask is not None
         # What does not count is very wrong, so that it shows if it is counted.
         return batch.actions + torch.where(batch.action_mask[..., None], 1.0, 100.0)

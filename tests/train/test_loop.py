@@ -26,7 +26,7 @@ from lamp.train.optimizer import AdamW
 from lamp.train.parallel import Alone, StepLoss, place
 from lamp.train.trainer import Loop
 from lamp.train.training_state import TrainingState
-from lamp.types import Batch, Encoded
+from lamp.types import Encoded, TokenBatch
 
 CONFIG = LoopConfig(
     steps=30,
@@ -64,7 +64,7 @@ class Toy:
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.head.named_parameters())
 
-    def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def counts(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         return {"loss": torch.tensor(float(len(batch.encoded.mask)))}
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Toy:
     def train_mode(self) -> None:
         self.head.train()
 
-    def next_batch(self, step: int) -> Batch:
+    def next_batch(self, step: int) -> TokenBatch:
         if step == self.interrupt_at:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.loader_dies and step >= 12:
@@ -81,9 +81,9 @@ class Toy:
         self.position += 1
         tokens = torch.randn(8, 1, 4, generator=generator_at("toy", self.position))
         tokens = tokens * (math.nan if step == self.poison_at else 1.0)
-        return Batch(encoded=Encoded(tokens=tokens, mask=torch.ones(8, 1, dtype=torch.bool)))
+        return TokenBatch(encoded=Encoded(tokens=tokens, mask=torch.ones(8, 1, dtype=torch.bool)))
 
-    def loss(self, batch: Batch, source: Source) -> StepLoss:
+    def loss(self, batch: TokenBatch, source: Source) -> StepLoss:
         noise = normal(tuple(batch.encoded.tokens.shape), source)
         error = self.head(self.frozen(batch.encoded.tokens + 0.1 * noise)) - 1.0
         return StepLoss(total=error.float().square().mean(), parts={"per_dim": error.detach().square().mean((0, 1))})

@@ -37,7 +37,7 @@ from lamp.train.run_folder import TrainingResult
 from lamp.train.stages import PolicyStage, with_fewer_tokens
 from lamp.train.train_motion import evaluate_flow, train_motion
 from lamp.train.train_policy import train_policy
-from lamp.types import Batch, Encoded
+from lamp.types import Encoded, PolicyBatch, TokenBatch
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
 BACKBONE = PatchBackbone()
@@ -95,7 +95,7 @@ def test_the_policy_without_motion_has_no_guidance(data: Path, tmp_path: Path) -
 
 def test_hidden_tokens_are_drawn_anew_at_every_step_and_never_shown_where_there_are_none() -> None:
     real = torch.arange(1000) < 900
-    batch = Batch(encoded=Encoded(tokens=torch.zeros(8, 1000, 1), mask=real.expand(8, -1)))
+    batch = TokenBatch(encoded=Encoded(tokens=torch.zeros(8, 1000, 1), mask=real.expand(8, -1)))
     first, second = (with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", step)).seen.mask for step in (1, 2))
     assert not torch.equal(first, second) and not first[:, 900:].any()
     assert abs(first[:, :900].float().mean() - 0.7) < 0.02
@@ -123,7 +123,7 @@ def test_the_prior_is_shown_only_where_stage_one_did_not_look(data: Path, tmp_pa
     shown: list[Tensor] = []
     take = PolicyStage.next_batch
 
-    def next_batch(self: PolicyStage, step: int) -> Batch:
+    def next_batch(self: PolicyStage, step: int) -> PolicyBatch:
         batch = take(self, step)
         assert batch.prior_seen is not None
         shown.append(batch.prior_seen)
@@ -153,7 +153,7 @@ def stopping_at(step: int) -> Iterator[None]:
     """Breaks a policy run off in the middle of a step."""
     take = PolicyStage.next_batch
 
-    def next_batch(self: PolicyStage, now: int) -> Batch:
+    def next_batch(self: PolicyStage, now: int) -> PolicyBatch:
         if now == step:
             raise KeyboardInterrupt
         return take(self, now)  # pyright: ignore[reportReturnType]
@@ -171,7 +171,7 @@ def test_a_prior_that_joins_late_leaves_the_guidance_alone_until_then(data: Path
     before, seen = weights(tmp_path / "start"), []
     take = PolicyStage.next_batch
 
-    def next_batch(self: PolicyStage, step: int) -> Batch:
+    def next_batch(self: PolicyStage, step: int) -> PolicyBatch:
         guidance = self.model.guidance
         assert guidance is not None
         moved = any(not torch.equal(value, before[f"guidance.{name}"]) for name, value in guidance.named_parameters())
@@ -257,7 +257,7 @@ def test_epochs_take_the_samples_in_another_order(data: Path, tmp_path: Path, mo
     seen: list[list[int]] = []
     collate = PolicySamples.batch
 
-    def batch(self: PolicySamples, indices: np.ndarray, *, epoch: int = 0) -> Batch:
+    def batch(self: PolicySamples, indices: np.ndarray, *, epoch: int = 0) -> PolicyBatch:
         seen.append(indices.tolist())
         return collate(self, indices, epoch=epoch)
 

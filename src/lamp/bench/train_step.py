@@ -25,7 +25,7 @@ from lamp.model.lamp import LaMP
 from lamp.recipes import training
 from lamp.recipes.kinds import Recipe, TrainingRecipe
 from lamp.train.config import MotionTraining, PolicyTraining
-from lamp.types import Batch, Motion
+from lamp.types import Motion, MotionBatch, PolicyBatch
 
 BATCHES = 8
 """How many batches the file holds: rows are picked from all over it."""
@@ -39,26 +39,27 @@ class KeptBatch:
         folder: Where to write.
     """
 
-    def __init__(self, batch: Batch, folder: Path) -> None:
+    def __init__(self, batch: MotionBatch | PolicyBatch, folder: Path) -> None:
         tokens = batch.encoded.tokens
         self._batch, self._device, self._dtype = batch, tokens.device, tokens.dtype
         kept = {"tokens": tokens.half() if tokens.dtype == torch.float32 else tokens}
-        if batch.motion_hidden is not None:
+        if isinstance(batch, PolicyBatch) and batch.motion_hidden is not None:
             kept["hidden"] = batch.motion_hidden.half()
         many = {name: tensor.cpu().repeat(BATCHES, *(1,) * (tensor.ndim - 1)) for name, tensor in kept.items()}
         path = folder / "kept.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in many.items()}, path)
         self._kept, self._random = load_mapped(path)[0], np.random.default_rng(0)
 
-    def read(self) -> Batch:
+    def read(self) -> MotionBatch | PolicyBatch:
         """Reads it to where it was."""
         count = len(self._batch.encoded.tokens)
         rows = torch.from_numpy(self._random.permutation(count * BATCHES)[:count])
         tokens = self._kept["tokens"][rows].to(self._device).to(self._dtype)
-        hidden = self._batch.motion_hidden
-        if hidden is not None:
-            hidden = self._kept["hidden"][rows].to(self._device).to(hidden.dtype)
-        return replace(self._batch, encoded=replace(self._batch.encoded, tokens=tokens), motion_hidden=hidden)
+        batch = replace(self._batch, encoded=replace(self._batch.encoded, tokens=tokens))
+        if isinstance(batch, PolicyBatch) and batch.motion_hidden is not None:
+            hidden = self._kept["hidden"][rows].to(self._device).to(batch.motion_hidden.dtype)
+            return replace(batch, motion_hidden=hidden)
+        return batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,23 +212,28 @@ def _settings(recipe: Recipe | TrainingRecipe, stage: str) -> MotionTraining | P
     return settings
 
 
-def _batch(made: Subject, model: LaMP, settings: MotionTraining | PolicyTraining, *, cached: bool) -> Batch:
+def _batch(
+    made: Subject, model: LaMP, settings: MotionTraining | PolicyTraining, *, cached: bool
+) -> MotionBatch | PolicyBatch:
     """A batch as the data pipeline brings it; of the motion hidden states only where the recipe caches those too."""
     device, count = made.state.device, len(made.state)
     if isinstance(settings, MotionTraining):
         assert model.motion_shape is not None
         values = torch.rand(count, *model.motion_shape, device=device) * 2 - 1
-        return Batch(encoded=made.encoded, motion=Motion(values=values, mask=torch.ones_like(values, dtype=torch.bool)))
+        return MotionBatch(
+            encoded=made.encoded, motion=Motion(values=values, mask=torch.ones_like(values, dtype=torch.bool))
+        )
     hidden = None
     if cached and settings.cached_hidden_draws and made.motion_noise is not None:
         hidden = model.motion_hidden(made.encoded, made.motion_noise)
     actions = torch.randn(made.action_noise.shape, device=device)
-    return Batch(encoded=made.encoded, state=made.state, actions=actions, motion_hidden=hidden)
+    mask = torch.ones(actions.shape[:2], dtype=torch.bool, device=device)
+    return PolicyBatch(encoded=made.encoded, state=made.state, actions=actions, action_mask=mask, motion_hidden=hidden)
 
 
 def _ours(
     model: LaMP,
-    batch: Batch | KeptBatch,
+    batch: MotionBatch | PolicyBatch | KeptBatch,
     settings: MotionTraining | PolicyTraining,
     see: Subject | None,
     device: torch.device,
@@ -240,6 +246,8 @@ def _ours(
         if part is not None:
             part.train().requires_grad_(True)
 
+    draws = 1 if isinstance(settings, MotionTraining) else settings.noise_draws
+
     def loss(watch: Stopwatch) -> Tensor:
         given = batch.read() if isinstance(batch, KeptBatch) else batch
         if isinstance(batch, KeptBatch):
@@ -248,29 +256,31 @@ def _ours(
             see.see()
             watch.note("vlm")
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            if isinstance(settings, MotionTraining):
+            if isinstance(given, MotionBatch):
                 return model.motion_loss(given, generator).total
             if given.motion_hidden is None and model.motion_shape is not None:
                 noise = torch.randn(len(given.encoded.mask), *model.motion_shape, generator=generator).to(device)
                 given = replace(given, motion_hidden=model.motion_hidden(given.encoded, noise))
                 watch.note("motion")
-            return model.action_loss(given, generator, settings.noise_draws).total
+            return model.action_loss(given, generator, draws).total
 
     named = {name: value for name, value in model.named_parameters() if value.requires_grad}
     return Way(loss=loss, optimiser=settings.loop.optimiser.build(named), watch=Stopwatch(device))
 
 
 def _reference(
-    model: LaMP, batch: Batch, settings: MotionTraining | PolicyTraining, device: torch.device, dtype: torch.dtype
+    model: LaMP,
+    batch: MotionBatch | PolicyBatch,
+    settings: MotionTraining | PolicyTraining,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Way:
-    if isinstance(settings, MotionTraining):
+    if isinstance(settings, MotionTraining) or isinstance(batch, MotionBatch):
         raise ConfigError("the reference trains policies; expected --stage policy, or --against uncached.")
     policy = model.config
     release = ReleaseArrangement.of(policy).to(device).train()
     release.motion_head.requires_grad_(False).eval()
     assert policy.motion is not None
-    assert batch.state is not None
-    assert batch.actions is not None
     frames, (rows, columns) = policy.motion.horizon // policy.motion.frames_per_token, policy.motion.grid
     count, draws = len(batch.state), settings.noise_draws
     shape = (count, frames, 3 * policy.motion.frames_per_token, rows, columns)
@@ -291,8 +301,10 @@ def _reference(
     return Way(loss=loss, optimiser=settings.loop.optimiser.build(named), watch=Stopwatch(device))
 
 
-def _evaluations(model: LaMP, settings: MotionTraining | PolicyTraining, batch: Batch) -> dict[str, int]:
-    if isinstance(settings, MotionTraining):
+def _evaluations(
+    model: LaMP, settings: MotionTraining | PolicyTraining, batch: MotionBatch | PolicyBatch
+) -> dict[str, int]:
+    if isinstance(settings, MotionTraining) or isinstance(batch, MotionBatch):
         return {"motion": 1}
     asked = model.config.evaluations
     return {

@@ -16,7 +16,7 @@ from lamp.errors import DataError
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
-from lamp.types import Batch, Camera, Encoded, SceneFlow
+from lamp.types import Camera, Encoded, MotionBatch, SceneFlow
 
 MEMORY_LIMIT = 6 << 30
 """Scene flow is kept in memory up to this many bytes, and read again each time beyond."""
@@ -144,9 +144,9 @@ class MotionSamples:
             found[places] = np.where(present[np.minimum(near, count - 1)] == wanted, first + near, -1)
         return found
 
-    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
         """Collates samples; every epoch is alike."""
-        return Batch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(indices)))
+        return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(indices)))
 
     def clamp_rate(self) -> tuple[float, float, float]:
         """Share of these samples' supervising increments that lie beyond the bounds, per axis."""

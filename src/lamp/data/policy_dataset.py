@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.live_features import ordered
 from lamp.data.motion_dataset import MotionSamples, clamp_rate, joined_flow
 from lamp.data.normalizers import Normaliser, StateTransform
-from lamp.data.padding import Padding
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.types import Batch, Encoded, Motion, SceneFlow
+from lamp.types import Encoded, MotionBatch, PolicyBatch, SceneFlow
 
 __all__ = [
     "ACTION",
@@ -311,14 +310,14 @@ class PolicySamples(PolicyTargets):
         """Augmented views that samples may be seen in, besides the pictures themselves."""
         return 0 if self._view_seed is None else self.features.augmentation.views
 
-    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> PolicyBatch:
         """Collates samples, each in the view of this epoch; where z_m is cached, each epoch takes the next of its draws."""
         actions, mask = self.chunks(indices)
         views, hidden = self.views(indices, epoch=epoch), None
         if self._hidden is not None:
             found = self._hidden.take(indices, (indices + epoch) % self._hidden.draws, views)
             hidden = torch.from_numpy(found.astype(np.float32))
-        return Batch(
+        return PolicyBatch(
             encoded=self.features.encoded(self.rows[indices], views),
             state=self.states(indices),
             actions=actions,
@@ -350,6 +349,7 @@ def mixture_weights(lengths: Sequence[int], weights: Sequence[float] | None) -> 
 
 
 Part = TypeVar("Part", PolicySamples, MotionSamples)
+Found = TypeVar("Found")
 
 
 class Mixture(Generic[Part]):
@@ -393,20 +393,41 @@ class Mixture(Generic[Part]):
         for number in np.unique(of).tolist():
             yield number, np.flatnonzero(of == number)
 
-    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch:
-        """Collates samples, in the order of the indices."""
-        batches, order = [], []
-        for number, places in self._places(indices):
-            batches.append(self.parts[number].batch(indices[places] - self._starts[number], epoch=epoch))
-            order.append(places)
-        if len(batches) == 1:
-            return batches[0]
-        back = torch.from_numpy(np.argsort(np.concatenate(order)))
-        return _joined(batches, back, self.parts[0].features.padding)
+    def _each(
+        self, indices: Int64[np.ndarray, " b"], collate: Callable[[Part, Int64[np.ndarray, " n"]], Found]
+    ) -> tuple[list[Found], Int64[Tensor, " b"]]:
+        """What is collated of each dataset's samples, and the order that brings all of them back to that of the indices."""
+        found = [(collate(self.parts[of], indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
+        return [one for one, _ in found], torch.from_numpy(np.argsort(np.concatenate([at for _, at in found])))
 
 
 class MixedSamples(Mixture[PolicySamples]):
     """Samples of Stage 2; each is scaled by its dataset's own normalisers."""
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> PolicyBatch:
+        """Collates samples, in the order of the indices.
+
+        Raises:
+            MismatchError: Only some of the datasets have z_m cached.
+        """
+        batches, order = self._each(indices, lambda part, of_part: part.batch(of_part, epoch=epoch))
+        if len(batches) == 1:
+            return batches[0]
+        hidden = [batch.motion_hidden for batch in batches if batch.motion_hidden is not None]
+        if hidden and len(hidden) < len(batches):
+            raise MismatchError("only some of the mixed datasets have motion_hidden; expected all or none")
+        seen = [
+            torch.ones(len(one.state), dtype=torch.bool) if one.prior_seen is None else one.prior_seen
+            for one in batches
+        ]
+        return PolicyBatch(
+            encoded=ordered([batch.encoded for batch in batches], order, self.parts[0].features.padding),
+            state=torch.cat([batch.state for batch in batches])[order],
+            actions=torch.cat([batch.actions for batch in batches])[order],
+            action_mask=torch.cat([batch.action_mask for batch in batches])[order],
+            motion_hidden=torch.cat(hidden)[order] if hidden else None,
+            prior_seen=torch.cat(seen)[order] if any(one.prior_seen is not None for one in batches) else None,
+        )
 
     def _traits(self, part: PolicySamples) -> dict[str, object]:
         actions, state = part.scaling.actions.width, part.scaling.state.width
@@ -435,15 +456,16 @@ class MixedMotionSamples(Mixture[MotionSamples]):
 
     def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
         """The scene flow of some samples, in image fractions and metres."""
-        found = [(self.parts[of].flow(indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
-        back = torch.from_numpy(np.argsort(np.concatenate([at for _, at in found])))
-        return joined_flow([flow for flow, _ in found], back)
+        return joined_flow(*self._each(indices, MotionSamples.flow))
 
     def encoded(self, indices: Int64[np.ndarray, " b"]) -> Encoded:
         """The backbone's tokens of some samples."""
-        found = [(self.parts[of].encoded(indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
-        back = torch.from_numpy(np.argsort(np.concatenate([at for _, at in found])))
-        return ordered([encoded for encoded, _ in found], back, self.parts[0].features.padding)
+        encoded, order = self._each(indices, MotionSamples.encoded)
+        return ordered(encoded, order, self.parts[0].features.padding)
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
+        """Collates samples, in the order of the indices."""
+        return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(indices)))
 
     def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """The samples one flow step before, -1 where there is none."""
@@ -459,26 +481,3 @@ class MixedMotionSamples(Mixture[MotionSamples]):
 
 
 AnyMotionSamples = MotionSamples | MixedMotionSamples
-
-
-def _joined(batches: Sequence[Batch], order: Int64[Tensor, " b"], padding: Padding) -> Batch:
-    """Puts batches into one; where only some say which samples see the motion prior, the others' do."""
-    found: dict[str, Any] = {}
-    for field in fields(Batch):
-        parts = [getattr(batch, field.name) for batch in batches]
-        if field.name == "encoded" or all(part is None for part in parts):
-            continue
-        if field.name == "motion":
-            values, mask = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("values", "mask"))
-            found[field.name] = Motion(values=values, mask=mask)
-            continue
-        if field.name == "prior_seen":
-            parts = [_seen(batch) for batch in batches]
-        elif any(part is None for part in parts):
-            raise MismatchError(f"only some of the mixed datasets have {field.name}; expected all or none")
-        found[field.name] = torch.cat(parts)[order]
-    return Batch(encoded=ordered([batch.encoded for batch in batches], order, padding), **found)
-
-
-def _seen(batch: Batch) -> Bool[Tensor, " b"]:
-    return torch.ones(len(batch.encoded.mask), dtype=torch.bool) if batch.prior_seen is None else batch.prior_seen

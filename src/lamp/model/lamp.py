@@ -31,7 +31,7 @@ from lamp.model.guidance import FusionConfig, GuidanceConfig, MotionGuidance, bu
 from lamp.model.layers import Block
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
 from lamp.seeding import Source
-from lamp.types import Batch, Encoded, Guided
+from lamp.types import Encoded, Guided, MotionBatch, PolicyBatch
 
 Present = TypeVar("Present")
 
@@ -149,15 +149,15 @@ class LaMP(nn.Module):
         self.guidance = build_fusion(fusion, action) if fusion and action else None
         self.action_expert = ActionExpert(action, joined_width(fusion)) if action else None
 
-    def motion_loss(self, batch: Batch, source: Source, draws: int = 1) -> MotionLoss:
+    def motion_loss(self, batch: MotionBatch, source: Source, draws: int = 1) -> MotionLoss:
         """Stage 1: the Motion Expert learns the velocity from noise to the observed scene flow.
 
         Args:
-            batch: With `motion`.
+            batch: Tokens and the scene flow that follows.
             source: Of noise and flow times.
             draws: Noise draws per sample.
         """
-        expert, motion = _present(self.motion_expert, "Motion Expert"), _present(batch.motion, "batch.motion")
+        expert, motion = _present(self.motion_expert, "Motion Expert"), batch.motion
         encoded, mask = _repeated(batch.seen, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
         data = expert.within(motion.values.repeat_interleave(draws, dim=0))
         noise = expert.within(gaussian(data.shape, source, data.device))
@@ -211,22 +211,22 @@ class LaMP(nn.Module):
         t_1 = torch.full((len(encoded.mask),), step_times(self.config.solver_steps)[1], device=encoded.mask.device)
         return replace(guided, t_1=t_1)
 
-    def _unguided(self, batch: Batch) -> bool:
+    def _unguided(self, batch: PolicyBatch) -> bool:
         """Whether no sample of the step sees the prior, so that guidance need not be computed."""
         if not isinstance(self.guidance, MotionGuidance) or batch.prior_seen is None:
             return False
         return not (bool(batch.prior_seen.any()) if batch.guided is None else batch.guided)
 
-    def action_loss(self, batch: Batch, source: Source, noise_draws: int = 2) -> ActionLoss:
+    def action_loss(self, batch: PolicyBatch, source: Source, noise_draws: int = 2) -> ActionLoss:
         """Stage 2 (Algorithm 1): guidance and Action Expert learn the velocity from noise to the expert's actions.
 
         Args:
-            batch: With `state` and `actions`; `motion_hidden` spares the Motion Expert's evaluation.
+            batch: Tokens, state and actions; its `motion_hidden` spares the Motion Expert's evaluation.
             source: Of motion noise, action noise and flow times.
             noise_draws: Action-noise draws per sample, which share z_guided.
         """
-        expert, actions = _present(self.action_expert, "Action Expert"), _present(batch.actions, "batch.actions")
-        state, hidden = _present(batch.state, "batch.state"), batch.motion_hidden
+        expert, actions = _present(self.action_expert, "Action Expert"), batch.actions
+        hidden = batch.motion_hidden
         unguided = self._unguided(batch)
         if hidden is None and self.motion_expert is not None and not unguided:
             noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), source, actions.device)
@@ -238,8 +238,11 @@ class LaMP(nn.Module):
         noise = gaussian(data.shape, source, data.device)
         tau = self.config.action_tau.sample(data.shape[0] * noise_draws, source, data.device)
         tau = tau.unflatten(0, (-1, noise_draws))
-        predicted = expert(interpolate(noise, data, tau), tau, state, context)
-        target, mask = velocity_target(noise, data), _action_mask(batch, data)
+        predicted, target = (
+            expert(interpolate(noise, data, tau), tau, batch.state, context),
+            velocity_target(noise, data),
+        )
+        mask = batch.action_mask[:, None, :, None].expand(data.shape)
         return ActionLoss(
             total=masked_velocity_loss(predicted, target, mask),
             per_dim=_each(predicted, target, mask),
@@ -334,19 +337,13 @@ class LaMP(nn.Module):
 
 def _present(value: Present | None, what: str) -> Present:
     if value is None:
-        raise MismatchError(f"LaMP: {what} is missing; this step needs it, and neither model nor batch brings it.")
+        raise MismatchError(f"LaMP: {what} is missing; this step needs it.")
     return value
 
 
 def _repeated(encoded: Encoded, draws: int) -> Encoded:
     tokens, mask = (x.repeat_interleave(draws, dim=0) for x in (encoded.tokens, encoded.mask))
     return replace(encoded, tokens=tokens, mask=mask)
-
-
-def _action_mask(batch: Batch, data: Float[Tensor, "b r h a"]) -> Bool[Tensor, "b r h a"]:
-    if batch.action_mask is None:
-        return torch.ones(data.shape, dtype=torch.bool, device=data.device)
-    return batch.action_mask[:, None, :, None].expand(data.shape)
 
 
 def _each(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"]:

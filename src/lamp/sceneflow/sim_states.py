@@ -20,6 +20,8 @@ from lamp.geometry import pose_from_mujoco_camera, rigid
 from lamp.sceneflow.rendering import MjModel, camera_id
 from lamp_client.envs.rendering import import_mujoco
 
+SIMULATION_PATH = "simulation/episode-{episode_index:06d}.safetensors"
+"""An episode's file in its dataset's folder."""
 AGREEMENT = 0.02
 """m: bodies may be this far from where they were recorded (a fast body moves some mm between a state and its image)."""
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lamp.configuration import from_json, to_json
-from lamp.data.lerobot.format import SIMULATION_PATH
 from lamp.errors import ConfigError, DataError, LampError, MismatchError, unknown
 from lamp.files import sha256_of, to_line
+from lamp.sceneflow.sim_states import SIMULATION_PATH
 from lamp.sceneflow.store import SceneFlowStore, StoreDescription
 
 FOLDER = "sceneflow"

@@ -34,7 +34,7 @@ from lamp.train.run_folder import CHECKPOINT, TrainingResult, run_stage
 from lamp.train.run_plan import Amount, DiskPlan, MemoryPlan, Plan, TimePlan, size
 from lamp.train.stages import MotionStage, PolicyStage
 from lamp.train.trainer import Loop, Outcome
-from lamp.types import Batch
+from lamp.types import TokenBatch
 
 AnyStage = MotionStage | PolicyStage
 
@@ -118,7 +118,7 @@ def batch_shape(stage: AnyStage, count: int) -> BatchShape:
     """Of what each of so many processes computes at once; with hidden states, where they are computed before."""
     at_once = math.ceil(stage.batch_samples / (count * stage.config.loop.accumulate))
     batch = stage.samples.batch(np.arange(at_once))
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, TokenBatch)
     hidden = isinstance(stage, PolicyStage) and stage.config.cached_hidden_draws > 0
     return replace(BatchShape.of(batch), hidden=hidden)
 
@@ -357,7 +357,7 @@ def _hidden_time(stage: AnyStage) -> float:
 
 
 @torch.inference_mode()
-def _hidden(loop: LoopConfig, model: LaMP, batch: Batch) -> None:
+def _hidden(loop: LoopConfig, model: LaMP, batch: TokenBatch) -> None:
     assert model.motion_shape is not None
     encoded = batch.encoded.to(loop.device)
     with loop.precision.autocast(loop.device):

@@ -17,12 +17,12 @@ from lamp.seeding import Source, uniform
 from lamp.train.checkpoint import PART
 from lamp.train.config import PolicyTraining, UnseenEpisodes
 from lamp.train.metrics import Value
-from lamp.train.parallel import AnyBatch, StepLoss
+from lamp.train.parallel import StepLoss
 from lamp.train.stages import PolicyStage
-from lamp.types import Batch
+from lamp.types import PolicyBatch
 
 
-class AdaptedStage(PolicyStage):
+class AdaptedStage(PolicyStage[ObservedBatch]):
     """Guidance, Action Expert and the adapters of the backbone; everything else is frozen, the Motion Expert too."""
 
     def __init__(
@@ -56,7 +56,7 @@ class AdaptedStage(PolicyStage):
         super().train_mode()
         self.backbone.train()
 
-    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
+    def loss(self, batch: ObservedBatch, source: Source) -> StepLoss:
         seen = self.encoded(batch)
         if self.config.token_dropout and self.backbone.training:
             # As many numbers as there can be tokens: how many there are depends on the part of the batch.
@@ -64,12 +64,12 @@ class AdaptedStage(PolicyStage):
             mask = seen.encoded.mask
             drawn = uniform((len(mask), self.model.config.action.positions), source)
             seen = replace(seen, kept=drawn[:, : mask.shape[1]].to(mask.device) >= self.config.token_dropout)
-        return super().loss(seen, source)
+        return self.action_loss(seen, source)
 
-    def encoded(self, batch: AnyBatch) -> Batch:
-        assert isinstance(batch, ObservedBatch) and batch.observations is not None
+    def encoded(self, batch: ObservedBatch) -> PolicyBatch:
+        assert batch.observations is not None
         reads = self.model.motion_expert is not None and batch.guided is not False
-        return Batch(
+        return PolicyBatch(
             encoded=self.backbone.encode(batch.observations),
             prior=self.backbone.encode_for_prior(batch.observations) if reads else None,
             state=batch.state,

@@ -25,7 +25,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.recompute import recompute
 from lamp.train.config import BFloat16, FullySharded, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import Ema
-from lamp.types import Batch, Encoded, Motion
+from lamp.types import Encoded, Motion, MotionBatch, PolicyBatch, TokenBatch
 
 GIB = 2**30
 GPU_RESERVE = GIB
@@ -50,10 +50,10 @@ class BatchShape:
     """Of the tokens."""
 
     @classmethod
-    def of(cls, batch: Batch) -> BatchShape:
+    def of(cls, batch: TokenBatch) -> BatchShape:
         """The shape of a batch that is there."""
         samples, tokens, _ = batch.encoded.tokens.shape
-        hidden = batch.motion_hidden is not None
+        hidden = isinstance(batch, PolicyBatch) and batch.motion_hidden is not None
         return cls(
             samples=samples, tokens=tokens, hidden=hidden, whole=batch.encoded.whole, dtype=batch.encoded.tokens.dtype
         )
@@ -132,7 +132,7 @@ def step_memory(
         batch = _batch(training, model, shape, place)
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         held = [*model.parameters(), *model.buffers()]
-        ledger = Ledger([*held, *_tensors(batch)], place)
+        ledger = Ledger([*held, *batch.tensors()], place)
         with ledger, torch.autograd.set_multithreading_enabled(False):
             for _ in range(
                 min(training.loop.accumulate, 2)
@@ -148,7 +148,7 @@ def step_memory(
         optimiser=states,
         average=weights if training.loop.ema is not None else 0,
         exchange=weights if processes > 1 else 0,
-        batch=_bytes(_tensors(batch)),
+        batch=_bytes(batch.tensors()),
         moments=(Moment(name=COMPUTING, gradients=gradients, activations=others), update),
     )
     sharding = training.loop.sharding
@@ -158,7 +158,9 @@ def step_memory(
     return _shared_out(found, gathered, processes, exchanged_at_once=training.loop.accumulate == 1)
 
 
-def _forward_and_backward(training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch, kind: str) -> None:
+def _forward_and_backward(
+    training: MotionTraining | PolicyTraining, model: LaMP, batch: MotionBatch | PolicyBatch, kind: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     with _precision(training.loop, kind):
         total = _loss(training, model, batch, generator)
@@ -259,7 +261,9 @@ def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> La
     return model
 
 
-def _batch(training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchShape, place: torch.device) -> Batch:
+def _batch(
+    training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchShape, place: torch.device
+) -> MotionBatch | PolicyBatch:
     b, config = shape.samples, training.model
 
     def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -274,11 +278,11 @@ def _batch(training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchS
     if isinstance(training, MotionTraining):
         assert model.motion_shape is not None
         motion = Motion(values=empty(*model.motion_shape), mask=empty(*model.motion_shape, dtype=torch.bool))
-        return Batch(encoded=encoded, kept=kept, motion=motion)
+        return MotionBatch(encoded=encoded, kept=kept, motion=motion)
     assert config.action is not None
     assert model.action_shape is not None
     hidden = config.motion is not None and shape.hidden
-    return Batch(
+    return PolicyBatch(
         encoded=encoded,
         kept=kept,
         state=empty(config.action.state_dim),
@@ -288,9 +292,13 @@ def _batch(training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchS
     )
 
 
-def _loss(training: MotionTraining | PolicyTraining, model: LaMP, batch: Batch, generator: torch.Generator) -> Tensor:
+def _loss(
+    training: MotionTraining | PolicyTraining, model: LaMP, batch: MotionBatch | PolicyBatch, generator: torch.Generator
+) -> Tensor:
     if isinstance(training, MotionTraining):
+        assert isinstance(batch, MotionBatch)
         return model.motion_loss(batch, generator, training.draws).total
+    assert isinstance(batch, PolicyBatch)
     return model.action_loss(batch, generator, training.noise_draws).total
 
 
@@ -305,21 +313,6 @@ def _without_values(kind: str) -> Iterator[torch.device]:
 
 def _precision(loop: LoopConfig, kind: str) -> AbstractContextManager[object]:
     return loop.precision.autocast("cpu") if kind == "cpu" else LikeGpu(autocast=isinstance(loop.precision, BFloat16))
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    found = [
-        batch.encoded.tokens,
-        batch.encoded.mask,
-        batch.kept,
-        batch.state,
-        batch.actions,
-        batch.action_mask,
-        batch.motion_hidden,
-    ]
-    if batch.motion is not None:
-        found += [batch.motion.values, batch.motion.mask]
-    return [tensor for tensor in found if tensor is not None]
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,11 @@ from lamp.train.config import FullySharded, LoopConfig, check_sharding
 from lamp.train.distributed import Processes
 from lamp.train.optimizer import AdamW, GradientNorms, Gradients, optimiser_tensors, restore_optimiser
 from lamp.train.shards import filled
-from lamp.types import Batch
+from lamp.types import TokenBatch
 
-AnyBatch = Batch | ObservedBatch
+AnyBatch = TokenBatch | ObservedBatch
 """A batch with the backbone's tokens, or with the pictures that they are computed of."""
+B = TypeVar("B", bound=AnyBatch, contravariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class StepLoss:
 
 
 @runtime_checkable
-class Trained(Protocol):
+class Trained(Protocol[B]):
     """What of a stage a placement has to know."""
 
     @property
@@ -54,13 +55,13 @@ class Trained(Protocol):
 
     def parameters(self) -> dict[str, nn.Parameter]: ...
 
-    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
+    def loss(self, batch: B, source: Source) -> StepLoss: ...
 
 
 class Objective(nn.Module):
     """A stage's loss as a module's forward pass, which is what DDP and FSDP hook into. It returns plain tensors."""
 
-    def __init__(self, stage: Trained) -> None:
+    def __init__(self, stage: Trained[Any]) -> None:
         super().__init__()
         self.module = stage.module
         self._stage = stage

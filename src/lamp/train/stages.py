@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import nn
 
-from lamp.data.dataloader import WHOLE, Loader, Sampler, Share
+from lamp.data.dataloader import WHOLE, Batches, Loader, Sampler, Share
 from lamp.data.feature_cache.cache import Features
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, PolicySamples, mixture_weights
@@ -23,31 +23,26 @@ from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, action_names, 
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes
 from lamp.train.flow_metrics import measure_flow
 from lamp.train.metrics import Value
-from lamp.train.parallel import AnyBatch, StepLoss
+from lamp.train.parallel import StepLoss
 from lamp.train.validation import held_out_loss, measure_actions, spread
-from lamp.types import Batch
+from lamp.types import MotionBatch, PolicyBatch, TokenBatch
+
+B = TypeVar("B", MotionBatch, PolicyBatch, ObservedBatch)
+Acting = TypeVar("Acting", PolicyBatch, ObservedBatch)
+Tokens = TypeVar("Tokens", bound=TokenBatch)
 
 
-@runtime_checkable
-class Samples(Protocol):
-    """Samples of some episodes."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> AnyBatch: ...
-
-
-class Drawn:
+class Drawn(Generic[B]):
     """Where a stage's samples come from: this process's share of the batches of a sampler, and of their noise."""
 
     def __init__(
-        self, samples: Samples, loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
+        self, samples: Batches[B], loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
     ) -> None:
         self._loop, self._share = loop, share
         first = samples.parts[0] if isinstance(samples, Mixture) else samples
         self._features: Features | None = getattr(first, "features", None)
         self._sampler = Sampler(len(samples), loop.batch_size, seed=loop.seed, weights=weights, share=share)
-        self._loader: Loader[AnyBatch] = Loader(samples, self._sampler, workers=loop.workers)
+        self._loader: Loader[B] = Loader(samples, self._sampler, workers=loop.workers)
 
     @property
     def batch_samples(self) -> int:
@@ -59,9 +54,9 @@ class Drawn:
         """Samples that this process has in its memory together."""
         return max(1, self._loop.batch_size // (self._share.of * self._loop.accumulate))
 
-    def next_batch(self) -> AnyBatch:
+    def next_batch(self) -> B:
         batch = next(self._loader)
-        if self._features is not None and isinstance(batch, Batch):
+        if self._features is not None and isinstance(batch, TokenBatch):
             return replace(batch, encoded=self._features.finished(batch.encoded))
         return batch
 
@@ -80,21 +75,18 @@ class Drawn:
         self._loader.close()
 
 
-def with_fewer_tokens(batch: Batch, share: float, source: Source) -> Batch:
+def with_fewer_tokens(batch: Tokens, share: float, source: Source) -> Tokens:
     """Hides a share of the backbone's tokens, drawn anew at every step."""
     if not share:
         return batch
     return replace(batch, kept=uniform(tuple(batch.encoded.mask.shape), source) >= share)
 
 
-Either = TypeVar("Either", Batch, ObservedBatch)
-
-
-class DrawnStage:
+class DrawnStage(Generic[B]):
     """What both stages are: a model, and samples that are drawn for it."""
 
     model: LaMP
-    drawn: Drawn
+    drawn: Drawn[B]
 
     @property
     def module(self) -> nn.Module:
@@ -118,7 +110,7 @@ class DrawnStage:
         self.drawn.close()
 
 
-class MotionStage(DrawnStage):
+class MotionStage(DrawnStage[MotionBatch]):
     """Stage 1: the Motion Expert, all of it, on scene flow (L_motion, Eq. 3)."""
 
     name = "motion"
@@ -146,13 +138,10 @@ class MotionStage(DrawnStage):
     def train_mode(self) -> None:
         self.model.train()
 
-    def next_batch(self, step: int) -> Batch:
-        batch = self.drawn.next_batch()
-        assert isinstance(batch, Batch)
-        return with_fewer_tokens(batch, self.config.token_dropout, self.drawn.noise("tokens", step))
+    def next_batch(self, step: int) -> MotionBatch:
+        return with_fewer_tokens(self.drawn.next_batch(), self.config.token_dropout, self.drawn.noise("tokens", step))
 
-    def counts(self, batch: AnyBatch) -> Counts:
-        assert isinstance(batch, Batch) and batch.motion is not None
+    def counts(self, batch: MotionBatch) -> Counts:
         assert self.model.motion_expert is not None
         supervised = self.model.motion_expert.supervised(batch.motion.mask).flatten(1, 2)
         rows = torch.tensor(float(len(supervised))).double()
@@ -163,8 +152,7 @@ class MotionStage(DrawnStage):
             "clamped": rows,
         }
 
-    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
-        assert isinstance(batch, Batch) and batch.motion is not None
+    def loss(self, batch: MotionBatch, source: Source) -> StepLoss:
         loss = self.model.motion_loss(batch, source, self.config.draws)
         parts = {"per_axis": loss.per_axis, "per_tau": by_tau(loss.draws), "clamped": clamped(batch.motion)}
         return StepLoss(total=loss.total, parts=parts)
@@ -185,7 +173,7 @@ class MotionStage(DrawnStage):
         }
 
 
-class PolicyStage(DrawnStage):
+class PolicyStage(DrawnStage[Acting]):
     """Stage 2 (Algorithm 1): guidance and Action Expert (L_action, Eq. 5); the Motion Expert is frozen."""
 
     def __init__(
@@ -205,7 +193,8 @@ class PolicyStage(DrawnStage):
         lengths = [len(part) for part in samples.parts] if isinstance(samples, MixedSamples) else [len(samples)]
         names = _action_names(samples)
         self.labels: Labels = {"per_dim": names, "per_tau": TAU_NAMES, "action_error_per_dim": names}
-        self.drawn = Drawn(samples, config.loop, share, mixture_weights(lengths, config.weights))
+        batches: Any = samples  # images where the backbone is trained along, tokens elsewhere
+        self.drawn = Drawn(batches, config.loop, share, mixture_weights(lengths, config.weights))
         if config.loop.recompute:
             recompute(model)
 
@@ -223,16 +212,15 @@ class PolicyStage(DrawnStage):
         for part in self.trained:
             part.train()
 
-    def next_batch(self, step: int) -> AnyBatch:
-        batch: Any = self.drawn.next_batch()
+    def next_batch(self, step: int) -> Acting:
+        batch = self.drawn.next_batch()
         batch = self._with_noisy_state(batch, step) if self.config.state_noise else batch
         batch = self._without_prior(batch, step) if self.config.prior_dropout or self.config.prior_from else batch
-        if isinstance(batch, ObservedBatch):
+        if isinstance(batch, ObservedBatch):  # its tokens are dropped once there are any
             return batch
         return with_fewer_tokens(batch, self.config.token_dropout, self.drawn.noise("tokens", step))
 
-    def counts(self, batch: AnyBatch) -> Counts:
-        assert batch.action_mask is not None
+    def counts(self, batch: Acting) -> Counts:
         seen = batch.prior_seen
         return {
             "loss": batch.action_mask.any(1).sum().double(),
@@ -240,14 +228,17 @@ class PolicyStage(DrawnStage):
             "prior": torch.tensor(float(len(batch.action_mask)) if seen is None else float(seen.sum())).double(),
         }
 
-    def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
-        assert isinstance(batch, Batch)
+    def loss(self, batch: Acting, source: Source) -> StepLoss:
+        return self.action_loss(self.encoded(batch), source)
+
+    def action_loss(self, batch: PolicyBatch, source: Source) -> StepLoss:
+        """L_action (Eq. 5) and its parts."""
         loss = self.model.action_loss(batch, source, self.config.noise_draws)
         return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws)})
 
-    def encoded(self, batch: AnyBatch) -> Batch:
-        """The batch with the backbone's tokens."""
-        assert isinstance(batch, Batch)
+    def encoded(self, batch: Acting) -> PolicyBatch:
+        """The batch with the backbone's tokens, which are there where the backbone is frozen."""
+        assert isinstance(batch, PolicyBatch)
         return batch
 
     def gauges(self) -> dict[str, float]:
@@ -259,20 +250,18 @@ class PolicyStage(DrawnStage):
             return {}
         self.model.eval()
         indices = spread(len(self.validation), self.config.validation_samples)
-        at_once = self.drawn.at_once
-        measured = held_out_loss(self, self.validation, indices, self.config.loop, at_once)
+        at_once, held_out = self.drawn.at_once, cast(Batches[Acting], self.validation)
+        measured = held_out_loss(self, held_out, indices, self.config.loop, at_once)
         if not self.config.action_samples:
             return measured
         indices = spread(len(self.validation), self.config.action_samples)
         return measured | measure_actions(self, self.validation, indices, loop=self.config.loop, at_once=at_once)
 
-    def _with_noisy_state(self, batch: Either, step: int) -> Either:
-        assert batch.state is not None
+    def _with_noisy_state(self, batch: Acting, step: int) -> Acting:
         noise = normal(tuple(batch.state.shape), self.drawn.noise("state", step))
         return replace(batch, state=batch.state + self.config.state_noise * noise)
 
-    def _without_prior(self, batch: Either, step: int) -> Either:
-        assert batch.action_mask is not None
+    def _without_prior(self, batch: Acting, step: int) -> Acting:
         drawn = uniform((len(batch.action_mask),), self.drawn.noise("prior", step))
         waiting = step < self.config.prior_from * self.config.loop.steps
         seen = drawn >= (1.0 if waiting else self.config.prior_dropout)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,9 +28,11 @@ from lamp.train.optimizer import Ema, set_learning_rates
 from lamp.train.parallel import AnyBatch, StepLoss, Trained, place
 from lamp.train.training_state import TrainingState
 
+B = TypeVar("B", bound=AnyBatch)
+
 
 @runtime_checkable
-class Stage(Trained, Protocol):
+class Stage(Trained[B], Protocol[B]):
     """What differs between the stages."""
 
     name: str
@@ -48,13 +50,13 @@ class Stage(Trained, Protocol):
         """Puts the trained parts into training mode and the frozen ones into evaluation mode."""
         ...
 
-    def next_batch(self, step: int) -> AnyBatch:
+    def next_batch(self, step: int) -> B:
         """Returns this process's share of the next batch."""
         ...
 
-    def counts(self, batch: AnyBatch) -> Counts: ...
+    def counts(self, batch: B) -> Counts: ...
 
-    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
+    def loss(self, batch: B, source: Source) -> StepLoss: ...
 
     def gauges(self) -> dict[str, float]:
         """Values to log beside the loss, such as the gate."""
@@ -103,7 +105,7 @@ class Loop:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: Stage[Any],
         config: LoopConfig,
         out: Path,
         save: Save,

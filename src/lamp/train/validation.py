@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lamp.data.dataloader import Batches
 from lamp.data.image_dataset import ImageSamples
 from lamp.data.policy_dataset import MixedSamples, PolicySamples
 from lamp.model.lamp import LaMP
@@ -19,8 +20,10 @@ from lamp.train.breakdown import Counts, added, weighted
 from lamp.train.config import LoopConfig
 from lamp.train.metrics import Value
 from lamp.train.parallel import AnyBatch, StepLoss
-from lamp.train.stages import Samples
-from lamp.types import Batch
+from lamp.types import PolicyBatch
+
+B = TypeVar("B", bound=AnyBatch)
+B_in = TypeVar("B_in", bound=AnyBatch, contravariant=True)
 
 
 def spread(total: int, wanted: int) -> Int64[np.ndarray, " n"]:
@@ -29,17 +32,21 @@ def spread(total: int, wanted: int) -> Int64[np.ndarray, " n"]:
 
 
 @runtime_checkable
-class Measured(Protocol):
+class Measured(Protocol[B_in]):
     """What of a stage a measurement needs."""
 
-    def loss(self, batch: AnyBatch, source: Source) -> StepLoss: ...
+    def loss(self, batch: B_in, source: Source) -> StepLoss: ...
 
-    def counts(self, batch: AnyBatch) -> Counts: ...
+    def counts(self, batch: B_in) -> Counts: ...
 
 
 @torch.no_grad()
 def held_out_loss(
-    stage: Measured, samples: Samples, indices: Int64[np.ndarray, " n"], loop: LoopConfig, at_once: int | None = None
+    stage: Measured[B],
+    samples: Batches[B],
+    indices: Int64[np.ndarray, " n"],
+    loop: LoopConfig,
+    at_once: int | None = None,
 ) -> dict[str, Value]:
     """Returns the mean loss over some samples and its parts, with the same noise every time.
 
@@ -75,19 +82,19 @@ def batches(indices: Int64[np.ndarray, " n"], size: int) -> Iterator[Int64[np.nd
 
 
 @runtime_checkable
-class Acting(Protocol):
+class Acting(Protocol[B_in]):
     """What of a stage this measurement needs."""
 
     model: LaMP
 
-    def encoded(self, batch: AnyBatch) -> Batch:
+    def encoded(self, batch: B_in) -> PolicyBatch:
         """The batch with the backbone's tokens."""
         ...
 
 
 @torch.no_grad()
 def measure_actions(
-    stage: Acting,
+    stage: Acting[Any],
     samples: PolicySamples | MixedSamples | ImageSamples,
     indices: Int64[np.ndarray, " n"],
     *,
@@ -120,7 +127,6 @@ def measure_actions(
                 with loop.precision.autocast(loop.device):
                     batch = stage.encoded(seen)
                     drawn = _drawn(stage.model, batch, noise.part(first, len(part)))
-                assert batch.actions is not None and batch.action_mask is not None
                 error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
                 counted += batch.action_mask.sum().cpu()
                 normalised += error.mean(-1).sum()
@@ -130,8 +136,8 @@ def measure_actions(
     return {"action_error": (normalised / total).item(), "action_error_per_dim": (by_dim / total).tolist()}
 
 
-def _drawn(model: LaMP, batch: Batch, source: Source) -> Float[Tensor, "b h a"]:
-    assert batch.state is not None and model.action_shape is not None
+def _drawn(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Tensor, "b h a"]:
+    assert model.action_shape is not None
     count, device = len(batch.state), batch.state.device
     hidden = batch.motion_hidden
     if hidden is None and model.motion_shape is not None:

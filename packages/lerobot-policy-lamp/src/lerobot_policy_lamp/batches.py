@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lamp.errors import MismatchError
 from lamp.train.config import PolicyTraining
-from lamp.types import Batch, Encoded, Observations
+from lamp.types import Encoded, Observations, PolicyBatch
 from lerobot_policy_lamp.building import CameraKey
 
 STATE, ACTION, PADDED, TASK = "observation.state", "action", "action_is_pad", "task"
@@ -70,7 +70,7 @@ def state_of(batch: Mapping[str, Any], width: int, size: int) -> Float[Tensor, "
 
 def training_batch(
     batch: Mapping[str, Any], encoded: Encoded, settings: PolicyTraining, width: int, generator: torch.Generator
-) -> Batch:
+) -> PolicyBatch:
     """What a step of Stage 2 needs, with what the recipe hides from the policy hidden and its state noisy.
 
     Args:
@@ -89,13 +89,14 @@ def training_batch(
         kept = _drawn(torch.rand, encoded.mask.shape, generator).to(device) >= settings.token_dropout
     if settings.prior_dropout:
         seen = _drawn(torch.rand, (size,), generator).to(device) >= settings.prior_dropout
-    padded = batch.get(PADDED)
-    return Batch(
+    actions = batch[ACTION].float().to(device)
+    padded = batch.get(PADDED, torch.zeros(actions.shape[:2], dtype=torch.bool))
+    return PolicyBatch(
         encoded=encoded,
         kept=kept,
         state=state,
-        actions=batch[ACTION].float().to(device),
-        action_mask=None if padded is None else ~padded.to(device),
+        actions=actions,
+        action_mask=~padded.to(device),
         prior_seen=seen,
     )
 

@@ -51,7 +51,6 @@ EPISODE_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{epis
 EPISODES_LINES = "meta/episodes.jsonl"
 EPISODE_STATISTICS_LINES = "meta/episodes_stats.jsonl"
 TASKS_LINES = "meta/tasks.jsonl"
-SIMULATION_PATH = "simulation/episode-{episode_index:06d}.safetensors"
 IMAGE_PREFIX = "observation.images."
 CHUNK_SIZE = 1000
 """Files per chunk folder."""

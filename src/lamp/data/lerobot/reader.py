@@ -20,7 +20,6 @@ from lamp.data.lerobot.format import (
     BOOKKEEPING,
     LAMP_EPISODES_PATH,
     LAMP_PATH,
-    SIMULATION_PATH,
     STATISTICS_PATH,
     Described,
     Slot,
@@ -33,6 +32,7 @@ from lamp.data.stored_images import CorruptPicturesError, StoredImages
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import read_json, read_lines_json
 from lamp.hub import Fetch, HubId, fetch
+from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 FRESH = "observation.fresh"
 """False where a frame repeats the image rendered for an earlier one."""

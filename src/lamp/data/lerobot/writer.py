@@ -29,7 +29,6 @@ from lamp.data.lerobot.format import (
     INFO_PATH,
     LAMP_EPISODES_PATH,
     LAMP_PATH,
-    SIMULATION_PATH,
     STATISTICS_PATH,
     TASKS_PATH,
     VIDEO_PATH,
@@ -56,6 +55,7 @@ from lamp.data.lerobot.statistics import FeatureStatistics, aggregate, statistic
 from lamp.data.lerobot.video import join_videos, pixel_format, video_info
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_path, atomic_write_text, locked, remove_leftovers, to_line, to_text, write_json
+from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 MEGABYTE = 1 << 20
 

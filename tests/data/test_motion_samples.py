@@ -67,7 +67,6 @@ def test_batches_hold_the_flow_and_the_picture_of_each_frame(
     assert len(samples) == 9 + 5 + 1
     indices = np.random.default_rng(0).permutation(len(samples))
     batch = samples.batch(indices)
-    assert batch.motion is not None and batch.actions is None
     for row, index in enumerate(indices):
         episode, frame = int(samples.episode[index]), int(samples.frame[index])
         tracks, camera = store.read(episode, [frame])

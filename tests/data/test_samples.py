@@ -52,8 +52,7 @@ def test_batches_hold_what_follows_each_frame(
     dataset, cache = data
     indices = np.random.default_rng(0).permutation(len(samples))
     batch = samples.batch(indices)
-    assert batch.actions is not None and batch.action_mask is not None and batch.state is not None
-    assert batch.motion is None and batch.motion_hidden is None
+    assert batch.motion_hidden is None
     for row, index in enumerate(indices):
         place, frame = int(samples.episode[index]), int(samples.frame[index])
         actions = dataset.column("action", place)

@@ -20,6 +20,7 @@ from lamp.model.parameter_count import expected_parameters
 from lamp.recipes import training
 from lamp.train.config import BFloat16, Float32, MotionTraining, PolicyTraining, Precision
 from lamp.train.memory_estimate import GIB, GPU_RESERVE, BatchShape, largest_batch, step_memory
+from lamp.types import PolicyBatch
 
 LIBERO_TOKENS = 164
 """Two views of 66 tokens and 32 of the instruction."""
@@ -146,6 +147,7 @@ def test_the_estimate_is_within_15_percent_of_what_a_gpu_takes() -> None:
     weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
     optimiser = trained.loop.optimiser.build(weights)
     batch = random_batch(trained, model, 16, LIBERO_TOKENS).to("cuda")
+    assert isinstance(batch, PolicyBatch)
     for seed in range(3):
         with trained.loop.precision.autocast("cuda"):
             loss = model.action_loss(batch, torch.Generator().manual_seed(seed), trained.noise_draws).total

@@ -1,8 +1,8 @@
-"""Files that are either whole or absent: atomic writes, JSON with clear errors, and logs that survive a crash.
+"""Atomic file writes, JSON with clear errors, logs that survive a crash, and file locks.
 
-Temporary files live in a hidden sibling folder (``.tmp-...``) of the target, under the target's own name, so that
-writers that look at the suffix work and readers that list a folder do not stumble over them. Whoever writes holds a lock on
-that folder, which ends with the process: the next one that writes beside it removes what a killed one left.
+Temporary files live in a hidden sibling folder (``.tmp-...``) of the target, under the target's own name, so that writers that
+look at the suffix work and readers that list a folder skip them. The writer locks that folder; the lock ends with the process,
+and the next writer removes what a killed one left.
 """
 
 from __future__ import annotations
@@ -35,20 +35,17 @@ PathLike = str | os.PathLike[str]
 TEMPORARY = ".tmp-"
 """How the names of temporary folders begin."""
 ABANDONED_S = 3600.0
-"""How long nothing has been written to a temporary folder of another machine, whose locks may not reach here, or of an earlier
-version, which held none, before it counts as abandoned. [s]"""
+"""A temporary folder whose lock cannot be seen here (another machine's, or an earlier version's) counts as abandoned after this
+time without a write [s]."""
 _REPLACED = ".replaced"
 _swept: set[str] = set()
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-
-
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 NAME_LENGTH = 120
 """Longest file name that `safe_file_name` makes. [bytes of UTF-8]"""
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a foreign name can be the name of one file or folder as it is: no separator, no dot in front, printable."""
+    """Whether an untrusted name can be used as a file name unchanged: no separator, no leading dot, printable."""
     return (
         0 < len(name.encode(errors="replace")) <= NAME_LENGTH
         and not name.startswith((".", "-", " "))
@@ -60,11 +57,10 @@ def is_file_name(name: str) -> bool:
 
 
 def safe_file_name(name: str) -> str:
-    """Makes the name of one file or folder of a foreign name, such as a camera's or an episode's.
+    """Turns an untrusted name, such as a camera's or an episode's, into the name of one file or folder.
 
-    A name that can be a file's (`is_file_name`) stays as it is. Of any other, what cannot be in a file's name becomes an
-    underscore, and a hash of the whole name keeps it apart from names that look alike then. The result never leads to another
-    folder, is never hidden and never too long.
+    A valid file name (`is_file_name`) is returned unchanged. In any other, invalid characters become underscores and a hash of
+    the whole name is appended, so that similar names stay distinct. The result is never a path, hidden, or too long.
     """
     if is_file_name(name):
         return name
@@ -78,9 +74,8 @@ def safe_file_name(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _leads_out(path: str, root: str) -> bool:
-    """Whether following links leads out of a folder, and neither to where a hub's cache keeps files nor to another disk.
-
-    Files in a hub's cache are links to its ``blobs``; a folder directly in `root` may be its owner's link to another disk.
+    """Whether links in a path lead out of `root`, other than into a hub cache's ``blobs`` or through a folder directly in `root`
+    that its owner linked to another disk.
     """
     real = Path(os.path.realpath(path))
     if real.parent.name == "blobs" and real.parent.parent.name.startswith(("datasets--", "models--")):
@@ -90,30 +85,22 @@ def _leads_out(path: str, root: str) -> bool:
     return not any(real.is_relative_to(os.path.realpath(home)) for home in homes)
 
 
-def _halves(text: str) -> bool:
-    """Whether a text holds halves of characters, as JSON may."""
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def path_inside(root: PathLike, relative: str, what: str = "path") -> Path:
-    """The path of a file that foreign data name relative to a folder, which must not lead out of that folder.
+    """Joins an untrusted relative path to a folder, and refuses one that leads out of it.
 
-    A link that leads out is refused as well, but for those to the blobs of a hub's cache and for a folder directly in `root` that
-    is itself a link.
+    Symbolic links that lead out are refused too, except into a hub cache's blobs and for a folder directly in `root` that is
+    itself a link.
 
-    Args:
-        root: The folder, such as a dataset's.
-        relative: As the data name it, with ``/`` between folders.
-        what: Says in errors what the path is of, such as "video_path of meta/info.json".
+    `what` names in errors where the path comes from, such as "video_path of meta/info.json".
 
     Raises:
-        DataError: It is empty, absolute, too long, holds ``..`` or a NUL character, or leads out of the folder through a link.
+        DataError: It is empty, absolute, too long, holds ``..`` or a NUL character, or leads out through a link.
     """
     parts = PurePosixPath(relative).parts
     shown = f"the {what} {relative if len(relative) <= 200 else relative[:200] + '...'!r}"
     if not parts or relative.startswith("/") or ".." in parts or "\0" in relative:
         raise DataError(f"{shown} leads out of {root}; expected a relative path inside the folder, without '..'")
-    if _halves(relative):
+    if any("\ud800" <= letter <= "\udfff" for letter in relative):  # JSON may hold unpaired surrogates
         raise DataError(f"{shown} holds half a character; expected a relative path inside {root}")
     if len(relative) > 4000 or max(len(part.encode(errors="replace")) for part in parts) > 255:
         raise DataError(f"{shown} is too long for a file's name; expected a relative path inside {root}")
@@ -152,11 +139,11 @@ def _host() -> str:
 
 
 def _lock_of(holder: Path) -> int | None:
-    """Locks a temporary folder and returns the descriptor that holds the lock; None where the file system has no such locks.
+    """Locks a temporary folder and returns the descriptor that holds the lock; None where the file system has no locks.
 
     Raises:
-        BlockingIOError: Another process, or thread, is at work there.
-        FileNotFoundError: It is gone.
+        BlockingIOError: Another process or thread holds the lock.
+        FileNotFoundError: The folder has been removed.
     """
     descriptor = os.open(holder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -173,14 +160,14 @@ def _lock_of(holder: Path) -> int | None:
 
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder beside what is to be written, which is locked as long as it is in use, and then is gone."""
+    """A locked temporary folder inside `parent`, removed at the end."""
     while True:
         holder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{_host()}-", dir=parent))
         try:
             descriptor = _lock_of(holder)
             break
         except (BlockingIOError, FileNotFoundError):
-            continue  # it has just been taken for abandoned
+            continue  # another process has just removed it as abandoned
     try:
         yield holder
     finally:
@@ -190,9 +177,9 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Removes the temporary folders that killed processes left in a folder, and finishes a replacement that one was killed in.
+    """Removes the temporary folders that killed processes left in a folder, and finishes interrupted replacements.
 
-    What is still being written stays, by whatever process or machine: see `ABANDONED_S`.
+    What another process or machine is still writing stays: see `ABANDONED_S`.
     """
     folder = Path(folder)
     for holder in folder.glob(f"{TEMPORARY}*"):
@@ -200,36 +187,28 @@ def remove_leftovers(folder: PathLike) -> None:
             descriptor = _lock_of(holder)
             try:
                 ours = descriptor is not None and holder.name.startswith(f"{TEMPORARY}{_host()}-")
-                if ours or _is_abandoned(holder):
-                    _finish_exchange(holder, folder)
-                    shutil.rmtree(holder, ignore_errors=True)
+                written = [holder, *(path for path in holder.rglob("*") if path.is_file())]
+                if not ours and time.time() - max(path.stat().st_mtime for path in written) <= ABANDONED_S:
+                    continue
+                for aside in holder.glob(f"*{_REPLACED}"):  # killed between the renames of `_exchange`: finish them
+                    staged = aside.with_name(aside.name.removesuffix(_REPLACED))
+                    if staged.exists() and not (folder / staged.name).exists():
+                        os.rename(staged, folder / staged.name)
+                shutil.rmtree(holder, ignore_errors=True)
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
 
 
-def _is_abandoned(holder: Path) -> bool:
-    written = [holder, *(path for path in holder.rglob("*") if path.is_file())]
-    return time.time() - max(path.stat().st_mtime for path in written) > ABANDONED_S
-
-
-def _finish_exchange(holder: Path, folder: Path) -> None:
-    """Puts the new folder in its place, where the old one had been taken away in the first of two renames (`_exchange`)."""
-    for aside in holder.glob(f"*{_REPLACED}"):
-        staged = aside.with_name(aside.name.removesuffix(_REPLACED))
-        if staged.exists() and not (folder / staged.name).exists():
-            os.rename(staged, folder / staged.name)
-
-
 def remove_folder(path: PathLike) -> None:
-    """Removes a folder, if there is one, so that whoever looks sees all of it or nothing, even where this is killed meanwhile.
+    """Removes a folder, if there is one, atomically: readers see all of it or nothing, even if this process is killed.
 
-    Of a link and of what is mounted there only the contents are removed, files first.
+    Of a link or a mount point only the contents are removed, files first.
     """
     path = Path(path)
     if not path.is_dir():
         return
-    with about(path):
+    with naming_errors(path):
         try:
             if not path.is_symlink():
                 with _temporary_folder(path.parent) as holder:
@@ -246,17 +225,15 @@ def remove_folder(path: PathLike) -> None:
 
 def _umask() -> int:
     try:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
-    except (OSError, StopIteration, ValueError):
-        # It can be read in no other way than by setting it.
-        found = os.umask(0o022)
+        return int(Path("/proc/self/status").read_text().partition("Umask:")[2].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        found = os.umask(0o022)  # without /proc it can only be read by setting it
         os.umask(found)
         return found
 
 
-def _as_the_umask_says(path: Path) -> None:
-    """Gives a new file, or folder with all in it, the permissions of any other; some libraries write for their owner only."""
+def _apply_umask(path: Path) -> None:
+    """Applies the umask to a new file or folder; some libraries write files that only the owner can read."""
     inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
     for item in (path, *inside):
         if not item.is_symlink():
@@ -267,17 +244,14 @@ def _as_the_umask_says(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
-    """Gives a temporary path to write a file or a folder to, which takes the place of `path` if the block succeeds.
-
-    The caller creates the file or folder. One that exists at `path` is replaced; if the block raises, it stays. Others may read
-    what is written as the umask says, whatever wrote it.
+    """Gives a temporary path to write a file or folder to; it replaces `path` if the block succeeds, else `path` stays as it was.
 
     Raises:
         DataError: The block wrote nothing.
-        OSError: It could not be written, for whatever reason a library may give; `filename` is the path.
+        OSError: It could not be written, whichever way a library reports that; `filename` is the path.
     """
     target = Path(path)
-    with about(target):
+    with naming_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         where = os.path.abspath(target.parent)
         if where not in _swept and TEMPORARY not in where:
@@ -288,7 +262,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             yield staged
             if not staged.exists():
                 raise DataError(f"nothing was written for {target}; expected a file or a folder at the temporary path")
-            _as_the_umask_says(staged)
+            _apply_umask(staged)
             sync(staged)
             if target.is_dir():
                 _exchange(staged, target)
@@ -297,12 +271,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Has errors of the system inside the block name the path, where they name none or a temporary one.
-
-    Raises:
-        OSError: For what a library said in its own way, too.
-    """
+def naming_errors(path: Path) -> Iterator[None]:
+    """Makes system errors in the block, a library's own included, name `path` where they name none or a temporary one."""
     try:
         yield
     except Exception as error:
@@ -316,20 +286,18 @@ def about(path: Path) -> Iterator[None]:
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
+    """Writes a file atomically."""
     with atomic_path(path) as staged:
         staged.write_bytes(data)
 
 
 def atomic_write_text(path: PathLike, text: str) -> None:
-    """Writes a UTF-8 file so that a reader sees the old content or the new, never a part."""
+    """Writes a UTF-8 file atomically."""
     atomic_write_bytes(path, text.encode())
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -368,14 +336,6 @@ def read_json(path: PathLike, what: str = "file") -> Any:
         raise DataError(f"the {what} {path} is not valid JSON ({error}); restore or remove it") from None
 
 
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _mend_tail(descriptor: int) -> None:
     """Removes a last line that a crash cut short, so that the next line does not continue it."""
     size = os.fstat(descriptor).st_size
@@ -383,43 +343,39 @@ def _mend_tail(descriptor: int) -> None:
         return
     content = os.pread(descriptor, size, 0)
     start = content.rfind(b"\n") + 1
-    if _is_json(content[start:]):
+    try:
+        json.loads(content[start:])
         os.write(descriptor, b"\n")
-    else:
+    except (ValueError, RecursionError):
         os.ftruncate(descriptor, start)
 
 
-def _append(descriptor: int, data: bytes) -> None:
-    """Writes all of it, or nothing: on a disk that is almost full, the system writes a part."""
-    size, written = os.fstat(descriptor).st_size, 0
-    try:
-        while written < len(data):
-            written += os.write(descriptor, data[written:])
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, size)
-        raise
-
-
 def append_line(path: PathLike, text: str) -> None:
-    """Appends one line of JSON to a log in a single write and waits until it is on the disk.
+    """Appends one line of JSON to a log and waits until it is on the disk; several processes may append to the same file.
 
-    Several processes may append to the same file. A last line that a crash cut short is removed first.
+    A last line that a crash cut short is removed first.
 
     Raises:
-        OSError: It could not be written; the log is as it was.
+        OSError: It could not be written; the log is unchanged.
         ValueError: The text holds a line break.
     """
     if "\n" in text:
         raise ValueError("a log line must not hold a line break")
     path = Path(path)
-    with about(path):
+    with naming_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             _mend_tail(descriptor)
-            _append(descriptor, (text + "\n").encode())
+            data, size, written = (text + "\n").encode(), os.fstat(descriptor).st_size, 0
+            try:
+                while written < len(data):  # on an almost full disk a write may be partial
+                    written += os.write(descriptor, data[written:])
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
         finally:
             os.close(descriptor)
 
@@ -428,25 +384,6 @@ def sha256_of(path: PathLike) -> str:
     """Returns the sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hold(descriptor: int) -> None:
-    """Notes in a lock file who holds it."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    known = {"process": os.getpid(), "host": socket.gethostname(), "command": shlex.join(words)[:200]}
-    with suppress(OSError):  # the lock holds all the same
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, to_line({**known, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
-
-
-def _holder(path: Path) -> str:
-    """Who holds a lock file, as far as it says."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        where = "" if known["host"] == socket.gethostname() else f" on {known['host']}"
-        return f" (process {known['process']}{where}, since {known['since']}: {known['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 @contextmanager
@@ -461,21 +398,26 @@ def locked(path: PathLike, otherwise: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            with about(path):
+            with naming_errors(path):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{otherwise}{_holder(path)}") from None
-        _hold(descriptor)
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                known = json.loads(path.read_text(encoding="utf-8"))
+                where = "" if known["host"] == socket.gethostname() else f" on {known['host']}"
+                otherwise += f" (process {known['process']}{where}, since {known['since']}: {known['command']})"
+            raise DataError(otherwise) from None
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+        holder = {"process": os.getpid(), "host": socket.gethostname(), "command": command}
+        with suppress(OSError):  # the lock holds even if the note cannot be written
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, to_line({**holder, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
 def each_line_json(path: PathLike) -> Iterator[Any]:
-    """The lines of `read_lines_json`, one at a time: a log may be larger than what memory is to be taken by it."""
-    path = Path(path)
-    if not path.exists():
-        return
+    """Yields the rows of `read_lines_json` one at a time, for logs that are too large for memory."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -490,6 +432,8 @@ def each_line_json(path: PathLike) -> Iterator[Any]:
                         f"line {number} of {path} is not valid JSON; remove the line or restore the file"
                     ) from None
                 yield row
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise DataError(f"cannot read the log {path}: {error.strerror}") from None
 

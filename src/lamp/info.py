@@ -1,71 +1,54 @@
-"""`lamp info`: recognises LaMP's folders by their files and says what is in them, without reading weights or pictures.
+"""`lamp info`: recognises LaMP's folders by their files and describes them without reading weights or images.
 
-`--verify` reads everything, and compares it with the checksums that were kept when it was written.
+`--verify` reads everything and compares it with the checksums written beside it (`lamp.verification`).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamp import checksums
-from lamp.checksums import CHECKSUMS, Fault
-from lamp.errors import DataError, LampError
+from lamp.checksums import CHECKSUMS
+from lamp.errors import DataError
 from lamp.files import read_json, read_lines_json
 from lamp.hub import HubId
+from lamp.verification import (
+    Verification,
+    verify_checkpoint,
+    verify_dataset,
+    verify_evaluation,
+    verify_other,
+    verify_recording,
+    verify_run,
+    verify_scene_flow,
+    verify_shards,
+)
 
 if TYPE_CHECKING:
     from lamp.data.feature_cache.report import CacheEntry
     from lamp.train.checkpoint_metadata import Description
 
 
-@dataclass(kw_only=True)
-class Verification:
-    """What came of reading a folder."""
-
-    files: int = 0
-    """That were compared with what was kept of them."""
-    bytes: int = 0
-    faults: list[Fault] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-    """What there is nothing to compare with."""
-
-    def compare(self, folder: Path, listed: checksums.Listed) -> None:
-        """Compares files with a list of them."""
-        self.files += len(listed)
-        self.bytes += sum(found.bytes for found in listed.values())
-        self.faults += checksums.compare(folder, listed)
-
-    def attempt(self, file: Path, work: Callable[[], object]) -> None:
-        """Does what raises one of our errors where a file is damaged."""
-        try:
-            work()
-        except (LampError, OSError) as error:
-            self.fault(file, " ".join(str(error).split()))
-
-    def fault(self, file: Path, problem: str) -> None:
-        self.faults.append(Fault(file=file, problem=problem))
-
-
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """One kind of folder: the files that tell it, and what describes it."""
+class FolderKind:
+    """One kind of folder: the file that identifies it, and how it is described and verified."""
 
     name: str
-    marks: tuple[str, ...]
-    """Any of these files or folders inside tells the kind; may be patterns."""
+    marker: str
+    """A file inside that identifies the kind; may be a glob pattern."""
     describe: Callable[[Path], dict[str, Any]]
-    verify: Callable[[Path, Verification], None]
-    """Reads all of it, and adds what it finds."""
+    verify: Callable[[Path, Verification], None] | None
+    """Reads all of it and records what is damaged; None where only the folders inside hold anything."""
 
-    def fits(self, path: Path) -> bool:
-        return any(any(path.glob(mark)) if "*" in mark else (path / mark).exists() for mark in self.marks)
+    def matches(self, path: Path) -> bool:
+        return any(path.glob(self.marker)) if "*" in self.marker else (path / self.marker).exists()
 
 
-def _dataset(path: Path) -> dict[str, Any]:
+def _describe_dataset(path: Path) -> dict[str, Any]:
     from lamp.data.feature_cache.manifest import FEATURES
     from lamp.data.feature_cache.report import list_caches, list_stores
     from lamp.data.lerobot import LeRobotDataset
@@ -97,13 +80,13 @@ def cache_line(entry: CacheEntry) -> dict[str, Any]:
     return line
 
 
-def _scene_flow(path: Path) -> dict[str, Any]:
+def _describe_scene_flow(path: Path) -> dict[str, Any]:
     from lamp.sceneflow.store import SceneFlowStore
 
     return SceneFlowStore(path).describe()
 
 
-def _features(path: Path) -> dict[str, Any]:
+def _describe_features(path: Path) -> dict[str, Any]:
     from lamp.data.feature_cache.report import describe_cache
 
     found = describe_cache(path)
@@ -125,45 +108,36 @@ def recipes_served(backbone: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
     from lamp.train.checkpoint_metadata import read_description
 
-    return _described(read_description(path))
+    return _describe_metadata(read_description(path))
 
 
-def _described(found: Description) -> dict[str, Any]:
+def _describe_metadata(found: Description) -> dict[str, Any]:
     from lamp.configuration import to_json
     from lamp.model.parameter_count import expected_parameters
 
     described = to_json(found)
-    shown = (
-        "step",
-        "averaged",
-        "exactly_reproducible",
-        "flow",
-        "policy",
-        "backbone",
-        "data",
-        "motion_source",
-        "started_from",
-        "code",
-    )
+    shown = ("step", "averaged", "exactly_reproducible", "flow", "policy", "backbone", "data", "motion_source")
     return {
         "trained": {"motion": "Motion Expert (Stage 1)", "policy": "guidance and Action Expert (Stage 2)"}[found.kind],
         "parameters": dict(expected_parameters(found.model)),
-        **{key: described[key] for key in shown},
+        **{key: described[key] for key in (*shown, "started_from", "code")},
         "time convention": found.time_convention,
         "model": described["model"],
         "training": described["training"],
     }
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _describe_run(path: Path) -> dict[str, Any]:
     rows = read_lines_json(path / "metrics.jsonl")
-    return {"last metrics": rows[-1] if rows else None, "checkpoint": _checkpoint(path)}
+    saved = (path / "checkpoint" / "lamp.json").exists()
+    checkpoint = _describe_checkpoint(path) if saved else "none yet: the same command starts from the beginning"
+    return {"last metrics": rows[-1] if rows else None, "checkpoint": checkpoint}
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
+def _describe_evaluation(path: Path) -> dict[str, Any]:
     from lamp.benchmark import robustness
     from lamp.benchmark.episodes import read_records
     from lamp.benchmark.tables import tabulate, to_json
@@ -179,7 +153,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
     }
 
 
-def _demo(path: Path) -> dict[str, Any]:
+def _describe_experiment(path: Path) -> dict[str, Any]:
     summary = read_json(path / "summary.json", "summary") if (path / "summary.json").is_file() else {}
     seconds = read_json(path / "seconds.json", "stage times")
     return {
@@ -190,23 +164,18 @@ def _demo(path: Path) -> dict[str, Any]:
     }
 
 
-def _unfinished_run(path: Path) -> dict[str, Any]:
-    rows = read_lines_json(path / "metrics.jsonl")
-    return {"last metrics": rows[-1] if rows else None, "checkpoint": "none yet: the same training begins anew"}
-
-
-def _collection(path: Path) -> dict[str, Any]:
+def _describe_collection(path: Path) -> dict[str, Any]:
     from lamp.data.lerobot.staging import staged_names
 
     return {"recorded episodes": len(staged_names(path)), "state": "unfinished: the same `lamp collect` goes on"}
 
 
-def _hidden(path: Path) -> dict[str, Any]:
+def _describe_hidden_states(path: Path) -> dict[str, Any]:
     found = read_json(path / "hidden.json", "description of hidden states")
     return {**found, "episodes": len(list(path.glob("episode-*.safetensors")))}
 
 
-def _recording(path: Path) -> dict[str, Any]:
+def _describe_recording(path: Path) -> dict[str, Any]:
     files = sorted(path.glob("*.lamprec"))
     size = sum(file.stat().st_size for file in files)
     return {
@@ -216,204 +185,64 @@ def _recording(path: Path) -> dict[str, Any]:
     }
 
 
-def _trials(path: Path) -> dict[str, Any]:
+def _describe_trials(path: Path) -> dict[str, Any]:
     return {"lines": len(read_lines_json(path / "trials.jsonl")), "next": f"lamp report {path}"}
 
 
-def _release(path: Path) -> dict[str, Any]:
+def _describe_release(path: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in path.glob("*.pt"))
     return {"megabytes": round(size / 1e6, 1), "next": f"lamp import-released {path} --out CHECKPOINT"}
 
 
-def _verify_list(path: Path, found: Verification) -> bool:
-    """Compares with the list that `--write-checksums` made, where it did."""
-    file = path / CHECKSUMS
-    if file.is_file():
-        found.attempt(file, lambda: found.compare(path, checksums.read_checksums(file)))
-    return file.is_file()
-
-
-def _verify_dataset(path: Path, found: Verification) -> None:
-    from lamp.data.lerobot import LeRobotDataset
-    from lamp.data.lerobot.format import CHECKSUMS_PATH
-    from lamp.data.lerobot.writer import dataset_files
-
-    listed = path / CHECKSUMS_PATH
-    if listed.is_file():
-        found.attempt(listed, lambda: found.compare(path, checksums.read_checksums(listed)))
-        kept = checksums.read_checksums(listed) if not any(fault.file == listed for fault in found.faults) else {}
-        more = [file for file in dataset_files(path) if kept and file.relative_to(path).as_posix() not in kept]
-        found.unchecked += [f"{file} is not in {listed}" for file in more]
-    else:
-        found.attempt(path, lambda: LeRobotDataset(path).validate())
-        found.unchecked.append(
-            f"{path} has no checksums: its files were read, and can be compared with nothing. "
-            f"`lamp info {path} --write-checksums` keeps them from now on"
-        )
-    _verify_inside(path, found)
-
-
-def _verify_inside(path: Path, found: Verification) -> None:
-    for name, folder in _inside(path):
-        next(kind for kind in KINDS if kind.name == name).verify(folder, found)
-
-
-def _verify_scene_flow(path: Path, found: Verification) -> None:
-    from lamp.sceneflow.store import SceneFlowStore
-
-    def intact() -> None:
-        if checksums.is_intact(read_json(path / "zarr.json", "description")["attributes"]) is False:
-            raise DataError("is not as it was written")
-
-    _verify_list(path, found)
-    before = len(found.faults)
-    found.attempt(path / "zarr.json", intact)
-    found.attempt(path / "zarr.json", lambda: SceneFlowStore(path))
-    if len(found.faults) > before:
-        return
-    store = SceneFlowStore(path)
-    for episode in store.episodes:
-        folder = path / f"episode-{episode:06d}"
-        if (folder / CHECKSUMS).is_file():
-            _verify_list(folder, found)
-            continue
-        found.unchecked.append(f"{folder} has no checksums of its descriptions: its numbers were read")
-        for camera in store.description.cameras:
-            found.attempt(folder, lambda e=episode, c=camera: store.read(e, store.frames(e, c), c))
-
-
-def _verify_shards(path: Path, found: Verification) -> None:
-    from lamp.data.feature_cache.shards import content_hash, load_mapped
-
-    try:
-        described = read_json(path / "manifest.json", "description")
-    except LampError:  # said below
-        described = {}
-    shared = described.get("shared_sha256") if isinstance(described, dict) else None
-
-    def shard(file: Path) -> None:
-        tensors, header = load_mapped(file)
-        wanted = shared if file.name == "shared.safetensors" else header.get("sha256")
-        if checksums.is_intact(header) is False or wanted not in (None, content_hash(tensors)):
-            raise DataError("is not as it was written; remove it and run `lamp cache features` again")
-        if wanted is None:
-            found.unchecked.append(f"{file} holds no checksum: it was read")
-
-    def note(file: Path) -> None:
-        said = read_json(file, "description")
-        if isinstance(said, dict) and checksums.is_intact(said) is False:
-            raise DataError("is not as it was written; remove it and run `lamp cache features` again")
-
-    _verify_list(path, found)
-    for file in checksums.files_in(path, without=[CHECKSUMS]):
-        work = {".safetensors": shard, ".json": note}.get(file.suffix)
-        if work is not None:
-            found.files, found.bytes = found.files + 1, found.bytes + file.stat().st_size
-            found.attempt(file, lambda f=file, w=work: w(f))
-
-
-def _verify_checkpoint(path: Path, found: Verification) -> None:
-    from lamp.data.feature_cache.shards import content_hash
-    from lamp.train.checkpoint import COMMITTED, TRAINING, WEIGHTS, read_committed
-    from lamp.train.checkpoint_metadata import read_description
-    from lamp.train.shards import read_tensors
-
-    def weights() -> None:
-        if content_hash(read_tensors(path / WEIGHTS)) != read_description(path).weights_sha256:
-            raise DataError("does not hold the weights that lamp.json names")
-
-    kept: list[checksums.Listed] = []
-    committed = path / TRAINING / COMMITTED
-    found.attempt(committed, lambda: kept.append(read_committed(path) or {}))
-    if kept and kept[0]:
-        found.compare(path, kept[0])
-        return
-    listed = _verify_list(path, found)
-    found.attempt(path / WEIGHTS, weights)
-    found.files, found.bytes = found.files + 1, found.bytes + _size(path / WEIGHTS)
-    if not listed:
-        found.unchecked.append(
-            f"{path} has a checksum of its weights only; `lamp info {path} --write-checksums` keeps those of all files"
-        )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _verify_run(path: Path, found: Verification) -> None:
-    found.attempt(path / "metrics.jsonl", lambda: read_lines_json(path / "metrics.jsonl"))
-    if (path / "lamp.json").is_file():
-        found.attempt(path / "lamp.json", lambda: read_json(path / "lamp.json", "record of a run"))
-    if (path / "checkpoint").is_dir():
-        _verify_checkpoint(path / "checkpoint", found)
-
-
-def _verify_evaluation(path: Path, found: Verification) -> None:
-    from lamp.benchmark.episodes import read_records
-
-    found.attempt(path / "run.json", lambda: read_json(path / "run.json", "evaluation manifest"))
-    found.attempt(path / "episodes.jsonl", lambda: read_records(path))
-    if not _verify_list(path, found):
-        found.unchecked.append(f"{path} keeps no checksums: its lines were read")
-
-
-def _verify_recording(path: Path, found: Verification) -> None:
-    from lamp_client.recording import read_episode
-
-    for file in sorted(path.glob("*.lamprec")):
-        found.files, found.bytes = found.files + 1, found.bytes + file.stat().st_size
-        try:
-            if not read_episode(path, file.stem).complete:
-                found.unchecked.append(f"{file} has no end: the program was killed, or the file is cut")
-        except Exception as error:
-            found.fault(file, f"{type(error).__name__}: {error}")
-
-
-def _verify_other(path: Path, found: Verification) -> None:
-    if not _verify_list(path, found):
-        found.unchecked.append(
-            f"{path} keeps no checksums; `lamp info {path} --write-checksums` keeps them from now on"
-        )
-
-
 KINDS = (
-    Kind(name="dataset", marks=("meta/info.json",), describe=_dataset, verify=_verify_dataset),
-    Kind(name="evaluation", marks=("run.json",), describe=_evaluation, verify=_verify_evaluation),
-    Kind(name="training run", marks=("checkpoint/lamp.json",), describe=_run, verify=_verify_run),
-    Kind(name="checkpoint", marks=("model.safetensors",), describe=_checkpoint, verify=_verify_checkpoint),
-    Kind(name="scene-flow store", marks=("zarr.json",), describe=_scene_flow, verify=_verify_scene_flow),
-    Kind(name="feature cache", marks=("manifest.json",), describe=_features, verify=_verify_shards),
-    Kind(name="hidden states (z_m)", marks=("hidden.json",), describe=_hidden, verify=_verify_shards),
-    Kind(name="experiment", marks=("seconds.json",), describe=_demo, verify=_verify_inside),
-    Kind(name="unfinished training run", marks=("metrics.jsonl",), describe=_unfinished_run, verify=_verify_run),
-    Kind(name="trials on a robot", marks=("trials.jsonl",), describe=_trials, verify=_verify_other),
-    Kind(name="recording of a robot", marks=("*.lamprec",), describe=_recording, verify=_verify_recording),
-    Kind(name="unfinished collection", marks=(".staging/*/episode.json",), describe=_collection, verify=_verify_other),
-    Kind(name="release of the authors'", marks=("dataset_statistics.json",), describe=_release, verify=_verify_other),
+    FolderKind(name="dataset", marker="meta/info.json", describe=_describe_dataset, verify=verify_dataset),
+    FolderKind(name="evaluation", marker="run.json", describe=_describe_evaluation, verify=verify_evaluation),
+    FolderKind(name="training run", marker="checkpoint/lamp.json", describe=_describe_run, verify=verify_run),
+    FolderKind(name="checkpoint", marker="model.safetensors", describe=_describe_checkpoint, verify=verify_checkpoint),
+    FolderKind(name="scene-flow store", marker="zarr.json", describe=_describe_scene_flow, verify=verify_scene_flow),
+    FolderKind(name="feature cache", marker="manifest.json", describe=_describe_features, verify=verify_shards),
+    FolderKind(
+        name="hidden states (z_m)", marker="hidden.json", describe=_describe_hidden_states, verify=verify_shards
+    ),
+    FolderKind(name="experiment", marker="seconds.json", describe=_describe_experiment, verify=None),
+    FolderKind(name="unfinished training run", marker="metrics.jsonl", describe=_describe_run, verify=verify_run),
+    FolderKind(name="trials on a robot", marker="trials.jsonl", describe=_describe_trials, verify=verify_other),
+    FolderKind(name="recording of a robot", marker="*.lamprec", describe=_describe_recording, verify=verify_recording),
+    FolderKind(
+        name="unfinished collection",
+        marker=".staging/*/episode.json",
+        describe=_describe_collection,
+        verify=verify_other,
+    ),
+    FolderKind(
+        name="release of the authors'",
+        marker="dataset_statistics.json",
+        describe=_describe_release,
+        verify=verify_other,
+    ),
 )
 
 
-def _kind_of(path: Path) -> Kind:
+def _kind_of(path: Path) -> FolderKind:
     """
     Raises:
         DataError: It is missing, a file, or none of LaMP's folders; says what is known.
     """
     if path.is_file():
-        told = {
+        hint = {
             ".json": f"; `lamp recipe show {path}` prints a recipe",
             ".jsonl": f"; the folder it is in: `lamp info {path.parent}`",
             ".safetensors": f"; the folder it is in: `lamp info {path.parent}`",
             ".lamprec": f"; the folder of its recording: `lamp info {path.parent}`",
         }.get(path.suffix, "")
-        raise DataError(f"{path} is a file; expected a folder that a lamp command wrote{told}")
+        raise DataError(f"{path} is a file; expected a folder that a lamp command wrote{hint}")
     if not path.is_dir():
         beside = sorted(item.name for item in path.parent.iterdir() if item.is_dir()) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1)
         guess = f"did you mean {path.parent / near[0]}? " if near else ""
         raise DataError(f"no folder at {path}; {guess}expected one that a lamp command wrote")
     for kind in KINDS:
-        if kind.fits(path):
+        if kind.matches(path):
             return kind
     known = ", ".join(kind.name for kind in KINDS)
     inside = [f"{folder} ({name})" for name, folder in _inside(path)]
@@ -428,7 +257,16 @@ def verify(path: Path) -> Verification:
         DataError: It is none of LaMP's folders.
     """
     found = Verification()
-    _kind_of(path).verify(path, found)
+    kinds = {kind.name: kind for kind in KINDS}
+
+    def read(kind: FolderKind, folder: Path) -> None:
+        if kind.verify is not None:
+            kind.verify(folder, found)
+        if kind.name in ("dataset", "experiment"):
+            for name, inner in _inside(folder):
+                read(kinds[name], inner)
+
+    read(_kind_of(path), path)
     return found
 
 
@@ -475,14 +313,14 @@ def _on_the_hub(hub: HubId) -> dict[str, Any]:
     from lamp.train.publishing import describe_remote
 
     file, commit = describe_remote(hub)
-    return {"kind": "checkpoint", "path": hub.name, "commit": commit, **_described(parse_description(file))}
+    return {"kind": "checkpoint", "path": hub.name, "commit": commit, **_describe_metadata(parse_description(file))}
 
 
 def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:
     """Finds recognisable folders up to two levels down; what is inside one of them is its own affair."""
     for folder in sorted(path.iterdir()) if depth else ():
         if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith("."):
-            kind = next((kind for kind in KINDS if kind.fits(folder)), None)
+            kind = next((kind for kind in KINDS if kind.matches(folder)), None)
             if kind is not None:
                 yield kind.name, folder
             else:

@@ -1,0 +1,183 @@
+"""Reading a folder of each kind in full, and comparing its files with the checksums that were written with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lamp import checksums
+from lamp.checksums import CHECKSUMS, Fault
+from lamp.errors import DataError, LampError
+from lamp.files import read_json, read_lines_json
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """The result of verifying a folder."""
+
+    files: int = 0
+    """Number of files read."""
+    bytes: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    """What has no checksum to compare with."""
+
+    def compare(self, folder: Path, listed: checksums.Listed) -> None:
+        """Compares a folder's files with a list of checksums."""
+        self.files += len(listed)
+        self.bytes += sum(found.bytes for found in listed.values())
+        self.faults += checksums.compare(folder, listed)
+
+    def check(self, file: Path, read: Callable[[], object]) -> None:
+        """Calls `read`, and records its error as a fault of the file."""
+        try:
+            read()
+        except (LampError, OSError) as error:
+            self.faults.append(Fault(file=file, problem=" ".join(str(error).split())))
+
+    def count(self, file: Path) -> None:
+        """Counts a file that is read without a list of checksums."""
+        if file.is_file():
+            self.files += 1
+            self.bytes += file.stat().st_size
+
+
+def compare_list(path: Path, found: Verification) -> bool:
+    """Compares with the list that `lamp info --write-checksums` wrote; returns whether there is one."""
+    file = path / CHECKSUMS
+    if file.is_file():
+        found.check(file, lambda: found.compare(path, checksums.read_checksums(file)))
+    return file.is_file()
+
+
+def verify_dataset(path: Path, found: Verification) -> None:
+    from lamp.data.lerobot import LeRobotDataset
+    from lamp.data.lerobot.format import CHECKSUMS_PATH
+    from lamp.data.lerobot.writer import dataset_files
+
+    listed = path / CHECKSUMS_PATH
+    if listed.is_file():
+        found.check(listed, lambda: found.compare(path, checksums.read_checksums(listed)))
+        kept = checksums.read_checksums(listed) if not any(fault.file == listed for fault in found.faults) else {}
+        more = [file for file in dataset_files(path) if kept and file.relative_to(path).as_posix() not in kept]
+        found.unchecked += [f"{file} is not in {listed}" for file in more]
+    else:
+        found.check(path, lambda: LeRobotDataset(path).validate())
+        found.unchecked.append(
+            f"{path} has no checksums: its files were read but could not be compared. "
+            f"`lamp info {path} --write-checksums` writes them for later"
+        )
+
+
+def verify_scene_flow(path: Path, found: Verification) -> None:
+    from lamp.sceneflow.store import SceneFlowStore
+
+    def intact() -> None:
+        if checksums.is_intact(read_json(path / "zarr.json", "description")["attributes"]) is False:
+            raise DataError("is not as it was written")
+
+    compare_list(path, found)
+    before = len(found.faults)
+    found.check(path / "zarr.json", intact)
+    found.check(path / "zarr.json", lambda: SceneFlowStore(path))
+    if len(found.faults) > before:
+        return
+    store = SceneFlowStore(path)
+    for episode in store.episodes:
+        folder = path / f"episode-{episode:06d}"
+        if (folder / CHECKSUMS).is_file():
+            compare_list(folder, found)
+            continue
+        found.unchecked.append(f"{folder} has no checksums of its descriptions: its numbers were read")
+        for camera in store.description.cameras:
+            found.check(folder, lambda e=episode, c=camera: store.read(e, store.frames(e, c), c))
+
+
+def verify_shards(path: Path, found: Verification) -> None:
+    from lamp.data.feature_cache.shards import content_hash, load_mapped
+
+    try:
+        described = read_json(path / "manifest.json", "description")
+    except LampError:  # reported below
+        described = {}
+    shared = described.get("shared_sha256") if isinstance(described, dict) else None
+
+    def shard(file: Path) -> None:
+        tensors, header = load_mapped(file)
+        wanted = shared if file.name == "shared.safetensors" else header.get("sha256")
+        if checksums.is_intact(header) is False or wanted not in (None, content_hash(tensors)):
+            raise DataError("is not as it was written; remove it and run `lamp cache features` again")
+        if wanted is None:
+            found.unchecked.append(f"{file} holds no checksum: it was read")
+
+    def description(file: Path) -> None:
+        obj = read_json(file, "description")
+        if isinstance(obj, dict) and checksums.is_intact(obj) is False:
+            raise DataError("is not as it was written; remove it and run `lamp cache features` again")
+
+    compare_list(path, found)
+    for file in checksums.files_in(path, without=[CHECKSUMS]):
+        work = {".safetensors": shard, ".json": description}.get(file.suffix)
+        if work is not None:
+            found.count(file)
+            found.check(file, lambda f=file, w=work: w(f))
+
+
+def verify_checkpoint(path: Path, found: Verification) -> None:
+    from lamp.data.feature_cache.shards import content_hash
+    from lamp.train.checkpoint import COMMITTED, TRAINING, WEIGHTS, read_committed
+    from lamp.train.checkpoint_metadata import read_description
+    from lamp.train.shards import read_tensors
+
+    def weights() -> None:
+        if content_hash(read_tensors(path / WEIGHTS)) != read_description(path).weights_sha256:
+            raise DataError("does not hold the weights that lamp.json names")
+
+    kept: list[checksums.Listed] = []
+    committed = path / TRAINING / COMMITTED
+    found.check(committed, lambda: kept.append(read_committed(path) or {}))
+    if kept and kept[0]:
+        found.compare(path, kept[0])
+        return
+    listed = compare_list(path, found)
+    found.check(path / WEIGHTS, weights)
+    found.count(path / WEIGHTS)
+    if not listed:
+        found.unchecked.append(
+            f"{path} has a checksum of its weights only; `lamp info {path} --write-checksums` writes those of all files"
+        )
+
+
+def verify_run(path: Path, found: Verification) -> None:
+    found.check(path / "metrics.jsonl", lambda: read_lines_json(path / "metrics.jsonl"))
+    if (path / "lamp.json").is_file():
+        found.check(path / "lamp.json", lambda: read_json(path / "lamp.json", "record of a run"))
+    if (path / "checkpoint").is_dir():
+        verify_checkpoint(path / "checkpoint", found)
+
+
+def verify_evaluation(path: Path, found: Verification) -> None:
+    from lamp.benchmark.episodes import read_records
+
+    found.check(path / "run.json", lambda: read_json(path / "run.json", "evaluation manifest"))
+    found.check(path / "episodes.jsonl", lambda: read_records(path))
+    if not compare_list(path, found):
+        found.unchecked.append(f"{path} keeps no checksums: its lines were read")
+
+
+def verify_recording(path: Path, found: Verification) -> None:
+    from lamp_client.recording import read_episode
+
+    for file in sorted(path.glob("*.lamprec")):
+        found.count(file)
+        try:
+            if not read_episode(path, file.stem).complete:
+                found.unchecked.append(f"{file} has no end: the program was killed, or the file is cut")
+        except Exception as error:
+            found.faults.append(Fault(file=file, problem=f"{type(error).__name__}: {error}"))
+
+
+def verify_other(path: Path, found: Verification) -> None:
+    if not compare_list(path, found):
+        found.unchecked.append(f"{path} keeps no checksums; `lamp info {path} --write-checksums` writes them for later")

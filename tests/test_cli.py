@@ -419,6 +419,27 @@ def test_recipes_of_another_kind_are_told_apart(
     assert alone.model.motion is None and type(added.model.guidance).__name__ == "AddFusion"
 
 
+def test_after_training_a_policy_the_next_command_suits_the_robot(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["train", "policy", "--recipe", "demo", "--data", "data", "--out", "run"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.endswith("next: lamp serve run or lamp evaluate --checkpoint run\n")
+    (tmp_path / "arm.json").write_text('{"name": "arm", "fps": 15.0}')
+    for robot in ("droid", str(tmp_path / "arm.json")):
+        assert cli.main([*words, "--embodiment", robot]) == 0
+        assert capsys.readouterr().out.endswith("next: lamp serve run or lamp report run\n")
+
+
+@pytest.mark.parametrize(("name", "flag"), [("recipe fit", "--data"), ("flow build", "--data"), ("view", "--data"),
+                                            ("report", "--run"), ("score", "--out")])  # fmt: skip
+def test_help_says_that_the_folder_may_be_given_without_its_flag(
+    name: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*name.split(), "--help"]) == 0
+    assert f"`lamp {name} DIR` is short for `lamp {name} {flag} DIR`" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_recipe_gives_the_defaults_but_not_the_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

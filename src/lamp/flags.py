@@ -16,14 +16,22 @@ T = TypeVar("T")
 Own = TypeVar("Own")
 
 
-def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
-    """Reads flags into a dataclass; a mistake becomes a `ConfigError` in place of tyro's box of text."""
+def parse(
+    kind: type[T], arguments: Sequence[str], command: str, default: T | None = None, *, leading: str | None = None
+) -> T:
+    """Reads flags into a dataclass; a mistake becomes a `ConfigError` in place of tyro's box of text.
+
+    `leading` is a flag whose value may come first without the flag, which the help text then says: `lamp flow build DIR`.
+    """
     complaint = io.StringIO()
+    named: dict[str, Any] = {} if default is None else {"default": default}
+    if leading is not None:
+        arguments = with_flag(arguments, leading)
+        short = f"`lamp {command} DIR` is short for `lamp {command} {leading} DIR`."
+        named["description"] = f"{' '.join((kind.__doc__ or '').split())} {short}"
     try:
         with contextlib.redirect_stderr(complaint):
-            if default is None:
-                return tyro.cli(kind, prog=f"lamp {command}", args=arguments)
-            return tyro.cli(kind, prog=f"lamp {command}", args=arguments, default=default)
+            return tyro.cli(kind, prog=f"lamp {command}", args=arguments, **named)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
@@ -55,6 +63,11 @@ def _without_descriptions(section: list[str]) -> list[str]:
     return [words[0], ", ".join(named)]
 
 
+def with_flag(arguments: Sequence[str], flag: str) -> Sequence[str]:
+    """Puts a flag before a first argument that stands without one."""
+    return [flag, *arguments] if arguments and not arguments[0].startswith("-") else arguments
+
+
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """The value given for a flag, before the flags are parsed: it decides what the others' defaults are."""
     for index, argument in enumerate(arguments):
@@ -66,16 +79,17 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 
 def parse_beside(
-    own: type[Own], kind: type[T], arguments: Sequence[str], command: str, settings: T | None = None
+    own: type[Own],
+    kind: type[T],
+    arguments: Sequence[str],
+    command: str,
+    settings: T | None = None,
+    *,
+    leading: str | None = None,
 ) -> tuple[Own, T]:
-    """Reads a command's own flags, and a configuration's beside them, such as `--loop.steps`.
+    """Reads a command's own flags and, beside them, those of a configuration, such as `--loop.steps`.
 
-    Args:
-        own: A dataclass of the command's flags.
-        kind: The configuration's class.
-        arguments: The command line after the command's words.
-        command: The command's words.
-        settings: Where the configuration's defaults come from; None: from its class.
+    `settings` holds the configuration's defaults; if None, its class does. See `parse` for `leading`.
     """
     beside = Annotated[tyro.conf.AvoidSubcommands[kind], tyro.conf.arg(name="")]
     flags = make_dataclass("Flags", [("settings", beside)], bases=(own,), frozen=True, kw_only=True)
@@ -84,5 +98,5 @@ def parse_beside(
     if settings is not None:
         mine = {field.name: tyro.MISSING if field.default is MISSING else field.default for field in fields(own)}  # pyright: ignore[reportArgumentType]
         default = flags(settings=settings, **mine)
-    found: Any = parse(flags, arguments, command, default)
+    found: Any = parse(flags, arguments, command, default, leading=leading)
     return found, found.settings

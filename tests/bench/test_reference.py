@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lamp.bench.reference import ActionModel, Guidance, MotionHead, ReleaseArrangement
+from lamp.bench.reference import ReleaseArrangement
+from lamp.model.action_expert import ActionExpertConfig
+from lamp.model.guidance import GuidanceConfig
+from lamp.model.lamp import LaMPConfig
+from lamp.model.motion_expert import MotionExpertConfig
 
 GOLDEN = Path(__file__).parents[1] / "fixtures/golden.safetensors"
 
@@ -21,20 +25,18 @@ def test_the_reference_gives_the_release_s_outputs() -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = {name.removeprefix("weights."): value for name, value in tensors.items() if name.startswith("weights.")}
     golden = {name.removeprefix("golden."): value for name, value in tensors.items() if name.startswith("golden.")}
-    width = sizes["latent"]
-    head = MotionHead(
-        token_width=sizes["vl"],
-        width=width,
+    width = {"token_width": sizes["vl"]}
+    motion = MotionExpertConfig(
+        **width,
+        width=sizes["latent"],
         heads=sizes["m_heads"],
         layers=sizes["m_layers"],
         grid=(sizes["grid"], sizes["grid"]),
-        frames=sizes["T"] // sizes["pack"],
-        channels=3 * sizes["pack"],
-        time_channels=512,
-        condition_tokens=sizes["cond"],
+        horizon=sizes["T"],
+        frames_per_token=sizes["pack"],
     )
-    actions = ActionModel(
-        token_width=sizes["vl"],
+    action = ActionExpertConfig(
+        **width,
         width=sizes["act_dim"],
         heads=sizes["act_heads"],
         layers=sizes["act_depth"],
@@ -43,8 +45,9 @@ def test_the_reference_gives_the_release_s_outputs() -> None:
         time_channels=sizes["dim_time"],
         positions=sizes["maxlen"],
     )
-    guidance = Guidance(token_width=sizes["vl"], motion_width=width, heads=sizes["g_heads"])
-    model = ReleaseArrangement(head, guidance, actions).eval()
+    guidance = GuidanceConfig(**width, motion_width=sizes["latent"], heads=sizes["g_heads"])
+    config = LaMPConfig(**width, motion=motion, guidance=guidance, action=action)
+    model = ReleaseArrangement(config, condition_tokens=sizes["cond"]).eval()
     model.load_state_dict(weights)
 
     z, noise = golden["vl_features"], golden["motion_noise"]

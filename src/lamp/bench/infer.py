@@ -262,7 +262,7 @@ def _plain(measured: Subject, dtype: torch.dtype) -> Run:
 
 def _reference(measured: Subject, dtype: torch.dtype) -> Callable[[], Tensor]:
     config, device = measured.model.config, measured.state.device
-    model = ReleaseArrangement.of(config).eval().to(device, dtype)
+    model = ReleaseArrangement(config).eval().to(device, dtype)
     assert config.motion is not None
     frames, (rows, columns) = config.motion.horizon // config.motion.frames_per_token, config.motion.grid
     batch, channels = len(measured.state), 3 * config.motion.frames_per_token

@@ -278,7 +278,7 @@ def _reference(
     if isinstance(settings, MotionTraining) or isinstance(batch, MotionBatch):
         raise ConfigError("the reference trains policies; expected --stage policy, or --against uncached.")
     policy = model.config
-    release = ReleaseArrangement.of(policy).to(device).train()
+    release = ReleaseArrangement(policy).to(device).train()
     release.motion_head.requires_grad_(False).eval()
     assert policy.motion is not None
     frames, (rows, columns) = policy.motion.horizon // policy.motion.frames_per_token, policy.motion.grid

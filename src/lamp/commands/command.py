@@ -26,13 +26,6 @@ class Command:
     """The flags that choose another place for what it writes, said where it cannot write."""
 
 
-def with_flag(arguments: Sequence[str], flag: str) -> Sequence[str]:
-    """Lets the one folder a command is about stand without its flag: `lamp flow build DIR`."""
-    if arguments and not arguments[0].startswith("-"):
-        return [flag, *arguments]
-    return arguments
-
-
 def need(flag: str, arguments: Sequence[str], command: str) -> None:
     """Asks for the folder, which a recipe cannot know.
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lamp.commands.command import Command, experiment_named, need, training_named, with_flag
+from lamp.commands.command import Command, experiment_named, need, training_named
 from lamp.commands.inputs import following, mixed_in
 from lamp.errors import ConfigError
-from lamp.flags import parse, parse_beside, value_of
+from lamp.flags import parse, parse_beside, value_of, with_flag
 
 if TYPE_CHECKING:
     from lamp.commands.feature_caches import CacheRequest
@@ -59,7 +59,7 @@ def _flow_build(arguments: Sequence[str]) -> None:
     if name := value_of("--recipe", arguments):
         need("--data", words, "flow build")
         settings = _flow_settings(name)
-    _, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings)
+    _, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings, leading="--data")
     build(config)
 
 

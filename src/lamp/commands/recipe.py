@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from lamp.commands.command import Command, experiment_named, training_named, with_flag
+from lamp.commands.command import Command, experiment_named, training_named
 from lamp.flags import parse
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _recipe_list(arguments: Sequence[str]) -> None:
 def _recipe_fit(arguments: Sequence[str]) -> None:
     from lamp.recipes.fit import FitConfig, fit
 
-    config = parse(FitConfig, with_flag(arguments, "--data"), "recipe fit")
+    config = parse(FitConfig, arguments, "recipe fit", leading="--data")
     made, told = fit(config, training_named(config.like))
     print(f"{told}\n{config.out}: {made.summary}. Read it, change what you like, and give it to any --recipe.")
 

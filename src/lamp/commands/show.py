@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from lamp.commands.command import Command, found_checkpoint, with_flag
+from lamp.commands.command import Command, found_checkpoint
 from lamp.flags import parse
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _view(arguments: Sequence[str]) -> None:
     from lamp.view.foresight import ViewConfig, view
 
-    config = parse(ViewConfig, with_flag(arguments, "--data"), "view")
+    config = parse(ViewConfig, arguments, "view", leading="--data")
     view(replace(config, checkpoint=found_checkpoint(config.checkpoint)) if config.checkpoint else config)
 
 
@@ -34,13 +34,13 @@ def _show_perturbations(arguments: Sequence[str]) -> None:
 def _score(arguments: Sequence[str]) -> None:
     from lamp.benchmark.trials import ScoreConfig, score
 
-    print(score(parse(ScoreConfig, with_flag(arguments, "--out"), "score")))
+    print(score(parse(ScoreConfig, arguments, "score", leading="--out")))
 
 
 def _report(arguments: Sequence[str]) -> None:
     from lamp.view.report import ReportConfig, report
 
-    print(report(parse(ReportConfig, with_flag(arguments, "--run"), "report")))
+    print(report(parse(ReportConfig, arguments, "report", leading="--run")))
 
 
 @dataclass(frozen=True, kw_only=True)

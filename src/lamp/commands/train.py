@@ -103,11 +103,11 @@ def _train_motion(arguments: Sequence[str]) -> None:
     policy += ["--out", flags.out.with_name("policy" if flags.out.name != "policy" else "stage2")]
     policy += ["--features", flags.features] if flags.features else []
     policy += ["--embodiment", flags.embodiment] if flags.embodiment else []
-    _say_end(train(training.loop, announced), training.loop, policy)
+    _print_result(train(training.loop, announced), training.loop, policy)
 
 
-def _say_end(result: TrainingResult, loop: LoopConfig, *following: Sequence[object]) -> None:
-    """Says where the training is, and what may come next; of several processes, the main one does."""
+def _print_result(result: TrainingResult, loop: LoopConfig, *next_commands: Sequence[object]) -> None:
+    """Prints where the checkpoint is and which commands may come next; only the main process does."""
     from lamp.train.distributed import processes
 
     if not processes(loop.device).main:
@@ -117,7 +117,7 @@ def _say_end(result: TrainingResult, loop: LoopConfig, *following: Sequence[obje
             f"stopped at step {result.outcome.step} of {loop.steps}; saved in {result.checkpoint}; the same command goes on"
         )
         return
-    commands = " or ".join(shlex.join(map(str, words)) for words in following)
+    commands = " or ".join(shlex.join(map(str, words)) for words in next_commands)
     print(f"saved in {result.checkpoint}; next: {commands}")
 
 
@@ -242,6 +242,7 @@ class PolicyFlags(MotionFlags):
 
 
 def _train_policy(arguments: Sequence[str]) -> None:
+    from lamp.data.embodiment import BRIDGE, LIBERO, LIBERO_OPENPI, OWN
     from lamp.train.config import PolicyTraining
     from lamp.train.distributed import processes
     from lamp.train.dry_run import announced
@@ -281,9 +282,13 @@ def _train_policy(arguments: Sequence[str]) -> None:
     _prepare(flags.data, training, flags.features)
     if training.model.motion is None and processes(training.loop.device).main:
         say("no --motion CHECKPOINT: training a policy without the motion prior")
-    _say_end(
-        train(loop, announced), loop, ["lamp", "serve", flags.out], ["lamp", "evaluate", "--checkpoint", flags.out]
-    )
+    result = train(loop, announced)
+    # Only these robots have a simulator here; for any other, the report shows the errors on held-out recorded episodes.
+    if training.embodiment in (OWN, LIBERO, LIBERO_OPENPI, BRIDGE):
+        check = ["lamp", "evaluate", "--checkpoint", flags.out]
+    else:
+        check = ["lamp", "report", flags.out]
+    _print_result(result, loop, ["lamp", "serve", flags.out], check)
 
 
 def _has_motion(checkpoint: Path) -> bool:

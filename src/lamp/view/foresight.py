@@ -31,7 +31,7 @@ STYLE = OverlayStyle(scale=2, moving=DRAWN)
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """What `lamp view` draws."""
+    """Draws predicted beside true scene flow of held-out frames."""
 
     data: Path
     """Dataset folder with scene flow."""

@@ -69,7 +69,7 @@ class ReportInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What `lamp report` does."""
+    """Writes the HTML report of a demo, trainings, evaluations and trials."""
 
     run: tuple[Path, ...]
     """Folders of a demo, a training or an evaluation; the episodes of all are compared."""

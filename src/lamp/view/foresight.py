@@ -31,7 +31,7 @@ STYLE = OverlayStyle(scale=2, moving=DRAWN)
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """Draws predicted beside true scene flow of held-out frames."""
+    """Draws predicted beside true scene flow, for one frame of a dataset."""
 
     data: Path
     """Dataset folder with scene flow."""

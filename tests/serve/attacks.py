@@ -168,7 +168,7 @@ class Attack:
             await _message(reader)
         return reader, writer
 
-    async def _told(self, message: bytes, kind: str, opcode: int = 0x82) -> None:
+    async def _send_invalid(self, message: bytes, kind: str, opcode: int = 0x82) -> None:
         """Sends one message and takes whatever is answered."""
         self.did[kind] += 1
         reader, writer = await self._opened()
@@ -180,19 +180,19 @@ class Attack:
 
     async def hostile(self) -> None:
         """Noise, truncated and damaged messages, headers that lie."""
-        await self._told(hostile(self._generator, self._valid), "hostile bytes")
+        await self._send_invalid(hostile(self._generator, self._valid), "hostile bytes")
 
     async def odd(self) -> None:
         """Well-formed messages with something wrong in them: types, shapes, sizes."""
-        await self._told(wire.pack(odd_request(self._generator)), "odd requests")
+        await self._send_invalid(wire.pack(odd_request(self._generator)), "odd requests")
 
     async def objects(self) -> None:
         """Pickles."""
-        await self._told(object_array(self._generator), "object arrays")
+        await self._send_invalid(object_array(self._generator), "object arrays")
 
     async def text(self) -> None:
         """Text frames."""
-        await self._told(self._generator.choice([b"", b"hello", b'{"prompt": 1}', b"x" * 9000]), "text", 0x81)
+        await self._send_invalid(self._generator.choice([b"", b"hello", b'{"prompt": 1}', b"x" * 9000]), "text", 0x81)
 
     async def envelopes(self) -> None:
         """Odd requests of starVLA, one after another over one connection, which is good afterwards."""
@@ -204,7 +204,7 @@ class Attack:
                 opcode, payload = await _message(reader)
                 if (
                     opcode != 0x82
-                ):  # too large for a message, or for the codec, which has no dialect: that ends a connection
+                ):  # too large for a message, or for the codec, which has no protocol: that ends a connection
                     return
                 reply = wire.unpack(payload)
                 assert reply["ok"] in (True, False) and reply["request_id"] in (1, "r", "default"), reply

@@ -10,8 +10,8 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from lamp.serve.config import ServerConfig
+from lamp.serve.fake_policy import FakePolicy
 from lamp.serve.server import PolicyServer, served
-from lamp.serve.standin import StandIn
 from lamp_client import wire
 from lamp_client.layouts import RequestLayout
 from lamp_client.types import Observation
@@ -45,7 +45,7 @@ def example(seed: int = 0) -> dict[str, Any]:
 @contextlib.contextmanager
 def running(policy: Any = None, *, artist: Any = None, **settings: Any) -> Iterator[PolicyServer]:
     """A server on a free port of loopback."""
-    policy = policy or StandIn(side=SIDE)
+    policy = policy or FakePolicy(side=SIDE)
     with served(policy, ServerConfig(port=0, **settings), artist=artist) as server:
         yield server
 

@@ -12,8 +12,8 @@ from serve_fakes import SIDE, asked, connected, observation, request, running
 from lamp.data.actions import Absolute, Gripper, Pose, Relative
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.normalizers import ClampedRange, Identity, MinMax, Normaliser, Quantile, Standardise
+from lamp.serve.fake_policy import FakePolicy
 from lamp.serve.policy_spec import ActionLimits, action_limits
-from lamp.serve.standin import StandIn
 from lamp_client.client import LARGEST_ACTION, WebsocketPolicy
 from lamp_client.errors import WireError
 from lamp_client.types import ActionChunk
@@ -63,12 +63,12 @@ def test_where_the_state_decides_there_are_none() -> None:
     assert low[:6] == (-LARGEST_ACTION,) * 6 and high[:6] == (LARGEST_ACTION,) * 6
 
 
-class Limited(StandIn):
+class Limited(FakePolicy):
     """Breaks loose on an instruction."""
 
     def __init__(self) -> None:
         super().__init__(side=SIDE)
-        self.contract = replace(self.contract, action_limits=((-(10.0**7),) * 7, (10.0**7,) * 7))
+        self.spec = replace(self.spec, action_limits=((-(10.0**7),) * 7, (10.0**7,) * 7))
 
     def act_batch(self, *arguments: object, **options: object) -> list[ActionChunk]:
         chunks = super().act_batch(*arguments, **options)  # pyright: ignore[reportArgumentType]

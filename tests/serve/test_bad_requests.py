@@ -17,17 +17,17 @@ from hypothesis.extra import numpy as nst
 from serve_fakes import SIDE, asked, connected, example, request, running
 
 from lamp.errors import LampError
-from lamp.serve.action_conventions import AsRecorded
+from lamp.serve.action_conventions import DatasetUnits
 from lamp.serve.config import ServerConfig
-from lamp.serve.protocols import Act, Dialect, OpenPi, Ping, Reset, StarVla
+from lamp.serve.fake_policy import FakePolicy
+from lamp.serve.protocols import ActRequest, OpenPi, PingRequest, ResetRequest, StarVla, WireProtocol
 from lamp.serve.server import PolicyServer, served
-from lamp.serve.standin import StandIn
 from lamp_client import wire
 from lamp_client.errors import InvalidValueError, LampClientError
 from lamp_client.layouts import state_from
 
-CONTRACT = StandIn(side=SIDE).contract
-DIALECTS: tuple[Dialect, ...] = (StarVla(contract=CONTRACT, max_examples=4), OpenPi.of(CONTRACT, AsRecorded()))
+SPEC = FakePolicy(side=SIDE).spec
+PROTOCOLS: tuple[WireProtocol, ...] = (StarVla(spec=SPEC, max_examples=4), OpenPi.of(SPEC, DatasetUnits()))
 TYPES = st.one_of(
     nst.boolean_dtypes(), nst.integer_dtypes(), nst.unsigned_integer_dtypes(), nst.floating_dtypes(sizes=(16, 32, 64)),
     nst.unicode_string_dtypes(max_len=4), nst.byte_string_dtypes(max_len=4), nst.datetime64_dtypes(), nst.timedelta64_dtypes(),
@@ -51,18 +51,18 @@ BESIDE = st.sampled_from(
 
 
 def read(message: dict[Any, Any]) -> None:
-    """Reads a message as a session does, as it comes over the wire; anything but a refusal or a question comes through."""
+    """Reads a message as a session does, as it comes over the wire; anything but a refusal or a request comes through."""
     message = wire.unpack(wire.pack(message), copy=False)
-    dialect = next(dialect for dialect in DIALECTS if dialect.speaks(message))
+    protocol = next(protocol for protocol in PROTOCOLS if protocol.matches(message))
     try:
-        found = dialect.read(message)
+        found = protocol.read(message)
     except (LampError, LampClientError) as error:
         assert len(str(error)) < 1200
-        refusal = dialect.refused(message, str(error))
+        refusal = protocol.refused(message, str(error))
         assert refusal.close is not None or wire.pack(refusal.frame)
         return
-    assert isinstance(found, Act | Reset | Ping)
-    if isinstance(found, Act):
+    assert isinstance(found, ActRequest | ResetRequest | PingRequest)
+    if isinstance(found, ActRequest):
         for seen in found.observations:
             assert seen.state.shape == (8,) and np.isfinite(seen.state).all()
             assert all(image.shape == (SIDE, SIDE, 3) for image in seen.images.values())
@@ -140,7 +140,7 @@ def test_handshakes_that_cannot_be_read_are_told_so(server: PolicyServer) -> Non
 
 def test_everything_else_goes_on_while_the_policy_computes() -> None:
     """Computing beside the event loop: what needs no policy is answered meanwhile."""
-    policy = StandIn(side=SIDE, pause_s=1.5)
+    policy = FakePolicy(side=SIDE, pause_s=1.5)
     with running(policy, max_batch=1) as server, connected(server) as asking, connected(server) as other:
         computed = len(policy.batches)
         asking.send(wire.pack(request()))
@@ -159,7 +159,7 @@ def test_everything_else_goes_on_while_the_policy_computes() -> None:
 
 def test_a_stop_does_not_wait_for_those_who_never_finish_connecting() -> None:
     silent: list[socket.socket] = []
-    with served(StandIn(side=SIDE), ServerConfig(port=0)) as server:
+    with served(FakePolicy(side=SIDE), ServerConfig(port=0)) as server:
         for beginning in (b"", UPGRADE, b"GET / HT"):
             silent.append(socket.create_connection(("127.0.0.1", server.port)))
             silent[-1].sendall(beginning)

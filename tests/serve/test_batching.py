@@ -1,4 +1,4 @@
-"""The batcher by itself: what is computed together, in which order, and what happens to questions that nobody waits for."""
+"""The batcher by itself: what is computed together, in which order, and what happens to requests that nobody waits for."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from serve_fakes import SIDE, observation
 
 from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
+from lamp.serve.fake_policy import FakePolicy, fingerprint
 from lamp.serve.protocols import MAX_SEED_PARTS, seed_from
-from lamp.serve.standin import StandIn, fingerprint
 from lamp_client.errors import InvalidValueError
 from lamp_client.types import ActionChunk, Observation
 
 
-class Journal(StandIn):
+class Journal(FakePolicy):
     """Notes who was computed with whom."""
 
     def __init__(self, pause_s: float = 0.02) -> None:
@@ -33,9 +33,9 @@ class Journal(StandIn):
         return super().act_batch(observations, noise_seeds, foresight)
 
 
-def run(policy: StandIn, work: Callable[[Batcher], Coroutine[Any, Any, Any]], **changes: Any) -> Any:
+def run(policy: FakePolicy, work: Callable[[Batcher], Coroutine[Any, Any, Any]], **changes: Any) -> Any:
     async def all_of_it() -> Any:
-        options = {"gather_s": 0.05, "max_batch": 4, "max_queue": 20, "talking": lambda: 100} | changes
+        options = {"gather_s": 0.05, "max_batch": 4, "max_queue": 20, "active_clients": lambda: 100} | changes
         batcher = Batcher(policy, **options)
         batcher.start()
         try:
@@ -110,7 +110,7 @@ def test_a_request_that_does_not_fit_into_the_queue_is_refused_whole() -> None:
 
 
 def test_a_policy_that_answers_too_few_is_ours_to_mend() -> None:
-    class Short(StandIn):
+    class Short(FakePolicy):
         def act_batch(self, *arguments: Any, **options: Any) -> list[ActionChunk]:
             return super().act_batch(*arguments, **options)[:-1]
 
@@ -144,10 +144,10 @@ def test_what_nobody_waits_for_is_not_kept() -> None:
         gone = [asyncio.ensure_future(ask(batcher, number)) for number in (1, 2, 3)]
         await asyncio.sleep(0.01)
         waiting = batcher.waiting
-        for question in gone:
-            question.cancel()
+        for request in gone:
+            request.cancel()
         await asyncio.gather(*gone, return_exceptions=True)
         assert waiting >= 2 and batcher.waiting == 0
         await first
 
-    run(StandIn(side=SIDE, pause_s=0.3), work, max_batch=1)
+    run(FakePolicy(side=SIDE, pause_s=0.3), work, max_batch=1)

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from lamp import cli
 from lamp.policy import LaMPPolicy
 from lamp.serve import server as module
-from lamp.serve.policy_spec import CheckpointPolicy, contract_of
+from lamp.serve.policy_spec import CheckpointPolicy, policy_spec
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
 from lamp_client import wire
@@ -42,8 +42,8 @@ def observation(seed: int, side: int = 64) -> Observation:
 
 
 def test_over_the_wire_a_policy_acts_as_in_this_process(policy: LaMPPolicy) -> None:
-    served = CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
-    assert served.contract.cameras[0].height == 64 and served.contract.foresees and served.contract.chunk == 5
+    served = CheckpointPolicy(spec=policy_spec(policy), act_batch=policy.act_batch)
+    assert served.spec.cameras[0].height == 64 and served.spec.foresees and served.spec.chunk == 5
     with running(served) as server, WebsocketPolicy("127.0.0.1", server.port, foresight=True) as client:
         for seed in range(3):
             here = policy.act_batch([observation(seed)], [(7, seed)], foresight=True)[0]
@@ -61,8 +61,8 @@ SCRIPT = """
 import asyncio, sys
 from lamp.serve.config import ServerConfig
 from lamp.serve.server import serve_until_signalled
-from lamp.serve.standin import StandIn
-asyncio.run(serve_until_signalled(StandIn(side=32, pause_s=0.5), ServerConfig(port=0)))
+from lamp.serve.fake_policy import FakePolicy
+asyncio.run(serve_until_signalled(FakePolicy(side=32, pause_s=0.5), ServerConfig(port=0)))
 """
 
 
@@ -121,7 +121,7 @@ def test_the_measurement_with_a_trained_policy(policy: LaMPPolicy, monkeypatch: 
         chunks = policy.act_batch(*arguments, **options)
         return chunks[::-1] if len(chunks) == 3 else chunks
 
-    served = CheckpointPolicy(contract=contract_of(policy), act_batch=swapped)
+    served = CheckpointPolicy(spec=policy_spec(policy), act_batch=swapped)
     known = Known.of(served, clients=3)
     assert known.expected.shape == (3, SCENES, 5, 7) and not np.array_equal(known.expected[0, 0], known.expected[0, 1])
     seen, seed = known.question(known.scenes(2), 2, 5)

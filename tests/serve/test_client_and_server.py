@@ -18,8 +18,8 @@ import pytest
 from serve_fakes import SIDE, observation, request, running
 
 from lamp.serve.config import ServerConfig
+from lamp.serve.fake_policy import FakePolicy, fingerprint
 from lamp.serve.server import served
-from lamp.serve.standin import StandIn, fingerprint
 from lamp_client.asynchronous import Asynchronous
 from lamp_client.client import WebsocketPolicy
 from lamp_client.errors import ConnectionFailedError, ServerBusyError, ServerError
@@ -61,7 +61,7 @@ def test_an_episode_can_be_repeated() -> None:
 
 def test_a_server_that_restarts_is_found_again() -> None:
     config = ServerConfig(port=0)
-    with served(StandIn(side=SIDE), config) as server:
+    with served(FakePolicy(side=SIDE), config) as server:
         port = server.port
         policy = WebsocketPolicy("127.0.0.1", port, connect_timeout_s=10)
         policy.reset((5,))
@@ -70,7 +70,7 @@ def test_a_server_that_restarts_is_found_again() -> None:
 
     def restart() -> None:
         time.sleep(0.6)
-        with served(StandIn(side=SIDE), ServerConfig(port=port)):
+        with served(FakePolicy(side=SIDE), ServerConfig(port=port)):
             started.set()
             done.wait(20)
 
@@ -85,7 +85,7 @@ def test_a_server_that_restarts_is_found_again() -> None:
 
 
 def test_a_busy_server_is_asked_again() -> None:
-    with running(StandIn(side=SIDE, pause_s=0.15), max_queue=1, max_batch=1) as server:
+    with running(FakePolicy(side=SIDE, pause_s=0.15), max_queue=1, max_batch=1) as server:
 
         def one(retries: int) -> Any:
             with WebsocketPolicy("127.0.0.1", server.port, retries=retries) as policy:
@@ -132,7 +132,7 @@ def test_certificates() -> None:
 
 def test_an_asynchronous_robot_over_the_wire() -> None:
     executor = Asynchronous(every=3)
-    with running(StandIn(side=SIDE, pause_s=0.03)) as server, WebsocketPolicy("127.0.0.1", server.port) as policy:
+    with running(FakePolicy(side=SIDE, pause_s=0.03)) as server, WebsocketPolicy("127.0.0.1", server.port) as policy:
         for step in range(25):
             executor.next_action(partial(observation, step), policy, (7,))
             time.sleep(0.02)

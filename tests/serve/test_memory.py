@@ -112,23 +112,23 @@ def until(condition: Any, seconds: float = 10.0) -> None:
 def test_all_clients_together_hold_so_much_and_the_slowest_goes() -> None:
     with running(max_message_mb=1.0, max_buffered_mb=4.0) as server, connected(server) as good:
         slow = [unfinished(server, 900_000) for _ in range(4)]
-        until(lambda: server.intake.total > 3.5e6)
+        until(lambda: server.budget.total > 3.5e6)
         assert not server.metrics.refusals
         slow.append(unfinished(server, 900_000))
         until(lambda: server.metrics.refusals["memory"] == 1)
-        assert code_of(slow[0]) == 1013 and server.intake.total < 4e6  # the first of them, and no other
+        assert code_of(slow[0]) == 1013 and server.budget.total < 4e6  # the first of them, and no other
         for _ in range(3):
             assert asked(good, request())["actions"].shape == (10, 7)
         assert server.metrics.refusals == {"memory": 1}
         for client in slow:
             client.close()
-        until(lambda: server.intake.total < 100_000)
+        until(lambda: server.budget.total < 100_000)
 
 
 def test_the_buffers_of_all_take_two_messages_at_least() -> None:
     with running(max_message_mb=1.0, max_buffered_mb=0.1) as server, connected(server) as client:
         assert asked(client, request())["actions"].shape == (10, 7)
-        assert server.intake.limit == 2_000_000
+        assert server.budget.limit == 2_000_000
 
 
 def test_a_message_that_trickles_is_not_waited_for() -> None:
@@ -215,7 +215,7 @@ def test_tls_that_is_begun_and_never_finished_makes_room_too(monkeypatch: pytest
         for number in range(60):
             idle.append(socket.create_connection(("127.0.0.1", server.port), timeout=5))
             idle[-1].sendall((b"", begun[:20], begun, b"GET / HTTP/1.1\r\n\r\n")[number % 4])
-        until(lambda: 0 < len(server.intake.connections) <= 10)
+        until(lambda: 0 < len(server.budget.connections) <= 10)
         with connected(server, ssl=secure, server_hostname="localhost") as client:
             assert asked(client, request())["actions"].shape == (10, 7)
         for early in idle[:20]:  # sent away, long before the 10 s of a handshake
@@ -225,7 +225,7 @@ def test_tls_that_is_begun_and_never_finished_makes_room_too(monkeypatch: pytest
         assert server.metrics.refusals["handshakes"] >= 20 and time.monotonic() - started < 8
         for each in idle:
             each.close()
-        until(lambda: not server.intake.connections)
+        until(lambda: not server.budget.connections)
 
 
 def test_clients_that_take_no_answer_make_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_clients_that_take_no_answer_make_room_too(monkeypatch: pytest.MonkeyPat
                 (b"GET / HTTP/1.1\r\n\r\n", b"GET /nowhere HTTP/1.1\r\n\r\n", b"PUT / HTTP/1.1\r\n")[number % 3]
             )
         until(lambda: server.metrics.refusals["handshakes"] >= 20)
-        assert len(server.intake.connections) <= 10
+        assert len(server.budget.connections) <= 10
         with connected(server) as client:
             assert asked(client, request())["actions"].shape == (10, 7)
         for each in idle:
@@ -247,11 +247,11 @@ def test_clients_that_take_no_answer_make_room_too(monkeypatch: pytest.MonkeyPat
 def test_an_idle_client_keeps_none_of_its_messages() -> None:
     with running() as server, connected(server) as client:
         assert asked(client, request())["actions"].shape == (10, 7)
-        until(lambda: server.intake.total == 0)
+        until(lambda: server.budget.total == 0)
         with pytest.raises(ConnectionClosed):
             client.send(b"\0" * 17_000_000)
             client.recv(timeout=10)
-        until(lambda: server.intake.total == 0 and not server.intake.connections)
+        until(lambda: server.budget.total == 0 and not server.budget.connections)
 
 
 @linux

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from serve_fakes import SIDE, asked, connected, request, running
 
-from lamp.serve.batching import Question
-from lamp.serve.live import Live
+from lamp.serve.batching import QueuedRequest
+from lamp.serve.fake_policy import FakePolicy
+from lamp.serve.live import LivePage
 from lamp.serve.metrics import Metrics
-from lamp.serve.policy_spec import Contract
+from lamp.serve.policy_spec import PolicySpec
 from lamp.serve.routes import page
 from lamp.serve.server import PolicyServer
-from lamp.serve.standin import StandIn
 from lamp.view.overlay import ForesightArtist
 from lamp_client.types import ActionChunk
 
@@ -38,7 +38,7 @@ def test_the_page_is_one_file_without_outside_resources() -> None:
 @pytest.fixture
 def asking() -> Iterator[PolicyServer]:
     """A server that a robot asks several times a second, in an odd task."""
-    policy = StandIn(side=SIDE, pause_s=0.005)
+    policy = FakePolicy(side=SIDE, pause_s=0.005)
     with running(policy, artist=ForesightArtist()) as server:
         stop = threading.Event()
 
@@ -115,13 +115,13 @@ def test_an_observation_with_flow_stays_a_while(monkeypatch: pytest.MonkeyPatch)
 
     from lamp.serve import live as module
 
-    contract: Contract = StandIn(side=SIDE).contract
-    live = Live(contract=contract, metrics=Metrics(), artist=ForesightArtist())
+    spec: PolicySpec = FakePolicy(side=SIDE).spec
+    live = LivePage(spec=spec, metrics=Metrics(), artist=ForesightArtist())
     clock = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     loop = asyncio.new_event_loop()
-    question = Question(
-        observation=contract.example(), noise_seed=(1,), foresight=False, client=1, answer=loop.create_future()
+    request = QueuedRequest(
+        observation=spec.example(), noise_seed=(1,), foresight=False, client=1, answer=loop.create_future()
     )
     loop.close()
     plain = ActionChunk(actions=np.zeros((2, 7), np.float32))
@@ -130,7 +130,7 @@ def test_an_observation_with_flow_stays_a_while(monkeypatch: pytest.MonkeyPatch)
     for chunk, seconds in ((plain, 0.0), (foreseen, 0.1), (plain, 0.5), (plain, 3.0)):
         clock[0] += seconds
         live.news(clients=1, waiting=0)
-        live.note(question, chunk, infer_ms=1.0, batch=1)
+        live.note(request, chunk, infer_ms=1.0, batch=1)
         assert live.shown is not None
         numbers.append(live.shown.number)
     assert numbers == [1, 2, 2, 3]

@@ -27,16 +27,16 @@ from websockets.sync.client import connect
 
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.serve.config import ServerConfig
+from lamp.serve.fake_policy import FakePolicy, fingerprint
 from lamp.serve.keys import ApiKeys
 from lamp.serve.server import PolicyServer, announcement, served
-from lamp.serve.standin import StandIn, fingerprint
 from lamp_client import wire
 from lamp_client.types import ActionChunk, Observation
 
 TLS = Path(__file__).parents[1] / "fixtures" / "tls"
 
 
-class Failing(StandIn):
+class Failing(FakePolicy):
     """Breaks on an instruction, and with it the whole batch."""
 
     def act_batch(
@@ -69,7 +69,7 @@ def until(condition: object, seconds: float = 10.0) -> None:
 
 
 def test_requests_of_several_clients_are_computed_together_in_one_thread() -> None:
-    policy = StandIn(side=SIDE, pause_s=0.01)
+    policy = FakePolicy(side=SIDE, pause_s=0.01)
     with running(policy, gather_ms=400.0, max_batch=8) as server:
         warm, together = len(policy.batches), threading.Barrier(6)
 
@@ -108,7 +108,7 @@ def test_no_reply_is_lost_or_swapped_among_many_clients() -> None:
 def test_the_check_of_replies_can_fail() -> None:
     from lamp.bench.serve import Echoed, ask_for
 
-    class Swapping(StandIn):
+    class Swapping(FakePolicy):
         def act_batch(
             self, observations: Sequence[Observation], noise_seeds: Sequence[tuple[int, ...]], foresight: bool = False
         ) -> list[ActionChunk]:
@@ -136,7 +136,7 @@ def test_one_observation_that_breaks_the_policy_does_not_spoil_the_batch() -> No
 
 
 def test_a_full_queue_refuses_and_says_so() -> None:
-    with running(StandIn(side=SIDE, pause_s=0.4), max_queue=2, max_batch=1) as server, ThreadPoolExecutor(5) as pool:
+    with running(FakePolicy(side=SIDE, pause_s=0.4), max_queue=2, max_batch=1) as server, ThreadPoolExecutor(5) as pool:
 
         def one(_: int) -> tuple[object, int | None]:
             with connected(server) as client:
@@ -303,7 +303,7 @@ def raw(server: PolicyServer) -> socket.socket:
 
 
 def test_clients_that_vanish_are_forgotten_and_not_computed_for() -> None:
-    policy = StandIn(side=SIDE, pause_s=0.3)
+    policy = FakePolicy(side=SIDE, pause_s=0.3)
     with running(policy, max_batch=1) as server, connected(server) as other:
         done = len(policy.batches)
         for _ in range(6):
@@ -335,7 +335,7 @@ def test_truncated_frames_hold_up_nobody() -> None:
 
 
 def test_a_client_that_does_not_read_is_dropped() -> None:
-    with running(StandIn(side=SIDE), send_timeout_s=0.5) as server, connected(server) as other:
+    with running(FakePolicy(side=SIDE), send_timeout_s=0.5) as server, connected(server) as other:
         slow = raw(server)
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         frame = wire.pack(request(lamp_foresight=True))
@@ -360,7 +360,7 @@ def test_a_client_that_does_not_read_is_dropped() -> None:
 
 
 def test_stopping_finishes_what_is_in_flight() -> None:
-    policy, replies = StandIn(side=SIDE, pause_s=0.5), list[object]()
+    policy, replies = FakePolicy(side=SIDE, pause_s=0.5), list[object]()
     with running(policy) as server:
         idle, busy = (connect(server.address, compression=None, proxy=None) for _ in range(2))
         for client in (idle, busy):
@@ -383,14 +383,14 @@ def test_stopping_finishes_what_is_in_flight() -> None:
 
 
 def test_it_warms_up_before_it_listens() -> None:
-    policy = StandIn(side=SIDE)
+    policy = FakePolicy(side=SIDE)
     with running(policy, max_batch=5):
         assert policy.batches == [1, 2, 4, 5, 1]  # powers of two, a full batch, and flow
     with pytest.raises(
         LampError, match="fails on an example of its own cameras and state: the policy failed: ValueError"
     ):
 
-        class Broken(StandIn):
+        class Broken(FakePolicy):
             def act_batch(self, *_: object, **__: object) -> list[ActionChunk]:
                 raise ValueError("no")
 
@@ -402,14 +402,14 @@ LOADING = """
 import asyncio, sys, time
 from lamp.serve.config import ServerConfig
 from lamp.serve.server import serve_until_signalled
-from lamp.serve.standin import StandIn
+from lamp.serve.fake_policy import FakePolicy
 from lamp.errors import DataError
 
 def load():
     time.sleep(float(sys.argv[2]))
     if sys.argv[3] == "fail":
         raise DataError("the weights are damaged")
-    return StandIn(side=32)
+    return FakePolicy(side=32)
 
 try:
     asyncio.run(serve_until_signalled(load, ServerConfig(port=int(sys.argv[1]))))
@@ -518,7 +518,7 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         refused = pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}")
-        with refused, served(StandIn(side=SIDE), ServerConfig(port=port)):
+        with refused, served(FakePolicy(side=SIDE), ServerConfig(port=port)):
             pass
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"units": "metres"}, "unknown units 'metres'.*dataset, libero, widowx"),

@@ -41,7 +41,7 @@ from lamp.data.policy_dataset import EpisodeSplit
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.policy import LaMPPolicy
-from lamp.serve.policy_spec import CheckpointPolicy, contract_of
+from lamp.serve.policy_spec import CheckpointPolicy, policy_spec
 from lamp.train.checkpoint_metadata import BackboneRecord, CameraInput, DataRecord, Description, PolicyRecord
 from lamp.train.config import PolicyTraining
 from lamp.train.datasets import Sources, fit_scaling
@@ -200,7 +200,7 @@ def description(config: PolicyTraining, record: PolicyRecord, backbone: Backbone
 def check(root: Path, policy: LaMPPolicy, samples: ImageSamples, asked: Sequence[int]) -> None:
     """Asks the server as a robot does, and compares with what is recorded."""
     robot, dataset = policy.record.embodiment, samples.dataset
-    served = CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
+    served = CheckpointPolicy(spec=policy_spec(policy), act_batch=policy.act_batch)
     with running(served) as server, WebsocketPolicy("127.0.0.1", server.port) as client:
         assert client.metadata["action_units"] == "dataset"
         for index in asked:
@@ -250,7 +250,7 @@ def test_the_grippers_of_two_arms_in_units_of_their_own(tmp_path: Path) -> None:
     policy, samples = perfect_policy(root, robot, RawState(), ByDeviation(), ByDeviation())
     assert policy.record.scaling.actions.binary == (6, 13)
     told = [{"dim": 6, "opened": 0.0, "closed": 255.0}, {"dim": -1, "opened": 0.08, "closed": 0.0}]
-    assert policy.metadata["gripper"] == told and contract_of(policy).grippers == GripperUnits.all_of({"gripper": told})
+    assert policy.metadata["gripper"] == told and policy_spec(policy).grippers == GripperUnits.all_of({"gripper": told})
     check(root, policy, samples, [0, 5, LENGTH - 1, LENGTH + 2])
     with pytest.raises(InvalidValueError, match="grippers at 6, -1; expected those of a robot with one"):
         GripperUnits.of(policy.metadata)

@@ -32,7 +32,7 @@ from lamp.train.metrics import (
 pytest.importorskip("accelerate")
 
 
-class StandIn(ModuleType):
+class FakePolicy(ModuleType):
     """What Accelerate's trackers ask of wandb and trackio: `init`, its run, and `config`."""
 
     def __init__(self, name: str) -> None:
@@ -44,7 +44,7 @@ class StandIn(ModuleType):
         self.config = self
         self.fails = False
 
-    def init(self, **known: Any) -> StandIn:
+    def init(self, **known: Any) -> FakePolicy:
         self.started.append(known)
         return self
 
@@ -61,8 +61,8 @@ class StandIn(ModuleType):
 
 
 @pytest.fixture
-def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, StandIn]]:
-    found = {name: StandIn(name) for name in ("wandb", "trackio")}
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakePolicy]]:
+    found = {name: FakePolicy(name) for name in ("wandb", "trackio")}
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)
     there = metrics.find_spec
@@ -78,7 +78,7 @@ def write(out: Path, trackers: tuple[Tracker, ...], steps: range, from_step: int
 
 
 def test_values_arrive_flat_with_their_step_and_the_run_with_its_settings(
-    tmp_path: Path, packages: dict[str, StandIn]
+    tmp_path: Path, packages: dict[str, FakePolicy]
 ) -> None:
     out = tmp_path / "policy_with"
     write_json(out / "lamp.json", {"training": {"loop": {"steps": 3}}})
@@ -94,7 +94,7 @@ def test_values_arrive_flat_with_their_step_and_the_run_with_its_settings(
 
 
 def test_a_continued_run_goes_on_under_its_id_and_a_fresh_one_does_not(
-    tmp_path: Path, packages: dict[str, StandIn]
+    tmp_path: Path, packages: dict[str, FakePolicy]
 ) -> None:
     both = (Wandb(), Trackio())
     write(tmp_path / "run", both, range(1, 4))
@@ -108,7 +108,7 @@ def test_a_continued_run_goes_on_under_its_id_and_a_fresh_one_does_not(
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
-    tmp_path: Path, packages: dict[str, StandIn], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, packages: dict[str, FakePolicy], capsys: pytest.CaptureFixture[str]
 ) -> None:
     packages["wandb"].fails = True
     write(tmp_path, (Wandb(), Trackio()), range(1, 4))

@@ -1,7 +1,7 @@
 """`lamp bench serve`: the server under many clients on loopback; every reply is checked against its request, and all is timed.
 
 The clients live in processes of their own, so that they share no interpreter with the server. By default the policy is a
-stand-in whose replies repeat what was asked (`lamp.serve.standin`); what is measured is then the server and not a model.
+stand-in whose replies repeat what was asked (`lamp.serve.fake_policy`); what is measured is then the server and not a model.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from jaxtyping import Float
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.serve.config import ServerConfig
+from lamp.serve.fake_policy import STATE, FakePolicy, fingerprint
 from lamp.serve.metrics import resident_bytes
 from lamp.serve.policy_spec import CameraSize, CheckpointPolicy, ServedPolicy, open_checkpoint
 from lamp.serve.server import PolicyServer, served
-from lamp.serve.standin import STATE, StandIn, fingerprint
 from lamp_client import wire
 from lamp_client.child_processes import ProcessPool, available_cores
 from lamp_client.layouts import RequestLayout, frame_request
@@ -84,8 +84,8 @@ class Known:
         Raises:
             MismatchError: Two requests get the same actions, so that a swapped reply could not be told.
         """
-        contract = policy.contract
-        blank = cls(cameras=contract.cameras, state_width=contract.state_width, expected=np.zeros((0, 0, 0, 0)))
+        spec = policy.spec
+        blank = cls(cameras=spec.cameras, state_width=spec.state_width, expected=np.zeros((0, 0, 0, 0)))
         chunks = [
             policy.act_batch([seen], [(client, number)], foresight=False)[0].actions
             for client in range(clients)
@@ -95,7 +95,7 @@ class Known:
         if len(np.unique(flat, axis=0)) < len(flat):
             raise MismatchError("the policy gives the same actions for different observations; expected a trained one.")
         expected = flat.reshape(clients, SCENES, *chunks[0].shape)
-        return cls(cameras=contract.cameras, state_width=contract.state_width, expected=expected)
+        return cls(cameras=spec.cameras, state_width=spec.state_width, expected=expected)
 
     @property
     def layout(self) -> RequestLayout:
@@ -210,7 +210,7 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
         "clients": config.clients,
         "seconds": config.seconds,
         "policy": "stand-in" if config.checkpoint is None else str(config.checkpoint),
-        "images_px": [[camera.height, camera.width] for camera in policy.contract.cameras],
+        "images_px": [[camera.height, camera.width] for camera in policy.spec.cameras],
         "think_ms": config.think_ms,
         "requests": loaded["requests"],
         "wrong_replies": alone["wrong_replies"] + loaded["wrong_replies"],
@@ -235,7 +235,7 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
 def _subject(config: ServeBench) -> tuple[ServedPolicy, Asking]:
     """The policy, and what it is asked."""
     if config.checkpoint is None:
-        return StandIn(side=config.side, pause_s=config.policy_ms / 1000), Echoed(side=config.side)
+        return FakePolicy(side=config.side, pause_s=config.policy_ms / 1000), Echoed(side=config.side)
     policy = open_checkpoint(config.checkpoint, device=config.device, threads=config.threads)
     return policy, Known.of(policy, config.clients)
 

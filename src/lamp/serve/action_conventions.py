@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.errors import MismatchError, unknown
-from lamp.serve.policy_spec import Contract
+from lamp.serve.policy_spec import PolicySpec
 from lamp_client.envs import libero, simpler_tasks
 from lamp_client.types import GripperUnits
 
@@ -18,7 +18,7 @@ Actions = Float[np.ndarray, "h a"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AsRecorded:
+class DatasetUnits:
     """The dataset's own units, gripper included; LaMP's own environment adapters convert, as the greeting says what they are."""
 
     grippers: tuple[GripperUnits, ...] = ()
@@ -46,7 +46,7 @@ class AsRecorded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForEnvironment(AsRecorded):
+class EnvironmentUnits(DatasetUnits):
     """Units of an environment whose openpi client executes actions as they are.
 
     starVLA's clients of these environments convert by themselves; they take the gripper as 1 = open, 0 = closed, and the rest as
@@ -60,7 +60,7 @@ class ForEnvironment(AsRecorded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Libero(ForEnvironment):
+class LiberoUnits(EnvironmentUnits):
     """LIBERO's own: the gripper becomes -1 = open, +1 = close. What openpi's LIBERO client executes as it is."""
 
     @property
@@ -72,8 +72,8 @@ class Libero(ForEnvironment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidowX(ForEnvironment):
-    """SimplerEnv's WidowX: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
+class WidowXUnits(EnvironmentUnits):
+    """SimplerEnv's WidowXUnits: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
 
     @property
     def sent(self) -> tuple[GripperUnits, ...]:
@@ -83,8 +83,8 @@ class WidowX(ForEnvironment):
         return simpler_tasks.action_from_policy(self.openness(actions))
 
 
-Units = AsRecorded | Libero | WidowX
-UNITS: Mapping[str, type[Units]] = {"dataset": AsRecorded, "libero": Libero, "widowx": WidowX}
+Units = DatasetUnits | LiberoUnits | WidowXUnits
+UNITS: Mapping[str, type[Units]] = {"dataset": DatasetUnits, "libero": LiberoUnits, "widowx": WidowXUnits}
 
 
 def check_units(name: str) -> None:
@@ -96,7 +96,7 @@ def check_units(name: str) -> None:
         raise unknown("units", name, UNITS)
 
 
-def units_of(name: str, contract: Contract) -> Units:
+def action_units(name: str, spec: PolicySpec) -> Units:
     """The units of that name for a policy's actions.
 
     Raises:
@@ -104,19 +104,19 @@ def units_of(name: str, contract: Contract) -> Units:
         MismatchError: The policy's actions are none of that environment's.
     """
     check_units(name)
-    units = UNITS[name](grippers=contract.grippers)
+    units = UNITS[name](grippers=spec.grippers)
     if units.action_units == "environment":
-        if contract.action_width != 7:
+        if spec.action_width != 7:
             raise MismatchError(
-                f"--units {name} needs actions of 7 values; this policy's have {contract.action_width}. Known: dataset."
+                f"--units {name} needs actions of 7 values; this policy's have {spec.action_width}. Known: dataset."
             )
-        if contract.kind != "delta":
+        if spec.kind != "delta":
             raise MismatchError(
-                f"--units {name} needs actions that are changes of the pose; this policy's, trained on {contract.dataset}, are "
-                f"{contract.kind} targets. Known: dataset."
+                f"--units {name} needs actions that are changes of the pose; this policy's, trained on {spec.dataset}, are "
+                f"{spec.kind} targets. Known: dataset."
             )
-        places = [gripper.dim for gripper in contract.grippers]
-        if any(place % contract.action_width != 6 for place in places):
+        places = [gripper.dim for gripper in spec.grippers]
+        if any(place % spec.action_width != 6 for place in places):
             raise MismatchError(
                 f"--units {name} needs the gripper as the last of 7 values; this policy has it at {places[0]}. "
                 "Known: dataset."

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from lamp.errors import LampError
 from lamp.serve.policy_spec import ServedPolicy
-from lamp.serve.protocols import Answer, NoiseSeed
+from lamp.serve.protocols import ActReply, NoiseSeed
 from lamp_client.errors import LampClientError
 from lamp_client.types import ActionChunk, Observation
 
@@ -20,7 +20,7 @@ log = logging.getLogger("lamp.serve")
 
 
 class BusyError(LampError):
-    """The server has as many questions waiting as it accepts; the same question may be answered in a moment."""
+    """The server has as many requests waiting as it accepts; the same request may be answered in a moment."""
 
 
 class PolicyFailedError(LampError):
@@ -28,35 +28,35 @@ class PolicyFailedError(LampError):
 
 
 @dataclass(kw_only=True, eq=False)
-class Question:
+class QueuedRequest:
     """One observation that waits for its actions."""
 
     observation: Observation
     noise_seed: NoiseSeed
     foresight: bool
     client: int
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[ActReply]
     arrived: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class ComputedBatch:
     """A batch that was computed."""
 
-    questions: tuple[Question, ...]
+    requests: tuple[QueuedRequest, ...]
     chunks: tuple[ActionChunk | LampError | LampClientError, ...]
     infer_s: float
 
 
 class Batcher:
-    """Answers questions in the order of their arrival, several at a time.
+    """Answers requests in the order of their arrival, several at a time.
 
     Args:
-        policy: Asked in one thread of its own, so that the event loop goes on meanwhile.
+        policy: PolicyRequest in one thread of its own, so that the event loop goes on meanwhile.
         gather_s: How long the first of a batch waits for others [s].
         max_batch: Observations computed together at most.
         max_queue: Observations that may wait; more are refused.
-        talking: How many clients may be expected to ask soon. Once that many wait, waiting longer would bring nobody, so a
+        active_clients: How many clients may be expected to ask soon. Once that many wait, waiting longer would bring nobody, so a
             lone robot never waits.
         on_done: Told of every batch, after its answers are out.
     """
@@ -68,12 +68,12 @@ class Batcher:
         gather_s: float,
         max_batch: int,
         max_queue: int,
-        talking: Callable[[], int],
-        on_done: Callable[[Done], None] = lambda done: None,
+        active_clients: Callable[[], int],
+        on_done: Callable[[ComputedBatch], None] = lambda done: None,
     ) -> None:
-        self._policy, self._talking, self._on_done = policy, talking, on_done
+        self._policy, self._talking, self._on_done = policy, active_clients, on_done
         self.gather_s, self.max_batch, self.max_queue = gather_s, max_batch, max_queue
-        self._waiting: deque[Question] = deque()
+        self._waiting: deque[QueuedRequest] = deque()
         self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lamp-policy")
         self._task: asyncio.Task[None] | None = None
@@ -92,14 +92,14 @@ class Batcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for question in self._waiting:
-            question.answer.cancel()
+        for request in self._waiting:
+            request.answer.cancel()
         self._waiting.clear()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def ask(
         self, observations: Sequence[Observation], seeds: Sequence[NoiseSeed], *, foresight: bool, client: int
-    ) -> list[Answer]:
+    ) -> list[ActReply]:
         """Waits for the answers to all of a request's observations.
 
         Raises:
@@ -112,29 +112,35 @@ class Batcher:
                 f"the server is busy: {len(self._waiting)} observations wait, and it accepts {self.max_queue}; try again soon."
             )
         loop = asyncio.get_running_loop()
-        questions = [
-            Question(observation=seen, noise_seed=seed, foresight=foresight, client=client, answer=loop.create_future())
+        requests = [
+            QueuedRequest(
+                observation=seen, noise_seed=seed, foresight=foresight, client=client, answer=loop.create_future()
+            )
             for seen, seed in zip(observations, seeds, strict=True)
         ]
-        self._waiting.extend(questions)
+        self._waiting.extend(requests)
         self._changed.set()
         try:
-            return list(await asyncio.gather(*(question.answer for question in questions)))
+            return list(await asyncio.gather(*(request.answer for request in requests)))
         finally:
             # A client that has gone is not computed for, and its images, views of a whole message, are not kept.
-            for question in questions:
-                question.answer.cancel()
-            if any(question.answer.done() for question in self._waiting):
-                self._waiting = deque(question for question in self._waiting if not question.answer.done())
+            for request in requests:
+                request.answer.cancel()
+            if any(request.answer.done() for request in self._waiting):
+                self._waiting = deque(request for request in self._waiting if not request.answer.done())
 
-    async def compute(self, observations: Sequence[Observation], seeds: Sequence[NoiseSeed], foresight: bool) -> Done:
+    async def compute(
+        self, observations: Sequence[Observation], seeds: Sequence[NoiseSeed], foresight: bool
+    ) -> ComputedBatch:
         """Computes at once, in the policy's thread: for warming up, and for pictures while nobody waits."""
         loop = asyncio.get_running_loop()
-        questions = [
-            Question(observation=seen, noise_seed=seed, foresight=foresight, client=-1, answer=loop.create_future())
+        requests = [
+            QueuedRequest(
+                observation=seen, noise_seed=seed, foresight=foresight, client=-1, answer=loop.create_future()
+            )
             for seen, seed in zip(observations, seeds, strict=True)
         ]
-        return await loop.run_in_executor(self._thread, self._infer, tuple(questions))
+        return await loop.run_in_executor(self._thread, self._infer, tuple(requests))
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -144,22 +150,22 @@ class Batcher:
                 continue
             started = time.perf_counter()
             done = await loop.run_in_executor(self._thread, self._infer, batch)
-            for question, chunk in zip(done.questions, done.chunks, strict=True):
-                if question.answer.done():
+            for request, chunk in zip(done.requests, done.chunks, strict=True):
+                if request.answer.done():
                     continue
                 if isinstance(chunk, Exception):
-                    question.answer.set_exception(chunk)
+                    request.answer.set_exception(chunk)
                 else:
-                    queue_ms = 1000.0 * (started - question.arrived)
-                    answer = Answer(chunk=chunk, infer_ms=1000.0 * done.infer_s, queue_ms=queue_ms, batch=len(batch))
-                    question.answer.set_result(answer)
+                    queue_ms = 1000.0 * (started - request.arrived)
+                    answer = ActReply(chunk=chunk, infer_ms=1000.0 * done.infer_s, queue_ms=queue_ms, batch=len(batch))
+                    request.answer.set_result(answer)
             try:
                 self._on_done(done)
             except Exception:
                 log.exception("noting a batch failed")
 
-    async def _gathered(self) -> tuple[Question, ...]:
-        """Waits for the first question, then for company."""
+    async def _gathered(self) -> tuple[QueuedRequest, ...]:
+        """Waits for the first request, then for company."""
         while not self._waiting:
             self._changed.clear()
             await self._changed.wait()
@@ -178,22 +184,22 @@ class Batcher:
         """Whether somebody may still join the batch."""
         return len(self._waiting) < self.max_batch and len({q.client for q in self._waiting}) < self._talking()
 
-    def _taken(self) -> tuple[Question, ...]:
-        """The next batch: questions with the same wish for flow, which costs far more than actions alone."""
-        taken: list[Question] = []
-        left: deque[Question] = deque()
+    def _taken(self) -> tuple[QueuedRequest, ...]:
+        """The next batch: requests with the same wish for flow, which costs far more than actions alone."""
+        taken: list[QueuedRequest] = []
+        left: deque[QueuedRequest] = deque()
         while self._waiting:
-            question = self._waiting.popleft()
-            if question.answer.done():
+            request = self._waiting.popleft()
+            if request.answer.done():
                 continue
-            if len(taken) < self.max_batch and (not taken or question.foresight == taken[0].foresight):
-                taken.append(question)
+            if len(taken) < self.max_batch and (not taken or request.foresight == taken[0].foresight):
+                taken.append(request)
             else:
-                left.append(question)
+                left.append(request)
         self._waiting = left
         return tuple(taken)
 
-    def _infer(self, batch: tuple[Question, ...]) -> Done:
+    def _infer(self, batch: tuple[QueuedRequest, ...]) -> ComputedBatch:
         """Runs in the policy's thread."""
         started = time.perf_counter()
         try:
@@ -201,19 +207,19 @@ class Batcher:
         except Exception as error:
             # One observation must not spoil the others' answers.
             alone = len(batch) == 1
-            chunks = [_told(error) if alone else self._infer((question,)).chunks[0] for question in batch]
-        return Done(questions=batch, chunks=tuple(chunks), infer_s=time.perf_counter() - started)
+            chunks = [_error_for_client(error) if alone else self._infer((request,)).chunks[0] for request in batch]
+        return ComputedBatch(requests=batch, chunks=tuple(chunks), infer_s=time.perf_counter() - started)
 
-    def _act(self, batch: tuple[Question, ...]) -> list[ActionChunk]:
-        observations = [question.observation for question in batch]
-        seeds = [question.noise_seed for question in batch]
+    def _act(self, batch: tuple[QueuedRequest, ...]) -> list[ActionChunk]:
+        observations = [request.observation for request in batch]
+        seeds = [request.noise_seed for request in batch]
         chunks = self._policy.act_batch(observations, seeds, foresight=batch[0].foresight)
         if len(chunks) != len(batch):
             raise PolicyFailedError(f"the policy gave {len(chunks)} chunks for {len(batch)} observations")
         return chunks
 
 
-def _told(error: Exception) -> LampError | LampClientError:
+def _error_for_client(error: Exception) -> LampError | LampClientError:
     """What the client is told: its mistake in full, ours without the trace, which is in the log."""
     if isinstance(error, LampError | LampClientError):
         return error

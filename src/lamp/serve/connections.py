@@ -48,7 +48,7 @@ TRY_AGAIN_LATER, POLICY_VIOLATION = 1013, 1008
 
 
 @dataclass(kw_only=True, eq=False)
-class Intake:
+class ReceiveBudget:
     """All connections, and what they hold together."""
 
     limit: int
@@ -147,7 +147,7 @@ class TlsHandshake(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         transport.pause_reading()
         self._connection.transport = transport
-        self._connection.intake.add(self._connection)
+        self._connection.budget.add(self._connection)
         self._task = self._connection.loop.create_task(self._shake(transport), name="lamp-tls")
 
     def data_received(self, data: bytes) -> None:
@@ -163,7 +163,7 @@ class TlsHandshake(asyncio.Protocol):
             secured = None
         if secured is None or secured.is_closing():
             transport.abort()
-            self._connection.intake.remove(self._connection)
+            self._connection.budget.remove(self._connection)
             return
         secured.set_protocol(self._connection)
         self._connection.connection_made(secured)
@@ -174,9 +174,9 @@ class TlsHandshake(asyncio.Protocol):
 class ClientConnection(ServerConnection):
     """A connection that knows what it holds, and frees it when it ends."""
 
-    def __init__(self, *arguments: Any, intake: Intake, **options: Any) -> None:
+    def __init__(self, *arguments: Any, budget: ReceiveBudget, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.intake = intake
+        self.budget = budget
         self.held = 0
         """Bytes, as counted last."""
         self.begun: float | None = None
@@ -199,7 +199,7 @@ class ClientConnection(ServerConnection):
     def answered(self) -> None:
         """The message that was read last is not needed any more."""
         self._answering = 0
-        self.intake.update(self)
+        self.budget.update(self)
 
     def dismiss(self, code: int, why: str, reason: str) -> None:
         """Ends the connection from this side, and frees what it holds at once.
@@ -212,7 +212,7 @@ class ClientConnection(ServerConnection):
         if self.dismissed:
             return
         self.dismissed = True
-        self.intake.refused(reason)
+        self.budget.refused(reason)
         if self.protocol.state is State.OPEN:
             self.protocol.fail(code, why)
             self.send_data()
@@ -220,7 +220,7 @@ class ClientConnection(ServerConnection):
         else:
             self.transport.abort()
         self._free()
-        self.intake.update(self)
+        self.budget.update(self)
 
     async def recv(self, decode: bool | None = None) -> Any:
         message = await super().recv(decode)
@@ -230,7 +230,7 @@ class ClientConnection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.intake.add(self)
+        self.budget.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self.request is None and not self.dismissed:
@@ -247,7 +247,7 @@ class ClientConnection(ServerConnection):
             self.begun = None
         elif self.begun is None:
             self.begun = time.monotonic()
-        self.intake.note(self)
+        self.budget.note(self)
 
     def process_event(self, event: Any) -> None:
         if self.dismissed:
@@ -267,7 +267,7 @@ class ClientConnection(ServerConnection):
                 error.__traceback__ = None
                 if error.__cause__ is not None:
                     error.__cause__.__traceback__ = None
-        self.intake.remove(self)
+        self.budget.remove(self)
 
     def _count_data(self, frame: Frame) -> None:
         self._partial += len(frame.data) + FRAME_BYTES
@@ -320,7 +320,7 @@ def _not_allowed() -> bytes:
 
 
 @dataclass(kw_only=True)
-class OutOfFiles:
+class AcceptErrorHandler:
     """Handles the event loop's errors: where no file descriptor is left for a connection, one line a minute says so."""
 
     every_s: float = 60.0

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lamp.serve.batching import Question
+from lamp.serve.batching import QueuedRequest
 from lamp.serve.metrics import Metrics, quantile
-from lamp.serve.policy_spec import Contract
+from lamp.serve.policy_spec import PolicySpec
 from lamp_client.types import ActionChunk
 
 Artist = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
@@ -31,11 +31,11 @@ STALE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class DisplayedReply:
     """The last thing that was computed."""
 
     number: int
-    question: Question
+    request: QueuedRequest
     chunk: ActionChunk
     infer_ms: float
     batch: int
@@ -45,18 +45,18 @@ class Shown:
 
 
 @dataclass(kw_only=True)
-class Live:
+class LivePage:
     """Keeps what the page shows.
 
     Args:
-        contract: The policy's.
+        spec: The policy's.
         artist: Draws predicted points over the reference camera's image; None leaves images as they are.
     """
 
-    contract: Contract
+    spec: PolicySpec
     metrics: Metrics
     artist: Artist | None = None
-    shown: Shown | None = None
+    shown: DisplayedReply | None = None
     _watched: float = field(default=-1e9, init=False)
     picture_s: float = 0.0
     """How long the last prediction for the page took."""
@@ -72,9 +72,9 @@ class Live:
     def wants_flow(self) -> bool:
         """Whether a prediction for the page is due."""
         due = time.monotonic() - self._pictured >= self._every
-        return self.contract.foresees and self.artist is not None and self.watched and due
+        return self.spec.foresees and self.artist is not None and self.watched and due
 
-    def note(self, question: Question, chunk: ActionChunk, *, infer_ms: float, batch: int) -> None:
+    def note(self, request: QueuedRequest, chunk: ActionChunk, *, infer_ms: float, batch: int) -> None:
         """Shows an answer from now on.
 
         While flow is being shown, plain answers do not replace it, unless the server has been too busy to predict any.
@@ -85,8 +85,8 @@ class Live:
         elif self._keeps_flow(now):
             return
         number = 1 if self.shown is None else self.shown.number + 1
-        self.shown = Shown(
-            number=number, question=question, chunk=chunk, infer_ms=infer_ms, batch=batch, at=time.time(),
+        self.shown = DisplayedReply(
+            number=number, request=request, chunk=chunk, infer_ms=infer_ms, batch=batch, at=time.time(),
             foresight=chunk.foresight,
         )  # fmt: skip
         self._jpegs.clear()
@@ -127,10 +127,10 @@ class Live:
             "recent_ms": [round(1000 * value, 2) for value in list(metrics.request.recent)[-120:]],
             "batch": round(float(np.mean(metrics.batch.recent)), 2) if metrics.batch.recent else None,
             "policy": {
-                "chunk": self.contract.chunk,
-                "execute": self.contract.execute,
-                "dataset": self.contract.dataset,
-                "foresees": self.contract.foresees,
+                "chunk": self.spec.chunk,
+                "execute": self.spec.execute,
+                "dataset": self.spec.dataset,
+                "foresees": self.spec.foresees,
             },
             "shown": self._shown(),
         }
@@ -138,13 +138,13 @@ class Live:
     def _shown(self) -> dict[str, Any] | None:
         if self.shown is None:
             return None
-        shown, seen = self.shown, self.shown.question.observation
+        shown, seen = self.shown, self.shown.request.observation
         return {
             "number": shown.number,
-            "client": shown.question.client,
+            "client": shown.request.client,
             "at": round(shown.at, 3),
             "instruction": seen.instruction,
-            "cameras": [camera.name for camera in self.contract.cameras],
+            "cameras": [camera.name for camera in self.spec.cameras],
             "flow": shown.foresight is not None,
             "gate": shown.chunk.gate,
             "state": [round(float(value), 4) for value in seen.state],
@@ -156,12 +156,12 @@ class Live:
     async def picture(self, camera: str) -> bytes | None:
         """The last image of a camera as JPEG, drawn and encoded beside the event loop; None where there is none."""
         shown = self.shown
-        if shown is None or camera not in shown.question.observation.images:
+        if shown is None or camera not in shown.request.observation.images:
             return None
         key = (shown.number, camera)
         if key not in self._jpegs:
-            flow = shown.foresight if camera == self.contract.reference else None
-            image = shown.question.observation.images[camera]
+            flow = shown.foresight if camera == self.spec.reference else None
+            image = shown.request.observation.images[camera]
             content = await asyncio.to_thread(_jpeg, image, flow, self.artist)
             if self.shown is not shown:
                 return content

@@ -59,7 +59,7 @@ class Metrics:
     """What the server counts."""
 
     requests: Counter[str] = field(default_factory=Counter)
-    """By dialect."""
+    """By protocol."""
     refusals: Counter[str] = field(default_factory=Counter)
     """By reason."""
     connections: int = 0

@@ -32,7 +32,7 @@ class CameraSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contract:
+class PolicySpec:
     """What the policy takes and gives, so that requests are checked before they wait for others."""
 
     cameras: tuple[CameraSize, ...]
@@ -132,7 +132,7 @@ class ServedPolicy(Protocol):
     """What the server needs of a policy."""
 
     @property
-    def contract(self) -> Contract: ...
+    def spec(self) -> PolicySpec: ...
 
     @property
     def act_batch(self) -> Callable[..., list[ActionChunk]]:
@@ -142,9 +142,9 @@ class ServedPolicy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-    """A trained policy with its contract."""
+    """A trained policy with its spec."""
 
-    contract: Contract
+    spec: PolicySpec
     act_batch: Callable[..., list[ActionChunk]]
 
 
@@ -185,7 +185,7 @@ def open_checkpoint(
     policy = LaMPPolicy.from_checkpoint(path, device=device, precision=asked)
     policy = policy if dataset is None else policy.of_dataset(dataset)
     policy = policy.compile() if fast else policy
-    return CheckpointPolicy(contract=contract_of(policy), act_batch=policy.act_batch)
+    return CheckpointPolicy(spec=policy_spec(policy), act_batch=policy.act_batch)
 
 
 def action_limits(record: Any) -> ActionLimits | None:
@@ -222,8 +222,8 @@ def action_limits(record: Any) -> ActionLimits | None:
     return tuple(low.tolist()), tuple(high.tolist())
 
 
-def contract_of(policy: Any) -> Contract:
-    """Reads the contract of a `lamp.policy.LaMPPolicy` from its checkpoint's description."""
+def policy_spec(policy: Any) -> PolicySpec:
+    """Reads the spec of a `lamp.policy.LaMPPolicy` from its checkpoint's description."""
     cameras = tuple(
         CameraSize(name=camera.name, height=camera.height, width=camera.width)
         for camera in policy.description.backbone.cameras
@@ -232,7 +232,7 @@ def contract_of(policy: Any) -> Contract:
     about = {
         key: told[key] for key in ("fps", "actions", "embodiment", "uses_motion", "step", "weights_sha256", "code")
     }
-    return Contract(
+    return PolicySpec(
         cameras=cameras,
         state_width=record.state_width,
         action_width=record.scaling.actions.width,

@@ -14,8 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from lamp.errors import MismatchError
-from lamp.serve.action_conventions import AsRecorded, Units
-from lamp.serve.policy_spec import Contract
+from lamp.serve.action_conventions import DatasetUnits, Units
+from lamp.serve.policy_spec import PolicySpec
 from lamp_client.client import PROTOCOL_VERSION
 from lamp_client.errors import InvalidValueError, WireError
 from lamp_client.layouts import RequestLayout, frame_request, image_from, prompt_from, state_from
@@ -26,7 +26,7 @@ STARVLA_TYPES = ("ping", "infer", "predict_action", "reset")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class ErrorReply:
     """How an error is told: the frame, and the code that closes the connection; None keeps it open."""
 
     frame: str | dict[str, Any]
@@ -34,27 +34,27 @@ class Refusal:
 
 
 @runtime_checkable
-class Dialect(Protocol):
+class WireProtocol(Protocol):
     """How messages of one kind are read and answered."""
 
     @property
     def name(self) -> str: ...
 
-    def speaks(self, message: Message) -> bool:
-        """Whether the message is in this dialect."""
+    def matches(self, message: Message) -> bool:
+        """Whether the message is in this protocol."""
         ...
 
-    def read(self, message: Message) -> Asked:
+    def read(self, message: Message) -> PolicyRequest:
         """Reads what is asked for, whatever is wrong with it raising one of the client's or LaMP's errors."""
         ...
 
     def answered(
-        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+        self, message: Message, asked: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
     ) -> dict[str, Any]:
         """The reply."""
         ...
 
-    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
         """The reply to what cannot be answered; `busy` where the same would be answered later."""
         ...
 
@@ -63,21 +63,21 @@ class Dialect(Protocol):
 class OpenPi:
     """openpi's protocol, with a few keys of ours under `lamp/`."""
 
-    contract: Contract
+    spec: PolicySpec
     units: Units
     layouts: tuple[RequestLayout, ...]
     """The most likely first."""
     name: str = "openpi"
 
     @classmethod
-    def of(cls, contract: Contract, units: Units) -> OpenPi:
+    def of(cls, spec: PolicySpec, units: Units) -> OpenPi:
         """Lists the requests from which this policy's observations can be made."""
-        return cls(contract=contract, units=units, layouts=layouts_for(contract))
+        return cls(spec=spec, units=units, layouts=layouts_for(spec))
 
-    def speaks(self, message: Message) -> bool:
+    def matches(self, message: Message) -> bool:
         return True
 
-    def read(self, message: Message) -> Asked:
+    def read(self, message: Message) -> PolicyRequest:
         """
         Raises:
             WireError: A key is missing.
@@ -86,9 +86,9 @@ class OpenPi:
         """
         seed = seed_from(message.get("lamp/noise_seed"), "lamp/noise_seed")
         if flag_from(message, "lamp/reset") or "__ctrl__" in message:
-            return Reset(noise_seed=seed)
-        observation = self.contract.fitted(self._layout(message).observation(message))
-        return Act(observations=(observation,), noise_seed=seed, foresight=flag_from(message, "lamp/foresight"))
+            return ResetRequest(noise_seed=seed)
+        observation = self.spec.fitted(self._layout(message).observation(message))
+        return ActRequest(observations=(observation,), noise_seed=seed, foresight=flag_from(message, "lamp/foresight"))
 
     def _layout(self, message: Message) -> RequestLayout:
         """The layout of which the request has most keys, and of those with the same keys the one whose state fits."""
@@ -100,7 +100,7 @@ class OpenPi:
         return max(self.layouts, key=fit)
 
     def answered(
-        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+        self, message: Message, asked: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
     ) -> dict[str, Any]:
         if not answers:
             return {"lamp/reset": True}
@@ -112,32 +112,32 @@ class OpenPi:
         if prev_total_ms is not None:
             server["prev_total_ms"] = prev_total_ms
         # openpi's own client slices every array of a reply by the step, so nothing but actions is there unasked.
-        if isinstance(asked, Act) and asked.foresight and chunk.foresight is not None:
+        if isinstance(asked, ActRequest) and asked.foresight and chunk.foresight is not None:
             reply["lamp/foresight"] = chunk.foresight
         if chunk.gate is not None:
             reply["lamp/gate"] = chunk.gate
         return reply
 
-    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
-        return Refusal(frame=problem, close=1013 if busy else 1011)
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
+        return ErrorReply(frame=problem, close=1013 if busy else 1011)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StarVla:
     """starVLA's envelope. Its clients adapt actions to the environment themselves (`Units.for_starvla`)."""
 
-    contract: Contract
+    spec: PolicySpec
     max_examples: int
-    units: Units = field(default_factory=AsRecorded)
+    units: Units = field(default_factory=DatasetUnits)
     name: str = "starvla"
 
-    def speaks(self, message: Message) -> bool:
+    def matches(self, message: Message) -> bool:
         if "examples" in message or isinstance(message.get("payload"), Mapping):
             return True
         kind = message.get("type")
         return isinstance(kind, str) and kind in STARVLA_TYPES
 
-    def read(self, message: Message) -> Asked:
+    def read(self, message: Message) -> PolicyRequest:
         """
         Raises:
             WireError: The type or a key is unknown.
@@ -148,16 +148,16 @@ class StarVla:
         if not isinstance(kind, str) or kind not in STARVLA_TYPES:
             raise WireError(f"the message's type is {str(kind)[:40]!r}; expected one of {', '.join(STARVLA_TYPES)}.")
         if kind == "ping":
-            return Ping()
+            return PingRequest()
         payload = message.get("payload", message)
         if not isinstance(payload, Mapping):
             raise WireError(f"'payload' is {type(payload).__name__}; expected a map with 'examples'.")
         seed = seed_from(payload.get("lamp/noise_seed"), "lamp/noise_seed")
         if kind == "reset":
-            return Reset(noise_seed=seed)
+            return ResetRequest(noise_seed=seed)
         self._check_key(payload.get("unnorm_key"))
         observations = tuple(self._observation(example, n) for n, example in enumerate(self._examples(payload)))
-        return Act(observations=observations, noise_seed=seed, foresight=flag_from(payload, "lamp/foresight"))
+        return ActRequest(observations=observations, noise_seed=seed, foresight=flag_from(payload, "lamp/foresight"))
 
     def _examples(self, payload: Message) -> list[Message]:
         examples = payload.get("examples")
@@ -169,47 +169,47 @@ class StarVla:
         return examples
 
     def _check_key(self, key: Any) -> None:
-        if key is not None and not (isinstance(key, str) and key == self.contract.dataset):
-            raise MismatchError(f"unnorm_key is {str(key)[:60]!r}; expected {self.contract.dataset!r}, or none.")
+        if key is not None and not (isinstance(key, str) and key == self.spec.dataset):
+            raise MismatchError(f"unnorm_key is {str(key)[:60]!r}; expected {self.spec.dataset!r}, or none.")
 
     def _observation(self, example: Message, number: int) -> Observation:
-        images, names = example.get("image"), [camera.name for camera in self.contract.cameras]
+        images, names = example.get("image"), [camera.name for camera in self.spec.cameras]
         images = [images] if isinstance(images, np.ndarray) else images
         if not isinstance(images, list) or len(images) != len(names):
             given = len(images) if isinstance(images, list) else type(images).__name__
             raise InvalidValueError(
                 f"example {number} has {given} for 'image'; expected {len(names)}: {', '.join(names)}."
             )
-        width, spared = self.contract.state_width, not self.contract.takes_language
+        width, spared = self.spec.state_width, not self.spec.takes_language
         if width and example.get("state") is None:
             raise InvalidValueError(f"example {number} has no 'state'; expected {width} numbers.")
-        if _size(example.get("state", [])) == self.contract.recorded_state_width:
-            width = self.contract.recorded_state_width
+        if _size(example.get("state", [])) == self.spec.recorded_state_width:
+            width = self.spec.recorded_state_width
         observation = Observation(
             images={name: image_from(image, name) for name, image in zip(names, images, strict=True)},
             state=state_from(example.get("state", []), "state", width),
             instruction=prompt_from(example.get("lang", "" if spared else None), "lang", needed=not spared),
         )
-        return self.contract.fitted(observation)
+        return self.spec.fitted(observation)
 
     def answered(
-        self, message: Message, asked: Asked, answers: Sequence[Answer], prev_total_ms: float | None
+        self, message: Message, asked: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
     ) -> dict[str, Any]:
         reply = {"status": "ok", "ok": True, "type": "inference_result", "request_id": _request_id(message)}
-        if isinstance(asked, Ping | Reset):
-            return reply | {"type": "ping" if isinstance(asked, Ping) else "reset"}
+        if isinstance(asked, PingRequest | ResetRequest):
+            return reply | {"type": "ping" if isinstance(asked, PingRequest) else "reset"}
         data: dict[str, Any] = {
             "actions": np.stack([self.units.for_starvla(answer.chunk.actions) for answer in answers])
         }
         flows = [answer.chunk.foresight for answer in answers]
-        if isinstance(asked, Act) and asked.foresight and all(flow is not None for flow in flows):
+        if isinstance(asked, ActRequest) and asked.foresight and all(flow is not None for flow in flows):
             data["lamp/foresight"] = np.stack([flow for flow in flows if flow is not None])
         timing = {name: max(getattr(answer, name) for answer in answers) for name in ("infer_ms", "queue_ms", "batch")}
         if prev_total_ms is not None:
             timing["prev_total_ms"] = prev_total_ms
         return reply | {"data": data, "server_timing": timing}
 
-    def refused(self, message: Message, problem: str, *, busy: bool = False) -> Refusal:
+    def refused(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
         frame = {
             "status": "error",
             "ok": False,
@@ -217,7 +217,7 @@ class StarVla:
             "request_id": _request_id(message),
             "error": {"message": problem, "busy": busy},
         }
-        return Refusal(frame=frame, close=None)
+        return ErrorReply(frame=frame, close=None)
 
 
 def _size(value: Any) -> int:
@@ -231,27 +231,27 @@ def _request_id(message: Message) -> Any:
     return found if isinstance(found, str | int) and len(str(found)) <= 200 else "default"
 
 
-def layouts_for(contract: Contract) -> tuple[RequestLayout, ...]:
+def layouts_for(spec: PolicySpec) -> tuple[RequestLayout, ...]:
     """The requests from which this policy's observations can be made: openpi's LIBERO and DROID keys, and LeRobot's."""
     found: list[RequestLayout] = []
-    wrist, width = contract.wrist, contract.state_width
-    if len(contract.cameras) <= 2:
+    wrist, width = spec.wrist, spec.state_width
+    if len(spec.cameras) <= 2:
         for reference_key, wrist_key, state in (
             ("observation/image", "observation/wrist_image", (("observation/state", width),)),
             ("observation/exterior_image_1_left", "observation/wrist_image_left", _joints(width)),
         ):
-            images = ((contract.reference, reference_key), *([(wrist, wrist_key)] if wrist else []))
+            images = ((spec.reference, reference_key), *([(wrist, wrist_key)] if wrist else []))
             if state:
-                found.append(RequestLayout(images=images, state=state, needs_prompt=contract.takes_language))
-    names = [camera.name for camera in contract.cameras]
-    found.append(frame_request(names, width, needs_prompt=contract.takes_language))
-    if contract.recorded_state_width != width:
-        found.append(frame_request(names, contract.recorded_state_width, needs_prompt=contract.takes_language))
-    if contract.state_features and set(names) <= set(contract.camera_features):
+                found.append(RequestLayout(images=images, state=state, needs_prompt=spec.takes_language))
+    names = [camera.name for camera in spec.cameras]
+    found.append(frame_request(names, width, needs_prompt=spec.takes_language))
+    if spec.recorded_state_width != width:
+        found.append(frame_request(names, spec.recorded_state_width, needs_prompt=spec.takes_language))
+    if spec.state_features and set(names) <= set(spec.camera_features):
         # A frame of the very dataset that the policy was trained on.
-        images = tuple((name, contract.camera_features[name]) for name in names)
-        state = tuple(contract.state_features.items())
-        frame = frame_request(names, width, needs_prompt=contract.takes_language)
+        images = tuple((name, spec.camera_features[name]) for name in names)
+        state = tuple(spec.state_features.items())
+        frame = frame_request(names, width, needs_prompt=spec.takes_language)
         found.append(replace(frame, images=images, state=state))
     return tuple(found)
 
@@ -261,32 +261,32 @@ def _joints(width: int) -> tuple[tuple[str, int], ...]:
     return (("observation/joint_position", width - 1), ("observation/gripper_position", 1)) if width >= 2 else ()
 
 
-def greeting(contract: Contract, units: Units, limits: Mapping[str, int]) -> dict[str, Any]:
-    """What a client is told on connecting; each dialect finds its own keys in it."""
-    limited = contract.action_limits if units.action_units == "dataset" else None
+def greeting(spec: PolicySpec, units: Units, limits: Mapping[str, int]) -> dict[str, Any]:
+    """What a client is told on connecting; each protocol finds its own keys in it."""
+    limited = spec.action_limits if units.action_units == "dataset" else None
     return {
         "lamp": {"protocol": PROTOCOL_VERSION},
         "policy": "lamp",
         "action_units": units.action_units,
         **GripperUnits.told(units.sent),
-        "cameras": {camera.name: [camera.height, camera.width] for camera in contract.cameras},
-        "state_width": contract.state_width,
-        "recorded_state_width": contract.recorded_state_width,
-        "action_width": contract.action_width,
+        "cameras": {camera.name: [camera.height, camera.width] for camera in spec.cameras},
+        "state_width": spec.state_width,
+        "recorded_state_width": spec.recorded_state_width,
+        "action_width": spec.action_width,
         **({} if limited is None else {"action_low": list(limited[0]), "action_high": list(limited[1])}),
-        "takes_language": contract.takes_language,
-        "chunk": contract.chunk,
-        "execute": contract.execute,
-        "requests": [list(layout.keys) for layout in layouts_for(contract)],
+        "takes_language": spec.takes_language,
+        "chunk": spec.chunk,
+        "execute": spec.execute,
+        "requests": [list(layout.keys) for layout in layouts_for(spec)],
         "limits": dict(limits),
-        "action_chunk_size": contract.chunk,
-        "available_unnorm_keys": [contract.dataset],
-        "default_unnorm_key": contract.dataset,
-        **contract.about,
+        "action_chunk_size": spec.chunk,
+        "available_unnorm_keys": [spec.dataset],
+        "default_unnorm_key": spec.dataset,
+        **spec.about,
     }
 
 
-def seeds_for(asked: Act, drawn: NoiseSeed) -> list[NoiseSeed]:
+def seeds_for(asked: ActRequest, drawn: NoiseSeed) -> list[NoiseSeed]:
     """A seed for each observation: the given one, or `drawn`; numbered where there are several."""
     seed = asked.noise_seed or drawn
     if len(asked.observations) == 1:
@@ -299,7 +299,7 @@ MAX_SEED_PARTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Act:
+class ActRequest:
     """Asks for a chunk of actions for each observation."""
 
     observations: tuple[Observation, ...]
@@ -310,7 +310,7 @@ class Act:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reset:
+class ResetRequest:
     """Begins an episode."""
 
     noise_seed: NoiseSeed | None = None
@@ -318,15 +318,15 @@ class Reset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ping:
+class PingRequest:
     """Asks whether anybody is there."""
 
 
-Asked = Act | Reset | Ping
+PolicyRequest = ActRequest | ResetRequest | PingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ActReply:
     """A chunk, and what it took."""
 
     chunk: ActionChunk

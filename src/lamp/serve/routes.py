@@ -15,7 +15,7 @@ from websockets.http11 import Request, Response
 
 from lamp.serve.connections import ClientConnection
 from lamp.serve.keys import ApiKeys, same_origin
-from lamp.serve.live import Live
+from lamp.serve.live import LivePage
 from lamp.serve.protocols import NoiseSeed, seed_from
 from lamp_client.errors import LampClientError
 
@@ -41,7 +41,7 @@ class Routes:
         self,
         *,
         keys: ApiKeys,
-        live: Callable[[], Live] | None,
+        live: Callable[[], LivePage] | None,
         metrics: Callable[[], str],
         clients: Callable[[], tuple[int, int]],
         state: Callable[[], str],

@@ -21,25 +21,25 @@ from websockets.asyncio.server import serve as listen
 from websockets.protocol import State
 
 from lamp.errors import ConfigError, LampError
-from lamp.serve.action_conventions import units_of
-from lamp.serve.batching import Batcher, Done
+from lamp.serve.action_conventions import action_units
+from lamp.serve.batching import Batcher, ComputedBatch
 from lamp.serve.config import ServeConfig, ServerConfig
 from lamp.serve.connections import (
     CLOSE_S,
     HANDSHAKE_S,
     MAX_HANDSHAKES,
+    AcceptErrorHandler,
     ClientConnection,
-    Intake,
-    OutOfFiles,
+    ReceiveBudget,
     TlsHandshake,
 )
 from lamp.serve.keys import ApiKeys
-from lamp.serve.live import Artist, Live
+from lamp.serve.live import Artist, LivePage
 from lamp.serve.metrics import Metrics
 from lamp.serve.policy_spec import ServedPolicy, open_checkpoint
-from lamp.serve.protocols import Dialect, OpenPi, StarVla, greeting
+from lamp.serve.protocols import OpenPi, StarVla, WireProtocol, greeting
 from lamp.serve.routes import Routes, seed_of
-from lamp.serve.sessions import Session
+from lamp.serve.sessions import ClientSession
 from lamp_client import wire
 from lamp_client.types import ActionChunk
 
@@ -64,9 +64,9 @@ class PolicyServer:
     """
 
     policy: ServedPolicy
-    live: Live
+    live: LivePage
     batcher: Batcher
-    dialects: tuple[Dialect, ...]
+    protocols: tuple[WireProtocol, ...]
     greeting: bytes
 
     def __init__(self, config: ServerConfig, *, artist: Artist | None = None) -> None:
@@ -74,7 +74,7 @@ class PolicyServer:
         self.keys = ApiKeys.read(config.api_key_file) if config.api_key_file is not None else ApiKeys()
         self.tls = config.tls()
         self.metrics = Metrics()
-        self.sessions: set[Session] = set()
+        self.sessions: set[ClientSession] = set()
         self.ready = False
         """Whether requests are answered."""
         self._clients: set[ClientConnection] = set()
@@ -91,8 +91,10 @@ class PolicyServer:
         config = self.config
         self._stopping, self._readiness = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(OutOfFiles(otherwise=loop.get_exception_handler()))
-        self.intake = Intake(limit=config.buffered_bytes, patience_s=config.message_timeout_s, refused=self._refused)
+        loop.set_exception_handler(AcceptErrorHandler(otherwise=loop.get_exception_handler()))
+        self.budget = ReceiveBudget(
+            limit=config.buffered_bytes, patience_s=config.message_timeout_s, refused=self._refused
+        )
         try:
             self._server = await listen(
                 self._attend, config.host, config.port, process_request=self._routes(),  # pyright: ignore[reportArgumentType]
@@ -107,7 +109,7 @@ class PolicyServer:
                 "give another --port or --host, or 0 for any port."
             ) from None
         self._port = next(iter(self._server.sockets)).getsockname()[1]
-        self._sweeping = loop.create_task(self.intake.sweep(), name="lamp-sweep")
+        self._sweeping = loop.create_task(self.budget.sweep(), name="lamp-sweep")
 
     async def answer(self, policy: ServedPolicy) -> None:
         """Warms the policy up, and answers with it from then on.
@@ -117,21 +119,21 @@ class PolicyServer:
             LampError: The policy fails on an example of its own.
         """
         config = self.config
-        units = units_of(config.units, policy.contract)
+        units = action_units(config.units, policy.spec)
         self.policy = policy
-        self.live = Live(contract=policy.contract, metrics=self.metrics, artist=self.artist)
-        self.dialects = (
-            StarVla(contract=policy.contract, units=units, max_examples=config.max_queue),
-            OpenPi.of(policy.contract, units),
+        self.live = LivePage(spec=policy.spec, metrics=self.metrics, artist=self.artist)
+        self.protocols = (
+            StarVla(spec=policy.spec, units=units, max_examples=config.max_queue),
+            OpenPi.of(policy.spec, units),
         )
         limits = {"message_bytes": config.limits.message_bytes, "array_bytes": config.limits.array_bytes}
-        self.greeting = wire.pack(greeting(policy.contract, units, limits))
+        self.greeting = wire.pack(greeting(policy.spec, units, limits))
         self.batcher = Batcher(
             policy,
             gather_s=config.gather_ms / 1000,
             max_batch=config.max_batch,
             max_queue=config.max_queue,
-            talking=self._talking,
+            active_clients=self._talking,
             on_done=self._note,
         )
         await self._warm_up()
@@ -175,12 +177,12 @@ class PolicyServer:
 
     async def _warm_up(self) -> None:
         """Computes at every size at which something may be compiled or allocated, and flow."""
-        example, contract = self.policy.contract.example(), self.policy.contract
+        example, spec = self.policy.spec.example(), self.policy.spec
         # Powers of two: the fast path fills up batches to these on a GPU.
         sizes = sorted(
             {min(1 << power, self.config.max_batch) for power in range(self.config.max_batch.bit_length() + 1)}
         )
-        for size, foresight in [*((size, False) for size in sizes), *([(1, True)] if contract.foresees else [])]:
+        for size, foresight in [*((size, False) for size in sizes), *([(1, True)] if spec.foresees else [])]:
             done = await self.batcher.compute([example] * size, [(0, number) for number in range(size)], foresight)
             for chunk in done.chunks:
                 if isinstance(chunk, Exception):
@@ -188,7 +190,7 @@ class PolicyServer:
 
     def _connection(self, *arguments: Any, **options: Any) -> ClientConnection | TlsHandshake:
         """What the event loop makes of each connection that it accepts."""
-        connection = ClientConnection(*arguments, intake=self.intake, **options)
+        connection = ClientConnection(*arguments, budget=self.budget, **options)
         return connection if self.tls is None else TlsHandshake(connection, self.tls)
 
     def _refused(self, reason: str) -> None:
@@ -200,7 +202,7 @@ class PolicyServer:
             return self.metrics.text(
                 {
                     "lamp_clients": ("Connected clients.", float(len(self.sessions))),
-                    "lamp_buffered_bytes": ("What clients have sent and the server holds.", float(self.intake.total)),
+                    "lamp_buffered_bytes": ("What clients have sent and the server holds.", float(self.budget.total)),
                     "lamp_waiting_observations": ("Observations in the queue.", float(self.batcher.waiting)),
                     "lamp_gate": ("Opening of the motion gate.", shown.chunk.gate if shown else None),
                 }
@@ -239,10 +241,10 @@ class PolicyServer:
             await connection.close(1001, "the server is stopping")
 
     async def _serve(self, connection: ClientConnection) -> None:
-        session = Session(
+        session = ClientSession(
             connection=connection,
             batcher=self.batcher,
-            dialects=self.dialects,
+            protocols=self.protocols,
             metrics=self.metrics,
             limits=self.config.limits,
             greeting=self.greeting,
@@ -261,27 +263,27 @@ class PolicyServer:
         since = time.monotonic() - TALKING_S
         return sum(session.asked_at >= since for session in self.sessions)
 
-    def _note(self, done: Done) -> None:
+    def _note(self, done: ComputedBatch) -> None:
         """Counts a batch, shows it, and predicts flow for the page where nobody waits."""
-        self.metrics.observations += len(done.questions)
-        self.metrics.batch.add(float(len(done.questions)))
+        self.metrics.observations += len(done.requests)
+        self.metrics.batch.add(float(len(done.requests)))
         self.metrics.infer.add(done.infer_s)
         begun = time.perf_counter() - done.infer_s
-        for question in done.questions:
-            self.metrics.queue.add(max(begun - question.arrived, 0.0))
-        question, chunk = done.questions[-1], done.chunks[-1]
+        for request in done.requests:
+            self.metrics.queue.add(max(begun - request.arrived, 0.0))
+        request, chunk = done.requests[-1], done.chunks[-1]
         if isinstance(chunk, ActionChunk):
-            self.live.note(question, chunk, infer_ms=1000 * done.infer_s, batch=len(done.questions))
+            self.live.note(request, chunk, infer_ms=1000 * done.infer_s, batch=len(done.requests))
         drawing = self._picture is not None and not self._picture.done()
         if self.live.wants_flow and not self.batcher.waiting and not drawing and chunk_without_flow(chunk):
             self._picture = asyncio.get_running_loop().create_task(self._foresee(done))
 
-    async def _foresee(self, done: Done) -> None:
-        question = done.questions[-1]
-        seen = await self.batcher.compute([question.observation], [question.noise_seed], True)
+    async def _foresee(self, done: ComputedBatch) -> None:
+        request = done.requests[-1]
+        seen = await self.batcher.compute([request.observation], [request.noise_seed], True)
         chunk, self.live.picture_s = seen.chunks[0], seen.infer_s
         if isinstance(chunk, ActionChunk):
-            self.live.note(question, chunk, infer_ms=1000 * done.infer_s, batch=len(done.questions))
+            self.live.note(request, chunk, infer_ms=1000 * done.infer_s, batch=len(done.requests))
 
 
 def chunk_without_flow(chunk: Any) -> bool:
@@ -399,13 +401,13 @@ def allow_open_files(connections: int) -> None:
 
 def announcement(server: PolicyServer) -> Iterator[str]:
     """What the user is told once clients may connect."""
-    config, contract = server.config, server.policy.contract
+    config, spec = server.config, server.policy.spec
     yield f"lamp: serving at {server.address}"
     if config.page:
         yield f"lamp: live page at {server.address.replace('ws', 'http', 1)}/"
-    takes = contract.expected.removeprefix("Expected ").removesuffix(".")
-    gives = f"{contract.chunk}x{contract.action_width} in {config.units} units"
-    yield f"lamp: {takes}, state {contract.state_width}, actions {gives}"
+    takes = spec.expected.removeprefix("Expected ").removesuffix(".")
+    gives = f"{spec.chunk}x{spec.action_width} in {config.units} units"
+    yield f"lamp: {takes}, state {spec.state_width}, actions {gives}"
     if not server.keys.needed and config.host not in ("127.0.0.1", "localhost", "::1"):
         yield "lamp: anybody who reaches this port may use it and see the cameras; --api-key-file asks for a key"
 

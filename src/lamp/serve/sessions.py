@@ -17,7 +17,17 @@ from lamp.errors import LampError
 from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
 from lamp.serve.connections import ClientConnection
 from lamp.serve.metrics import Metrics
-from lamp.serve.protocols import Act, Answer, Asked, Dialect, Message, NoiseSeed, Refusal, Reset, seeds_for
+from lamp.serve.protocols import (
+    ActReply,
+    ActRequest,
+    ErrorReply,
+    Message,
+    NoiseSeed,
+    PolicyRequest,
+    ResetRequest,
+    WireProtocol,
+    seeds_for,
+)
 from lamp_client import wire
 from lamp_client.errors import LampClientError, WireError
 
@@ -26,7 +36,7 @@ _numbers = itertools.count(1)
 
 
 @dataclass(kw_only=True)
-class Episode:
+class EpisodeNoise:
     """Where a client is in its episode."""
 
     seed: NoiseSeed | None = None
@@ -41,7 +51,7 @@ class Episode:
 
 
 @dataclass(kw_only=True, eq=False)
-class Session:
+class ClientSession:
     """Serves one client, one request after the other.
 
     Whatever the client sends, it is answered or refused, and nobody else notices.
@@ -49,8 +59,8 @@ class Session:
 
     connection: ClientConnection
     batcher: Batcher
-    dialects: Sequence[Dialect]
-    """The last one speaks everything that no other does."""
+    protocols: Sequence[WireProtocol]
+    """The last one matches everything that no other does."""
     metrics: Metrics
     limits: wire.Limits
     greeting: bytes
@@ -62,12 +72,12 @@ class Session:
     """When the client last asked for actions, by the monotonic clock."""
     busy: bool = False
     """Whether a request is being answered."""
-    episode: Episode = field(init=False)
+    episode: EpisodeNoise = field(init=False)
     prev_total_ms: float | None = None
     _work: asyncio.Future[Any] | None = None
 
     def __post_init__(self) -> None:
-        self.episode = Episode(seed=self.first_seed)
+        self.episode = EpisodeNoise(seed=self.first_seed)
 
     async def serve(self) -> None:
         """Answers until the client leaves or the server stops."""
@@ -110,21 +120,23 @@ class Session:
         """Answers one message; returns how to close the connection, where that is due."""
         arrived = time.perf_counter()
         message: Message = {}
-        dialect = self.dialects[-1]
+        protocol = self.protocols[-1]
         try:
             message = self._unpacked(encoded)
-            dialect = next(dialect for dialect in self.dialects if dialect.speaks(message))
-            reply = await self._reply(dialect, message)
+            protocol = next(protocol for protocol in self.protocols if protocol.matches(message))
+            reply = await self._reply(protocol, message)
         except asyncio.CancelledError:
             if self.connection.close_code is None and not self.connection.transport.is_closing():
                 raise
             return None
         except Exception as error:
-            return await self._refuse(dialect.refused(message, self._told(error), busy=isinstance(error, BusyError)))
+            return await self._refuse(
+                protocol.refused(message, self._error_for_client(error), busy=isinstance(error, BusyError))
+            )
         await self._send(reply)
         total = time.perf_counter() - arrived
         self.metrics.request.add(total)
-        self.metrics.requests[dialect.name] += 1
+        self.metrics.requests[protocol.name] += 1
         self.prev_total_ms = 1000.0 * total
         return None
 
@@ -136,16 +148,16 @@ class Session:
             raise WireError(f"the message is a {type(message).__name__}; expected a map.")
         return message
 
-    async def _reply(self, dialect: Dialect, message: Message) -> bytes:
-        asked = dialect.read(message)
+    async def _reply(self, protocol: WireProtocol, message: Message) -> bytes:
+        asked = protocol.read(message)
         answers = await self._answers(asked)
-        return wire.pack(dialect.answered(message, asked, answers, self.prev_total_ms))
+        return wire.pack(protocol.answered(message, asked, answers, self.prev_total_ms))
 
-    async def _answers(self, asked: Asked) -> list[Answer]:
-        if isinstance(asked, Reset):
-            self.episode = Episode(seed=asked.noise_seed or self.first_seed)
+    async def _answers(self, asked: PolicyRequest) -> list[ActReply]:
+        if isinstance(asked, ResetRequest):
+            self.episode = EpisodeNoise(seed=asked.noise_seed or self.first_seed)
             self.metrics.resets += 1
-        if not isinstance(asked, Act):
+        if not isinstance(asked, ActRequest):
             return []
         self.asked_at = time.monotonic()
         seeds = seeds_for(asked, asked.noise_seed or self.episode.noise_seed())
@@ -161,7 +173,7 @@ class Session:
         if self._work is not None:
             self._work.cancel()
 
-    def _told(self, error: Exception) -> str:
+    def _error_for_client(self, error: Exception) -> str:
         """What the client reads; the reason is counted."""
         if isinstance(error, LampError | LampClientError):
             reason = {BusyError: "busy", PolicyFailedError: "policy"}.get(type(error), "request")
@@ -171,7 +183,7 @@ class Session:
         self.metrics.refusals["server"] += 1
         return f"the server failed: {type(error).__name__}: {str(error)[:300]}"
 
-    async def _refuse(self, refusal: Refusal) -> tuple[int, str] | None:
+    async def _refuse(self, refusal: ErrorReply) -> tuple[int, str] | None:
         frame = refusal.frame
         await self._send(frame if isinstance(frame, str) else wire.pack(frame))
         return None if refusal.close is None else (refusal.close, "the request was refused; see the frame before")

@@ -1,4 +1,4 @@
-"""Both dialects end to end on loopback, told apart by each message; what does not fit is answered with what was expected."""
+"""Both protocols end to end on loopback, told apart by each message; what does not fit is answered with what was expected."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from lamp.errors import MismatchError
-from lamp.serve.action_conventions import UNITS, Libero, WidowX, units_of
-from lamp.serve.policy_spec import CameraSize, Contract
+from lamp.serve.action_conventions import UNITS, LiberoUnits, WidowXUnits, action_units
+from lamp.serve.fake_policy import FakePolicy, fingerprint
+from lamp.serve.policy_spec import CameraSize, PolicySpec
 from lamp.serve.protocols import greeting, layouts_for
 from lamp.serve.server import PolicyServer
-from lamp.serve.standin import StandIn, fingerprint
 from lamp_client import wire
 from lamp_client.client import WebsocketPolicy
 from lamp_client.errors import InvalidValueError
@@ -90,7 +90,7 @@ def test_starvla_pings_resets_and_errors_keep_the_connection(server: PolicyServe
             reply = asked(client, message)
             assert reply["ok"] is False and reply["status"] == "error" and words in reply["error"]["message"]
         assert asked(client, {"type": "reset"})["type"] == "reset"
-        # The very same connection goes on, in either dialect.
+        # The very same connection goes on, in either protocol.
         assert asked(client, {"examples": [example()]})["ok"] is True
         assert asked(client, request())["actions"].shape == (10, 7)
 
@@ -209,36 +209,38 @@ def test_units_of_the_environment() -> None:
     assert set(grippers.tolist()) <= {-1.0, 1.0}
     np.testing.assert_array_equal(grippers, 1 - 2 * (plain > 0.5))  # starVLA's clients convert by themselves
     actions = np.array([[0.1, 0, 0, 0, 0, 0.3, 0.9], [0, 0, 0, 0.2, 0, 0, 0.1], [0, 0, 0, 0, 0, 0, 0.5]], np.float32)
-    np.testing.assert_allclose(Libero()(actions)[:, 6], [-1, 1, 1])
-    converted = WidowX()(actions)
+    np.testing.assert_allclose(LiberoUnits()(actions)[:, 6], [-1, 1, 1])
+    converted = WidowXUnits()(actions)
     np.testing.assert_allclose(converted[:, 6], [1, -1, -1])
     np.testing.assert_allclose(converted[:, :6], actions[:, :6], atol=1e-7)  # about one axis the two agree
-    both = WidowX()(np.array([[0, 0, 0, 0.4, -0.7, 1.1, 1]], np.float32))[0, 3:6]
+    both = WidowXUnits()(np.array([[0, 0, 0, 0.4, -0.7, 1.1, 1]], np.float32))[0, 3:6]
     np.testing.assert_allclose(rotation(both), turned(0.4, -0.7, 1.1), atol=1e-6)
 
 
 @pytest.mark.parametrize(("opened", "closed"), [(70.0, 10.0), (-1.0, 1.0), (0.0, 255.0)])
 def test_grippers_in_units_of_their_own(opened: float, closed: float) -> None:
-    """As recorded by default; where an environment is named, as its clients of either dialect execute it."""
+    """As recorded by default; where an environment is named, as its clients of either protocol execute it."""
     gripper = GripperUnits(opened=opened, closed=closed)
     openness = np.array([1.0, 0.0, 0.9, 0.2], np.float32)
     actions = gripper.from_openness(np.stack([*np.zeros((6, 4), np.float32), openness], axis=1))
-    contract = replace(StandIn(side=SIDE).contract, grippers=(gripper,))
-    plain, libero, widowx = (units_of(name, contract) for name in UNITS)
+    spec = replace(FakePolicy(side=SIDE).spec, grippers=(gripper,))
+    plain, libero, widowx = (action_units(name, spec) for name in UNITS)
     assert plain(actions) is actions and plain.for_starvla(actions) is actions and plain.sent == (gripper,)
     np.testing.assert_array_equal(libero(actions)[:, 6], [-1, 1, -1, 1])
     np.testing.assert_array_equal(widowx(actions)[:, 6], [1, -1, 1, -1])
     np.testing.assert_allclose(libero.for_starvla(actions)[:, 6], openness, atol=1e-6)
-    assert greeting(contract, plain, {})["gripper"] == {"dim": -1, "opened": opened, "closed": closed}
-    assert greeting(contract, libero, {})["gripper"] == {"dim": 6, "opened": -1.0, "closed": 1.0}
-    assert "gripper" not in greeting(StandIn(side=SIDE).contract, units_of("dataset", StandIn(side=SIDE).contract), {})
+    assert greeting(spec, plain, {})["gripper"] == {"dim": -1, "opened": opened, "closed": closed}
+    assert greeting(spec, libero, {})["gripper"] == {"dim": 6, "opened": -1.0, "closed": 1.0}
+    assert "gripper" not in greeting(
+        FakePolicy(side=SIDE).spec, action_units("dataset", FakePolicy(side=SIDE).spec), {}
+    )
     for wrong, words in (
-        (replace(contract, action_width=8), "needs actions of 7 values; this policy's have 8"),
-        (replace(contract, kind="absolute"), "are absolute targets"),
-        (replace(contract, grippers=(GripperUnits(dim=2),)), "has it at 2"),
+        (replace(spec, action_width=8), "needs actions of 7 values; this policy's have 8"),
+        (replace(spec, kind="absolute"), "are absolute targets"),
+        (replace(spec, grippers=(GripperUnits(dim=2),)), "has it at 2"),
     ):
         with pytest.raises(MismatchError, match=words):
-            units_of("libero", wrong)
+            action_units("libero", wrong)
 
 
 def rotation(vector: np.ndarray) -> np.ndarray:
@@ -257,30 +259,30 @@ def turned(roll: float, pitch: float, yaw: float) -> np.ndarray:
 
 
 def test_requests_of_policies_with_other_cameras() -> None:
-    def contract(*cameras: str, state: int) -> Contract:
+    def spec(*cameras: str, state: int) -> PolicySpec:
         sizes = tuple(CameraSize(name=name, height=8, width=8) for name in cameras)
-        return Contract(cameras=sizes, state_width=state, action_width=7, chunk=4, execute=2)
+        return PolicySpec(cameras=sizes, state_width=state, action_width=7, chunk=4, execute=2)
 
-    one = layouts_for(contract("front", state=3))
+    one = layouts_for(spec("front", state=3))
     assert one[0].keys == ("observation/image", "observation/state", "prompt") and one[0].images[0][0] == "front"
-    swapped = layouts_for(contract("left", "hand", state=8))
+    swapped = layouts_for(spec("left", "hand", state=8))
     assert swapped[0].images == (("left", "observation/image"), ("hand", "observation/wrist_image"))
-    three = layouts_for(contract("a", "b", "c", state=1))
+    three = layouts_for(spec("a", "b", "c", state=1))
     assert len(three) == 1 and three[0].keys[0] == "observation.images.a"
 
 
 def test_the_stand_in_says_which_request_it_answers() -> None:
     prints = {fingerprint(observation(seed), (seed, call)).tobytes() for seed in range(5) for call in range(5)}
     assert len(prints) == 25
-    chunks = StandIn(side=SIDE).act_batch([observation(0), observation(1)], [(1,), (2,)])
+    chunks = FakePolicy(side=SIDE).act_batch([observation(0), observation(1)], [(1,), (2,)])
     assert not np.array_equal(chunks[0].actions[2:], chunks[1].actions[2:])
 
 
 def test_a_policy_without_language_needs_no_prompt() -> None:
-    class Mute(StandIn):
+    class Mute(FakePolicy):
         def __init__(self) -> None:
             super().__init__(side=SIDE)
-            self.contract = replace(self.contract, takes_language=False)
+            self.spec = replace(self.spec, takes_language=False)
 
     openpi, starvla = request(), example()
     with running(Mute()) as server, connected(server) as client:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lamp.serve.policy_spec import CameraSize, Contract
+from lamp.serve.policy_spec import CameraSize, PolicySpec
 from lamp_client.types import ActionChunk, Observation
 
 WIDTH = 7
@@ -23,7 +23,7 @@ def fingerprint(observation: Observation, noise_seed: Sequence[int]) -> np.ndarr
     return np.resize(np.asarray([*told, *[0.0] * (2 * WIDTH)][: 2 * WIDTH], np.float32), (2, WIDTH))
 
 
-class StandIn:
+class FakePolicy:
     """Looks at images through a random two-layer network; the first two actions of a reply are the request's fingerprint.
 
     Args:
@@ -33,7 +33,7 @@ class StandIn:
     """
 
     def __init__(self, *, side: int = 224, chunk: int = 10, pause_s: float = 0.0, hidden: int = 256) -> None:
-        self.contract = Contract(
+        self.spec = PolicySpec(
             cameras=tuple(CameraSize(name=name, height=side, width=side) for name in ("agentview", "wrist")),
             state_width=STATE,
             action_width=WIDTH,

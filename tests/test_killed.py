@@ -15,7 +15,7 @@ HARNESS = Path(__file__).parents[1] / "scripts" / "kill_harness.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("command", ["cache"])
+@pytest.mark.parametrize("command", ["cache", "train"])
 def test_what_is_ended_at_any_moment_leaves_no_process_and_loses_nothing(command: str, tmp_path: Path) -> None:
     make_up(tmp_path / "data", ("agentview", "wrist"))
     words = [str(HARNESS), str(tmp_path / "data"), str(tmp_path / "out"), "--commands", command, "--blows", "4"]

@@ -512,6 +512,26 @@ def test_other_methods_get_an_answer(server: PolicyServer) -> None:
         assert asked(client, request())["actions"].shape == (10, 7)
 
 
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", b"unsupported request body"),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            b"transfer codings",
+        ),
+        (b"GET /healthz HTTP/9.9\r\nHost: x\r\n\r\n", b"HTTP/9.9"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", b"header"),
+        (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", b"ascii"),
+        (b"\x00\x01\x02\r\n\r\n", b"request line"),
+        (b"GET / HTTP/1.1\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000, b"unsupported request body"),
+    ],
+)
+def test_requests_that_cannot_be_read_get_an_answer(sent: bytes, words: bytes, server: PolicyServer) -> None:
+    head, body = told_over_http(server, sent)
+    assert head.startswith(b"HTTP/1.1 400 Bad Request") and words in body and b"Expected a GET request" in body
+
+
 def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -102,6 +102,7 @@ def make_up(root: Path, cameras: tuple[str, ...]) -> LeRobotDataset:
         for frame in range(FRAMES):
             images[frame, 80:140, 2 * frame : 2 * frame + 60] = 230
         values = random.normal(size=(FRAMES, 15)).astype(np.float32)
+        values[:, -1] = values[:, -1] > 0  # a gripper: open or closed
         frames = {"observation.state": values[:, :8], "action": values[:, 8:]}
         episode = EpisodeData(frames=frames, images=dict.fromkeys(cameras, images), task=f"move square {seed % 2}")
         stage_episode(root, f"episode-{seed}", episode)

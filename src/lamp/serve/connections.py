@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import email.utils
 import errno
+import http
 import logging
 import re
 import ssl
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import InvalidMessage
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
@@ -301,22 +303,32 @@ class ClientConnection(ServerConnection):
         begun = bytes(self.protocol.reader.buffer[:16]) + data[:16]
         if _OTHER_METHOD.match(begun):
             self.dismissed = True
-            self.transport.write(_not_allowed())
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
-            self.loop.call_later(_LINGER_S, self.transport.abort)  # meanwhile its body is read and dropped
+            self._refuse(405, "Expected GET or HEAD, or the websocket that robots use.", "Allow: GET, HEAD\r\n")
         elif data.startswith(b"HEAD "):
             self.head, data = True, b"GET " + data[5:]
         return data
 
+    def send_data(self) -> None:
+        error = self.protocol.handshake_exc
+        if isinstance(error, InvalidMessage) and not self.dismissed:  # here the library would hang up without a word
+            self.dismissed = True
+            self._refuse(400, f"{error.__cause__}. Expected a GET request of HTTP/1.1 without a body.")
+        else:
+            super().send_data()
 
-def _not_allowed() -> bytes:
-    words = b"Expected GET or HEAD, or the websocket that robots use.\n"
-    head = (
-        f"HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD\r\nDate: {email.utils.formatdate(usegmt=True)}\r\n"
-        f"Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(words)}\r\n\r\n"
-    )
-    return head.encode() + words
+    def _refuse(self, status: int, words: str, headers: str = "") -> None:
+        """Answers a request over HTTP and ends the connection; meanwhile what still arrives is read and dropped."""
+        if self.transport.is_closing():
+            return
+        body = f"{words}\n".encode()
+        head = (
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n{headers}Date: {email.utils.formatdate(usegmt=True)}\r\n"
+            f"Connection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.abort)
 
 
 @dataclass(kw_only=True)

@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from lamp.benchmark.suites import Simulators
+from lamp.errors import MismatchError
 from lamp_client.envs import StepResult
 from lamp_client.types import ActionChunk, Observation
 
 
 class FakeSimulator:
+    variation: Mapping[str, Any] = {}
+    facts: Mapping[str, Any] = {}
     cameras = ("agentview", "wrist")
     step_limit = 24
 
@@ -58,7 +64,7 @@ class FakeSimulator:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FakeSimulators:
+class FakeSimulators(Simulators):
     suite: str = "fake"
     pause_s: float = 0.0
     journal: Path | None = None
@@ -87,7 +93,17 @@ def _first(mark: Path) -> bool:
     return True
 
 
-class FakePolicy:
+class PolicyDefaults:
+    """What policies without a motion prior say."""
+
+    metadata: Mapping[str, Any] = {}
+    foresees = None
+
+    def intervened(self, intervention: Any) -> Any:
+        raise MismatchError("there is no motion prior")
+
+
+class FakePolicy(PolicyDefaults):
     """Moves by 1 a step if it sees something and is told the instruction of the task; else stands still."""
 
     execute = 4

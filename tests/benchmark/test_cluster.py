@@ -18,7 +18,7 @@ import pytest
 from benchmark_fakes import FakePolicy, FakeSimulators, make_checkpoint
 
 from lamp.benchmark import cluster
-from lamp.benchmark.cluster import ClusterError, RayCluster
+from lamp.benchmark.cluster import ClusterError, RayLauncher
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.benchmark.worker_pool import SimulationStoppedError
 from lamp.data.lerobot.video import video_info
@@ -187,20 +187,20 @@ def test_only_who_knows_the_key_is_let_in(theirs: bytes, number: int | None) -> 
 def test_strangers_at_the_door_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that say nothing, or nonsense, before and while simulators call."""
     monkeypatch.setattr(cluster, "SHAKE_S", 3.0)
-    place = RayCluster(ray=FakeRay(), host="127.0.0.1")
-    place._door = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=place._welcome, args=(place._door,), daemon=True).start()
-    address = place._door.getsockname()
+    launcher = RayLauncher(ray=FakeRay(), host="127.0.0.1")
+    launcher._door = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=launcher._welcome, args=(launcher._door,), daemon=True).start()
+    address = launcher._door.getsockname()
     strangers = [socket.create_connection(address) for _ in range(5)]
     strangers[0].sendall(b"\x80\x04" * 60)
     caller = socket.create_connection(address)
     started = time.monotonic()
-    cluster._called(caller, place.key, 3)
-    assert place._arrived.get(timeout=5)[0] == 3 and time.monotonic() - started < 2
-    assert place._arrived.empty()
+    cluster._called(caller, launcher.key, 3)
+    assert launcher._arrived.get(timeout=5)[0] == 3 and time.monotonic() - started < 2
+    assert launcher._arrived.empty()
     strangers[0].settimeout(5)
     with suppress(ConnectionResetError):
         while strangers[0].recv(100):  # the nonce, and then it is shown the door
             pass
-    for one in (*strangers, caller, place._door):
+    for one in (*strangers, caller, launcher._door):
         one.close()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import make_checkpoint
+from benchmark_fakes import PolicyDefaults, make_checkpoint
 
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
-from lamp.benchmark.flow_errors import FlowProbe, Witness
+from lamp.benchmark.flow_errors import FlowProbe, FlowRecorder
 from lamp.benchmark.suites import LiberoSimulators, Simulator
 from lamp.data.lerobot.video import video_info
 from lamp.sceneflow.tracks import grid_points
@@ -32,7 +32,7 @@ class ShortLibero(LiberoSimulators):
         return LiberoEnv(short, render=self.render, placement_shift=self.placement_shift, seed=self.seed)
 
 
-class Downwards:
+class Downwards(PolicyDefaults):
     """Lowers the open gripper, and foresees that everything rises."""
 
     uses_motion = True
@@ -97,19 +97,19 @@ def test_foresight_is_measured_in_the_evaluated_episode_itself() -> None:
     env = LiberoSimulators(suite="libero_object", render="fast").make(0)
     try:
         env.reset(31)
-        witness, probe = Witness(env), FlowProbe(camera="agentview", grid=(20, 20), horizon=2, stride=5)
-        before = witness.observe().images["agentview"].copy()
+        recorder, probe = FlowRecorder(env), FlowProbe(camera="agentview", grid=(20, 20), horizon=2, stride=5)
+        before = recorder.observe().images["agentview"].copy()
         still = np.repeat(np.concatenate([grid_points(20, 20).numpy(), np.zeros((400, 1))], axis=1)[:, None], 3, axis=1)
-        witness.note(still.astype(np.float32))
+        recorder.note(still.astype(np.float32))
         for _ in range(10):
-            witness.step(np.array([0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0]))
-        found = witness.errors(probe)
+            recorder.step(np.array([0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0]))
+        found = recorder.errors(probe)
         assert found["queries"] == 1 and found["points"] is not None and 3 < found["points"] < 200
         error = found["ade_px"]
         assert error is not None and error == found["zero_motion_ade_px"] and error > 256 * 0.01 / 2
         # The renderer of the truth leaves the one of the pictures as it was.
         env.reset(31)
-        assert np.abs(witness.observe().images["agentview"].astype(int) - before).max() <= 1
+        assert np.abs(recorder.observe().images["agentview"].astype(int) - before).max() <= 1
     finally:
         env.close()
 

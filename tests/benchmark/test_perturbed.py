@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from benchmark_fakes import FakePolicy, FakeSimulator, FakeSimulators, make_chec
 from lamp.benchmark.episodes import plan, read_records
 from lamp.benchmark.evaluate import EvaluateConfig, RunSettings, evaluate
 from lamp.benchmark.perturbed import PerturbedSimulators, described, perturbed
-from lamp.benchmark.suites import LiberoSimulators, Programme, Simulators, Visit, noise_seed, placement_seed
+from lamp.benchmark.suites import EvaluationPlan, LiberoSimulators, Simulators, SuitePlan, noise_seed, placement_seed
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
 from lamp.files import read_json
@@ -103,7 +104,7 @@ def test_what_was_drawn_is_named_plus_style() -> None:
 class VariedSimulator(FakeSimulator):
     """One that only succeeds on its own suite's target, and says how it was varied."""
 
-    variation: dict[str, Any]
+    variation: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +127,14 @@ class VariedSimulators(FakeSimulators):
 class TwoSuites(RunSettings):
     """The standard fake suite, and two that are perturbed."""
 
-    def programme(self, simulators: Simulators | None = None) -> Programme:
+    def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
         suites = (
             FakeSimulators(),
             *(VariedSimulators(suite=f"fake plus-style {label}") for label in ("light=1", "light=5")),
         )
-        return Programme(
-            visits=tuple(Visit(simulators=made, tasks=(0, 2), states=(1, 2)) for made in suites), settings={"more": 1}
+        return EvaluationPlan(
+            suites=tuple(SuitePlan(simulators=made, tasks=(0, 2), states=(1, 2)) for made in suites),
+            settings={"more": 1},
         )
 
 

@@ -89,20 +89,20 @@ def test_missing_assets_stop_a_run_before_it_starts(copy: Path, tmp_path: Path) 
     with pytest.raises(
         ConfigError, match=r"3 of 10 tasks need assets .*\(light 1, background 1, layout 1\).*lit_415\.xml"
     ):
-        config(copy).programme()
+        config(copy).evaluation_plan()
     with pytest.raises(ConfigError, match="none of the 1 chosen tasks can run"):
-        config(copy, category=("light",), leave_out_missing=True).programme()
-    programme = config(copy, leave_out_missing=True).programme()
-    visits = {visit.simulators.suite: visit.tasks for visit in programme.visits}
-    assert visits == {
+        config(copy, category=("light",), leave_out_missing=True).evaluation_plan()
+    evaluation_plan = config(copy, leave_out_missing=True).evaluation_plan()
+    suites = {suite_plan.simulators.suite: suite_plan.tasks for suite_plan in evaluation_plan.suites}
+    assert suites == {
         "libero_plus_spatial": (1,),
         "libero_plus_object": (1,),
         "libero_plus_goal": (1, 2, 3),
         "libero_plus_10": (0, 1),
     }
-    assert all(visit.states == (0,) and visit.repeats == 1 for visit in programme.visits)
-    assert programme.facts["left_out_for_missing_assets"] == {"light": 1, "background": 1, "layout": 1}
-    assert programme.facts["categories_from"] == "file names"
+    assert all(suite_plan.states == (0,) and suite_plan.repeats == 1 for suite_plan in evaluation_plan.suites)
+    assert evaluation_plan.facts["left_out_for_missing_assets"] == {"light": 1, "background": 1, "layout": 1}
+    assert evaluation_plan.facts["categories_from"] == "file names"
     # The archive arrives: the same command goes on in the same folder, with the rest.
     for name in (
         "scenes/lights/lit_415.xml",
@@ -114,9 +114,9 @@ def test_missing_assets_stop_a_run_before_it_starts(copy: Path, tmp_path: Path) 
         path = tmp_path / "assets" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    later = config(copy, plus_assets=tmp_path / "assets", leave_out_missing=True).programme()
-    assert later.settings == programme.settings and later.facts["left_out_for_missing_assets"] == {"layout": 1}
-    assert config(copy, every=2, leave_out_missing=True).programme().settings != programme.settings
+    later = config(copy, plus_assets=tmp_path / "assets", leave_out_missing=True).evaluation_plan()
+    assert later.settings == evaluation_plan.settings and later.facts["left_out_for_missing_assets"] == {"layout": 1}
+    assert config(copy, every=2, leave_out_missing=True).evaluation_plan().settings != evaluation_plan.settings
 
 
 def test_prompts_are_cleaned_unless_raw_ones_are_asked_for(copy: Path) -> None:

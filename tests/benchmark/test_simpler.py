@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import make_checkpoint
+from benchmark_fakes import PolicyDefaults, make_checkpoint
 from remote_fakes import Line  # pyright: ignore[reportMissingImports]
 from simpler_files import write_assets  # pyright: ignore[reportMissingImports]
 from training_fakes import PatchBackbone, loop, policy_training, write_dataset  # pyright: ignore[reportMissingImports]
@@ -40,7 +40,7 @@ from lamp_client.types import ActionChunk, Observation
 FAKES = Path(sys.modules[Line.__module__].__file__ or "")
 
 
-class Stepping:
+class Stepping(PolicyDefaults):
     """Goes right by half a unit a step, in chunks of four; remembers what it saw."""
 
     uses_motion = False

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from benchmark_fakes import FakeSimulator, FakeSimulators, make_checkpoint
+from benchmark_fakes import FakeSimulator, FakeSimulators, PolicyDefaults, make_checkpoint
 
 from lamp.benchmark.baselines import Checkpoint, Zero
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.policies import Policies
-from lamp.benchmark.sim_worker import Duty, Post, RemotePolicy, plain, play
+from lamp.benchmark.sim_worker import EpisodeTask, RemotePolicy, WorkerSetup, plain, play
 from lamp_client.types import ActionChunk
 
 TOLD = {"gripper": {"dim": 6, "opened": 70.0, "closed": 10.0}, "action_units": "dataset"}
@@ -27,7 +27,7 @@ class Watching(FakeSimulator):
         return super().action_from_policy(action)
 
 
-class Told:
+class Told(PolicyDefaults):
     """A policy that says what its gripper's numbers are."""
 
     uses_motion, execute, metadata = False, 8, TOLD
@@ -51,10 +51,10 @@ def test_the_adapter_is_given_1_open_0_closed(condition: str, tmp_path: Path) ->
     episode = Episode(
         condition=condition, suite="fake", task=0, state=0, repeat=0, placement_seed=0, noise_seed=(1,), checkpoint=""
     )
-    post = Post(
+    setup = WorkerSetup(
         simulators={"fake": FakeSimulators()}, conditions=conditions, instructions={"fake": ("go",)}, execute={"policy": 24},
         folder=None, artist=plain, policies=policies.metadata(),
     )  # fmt: skip
-    duty = Duty(episode=episode, actions=None if condition == "policy" else Zero().actions(0), filmed=False)
-    play(cast(Any, simulator), duty, RemotePolicy(cast(Any, there), post, duty), post)
+    task = EpisodeTask(episode=episode, actions=None if condition == "policy" else Zero().actions(0), filmed=False)
+    play(cast(Any, simulator), task, RemotePolicy(cast(Any, there), setup, task), setup)
     assert simulator.asked[6] == 1.0, "open, whoever says so"

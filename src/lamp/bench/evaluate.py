@@ -20,9 +20,9 @@ from lamp.bench.timing import describe_machine
 from lamp.benchmark import episodes as episode_lines
 from lamp.benchmark.episodes import Episode
 from lamp.benchmark.policies import Policies, PolicyOpener
-from lamp.benchmark.sim_worker import Duty, Post, default_workers, plain
+from lamp.benchmark.sim_worker import EpisodeTask, WorkerSetup, default_workers, plain
 from lamp.benchmark.suites import LiberoSimulators, Simulator, Simulators, parse_states
-from lamp.benchmark.worker_pool import Crew
+from lamp.benchmark.worker_pool import WorkerPool
 from lamp.errors import ConfigError
 from lamp_client.chunks import OpenLoop
 from lamp_client.rollout import run_episode
@@ -119,7 +119,7 @@ def bench_evaluate(
     execute = policies.execute(None)["policy"]
     alone, clocked = _one_by_one(plan, simulators, opener(config.checkpoint, "cpu", 1), execute)
     with tempfile.TemporaryDirectory() as folder:
-        post = Post(
+        setup = WorkerSetup(
             simulators={simulators.suite: simulators},
             conditions=conditions,
             instructions={simulators.suite: simulators.instructions()},
@@ -127,7 +127,7 @@ def bench_evaluate(
             folder=Path(folder),
             artist=plain,
         )
-        ended, asked = _batched(plan, post, policies, config.workers)
+        ended, asked = _batched(plan, setup, policies, config.workers)
     counted = [name for name, _ in ended[config.workers : len(ended) - config.workers + 1]]
     elapsed = ended[len(ended) - config.workers][1] - ended[config.workers - 1][1]
     sequential = sum(alone[name] for name in counted)
@@ -179,7 +179,7 @@ def _one_by_one(
 
 
 def _batched(
-    plan: Sequence[Episode], post: Post, policies: Policies, workers: int
+    plan: Sequence[Episode], setup: WorkerSetup, policies: Policies, workers: int
 ) -> tuple[list[tuple[str, float]], list[int]]:
     """Which episode ended when, and how many observations were answered at a time."""
     asked: list[int] = []
@@ -188,9 +188,9 @@ def _batched(
         asked.append(len(requests))
         return policies.answer(requests)
 
-    crew = Crew(size=workers, post=post, answer=answer, gather_s=0.002)
-    duties = [Duty(episode=episode, actions=None, filmed=False) for episode in plan]
-    return [(outcome.episode.name, time.perf_counter()) for outcome in crew.run(duties)], asked
+    pool = WorkerPool(size=workers, setup=setup, answer=answer, gather_s=0.002)
+    tasks = [EpisodeTask(episode=episode, actions=None, filmed=False) for episode in plan]
+    return [(outcome.episode.name, time.perf_counter()) for outcome in pool.run(tasks)], asked
 
 
 def _plan(config: EvaluationBench, clocked: Clocked, episodes: int, policy_ms: float) -> dict[str, Any]:

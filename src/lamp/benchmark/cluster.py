@@ -1,7 +1,7 @@
 """Simulator processes on the machines of a Ray cluster; the policy stays in the main process.
 
 Ray starts and ends the processes. What they say goes over a connection of its own that each opens to the main process, where the
-crew listens to it as to a local worker's: its end is the worker's death.
+pool listens to it as to a local worker's: its end is the worker's death.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lamp.benchmark.launchers import Hired
-from lamp.benchmark.sim_worker import Post, work
+from lamp.benchmark.launchers import LaunchedWorker
+from lamp.benchmark.sim_worker import WorkerSetup, work
 from lamp.errors import ConfigError, LampError, MissingDependencyError
 from lamp_client.child_processes import ONE_THREAD
 
@@ -39,7 +39,7 @@ class ClusterError(LampError):
 
 
 @dataclass(frozen=True)
-class OnRay:
+class RayProcess:
     """A process of the cluster."""
 
     ray: Any
@@ -73,7 +73,7 @@ class OnRay:
 
 
 @dataclass
-class RayCluster:
+class RayLauncher:
     """A Ray cluster. Each simulator takes one of its CPUs."""
 
     ray: Any
@@ -85,7 +85,7 @@ class RayCluster:
     _door: socket.socket | None = field(default=None, init=False)
 
     @classmethod
-    def at(cls, address: str, simulators: int) -> RayCluster:
+    def at(cls, address: str, simulators: int) -> RayLauncher:
         """Joins the cluster at an address.
 
         Raises:
@@ -118,8 +118,8 @@ class RayCluster:
             )
         return cls(ray=ray, host=ray.util.get_node_ip_address())
 
-    def hire(self, numbers: Sequence[int], post: Post) -> list[Hired]:
-        """See `lamp.benchmark.launchers.Place`.
+    def launch(self, numbers: Sequence[int], setup: WorkerSetup) -> list[LaunchedWorker]:
+        """See `lamp.benchmark.launchers.Launcher`.
 
         Raises:
             ClusterError: A simulator did not start, or could not connect to this machine.
@@ -130,7 +130,7 @@ class RayCluster:
         names = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment = {"env_vars": {**names, **{name: os.environ.get(name, "1") for name in ONE_THREAD}}}
         remote = self.ray.remote(num_cpus=1, max_retries=0, max_calls=1, runtime_env=environment)(simulate)
-        shared = self.ray.put(post)
+        shared = self.ray.put(setup)
         address = (self.host, self._door.getsockname()[1])
         tasks = {number: remote.remote(address, self.key, number, shared) for number in numbers}
         try:
@@ -139,7 +139,7 @@ class RayCluster:
             for task in tasks.values():
                 self.ray.cancel(task, force=True)
             raise
-        return [Hired(OnRay(self.ray, tasks[number]), lines[number]) for number in numbers]
+        return [LaunchedWorker(RayProcess(self.ray, tasks[number]), lines[number]) for number in numbers]
 
     def _awaited(self, tasks: dict[int, Any]) -> dict[int, Connection]:
         """Waits until all have called back."""
@@ -152,8 +152,9 @@ class RayCluster:
                 waiting = [task for number, task in tasks.items() if number not in lines]
                 if failed := self.ray.wait(waiting, timeout=0)[0]:
                     raise ClusterError(
-                        f"a simulator on the Ray cluster did not start: {OnRay(self.ray, failed[0]).cause()}. Expected LaMP and "
-                        f"the benchmark in the same versions on all machines, and that they reach this one at {self.host}."
+                        f"a simulator on the Ray cluster did not start: {RayProcess(self.ray, failed[0]).cause()}. "
+                        "Expected LaMP and the benchmark in the same versions on all machines, and that they reach this one "
+                        f"at {self.host}."
                     ) from None
                 if time.monotonic() > deadline:
                     raise ClusterError(
@@ -182,11 +183,11 @@ class RayCluster:
         self._arrived.put((number, _line(caller)))
 
 
-def simulate(address: tuple[str, int], key: bytes, number: int, post: Post) -> None:
+def simulate(address: tuple[str, int], key: bytes, number: int, setup: WorkerSetup) -> None:
     """Runs in a process of the cluster: calls back, then works as a local worker does."""
     caller = socket.create_connection(address, timeout=SHAKE_S)
     _called(caller, key, number)
-    work(_line(caller), post)
+    work(_line(caller), setup)
 
 
 def _knock(address: str) -> None:
@@ -220,7 +221,7 @@ def _answered(caller: socket.socket, key: bytes) -> int:
     proof, theirs, number = said[:_NONCE], said[_NONCE : 2 * _NONCE], said[2 * _NONCE :]
     if not hmac.compare_digest(proof, _proof(key, b"simulator", ours, number)):
         raise ClusterError("a process that does not know the key called")
-    caller.sendall(_proof(key, b"crew", theirs, number))
+    caller.sendall(_proof(key, b"pool", theirs, number))
     return int.from_bytes(number, "big")
 
 
@@ -232,7 +233,7 @@ def _called(caller: socket.socket, key: bytes, number: int) -> None:
     """
     name, ours, theirs = number.to_bytes(4, "big"), secrets.token_bytes(_NONCE), _exactly(caller, _NONCE)
     caller.sendall(_proof(key, b"simulator", theirs, name) + ours + name)
-    if not hmac.compare_digest(_exactly(caller, _NONCE), _proof(key, b"crew", ours, name)):
+    if not hmac.compare_digest(_exactly(caller, _NONCE), _proof(key, b"pool", ours, name)):
         raise ClusterError("whoever answered does not know the key")
 
 

@@ -43,7 +43,7 @@ class Episode:
         return self.suite, self.task, self.state, self.placement_seed
 
     @property
-    def place(self) -> tuple[str, int]:
+    def simulator_key(self) -> tuple[str, int]:
         """What a simulator is opened for."""
         return self.suite, self.task
 

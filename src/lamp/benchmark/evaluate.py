@@ -13,15 +13,15 @@ from typing import Any, Literal
 from lamp.benchmark import episodes as episode_lines
 from lamp.benchmark.baselines import Checkpoint, Condition, Intervened, PriorBank, Replay, Zero, bank_tasks
 from lamp.benchmark.episodes import Episode, EpisodeRecord
-from lamp.benchmark.launchers import Here, Place
+from lamp.benchmark.launchers import Launcher, LocalLauncher
 from lamp.benchmark.perturbed import described, perturbed
 from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
 from lamp.benchmark.run_manifest import Manifest, Run, parse_shard
-from lamp.benchmark.sim_worker import Artist, Duty, Outcome, Post, default_workers, plain
+from lamp.benchmark.sim_worker import Artist, EpisodeOutcome, EpisodeTask, WorkerSetup, default_workers, plain
 from lamp.benchmark.statistics import Rate
-from lamp.benchmark.suites import LiberoSimulators, Programme, Simulators, Visit, parse_states
+from lamp.benchmark.suites import EvaluationPlan, LiberoSimulators, Simulators, SuitePlan, parse_states
 from lamp.benchmark.summary import Summary, summarise
-from lamp.benchmark.worker_pool import Crew
+from lamp.benchmark.worker_pool import WorkerPool
 from lamp.configuration import to_json as config_to_json
 from lamp.errors import ConfigError, unknown
 from lamp.files import atomic_path
@@ -105,7 +105,7 @@ class RunSettings:
         """Largest displacement of an object along x and y [m]."""
         return 0.0
 
-    def programme(self, simulators: Simulators | None = None) -> Programme:
+    def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
         """Says what is to be visited.
 
         Args:
@@ -144,7 +144,7 @@ class EvaluateConfig(RunSettings):
         """Largest displacement of an object along x and y [m]."""
         return self.placement_shift
 
-    def programme(self, simulators: Simulators | None = None) -> Programme:
+    def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
         """One suite, under each perturbation; by default once, under none."""
         standard = simulators or LiberoSimulators(
             suite=self.suite, render=self.render, placement_shift=self.placement_shift
@@ -153,9 +153,9 @@ class EvaluateConfig(RunSettings):
         tasks = _tasks(self, len(instructions))
         variants = perturbed(standard, self.perturb)
         states = parse_states(self.states)
-        return Programme(
-            visits=tuple(
-                Visit(simulators=variant, tasks=tasks, states=states, repeats=self.episodes_per_state)
+        return EvaluationPlan(
+            suites=tuple(
+                SuitePlan(simulators=variant, tasks=tasks, states=states, repeats=self.episodes_per_state)
                 for variant in variants
             ),
             settings={"perturbations": described(variants)} if self.perturb else {},
@@ -185,31 +185,31 @@ def evaluate(
         SimulationStoppedError: An episode raised, or killed its simulator again and again.
     """
     started = time.monotonic()
-    programme = config.programme(simulators)
+    evaluation_plan = config.evaluation_plan(simulators)
     opened = load or PolicyOpener(config.execute, fast=config.fast)
     policies = Policies(lambda path: opened(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
     conditions = policies.conditions(
-        checkpoints, config.controls, config.data, programme.tasks, parse_interventions(config.intervene)
+        checkpoints, config.controls, config.data, evaluation_plan.tasks, parse_interventions(config.intervene)
     )
     shuffled = [name for name, one in conditions.items() if isinstance(one, Intervened) and one.shuffles]
     if shuffled:
-        policies.banks = _banks_of_data(config, programme)
+        policies.banks = _banks_of_data(config, evaluation_plan)
     hashes = policies.hashes(conditions)
     plan = [
         episode
-        for visit in programme.visits
+        for suite_plan in evaluation_plan.suites
         for episode in episode_lines.plan(
             conditions=list(hashes.items()),
-            suite=visit.simulators.suite,
-            tasks=visit.tasks,
-            states=visit.states,
-            repeats=visit.repeats,
+            suite=suite_plan.simulators.suite,
+            tasks=suite_plan.tasks,
+            states=suite_plan.states,
+            repeats=suite_plan.repeats,
             seed=config.seed,
         )
     ]
     plan = parse_shard(config.shard).of(plan)
-    manifest = _manifest(config, hashes, programme, len(plan), settings or {}, policies.kinds())
+    manifest = _manifest(config, hashes, evaluation_plan, len(plan), settings or {}, policies.kinds())
     with Run(config.out, manifest) as run:
         pending = run.pending(plan)
         if run.records:
@@ -217,37 +217,40 @@ def evaluate(
         try:
             if pending:
                 run.begin_session(started)
-                place = _place(config)
+                launcher = _launcher(config)
                 if not policies.banks and any(episode.condition in shuffled for episode in pending):
                     policies.banks = {
-                        visit.simulators.suite: PriorBank.of_simulators(
-                            visit.simulators, visit.tasks, visit.states, seed=config.seed
+                        suite_plan.simulators.suite: PriorBank.of_simulators(
+                            suite_plan.simulators, suite_plan.tasks, suite_plan.states, seed=config.seed
                         )
-                        for visit in programme.visits
+                        for suite_plan in evaluation_plan.suites
                     }
-                post = Post(
-                    simulators={visit.simulators.suite: visit.simulators for visit in programme.visits},
+                setup = WorkerSetup(
+                    simulators={
+                        suite_plan.simulators.suite: suite_plan.simulators for suite_plan in evaluation_plan.suites
+                    },
                     conditions=conditions,
                     instructions={
-                        visit.simulators.suite: visit.simulators.instructions() for visit in programme.visits
+                        suite_plan.simulators.suite: suite_plan.simulators.instructions()
+                        for suite_plan in evaluation_plan.suites
                     },
                     execute=policies.execute(config.execute),
-                    folder=config.out if isinstance(place, Here) else None,
+                    folder=config.out if isinstance(launcher, LocalLauncher) else None,
                     artist=artist,
                     policies=policies.metadata(),
                     probes=policies.probes() if config.flow_errors else {},
                 )
-                crew = Crew(
+                pool = WorkerPool(
                     size=config.workers,
-                    post=post,
+                    setup=setup,
                     answer=policies.answer,
                     gather_s=config.gather_ms / 1000,
                     deadline_s=config.deadline_s,
-                    place=place,
+                    launcher=launcher,
                 )
                 filmed = _filmed(plan, conditions, config.videos)
-                duties = _duties(pending, conditions, programme.tasks, filmed, set(post.probes))
-                _collect(run, crew, duties, config, len(plan))
+                tasks = _episode_tasks(pending, conditions, evaluation_plan.tasks, filmed, set(setup.probes))
+                _collect(run, pool, tasks, config, len(plan))
         finally:
             run.note_session()
             summary = summarise(config.out, run.records, planned=len(plan))
@@ -255,7 +258,7 @@ def evaluate(
     return summary
 
 
-def _banks_of_data(config: RunSettings, programme: Programme) -> dict[str, PriorBank]:
+def _banks_of_data(config: RunSettings, evaluation_plan: EvaluationPlan) -> dict[str, PriorBank]:
     """What shuffled priors are of, where a dataset is named; nothing where the simulators are to show it.
 
     Raises:
@@ -266,25 +269,27 @@ def _banks_of_data(config: RunSettings, programme: Programme) -> dict[str, Prior
             raise ConfigError(
                 "prior_shuffled with --ray needs --data: a dataset whose observations are given to other tasks"
             )
-        for visit in programme.visits:
-            bank_tasks(visit.simulators.instructions(), visit.tasks)
+        for suite_plan in evaluation_plan.suites:
+            bank_tasks(suite_plan.simulators.instructions(), suite_plan.tasks)
         return {}
     banks = {
-        visit.simulators.suite: PriorBank.of_data(config.data, visit.simulators.instructions(), seed=config.seed)
-        for visit in programme.visits
+        suite_plan.simulators.suite: PriorBank.of_data(
+            config.data, suite_plan.simulators.instructions(), seed=config.seed
+        )
+        for suite_plan in evaluation_plan.suites
     }
-    for visit in programme.visits:
-        banks[visit.simulators.suite].check(visit.tasks)
+    for suite_plan in evaluation_plan.suites:
+        banks[suite_plan.simulators.suite].check(suite_plan.tasks)
     return banks
 
 
-def _place(config: RunSettings) -> Place:
+def _launcher(config: RunSettings) -> Launcher:
     """Where the simulators run."""
     if config.ray is None:
-        return Here()
-    from lamp.benchmark.cluster import RayCluster
+        return LocalLauncher()
+    from lamp.benchmark.cluster import RayLauncher
 
-    return RayCluster.at(config.ray, config.workers)
+    return RayLauncher.at(config.ray, config.workers)
 
 
 def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
@@ -299,7 +304,7 @@ def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
 def _manifest(
     config: RunSettings,
     hashes: Mapping[str, str],
-    programme: Programme,
+    evaluation_plan: EvaluationPlan,
     planned: int,
     settings: Mapping[str, Any],
     models: Mapping[str, Any],
@@ -310,26 +315,26 @@ def _manifest(
     for name in ("perturb", "intervene", "flow_errors", "shard"):
         if not decisive.get(name):
             decisive.pop(name, None)
-    decisive |= {**programme.settings, **settings}
+    decisive |= {**evaluation_plan.settings, **settings}
     shuffled = any(one.name == Shuffled.name for one in parse_interventions(config.intervene))
     if shuffled:
         decisive["prior_bank"] = "data" if config.data is not None else "simulators"
     if "replay" in config.controls or (shuffled and config.data is not None):
         decisive["data"] = plain_config["data"]
     facts = {key: plain_config[key] for key in WITHOUT_EFFECT if key in plain_config}
-    facts |= {"models": models, "code": code_version(), "packages": package_versions(), **programme.facts}
+    facts |= {"models": models, "code": code_version(), "packages": package_versions(), **evaluation_plan.facts}
     return Manifest(
-        config=decisive, conditions=hashes, instructions=programme.instructions, planned=planned, facts=facts
+        config=decisive, conditions=hashes, instructions=evaluation_plan.instructions, planned=planned, facts=facts
     )
 
 
-def _duties(
+def _episode_tasks(
     pending: Sequence[Episode],
     conditions: Mapping[str, Condition],
     tasks: Sequence[int],
     filmed: set[str],
     probed: set[str],
-) -> list[Duty]:
+) -> list[EpisodeTask]:
     recorded = {
         (name, task): condition.actions(task)
         for name, condition in conditions.items()
@@ -337,7 +342,7 @@ def _duties(
         for task in tasks
     }
     return [
-        Duty(
+        EpisodeTask(
             episode=episode,
             actions=recorded.get((episode.condition, episode.task)),
             filmed=episode.name in filmed,
@@ -354,17 +359,17 @@ def _filmed(plan: Sequence[Episode], conditions: Mapping[str, Condition], count:
     ranked = []
     for episode in plan:
         if episode.condition == policy:
-            ranked.append((seen.setdefault(episode.place, 0), episode.task, episode.name))
-            seen[episode.place] += 1
+            ranked.append((seen.setdefault(episode.simulator_key, 0), episode.task, episode.name))
+            seen[episode.simulator_key] += 1
     return {name for _, _, name in sorted(ranked)[:count]}
 
 
-def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, planned: int) -> None:
+def _collect(run: Run, pool: WorkerPool, tasks: Sequence[EpisodeTask], config: RunSettings, planned: int) -> None:
     code, packages = code_version(), package_versions()
     progress = EpisodeProgress(run.records, planned)
     try:
-        for outcome in crew.run(duties):
-            attempt = 1 + crew.deaths[outcome.episode.name]
+        for outcome in pool.run(tasks):
+            attempt = 1 + pool.deaths[outcome.episode.name]
             if outcome.film is not None and outcome.video is not None:
                 with atomic_path(run.folder / outcome.video) as staged:
                     staged.write_bytes(outcome.film)
@@ -379,7 +384,7 @@ def _collect(run: Run, crew: Crew, duties: Sequence[Duty], config: RunSettings, 
 
 
 def _record(
-    outcome: Outcome, config: RunSettings, *, attempt: int, code: str, packages: Mapping[str, str]
+    outcome: EpisodeOutcome, config: RunSettings, *, attempt: int, code: str, packages: Mapping[str, str]
 ) -> EpisodeRecord:
     kept = [item.name for item in dataclasses.fields(outcome) if item.name not in ("episode", "film")]
     fields = {name: getattr(outcome, name) for name in kept}

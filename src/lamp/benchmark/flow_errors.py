@@ -29,7 +29,7 @@ class FlowProbe:
     """Simulation steps a flow step."""
 
 
-class Witness:
+class FlowRecorder:
     """A simulator that remembers every state it was in, and passes everything else on.
 
     Raises:

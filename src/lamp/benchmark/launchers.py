@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
 
-from lamp.benchmark.sim_worker import Post, work
+from lamp.benchmark.sim_worker import WorkerSetup, work
 from lamp_client.child_processes import CONTEXT, ChildProcess
 
 
@@ -37,7 +37,7 @@ class Process(Protocol):
 
 
 @dataclass(frozen=True)
-class Hired:
+class LaunchedWorker:
     """A process that has begun, and the line to it."""
 
     process: Process
@@ -45,10 +45,10 @@ class Hired:
 
 
 @runtime_checkable
-class Place(Protocol):
+class Launcher(Protocol):
     """Starts simulator processes."""
 
-    def hire(self, numbers: Sequence[int], post: Post) -> list[Hired]:
+    def launch(self, numbers: Sequence[int], setup: WorkerSetup) -> list[LaunchedWorker]:
         """Starts a worker for each number.
 
         Raises:
@@ -58,7 +58,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalProcess:
     """A process of this machine."""
 
     process: ChildProcess
@@ -86,17 +86,17 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalLauncher:
     """This machine."""
 
-    def hire(self, numbers: Sequence[int], post: Post) -> list[Hired]:
-        """See `Place`."""
-        return [self._hired(number, post) for number in numbers]
+    def launch(self, numbers: Sequence[int], setup: WorkerSetup) -> list[LaunchedWorker]:
+        """See `Launcher`."""
+        return [self._launched(number, setup) for number in numbers]
 
-    def _hired(self, number: int, post: Post) -> Hired:
+    def _launched(self, number: int, setup: WorkerSetup) -> LaunchedWorker:
         ends: tuple[Any, Any] = CONTEXT.Pipe()
         ours, theirs = ends
-        process = ChildProcess(target=work, args=(theirs, post), name=f"lamp-simulator-{number}", daemon=True)
+        process = ChildProcess(target=work, args=(theirs, setup), name=f"lamp-simulator-{number}", daemon=True)
         process.start()
         theirs.close()  # so that the worker's death is the end of the pipe
-        return Hired(Local(process), ours)
+        return LaunchedWorker(LocalProcess(process), ours)

@@ -1,11 +1,11 @@
-"""LIBERO-Plus: which of its 10,030 tasks an evaluation visits, and which cannot run for want of assets."""
+"""LIBERO-Plus: which of its 10,030 tasks an evaluation suites, and which cannot run for want of assets."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lamp.benchmark.evaluate import RunSettings
-from lamp.benchmark.suites import LIBERO_PLUS, LiberoSimulators, Programme, Simulator, Simulators, Visit
+from lamp.benchmark.suites import LIBERO_PLUS, EvaluationPlan, LiberoSimulators, Simulator, Simulators, SuitePlan
 from lamp.errors import ConfigError, unknown
 from lamp_client.envs.libero_plus.files import PlusFiles
 from lamp_client.envs.libero_plus.names import CATEGORIES, SUITES
@@ -65,7 +65,7 @@ class PlusConfig(RunSettings):
                 "prior_told_wrong, prior_shuffled: another task of LIBERO-Plus may have the same goal; name other changes"
             )
 
-    def programme(self, simulators: Simulators | None = None) -> Programme:
+    def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
         """One suite after another, each task from its one initial state."""
         found = choose(self)
         missing = {task: paths for task in found.tasks if (paths := found.plus.missing(task))}
@@ -81,9 +81,9 @@ class PlusConfig(RunSettings):
                 f"none of the {len(found.tasks)} chosen tasks can run: all lack assets (--list shows which)"
             )
         names = "\n".join(f"{task.suite} {task.read.name}" for task in found.tasks)
-        return Programme(
-            visits=tuple(
-                Visit(
+        return EvaluationPlan(
+            suites=tuple(
+                SuitePlan(
                     simulators=PlusSimulators(
                         root=found.plus.files.root,
                         assets=found.plus.files.assets,
@@ -97,7 +97,7 @@ class PlusConfig(RunSettings):
                 for suite in SUITES
                 if any(task.suite == suite for task in left)
             ),
-            # Chosen, not left: when the assets come later, the same command goes on with the rest.
+            # ChosenTasks, not left: when the assets come later, the same command goes on with the rest.
             settings={"benchmark": LIBERO_PLUS, "chosen": hashlib.sha256(names.encode()).hexdigest()[:16]},
             facts={
                 "plus_root": str(found.plus.files.root),
@@ -109,7 +109,7 @@ class PlusConfig(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlusSimulators:
+class PlusSimulators(Simulators):
     """The simulators of one suite of LIBERO-Plus."""
 
     root: Path
@@ -121,10 +121,11 @@ class PlusSimulators:
     image_size: int = 256
     seed: int = 7
 
-    @property
-    def suite(self) -> str:
-        """Different from LIBERO's own, so that no table counts both together."""
-        return self.standard.replace("libero_", "libero_plus_", 1)
+    suite: str = field(init=False)
+    """Different from LIBERO's own, so that no table counts both together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "suite", self.standard.replace("libero_", "libero_plus_", 1))
 
     def instructions(self) -> tuple[str, ...]:
         """The instruction of every task of the suite, in order."""
@@ -147,14 +148,14 @@ class PlusSimulators:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenTasks:
     """The tasks that settings name."""
 
     plus: PlusTasks
     tasks: tuple[PlusTask, ...]
 
 
-def choose(config: PlusConfig) -> Chosen:
+def choose(config: PlusConfig) -> ChosenTasks:
     """Finds the tasks.
 
     Raises:
@@ -182,7 +183,7 @@ def choose(config: PlusConfig) -> Chosen:
     ][:: config.every]
     if not tasks:
         raise ConfigError("no task of LIBERO-Plus is in all of the chosen suites, categories, levels and ids")
-    return Chosen(plus=plus, tasks=tuple(tasks))
+    return ChosenTasks(plus=plus, tasks=tuple(tasks))
 
 
 def listing(config: PlusConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lamp_client.envs.plus_style import CATEGORIES, LEVELS, Perturbation, parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbedSimulators:
+class PerturbedSimulators(Simulators):
     """The simulators of a LIBERO suite under a perturbation."""
 
     standard: LiberoSimulators
@@ -27,10 +27,11 @@ class PerturbedSimulators:
     label: str
     """How it was asked for, such as `camera=3`."""
 
-    @property
-    def suite(self) -> str:
-        """Different from the standard suite's name, so that no table counts both together."""
-        return f"{self.standard.suite} {PLUS_STYLE} {self.label}"
+    suite: str = field(init=False)
+    """Different from the standard suite's name, so that no table counts both together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "suite", f"{self.standard.suite} {PLUS_STYLE} {self.label}")
 
     @property
     def level(self) -> int | None:

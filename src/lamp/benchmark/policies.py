@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from lamp.benchmark.baselines import Asking, Checkpoint, Condition, Intervened, PriorBank, control
 from lamp.benchmark.flow_errors import FlowProbe
 from lamp.benchmark.run_manifest import checkpoint_hash, model_kind
-from lamp.benchmark.sim_worker import Request
+from lamp.benchmark.sim_worker import ActionRequest
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.prior_interventions import Intervention
 from lamp_client.types import ActionChunk
@@ -33,6 +33,16 @@ class BatchPolicy(Protocol):
         ...
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the policy says about itself, as plain values."""
+        ...
+
+    @property
+    def foresees(self) -> FlowRecord | None:
+        """The scene flow that the policy predicts; None where it predicts none."""
+        ...
+
+    @property
     def act_batch(self) -> Callable[..., list[ActionChunk]]:
         """(observations, noise seeds, foresight=whether to predict points too) -> a chunk for each observation.
 
@@ -40,23 +50,12 @@ class BatchPolicy(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Intervenable(Protocol):
-    """A policy whose motion prior can be changed while it acts."""
-
     def intervened(self, intervention: Intervention) -> BatchPolicy:
-        """The same policy with its motion prior changed."""
-        ...
+        """The same policy with its motion prior changed while it acts.
 
-
-@runtime_checkable
-class Foreseeing(Protocol):
-    """A policy that can tell which scene flow it foresees."""
-
-    @property
-    def foresees(self) -> FlowRecord | None:
-        """None without a motion prior."""
+        Raises:
+            MismatchError: It has no motion prior, or not what the intervention changes.
+        """
         ...
 
 
@@ -127,21 +126,21 @@ class Policies:
         """Returns how many actions of a chunk each asking condition executes: the checkpoint's number, unless overridden."""
         return {name: override or self._policy(asking.path).execute for name, asking in self._asking.items()}
 
-    def metadata(self) -> dict[str, dict[str, Any]]:
+    def metadata(self) -> dict[str, Mapping[str, Any]]:
         """Returns what the policy of each asking condition says about itself."""
-        return {name: getattr(self._policy(one.path), "metadata", {}) for name, one in self._asking.items()}
+        return {name: self._policy(one.path).metadata for name, one in self._asking.items()}
 
     def probes(self) -> dict[str, FlowProbe]:
         """Returns the scene flow that each condition foresees, of those that act as the checkpoint is meant to."""
         probes = {}
         for name, asking in self._asking.items():
             policy = self._policy(asking.path)
-            flow = policy.foresees if isinstance(policy, Foreseeing) else None
+            flow = policy.foresees
             if isinstance(asking, Checkpoint) and flow is not None:
                 probes[name] = FlowProbe(camera=flow.camera, grid=flow.grid, horizon=flow.horizon, stride=flow.stride)
         return probes
 
-    def answer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+    def answer(self, requests: Sequence[ActionRequest]) -> list[ActionChunk]:
         """Answers requests of several workers, one forward pass for all that ask the same checkpoint."""
         groups: dict[tuple[Path, str, bool], list[int]] = {}
         for index, request in enumerate(requests):
@@ -176,8 +175,6 @@ class Policies:
         if not isinstance(condition, Intervened):
             return policy
         if condition.name not in self._intervened:
-            if not isinstance(policy, Intervenable):
-                raise MismatchError(f"{condition.name}: the policy of {condition.path} cannot be intervened with")
             self._intervened[condition.name] = policy.intervened(condition.intervention)
         return self._intervened[condition.name]
 

@@ -50,7 +50,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class RunSession:
     """One call of the command that did episodes."""
 
     number: int
@@ -60,16 +60,16 @@ class Session:
     """Wall time."""
 
 
-def read_sessions(folder: Path) -> list[Session]:
+def read_sessions(folder: Path) -> list[RunSession]:
     """The sessions of an evaluation, in order; none where an earlier version wrote it.
 
     Raises:
         DataError: The log is damaged.
     """
-    found: dict[int, Session] = {}
+    found: dict[int, RunSession] = {}
     for line in read_lines_json(folder / SESSIONS):
         try:
-            session = Session(
+            session = RunSession(
                 number=int(line["session"]), episodes=int(line["episodes"]), seconds=float(line["seconds"])
             )
         except (KeyError, TypeError, ValueError):
@@ -78,7 +78,7 @@ def read_sessions(folder: Path) -> list[Session]:
     return [found[number] for number in sorted(found)]
 
 
-def write_session(folder: Path, session: Session) -> None:
+def write_session(folder: Path, session: RunSession) -> None:
     """Notes how far a session is; the last note of each counts."""
     noted = {"session": session.number, "episodes": session.episodes, "seconds": round(session.seconds, 3)}
     append_line(folder / SESSIONS, to_line(noted))
@@ -123,7 +123,7 @@ class Run:
         if not earlier and self.records and (self.folder / "summary.json").is_file():
             # An earlier version kept the time of the last session only.
             seconds = read_json(self.folder / "summary.json", "summary").get("session_seconds", 0.0)
-            write_session(self.folder, Session(number=1, episodes=len(self.records), seconds=float(seconds)))
+            write_session(self.folder, RunSession(number=1, episodes=len(self.records), seconds=float(seconds)))
             earlier = read_sessions(self.folder)
         self._number, self._started = 1 + max((session.number for session in earlier), default=0), started
         self.note_session()
@@ -132,7 +132,7 @@ class Run:
         """Notes how long this session has lasted, if it was begun."""
         if self._number:
             seconds, episodes = time.monotonic() - self._started, len(self.records) - self._before
-            write_session(self.folder, Session(number=self._number, episodes=episodes, seconds=seconds))
+            write_session(self.folder, RunSession(number=self._number, episodes=episodes, seconds=seconds))
 
     def close(self) -> None:
         """Lets other processes write to the folder."""

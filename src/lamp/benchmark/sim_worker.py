@@ -20,13 +20,13 @@ from av.video.stream import VideoStream
 
 from lamp.benchmark.baselines import Condition, Intervened, Replay, Scripted, Zero
 from lamp.benchmark.episodes import Episode
-from lamp.benchmark.flow_errors import FlowProbe, Witness
-from lamp.benchmark.suites import Demonstrated, Reporting, Ruled, Simulator, Simulators, Varied
+from lamp.benchmark.flow_errors import FlowProbe, FlowRecorder
+from lamp.benchmark.suites import Simulator, Simulators
 from lamp.data.lerobot.video import encoder
-from lamp.errors import ConfigError, system_error
+from lamp.errors import system_error
 from lamp.files import atomic_path
 from lamp_client.child_processes import available_cores
-from lamp_client.chunks import Executor, OpenLoop
+from lamp_client.chunks import Executor
 from lamp_client.rollout import Frame, run_episode
 from lamp_client.types import ActionChunk, Observation
 
@@ -37,7 +37,7 @@ def default_workers() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duty:
+class EpisodeTask:
     """Main process to worker: run this episode."""
 
     episode: Episode
@@ -49,7 +49,7 @@ class Duty:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ActionRequest:
     """Worker to main process: what shall I do? The reply is an `ActionChunk`."""
 
     episode: Episode
@@ -61,7 +61,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class EpisodeOutcome:
     """Worker to main process: the episode is over."""
 
     episode: Episode
@@ -81,7 +81,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class EpisodeFailure:
     """Worker to main process: the episode raised; that is a mistake to be mended, not to be tried again."""
 
     episode: Episode
@@ -92,7 +92,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Post:
+class WorkerSetup:
     """What a worker is told at its start."""
 
     simulators: Mapping[str, Simulators]
@@ -114,15 +114,15 @@ class Post:
 class RemotePolicy:
     """A policy that answers from the main process, shown what the condition lets it see."""
 
-    def __init__(self, connection: Connection, post: Post, duty: Duty) -> None:
+    def __init__(self, connection: Connection, setup: WorkerSetup, task: EpisodeTask) -> None:
         self._connection = connection
-        self._post = post
-        self._duty = duty
+        self._post = setup
+        self._duty = task
         self.calls = 0
         self.waited_s = 0.0
         self.foresight: np.ndarray | None = None
         self.instruction: str | None = None
-        self.witness: Witness | None = None
+        self.recorder: FlowRecorder | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class RemotePolicy:
         seeds = noise_seed if noise_seed is not None else (*self._duty.episode.noise_seed, self.calls)
         started = time.perf_counter()
         self._connection.send(
-            Request(
+            ActionRequest(
                 episode=self._duty.episode,
                 observation=shown,
                 noise_seed=seeds,
@@ -154,34 +154,36 @@ class RemotePolicy:
         self.waited_s += time.perf_counter() - started
         self.calls += 1
         self.foresight = chunk.foresight
-        if self.witness is not None:
-            self.witness.note(chunk.foresight)
+        if self.recorder is not None:
+            self.recorder.note(chunk.foresight)
         return chunk
 
 
-def work(connection: Connection, post: Post) -> None:
-    """A worker process: runs duties until told to stop (None) or until the main process is gone."""
+def work(connection: Connection, setup: WorkerSetup) -> None:
+    """A worker process: runs tasks until told to stop (None) or until the main process is gone."""
     # On other machines too (here it has been from the start): only the main process decides what Ctrl-C means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     simulator: Simulator | None = None
     opened: tuple[str, int] | None = None
     try:
         while True:
-            duty: Duty | None = connection.recv()
-            if duty is None:
+            task: EpisodeTask | None = connection.recv()
+            if task is None:
                 return
             try:
-                if simulator is None or opened != duty.episode.place:
+                if simulator is None or opened != task.episode.simulator_key:
                     if simulator is not None:
                         simulator.close()
-                    opened = duty.episode.place
-                    simulator = post.simulators[duty.episode.suite].make(duty.episode.task)
-                outcome = play(simulator, duty, RemotePolicy(connection, post, duty), post)
+                    opened = task.episode.simulator_key
+                    simulator = setup.simulators[task.episode.suite].make(task.episode.task)
+                outcome = play(simulator, task, RemotePolicy(connection, setup, task), setup)
             except (EOFError, ConnectionError):
                 raise
             except Exception as error:
                 text, cause = f"{type(error).__name__}: {error}", system_error(error)
-                connection.send(Failure(episode=duty.episode, error=text, trace=traceback.format_exc(), cause=cause))
+                connection.send(
+                    EpisodeFailure(episode=task.episode, error=text, trace=traceback.format_exc(), cause=cause)
+                )
                 simulator = None
             else:
                 connection.send(outcome)
@@ -190,7 +192,7 @@ def work(connection: Connection, post: Post) -> None:
         os._exit(1)
 
 
-class Recorded:
+class ReplayExecutor:
     """An executor that sends recorded actions without ever looking; the last one is repeated."""
 
     chunk: ActionChunk | None = None
@@ -211,7 +213,7 @@ class Recorded:
         return action
 
 
-class Driven(Recorded):
+class ExpertExecutor(ReplayExecutor):
     """An executor that asks a scripted expert; the expert sees the simulator itself."""
 
     def __init__(self, expert: Callable[[], np.ndarray]) -> None:
@@ -225,42 +227,38 @@ class Driven(Recorded):
         return self._expert()
 
 
-def _executor(simulator: Simulator, duty: Duty, post: Post) -> Executor:
-    if duty.actions is not None:
-        return Recorded(duty.actions)
-    simulators = post.simulators[duty.episode.suite]
-    if not isinstance(post.conditions[duty.episode.condition], Scripted):
-        execute = post.execute[duty.episode.condition]
-        return simulators.executor(execute) if isinstance(simulators, Ruled) else OpenLoop(execute=execute)
-    if not isinstance(simulators, Demonstrated):
-        raise ConfigError(f"{simulators.suite} has no scripted expert; expected one of LIBERO's or SimplerEnv's")
-    return Driven(simulators.expert(simulator))
+def _executor(simulator: Simulator, task: EpisodeTask, setup: WorkerSetup) -> Executor:
+    if task.actions is not None:
+        return ReplayExecutor(task.actions)
+    simulators = setup.simulators[task.episode.suite]
+    if not isinstance(setup.conditions[task.episode.condition], Scripted):
+        return simulators.executor(setup.execute[task.episode.condition])
+    return ExpertExecutor(simulators.expert(simulator))
 
 
-def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> Outcome:
+def play(simulator: Simulator, task: EpisodeTask, policy: RemotePolicy, setup: WorkerSetup) -> EpisodeOutcome:
     """Runs one episode: at most `step_limit` actions after settling; the first success ends it, if the suite's rules are so."""
-    simulators = post.simulators[duty.episode.suite]
-    rules = simulators if isinstance(simulators, Ruled) else None
+    simulators = setup.simulators[task.episode.suite]
     started = time.perf_counter()
-    episode = duty.episode
+    episode = task.episode
     simulator.reset(episode.state, episode.placement_seed)
-    film = Film(post.artist) if duty.filmed else None
-    policy.witness = witness = Witness(simulator) if duty.probed else None
+    film = Film(setup.artist) if task.filmed else None
+    policy.recorder = recorder = FlowRecorder(simulator) if task.probed else None
     result = run_episode(
-        cast(Simulator, witness or simulator),
+        cast(Simulator, recorder or simulator),
         policy,
-        _executor(simulator, duty, post),
+        _executor(simulator, task, setup),
         noise_seed=episode.noise_seed,
-        stop_on_success=rules is None or rules.stop_on_success,
+        stop_on_success=simulators.stop_on_success,
         on_frame=film.shoot if film else None,
-        frame_every=rules.film_every if rules else FILM_EVERY,
+        frame_every=simulators.film_every,
     )
     video = f"videos/{episode.name}.mp4" if film else None
-    filmed = _film(film, post.folder / video if post.folder and video else None)
-    extra: dict[str, Any] = {"flow": witness.errors(post.probes[episode.condition])} if witness else {}
-    if isinstance(simulator, Reporting):
+    filmed = _film(film, setup.folder / video if setup.folder and video else None)
+    extra: dict[str, Any] = {"flow": recorder.errors(setup.probes[episode.condition])} if recorder else {}
+    if simulator.facts:
         extra["simulator"] = dict(simulator.facts)
-    return Outcome(
+    return EpisodeOutcome(
         episode=episode,
         success=result.success,
         success_last=result.success_last,
@@ -271,7 +269,7 @@ def play(simulator: Simulator, duty: Duty, policy: RemotePolicy, post: Post) -> 
         policy_calls=policy.calls,
         policy_ms=round(1000 * policy.waited_s / policy.calls, 2) if policy.calls else 0.0,
         video=video,
-        variation=dict(simulator.variation) if isinstance(simulator, Varied) else {},
+        variation=dict(simulator.variation),
         extra=extra,
         film=filmed,
     )
@@ -293,10 +291,8 @@ def _film(film: Film | None, path: Path | None) -> bytes | None:
 Artist = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """Draws foresight (k, t + 1, 3), None where there is none, over an image (H, W, 3) and returns the picture; must pickle."""
 
-FILM_EVERY = 4
-"""Simulation steps from one film frame to the next; rendering is what makes filming slow."""
 FILM_FPS = 10
-"""Frames per second of the film: at 20 steps a second and `FILM_EVERY` 4, twice real time."""
+"""Frames per second of the film: at 20 steps a second and `Simulators.film_every` 4, twice real time."""
 
 
 def plain(image: np.ndarray, foresight: np.ndarray | None) -> np.ndarray:

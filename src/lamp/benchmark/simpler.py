@@ -17,7 +17,7 @@ import numpy as np
 from lamp.benchmark.evaluate import EvaluateConfig, Summary, evaluate
 from lamp.benchmark.policies import BatchPolicy
 from lamp.benchmark.sim_worker import Artist, default_workers, plain
-from lamp.benchmark.suites import Simulator, parse_states
+from lamp.benchmark.suites import Simulator, Simulators, parse_states
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
 from lamp_client.child_processes import run_program
 from lamp_client.chunks import Executor, OpenLoop, SimilarityEnsemble
@@ -111,7 +111,7 @@ class SimplerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimplerSimulators:
+class SimplerSimulators(Simulators):
     """The simulators of the four tasks, each in a process of ManiSkill3's interpreter."""
 
     launch: Launch

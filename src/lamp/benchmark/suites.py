@@ -1,7 +1,8 @@
-"""Which tasks, initial states and seeds an evaluation visits; where its simulators come from."""
+"""Which tasks, initial states and seeds an evaluation suites; where its simulators come from."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -9,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from lamp.errors import ConfigError, unknown
-from lamp_client.chunks import Executor
+from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.envs import Env
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -32,6 +33,17 @@ class Simulator(Env, Protocol):
         """Name of each displaced object -> its offset (x, y) in [m]."""
         ...
 
+    @property
+    def variation(self) -> Mapping[str, Any]:
+        """How the scene differs from the task's standard one since the last reset, as JSON values: `benchmark`, `category`,
+        `level`, and what was drawn; empty where it does not."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the episode's record should know of the simulator, such as versions that this process does not see."""
+        ...
+
     def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
         """Goes to a stored initial state, displaces objects if so configured, and lets everything settle."""
         ...
@@ -39,41 +51,39 @@ class Simulator(Env, Protocol):
     def close(self) -> None: ...
 
 
-@runtime_checkable
-class Simulators(Protocol):
+class Simulators(ABC):
     """Makes the simulators of a suite; travels to worker processes, so it must pickle."""
 
-    @property
-    def suite(self) -> str: ...
+    suite: str
+    """Name of the suite."""
+    stop_on_success: bool = True
+    """Whether the first success ends an episode."""
+    film_every: int = 4
+    """Simulation steps from one film frame to the next; rendering is what makes filming slow."""
 
+    @abstractmethod
     def instructions(self) -> tuple[str, ...]:
         """The instruction of every task of the suite, in order."""
-        ...
 
-    def make(self, task: int) -> Simulator: ...
+    @abstractmethod
+    def make(self, task: int) -> Simulator:
+        """Opens the simulator of a task."""
 
-
-@runtime_checkable
-class Demonstrated(Protocol):
-    """A suite with a scripted expert."""
+    def executor(self, execute: int) -> Executor:
+        """Makes one action a step of a policy's chunks, of which `execute` actions each are to be executed."""
+        return OpenLoop(execute=execute)
 
     def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
-        """An expert for a simulator that has just been reset; each call is its next action, in the dataset's units."""
-        ...
+        """A scripted expert for a simulator that has just been reset; each call is its next action, in the dataset's units.
 
-
-@runtime_checkable
-class Varied(Protocol):
-    """A simulator whose scene differs from its task's standard one."""
-
-    @property
-    def variation(self) -> dict[str, Any]:
-        """What was changed at the last reset, as JSON values: `benchmark`, `category`, `level`, and what was drawn."""
-        ...
+        Raises:
+            ConfigError: The suite has none.
+        """
+        raise ConfigError(f"{self.suite} has no scripted expert; expected one of LIBERO's or SimplerEnv's")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visit:
+class SuitePlan:
     """What an evaluation does of one suite."""
 
     simulators: Simulators
@@ -85,10 +95,10 @@ class Visit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Programme:
-    """What an evaluation visits."""
+class EvaluationPlan:
+    """What an evaluation suites."""
 
-    visits: tuple[Visit, ...]
+    suites: tuple[SuitePlan, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the results, beside the command's settings: perturbations in full, which tasks were found."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -99,38 +109,11 @@ class Programme:
     @property
     def tasks(self) -> tuple[int, ...]:
         """Numbers of all tasks that are visited in some suite."""
-        return tuple(sorted({task for visit in self.visits for task in visit.tasks}))
-
-
-@runtime_checkable
-class Ruled(Protocol):
-    """A suite whose episodes are run in another way than LIBERO's: chunks executed in the open, until the first success."""
-
-    @property
-    def stop_on_success(self) -> bool: ...
-
-    @property
-    def film_every(self) -> int:
-        """Steps between two frames of a film."""
-        ...
-
-    def executor(self, execute: int) -> Executor:
-        """Makes one action a step of a policy's chunks, of which it says that `execute` actions are to be executed."""
-        ...
-
-
-@runtime_checkable
-class Reporting(Protocol):
-    """A simulator that says what the record should know of it."""
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Plain values, such as versions that this process does not see."""
-        ...
+        return tuple(sorted({task for suite_plan in self.suites for task in suite_plan.tasks}))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiberoSimulators:
+class LiberoSimulators(Simulators):
     """The simulators of one LIBERO suite."""
 
     suite: str

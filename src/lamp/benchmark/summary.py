@@ -9,7 +9,7 @@ from pathlib import Path
 from lamp.benchmark import robustness
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.robustness import RobustnessTable
-from lamp.benchmark.run_manifest import Session, read_sessions
+from lamp.benchmark.run_manifest import RunSession, read_sessions
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
 from lamp.files import atomic_write_text, write_json
 
@@ -25,7 +25,7 @@ class Summary:
     """Of LIBERO-Plus and of plus-style perturbations."""
     records: tuple[EpisodeRecord, ...]
     planned: int
-    sessions: tuple[Session, ...]
+    sessions: tuple[RunSession, ...]
     """Every call of the command that did episodes, killed ones included."""
 
     @property

@@ -12,8 +12,8 @@ from math import isfinite
 from multiprocessing.connection import Connection, wait
 
 from lamp.benchmark.episodes import Episode
-from lamp.benchmark.launchers import Here, Place, Process
-from lamp.benchmark.sim_worker import Duty, Failure, Outcome, Post, Request
+from lamp.benchmark.launchers import Launcher, LocalLauncher, Process
+from lamp.benchmark.sim_worker import ActionRequest, EpisodeFailure, EpisodeOutcome, EpisodeTask, WorkerSetup
 from lamp.errors import LampError
 from lamp_client.types import ActionChunk
 
@@ -32,8 +32,8 @@ class Worker:
     number: int
     process: Process
     connection: Connection
-    duty: Duty | None = None
-    place: tuple[str, int] | None = None
+    task: EpisodeTask | None = None
+    simulator_key: tuple[str, int] | None = None
     """The suite and task whose simulator it has open."""
     since: float = 0.0
     """When it was given its episode, on the monotonic clock [s]."""
@@ -42,72 +42,72 @@ class Worker:
 
 
 @dataclass
-class Crew:
+class WorkerPool:
     """Runs episodes in several processes.
 
-    Workers whose policy waits are answered together: the crew collects what arrives within `gather_s` of the first request,
+    Workers whose policy waits are answered together: the pool collects what arrives within `gather_s` of the first request,
     or less where every busy worker has asked, and passes it to `answer` at once.
     """
 
     size: int
-    post: Post
-    answer: Callable[[Sequence[Request]], Sequence[ActionChunk]]
+    setup: WorkerSetup
+    answer: Callable[[Sequence[ActionRequest]], Sequence[ActionChunk]]
     gather_s: float = 0.02
     deadline_s: float = float("inf")
     """An episode that takes longer loses its worker, as if that had died: simulators may hang."""
-    place: Place = field(default_factory=Here)
+    launcher: Launcher = field(default_factory=LocalLauncher)
     """Where the workers run."""
     say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
     workers: list[Worker] = field(default_factory=list)
     deaths: Counter[str] = field(default_factory=Counter)
     """Name of an episode -> number of workers that died on it."""
 
-    def run(self, duties: Sequence[Duty]) -> Iterator[Outcome]:
+    def run(self, tasks: Sequence[EpisodeTask]) -> Iterator[EpisodeOutcome]:
         """Yields the episodes as they end; leaves no process behind, whatever happens.
 
         Raises:
             SimulationStoppedError: An episode raised an error, or its workers keep dying.
         """
-        pending = list(duties)
+        pending = list(tasks)
         try:
             numbers = range(min(self.size, len(pending)))
-            for number, hired in zip(numbers, self.place.hire(numbers, self.post), strict=True):
-                self.workers.append(Worker(number=number, process=hired.process, connection=hired.connection))
+            for number, launched in zip(numbers, self.launcher.launch(numbers, self.setup), strict=True):
+                self.workers.append(Worker(number=number, process=launched.process, connection=launched.connection))
             for worker in self.workers:
                 self._assign(worker, pending)
-            while any(worker.duty for worker in self.workers):
+            while any(worker.task for worker in self.workers):
                 yield from self._attend(pending)
         finally:
             self._dismiss()
 
-    def _assign(self, worker: Worker, pending: list[Duty]) -> None:
-        worker.duty = None
+    def _assign(self, worker: Worker, pending: list[EpisodeTask]) -> None:
+        worker.task = None
         if not pending:
             return
-        duty = pending.pop(self._choice(worker, pending))
-        worker.duty, worker.place, worker.since = duty, duty.episode.place, time.monotonic()
+        task = pending.pop(self._choice(worker, pending))
+        worker.task, worker.simulator_key, worker.since = task, task.episode.simulator_key, time.monotonic()
         # A worker that has died says so by the end of its pipe in the next round, where the episode goes back to the list.
         with suppress(OSError):
-            worker.connection.send(duty)
+            worker.connection.send(task)
 
-    def _choice(self, worker: Worker, pending: Sequence[Duty]) -> int:
+    def _choice(self, worker: Worker, pending: Sequence[EpisodeTask]) -> int:
         """The next episode of the worker's task, as opening a simulator takes seconds; else of the task that is most behind."""
-        left = Counter(duty.episode.place for duty in pending)
-        place = worker.place
-        if place is None or place not in left:
-            busy = Counter(other.place for other in self.workers if other.duty and other is not worker)
+        left = Counter(task.episode.simulator_key for task in pending)
+        key = worker.simulator_key
+        if key is None or key not in left:
+            busy = Counter(other.simulator_key for other in self.workers if other.task and other is not worker)
             # Of several that are as far behind the first: `left` is in the order of the list.
-            place = max(left, key=lambda place: left[place] / (1 + busy[place]))
-        return next(index for index, duty in enumerate(pending) if duty.episode.place == place)
+            key = max(left, key=lambda key: left[key] / (1 + busy[key]))
+        return next(index for index, task in enumerate(pending) if task.episode.simulator_key == key)
 
-    def _attend(self, pending: list[Duty]) -> Iterator[Outcome]:
+    def _attend(self, pending: list[EpisodeTask]) -> Iterator[EpisodeOutcome]:
         """One round: waits for messages, collects requests for a moment, answers them."""
-        asked: list[tuple[Worker, Request]] = []
+        asked: list[tuple[Worker, ActionRequest]] = []
         deadline: float | None = None
         while True:
             waiting = {id(worker) for worker, _ in asked}
-            listened = {w.connection: w for w in self.workers if w.duty and id(w) not in waiting}
-            looking = [worker for worker in listened.values() if worker.duty and worker.duty.actions is None]
+            listened = {w.connection: w for w in self.workers if w.task and id(w) not in waiting}
+            looking = [worker for worker in listened.values() if worker.task and worker.task.actions is None]
             remaining = None if deadline is None else deadline - time.monotonic()
             if asked and (not looking or (remaining is not None and remaining <= 0)):
                 break
@@ -116,10 +116,10 @@ class Crew:
             for connection in wait(list(listened), timeout=self._patience(listened.values(), remaining)):
                 worker = listened[connection]  # pyright: ignore[reportArgumentType]
                 message = self._received(worker, pending)
-                if isinstance(message, Request):
+                if isinstance(message, ActionRequest):
                     asked.append((worker, message))
                     deadline = deadline or time.monotonic() + self.gather_s
-                elif isinstance(message, Outcome):
+                elif isinstance(message, EpisodeOutcome):
                     self._assign(worker, pending)
                     yield message
             self._stop_the_overdue(listened.values())
@@ -135,23 +135,23 @@ class Crew:
         """Kills workers whose episode is past its deadline; the end of their pipes then says so."""
         now = time.monotonic()
         for worker in listened:
-            if worker.duty and not worker.overdue and now > worker.since + self.deadline_s:
+            if worker.task and not worker.overdue and now > worker.since + self.deadline_s:
                 worker.overdue = True
                 worker.process.kill()
 
-    def _reply(self, asked: Sequence[tuple[Worker, Request]]) -> None:
+    def _reply(self, asked: Sequence[tuple[Worker, ActionRequest]]) -> None:
         chunks = self.answer([request for _, request in asked])
         for (worker, _), chunk in zip(asked, chunks, strict=True):
             with suppress(OSError):  # as in `_assign`
                 worker.connection.send(chunk)
 
-    def _received(self, worker: Worker, pending: list[Duty]) -> Request | Outcome | None:
+    def _received(self, worker: Worker, pending: list[EpisodeTask]) -> ActionRequest | EpisodeOutcome | None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
             self._bury(worker, pending)
             return None
-        if isinstance(message, Failure):
+        if isinstance(message, EpisodeFailure):
             if message.cause is not None:
                 raise message.cause
             episode = message.episode
@@ -161,26 +161,31 @@ class Crew:
             )
         return message
 
-    def _bury(self, worker: Worker, pending: list[Duty]) -> None:
+    def _bury(self, worker: Worker, pending: list[EpisodeTask]) -> None:
         """Reports a dead worker, puts its episode back and hires another."""
         worker.process.join(timeout=10.0)
         worker.connection.close()
-        duty = worker.duty
-        assert duty is not None
-        self.deaths[duty.episode.name] += 1
+        task = worker.task
+        assert task is not None
+        self.deaths[task.episode.name] += 1
         late = f"stopped: its episode took longer than {self.deadline_s:g} s"
         cause = late if worker.overdue else f"died ({worker.process.cause()})"
-        how = f"worker {worker.number} {cause} on {_title(duty.episode)}"
-        if self.deaths[duty.episode.name] >= MAX_DEATHS:
+        how = f"worker {worker.number} {cause} on {_title(task.episode)}"
+        if self.deaths[task.episode.name] >= MAX_DEATHS:
             advice = f"Is there memory for {self.size} simulators? Try fewer --workers."
             raise SimulationStoppedError(
                 f"{how}; {MAX_DEATHS} workers were lost on it. {'Try a longer --deadline-s.' if worker.overdue else advice} "
                 "Finished episodes are kept; run the same command to go on."
             )
         self.say(f"{how}; a new worker takes over")
-        pending.insert(0, duty)
-        (fresh,) = self.place.hire([worker.number], self.post)
-        worker.process, worker.connection, worker.place, worker.overdue = fresh.process, fresh.connection, None, False
+        pending.insert(0, task)
+        (fresh,) = self.launcher.launch([worker.number], self.setup)
+        worker.process, worker.connection, worker.simulator_key, worker.overdue = (
+            fresh.process,
+            fresh.connection,
+            None,
+            False,
+        )
         self._assign(worker, pending)
 
     def _dismiss(self) -> None:

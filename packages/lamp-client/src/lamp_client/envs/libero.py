@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,6 +81,11 @@ class LiberoEnv:
 
     cameras: tuple[str, ...] = tuple(CAMERA_NAMES)
     camera_names = CAMERA_NAMES
+
+    variation: Mapping[str, object] = {}
+    """How the scene differs from the task's standard one; here not at all."""
+    facts: Mapping[str, object] = {}
+    """What an episode's record should know of the simulator."""
 
     def __init__(
         self,

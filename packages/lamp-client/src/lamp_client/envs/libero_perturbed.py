@@ -53,7 +53,7 @@ class PerturbedLibero(LiberoEnv):
         super().__init__(task, image_size=image_size, render=render, placement_shift=placement_shift, seed=seed)
         self.draw = draw
         self.effects = NOTHING
-        self.variation: dict[str, object] = {}
+        self.variation = {}
         """What was drawn at the last reset, as JSON values."""
         model, _ = self.simulation
         self._camera = model.camera(CAMERA_NAMES[REFERENCE]).id

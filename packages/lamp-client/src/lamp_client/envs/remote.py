@@ -92,6 +92,7 @@ class RemoteEnv:
 
     placement: Mapping[str, Any] = {}
     """Nothing is displaced."""
+    variation: Mapping[str, Any] = {}
 
     def __init__(
         self, launch: Launch, settings: Mapping[str, Any], convert: Callable[[np.ndarray], np.ndarray]

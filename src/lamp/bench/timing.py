@@ -1,6 +1,6 @@
-"""The core of the speed benchmarks: ways of doing the same thing are timed in turns, beside what the machine can do.
+"""The core of the speed benchmarks: implementations are timed in turns, beside the machine's matrix rate and copy rate.
 
-Whatever slows the machine slows all ways. The machine's own matrix rate and copy rate are measured in the same run.
+Whatever slows the machine then slows all of them alike.
 `python -m lamp.bench.timing FILE...` prints a line for each file of `lamp bench infer --json` and `lamp bench train-step --json`.
 """
 
@@ -25,7 +25,7 @@ from lamp_client.child_processes import available_cores
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Wall times of one thing."""
+    """Wall times of one implementation."""
 
     p50_s: float
     p95_s: float
@@ -34,7 +34,7 @@ class Timing:
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -48,16 +48,7 @@ def measure(
     most: int = 1000,
     warm_up: int = 2,
 ) -> dict[str, Timing]:
-    """Runs every way in turn, round after round, and returns each one's times.
-
-    Args:
-        ways: Name -> what to run.
-        device: Where it computes; each run is waited for.
-        seconds: About how long to measure in all, beyond `warm_up` rounds.
-        least: Rounds at least.
-        most: Rounds at most.
-        warm_up: Rounds that are not counted: compilers, caches, clock rates.
-    """
+    """Runs every one in turn, round after round, for about `seconds` beyond the uncounted warm-up rounds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(-warm_up, most):
         for name, run in ways.items():
@@ -68,13 +59,11 @@ def measure(
                 times[name].append(time.perf_counter() - begun)
         if round_ + 1 >= least and sum(map(sum, times.values())) >= seconds:
             break
-    return {name: _timing(values) for name, values in times.items()}
-
-
-def _timing(values: list[float]) -> Timing:
-    ordered = sorted(values)
-    late = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-    return Timing(p50_s=statistics.median(ordered), p95_s=late, best_s=ordered[0], runs=len(ordered))
+    found = {}
+    for name, values in times.items():
+        late = sorted(values)[round(0.95 * (len(values) - 1))]
+        found[name] = Timing(p50_s=statistics.median(values), p95_s=late, best_s=min(values), runs=len(values))
+    return found
 
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -86,22 +75,21 @@ CEILING_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """The best the machine was seen to do."""
+    """The best rates measured on the machine."""
 
     matrix_flops: float
-    """Floating-point operations per second of a large matrix product in the precision at hand, by whichever kernel is the
-    fastest [1/s]."""
+    """Floating-point operations of a large matrix product, by the fastest kernel [1/s]."""
     copy_bytes: float
-    """Bytes read and written per second, together, while a large tensor is copied [1/s]."""
+    """Bytes read and written while a large tensor is copied [1/s]."""
 
     def floor_s(self, flops: float, weight_bytes: float) -> float:
-        """The least time for so much arithmetic on so many weights: the larger of the two limits [s]."""
+        """The least time for this much arithmetic and weight reading [s]."""
         return max(flops / self.matrix_flops, weight_bytes / self.copy_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a figure was measured."""
+    """The machine and the settings of a measurement."""
 
     device: str
     name: str
@@ -113,15 +101,17 @@ class Machine:
     python: str
 
 
-def heading(what: str, batch: int, machine: Machine) -> str:
+def heading(what: str, batch: int, machine: Mapping[str, Any]) -> str:
     """The first line of a table for a terminal."""
-    threads = "one thread" if machine.threads == 1 else f"{machine.threads} threads"
-    return f"{what}, batch {batch}, {machine.precision}, {machine.name}, {threads}"
+    threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return f"{what}, batch {batch}, {machine['precision']}, {machine['name']}, {threads}"
 
 
 def check_settings(*, device: str, **positive: Any) -> None:
-    """Raises:
-    ConfigError: There is no such device here, or a number that was given is not above zero.
+    """Checks the device and that numbers are positive.
+
+    Raises:
+        ConfigError: One is not, or there is no such device here.
     """
     for name, value in positive.items():
         if value is not None and value <= 0:
@@ -149,10 +139,17 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Measures the ceilings and notes what ran where."""
+    """Names the machine and measures its ceilings."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        name = f"{model or platform.processor() or platform.machine()}, {available_cores()} cores"
     return Machine(
         device=device.type,
-        name=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        name=name,
         threads=torch.get_num_threads(),
         precision=str(dtype).removeprefix("torch."),
         ceilings=measure_ceilings(device, dtype),
@@ -161,37 +158,23 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     )
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    found = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{found or platform.processor() or platform.machine()}, {available_cores()} cores"
-
-
-def line(name: str, found: Mapping[str, Any]) -> str:
-    """What one result says."""
-    ours, other = (1e3 * found[way]["p50_s"] for way in ("ours", "other"))
-    said = [
-        f"{name}: {ours:.2f} ms, {found['against']} {other:.2f} ms, ratio {found['ratio']:.2f}",
-        f"{found['machine']['name']}, {found['machine']['precision']}",
-    ]
-    if "over_floors" in found:
-        said.append(
-            f"{found['over_floors']:.2f}x the sum of the floors, least cosine to the plain path {found['cosine']:.5f}"
-        )
-    return "; ".join(said)
-
-
 def summary(files: Sequence[Path]) -> str:
-    """A line for each file that holds a result, and a word for each that does not."""
+    """One line for each file of figures."""
     lines = []
     for file in files:
         try:
-            lines.append(line(file.stem, json.loads(file.read_text(encoding="utf-8"))))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            ours, other = (1e3 * found[way]["p50_s"] for way in ("ours", "other"))
+            line = (
+                f"{file.stem}: {ours:.2f} ms, {found['against']} {other:.2f} ms, ratio {found['ratio']:.2f}; "
+                f"{found['machine']['name']}, {found['machine']['precision']}"
+            )
+            if "over_floors" in found:
+                line += f"; {found['over_floors']:.2f}x the sum of the floors, "
+                line += f"least cosine to the plain path {found['cosine']:.5f}"
         except (OSError, ValueError, KeyError, TypeError):
-            lines.append(f"{file.stem}: no result")
+            line = f"{file.stem}: no result"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lamp.commands.command import Command, training_named
 from lamp.flags import parse, parse_beside
 
-if TYPE_CHECKING:
-    pass
+
+def _print(figures: Mapping[str, Any], to_text: Callable[[Any], str], *, as_json: bool, indent: int | None = 2) -> None:
+    print(json.dumps(figures, indent=indent, ensure_ascii=False) if as_json else to_text(figures))
 
 
 def _bench_infer(arguments: Sequence[str]) -> None:
     from lamp.bench.infer import InferConfig, bench_infer, to_text
 
     config = parse(InferConfig, arguments, "bench infer")
-    result = bench_infer(config)
-    print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
+    _print(bench_infer(config), to_text, as_json=config.json)
 
 
 def _bench_evaluate(arguments: Sequence[str]) -> None:
     from lamp.bench.evaluate import EvaluationBench, bench_evaluate, to_text
 
     config = parse(EvaluationBench, arguments, "bench evaluate")
-    figures = bench_evaluate(config)
-    print(json.dumps(figures, indent=2) if config.json else to_text(figures))
+    _print(bench_evaluate(config), to_text, as_json=config.json)
 
 
 def _bench_train_step(arguments: Sequence[str]) -> None:
     from lamp.bench.train_step import TrainStepConfig, bench_train_step, to_text
 
     config = parse(TrainStepConfig, arguments, "bench train-step")
-    result = bench_train_step(config)
-    print(json.dumps(asdict(result), indent=2) if config.json else to_text(result))
+    _print(bench_train_step(config), to_text, as_json=config.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ def _bench_serve(arguments: Sequence[str]) -> None:
 
     flags, bench = parse_beside(ServeBenchFlags, ServeBench, arguments, "bench serve")
     figures = bench_serving(bench)
-    print(json.dumps(figures, indent=2) if flags.json else summary(figures))
+    _print(figures, summary, as_json=flags.json)
     if figures["wrong_replies"] or figures["lost_replies"] or figures["errors"]:
         raise SystemExit(1)
 
@@ -80,14 +78,11 @@ class DataBenchFlags:
 
 def _bench_data(arguments: Sequence[str]) -> None:
     flags = parse(DataBenchFlags, arguments, "bench data")
-    from lamp.bench.data import measure_loading
+    from lamp.bench.data import measure_loading, measure_opening
     from lamp.info import to_text
 
     if flags.synthetic_episodes is not None:
-        from lamp.bench.data import measure_opening
-
-        opened = measure_opening(flags.synthetic_episodes)
-        print(json.dumps(opened, ensure_ascii=False) if flags.json else to_text(opened))
+        _print(measure_opening(flags.synthetic_episodes), to_text, as_json=flags.json, indent=None)
         return
     found = measure_loading(
         training_named(flags.recipe).backbone,
@@ -96,7 +91,7 @@ def _bench_data(arguments: Sequence[str]) -> None:
         batch_size=flags.batch_size,
         seconds=flags.seconds,
     )
-    print(json.dumps(found, ensure_ascii=False) if flags.json else to_text(found))
+    _print(found, to_text, as_json=flags.json, indent=None)
 
 
 COMMANDS: dict[str, Command] = {

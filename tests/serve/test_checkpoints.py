@@ -115,19 +115,24 @@ def test_the_command(
 
 def test_the_measurement_with_a_trained_policy(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     from lamp.bench import serve as serving
-    from lamp.bench.serve import SCENES, Known
+    from lamp.bench.serve import SCENES, CheckpointWorkload
 
     def swapped(*arguments: Any, **options: Any) -> list[ActionChunk]:
         chunks = policy.act_batch(*arguments, **options)
         return chunks[::-1] if len(chunks) == 3 else chunks
 
     served = CheckpointPolicy(spec=policy_spec(policy), act_batch=swapped)
-    known = Known.of(served, clients=3)
-    assert known.expected.shape == (3, SCENES, 5, 7) and not np.array_equal(known.expected[0, 0], known.expected[0, 1])
-    seen, seed = known.question(known.scenes(2), 2, 5)
-    assert seed == (2, 1) and known.off(known.expected[2, 1], seen, seed) == 0.0
-    assert known.off(known.expected[2, 1] + np.float32(1e-4), seen, seed) == pytest.approx(1e-4, rel=1e-2)
-    assert known.off(known.expected[1, 1], seen, seed) is None and known.off(known.expected[2, 0], seen, seed) is None
+    workload = CheckpointWorkload.of(served, clients=3)
+    assert workload.expected.shape == (3, SCENES, 5, 7) and not np.array_equal(
+        workload.expected[0, 0], workload.expected[0, 1]
+    )
+    seen, seed = workload.request(workload.scenes(2), 2, 5)
+    assert seed == (2, 1) and workload.error(workload.expected[2, 1], seen, seed) == 0.0
+    assert workload.error(workload.expected[2, 1] + np.float32(1e-4), seen, seed) == pytest.approx(1e-4, rel=1e-2)
+    assert (
+        workload.error(workload.expected[1, 1], seen, seed) is None
+        and workload.error(workload.expected[2, 0], seen, seed) is None
+    )
     monkeypatch.setattr(serving, "open_checkpoint", lambda *_, **__: served)
     bench = serving.ServeBench(
         checkpoint=Path("x"), clients=3, seconds=2.0, alone_seconds=0.5, processes=1, gather_ms=200.0

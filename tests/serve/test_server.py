@@ -97,16 +97,16 @@ def test_one_that_is_alone_does_not_wait_for_others() -> None:
 
 def test_no_reply_is_lost_or_swapped_among_many_clients() -> None:
     """Every reply repeats its request: state, images, seed, instruction."""
-    from lamp.bench.serve import Echoed, ask_for
+    from lamp.bench.serve import EchoWorkload, run_clients
 
     with running(max_batch=7, max_queue=64) as server:
-        tally = ask_for(server.address, 24, 0, asking=Echoed(side=SIDE), seconds=2.0, think_s=0.0)
+        tally = run_clients(server.address, 24, 0, workload=EchoWorkload.of(SIDE), seconds=2.0, think_s=0.0)
         assert server.metrics.batch.count > 0 and max(server.metrics.batch.recent) == 7
     assert (tally.wrong, tally.lost, tally.errors) == (0, 0, {}) and len(tally.total_ms) > 100
 
 
 def test_the_check_of_replies_can_fail() -> None:
-    from lamp.bench.serve import Echoed, ask_for
+    from lamp.bench.serve import EchoWorkload, run_clients
 
     class Swapping(FakePolicy):
         def act_batch(
@@ -115,7 +115,7 @@ def test_the_check_of_replies_can_fail() -> None:
             return super().act_batch(observations, noise_seeds, foresight)[::-1]
 
     with running(Swapping(side=SIDE), gather_ms=20.0) as server:
-        assert ask_for(server.address, 6, 0, asking=Echoed(side=SIDE), seconds=0.5, think_s=0.0).wrong > 0
+        assert run_clients(server.address, 6, 0, workload=EchoWorkload.of(SIDE), seconds=0.5, think_s=0.0).wrong > 0
 
 
 def test_one_observation_that_breaks_the_policy_does_not_spoil_the_batch() -> None:

@@ -1,7 +1,7 @@
-"""`lamp bench serve`: the server under many clients on loopback; every reply is checked against its request, and all is timed.
+"""`lamp bench serve`: the server under many clients on loopback; every reply is timed and checked against its request.
 
-The clients live in processes of their own, so that they share no interpreter with the server. By default the policy is a
-stand-in whose replies repeat what was asked (`lamp.serve.fake_policy`); what is measured is then the server and not a model.
+The clients run in processes of their own, so that they share no interpreter with the server. By default the policy is a fake one
+whose replies repeat the request (`lamp.serve.fake_policy`), so that the server is measured and not a model.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import asyncio
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,70 +33,18 @@ from lamp_client.types import Observation
 
 SCENES = 4
 """Different images of each client."""
+REPLY_TIMEOUT_S = 60.0
+"""After this time a reply counts as lost."""
 
 Seed = tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Echoed:
-    """Requests to the stand-in: state, words and seed are new every time, and the reply repeats them."""
-
-    side: int
-    """Height and width of the two images [px]."""
-
-    @property
-    def layout(self) -> RequestLayout:
-        """The keys of a request."""
-        return frame_request(("agentview", "wrist"), STATE)
-
-    def scenes(self, client: int) -> list[Observation]:
-        """What the client's requests begin with."""
-        cameras = [CameraSize(name=name, height=self.side, width=self.side) for name in ("agentview", "wrist")]
-        return _scenes(client, cameras, STATE)
-
-    def question(self, scenes: Sequence[Observation], client: int, call: int) -> tuple[Observation, Seed]:
-        """The client's next request and its seed."""
-        state = np.random.default_rng((client, call)).normal(size=STATE).astype(np.float32)
-        images = scenes[call % SCENES].images
-        return Observation(images=images, state=state, instruction=f"client {client} call {call}"), (client, call)
-
-    def off(self, actions: np.ndarray, seen: Observation, seed: Seed) -> float | None:
-        """How far a reply is from what was expected; None: it answers another request."""
-        return 0.0 if np.array_equal(actions[:2], fingerprint(seen, seed)) else None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Known:
-    """Requests to a trained policy, whose replies were computed one by one beforehand.
+class Workload:
+    """What clients send, and how a reply is checked."""
 
-    A batch rounds otherwise than a single observation, so the reply to a request is the one that is nearest to what was expected
-    of it, among what is expected of all requests of all clients.
-    """
-
-    cameras: tuple[CameraSize, ...]
+    cameras: Sequence[CameraSize]
     state_width: int
-    expected: Float[np.ndarray, "c s h a"]
-    """Actions for (client, scene)."""
-
-    @classmethod
-    def of(cls, policy: CheckpointPolicy, clients: int) -> Known:
-        """Computes what so many clients are to get.
-
-        Raises:
-            MismatchError: Two requests get the same actions, so that a swapped reply could not be told.
-        """
-        spec = policy.spec
-        blank = cls(cameras=spec.cameras, state_width=spec.state_width, expected=np.zeros((0, 0, 0, 0)))
-        chunks = [
-            policy.act_batch([seen], [(client, number)], foresight=False)[0].actions
-            for client in range(clients)
-            for number, seen in enumerate(blank.scenes(client))
-        ]
-        flat = np.stack(chunks).reshape(len(chunks), -1)
-        if len(np.unique(flat, axis=0)) < len(flat):
-            raise MismatchError("the policy gives the same actions for different observations; expected a trained one.")
-        expected = flat.reshape(clients, SCENES, *chunks[0].shape)
-        return cls(cameras=spec.cameras, state_width=spec.state_width, expected=expected)
 
     @property
     def layout(self) -> RequestLayout:
@@ -103,41 +52,84 @@ class Known:
         return frame_request([camera.name for camera in self.cameras], self.state_width)
 
     def scenes(self, client: int) -> list[Observation]:
-        """The client's requests."""
-        return _scenes(client, self.cameras, self.state_width)
+        """The observations that the client's requests are made of."""
+        random = np.random.default_rng(client)
+        return [
+            Observation(
+                images={
+                    camera.name: random.integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
+                    for camera in self.cameras
+                },
+                state=random.normal(size=self.state_width).astype(np.float32),
+                instruction=f"do number {number}",
+            )
+            for number in range(SCENES)
+        ]
 
-    def question(self, scenes: Sequence[Observation], client: int, call: int) -> tuple[Observation, Seed]:
+    def request(self, scenes: Sequence[Observation], client: int, call: int) -> tuple[Observation, Seed]:
         """The client's next request and its seed."""
+        raise NotImplementedError
+
+    def error(self, actions: np.ndarray, observation: Observation, seed: Seed) -> float | None:
+        """The largest difference of a reply from the expected one; None if it answers another request."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EchoWorkload(Workload):
+    """Requests to the fake policy: state, instruction and seed are new every time, and the reply repeats them."""
+
+    @classmethod
+    def of(cls, side: int) -> EchoWorkload:
+        """For two square images of `side` px."""
+        cameras = [CameraSize(name=name, height=side, width=side) for name in ("agentview", "wrist")]
+        return cls(cameras=cameras, state_width=STATE)
+
+    def request(self, scenes: Sequence[Observation], client: int, call: int) -> tuple[Observation, Seed]:
+        state = np.random.default_rng((client, call)).normal(size=STATE).astype(np.float32)
+        images = scenes[call % SCENES].images
+        return Observation(images=images, state=state, instruction=f"client {client} call {call}"), (client, call)
+
+    def error(self, actions: np.ndarray, observation: Observation, seed: Seed) -> float | None:
+        return 0.0 if np.array_equal(actions[:2], fingerprint(observation, seed)) else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckpointWorkload(Workload):
+    """Requests to a trained policy, whose replies were computed one by one beforehand.
+
+    A batch is rounded differently from a single observation, so a reply is right if the expected actions nearest to it, among
+    those of all clients, are those of its own request.
+    """
+
+    expected: Float[np.ndarray, "c s h a"]
+    """Actions for (client, scene)."""
+
+    @classmethod
+    def of(cls, policy: CheckpointPolicy, clients: int) -> CheckpointWorkload:
+        """Computes the replies that `clients` clients are to get.
+
+        Raises:
+            MismatchError: Two requests get the same actions, so that swapped replies could not be noticed.
+        """
+        spec = policy.spec
+        blank = cls(cameras=spec.cameras, state_width=spec.state_width, expected=np.zeros((0, 0, 0, 0)))
+        chunks = [
+            policy.act_batch([observation], [(client, number)], foresight=False)[0].actions
+            for client in range(clients)
+            for number, observation in enumerate(blank.scenes(client))
+        ]
+        if len(np.unique(np.stack(chunks).reshape(len(chunks), -1), axis=0)) < len(chunks):
+            raise MismatchError("the policy gives the same actions for different observations; expected a trained one.")
+        return replace(blank, expected=np.stack(chunks).reshape(clients, SCENES, *chunks[0].shape))
+
+    def request(self, scenes: Sequence[Observation], client: int, call: int) -> tuple[Observation, Seed]:
         return scenes[call % SCENES], (client, call % SCENES)
 
-    def off(self, actions: np.ndarray, seen: Observation, seed: Seed) -> float | None:
-        """How far a reply is from what was expected; None: it answers another request."""
-        client, scene = seed
+    def error(self, actions: np.ndarray, observation: Observation, seed: Seed) -> float | None:
         distances = np.abs(self.expected - actions).max(axis=(2, 3))
-        own = float(distances[client, scene])
+        own = float(distances[seed])
         return own if own <= distances.min() else None
-
-
-Asking = Echoed | Known
-
-
-def _scenes(client: int, cameras: Sequence[CameraSize], state_width: int) -> list[Observation]:
-    generator = np.random.default_rng(client)
-    return [
-        Observation(
-            images={
-                camera.name: generator.integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
-                for camera in cameras
-            },
-            state=generator.normal(size=state_width).astype(np.float32),
-            instruction=f"do number {number}",
-        )
-        for number in range(SCENES)
-    ]
-
-
-REPLY_S = 60.0
-"""After so long a reply is lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +168,8 @@ class ServeBench:
 
 
 @dataclass(kw_only=True)
-class Tally:
-    """What a process of clients has seen."""
+class ClientStats:
+    """The figures of one process of clients."""
 
     total_ms: list[float] = field(default_factory=list)
     """From the request's encoding until its reply is decoded."""
@@ -185,27 +177,31 @@ class Tally:
     """The same without the policy's time and the wait for it."""
     wrong: int = 0
     """Replies that answer another request."""
-    off: float = 0.0
-    """The largest difference of a reply from what was expected; a batch rounds otherwise than a single observation."""
+    largest_difference: float = 0.0
+    """Of a right reply from the expected one."""
     lost: int = 0
     """Requests without a reply."""
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
 
 
 def bench_serving(config: ServeBench) -> dict[str, Any]:
-    """Runs the measurement and returns its figures as JSON values."""
+    """Measures the server under one client and under many, and returns the figures as JSON values."""
     limits = {"max_clients": config.clients + 1, "max_queue": max(64, 2 * config.clients)}
     server_config = ServerConfig(port=0, gather_ms=config.gather_ms, **limits)  # pyright: ignore[reportArgumentType]
-    policy, asking = _subject(config)
+    if config.checkpoint is None:
+        policy: ServedPolicy = FakePolicy(side=config.side, pause_s=config.policy_ms / 1000)
+        workload: Workload = EchoWorkload.of(config.side)
+    else:
+        policy = open_checkpoint(config.checkpoint, device=config.device, threads=config.threads)
+        workload = CheckpointWorkload.of(policy, config.clients)
     workers = ProcessPool(config.processes)
     with workers, served(policy, server_config) as server:
-        phase = partial(_phase, workers, server, config, asking)
-        alone = phase(clients=1, seconds=config.alone_seconds)
-        counted = server.metrics.batch
-        before, total = counted.count, counted.total
-        loaded = phase(clients=config.clients, seconds=config.seconds)
-        batches = counted.count - before
-        mean_batch = (counted.total - total) / max(1, batches)
+        load = partial(_apply_load, workers, server, config, workload)
+        alone = load(clients=1, seconds=config.alone_seconds)
+        batches = server.metrics.batch
+        count, total = batches.count, batches.total
+        loaded = load(clients=config.clients, seconds=config.seconds)
+        mean_batch = (batches.total - total) / max(1, batches.count - count)
     return {
         "clients": config.clients,
         "seconds": config.seconds,
@@ -215,7 +211,7 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
         "requests": loaded["requests"],
         "wrong_replies": alone["wrong_replies"] + loaded["wrong_replies"],
         "lost_replies": alone["lost_replies"] + loaded["lost_replies"],
-        "largest_difference": max(alone["off"], loaded["off"]),
+        "largest_difference": max(alone["largest_difference"], loaded["largest_difference"]),
         "errors": {**alone["errors"], **loaded["errors"]},
         "throughput_per_s": loaded["throughput_per_s"],
         "latency_ms": loaded["latency_ms"],
@@ -232,50 +228,31 @@ def bench_serving(config: ServeBench) -> dict[str, Any]:
     }
 
 
-def _subject(config: ServeBench) -> tuple[ServedPolicy, Asking]:
-    """The policy, and what it is asked."""
-    if config.checkpoint is None:
-        return FakePolicy(side=config.side, pause_s=config.policy_ms / 1000), Echoed(side=config.side)
-    policy = open_checkpoint(config.checkpoint, device=config.device, threads=config.threads)
-    return policy, Known.of(policy, config.clients)
-
-
-def _phase(
-    workers: ProcessPool,
-    server: PolicyServer,
-    config: ServeBench,
-    asking: Asking,
-    *,
-    clients: int,
-    seconds: float,
+def _apply_load(
+    workers: ProcessPool, server: PolicyServer, config: ServeBench, workload: Workload, *, clients: int, seconds: float
 ) -> dict[str, Any]:
-    """Lets so many clients ask for so long."""
+    """Runs `clients` clients for `seconds` and returns their figures and the server's."""
     shares = [len(range(number, clients, config.processes)) for number in range(min(config.processes, clients))]
-    ask = partial(ask_for, server.address, asking=asking, seconds=seconds, think_s=config.think_ms / 1000)
-    cpu, begun = time.process_time(), time.monotonic()
-    firsts = [sum(shares[:number]) for number in range(len(shares))]
-    running = [workers.submit(ask, share, first) for share, first in zip(shares, firsts, strict=True)]
+    run = partial(run_clients, server.address, workload=workload, seconds=seconds, think_s=config.think_ms / 1000)
+    cpu, started = time.process_time(), time.monotonic()
+    running = [workers.submit(run, share, sum(shares[:number])) for number, share in enumerate(shares)]
     memory = {"before": _memory_mb()}
-    # Buffers have found their size by 30%: what grows after that grows for ever. What the clients noted comes here at the end.
+    # Buffers have reached their size by 30%: what grows after that is a leak. What the clients record arrives at the end.
     for share in (0.3, 0.65, 0.98):
-        time.sleep(max(0.0, begun + share * seconds - time.monotonic()))
+        time.sleep(max(0.0, started + share * seconds - time.monotonic()))
         memory[f"at {share:.0%}"] = _memory_mb()
     cpu = time.process_time() - cpu
-    tallies = [future.result() for future in running]
-    total = [value for tally in tallies for value in tally.total_ms]
-    errors: dict[str, int] = {}
-    for tally in tallies:
-        for name, count in tally.errors.items():
-            errors[name] = errors.get(name, 0) + count
+    stats = [future.result() for future in running]
+    total = [value for each in stats for value in each.total_ms]
     return {
         "requests": len(total),
-        "wrong_replies": sum(tally.wrong for tally in tallies),
-        "lost_replies": sum(tally.lost for tally in tallies),
-        "off": max(tally.off for tally in tallies),
-        "errors": errors,
+        "wrong_replies": sum(each.wrong for each in stats),
+        "lost_replies": sum(each.lost for each in stats),
+        "largest_difference": max(each.largest_difference for each in stats),
+        "errors": dict(sum((each.errors for each in stats), Counter())),
         "throughput_per_s": round(len(total) / seconds, 1),
         "latency_ms": _quantiles(total),
-        "overhead_ms": _quantiles([value for tally in tallies for value in tally.overhead_ms]),
+        "overhead_ms": _quantiles([value for each in stats for value in each.overhead_ms]),
         "memory_mb": memory,
         "cpu_ms": round(1000 * cpu / max(1, len(total)), 3),
     }
@@ -292,60 +269,56 @@ def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
     return {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3), "max": round(max(values), 3)}
 
 
-def ask_for(address: str, clients: int, first: int, *, asking: Asking, seconds: float, think_s: float) -> Tally:
-    """Runs in a process of clients: so many connections ask until the time is over."""
-    tally = Tally()
+def run_clients(
+    address: str, clients: int, first: int, *, workload: Workload, seconds: float, think_s: float
+) -> ClientStats:
+    """Runs clients `first` to `first + clients` in this process, each over its own connection, until the time is over."""
+    stats = ClientStats()
 
-    async def all_of_them() -> None:
+    async def run() -> None:
         numbers = range(first, first + clients)
-        await asyncio.gather(*(_client(address, number, asking, seconds, think_s, tally) for number in numbers))
+        await asyncio.gather(*(_client(address, number, workload, seconds, think_s, stats) for number in numbers))
 
-    asyncio.run(all_of_them())
-    return tally
+    asyncio.run(run())
+    return stats
 
 
-async def _client(address: str, number: int, asking: Asking, seconds: float, think_s: float, tally: Tally) -> None:
+async def _client(
+    address: str, number: int, workload: Workload, seconds: float, think_s: float, stats: ClientStats
+) -> None:
     from websockets.asyncio.client import connect
 
-    scenes = asking.scenes(number)
+    scenes, layout = workload.scenes(number), workload.layout
+    options: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None, "proxy": None}
     try:
-        async with connect(
-            address, compression=None, max_size=None, ping_interval=None, proxy=None, open_timeout=60
-        ) as ws:
+        async with connect(address, open_timeout=60, **options) as ws:
             await ws.recv()
             deadline, call = time.monotonic() + seconds, 0
             while time.monotonic() < deadline:
-                seen, seed = asking.question(scenes, number, call)
-                await _ask(ws, asking, seen, seed, tally)
+                observation, seed = workload.request(scenes, number, call)
+                started = time.perf_counter()
+                await ws.send(wire.pack({**layout.request(observation), "lamp/noise_seed": list(seed)}))
+                try:
+                    async with asyncio.timeout(REPLY_TIMEOUT_S):
+                        reply: Mapping[str, Any] = wire.unpack(await ws.recv(decode=False))
+                except TimeoutError:
+                    stats.lost += 1
+                    raise
+                total, timing = 1000 * (time.perf_counter() - started), reply["server_timing"]
+                stats.total_ms.append(total)
+                stats.overhead_ms.append(total - timing["infer_ms"] - timing["queue_ms"])
+                error = workload.error(reply["actions"], observation, seed)
+                stats.wrong += error is None
+                stats.largest_difference = max(stats.largest_difference, error or 0.0)
                 call += 1
                 if think_s:
                     await asyncio.sleep(think_s)
     except Exception as error:
-        name = f"{type(error).__name__}: {error}"[:200]
-        tally.errors[name] = tally.errors.get(name, 0) + 1
-
-
-async def _ask(ws: Any, asking: Asking, seen: Observation, seed: Seed, tally: Tally) -> None:
-    started = time.perf_counter()
-    request = {**asking.layout.request(seen), "lamp/noise_seed": list(seed)}
-    await ws.send(wire.pack(request))
-    try:
-        async with asyncio.timeout(REPLY_S):
-            reply: Mapping[str, Any] = wire.unpack(await ws.recv())
-    except TimeoutError:
-        tally.lost += 1
-        raise
-    total = 1000 * (time.perf_counter() - started)
-    timing = reply["server_timing"]
-    tally.total_ms.append(total)
-    tally.overhead_ms.append(total - timing["infer_ms"] - timing["queue_ms"])
-    off = asking.off(reply["actions"], seen, seed)
-    tally.wrong += off is None
-    tally.off = max(tally.off, off or 0.0)
+        stats.errors[f"{type(error).__name__}: {error}"[:200]] += 1
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    """The figures in a few lines."""
+    """The figures for a terminal."""
     latency, alone, loaded = figures["latency_ms"], figures["overhead_ms"]["alone"], figures["overhead_ms"]["loaded"]
     cpu = figures["server_cpu_ms_per_request"]
     return "\n".join(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lamp.bench.data import make_up
+from lamp.bench.data import write_synthetic_demonstrations
 
 HARNESS = Path(__file__).parents[1] / "scripts" / "kill_harness.py"
 
@@ -17,7 +17,7 @@ HARNESS = Path(__file__).parents[1] / "scripts" / "kill_harness.py"
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("command", ["cache", "train"])
 def test_what_is_ended_at_any_moment_leaves_no_process_and_loses_nothing(command: str, tmp_path: Path) -> None:
-    make_up(tmp_path / "data", ("agentview", "wrist"))
+    write_synthetic_demonstrations(tmp_path / "data", ("agentview", "wrist"))
     words = [str(HARNESS), str(tmp_path / "data"), str(tmp_path / "out"), "--commands", command, "--blows", "4"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

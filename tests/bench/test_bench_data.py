@@ -10,7 +10,7 @@ import pytest
 from backbones import Plain
 
 from lamp.bench import data
-from lamp.bench.data import NUMBERS_FRAMES, measure_opening, write_numbers
+from lamp.bench.data import SYNTHETIC_FRAMES, measure_opening, write_synthetic_dataset
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.image_dataset import ImageSamples, Videos
 from lamp.data.lerobot import LeRobotDataset, reader
@@ -23,7 +23,7 @@ from lamp.model.small import SmallBackboneConfig
 def test_opening_is_measured_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure_opening(40)
     json.dumps(found)
-    assert found["frames"] == 40 * NUMBERS_FRAMES and found["samples"] == 36 * NUMBERS_FRAMES
+    assert found["frames"] == 40 * SYNTHETIC_FRAMES and found["samples"] == 36 * SYNTHETIC_FRAMES
     assert found["total_s"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
     assert found["within_target"] == (found["total_s"] <= 20 and found["peak_gib"] <= 2)
     with pytest.raises(ConfigError, match="--synthetic-episodes 1 given"):
@@ -37,7 +37,7 @@ def test_fifty_thousand_episodes_open_in_twenty_seconds_and_two_gibibytes() -> N
 
 
 def test_samples_are_the_same_whatever_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_numbers(tmp_path, 4500)  # three data files
+    write_synthetic_dataset(tmp_path, 4500)  # three data files
     whole = LeRobotDataset(tmp_path)
     monkeypatch.setattr(reader, "COLUMN_BYTES", 1 << 20)
     bounded = LeRobotDataset(tmp_path)
@@ -66,7 +66,7 @@ def test_samples_are_the_same_whatever_stays_in_memory(tmp_path: Path, monkeypat
     }
     for row, index in enumerate(indices[:20]):
         episode, frame = int(samples[0].episode[index]), int(samples[0].frame[index])
-        steps = np.minimum(np.arange(frame, frame + 4), NUMBERS_FRAMES - 1)
+        steps = np.minimum(np.arange(frame, frame + 4), SYNTHETIC_FRAMES - 1)
         np.testing.assert_array_equal(
             one.actions[row], scaling.actions.normalise(whole.column("action", episode)[steps])
         )

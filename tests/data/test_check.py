@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from demonstrations import numbered
 
-from lamp.bench.data import NUMBERS_FRAMES, write_numbers
+from lamp.bench.data import SYNTHETIC_FRAMES, write_synthetic_dataset
 from lamp.cli import main
 from lamp.data.check import Fault, check_dataset
 from lamp.data.check import values as check_values
@@ -274,11 +274,11 @@ def test_the_command_line(v21: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_only_episodes_with_faults_are_looked_at_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "many"
-    write_numbers(root, 60)
+    write_synthetic_dataset(root, 60)
     path = root / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path)
     values = np.stack(table["action"].to_pylist()).astype(np.float32)
-    values[7 * NUMBERS_FRAMES + 3, 2] = np.nan
+    values[7 * SYNTHETIC_FRAMES + 3, 2] = np.nan
     place = table.column_names.index("action")
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     pq.write_table(table.set_column(place, "action", column), path)

@@ -1,5 +1,5 @@
-"""`lamp bench data`: samples a second of the loader, from videos, from frames decoded once, and from cached features; and, with
-`--synthetic-episodes N`, what it takes to open a dataset of very many episodes and to begin training on it."""
+"""`lamp bench data`: samples a second of the loader, from videos, from frames decoded once, and from cached features; with
+`--synthetic-episodes N`, the time and memory until the first batch of a dataset of N episodes."""
 
 from __future__ import annotations
 
@@ -44,37 +44,41 @@ from lamp_client.child_processes import available_cores
 
 CHUNK = 16
 EPISODES, FRAMES, SIDE = 6, 48, 256
-"""Of the demonstrations that are made up."""
+"""Of the synthetic demonstrations."""
 ROUNDS = 2
-"""Turns that each way gets."""
+"""Turns of each source."""
 DECODED_EPISODES = 24
-"""At most this many episodes are decoded for the way from decoded frames, of which each frame takes 200 kB."""
+"""At most this many episodes are decoded in advance: each frame takes 200 kB."""
 
 
 def measure_loading(
     config: BackboneConfig, data: Path | None, *, workers: int, batch_size: int, seconds: float
 ) -> dict[str, Any]:
-    """Measures every way in one run, and how much faster cached features are than decoding and encoding.
+    """Measures every source in one run, and how much faster cached features are than decoding and encoding.
 
     Args:
-        config: The backbone's settings.
-        data: A dataset whose cameras the backbone reads; its features are computed where they are not cached. None: made up.
-        workers: Loading processes; 0 loads in this one.
-        batch_size: Samples a batch.
-        seconds: How long to measure each way, beyond the batches that fill the workers' queues.
+        config: the backbone's settings.
+        data: a dataset with the backbone's cameras, whose missing features are computed; None for a synthetic one.
+        workers: number of loading processes; 0 loads in this one.
+        batch_size: samples per batch.
+        seconds: time to measure each source, beyond the batches that fill the workers' queues.
 
     Raises:
-        ConfigError: There is nothing to measure.
+        ConfigError: The time or the batch is empty.
     """
     if seconds <= 0 or batch_size < 1:
         raise ConfigError(f"{seconds} s with batches of {batch_size}; expected both above 0")
     torch.set_num_threads(1)
     backbone = build_backbone(config)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = make_up(Path(folder) / "data", camera_names(backbone)) if data is None else LeRobotDataset(data)
+        dataset = (
+            write_synthetic_demonstrations(Path(folder) / "data", camera_names(backbone))
+            if data is None
+            else LeRobotDataset(data)
+        )
         ensure_features(dataset, config)
-        ways = _ways(dataset, backbone, Path(folder) / "frames")
-        rates = _rates(ways, workers=workers, batch_size=batch_size, seconds=seconds)
+        sources = _sources(dataset, backbone, Path(folder) / "frames")
+        rates = _rates(sources, workers=workers, batch_size=batch_size, seconds=seconds)
     return {
         "benchmark": "data",
         "ratio": rates["features"] / rates["video and encoding"],
@@ -93,8 +97,8 @@ def measure_loading(
     }
 
 
-def make_up(root: Path, cameras: tuple[str, ...]) -> LeRobotDataset:
-    """Writes demonstrations of a square that slides over noise: pictures that do not compress to nothing."""
+def write_synthetic_demonstrations(root: Path, cameras: tuple[str, ...]) -> LeRobotDataset:
+    """Writes demonstrations of a square that slides over noise, so that the videos do not compress to nothing."""
     for seed in range(EPISODES):
         random = np.random.default_rng(seed)
         ground = random.integers(0, 200, (SIDE // 8, SIDE // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
@@ -110,28 +114,28 @@ def make_up(root: Path, cameras: tuple[str, ...]) -> LeRobotDataset:
     return LeRobotDataset(root)
 
 
-def _ways(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Mapping[str, Batches[Any]]:
+def _sources(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Mapping[str, Batches[Any]]:
     episodes = tuple(range(len(dataset)))
     scaling = _scaling(dataset, episodes)
     cameras, encoder = camera_names(backbone), ObservationEncoder(backbone)
     decoded = DecodedFrames(dataset, folder)
     decoded.build(cameras, episodes[:DECODED_EPISODES])
 
-    def of_pictures(pictures: FrameSource, some: tuple[int, ...], *, encode: bool) -> ImageSamples:
+    def images(frames: FrameSource, selected: tuple[int, ...], *, encode: bool) -> ImageSamples:
         return ImageSamples(
             dataset=dataset,
-            pictures=pictures,
+            pictures=frames,
             cameras=cameras,
-            episodes=some,
+            episodes=selected,
             chunk=CHUNK,
             scaling=scaling,
             encode=encoder.encode if encode else None,
         )
 
     return {
-        "video": of_pictures(Videos(dataset=dataset), episodes, encode=False),
-        "video and encoding": of_pictures(Videos(dataset=dataset), episodes, encode=True),
-        "decoded frames": of_pictures(decoded, episodes[:DECODED_EPISODES], encode=False),
+        "video": images(Videos(dataset=dataset), episodes, encode=False),
+        "video and encoding": images(Videos(dataset=dataset), episodes, encode=True),
+        "decoded frames": images(decoded, episodes[:DECODED_EPISODES], encode=False),
         "features": PolicySamples(
             dataset, FeatureCache(dataset, backbone.key), episodes=episodes, chunk=CHUNK, scaling=scaling
         ),
@@ -145,8 +149,8 @@ def _scaling(dataset: LeRobotDataset, episodes: tuple[int, ...]) -> PolicyScalin
     )
 
 
-class Timed:
-    """A way of loading, and how many samples came in how long."""
+class TimedLoader:
+    """A loader, and the number of samples that it gave in a time."""
 
     def __init__(self, samples: Batches[Any], *, workers: int, batch_size: int) -> None:
         self._loader = Loader(samples, Sampler(len(samples), batch_size), workers=workers)
@@ -154,7 +158,7 @@ class Timed:
         self._samples, self._elapsed = 0, 0.0
 
     def run(self, seconds: float) -> None:
-        """Loads for a while. The workers' queues are full before and after, so that as many are made as are taken."""
+        """Loads for a time. The workers' queues are full before and after, so that as many batches are made as are taken."""
         for _ in range(self._queued):
             next(self._loader)
         self._loader.wait()
@@ -176,20 +180,20 @@ class Timed:
         self._loader.close()
 
 
-def _rates(ways: Mapping[str, Batches[Any]], *, workers: int, batch_size: int, seconds: float) -> dict[str, float]:
-    """Measures all ways in turns, so that whatever slows the machine slows all of them."""
-    timed = {name: Timed(samples, workers=workers, batch_size=batch_size) for name, samples in ways.items()}
+def _rates(sources: Mapping[str, Batches[Any]], *, workers: int, batch_size: int, seconds: float) -> dict[str, float]:
+    """Measures all sources in turns, so that whatever slows the machine slows all of them."""
+    timed = {name: TimedLoader(samples, workers=workers, batch_size=batch_size) for name, samples in sources.items()}
     try:
         for _ in range(ROUNDS):
-            for way in timed.values():
-                way.run(seconds / ROUNDS)
-        return {name: way.rate for name, way in timed.items()}
+            for loader in timed.values():
+                loader.run(seconds / ROUNDS)
+        return {name: loader.rate for name, loader in timed.items()}
     finally:
-        for way in timed.values():
-            way.close()
+        for loader in timed.values():
+            loader.close()
 
 
-NUMBERS_FRAMES = 32
+SYNTHETIC_FRAMES = 32
 """Of each episode: 50,000 episodes have 1.6 million."""
 EPISODES_A_FILE = 2000
 EPISODES_A_TASK = 100
@@ -199,11 +203,11 @@ FEATURES = {
 }
 BATCH = 32
 SECONDS, GIBIBYTES = 20.0, 2.0
-"""What 50,000 episodes may take on one core."""
+"""The target for 50,000 episodes on one core."""
 
 
 def measure_opening(episodes: int) -> dict[str, Any]:
-    """Writes a dataset of numbers only, and measures how long its opening takes until the first shuffled batch is there.
+    """Writes a dataset without images, and measures the time and memory from opening it to the first shuffled batch.
 
     Raises:
         ConfigError: There are too few episodes to hold one out.
@@ -221,7 +225,7 @@ def measure_opening(episodes: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "data"
-        write_numbers(root, episodes)
+        write_synthetic_dataset(root, episodes)
         with timed("open"):
             dataset = LeRobotDataset(root)
             tasks = [dataset.instructions(episode)[0][0] for episode in range(len(dataset))]
@@ -248,7 +252,7 @@ def measure_opening(episodes: int) -> dict[str, Any]:
     return {
         "benchmark": "data of many episodes",
         "episodes": episodes,
-        "frames": episodes * NUMBERS_FRAMES,
+        "frames": episodes * SYNTHETIC_FRAMES,
         "samples": len(samples),
         "seconds": seconds,
         "total_s": round(total, 3),
@@ -261,8 +265,8 @@ def measure_opening(episodes: int) -> dict[str, Any]:
     }
 
 
-def write_numbers(root: Path, episodes: int) -> None:
-    """Writes a LeRobot v3.0 dataset without pictures, a file at a time."""
+def write_synthetic_dataset(root: Path, episodes: int) -> None:
+    """Writes a LeRobot v3.0 dataset without images, one file at a time."""
     tasks = [f"put object {number} in its place" for number in range(-(-episodes // EPISODES_A_TASK))]
     for number, first in enumerate(range(0, episodes, EPISODES_A_FILE)):
         some = np.arange(first, min(first + EPISODES_A_FILE, episodes))
@@ -274,7 +278,7 @@ def write_numbers(root: Path, episodes: int) -> None:
         "codebase_version": CODEBASE_VERSION,
         "fps": 20,
         "total_episodes": episodes,
-        "total_frames": episodes * NUMBERS_FRAMES,
+        "total_frames": episodes * SYNTHETIC_FRAMES,
         "total_tasks": len(tasks),
         "features": {name: feature.to_json() for name, feature in FEATURES.items()},
         "data_path": DATA_PATH,
@@ -284,20 +288,20 @@ def write_numbers(root: Path, episodes: int) -> None:
 
 
 def _frames(episodes: np.ndarray) -> pa.Table:
-    count = len(episodes) * NUMBERS_FRAMES
+    count = len(episodes) * SYNTHETIC_FRAMES
     random = np.random.default_rng(int(episodes[0]))
     columns = {
         name: to_arrow(random.normal(size=(count, *feature.shape)).astype(np.float32), feature, name)
         for name, feature in FEATURES.items()
     }
-    frame, episode = np.tile(np.arange(NUMBERS_FRAMES), len(episodes)), np.repeat(episodes, NUMBERS_FRAMES)
+    frame, episode = np.tile(np.arange(SYNTHETIC_FRAMES), len(episodes)), np.repeat(episodes, SYNTHETIC_FRAMES)
     return pa.table(
         columns
         | {
             "timestamp": (frame / 20).astype(np.float32),
             "frame_index": frame,
             "episode_index": episode,
-            "index": episode * NUMBERS_FRAMES + frame,
+            "index": episode * SYNTHETIC_FRAMES + frame,
             "task_index": episode // EPISODES_A_TASK,
         }
     )
@@ -308,9 +312,9 @@ def _episodes(episodes: np.ndarray, slot: Slot, tasks: list[str]) -> pa.Table:
         {
             "episode_index": episodes,
             "tasks": [[tasks[episode // EPISODES_A_TASK]] for episode in episodes.tolist()],
-            "length": np.full(len(episodes), NUMBERS_FRAMES),
-            "dataset_from_index": episodes * NUMBERS_FRAMES,
-            "dataset_to_index": (episodes + 1) * NUMBERS_FRAMES,
+            "length": np.full(len(episodes), SYNTHETIC_FRAMES),
+            "dataset_from_index": episodes * SYNTHETIC_FRAMES,
+            "dataset_to_index": (episodes + 1) * SYNTHETIC_FRAMES,
             "data/chunk_index": np.full(len(episodes), slot.chunk),
             "data/file_index": np.full(len(episodes), slot.file),
         }

@@ -1,7 +1,6 @@
-"""`lamp bench evaluate`: episodes an hour of the batched runner against one process that does one thing after another.
+"""`lamp bench evaluate`: episodes an hour of the batched runner against one process, on the same episodes in the same run.
 
-Both do the very same episodes in one run. The parts of an episode are measured too, and a plan for a larger machine is made of
-them.
+The parts of an episode are measured too, and give a plan for a larger machine.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from lamp_client.types import ActionChunk, Observation
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationBench:
-    """What `lamp bench evaluate` measures."""
+    """Measures the evaluation's runner against one process that simulates and acts in turn."""
 
     checkpoint: Path
     """The policy."""
@@ -44,11 +43,11 @@ class EvaluationBench:
     workers: int = field(default_factory=default_workers)
     """Simulator processes of the batched runner."""
     plan_episodes: int = 2000
-    """The plan: so many episodes ..."""
+    """Number of episodes to plan for ..."""
     plan_cores: int = 16
-    """... on a machine with so many cores ..."""
+    """... on a machine with this many cores ..."""
     plan_policy_ms: float | None = None
-    """... where a chunk of actions takes so long (`lamp bench infer` tells) [ms]; None: as long as here."""
+    """... where a chunk of actions takes this time [ms], as `lamp bench infer` measures it; None: as long as here."""
     json: bool = False
     """Print JSON."""
 
@@ -58,8 +57,8 @@ class EvaluationBench:
             raise ConfigError(f"{given}; expected at least 1, 2 and 1")
 
 
-class Clocked:
-    """A simulator and a policy in one process, each call of theirs on the clock."""
+class TimedSimulator:
+    """A simulator and a policy in one process, with the time and number of their calls."""
 
     def __init__(self, simulator: Simulator, policy: Any) -> None:
         self._simulator, self._policy = simulator, policy
@@ -93,7 +92,7 @@ class Clocked:
 def bench_evaluate(
     config: EvaluationBench, *, simulators: Simulators | None = None, load: Any = None
 ) -> dict[str, Any]:
-    """Does the episodes one after another, then batched, and compares those that were done while all workers were busy.
+    """Runs the episodes one after another, then batched, and compares those that ran while all workers were busy.
 
     Raises:
         ConfigError: There are too few episodes for that.
@@ -117,7 +116,7 @@ def bench_evaluate(
         expected = f"at least {3 * config.workers} states for {config.workers} workers"
         raise ConfigError(f"{len(plan)} episodes; expected {expected}: the first and the last of each do not count")
     execute = policies.execute(None)["policy"]
-    alone, clocked = _one_by_one(plan, simulators, opener(config.checkpoint, "cpu", 1), execute)
+    alone, timed = _one_by_one(plan, simulators, opener(config.checkpoint, "cpu", 1), execute)
     with tempfile.TemporaryDirectory() as folder:
         setup = WorkerSetup(
             simulators={simulators.suite: simulators},
@@ -127,12 +126,12 @@ def bench_evaluate(
             folder=Path(folder),
             artist=plain,
         )
-        ended, asked = _batched(plan, setup, policies, config.workers)
+        ended, batch_sizes = _batched(plan, setup, policies, config.workers)
     counted = [name for name, _ in ended[config.workers : len(ended) - config.workers + 1]]
     elapsed = ended[len(ended) - config.workers][1] - ended[config.workers - 1][1]
     sequential = sum(alone[name] for name in counted)
-    calls = max(1, clocked.calls["policy"])
-    parts = {name: 1000 * clocked.seconds[name] / max(1, clocked.calls[name]) for name in clocked.seconds}
+    calls = max(1, timed.calls["policy"])
+    parts = {name: 1000 * timed.seconds[name] / max(1, timed.calls[name]) for name in timed.seconds}
     return {
         "benchmark": "evaluate",
         "ratio": sequential / elapsed,
@@ -145,11 +144,11 @@ def bench_evaluate(
         "counted": len(counted),
         "episodes": len(plan),
         "workers": config.workers,
-        "mean_batch": sum(asked) / max(1, len(asked)),
+        "mean_batch": sum(batch_sizes) / max(1, len(batch_sizes)),
         "parts_ms": parts,
-        "per_episode": {name: clocked.calls[name] / len(plan) for name in clocked.calls},
+        "per_episode": {name: timed.calls[name] / len(plan) for name in timed.calls},
         "plan": _plan(
-            config, clocked, len(plan), parts["policy"] if config.plan_policy_ms is None else config.plan_policy_ms
+            config, timed, len(plan), parts["policy"] if config.plan_policy_ms is None else config.plan_policy_ms
         ),
         "policy_calls": calls,
         "suite": simulators.suite,
@@ -160,57 +159,52 @@ def bench_evaluate(
 
 def _one_by_one(
     plan: Sequence[Episode], simulators: Simulators, policy: Any, execute: int
-) -> tuple[dict[str, float], Clocked]:
-    """Seconds of each episode, and the parts of all; opening the simulator is not counted, nor is a first chunk."""
+) -> tuple[dict[str, float], TimedSimulator]:
+    """Seconds of each episode, and the parts of all, without opening the simulator and the first chunk."""
     simulator = simulators.make(plan[0].task)
     seconds = {}
     try:
         simulator.reset(plan[0].state, plan[0].placement_seed)
         policy.act_batch([simulator.observe()], [(0,)])
-        clocked = Clocked(simulator, policy)
+        timed = TimedSimulator(simulator, policy)
         for episode in plan:
             started = time.perf_counter()
-            clocked.reset(episode.state, episode.placement_seed)
-            run_episode(clocked, clocked, OpenLoop(execute=execute), noise_seed=episode.noise_seed)  # pyright: ignore[reportArgumentType]
+            timed.reset(episode.state, episode.placement_seed)
+            run_episode(timed, timed, OpenLoop(execute=execute), noise_seed=episode.noise_seed)  # pyright: ignore[reportArgumentType]
             seconds[episode.name] = time.perf_counter() - started
     finally:
         simulator.close()
-    return seconds, clocked
+    return seconds, timed
 
 
 def _batched(
     plan: Sequence[Episode], setup: WorkerSetup, policies: Policies, workers: int
 ) -> tuple[list[tuple[str, float]], list[int]]:
-    """Which episode ended when, and how many observations were answered at a time."""
-    asked: list[int] = []
+    """The time at which each episode ended, and the sizes of the policy's batches."""
+    batch_sizes: list[int] = []
 
     def answer(requests: Any) -> list[ActionChunk]:
-        asked.append(len(requests))
+        batch_sizes.append(len(requests))
         return policies.answer(requests)
 
     pool = WorkerPool(size=workers, setup=setup, answer=answer, gather_s=0.002)
     tasks = [EpisodeTask(episode=episode, actions=None, filmed=False) for episode in plan]
-    return [(outcome.episode.name, time.perf_counter()) for outcome in pool.run(tasks)], asked
+    return [(outcome.episode.name, time.perf_counter()) for outcome in pool.run(tasks)], batch_sizes
 
 
-def _plan(config: EvaluationBench, clocked: Clocked, episodes: int, policy_ms: float) -> dict[str, Any]:
-    """How long many episodes take where one core belongs to the policy's process, and the others simulate.
-
-    The simulators' processor time and the policy's time bound the pace; waiting overlaps where simulators are more than cores.
-    """
-    simulation = sum(clocked.seconds[name] for name in ("reset", "render", "step")) / episodes
-    policy = clocked.calls["policy"] / episodes * policy_ms / 1000
-    pace = min((config.plan_cores - 1) / simulation, 1 / policy) if policy else (config.plan_cores - 1) / simulation
+def _plan(config: EvaluationBench, timed: TimedSimulator, episodes: int, policy_ms: float) -> dict[str, Any]:
+    """The time of many episodes where one core runs the policy and the others simulate, with more simulators than cores."""
+    simulation = sum(timed.seconds[name] for name in ("reset", "render", "step")) / episodes
+    policy = timed.calls["policy"] / episodes * policy_ms / 1000
+    simulated_s = simulation / (config.plan_cores - 1)
     return {
         "episodes": config.plan_episodes,
         "cores": config.plan_cores,
         "policy_ms": policy_ms,
         "simulation_core_seconds_per_episode": simulation,
         "policy_seconds_per_episode": policy,
-        "bound_by": "simulation"
-        if (config.plan_cores - 1) / simulation < (1 / policy if policy else float("inf"))
-        else "policy",
-        "minutes": config.plan_episodes / pace / 60,
+        "bound_by": "simulation" if simulated_s > policy else "policy",
+        "minutes": config.plan_episodes * max(simulated_s, policy) / 60,
     }
 
 

@@ -76,7 +76,7 @@ $(SIMPLER)/.vulkan: scripts/simpler-vulkan $(SIMPLER)/.installed
 	@scripts/simpler-vulkan $(SIMPLER) && touch $@
 
 test: setup
-	$(BIN)/pytest -m "not slow and not hub and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not slow and not hub and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lerobot-env: $(LEROBOT)/.installed
 

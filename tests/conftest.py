@@ -32,6 +32,20 @@ torch.set_num_threads(1)
 progress.SILENCE_S = float("inf")
 
 
+LONG_FILES = (
+    "test_distributed",
+    "test_lora",
+    "test_ablations",
+    "test_memory",
+    "test_evaluating",
+    "test_qwen_training",
+    "test_cluster",
+    "test_stages",
+    "test_shards",
+    "test_libero",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what needs a GPU, a package that is only an oracle, or another environment, where it is not there."""
     lacking = {} if torch.cuda.is_available() else {"gpu": "no GPU on this machine"}
@@ -39,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         lacking["diffusers"] = "diffusers is not installed: pip install -e '.[oracle]'"
     if any("maniskill" in item.keywords for item in items) and (reason := _no_maniskill()):
         lacking["maniskill"] = reason
+    # Whole files go to a process each (--dist loadfile): the long ones are begun first, so that none is left for the end.
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
     for item in items:
         for name in lacking.keys() & item.keywords:
             item.add_marker(pytest.mark.skip(reason=lacking[name]))

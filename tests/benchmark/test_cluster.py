@@ -81,7 +81,7 @@ def local_cluster() -> Iterator[Any]:
         real.shutdown()
 
 
-@pytest.fixture(params=["stand-in", "ray"])
+@pytest.fixture(params=[pytest.param("stand-in", marks=pytest.mark.slow), "ray"])
 def ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if request.param == "stand-in":
         fake = FakeRay()

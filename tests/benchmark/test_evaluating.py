@@ -147,7 +147,9 @@ def _until(root: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "blow", [signal.SIGKILL, *(pytest.param(blow, marks=pytest.mark.slow) for blow in (signal.SIGINT, signal.SIGTERM))]
+)
 def test_a_killed_evaluation_goes_on_without_loss_or_repetition(tmp_path: Path, blow: signal.Signals) -> None:
     make_checkpoint(tmp_path / "policy")
     done = 0

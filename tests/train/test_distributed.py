@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_other_processes_at_the_same_sample(
     alike(alone.out, moved.out)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adapters_are_trained_as_by_one_process(
     launcher: Launcher, data: Path, qwen_folder: Path, tmp_path: Path, bfloat16: bool
 ) -> None:
@@ -255,6 +255,7 @@ def killed(
     return lives.seen
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_a_sharded_checkpoint_is_written(
     launcher: Launcher, data: Path, prior: Path, tmp_path: Path
 ) -> None:

@@ -195,7 +195,10 @@ def test_peft_reads_the_adapter_for_the_published_model(run: Path, demonstration
     assert error < 0.1 * effect, (error, effect)
 
 
-@pytest.mark.parametrize("change", [{}, {"workers": 1}, {"recompute": True, "accumulate": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, *(pytest.param(c, marks=pytest.mark.slow) for c in ({"workers": 1}, {"recompute": True, "accumulate": 2}))],
+)
 def test_a_broken_off_run_goes_on_bit_for_bit(
     demonstrations: Path,
     prior: Path,

@@ -47,6 +47,7 @@ def test_the_estimate_is_what_the_allocator_records(trained, samples: int, token
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no record of a process's peak memory here")
+@pytest.mark.slow  # each step in a process of its own
 @pytest.mark.parametrize("precision", [Float32(), BFloat16()])
 def test_the_estimate_is_within_15_percent_of_what_the_process_takes(precision: Precision) -> None:
     samples, tokens, name = 12, 120, type(precision).__name__.lower()

@@ -170,7 +170,7 @@ class _Whole:
         for key, values in numbers.items():
             wrong = np.zeros(len(row), bool)
             if values.dtype.kind == "f":
-                wrong |= ~np.isfinite(values[row].reshape(len(row), -1)).all(axis=1)
+                wrong |= ~np.isfinite(values[row]).all(axis=tuple(range(1, values.ndim)))
             if key in expected:
                 wrong |= values[row] != expected[key]
             if key == "timestamp":

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from lamp.commands.command import Command, found_checkpoint
 from lamp.flags import parse
-
-if TYPE_CHECKING:
-    pass
 
 
 def _serve(arguments: Sequence[str]) -> None:

@@ -7,15 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
 from lamp.commands.command import Command, found_checkpoint
 from lamp.flags import parse
-
-if TYPE_CHECKING:
-    pass
 
 
 def _view(arguments: Sequence[str]) -> None:

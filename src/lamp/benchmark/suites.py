@@ -73,7 +73,7 @@ class Simulators(ABC):
         """Makes one action a step of a policy's chunks, of which `execute` actions each are to be executed."""
         return OpenLoop(execute=execute)
 
-    def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
+    def expert(self, simulator: Any) -> Callable[[], np.ndarray]:
         """A scripted expert for a simulator that has just been reset; each call is its next action, in the dataset's units.
 
         Raises:

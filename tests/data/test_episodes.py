@@ -55,6 +55,17 @@ def test_episodes_that_do_not_hold_together_are_refused(tmp_path: Path) -> None:
         replace(good, frames={**good.frames, "action": np.full((5, 7), np.nan, np.float32)})
     with pytest.raises(DataError, match="timestamp are the writer's own"):
         replace(good, frames={**good.frames, "timestamp": np.zeros(5)})
+    shown = good.images["agentview"]
+    for images in (
+        np.concatenate([shown, shown[..., :1]], -1),
+        shown[..., 0],
+        shown[..., :1],
+        shown.astype(np.float32),
+    ):
+        with pytest.raises(DataError, match=r"camera agentview: the images are .* expected uint8 of shape"):
+            replace(good, images={"agentview": images})
+    with pytest.raises(DataError, match=r"'a\\ud800b' holds halves of characters"):
+        replace(good, task="a\ud800b")
     with pytest.raises(ConfigError, match="cannot name an episode"):
         stage_episode(tmp_path, "a/b", good)
     stage_episode(tmp_path, "a", good)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -32,8 +31,8 @@ class EpisodeData:
 
     frames: Mapping[str, np.ndarray]
     """Per feature (such as ``observation.state`` or ``action``) one value per frame: (L, d), or (L,) for a single value."""
-    images: Mapping[str, UInt8[np.ndarray, "l h w 3"]]
-    """Per camera, under its short name (such as ``agentview``)."""
+    images: Mapping[str, np.ndarray]
+    """Per camera, under its short name (such as ``agentview``): uint8 of shape (L, height, width, 3), which is checked."""
     task: str
     """The instruction in words; of the first frame, where it changes."""
     instructions: Sequence[str] | None = None
@@ -66,6 +65,17 @@ class EpisodeData:
         for name, values in self.frames.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise DataError(f"{name} holds values that are not finite; expected finite numbers only")
+        for camera, images in self.images.items():
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+                raise DataError(
+                    f"camera {camera}: the images are {images.dtype} of shape {images.shape}; expected uint8 of shape (frames, "
+                    "height, width, 3): repeat a gray channel three times, leave alpha out"
+                )
+        for text in (self.task, *(self.instructions or ())):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise DataError(
+                    f"the instruction {text[:80]!a} holds halves of characters; expected text that UTF-8 can hold"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,19 +198,19 @@ def _ends(pids: list[int]) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-TRAIN_STEP, WRITE = loops.Loop._train_step, checkpoints.write_tensors
+TRAIN_STEP, WRITE = loops.Trainer.train_step, checkpoints.write_tensors
 
 
 def _with_pauses(run: Run, *, main: bool, last: bool) -> None:
     talks = {"last": Counter[str](), "others": Counter[str]()}
 
-    def step(self: loops.Loop, interval: Any) -> None:
+    def step(self: loops.Trainer, interval: Any) -> None:
         if last and self.step == run.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(run.step_s)
-        placed = self.placement
+        strategy = self.strategy
         if run.count and main and self.step == 0:
-            placed.part = _counted(placed.part, talks)
+            strategy.micro_batch = _counted(strategy.micro_batch, talks)
         TRAIN_STEP(self, interval)
         if run.count and main:
             (run.out / "talks.json").write_text(json.dumps(talks))
@@ -220,7 +220,7 @@ def _with_pauses(run: Run, *, main: bool, last: bool) -> None:
         WRITE(*arguments)
         time.sleep(run.write_s)
 
-    loops.Loop._train_step = step
+    loops.Trainer.train_step = step
     checkpoints.write_tensors = write
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +17,12 @@ from torch import Tensor, nn
 
 from lamp.model.lamp import LaMP
 from lamp.seeding import Source
+from lamp.train.breakdown import AnyBatch, StepLoss
 from lamp.train.config import Float32, FullySharded, PolicyTraining
-from lamp.train.distributed import processes
-from lamp.train.parallel import AnyBatch, Shards, StepLoss
+from lamp.train.distributed import distributed_context
+from lamp.train.parallel import FullyShardedDataParallel
 from lamp.train.shards import local
+from lamp.train.stages import Stage
 from lamp.types import MotionBatch, PolicyBatch
 
 SAMPLES, TOKENS = 4, 30
@@ -37,45 +38,39 @@ def training(way: str) -> PolicyTraining:
     return replace(made, loop=replace(made.loop, **WAYS[way]))
 
 
-class Sharded:
-    """A stage as far as a placement has to know it."""
-
-    may_skip = False
+class Sharded(Stage[Any]):
+    """A stage, as far as a strategy has to know it."""
 
     def __init__(self, training: PolicyTraining) -> None:
         torch.manual_seed(0)
-        self.training, self.module = training, LaMP(training.model)
-        assert self.module.motion_expert is not None
-        self.module.motion_expert.requires_grad_(False)
-
-    @property
-    def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
-        return self.module.blocks
+        self.training, self.model = training, LaMP(training.model)
+        assert self.model.motion_expert is not None
+        self.model.motion_expert.requires_grad_(False)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def loss(self, batch: AnyBatch, source: Source) -> StepLoss:
         assert isinstance(batch, MotionBatch | PolicyBatch)
-        return StepLoss(total=loss_of(self.training, self.module, batch), parts={})
+        return StepLoss(total=loss_of(self.training, self.model, batch), parts={})
 
 
 def fullest(way: str) -> int:
     chosen = training(way)
-    stage, group, parts = Sharded(chosen), processes("cpu"), chosen.loop.accumulate
-    batch = random_batch(chosen, stage.module, SAMPLES, TOKENS)
+    stage, distributed, parts = Sharded(chosen), distributed_context("cpu"), chosen.loop.accumulate
+    batch = random_batch(chosen, stage.model, SAMPLES, TOKENS)
     assert isinstance(chosen.loop.sharding, FullySharded)
-    placement = Shards(stage, chosen.loop.optimiser, chosen.loop.sharding, group)
+    strategy = FullyShardedDataParallel(stage, chosen.loop.optimiser, chosen.loop.sharding, distributed)
 
     def take() -> None:
         for number in range(parts):
-            with placement.part(last=number == parts - 1):
-                placement.backward(placement.loss(batch, torch.Generator()).total)
-        placement.step(1.0)
+            with strategy.micro_batch(last=number == parts - 1):
+                strategy.loss(batch, torch.Generator()).total.backward()
+        strategy.optimizer_step(1.0)
 
     take()
-    states = [value for state in placement.optimiser.state.values() for value in state.values()]
-    held = [*stage.module.parameters(), *states, *stage.module.buffers(), batch.encoded.tokens]
+    states = [value for state in strategy.optimiser.state.values() for value in state.values()]
+    held = [*stage.model.parameters(), *states, *stage.model.buffers(), batch.encoded.tokens]
     return sum(_bytes(tensor) for tensor in held) + most_above(take)
 
 

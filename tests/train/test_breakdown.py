@@ -148,7 +148,7 @@ def test_both_stages_log_all_of_it(data: Path, tmp_path: Path, monkeypatch: pyte
         # What does not count is very wrong, so that it shows if it is counted.
         return batch.actions + torch.where(batch.action_mask[..., None], 1.0, 100.0)
 
-    monkeypatch.setattr(validation, "_drawn", off_by_one)
+    monkeypatch.setattr(validation, "_sample_actions", off_by_one)
     settings = loop(steps=2, log_every=2, validate_every=2, checkpoint_every=2, trackers=())
     train_motion(motion_training(loop=settings, final_samples=2), data, tmp_path / "motion", backbone=PatchBackbone())
     prior = tmp_path / "motion"

@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +18,15 @@ from lamp.data.dataloader import LoaderDiedError
 from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
 from lamp.seeding import Source, generator_at, normal
+from lamp.train.breakdown import StepLoss
 from lamp.train.checkpoint_metadata import Description
 from lamp.train.config import BFloat16, LoopConfig
-from lamp.train.distributed import Single
+from lamp.train.distributed import DistributedContext
 from lamp.train.dry_run import Planner
 from lamp.train.optimizer import AdamW
-from lamp.train.parallel import Alone, StepLoss, place
-from lamp.train.trainer import Loop
+from lamp.train.parallel import SingleDevice, build_strategy
+from lamp.train.stages import Stage
+from lamp.train.trainer import Trainer
 from lamp.train.training_state import TrainingState
 from lamp.types import Encoded, TokenBatch
 
@@ -40,13 +42,12 @@ CONFIG = LoopConfig(
 )
 
 
-class Toy:
+class Toy(Stage[Any]):
     """Fits a linear map with dropout: the smallest thing that has trained and frozen parts and reads every kind of noise."""
 
     name = "toy"
-    batch_samples = 8
-    may_skip = False
-    blocks: dict[nn.Module, tuple[str, ...]] = {}  # noqa: RUF012
+    batch_samples = 8  # pyright: ignore
+    blocks: dict[nn.Module, tuple[str, ...]] = {}  # noqa: RUF012  # pyright: ignore
 
     def __init__(
         self, interrupt_at: int | None = None, poison_at: int | None = None, loader_dies: bool = False
@@ -110,7 +111,7 @@ def run(out: Path, config: LoopConfig = CONFIG, *, resume: TrainingState | None 
         state.write(folder)
         states.append(TrainingState.read(folder, {name: value.clone() for name, value in state.weights.items()}))
 
-    outcome = Loop(stage, config, out, save, resume).run()  # pyright: ignore[reportArgumentType]
+    outcome = Trainer(stage, config, out, save, resume).run()  # pyright: ignore[reportArgumentType]
     return stage, outcome, states
 
 
@@ -183,7 +184,7 @@ def test_a_request_to_stop_while_the_last_checkpoint_is_written_lets_it_be_writt
             os.kill(os.getpid(), signal.SIGTERM)
         states.append(state)
 
-    outcome = Loop(Toy(), replace(CONFIG, steps=3), tmp_path, save).run()  # pyright: ignore[reportArgumentType]
+    outcome = Trainer(Toy(), replace(CONFIG, steps=3), tmp_path, save).run()  # pyright: ignore[reportArgumentType]
     assert outcome.finished and states[-1].finished and outcome.signal == signal.SIGTERM
 
 
@@ -225,7 +226,7 @@ def test_a_step_in_parts_is_the_whole_step(tmp_path: Path) -> None:
     def trained(name: str, accumulate: int, dropout: float) -> dict[str, torch.Tensor]:
         stage = Toy()
         stage.head[0] = nn.Dropout(dropout)
-        Loop(stage, replace(config, accumulate=accumulate), tmp_path / name, lambda _: None).run()  # pyright: ignore[reportArgumentType]
+        Trainer(stage, replace(config, accumulate=accumulate), tmp_path / name, lambda _: None).run()  # pyright: ignore[reportArgumentType]
         return {key: value.detach() for key, value in stage.parameters().items()}
 
     whole, parts = (trained(f"exact-{accumulate}", accumulate, 0.0) for accumulate in (1, 3))
@@ -234,7 +235,7 @@ def test_a_step_in_parts_is_the_whole_step(tmp_path: Path) -> None:
     one, other = (trained(f"dropout-{accumulate}", accumulate, 0.2) for accumulate in (1, 3))
     assert not all(torch.allclose(value, other[name], atol=1e-4) for name, value in one.items())
     with pytest.raises(ConfigError, match="8 samples, for 1 processes and 9 parts each; expected at least 9"):
-        Loop(Toy(), replace(config, accumulate=9), tmp_path / "many", lambda _: None)  # pyright: ignore[reportArgumentType]
+        Trainer(Toy(), replace(config, accumulate=9), tmp_path / "many", lambda _: None)  # pyright: ignore[reportArgumentType]
 
 
 def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:
@@ -242,23 +243,22 @@ def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:
     assert outcome.finished and all(value.dtype == torch.float32 for value in stage.parameters().values())
 
 
-class Two(Single):
+class Two(DistributedContext):
     """The first of two processes."""
 
-    @property
-    def count(self) -> int:
-        return 2
+    world_size = 2
 
 
 def test_a_configuration_with_deepspeed_is_read_and_told_what_to_choose_instead(tmp_path: Path) -> None:
     written = to_json(CONFIG) | {"sharding": {"type": "DeepSpeed", "offload": True}}
     config = from_json(LoopConfig, written)
     assert to_json(config) == written
-    assert type(place(cast(Any, Toy()), config, Single())) is Alone  # one process has everything, whatever the sharding
+    # One process has everything, whatever the sharding.
+    assert type(build_strategy(Toy(), config, DistributedContext())) is SingleDevice
     with pytest.raises(ConfigError, match=r"DeepSpeed .* 2 processes .*\(--sharding full\)"):
-        place(cast(Any, Toy()), config, Two())
+        build_strategy(Toy(), config, Two())
     with pytest.raises(ConfigError, match=r"DeepSpeed .* 2 processes .*\(--sharding full\)"):
-        Planner("cpu")(Toy(), config, object.__new__(Description), tmp_path, fresh=False, processes=Two())
+        Planner("cpu")(Toy(), config, object.__new__(Description), tmp_path, fresh=False, distributed=Two())
 
 
 @pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
@@ -267,4 +267,4 @@ def test_a_launcher_told_to_lay_out_weights_in_another_way_is_refused(
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(ConfigError, match=r"sharding is Replicated; leave it out there, .*--sharding full"):
-        place(cast(Any, Toy()), CONFIG, Two())
+        build_strategy(Toy(), CONFIG, Two())

@@ -16,7 +16,7 @@ from lamp.errors import ConfigError, MissingDependencyError
 from lamp.files import read_json, read_lines_json, write_json
 from lamp.train import metrics
 from lamp.train.config import LoopConfig
-from lamp.train.distributed import Single
+from lamp.train.distributed import DistributedContext
 from lamp.train.metrics import (
     GIB,
     Journal,
@@ -152,10 +152,10 @@ def test_the_command_line_names_trackers() -> None:
         tracker("tensorboard=x")
 
 
-class ThreeTogether(Single):
+class ThreeTogether(DistributedContext):
     """The second of three processes; the others' GPUs hold what is given."""
 
-    index, count = 1, 3
+    rank, world_size = 1, 3
 
     def __init__(self, others: torch.Tensor) -> None:
         self.others = others

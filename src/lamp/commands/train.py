@@ -108,9 +108,9 @@ def _train_motion(arguments: Sequence[str]) -> None:
 
 def _print_result(result: TrainingResult, loop: LoopConfig, *next_commands: Sequence[object]) -> None:
     """Prints where the checkpoint is and which commands may come next; only the main process does."""
-    from lamp.train.distributed import processes
+    from lamp.train.distributed import distributed_context
 
-    if not processes(loop.device).main:
+    if not distributed_context(loop.device).is_main:
         return
     if not result.outcome.finished:
         print(
@@ -153,7 +153,7 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path |
     """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
     from lamp.train.checkpoint import lora_of
     from lamp.train.datasets import dataset_names
-    from lamp.train.distributed import processes
+    from lamp.train.distributed import distributed_context
     from lamp.train.run_folder import check_device
 
     check_device(training.loop.device)
@@ -171,7 +171,7 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path |
         for part in getattr(training, "also", ()):
             ensure_features(Path(part.data), training.backbone, part.embodiment, augmentation=views, root=root)
 
-    processes(training.loop.device).only_main(features)
+    distributed_context(training.loop.device).on_main(features)
 
 
 def _with_lora(training: PolicyTraining, rank: int | None) -> PolicyTraining:
@@ -244,7 +244,7 @@ class PolicyFlags(MotionFlags):
 def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.data.embodiment import BRIDGE, LIBERO, LIBERO_OPENPI, OWN
     from lamp.train.config import PolicyTraining
-    from lamp.train.distributed import processes
+    from lamp.train.distributed import distributed_context
     from lamp.train.dry_run import announced
     from lamp.train.train_policy import train_policy
 
@@ -280,7 +280,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     if flags.plan:
         return _plan(flags, loop, train)
     _prepare(flags.data, training, flags.features)
-    if training.model.motion is None and processes(training.loop.device).main:
+    if training.model.motion is None and distributed_context(training.loop.device).is_main:
         say("no --motion CHECKPOINT: training a policy without the motion prior")
     result = train(loop, announced)
     # Only these robots have a simulator here; for any other, the report shows the errors on held-out recorded episodes.

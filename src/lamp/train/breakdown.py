@@ -8,7 +8,7 @@ rows of means, the sums above the counts, and is divided where it is written dow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lamp.data.actions import Delta, Relative
 from lamp.data.embodiment import Embodiment
+from lamp.data.image_dataset import ObservedBatch
 from lamp.data.lerobot.format import Feature
 from lamp.model.lamp import Draws
 from lamp.train.metrics import Value
-from lamp.types import Motion
+from lamp.types import Motion, TokenBatch
 
 AXES = ("u", "v", "d")
 """Of the scene flow: across, down, depth."""
@@ -33,16 +34,16 @@ Labels = Mapping[str, Sequence[str]]
 """What the entries of a part are called, by the part's name."""
 
 
-@runtime_checkable
-class Labelled(Protocol):
-    """A stage whose parts have names for their entries."""
-
-    labels: Labels
+AnyBatch = TokenBatch | ObservedBatch
+"""A batch with the backbone's tokens, or with the images that they are computed from."""
 
 
-def labels_of(stage: object) -> Labels:
-    """What a stage's parts are called; nothing where it does not say."""
-    return stage.labels if isinstance(stage, Labelled) else {}
+@dataclass(frozen=True, kw_only=True)
+class StepLoss:
+    """The loss of one batch, and the parts of it that are worth a line in the log."""
+
+    total: Float[Tensor, ""]
+    parts: Mapping[str, Tensor]
 
 
 @torch.no_grad()

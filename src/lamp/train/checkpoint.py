@@ -24,7 +24,7 @@ from lamp.model.qwen_lora import LoRA, describe, from_files, to_files
 from lamp.train.backbones import BackboneConfig
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, checkpoint_folder, read_description
 from lamp.train.config import Imported, MotionTraining, PolicyTraining
-from lamp.train.distributed import SINGLE, Processes
+from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.shards import read_tensors, whole, write_tensors
 from lamp.train.training_state import TrainingState
 
@@ -117,32 +117,32 @@ def save_checkpoint(
     description: Description,
     weights: Mapping[str, Tensor],
     state: TrainingState | None = None,
-    processes: Processes = SINGLE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> None:
     """Writes a checkpoint folder in place of the previous one, which stays until the new one is complete.
 
     All processes of a training have to; the main one writes, and of a sharded state each its own part.
     """
-    with _staged(path, processes) as folder:
+    with _staged(path, distributed) as folder:
         if state is not None and state.sharded:
-            state.write_shards(folder / TRAINING, processes.group)
+            state.write_shards(folder / TRAINING, distributed.group)
         joined: dict[str, Tensor] = {}
         for name, value in weights.items():
             found = whole(value)  # all processes ask, and only the main one keeps it
-            if processes.main:
+            if distributed.is_main:
                 joined[name] = found.cpu()
-        processes.only_main(lambda: _write(folder, description, joined, state))
+        distributed.on_main(lambda: _write(folder, description, joined, state))
 
 
 @contextmanager
-def _staged(path: Path, processes: Processes) -> Iterator[Path]:
+def _staged(path: Path, distributed: DistributedContext) -> Iterator[Path]:
     """A temporary folder, the same for all processes, that takes the place of `path`."""
-    if not processes.main:
-        yield Path(processes.told(""))
+    if not distributed.is_main:
+        yield Path(distributed.broadcast(""))
         return
     with atomic_path(path) as folder:
         folder.mkdir()
-        processes.told(str(folder))
+        distributed.broadcast(str(folder))
         yield folder
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,74 +25,45 @@ PATIENCE = timedelta(days=2)
 INSTALL = "pip install 'lamp-vla[train]'"
 
 
-@runtime_checkable
-class Processes(Protocol):
-    """What a training asks of its processes."""
+class DistributedContext:
+    """The processes that train together. This class is one process alone, as without any launcher."""
+
+    rank = 0
+    world_size = 1
+    group: Any = None
+    """A CPU process group for small tensors and files; None where there is one process."""
 
     @property
-    def index(self) -> int: ...
-
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """For small things and files; on the CPU. None where there is one process."""
-        ...
-
-    @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that prints and writes."""
-        ...
+        return self.rank == 0
 
     @property
     def share(self) -> Share:
-        """The part of every batch that is this process's."""
-        ...
+        """This process's share of every batch."""
+        return Share(index=self.rank, of=self.world_size)
 
-    def device(self, asked: str) -> str:
-        """Returns this process's device, where `asked` is what all of them compute on."""
-        ...
-
-    def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adds up each value over all processes, in float64."""
-        ...
-
-    def told(self, value: T) -> T:
-        """Returns the main process's value, which must be picklable, in all."""
-        ...
-
-    def wait(self) -> None:
-        """Waits until all processes are here."""
-        ...
-
-    def only_main(self, work: Callable[[], T]) -> T | None:
-        """Lets the main process work while the others wait; where it fails, all do."""
-        ...
-
-
-class Single:
-    """One process, as without any launcher."""
-
-    index, count, main, share, group = 0, 1, True, Share(), None
-
-    def device(self, asked: str) -> str:
-        return asked
+    def device(self, requested: str) -> str:
+        """Returns this process's device, where `requested` is what all of them compute on."""
+        return requested
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Adds up each value over all processes, in float64 (all-reduce)."""
         return dict(values)
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
+        """Returns the main process's value, which must be picklable, in every process."""
         return value
 
-    def wait(self) -> None:
-        pass
+    def barrier(self) -> None:
+        """Waits until all processes have come here."""
 
-    def only_main(self, work: Callable[[], T]) -> T | None:
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Runs `work` in the main process while the others wait; where it fails, all fail."""
         return work()
 
 
-class Launched:
+class MultiProcessContext(DistributedContext):
     """One of several processes, set up by Accelerate over torch.distributed."""
 
     def __init__(self, *, cpu: bool) -> None:
@@ -107,32 +78,24 @@ class Launched:
                 f"training on several processes needs package {error.name!r}; install it: {INSTALL}"
             ) from None
         state = PartialState(cpu=cpu)
-        self.index, self.count = state.process_index, state.num_processes
+        self.rank, self.world_size = state.process_index, state.num_processes
         self._cpu, self._device = cpu, str(state.device)
         # Small numbers and waiting go over a group of their own: on the CPU, and without the patience of the large one.
         self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         atexit.register(_leave)
 
-    @property
-    def main(self) -> bool:
-        return self.index == 0
-
-    @property
-    def share(self) -> Share:
-        return Share(index=self.index, of=self.count)
-
-    def device(self, asked: str) -> str:
+    def device(self, requested: str) -> str:
         """
         Raises:
             ConfigError: One GPU is named, or another kind of device than before.
         """
-        if torch.device(asked).index is not None:
-            kind = torch.device(asked).type
+        if torch.device(requested).index is not None:
+            kind = torch.device(requested).type
             raise ConfigError(
-                f"device {asked!r} given to {self.count} processes; expected {kind!r}: each takes its own."
+                f"device {requested!r} given to {self.world_size} processes; expected {kind!r}: each takes its own."
             )
-        if (asked == "cpu") != self._cpu:
-            raise ConfigError(f"device {asked!r} given; these processes have begun on {self._device!r}.")
+        if (requested == "cpu") != self._cpu:
+            raise ConfigError(f"device {requested!r} given; these processes have begun on {self._device!r}.")
         return self._device
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,22 +105,22 @@ class Launched:
         summed = total.split([len(part) for part in parts])
         return {name: part.reshape(value.shape) for (name, value), part in zip(values.items(), summed, strict=True)}
 
-    def told(self, value: T) -> T:
-        holder: list[Any] = [value if self.main else None]
+    def broadcast(self, value: T) -> T:
+        holder: list[Any] = [value if self.is_main else None]
         dist.broadcast_object_list(holder, src=0, group=self.group)
         return holder[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         dist.barrier(group=self.group)
 
-    def only_main(self, work: Callable[[], T]) -> T | None:
+    def on_main(self, work: Callable[[], T]) -> T | None:
         found, fault = None, None
-        if self.main:
+        if self.is_main:
             try:
                 found = work()
             except Exception as error:
                 fault = error
-        message = self.told(None if fault is None else f"{type(fault).__name__}: {fault}")
+        message = self.broadcast(None if fault is None else f"{type(fault).__name__}: {fault}")
         if fault is not None:
             raise fault
         if message is not None:
@@ -165,26 +128,26 @@ class Launched:
         return found
 
 
-SINGLE = Single()
+SINGLE_PROCESS = DistributedContext()
 
 
-def started() -> int:
-    """How many processes a launcher has started, by its environment variables."""
+def world_size() -> int:
+    """The number of processes that a launcher has started, by its environment variables."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def processes(device: str) -> Processes:
-    """Returns the processes of this training; where there are several, they meet when this is first called.
+def distributed_context(device: str) -> DistributedContext:
+    """Returns the processes of this training; several of them meet when this is first called.
 
     Args:
         device: What they compute on, such as `cpu` or `cuda`.
     """
-    return _meet(torch.device(device).type == "cpu") if started() > 1 else SINGLE
+    return _launched(torch.device(device).type == "cpu") if world_size() > 1 else SINGLE_PROCESS
 
 
 @cache
-def _meet(cpu: bool) -> Launched:
-    return Launched(cpu=cpu)
+def _launched(cpu: bool) -> MultiProcessContext:
+    return MultiProcessContext(cpu=cpu)
 
 
 def _leave() -> None:

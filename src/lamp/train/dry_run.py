@@ -27,13 +27,13 @@ from lamp.model.lamp import LaMP
 from lamp.progress import say
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, read_description
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, check_sharding
-from lamp.train.distributed import SINGLE, Processes
+from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.memory_estimate import GIB, GPU_RESERVE, BatchShape, Memory, largest_batch, step_memory
 from lamp.train.motion_feature_cache import SAMPLES_AT_ONCE
 from lamp.train.run_folder import CHECKPOINT, TrainingResult, run_stage
 from lamp.train.run_plan import Amount, DiskPlan, MemoryPlan, Plan, TimePlan, size
 from lamp.train.stages import MotionStage, PolicyStage
-from lamp.train.trainer import Loop, Outcome
+from lamp.train.trainer import Outcome, Trainer
 from lamp.types import TokenBatch
 
 AnyStage = MotionStage | PolicyStage
@@ -200,21 +200,21 @@ class Planner:
         *,
         fresh: bool,
         prepare: Callable[[], None] = lambda: None,
-        processes: Processes = SINGLE,
+        distributed: DistributedContext = SINGLE_PROCESS,
     ) -> TrainingResult:
         """As `run_stage`, but for what it does."""
-        check_sharding(loop.sharding, processes.count)
+        check_sharding(loop.sharding, distributed.world_size)
         assert isinstance(stage, AnyStage)
-        self.main = processes.main
+        self.main = distributed.is_main
         done = _done(out, fresh=fresh)
         _stand_in_hidden(stage)
-        seconds = _time(stage, loop, out, done, processes) if self._is_here(loop) else None
-        held = memory(stage, self.device, processes.count)
+        seconds = _time(stage, loop, out, done, distributed) if self._is_here(loop) else None
+        held = memory(stage, self.device, distributed.world_size)
         disk = _disk(stage, out)
         self.plan = Plan(
             stage=stage.name,
             out=str(out),
-            amount=amount(stage, description, done, processes.count),
+            amount=amount(stage, description, done, distributed.world_size),
             memory=held,
             time=seconds,
             disk=disk,
@@ -254,14 +254,14 @@ def announced(
     *,
     fresh: bool,
     prepare: Callable[[], None] = lambda: None,
-    processes: Processes = SINGLE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> TrainingResult:
     """`run_stage`, which says in one line what it is about to train."""
     assert isinstance(stage, AnyStage)
     done = _done(out, fresh=fresh)
-    if processes.main and done < loop.steps:
-        say(f"{stage.name}: {outline(stage, description, done, processes.count)}")
-    return run_stage(stage, loop, description, out, fresh=fresh, prepare=prepare, processes=processes)
+    if distributed.is_main and done < loop.steps:
+        say(f"{stage.name}: {outline(stage, description, done, distributed.world_size)}")
+    return run_stage(stage, loop, description, out, fresh=fresh, prepare=prepare, distributed=distributed)
 
 
 def _done(out: Path, *, fresh: bool) -> int:
@@ -314,12 +314,12 @@ def _disk(stage: AnyStage, out: Path) -> DiskPlan:
     )
 
 
-def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int, group: Processes) -> TimePlan:
-    trained = Loop(stage, loop, out, save=lambda state: None, processes=group)
-    begun, seconds = time.perf_counter(), trained.rehearse(1)
+def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int, distributed: DistributedContext) -> TimePlan:
+    trainer = Trainer(stage, loop, out, save=lambda state: None, distributed=distributed)
+    begun, seconds = time.perf_counter(), trainer.rehearse(1)
     # All processes take as many steps: those that the main one has patience for.
-    while len(seconds) < WARM_UP + MEASURED and group.told(time.perf_counter() - begun) < PATIENCE_S:
-        seconds += trained.rehearse(1)
+    while len(seconds) < WARM_UP + MEASURED and distributed.broadcast(time.perf_counter() - begun) < PATIENCE_S:
+        seconds += trainer.rehearse(1)
     # The first steps make the optimizer's state and fill caches, so they are left out, but for a very slow model's.
     measured = seconds[WARM_UP:] or seconds[-1:]
     step = statistics.median(measured)
@@ -327,7 +327,7 @@ def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int, group: Proces
     if loop.time_budget_s is not None:
         training = min(training, loop.time_budget_s)
     # A run that has begun has its hidden states.
-    with trained.placement.whole():
+    with trainer.strategy.unsharded():
         hidden, validation = 0.0 if done else _hidden_time(stage), _validation_time(stage, done)
     return TimePlan(
         step=step,

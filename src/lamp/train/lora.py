@@ -14,10 +14,10 @@ from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.model.qwen_lora import adapters, recompute_layers
 from lamp.seeding import Source, uniform
+from lamp.train.breakdown import StepLoss
 from lamp.train.checkpoint import PART
 from lamp.train.config import PolicyTraining, UnseenEpisodes
 from lamp.train.metrics import Value
-from lamp.train.parallel import StepLoss
 from lamp.train.stages import PolicyStage
 from lamp.types import PolicyBatch
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from lamp.errors import ConfigError, MissingDependencyError, unknown
 from lamp.files import append_line, atomic_write_text, read_json, read_lines_json, to_line, write_json
 from lamp.progress import say
-from lamp.train.distributed import SINGLE, Processes
+from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 
 IDS = "trackers.json"
 """In the run's folder: under which id each tracker knows the run, so that a continued run goes on there."""
@@ -246,23 +246,23 @@ class Interval:
         self.samples += samples
         self.waited_s += waited_s
 
-    def read(self, processes: Processes = SINGLE) -> dict[str, Value]:
+    def read(self, distributed: DistributedContext = SINGLE_PROCESS) -> dict[str, Value]:
         """Returns the means, the rate in samples a second, and the share of time spent waiting for data.
 
         What several processes have added is put together: losses and samples add up, and the time is the mean.
         """
         spent = max(time.perf_counter() - self.started, 1e-9)
-        sums = processes.sum(self._sums)
+        sums = distributed.sum(self._sums)
         means: dict[str, Value] = {name: (total / self.steps).tolist() for name, total in sums.items()}
-        amounts = {"samples": float(self.samples), "waited": self.waited_s / processes.count}
-        taken = processes.sum({name: torch.tensor(value, dtype=torch.float64) for name, value in amounts.items()})
+        amounts = {"samples": float(self.samples), "waited": self.waited_s / distributed.world_size}
+        taken = distributed.sum({name: torch.tensor(value, dtype=torch.float64) for name, value in amounts.items()})
         return means | {
             "samples_per_s": round(float(taken["samples"]) / spent, 2),
             "data_wait_share": round(float(taken["waited"]) / spent, 4),
         }
 
 
-def device_memory(device: str, processes: Processes = SINGLE) -> dict[str, Value]:
+def device_memory(device: str, distributed: DistributedContext = SINGLE_PROCESS) -> dict[str, Value]:
     """The most GPU memory that tensors took at once since the process began, and what torch held for them; nothing on a CPU.
 
     Of several processes' GPUs, those of the fullest; all have to ask.
@@ -270,9 +270,9 @@ def device_memory(device: str, processes: Processes = SINGLE) -> dict[str, Value
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return {}
     mine = (torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
-    each = torch.zeros(processes.count, len(mine), dtype=torch.float64)
-    each[processes.index] = torch.tensor(mine)
-    taken, held = (processes.sum({"each": each})["each"].amax(0) / GIB).tolist()
+    each = torch.zeros(distributed.world_size, len(mine), dtype=torch.float64)
+    each[distributed.rank] = torch.tensor(mine)
+    taken, held = (distributed.sum({"each": each})["each"].amax(0) / GIB).tolist()
     return {"gpu_memory_gib": round(taken, 3), "gpu_reserved_gib": round(held, 3)}
 
 

@@ -20,7 +20,6 @@ import lamp.version
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, MismatchError, TerminatedError
 from lamp.files import locked, remove_folder, write_json
-from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PROVENANCE
 from lamp.progress import say
 from lamp.train.checkpoint import (
@@ -35,10 +34,11 @@ from lamp.train.checkpoint import (
 )
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, read_description
 from lamp.train.config import Imported, LoopConfig
-from lamp.train.distributed import SINGLE, Processes
+from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.metrics import FILE_NAME as METRICS
 from lamp.train.metrics import IDS
-from lamp.train.trainer import Loop, Outcome, Stage
+from lamp.train.stages import Stage
+from lamp.train.trainer import Outcome, Trainer
 from lamp.train.training_state import TrainingState
 
 CHECKPOINT = "checkpoint"
@@ -53,13 +53,6 @@ FREE_TO_CHANGE = (
     *("accumulate", "recompute", "sharding", "workers", "trackers"),
 )
 """Loop settings that a continued run may change: the weights do not depend on them, but for rounding."""
-
-
-@runtime_checkable
-class ModelStage(Stage, Protocol):
-    """A stage of a LaMP model."""
-
-    model: LaMP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,26 +71,26 @@ class RunStage(Protocol):
 
     def __call__(
         self,
-        stage: ModelStage,
+        stage: Stage[Any],
         loop: LoopConfig,
         description: Description,
         out: Path,
         *,
         fresh: bool,
         prepare: Callable[[], None] = ...,
-        processes: Processes = ...,
+        distributed: DistributedContext = ...,
     ) -> TrainingResult: ...
 
 
 def run_stage(
-    stage: ModelStage,
+    stage: Stage[Any],
     loop: LoopConfig,
     description: Description,
     out: Path,
     *,
     fresh: bool,
     prepare: Callable[[], None] = lambda: None,
-    processes: Processes = SINGLE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> TrainingResult:
     """Trains a stage in `out`, from where an earlier call stopped.
 
@@ -108,56 +101,56 @@ def run_stage(
         out: The run's folder.
         fresh: Remove an earlier run first.
         prepare: Called before the first step of this call, if there is one; by the main process first.
-        processes: Who trains together.
+        distributed: Who trains together.
 
     Raises:
         MismatchError: `out` holds a run with other settings or data.
         KeyboardInterrupt: The user, or the system, asked to stop; a checkpoint has been written.
     """
     path = out / CHECKPOINT
-    with _alone_in(out, processes):
+    with _alone_in(out, distributed):
         if fresh:
-            processes.only_main(lambda: clear(out))
-        processes.only_main(lambda: recover(path))
-        state = _continued(stage, description, path, processes)
+            distributed.on_main(lambda: clear(out))
+        distributed.on_main(lambda: recover(path))
+        state = _continued(stage, description, path, distributed)
         if state is not None and state.finished:
             _say(
-                processes,
+                distributed,
                 f"{stage.name}: {out} is already finished (step {state.step}); "
                 "a larger --loop.steps goes on, --fresh starts again.",
             )
             outcome = Outcome(reason="finished", step=state.step, elapsed_s=state.elapsed_s, samples_per_s=0.0)
             return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
         if state is not None:
-            _say(processes, f"{stage.name}: continuing {out} from step {state.step}.")
-            processes.only_main(lambda: (out / FLOW).unlink(missing_ok=True))  # of a run that had been finished
-        processes.only_main(lambda: write_json(out / FILE_NAME, _run_record(description)))
-        processes.only_main(prepare)
-        if not processes.main:
+            _say(distributed, f"{stage.name}: continuing {out} from step {state.step}.")
+            distributed.on_main(lambda: (out / FLOW).unlink(missing_ok=True))  # of a run that had been finished
+        distributed.on_main(lambda: write_json(out / FILE_NAME, _run_record(description)))
+        distributed.on_main(prepare)
+        if not distributed.is_main:
             prepare()  # what the main process has computed is read
 
         def save(now: TrainingState) -> None:
             weights = {**stage.model.state_dict(), **now.weights}
-            save_checkpoint(path, replace(description, step=now.step), weights, now, processes)
+            save_checkpoint(path, replace(description, step=now.step), weights, now, distributed)
 
-        outcome = Loop(stage, loop, out, save, state, processes).run()
-        processes.wait()
+        outcome = Trainer(stage, loop, out, save, state, distributed).run()
+        distributed.barrier()
     if outcome.reason == "interrupted" or outcome.signal is not None:
         raise KeyboardInterrupt if outcome.signal in (None, signal.SIGINT) else TerminatedError(outcome.signal)
     return TrainingResult(checkpoint=path, description=read_description(path), outcome=outcome)
 
 
 @contextmanager
-def _alone_in(out: Path, processes: Processes) -> Iterator[None]:
+def _alone_in(out: Path, distributed: DistributedContext) -> Iterator[None]:
     """Keeps other trainings out of a folder; the main process holds the lock for all of this one."""
     with ExitStack() as stack:
         lock = locked(out / ".lock", f"another process is training in {out}; wait for it, or choose another --out.")
-        processes.only_main(lambda: stack.enter_context(lock))
+        distributed.on_main(lambda: stack.enter_context(lock))
         yield
 
 
-def _say(processes: Processes, text: str) -> None:
-    if processes.main:
+def _say(distributed: DistributedContext, text: str) -> None:
+    if distributed.is_main:
         say(text)
 
 
@@ -197,15 +190,17 @@ def clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _continued(stage: ModelStage, description: Description, path: Path, processes: Processes) -> TrainingState | None:
+def _continued(
+    stage: Stage[Any], description: Description, path: Path, distributed: DistributedContext
+) -> TrainingState | None:
     if not path.exists():
         return None
-    processes.only_main(lambda: check_files(path, hash_below=SMALL))
+    distributed.on_main(lambda: check_files(path, hash_below=SMALL))
     previous = read_description(path)
     longer = _is_longer(previous, description)
     _check_same(path, previous, description, longer=longer)
-    if not processes.told(processes.only_main(lambda: check_files(path))):
-        _say(processes, f"{path} was written without checksums, by an earlier version: it is continued as it is.")
+    if not distributed.broadcast(distributed.on_main(lambda: check_files(path))):
+        _say(distributed, f"{path} was written without checksums, by an earlier version: it is continued as it is.")
     weights = load_weights(path, previous, stage.model)
     weights |= {PART + name: value for name, value in load_adapter(path, previous).items()}
     state = load_state(path, weights, list(stage.parameters()))

@@ -19,21 +19,20 @@ from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, Po
 from lamp.model.lamp import LaMP
 from lamp.model.recompute import recompute
 from lamp.seeding import Source, normal, uniform
-from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, action_names, by_tau, clamped
+from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, by_tau, clamped
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes
 from lamp.train.flow_metrics import measure_flow
 from lamp.train.metrics import Value
-from lamp.train.parallel import StepLoss
 from lamp.train.validation import held_out_loss, measure_actions, spread
 from lamp.types import MotionBatch, PolicyBatch, TokenBatch
 
 B = TypeVar("B", MotionBatch, PolicyBatch, ObservedBatch)
-Acting = TypeVar("Acting", PolicyBatch, ObservedBatch)
+ActionBatch = TypeVar("ActionBatch", PolicyBatch, ObservedBatch)
 Tokens = TypeVar("Tokens", bound=TokenBatch)
 
 
-class Drawn(Generic[B]):
-    """Where a stage's samples come from: this process's share of the batches of a sampler, and of their noise."""
+class StageLoader(Generic[B]):
+    """A stage's dataloader: this process's share of the batches of a sampler, and the noise of the same rows."""
 
     def __init__(
         self, samples: Batches[B], loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
@@ -50,8 +49,8 @@ class Drawn(Generic[B]):
         return self._sampler.batch_size
 
     @property
-    def at_once(self) -> int:
-        """Samples that this process has in its memory together."""
+    def micro_batch_samples(self) -> int:
+        """Samples that this process holds in memory at once."""
         return max(1, self._loop.batch_size // (self._share.of * self._loop.accumulate))
 
     def next_batch(self) -> B:
@@ -61,14 +60,14 @@ class Drawn(Generic[B]):
         return batch
 
     def noise(self, what: str, step: int) -> Source:
-        """The draws of these rows of a step's batch."""
+        """The random numbers of this process's rows of a step's batch."""
         rows = self._share.rows(self.batch_samples)
         return self._loop.noise.at(self._loop.seed, what, step, rows=self.batch_samples).part(rows.start, len(rows))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return self._loader.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loader.load_state_dict(state)
 
     def close(self) -> None:
@@ -76,46 +75,84 @@ class Drawn(Generic[B]):
 
 
 def with_fewer_tokens(batch: Tokens, share: float, source: Source) -> Tokens:
-    """Hides a share of the backbone's tokens, drawn anew at every step."""
+    """Hides a random share of the backbone's tokens (token dropout)."""
     if not share:
         return batch
     return replace(batch, kept=uniform(tuple(batch.encoded.mask.shape), source) >= share)
 
 
-class DrawnStage(Generic[B]):
-    """What both stages are: a model, and samples that are drawn for it."""
+class Stage(Generic[B]):
+    """What is trained: a model, its batches and their loss. What the two stages (and LoRA) have in common."""
 
+    name: str
     model: LaMP
-    drawn: Drawn[B]
+    loader: StageLoader[B]
+    labels: Labels = MappingProxyType({})
+    """Names of the entries of the loss's parts."""
 
     @property
     def module(self) -> nn.Module:
+        """Everything that takes part in the loss."""
         return self.model
 
     @property
     def blocks(self) -> Mapping[nn.Module, tuple[str, ...]]:
+        """The modules that FSDP shards each by itself, with their methods that compute with the weights."""
         return self.model.blocks
 
     @property
+    def may_skip(self) -> bool:
+        """Whether some step may leave trained weights without a gradient."""
+        return False
+
+    @property
     def batch_samples(self) -> int:
-        return self.drawn.batch_samples
+        """Samples of a step, over all processes."""
+        return self.loader.batch_samples
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name; everything else is frozen."""
+        raise NotImplementedError
+
+    def train_mode(self) -> None:
+        """Puts the trained parts into training mode and the frozen ones into evaluation mode."""
+        raise NotImplementedError
+
+    def next_batch(self, step: int) -> B:
+        """Returns this process's share of the next batch."""
+        raise NotImplementedError
+
+    def counts(self, batch: B) -> Counts:
+        """How many samples each loss of a batch is a mean over."""
+        raise NotImplementedError
+
+    def loss(self, batch: B, source: Source) -> StepLoss:
+        raise NotImplementedError
+
+    def gauges(self) -> dict[str, float]:
+        """Values to log beside the loss, such as the gate."""
+        return {}
+
+    def validate(self) -> dict[str, Value]:
+        """Measures the held-out episodes, with the same noise every time; empty where none are held out."""
+        return {}
 
     def sampler_state(self) -> dict[str, Any]:
-        return self.drawn.state()
+        return self.loader.state_dict()
 
     def restore_sampler(self, state: dict[str, Any]) -> None:
-        self.drawn.restore(state)
+        self.loader.load_state_dict(state)
 
     def close(self) -> None:
-        self.drawn.close()
+        """Ends the loader's processes."""
+        self.loader.close()
 
 
-class MotionStage(DrawnStage[MotionBatch]):
+class MotionStage(Stage[MotionBatch]):
     """Stage 1: the Motion Expert, all of it, on scene flow (L_motion, Eq. 3)."""
 
     name = "motion"
-    may_skip = False
-    labels: Labels = MappingProxyType({"per_axis": AXES, "per_tau": TAU_NAMES, "clamped": AXES})
+    labels = MappingProxyType({"per_axis": AXES, "per_tau": TAU_NAMES, "clamped": AXES})
 
     def __init__(
         self,
@@ -128,7 +165,7 @@ class MotionStage(DrawnStage[MotionBatch]):
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.model.requires_grad_(True)
         lengths = [len(part) for part in samples.parts] if isinstance(samples, Mixture) else [len(samples)]
-        self.drawn = Drawn(samples, config.loop, share, mixture_weights(lengths, config.weights))
+        self.loader = StageLoader(samples, config.loop, share, mixture_weights(lengths, config.weights))
         if config.loop.recompute:
             recompute(model)
 
@@ -139,7 +176,7 @@ class MotionStage(DrawnStage[MotionBatch]):
         self.model.train()
 
     def next_batch(self, step: int) -> MotionBatch:
-        return with_fewer_tokens(self.drawn.next_batch(), self.config.token_dropout, self.drawn.noise("tokens", step))
+        return with_fewer_tokens(self.loader.next_batch(), self.config.token_dropout, self.loader.noise("tokens", step))
 
     def counts(self, batch: MotionBatch) -> Counts:
         assert self.model.motion_expert is not None
@@ -157,23 +194,20 @@ class MotionStage(DrawnStage[MotionBatch]):
         parts = {"per_axis": loss.per_axis, "per_tau": by_tau(loss.draws), "clamped": clamped(batch.motion)}
         return StepLoss(total=loss.total, parts=parts)
 
-    def gauges(self) -> dict[str, float]:
-        return {}
-
     def validate(self) -> dict[str, Value]:
         if self.validation is None:
             return {}
         self.model.eval()
         indices = spread(len(self.validation), self.config.validation_samples)
-        loop, at_once = self.config.loop, self.drawn.at_once
-        measured = held_out_loss(self, self.validation, indices, loop, at_once)
-        flow = measure_flow(self.model, self.validation, indices, loop=replace(loop, batch_size=at_once), samples=1)
+        loop, micro_batch = self.config.loop, self.loader.micro_batch_samples
+        measured = held_out_loss(self.loss, self.counts, self.validation, indices, loop, micro_batch)
+        flow = measure_flow(self.model, self.validation, indices, loop=replace(loop, batch_size=micro_batch), samples=1)
         return measured | {
             f"ade_px_{name}": errors.ade_px for name, errors in flow.moving.items() if errors.ade_px is not None
         }
 
 
-class PolicyStage(DrawnStage[Acting]):
+class PolicyStage(Stage[ActionBatch]):
     """Stage 2 (Algorithm 1): guidance and Action Expert (L_action, Eq. 5); the Motion Expert is frozen."""
 
     def __init__(
@@ -194,7 +228,7 @@ class PolicyStage(DrawnStage[Acting]):
         names = _action_names(samples)
         self.labels: Labels = {"per_dim": names, "per_tau": TAU_NAMES, "action_error_per_dim": names}
         batches: Any = samples  # images where the backbone is trained along, tokens elsewhere
-        self.drawn = Drawn(batches, config.loop, share, mixture_weights(lengths, config.weights))
+        self.loader = StageLoader(batches, config.loop, share, mixture_weights(lengths, config.weights))
         if config.loop.recompute:
             recompute(model)
 
@@ -212,15 +246,15 @@ class PolicyStage(DrawnStage[Acting]):
         for part in self.trained:
             part.train()
 
-    def next_batch(self, step: int) -> Acting:
-        batch = self.drawn.next_batch()
+    def next_batch(self, step: int) -> ActionBatch:
+        batch = self.loader.next_batch()
         batch = self._with_noisy_state(batch, step) if self.config.state_noise else batch
         batch = self._without_prior(batch, step) if self.config.prior_dropout or self.config.prior_from else batch
         if isinstance(batch, ObservedBatch):  # its tokens are dropped once there are any
             return batch
-        return with_fewer_tokens(batch, self.config.token_dropout, self.drawn.noise("tokens", step))
+        return with_fewer_tokens(batch, self.config.token_dropout, self.loader.noise("tokens", step))
 
-    def counts(self, batch: Acting) -> Counts:
+    def counts(self, batch: ActionBatch) -> Counts:
         seen = batch.prior_seen
         return {
             "loss": batch.action_mask.any(1).sum().double(),
@@ -228,7 +262,7 @@ class PolicyStage(DrawnStage[Acting]):
             "prior": torch.tensor(float(len(batch.action_mask)) if seen is None else float(seen.sum())).double(),
         }
 
-    def loss(self, batch: Acting, source: Source) -> StepLoss:
+    def loss(self, batch: ActionBatch, source: Source) -> StepLoss:
         return self.action_loss(self.encoded(batch), source)
 
     def action_loss(self, batch: PolicyBatch, source: Source) -> StepLoss:
@@ -236,7 +270,7 @@ class PolicyStage(DrawnStage[Acting]):
         loss = self.model.action_loss(batch, source, self.config.noise_draws)
         return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws)})
 
-    def encoded(self, batch: Acting) -> PolicyBatch:
+    def encoded(self, batch: ActionBatch) -> PolicyBatch:
         """The batch with the backbone's tokens, which are there where the backbone is frozen."""
         assert isinstance(batch, PolicyBatch)
         return batch
@@ -250,21 +284,23 @@ class PolicyStage(DrawnStage[Acting]):
             return {}
         self.model.eval()
         indices = spread(len(self.validation), self.config.validation_samples)
-        at_once, held_out = self.drawn.at_once, cast(Batches[Acting], self.validation)
-        measured = held_out_loss(self, held_out, indices, self.config.loop, at_once)
+        micro_batch, held_out = self.loader.micro_batch_samples, cast(Batches[ActionBatch], self.validation)
+        measured = held_out_loss(self.loss, self.counts, held_out, indices, self.config.loop, micro_batch)
         if not self.config.action_samples:
             return measured
         indices = spread(len(self.validation), self.config.action_samples)
-        return measured | measure_actions(self, self.validation, indices, loop=self.config.loop, at_once=at_once)
+        return measured | measure_actions(
+            self.model, self.encoded, self.validation, indices, loop=self.config.loop, at_once=micro_batch
+        )
 
-    def _with_noisy_state(self, batch: Acting, step: int) -> Acting:
-        noise = normal(tuple(batch.state.shape), self.drawn.noise("state", step))
+    def _with_noisy_state(self, batch: ActionBatch, step: int) -> ActionBatch:
+        noise = normal(tuple(batch.state.shape), self.loader.noise("state", step))
         return replace(batch, state=batch.state + self.config.state_noise * noise)
 
-    def _without_prior(self, batch: Acting, step: int) -> Acting:
-        drawn = uniform((len(batch.action_mask),), self.drawn.noise("prior", step))
+    def _without_prior(self, batch: ActionBatch, step: int) -> ActionBatch:
+        chance = uniform((len(batch.action_mask),), self.loader.noise("prior", step))
         waiting = step < self.config.prior_from * self.config.loop.steps
-        seen = drawn >= (1.0 if waiting else self.config.prior_dropout)
+        seen = chance >= (1.0 if waiting else self.config.prior_dropout)
         return replace(batch, prior_seen=seen if batch.prior_seen is None else seen & batch.prior_seen)
 
 

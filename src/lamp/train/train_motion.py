@@ -30,7 +30,7 @@ from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
 from lamp.train.checkpoint_metadata import Description, FlowRecord, read_description
 from lamp.train.config import LoopConfig, MixedIn, MotionTraining, RateMixing
 from lamp.train.datasets import Sources, dataset_names
-from lamp.train.distributed import Processes, processes
+from lamp.train.distributed import DistributedContext, distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.run_folder import CHECKPOINT, RunStage, TrainingResult, run_stage
@@ -73,8 +73,8 @@ def train_motion(
         MismatchError: Things that do not belong together, such as a scene flow of another grid.
     """
     torch.set_num_threads(config.loop.threads)
-    group = processes(config.loop.device)
-    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
+    distributed = distributed_context(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=distributed.device(config.loop.device)))
     live = None if config.cache_features else live_backbone(config.backbone, here.loop.device, backbone)
     found: BackboneIdentity = live or backbone or find_backbone(config.backbone)
     datasets = _open_datasets(config, data, found, features, live)
@@ -84,7 +84,7 @@ def train_motion(
     if start is not None:
         tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
     scaled = _with_kept_bounds(config, datasets[0], tuned)
-    samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, group)
+    samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, distributed)
     held_out = [one for one in datasets if one.sources.split.validation]
     validation = _mixed([one.samples(config, one.sources.split.validation, samples.bounds) for one in held_out])
     seed_everything(config.loop.seed, "weights")
@@ -92,17 +92,17 @@ def train_motion(
     if tuned is not None:
         tuned.load_into(model)
     model = model.to(here.loop.device)
-    stage = MotionStage(model, here, samples, validation, group.share)
+    stage = MotionStage(model, here, samples, validation, distributed.share)
     description = _describe(config, datasets, samples, clamped)
     description = replace(description, started_from=tuned.record if tuned else None)
-    result = run(stage, here.loop, description, out, fresh=fresh, processes=group)
+    result = run(stage, here.loop, description, out, fresh=fresh, distributed=distributed)
     report = out / FILE_NAME
-    if group.main and result.outcome.finished and validation is not None and not report.exists():
+    if distributed.is_main and result.outcome.finished and validation is not None and not report.exists():
         trained, _ = load_checkpoint(result.checkpoint, device=here.loop.device)
         indices = spread(len(validation), config.final_samples)
-        measure_flow(trained, validation, indices, loop=replace(here.loop, batch_size=stage.drawn.at_once)).write(
-            report
-        )
+        measure_flow(
+            trained, validation, indices, loop=replace(here.loop, batch_size=stage.loader.micro_batch_samples)
+        ).write(report)
     return result
 
 
@@ -161,7 +161,7 @@ def _open_datasets(
         # Together with those before it: the instructions of all datasets have to be told apart.
         told = [text for one in opened for text in one.sources.dataset.tasks]
         check_instructions(found, told, ", ".join(str(one.sources.dataset.root) for one in opened))
-    if len(opened) > 1 and processes(config.loop.device).main:
+    if len(opened) > 1 and distributed_context(config.loop.device).is_main:
         told = ", ".join(f"{one.sources.dataset.root} {one.step_s:.3g} s" for one in opened)
         print(f"a flow step takes, in {told}", file=sys.stderr)
     return opened
@@ -373,7 +373,7 @@ def _motion(config: MotionTraining) -> MotionExpertConfig:
 
 
 def _with_bounds(
-    config: MotionTraining, datasets: Sequence[_Dataset], group: Processes
+    config: MotionTraining, datasets: Sequence[_Dataset], distributed: DistributedContext
 ) -> tuple[AnyMotionSamples, tuple[float, float, float]]:
     """The training samples, and which share of their increments is clamped. Both take a pass over all scene flow, where bounds
     are to be found in the data, which is in all datasets together: of several processes the main one makes it.
@@ -386,13 +386,13 @@ def _with_bounds(
     def fitted() -> MotionBounds:
         return rule.fit(chain.from_iterable(part.flows() for part in parts)) if isinstance(rule, BoundsRule) else rule
 
-    bounds = group.told(group.only_main(fitted))
+    bounds = distributed.broadcast(distributed.on_main(fitted))
     assert bounds is not None
     for part in parts:
         part.bounds = bounds
     found = _mixed(parts)
     assert found is not None
-    if group.main and isinstance(rule, BoundsRule) and (floored := rule.floored(bounds)):
+    if distributed.is_main and isinstance(rule, BoundsRule) and (floored := rule.floored(bounds)):
         moved = "image fractions" if "depth" not in floored else "image fractions, metres in depth"
         print(
             f"increments of scene flow along {', '.join(floored)} are smaller than bounds.smallest, {rule.smallest:g} ({moved}), "
@@ -400,7 +400,7 @@ def _with_bounds(
             f"--bounds.smallest and --bounds.moving-threshold (now {rule.moving_threshold:g}) of their size",
             file=sys.stderr,
         )
-    clamped = group.told(group.only_main(found.clamp_rate))
+    clamped = distributed.broadcast(distributed.on_main(found.clamp_rate))
     assert clamped is not None
     return found, clamped
 

@@ -29,7 +29,7 @@ from lamp.train.checkpoint import Expected, load_checkpoint, lora_of, motion_wei
 from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.config import PolicyTraining, UnseenEpisodes
 from lamp.train.datasets import Sources, TrainedOn, adaptable, cached_parts, mixed, open_datasets, parts_of
-from lamp.train.distributed import processes
+from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.lora import AdaptedStage
 from lamp.train.motion_feature_cache import hidden_settings, samples_hidden
@@ -70,8 +70,8 @@ def train_policy(
         MismatchError: Things that do not belong together.
     """
     torch.set_num_threads(config.loop.threads)
-    group = processes(config.loop.device)
-    here = replace(config, loop=replace(config.loop, device=group.device(config.loop.device)))
+    distributed = distributed_context(config.loop.device)
+    here = replace(config, loop=replace(config.loop, device=distributed.device(config.loop.device)))
     tuned = _fine_tuned(config, start, normalizers, backbone)
     datasets = open_datasets(here, data, backbone, features, _kept_scalings(tuned))
     sources = datasets[0].sources
@@ -84,18 +84,18 @@ def train_policy(
             part.show_prior_in(_unseen(one.sources, motion))
     description = _describe(config, datasets, parts_of(samples), motion)
     description = replace(description, started_from=tuned.record if tuned else None)
-    if group.main:
+    if distributed.is_main:
         for one in datasets:
             _tell_floors(one, config)
     model = model.to(here.loop.device)
     if isinstance(samples, ImageSamples):
         assert validation is None or isinstance(validation, ImageSamples)
-        stage = AdaptedStage(model, _adapted(here, backbone), here, samples, validation, group.share)
+        stage = AdaptedStage(model, _adapted(here, backbone), here, samples, validation, distributed.share)
         for name, value in (tuned.adapter if tuned else {}).items():
             stage.parameters()[name].data.copy_(value)
     else:
         assert not isinstance(validation, ImageSamples)
-        stage = PolicyStage(model, here, samples, validation, group.share)
+        stage = PolicyStage(model, here, samples, validation, distributed.share)
 
     def prepare() -> None:
         if config.cached_hidden_draws:
@@ -103,8 +103,8 @@ def train_policy(
                 for part in cached_parts(of_all):
                     _cache_hidden(model, part, draws, here, description, out)
 
-    result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, processes=group)
-    if result.outcome.finished and group.main:
+    result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, distributed=distributed)
+    if result.outcome.finished and distributed.is_main:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result
 

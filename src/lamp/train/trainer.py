@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,61 +19,15 @@ from torch import Tensor
 from lamp.data.dataloader import LoaderDiedError, Share
 from lamp.errors import ConfigError, FailedElsewhereError, LampError
 from lamp.progress import Progress
-from lamp.seeding import Source, global_states, restore_global_states, seed_everything
-from lamp.train.breakdown import Counts, added, labelled, labels_of, weighted
+from lamp.seeding import global_states, restore_global_states, seed_everything
+from lamp.train.breakdown import AnyBatch, added, labelled, weighted
 from lamp.train.config import LoopConfig
-from lamp.train.distributed import SINGLE, Processes
-from lamp.train.metrics import Interval, Journal, Value, device_memory
+from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
+from lamp.train.metrics import Interval, Journal, device_memory
 from lamp.train.optimizer import Ema, set_learning_rates
-from lamp.train.parallel import AnyBatch, StepLoss, Trained, place
+from lamp.train.parallel import build_strategy
+from lamp.train.stages import Stage
 from lamp.train.training_state import TrainingState
-
-B = TypeVar("B", bound=AnyBatch)
-
-
-@runtime_checkable
-class Stage(Trained[B], Protocol[B]):
-    """What differs between the stages."""
-
-    name: str
-
-    @property
-    def batch_samples(self) -> int:
-        """Samples of a step, over all processes."""
-        ...
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The trained parameters by name; everything else is frozen."""
-        ...
-
-    def train_mode(self) -> None:
-        """Puts the trained parts into training mode and the frozen ones into evaluation mode."""
-        ...
-
-    def next_batch(self, step: int) -> B:
-        """Returns this process's share of the next batch."""
-        ...
-
-    def counts(self, batch: B) -> Counts: ...
-
-    def loss(self, batch: B, source: Source) -> StepLoss: ...
-
-    def gauges(self) -> dict[str, float]:
-        """Values to log beside the loss, such as the gate."""
-        ...
-
-    def validate(self) -> dict[str, Value]:
-        """Measures the held-out episodes, with the same noise every time; empty where none are held out."""
-        ...
-
-    def sampler_state(self) -> dict[str, Any]: ...
-
-    def restore_sampler(self, state: dict[str, Any]) -> None: ...
-
-    def close(self) -> None:
-        """Ends what the stage has started besides this process."""
-        ...
-
 
 Save = Callable[[TrainingState], None]
 GROUP_S = 0.5
@@ -97,8 +51,8 @@ class Outcome:
         return self.reason == "finished"
 
 
-class Loop:
-    """Optimises a stage; `run` goes from the given state (or the start) to the end, or to where it must stop.
+class Trainer:
+    """Trains a stage; `run` goes from the given state (or the start) to the end, or to where it must stop.
 
     Several processes each take their share of every batch, and do all of the following together.
     """
@@ -110,22 +64,27 @@ class Loop:
         out: Path,
         save: Save,
         resume: TrainingState | None = None,
-        processes: Processes = SINGLE,
+        distributed: DistributedContext = SINGLE_PROCESS,
     ):
         """
         Raises:
-            ConfigError: A step has too few samples to share out.
+            ConfigError: A step has fewer samples than processes and micro-batches.
         """
         torch.set_num_threads(config.threads)
-        self.stage, self.config, self.out, self.save, self.processes = stage, config, out, save, processes
-        self._check_shares()
-        self.placement = place(stage, config, processes)
-        self.parameters = self.placement.parameters
-        self.labels = {**labels_of(stage), "grad_norms": self.placement.modules}
+        self.stage, self.config, self.out, self.save, self.distributed = stage, config, out, save, distributed
+        count, parts = distributed.world_size, config.accumulate
+        if stage.batch_samples < count * parts:
+            raise ConfigError(
+                f"a step has {stage.batch_samples} samples, for {count} processes and {parts} parts each; expected at "
+                f"least {count * parts}: raise batch_size (or use more data), or lower accumulate."
+            )
+        self.strategy = build_strategy(stage, config, distributed)
+        self.parameters = self.strategy.parameters
+        self.labels = {**stage.labels, "grad_norms": self.strategy.gradients.modules}
         self.ema = Ema(self.parameters, config.ema) if config.ema is not None else None
         self.step = 0
         self.samples = 0
-        """Taken in by this call."""
+        """Trained on by this call."""
         self.elapsed_before_s = 0.0
         self.started = time.perf_counter()
         seed_everything(config.seed, "start")
@@ -134,22 +93,66 @@ class Loop:
         self.elapsed_s = self.elapsed_before_s
         """Time spent on this run, earlier calls included, by the main process's clock after the last step. [s]"""
 
+    def train_step(self, interval: Interval) -> None:
+        """Takes one optimizer step: forward and backward of each micro-batch, then clipping and the update."""
+        config, stage, strategy = self.config, self.stage, self.strategy
+        stage.train_mode()
+        started = time.perf_counter()
+        micro_batches = self._micro_batches(stage.next_batch(self.step))
+        waited_s = time.perf_counter() - started
+        # A loss is a mean over what is supervised: each micro-batch weighs as its count in the counts of all processes.
+        counts = [stage.counts(batch) for _, batch in micro_batches]
+        totals = self.distributed.sum(added(counts))
+        set_learning_rates(strategy.optimiser, self.fraction, min_lr=config.min_lr)
+        noise = config.noise.at(config.seed, "loss", self.step, rows=stage.batch_samples)
+        values: dict[str, Tensor] = {}
+        for number, ((share, batch), count) in enumerate(zip(micro_batches, counts, strict=True), start=1):
+            rows = share.rows(stage.batch_samples)
+            seed_everything(config.seed, "dropout", self.step, *([share.index] if share.index else []))
+            if "prior" in totals:
+                batch = replace(batch, guided=bool(totals["prior"] > 0))
+            with strategy.micro_batch(last=number == len(micro_batches)):
+                with config.precision.autocast(config.device):
+                    loss = strategy.loss(batch.to(config.device), noise.part(rows.start, len(rows)))
+                means = {"loss": loss.total, **loss.parts}
+                mine = {name: weighted(value, name, count, totals, parts=share.of) for name, value in means.items()}
+                # DDP and FSDP average gradients over processes, where the weighted losses are to be added up.
+                (mine["loss"] * self.distributed.world_size if share.of > 1 else loss.total).backward()
+            values = {name: values[name] + value.detach() if values else value for name, value in mine.items()}
+        norms = strategy.optimizer_step(config.clip)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.samples += stage.batch_samples
+        # Every process knows the norms of all gradients, and the interval adds up what processes report.
+        values["grad_norm"], values["grad_norms"] = (norm / self.distributed.world_size for norm in norms)
+        interval.add(values, samples=len(self.distributed.share.rows(stage.batch_samples)), waited_s=waited_s)
+
+    def _micro_batches(self, batch: AnyBatch) -> list[tuple[Share, AnyBatch]]:
+        """Cuts this process's share of a batch into micro-batches, each computed at once."""
+        total, mine = self.stage.batch_samples, self.distributed.share
+        if self.config.accumulate == 1:
+            return [(mine, batch)]
+        start = mine.rows(total).start
+        shares = [(share, share.rows(total)) for share in mine.parts(self.config.accumulate)]
+        return [(share, batch.rows(rows.start - start, len(rows))) for share, rows in shares]
+
     def run(self) -> Outcome:
         """Trains until the schedule is done, the time limit is reached, or a process is asked to stop."""
         self.started = time.perf_counter()
-        here = self.processes.main
-        progress = Progress(self.stage.name, self.config.steps, "steps", done=self.step) if here else None
-        journal = Journal(self.out, from_step=self.step, trackers=self.config.trackers) if here else None
+        main = self.distributed.is_main
+        progress = Progress(self.stage.name, self.config.steps, "steps", done=self.step) if main else None
+        journal = Journal(self.out, from_step=self.step, trackers=self.config.trackers) if main else None
         interval = Interval()
         try:
             with stop_request() as stop:
                 reason = self._stop_reason(stop)
                 while reason is None:
                     try:
-                        self._train_step(interval)
+                        self.train_step(interval)
                     except LoaderDiedError:
-                        # What asks this process to stop may ask those that load for it as well, and ends them.
-                        if self.processes.count > 1 or not stop.wait(GROUP_S):
+                        # The signal that asks this process to stop may also have ended its loader's processes.
+                        if self.distributed.world_size > 1 or not stop.wait(GROUP_S):
                             raise
                         reason = "interrupted"
                         break
@@ -168,12 +171,12 @@ class Loop:
         return Outcome(reason=reason, step=self.step, elapsed_s=self.elapsed_s, samples_per_s=rate, signal=stop.number)
 
     def rehearse(self, steps: int) -> list[float]:
-        """Takes some steps in earnest, and returns the seconds of each; nothing is logged or saved."""
+        """Takes some real steps and returns the seconds of each; nothing is logged or saved."""
         seconds = []
         for _ in range(steps):
             interval, started = Interval(), time.perf_counter()
-            self._train_step(interval)
-            interval.read(self.processes)  # waits for the device
+            self.train_step(interval)
+            interval.read(self.distributed)  # waits for the device
             seconds.append(time.perf_counter() - started)
         return seconds
 
@@ -191,89 +194,37 @@ class Loop:
             step=self.step,
             elapsed_s=self.elapsed_s,
             finished=finished,
-            optimiser=self.placement.optimiser_tensors(),
+            optimiser=self.strategy.optimiser_tensors(),
             raw={name: parameter.detach() for name, parameter in self.parameters.items()},
             average=self.ema.average if self.ema else None,
             random_tensors=tensors,
             random_plain=plain,
             sampler=self.stage.sampler_state(),
-            sharded=self.placement.sharded,
+            sharded=self.strategy.sharded,
         )
 
     def _restore(self, state: TrainingState) -> None:
         if state.shards is not None:
-            state = state.read_shards(self.parameters, self.processes.group)
-        self.placement.restore(state.raw, state.optimiser)
+            state = state.read_shards(self.parameters, self.distributed.group)
+        self.strategy.restore(state.raw, state.optimiser)
         if self.ema is not None and state.average is not None:
             self.ema.restore(state.average)
         restore_global_states(state.random_tensors, state.random_plain)
         self.stage.restore_sampler(dict(state.sampler))
         self.step, self.elapsed_before_s = state.step, state.elapsed_s
 
-    def _check_shares(self) -> None:
-        count, parts = self.processes.count, self.config.accumulate
-        if self.stage.batch_samples < count * parts:
-            raise ConfigError(
-                f"a step has {self.stage.batch_samples} samples, for {count} processes and {parts} parts each; expected at "
-                f"least {count * parts}: raise batch_size (or use more data), or lower accumulate."
-            )
-
     def _stop_reason(self, stop: threading.Event) -> Reason | None:
         """Whether to stop, the same in all processes."""
         spent, limit = time.perf_counter() - self.started, self.config.time_limit_s
-        main, late = self.processes.main, limit is not None and spent >= limit
-        said = {"stop": float(stop.is_set()), "spent": spent if main else 0.0, "late": float(late and main)}
-        agreed = self.processes.sum({name: torch.tensor(value, dtype=torch.float64) for name, value in said.items()})
+        main, late = self.distributed.is_main, limit is not None and spent >= limit
+        mine = {"stop": float(stop.is_set()), "spent": spent if main else 0.0, "late": float(late and main)}
+        agreed = self.distributed.sum({name: torch.tensor(value, dtype=torch.float64) for name, value in mine.items()})
         self.elapsed_s = self.elapsed_before_s + float(agreed["spent"])
         if self.fraction >= 1.0:
             return "finished"
         if agreed["stop"]:
             return "interrupted"
         return "time limit" if agreed["late"] else None
-
-    def _train_step(self, interval: Interval) -> None:
-        config = self.config
-        self.stage.train_mode()
-        waiting = time.perf_counter()
-        parts = self._parts(self.stage.next_batch(self.step))
-        waited = time.perf_counter() - waiting
-        counts = [self.stage.counts(part) for _, part in parts]
-        totals = self.processes.sum(added(counts))
-        set_learning_rates(self.placement.optimiser, self.fraction, min_lr=config.min_lr)
-        noise = config.noise.at(config.seed, "loss", self.step, rows=self.stage.batch_samples)
-        values: dict[str, Tensor] = {}
-        for number, ((share, part), count) in enumerate(zip(parts, counts, strict=True), start=1):
-            rows = share.rows(self.stage.batch_samples)
-            seed_everything(config.seed, "dropout", self.step, *([share.index] if share.index else []))
-            if "prior" in totals:
-                part = replace(part, guided=bool(totals["prior"] > 0))
-            with self.placement.part(last=number == len(parts)):
-                with config.precision.autocast(config.device):
-                    loss = self.placement.loss(part.to(config.device), noise.part(rows.start, len(rows)))
-                whole = {"loss": loss.total, **loss.parts}
-                mine = {name: weighted(value, name, count, totals, parts=share.of) for name, value in whole.items()}
-                # Gradients of several processes are averaged, and the losses of their parts add up.
-                self.placement.backward(mine["loss"] * self.processes.count if share.of > 1 else loss.total)
-            values = {name: values[name] + value.detach() if values else value for name, value in mine.items()}
-        norms = self.placement.step(config.clip)
-        self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.step)
-        self.samples += self.stage.batch_samples
-        # Every process knows the norms of all gradients, and what processes report is added up.
-        values["grad_norm"], values["grad_norms"] = (norm / self.processes.count for norm in norms)
-        interval.add(
-            values, samples=sum(len(share.rows(self.stage.batch_samples)) for share, _ in parts), waited_s=waited
-        )
-
-    def _parts(self, batch: AnyBatch) -> list[tuple[Share, AnyBatch]]:
-        """Cuts this process's share of a batch into what is computed at once."""
-        total, mine = self.stage.batch_samples, self.processes.share
-        if self.config.accumulate == 1:
-            return [(mine, batch)]
-        start = mine.rows(total).start
-        shares = [(share, share.rows(total)) for share in mine.parts(self.config.accumulate)]
-        return [(share, batch.rows(rows.start - start, len(rows))) for share, rows in shares]
 
     def _report(
         self, interval: Interval, journal: Journal | None, progress: Progress | None, reason: Reason | None
@@ -286,11 +237,11 @@ class Loop:
             progress.update(self.step, left_s=self._left_s())
         if reason is None and all(self.step % every for every in due):
             return interval
-        values = interval.read(self.processes)
+        values = interval.read(self.distributed)
         self._check_finite(values)
-        with self.placement.whole():
-            values |= {"lr": self.placement.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
-        values |= device_memory(config.device, self.processes)
+        with self.strategy.unsharded():
+            values |= {"lr": self.strategy.optimiser.param_groups[0]["lr"], **self.stage.gauges()}
+        values |= device_memory(config.device, self.distributed)
         if journal is not None and progress is not None:
             progress.update(self.step, note=self._note(values), left_s=self._left_s(), now=reason is not None)
             journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
@@ -299,7 +250,7 @@ class Loop:
         return Interval()
 
     def _validate(self, journal: Journal | None, progress: Progress | None) -> None:
-        with nullcontext() if self.ema is None else self.ema.applied(), self.placement.whole():
+        with nullcontext() if self.ema is None else self.ema.applied(), self.strategy.unsharded():
             measured = self.stage.validate()
         if not measured or journal is None or progress is None:
             return
@@ -322,7 +273,7 @@ class Loop:
                     f"{name} is {values[name]} after step {self.step}; expected a finite number. The last checkpoint is kept; "
                     f"try a smaller lr than {self.config.optimiser.lr}, a smaller clip, or Float32 precision."
                 )
-                raise LampError(message) if self.processes.main else FailedElsewhereError(message)
+                raise LampError(message) if self.distributed.is_main else FailedElsewhereError(message)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +16,12 @@ from lamp.data.policy_dataset import MixedSamples, PolicySamples
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress
 from lamp.seeding import Source, WholeBatch, generator_at, normal
-from lamp.train.breakdown import Counts, added, weighted
+from lamp.train.breakdown import AnyBatch, Counts, StepLoss, added, weighted
 from lamp.train.config import LoopConfig
 from lamp.train.metrics import Value
-from lamp.train.parallel import AnyBatch, StepLoss
 from lamp.types import PolicyBatch
 
 B = TypeVar("B", bound=AnyBatch)
-B_in = TypeVar("B_in", bound=AnyBatch, contravariant=True)
 
 
 def spread(total: int, wanted: int) -> Int64[np.ndarray, " n"]:
@@ -31,29 +29,22 @@ def spread(total: int, wanted: int) -> Int64[np.ndarray, " n"]:
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).round().astype(np.int64))
 
 
-@runtime_checkable
-class Measured(Protocol[B_in]):
-    """What of a stage a measurement needs."""
-
-    def loss(self, batch: B_in, source: Source) -> StepLoss: ...
-
-    def counts(self, batch: B_in) -> Counts: ...
-
-
 @torch.no_grad()
 def held_out_loss(
-    stage: Measured[B],
+    loss: Callable[[B, Source], StepLoss],
+    counts: Callable[[B], Counts],
     samples: Batches[B],
     indices: Int64[np.ndarray, " n"],
     loop: LoopConfig,
     at_once: int | None = None,
 ) -> dict[str, Value]:
-    """Returns the mean loss over some samples and its parts, with the same noise every time.
+    """Returns the mean loss over some held-out samples and its parts, with the same noise every time.
 
     Args:
-        stage: Whose loss.
+        loss: A stage's, of a batch.
+        counts: How many samples each loss of a batch is a mean over.
         samples: Of held-out episodes.
-        indices: Which of them.
+        indices: The samples to measure.
         loop: Batch size, precision, device and seed.
         at_once: Samples that go through the model together; a batch by default. The noise does not depend on it.
     """
@@ -63,11 +54,11 @@ def held_out_loss(
             noise = WholeBatch(generator=generator_at(loop.seed, "validation", number), rows=len(part))
             size = min(at_once or len(part), len(part))
             pieces = [(first, samples.batch(part[first : first + size])) for first in range(0, len(part), size)]
-            counts = [stage.counts(piece) for _, piece in pieces]
-            totals = added(counts)
-            for (first, piece), count in zip(pieces, counts, strict=True):
+            counted = [counts(piece) for _, piece in pieces]
+            totals = added(counted)
+            for (first, piece), count in zip(pieces, counted, strict=True):
                 with loop.precision.autocast(loop.device):
-                    step = stage.loss(piece.to(loop.device), noise.part(first, len(part[first : first + size])))
+                    step = loss(piece.to(loop.device), noise.part(first, len(part[first : first + size])))
                 for name, value in {"loss": step.total, **step.parts}.items():
                     mean = weighted(value.detach().float().cpu(), name, count, totals, parts=len(pieces))
                     sums[name] = sums.get(name, torch.zeros(())) + mean * len(part)
@@ -81,32 +72,23 @@ def batches(indices: Int64[np.ndarray, " n"], size: int) -> Iterator[Int64[np.nd
         yield indices[start : start + size]
 
 
-@runtime_checkable
-class Acting(Protocol[B_in]):
-    """What of a stage this measurement needs."""
-
-    model: LaMP
-
-    def encoded(self, batch: B_in) -> PolicyBatch:
-        """The batch with the backbone's tokens."""
-        ...
-
-
 @torch.no_grad()
 def measure_actions(
-    stage: Acting[Any],
+    model: LaMP,
+    encode: Callable[[Any], PolicyBatch],
     samples: PolicySamples | MixedSamples | ImageSamples,
     indices: Int64[np.ndarray, " n"],
     *,
     loop: LoopConfig,
     at_once: int,
 ) -> dict[str, Value]:
-    """Draws one chunk for each sample, with the same noise every time, and compares it with the demonstrated one.
+    """Draws one action chunk for each sample, with the same noise every time, and compares it with the demonstrated one.
 
     Args:
-        stage: Whose model.
+        model: The policy's.
+        encode: Adds the backbone's tokens to a batch.
         samples: Of held-out episodes.
-        indices: Which of them.
+        indices: The samples to measure.
         loop: Batch size, precision, device and seed.
         at_once: Samples that go through the model together; the noise does not depend on it.
 
@@ -114,29 +96,26 @@ def measure_actions(
         `action_error`: the mean absolute error of the normalised actions that count; `action_error_per_dim`: by dimension, in
         the unit that it is learnt in (m, rad; deltas and relative actions as such).
     """
-    shape = stage.model.action_shape
-    assert shape is not None
-    normalised, by_dim, counted = torch.zeros(()), torch.zeros(shape[-1]), torch.zeros(())
+    normalised, by_dim, counted = torch.zeros(()), torch.zeros(()), torch.zeros(())
     with Progress("action errors", len(indices), "samples", brief=True) as progress:
         for number, start in enumerate(range(0, len(indices), loop.batch_size)):
             whole = indices[start : start + loop.batch_size]
             noise = WholeBatch(generator=generator_at(loop.seed, "validation actions", number), rows=len(whole))
             for first in range(0, len(whole), at_once):
                 part = whole[first : first + at_once]
-                seen = samples.batch(part).to(loop.device)
                 with loop.precision.autocast(loop.device):
-                    batch = stage.encoded(seen)
-                    drawn = _drawn(stage.model, batch, noise.part(first, len(part)))
-                error = ((drawn.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
+                    batch = encode(samples.batch(part).to(loop.device))
+                    sampled = _sample_actions(model, batch, noise.part(first, len(part)))
+                error = ((sampled.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
                 counted += batch.action_mask.sum().cpu()
                 normalised += error.mean(-1).sum()
-                by_dim += (error * _scales(samples, part)[:, None].float()).sum((0, 1))
+                by_dim = by_dim + (error * _scales(samples, part)[:, None].float()).sum((0, 1))
             progress.advance(len(whole))
     total = counted.clamp(min=1)
     return {"action_error": (normalised / total).item(), "action_error_per_dim": (by_dim / total).tolist()}
 
 
-def _drawn(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Tensor, "b h a"]:
+def _sample_actions(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Tensor, "b h a"]:
     assert model.action_shape is not None
     count, device = len(batch.state), batch.state.device
     hidden = batch.motion_hidden

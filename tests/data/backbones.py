@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamp.data.feature_cache.cache import HiddenStates
+
 WIDTH, VARYING, TEXT = 10, 4, 5
 GRIDS = {"agentview": 4, "wrist": 2, "top": 2}
 
@@ -61,15 +63,11 @@ class Compact(Plain):
         return slice(2, 2 + VARYING)
 
 
-@dataclass(frozen=True)
-class HiddenArray:
+class HiddenArray(HiddenStates):
     """z_m in memory: samples, draws, tokens, channels."""
 
-    values: np.ndarray
-
-    @property
-    def draws(self) -> int:
-        return self.values.shape[1]
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.draws = values, values.shape[1]
 
     def __len__(self) -> int:
         return len(self.values)

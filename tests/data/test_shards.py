@@ -19,6 +19,7 @@ from demonstrations import write
 from safetensors import SafetensorError
 from test_sequences import Reader
 
+import lamp.data.feature_cache.cache as cache_module
 import lamp.data.feature_cache.shards as shards_module
 from lamp.data.augmentation import Augmentation, RandomResizedCrop
 from lamp.data.feature_cache.build import Given, Plan, make_features
@@ -291,10 +292,10 @@ def test_what_two_processes_make_is_what_one_makes(dataset: LeRobotDataset, tmp_
 def test_the_least_recently_used_shards_are_let_go(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = FeatureCache.build(dataset, Compact())
     expected = cache.encoded(np.arange(33)).tokens
-    monkeypatch.setattr(shards_module, "MAPPED", 2)
+    monkeypatch.setattr(cache_module, "MAX_MAPPED", 2)
     again = FeatureCache(dataset, "compact")
     assert torch.equal(again.encoded(np.arange(33)).tokens, expected)
-    assert len(again._layout._stored._pictures._mapped) == 2  # pyright: ignore[reportPrivateUsage]
+    assert len(again._layout._shards._mapped) == 2  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_checksum_is_of_names_shapes_formats_and_values() -> None:

@@ -19,9 +19,8 @@ from lamp import cli
 from lamp.commands import feature_caches as caching
 from lamp.commands.feature_caches import CacheRequest, check_caches, fill_caches
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.feature_cache.cache import FeatureCache
+from lamp.data.feature_cache.cache import FeatureCache, HiddenStates
 from lamp.data.feature_cache.shards import read_header
-from lamp.data.feature_cache.store import StoredHidden
 from lamp.data.feature_cache.work_sharing import Workers
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.policy_dataset import PolicySamples
@@ -165,13 +164,13 @@ def test_stored_z_m_is_what_the_run_would_compute(
         hidden,
     ]
     taken: list[tuple[int, int]] = []
-    take = StoredHidden.take
+    take = HiddenStates.take
 
-    def watched(self: StoredHidden, samples: np.ndarray, draws: np.ndarray, views: np.ndarray | None) -> np.ndarray:
+    def watched(self: HiddenStates, samples: np.ndarray, draws: np.ndarray, views: np.ndarray | None) -> np.ndarray:
         taken.extend(zip(draws.tolist(), [0] * len(draws) if views is None else views.tolist(), strict=True))
         return take(self, samples, draws, views)
 
-    monkeypatch.setattr(StoredHidden, "take", watched)
+    monkeypatch.setattr(HiddenStates, "take", watched)
     monkeypatch.setattr("lamp.train.motion_feature_cache.make_hidden", lambda *_, **__: pytest.fail("z_m is stored"))
     assert train(config, data, tmp_path / "stored", prior) == losses
     assert set(taken) == {(draw, view) for draw in range(2) for view in range(1 + augmentation.views)}

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lamp.data.augmentation import drawn_views
 from lamp.data.embodiment import ACTION, OWN, STATE, Embodiment
-from lamp.data.feature_cache.cache import Features
-from lamp.data.feature_cache.store import HiddenStates
+from lamp.data.feature_cache.cache import Features, HiddenStates
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.live_features import ordered
 from lamp.data.motion_dataset import MotionSamples, clamp_rate, joined_flow
@@ -173,6 +172,7 @@ class PolicyTargets:
         if not episodes:
             raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
         self.chunk, self.scaling, self.embodiment = chunk, scaling, embodiment
+        self._relative = None if embodiment.per_frame else embodiment.kind
         self._ahead = _ahead(chunk, step)
         self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in frames])
         """The episode of each sample."""
@@ -198,7 +198,7 @@ class PolicyTargets:
         self._raw_states = np.concatenate(states)
         self._states = torch.from_numpy(scaling.scaled_state(self._raw_states))
         self._actions = np.concatenate(actions)
-        if embodiment.per_frame:
+        if self._relative is None:
             self._actions = scaling.actions.normalise(self._actions)
         self._first, self._last, self._ends = map(np.concatenate, (first, last, ends))
 
@@ -219,8 +219,8 @@ class PolicyTargets:
         places = self._first[indices][:, None] + self._ahead
         mask = torch.from_numpy(places < self._ends[indices][:, None])
         actions = self._actions[np.minimum(places, self._last[indices][:, None])]
-        if not self.embodiment.per_frame:
-            related = self.embodiment.kind.relate(actions, self._raw_states[indices])
+        if self._relative is not None:
+            related = self._relative.relate(actions, self._raw_states[indices])
             actions = self.scaling.actions.normalise(related.astype(np.float32))
         return torch.from_numpy(actions), mask
 

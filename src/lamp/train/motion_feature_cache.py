@@ -22,10 +22,10 @@ from torch import Tensor
 from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.build import Plan, fill_telling
-from lamp.data.feature_cache.cache import Features
+from lamp.data.feature_cache.cache import Features, HiddenStates
 from lamp.data.feature_cache.manifest import advice, differences
 from lamp.data.feature_cache.shards import State, check_space, one_error_when_full
-from lamp.data.feature_cache.store import HIDDEN, HIDDEN_MANIFEST, FeatureStore, StoredHidden
+from lamp.data.feature_cache.store import HIDDEN, HIDDEN_MANIFEST, FeatureStore
 from lamp.data.feature_cache.work_sharing import Filled, Workers
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
@@ -208,7 +208,7 @@ def samples_hidden(
     draws: int,
     run: Path,
     progress: Callable[[Filled], None] | None = None,
-) -> StoredHidden:
+) -> HiddenStates:
     """z_m of some samples: what is stored beside the features, or what is computed now and kept in the run's folder.
 
     Args:
@@ -236,7 +236,7 @@ def samples_hidden(
         work = HiddenWork(store=store, features=features, model=model, settings=settings, draws=draws, device=[device])
         make_hidden(work, samples.episodes, Workers(), progress=progress)
     place = samples.rows - features.index.first[samples.episode]
-    return StoredHidden(store, episode=samples.episode, place=place, draws=draws)
+    return HiddenStates(store, episode=samples.episode, place=place, draws=draws)
 
 
 def _tell_of_others(kept: Path, settings: HiddenSettings, features: Features) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float16, Int64, Shaped
 from torch import Tensor
 
 from lamp.configuration import from_json
@@ -34,8 +35,8 @@ from lamp.data.feature_cache.encode import (
     StorageFormat,
 )
 from lamp.data.feature_cache.manifest import MANIFEST, SEQUENCES, SHARED, cache_folder, read_manifest
-from lamp.data.feature_cache.shards import MappedShards, Shards, load_mapped
-from lamp.data.feature_cache.store import FeatureStore
+from lamp.data.feature_cache.shards import load_mapped
+from lamp.data.feature_cache.store import HIDDEN, FeatureStore
 from lamp.data.feature_cache.work_sharing import Filled, Workers
 from lamp.data.fingerprints import EpisodeContents
 from lamp.data.lerobot.reader import LeRobotDataset
@@ -55,6 +56,10 @@ __all__ = [
     "SequenceBackbone",
     "cache_folder",
 ]
+
+
+MAX_MAPPED = 16384
+"""Shards that a process maps at most: systems limit how many files one may map, Linux to 65,530."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +202,7 @@ class FeatureCache(Features):
         store.check()
         self.index = FrameIndex.of(dataset, without=self.left_out)
         layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
-        stored = Stored(store.pictures, store.views)
-        self._layout = layout(stored, self.folder, self.manifest, self.index.texts)
+        self._layout = layout(ShardReader(store), self.folder, self.manifest, self.index.texts)
 
     @classmethod
     def build(
@@ -283,7 +287,7 @@ class FeatureCache(Features):
         located = []
         for group, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
             first = self.index.first[group // 2]
-            part = Located(
+            part = EpisodeRows(
                 episode=group // 2, places=places, frames=rows[places] - first, texts=self.index.text[rows[places]]
             )
             located.append(replace(part, views=views[places]) if views is not None and group % 2 else part)
@@ -291,47 +295,86 @@ class FeatureCache(Features):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Located:
-    """Those rows of a batch that are of one episode, and all of its pictures themselves or all of augmented views."""
+class EpisodeRows:
+    """The rows of a batch that come from one episode: all of the pictures themselves, or all of augmented views."""
 
     episode: int
     places: Int64[np.ndarray, " n"]
-    """Where they stand in the batch."""
+    """Their positions in the batch."""
     frames: Int64[np.ndarray, " n"]
     """Which of the episode's fresh frames they are."""
     texts: Int64[np.ndarray, " n"]
     """Which instruction each frame has."""
     views: Int64[np.ndarray, " n"] | None = None
-    """Which augmented view each is seen in, from 1; None: the pictures themselves."""
+    """The augmented view of each, from 1; None: the pictures themselves."""
 
 
-class Stored:
-    """The rows of a cache's shards, read as they are asked for."""
+class ShardReader:
+    """The tensors of a store's shards. Each file is mapped into memory when it is first needed."""
 
-    def __init__(self, pictures: Shards, views: Shards | None) -> None:
-        self._pictures = MappedShards(pictures)
-        self._views = None if views is None else MappedShards(views)
+    def __init__(self, store: FeatureStore) -> None:
+        self._shards = {False: store.pictures} if store.views is None else {False: store.pictures, True: store.views}
+        self._mapped: OrderedDict[tuple[int, bool], dict[str, Tensor]] = OrderedDict()
 
-    def has(self, part: Located, name: str) -> bool:
-        """Whether the shard of some rows holds something under a name."""
-        shards = self._pictures if part.views is None else self._views
-        assert shards is not None
-        return name in shards[part.episode]
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the files itself."""
+        return {**self.__dict__, "_mapped": OrderedDict()}
 
-    def rows(self, part: Located, name: str) -> Shaped[Tensor, "n ..."]:
-        """What is stored of some rows, such as (row, token, channel), under a name that the layout gives them."""
-        frames = torch.from_numpy(part.frames)
+    def shard(self, episode: int, *, augmented: bool) -> dict[str, Tensor]:
+        """All tensors of an episode's pictures, or of their augmented views."""
+        key = episode, augmented
+        if key not in self._mapped:
+            self._mapped[key] = load_mapped(self._shards[augmented].path(episode))[0]
+            if len(self._mapped) > MAX_MAPPED:
+                self._mapped.popitem(last=False)
+        self._mapped.move_to_end(key)
+        return self._mapped[key]
+
+    def rows(self, part: EpisodeRows) -> dict[str, Shaped[Tensor, "n ..."]]:
+        """The rows of a batch that come from one episode, such as (row, token, channel), of each tensor in its shard."""
+        shard, frames = self.shard(part.episode, augmented=part.views is not None), torch.from_numpy(part.frames)
         if part.views is None:
-            return self._pictures[part.episode][name][frames]
-        assert self._views is not None
-        return self._views[part.episode][name][torch.from_numpy(part.views - 1), frames]
+            return {name: stored[frames] for name, stored in shard.items()}
+        views = torch.from_numpy(part.views - 1)
+        return {name: stored[views, frames] for name, stored in shard.items()}
+
+
+class HiddenStates:
+    """z_m of some samples for several noise draws, computed ahead of Stage 2 and kept in shards beside a feature cache."""
+
+    def __init__(
+        self, store: FeatureStore, *, episode: Int64[np.ndarray, " n"], place: Int64[np.ndarray, " n"], draws: int
+    ) -> None:
+        """
+        Args:
+            store: The shards; those of these episodes must be there.
+            episode: Of each sample.
+            place: Which of its episode's fresh frames it is.
+            draws: Number of noise draws to alternate between; the shards may hold more.
+        """
+        self._shards = ShardReader(store)
+        self._episode, self._place, self.draws = episode, place, draws
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._episode)
+
+    def take(
+        self, samples: Int64[np.ndarray, " b"], draws: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None
+    ) -> Float16[np.ndarray, "b m dm"]:
+        """Reads one draw of each of some samples, in the view that it is seen in."""
+        found = []
+        for place, (sample, draw) in enumerate(zip(samples.tolist(), draws.tolist(), strict=True)):
+            view = 0 if views is None else int(views[place])
+            stored = self._shards.shard(int(self._episode[sample]), augmented=view > 0)[HIDDEN]
+            found.append((stored[view - 1] if view else stored)[draw, int(self._place[sample])])
+        return torch.stack(found).numpy()
 
 
 class Parts:
     """Tokens of each camera's image, then those of the instruction: computed apart, put together here.
 
     Args:
-        stored: The shards' rows.
         folder: The cache.
         manifest: Its description.
         instructions: All that frames have.
@@ -340,8 +383,10 @@ class Parts:
         MismatchError: The cache lacks an instruction.
     """
 
-    def __init__(self, stored: Stored, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
-        self._stored, self._width = stored, manifest["width"]
+    def __init__(
+        self, shards: ShardReader, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]
+    ) -> None:
+        self._shards, self._width = shards, manifest["width"]
         self._varying = slice(*manifest["varying"])
         tensors, metadata = load_mapped(folder / SHARED)
         known = {task: place for place, task in enumerate(json.loads(metadata["instructions"]))}
@@ -354,17 +399,17 @@ class Parts:
         self.tokens: int = sum(map(len, self._constant.values())) + self._text.shape[1]
         self.padding: Padding = RightPadding()
 
-    def encoded(self, located: Sequence[Located]) -> Encoded:
+    def encoded(self, located: Sequence[EpisodeRows]) -> Encoded:
         """Puts the tokens of a batch together: cameras in order, then the instruction."""
         size, start = sum(len(part.places) for part in located), 0
         tokens = torch.empty(size, self.tokens, self._width)
         mask = torch.ones(size, self.tokens, dtype=torch.bool)
+        stored = [(torch.from_numpy(part.places), self._shards.rows(part)) for part in located]
         for camera, constant in self._constant.items():
             of_camera = tokens[:, start : start + len(constant)]
             of_camera[:] = constant
-            for part in located:
-                stored = self._stored.rows(part, camera)
-                of_camera[torch.from_numpy(part.places), :, self._varying] = stored.float()
+            for places, rows in stored:
+                of_camera[places, :, self._varying] = rows[camera].float()
             start += len(constant)
         for part in located:
             places, instruction = torch.from_numpy(part.places), self._instruction[torch.from_numpy(part.texts)]
@@ -376,27 +421,26 @@ class Sequences:
     """Whole sequences, stored without their padding, and given in the backbone's number format.
 
     Args:
-        stored: The shards' rows.
         folder: The cache.
         manifest: Its description.
         instructions: All that frames have; a frame's own tokens say all about its instruction.
     """
 
-    def __init__(self, stored: Stored, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]) -> None:
-        self._stored = stored
+    def __init__(
+        self, shards: ShardReader, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]
+    ) -> None:
+        self._shards = shards
         self.padding: Padding = from_json(Padding, manifest["padding"], where=f"padding in {folder}")
         self.tokens: int | None = manifest["length"]
         self._dtype = None if "dtype" not in manifest else FORMATS[manifest["dtype"]]
 
-    def encoded(self, located: Sequence[Located]) -> Encoded:
+    def encoded(self, located: Sequence[EpisodeRows]) -> Encoded:
         """Puts the sequences of a batch together and pads them as the backbone does."""
         rows: dict[int, Tensor] = {}
         for part in located:
-            stored = self._stored.rows(part, TOKENS)
-            stored = stored.to(self._dtype or stored.dtype)
-            lengths = [stored.shape[1]] * len(stored)
-            if self._stored.has(part, LENGTHS):
-                lengths = self._stored.rows(part, LENGTHS).tolist()
+            found = self._shards.rows(part)
+            stored = found[TOKENS].to(self._dtype or found[TOKENS].dtype)
+            lengths = found[LENGTHS].tolist() if LENGTHS in found else [stored.shape[1]] * len(stored)
             real = (tokens[:length] for tokens, length in zip(stored, lengths, strict=True))
             rows.update(zip(part.places.tolist(), real, strict=True))
         return padded([rows[place] for place in range(len(rows))], self.padding, self.tokens)

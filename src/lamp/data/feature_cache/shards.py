@@ -5,13 +5,11 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,8 +22,6 @@ from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, unreadable
 from lamp.files import atomic_path, read_json, write_json
 
-MAPPED = 16384
-"""Shards that a process maps at most: systems limit how many files one may map, Linux to 65,530."""
 FULL = ("os error 28", "os error 122", "os error 27")
 """How the library that writes shards says: no space left, quota exceeded, file too large."""
 
@@ -127,26 +123,6 @@ class Shards:
         with one_error_when_full(self.folder), atomic_path(self.path(episode)) as path:
             save_file(whole, path, metadata=with_own(header))
         self.left_out_path(episode).unlink(missing_ok=True)
-
-
-class MappedShards:
-    """Shards, each mapped into memory when it is first needed; the least recently used are let go."""
-
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
-        self._mapped: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Another process maps the files itself."""
-        return {**self.__dict__, "_mapped": OrderedDict()}
-
-    def __getitem__(self, episode: int) -> dict[str, Tensor]:
-        if episode not in self._mapped:
-            self._mapped[episode] = load_mapped(self._shards.path(episode))[0]
-            if len(self._mapped) > MAPPED:
-                self._mapped.popitem(last=False)
-        self._mapped.move_to_end(episode)
-        return self._mapped[episode]
 
 
 def read_header(path: Path) -> dict[str, str]:

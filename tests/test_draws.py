@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lamp.data.dataloader import Share
+from lamp.data.dataloader import BatchShare
 from lamp.seeding import Noise, PerBatch, PerSample, Source, beta, generator_at, normal, uniform
 
 
@@ -30,7 +30,7 @@ def test_parts_of_a_batch_draw_what_the_whole_does(rows: int, processes: int, pa
     found: list[list[Tensor]] = []
     for index in range(processes):
         of_process = noise.at(1, "loss", 5, rows=rows)
-        for share in Share(index=index, of=processes).parts(parts):
+        for share in BatchShare(index=index, of=processes).parts(parts):
             some = share.rows(rows)
             found.append(everything(of_process.part(some.start, len(some)), len(some)))
     for number, expected in enumerate(whole):
@@ -45,7 +45,7 @@ def test_a_whole_batch_draws_as_its_generator_does() -> None:
 @settings(max_examples=60, deadline=None)
 @given(total=st.integers(1, 50), processes=st.integers(1, 8), parts=st.integers(1, 4))
 def test_shares_cover_a_batch_in_order_and_are_nearly_equal(total: int, processes: int, parts: int) -> None:
-    shares = [Share(index=index, of=processes) for index in range(processes)]
+    shares = [BatchShare(index=index, of=processes) for index in range(processes)]
     assert [row for share in shares for row in share.rows(total)] == list(range(total))
     sizes = [len(share.rows(total)) for share in shares]
     assert max(sizes) - min(sizes) <= 1

@@ -270,7 +270,7 @@ def verify(path: Path) -> Verification:
     return found
 
 
-def keep_checksums(path: Path) -> Path:
+def update_checksums(path: Path) -> Path:
     """Writes the checksums of a folder's files as they are now, where none are kept: of a dataset of others, say.
 
     Returns:
@@ -280,7 +280,7 @@ def keep_checksums(path: Path) -> Path:
         DataError: It is none of LaMP's folders, or they are there already.
     """
     from lamp.data.lerobot.format import CHECKSUMS_PATH
-    from lamp.data.lerobot.writer import keep_checksums as keep_of_dataset
+    from lamp.data.lerobot.writer import update_checksums as keep_of_dataset
 
     kind = _kind_of(path)
     file = path / (CHECKSUMS_PATH if kind.name == "dataset" else CHECKSUMS)

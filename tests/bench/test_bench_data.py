@@ -15,7 +15,7 @@ from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.image_dataset import ImageSamples, Videos
 from lamp.data.lerobot import LeRobotDataset, reader
 from lamp.data.normalizers import MinMax, RawState, Standardise
-from lamp.data.policy_dataset import PolicyScaling, stacked
+from lamp.data.policy_dataset import PolicyScaling, states_and_actions
 from lamp.errors import ConfigError
 from lamp.model.small import SmallBackboneConfig
 
@@ -42,7 +42,7 @@ def test_samples_are_the_same_whatever_stays_in_memory(tmp_path: Path, monkeypat
     monkeypatch.setattr(reader, "COLUMN_BYTES", 1 << 20)
     bounded = LeRobotDataset(tmp_path)
     episodes = (4499, 1, 2000, 3)
-    states, actions = stacked(whole, episodes, 4)
+    states, actions = states_and_actions(whole, episodes, 4)
     scaling = PolicyScaling(state_transform=RawState(), state=Standardise.fit(states), actions=MinMax.fit(actions))
     samples = [
         ImageSamples(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lamp.configuration import from_json, to_json
-from lamp.data.augmentation import Augmentation, ColourJitter, RandomResizedCrop, drawn_views
+from lamp.data.augmentation import Augmentation, ColourJitter, RandomResizedCrop, sample_views
 from lamp.errors import ConfigError
 
 FRAMES = np.array([0, 2, 7])
@@ -100,10 +100,10 @@ def test_the_key_is_of_what_views_look_like_and_not_of_their_number() -> None:
 
 
 def test_the_draw_is_fixed_by_seed_and_epoch_and_even() -> None:
-    one = drawn_views(6000, 2, seed=3, epoch=5)
-    np.testing.assert_array_equal(one, drawn_views(6000, 2, seed=3, epoch=5))
-    assert (one != drawn_views(6000, 2, seed=3, epoch=6)).mean() > 0.6
-    assert (one != drawn_views(6000, 2, seed=4, epoch=5)).mean() > 0.6
+    one = sample_views(6000, 2, seed=3, epoch=5)
+    np.testing.assert_array_equal(one, sample_views(6000, 2, seed=3, epoch=5))
+    assert (one != sample_views(6000, 2, seed=3, epoch=6)).mean() > 0.6
+    assert (one != sample_views(6000, 2, seed=4, epoch=5)).mean() > 0.6
     assert np.abs(np.bincount(one) - 2000).max() < 150
 
 

@@ -70,8 +70,8 @@ def test_a_name_that_begins_several_is_asked_for_in_full(caches: Path, dataset: 
 
 def test_what_another_process_is_filling_stays(caches: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from lamp.data.feature_cache.work_sharing import Claims\n"
-        "claims = Claims(Path(sys.argv[1])); claims.take(3); print('ready', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from lamp.data.feature_cache.work_sharing import EpisodeLocks\n"
+        "claims = EpisodeLocks(Path(sys.argv[1])); claims.take(3); print('ready', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(caches / "plain")], stdout=subprocess.PIPE, env=os.environ

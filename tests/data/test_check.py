@@ -283,9 +283,9 @@ def test_only_episodes_with_faults_are_looked_at_one_by_one(tmp_path: Path, monk
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     pq.write_table(table.set_column(place, "action", column), path)
     seen: list[int] = []
-    read = check_values._Rows.read
+    read = check_values._EpisodeColumns.read
     monkeypatch.setattr(
-        check_values._Rows, "read", lambda rows, *of: seen.append(rows.episode.index) or read(rows, *of)
+        check_values._EpisodeColumns, "read", lambda rows, *of: seen.append(rows.episode.index) or read(rows, *of)
     )
     found = check_dataset(root)
     assert seen == [7]

@@ -15,9 +15,9 @@ from demonstrations import LENGTHS, episode, numbered
 from safetensors.torch import load_file, save_file
 
 from lamp.data.feature_cache.cache import FeatureCache
-from lamp.data.feature_cache.shards import State, read_header
+from lamp.data.feature_cache.shards import ShardState, read_header
 from lamp.data.feature_cache.store import FeatureStore
-from lamp.data.fingerprints import PICTURES, EpisodeContents
+from lamp.data.fingerprints import PICTURES, EpisodeFingerprints
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.data.lerobot.staging import EpisodeData, stage_episode
 from lamp.errors import MismatchError
@@ -53,7 +53,7 @@ def taken_over(old: Path, new: Path) -> LeRobotDataset:
     return LeRobotDataset(new)
 
 
-def states(dataset: LeRobotDataset, key: str = "compact") -> list[State]:
+def states(dataset: LeRobotDataset, key: str = "compact") -> list[ShardState]:
     store = FeatureStore(dataset, dataset.root / "features" / key)
     return [store.pictures.state(index) for index in range(len(dataset))]
 
@@ -66,7 +66,7 @@ def test_episodes_in_a_file_that_grew_are_not_encoded_again(tmp_path: Path) -> N
     FeatureCache.build(before, Compact())
     counting = Counting(seen=([],))
     grown = taken_over(old, new)
-    assert states(grown) == [State.CURRENT] * 4 + [State.MISSING]
+    assert states(grown) == [ShardState.CURRENT] * 4 + [ShardState.MISSING]
     cache = FeatureCache.build(grown, counting)
     assert sum(counting.seen[0]) == 6, "the fresh frames of the new episode"
     alone = FeatureCache.build(LeRobotDataset(new), Compact(), root=tmp_path / "alone")
@@ -94,7 +94,10 @@ def test_an_episode_is_encoded_again_where_what_was_encoded_has_changed(
     old, new = recorded(tmp_path / "old"), recorded(tmp_path / "new", {2: change})
     FeatureCache.build(LeRobotDataset(old), Compact())
     changed = taken_over(old, new)
-    assert states(changed) == [State.CURRENT] * 2 + [State.STALE if stale else State.CURRENT, State.CURRENT]
+    assert states(changed) == [ShardState.CURRENT] * 2 + [
+        ShardState.STALE if stale else ShardState.CURRENT,
+        ShardState.CURRENT,
+    ]
     if stale:
         with pytest.raises(MismatchError, match=r"000002\.safetensors was made from other data"):
             FeatureCache(changed, "compact")
@@ -107,21 +110,21 @@ def test_a_picture_changed_in_place_is_noticed_whatever_was_kept(tmp_path: Path)
     root = recorded(tmp_path / "data")
     FeatureCache.build(LeRobotDataset(root), Compact())
     video = LeRobotDataset(root).video_path("wrist", 0)
-    assert set(states(LeRobotDataset(root))) == {State.CURRENT} and (root / "features" / PICTURES).is_file()
+    assert set(states(LeRobotDataset(root))) == {ShardState.CURRENT} and (root / "features" / PICTURES).is_file()
     content, size = bytearray(video.read_bytes()), video.stat().st_size
     at = content.find(b"mdat") + 400
     content[at] ^= 0xFF
     video.write_bytes(content)
     assert video.stat().st_size == size
     found = states(LeRobotDataset(root))
-    assert found.count(State.STALE) == 1 and found.count(State.CURRENT) == 3, "the one whose picture it is"
+    assert found.count(ShardState.STALE) == 1 and found.count(ShardState.CURRENT) == 3, "the one whose picture it is"
 
 
 def test_a_camera_that_is_not_encoded_does_not_matter(tmp_path: Path) -> None:
     old, new = recorded(tmp_path / "old"), recorded(tmp_path / "new", {2: other_picture})
     front = Plain(key="front", cameras=("agentview",))
     FeatureCache.build(LeRobotDataset(old), front)
-    assert set(states(taken_over(old, new), "front")) == {State.CURRENT}
+    assert set(states(taken_over(old, new), "front")) == {ShardState.CURRENT}
 
 
 def test_caches_of_earlier_versions_are_current_as_long_as_no_file_has_changed(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_caches_of_earlier_versions_are_current_as_long_as_no_file_has_changed(t
     assert FeatureCache.is_complete(LeRobotDataset(root), "compact")
     path = cache.folder / "episode-000001.safetensors"
     save_file(load_file(path), path, metadata={"fingerprint": "0123456789abcdef"})
-    assert states(LeRobotDataset(root))[1] is State.STALE
+    assert states(LeRobotDataset(root))[1] is ShardState.STALE
 
 
 def test_one_name_for_two_cameras_makes_two_caches(tmp_path: Path) -> None:
@@ -152,12 +155,12 @@ def test_one_name_for_two_cameras_makes_two_caches(tmp_path: Path) -> None:
 def test_hashes_are_found_again_without_reading_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = recorded(tmp_path / "data")
     (root / "features").mkdir()
-    first = EpisodeContents(LeRobotDataset(root), CAMERAS, root / "features")
+    first = EpisodeFingerprints(LeRobotDataset(root), CAMERAS, root / "features")
     found = [first[index] for index in range(4)]
     assert len(set(found)) == 4
     monkeypatch.setattr("lamp.data.fingerprints.packet_digests", lambda *_: pytest.fail("pictures were read again"))
-    again = EpisodeContents(LeRobotDataset(root), CAMERAS, root / "features")
+    again = EpisodeFingerprints(LeRobotDataset(root), CAMERAS, root / "features")
     assert [again[index] for index in range(4)] == found
     (root / "features" / PICTURES).write_text("{broken")
     monkeypatch.undo()
-    assert EpisodeContents(LeRobotDataset(root), CAMERAS, root / "features")[2] == found[2]
+    assert EpisodeFingerprints(LeRobotDataset(root), CAMERAS, root / "features")[2] == found[2]

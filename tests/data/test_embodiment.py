@@ -14,7 +14,7 @@ from lamp.configuration import from_json, to_json
 from lamp.data.actions import Absolute, Gripper, Relative
 from lamp.data.embodiment import EMBODIMENTS, LIBERO, OWN, Embodiment, Part, embodiment
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.policy_dataset import stacked
+from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError, DataError, MismatchError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/lerobot"
@@ -55,9 +55,9 @@ def test_chunks_hold_the_last_action_and_are_relative_to_their_own_state(foreign
     frame, step = np.arange(7)[:, None], np.arange(3)
     target = np.minimum(frame + step, 6) / 10
     np.testing.assert_allclose(chunks[..., 0], target - frame, atol=1e-6)
-    _, learnt = stacked(foreign, [1], 3, robot)
+    _, learnt = states_and_actions(foreign, [1], 3, robot)
     assert len(learnt) == 5 * 3 + 2 + 1  # none from beyond the end
-    assert len(stacked(foreign, [0, 1], 3, OWN)[1]) == 12 + 7
+    assert len(states_and_actions(foreign, [0, 1], 3, OWN)[1]) == 12 + 7
 
 
 def test_what_does_not_fit_is_refused(foreign: LeRobotDataset) -> None:

@@ -10,9 +10,9 @@ import torch
 from backbones import TEXT, WIDTH, Compact, Plain
 from demonstrations import episode, write
 
-from lamp.data.feature_cache.build import FeatureWork
+from lamp.data.feature_cache.build import FeatureShardBuilder
 from lamp.data.feature_cache.cache import FeatureBackbone, FeatureCache, FrameIndex, PartlyConstant
-from lamp.data.feature_cache.work_sharing import Filled
+from lamp.data.feature_cache.work_sharing import BuildProgress
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.errors import DataError, MismatchError
 
@@ -51,7 +51,7 @@ def test_cached_tokens_are_the_backbones(dataset: LeRobotDataset, backbone: Plai
 
 def test_workers_give_the_same(dataset: LeRobotDataset, tmp_path: Path) -> None:
     other = write(tmp_path / "other")
-    seen: list[Filled] = []
+    seen: list[BuildProgress] = []
     two = FeatureCache.build(other, Compact(), processes=2, progress=seen.append)
     one = FeatureCache.build(dataset, Compact())
     assert [(now.episodes, now.of_episodes, now.of_frames) for now in seen] == [(n, 4, 33) for n in range(1, 5)]
@@ -61,15 +61,15 @@ def test_workers_give_the_same(dataset: LeRobotDataset, tmp_path: Path) -> None:
 
 
 def test_building_goes_on_where_it_stopped(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, done = FeatureWork.make, []
+    whole, done = FeatureShardBuilder.make, []
 
-    def make(self: FeatureWork, place: int) -> None:
+    def make(self: FeatureShardBuilder, place: int) -> None:
         if len(done) == 2:
             raise KeyboardInterrupt
         whole(self, place)
         done.append(place)
 
-    monkeypatch.setattr(FeatureWork, "make", make)
+    monkeypatch.setattr(FeatureShardBuilder, "make", make)
     with pytest.raises(KeyboardInterrupt):
         FeatureCache.build(dataset, Compact())
     with pytest.raises(DataError, match="lacks 2 of 4 episodes; complete it with `lamp cache features"):
@@ -77,7 +77,7 @@ def test_building_goes_on_where_it_stopped(dataset: LeRobotDataset, monkeypatch:
     done[:] = [0]
     cut = dataset.root / "features/compact/episode-000001.safetensors"
     cut.write_bytes(cut.read_bytes()[:30])
-    monkeypatch.setattr(FeatureWork, "make", lambda *given: (whole(*given), done.append(given[-1])))
+    monkeypatch.setattr(FeatureShardBuilder, "make", lambda *given: (whole(*given), done.append(given[-1])))
     FeatureCache.build(dataset, Compact())
     assert done == [0, 1, 2, 3]
     FeatureCache.build(dataset, Compact())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lamp.data.feature_cache import work_sharing
-from lamp.data.feature_cache.work_sharing import Claims, Workers, fill
+from lamp.data.feature_cache.work_sharing import EpisodeLocks, Workers, build_shards
 from lamp.errors import ConfigError, DataError, LampError
 
 TESTS = Path(__file__).parent
@@ -52,21 +52,21 @@ class Notes:
 def test_workers_share_the_episodes_and_the_devices(tmp_path: Path) -> None:
     work = Notes(tmp_path, slow=0.05)
     workers = Workers(processes=2, devices=("one", "two", "three"))
-    assert sorted(fill(work, range(8), workers)) == list(range(8))
+    assert sorted(build_shards(work, range(8), workers)) == list(range(8))
     assert sorted(int(episode) for episode, *_ in work.made) == list(range(8))
     assert {device for *_, device in work.made} <= {"one", "two"} and len({pid for _, pid, _ in work.made}) <= 2
-    assert list(fill(work, range(8), Workers(devices=("four",)))) == list(range(8)) and work.device == "four"
+    assert list(build_shards(work, range(8), Workers(devices=("four",)))) == list(range(8)) and work.device == "four"
     assert len(work.made) == 8
 
 
 def test_an_error_of_a_worker_is_told_and_what_is_finished_stays(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="thirteen cannot be made"):
-        list(fill(Notes(tmp_path), [1, 2, 13], Workers(processes=2)))
+        list(build_shards(Notes(tmp_path), [1, 2, 13], Workers(processes=2)))
     with pytest.raises(DataError, match="thirteen cannot be made"):
-        list(fill(Notes(tmp_path), [1, 2, 13], Workers()))
+        list(build_shards(Notes(tmp_path), [1, 2, 13], Workers()))
     assert Notes(tmp_path).is_done(1)
     with pytest.raises(LampError, match="a worker process died while filling the cache"):
-        list(fill(Notes(tmp_path), [3, 99], Workers(processes=2)))
+        list(build_shards(Notes(tmp_path), [3, 99], Workers(processes=2)))
     with pytest.raises(ConfigError, match="0 processes"):
         Workers(processes=0)
 
@@ -75,10 +75,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from test_filling import Notes
-from lamp.data.feature_cache.work_sharing import Claims, Workers, fill
+from lamp.data.feature_cache.work_sharing import EpisodeLocks, Workers, build_shards
 folder, slow, processes = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 print("started", flush=True)
-for episode in fill(Notes(folder, slow), range(6), Workers(processes=processes)):
+for episode in build_shards(Notes(folder, slow), range(6), Workers(processes=processes)):
     print(episode, flush=True)
 """
 
@@ -105,7 +105,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_what_another_command_is_making_is_waited_for_and_taken_over_when_it_is_killed(
     tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work_sharing, "ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(work_sharing, "RETRY_INTERVAL_S", 0.05)
     waiting: list[int] = []
 
     def elsewhere(count: int) -> None:
@@ -115,7 +115,7 @@ def test_what_another_command_is_making_is_waited_for_and_taken_over_when_it_is_
             other.wait()
 
     work = Notes(tmp_path)
-    assert list(fill(work, range(6), Workers(), elsewhere)) == [1, 2, 3, 4, 5, 0]
+    assert list(build_shards(work, range(6), Workers(), elsewhere)) == [1, 2, 3, 4, 5, 0]
     assert set(waiting) == {1} and len(waiting) >= 3
     assert [episode for episode, *_ in work.made] == ["0", "1", "2", "3", "4", "5", "0"]
 
@@ -142,9 +142,9 @@ def test_workers_end_with_the_command_that_was_killed(tmp_path: Path) -> None:
     while any(_lives(pid) for pid in workers):
         assert time.monotonic() < deadline, "a worker outlives its command"
         time.sleep(0.05)
-    claims = Claims(tmp_path)
-    assert claims.take(0) and claims.take(1)
-    claims.close()
+    locks = EpisodeLocks(tmp_path)
+    assert locks.take(0) and locks.take(1)
+    locks.close()
 
 
 def _lives(pid: int) -> bool:

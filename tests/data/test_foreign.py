@@ -54,7 +54,7 @@ def test_statistics_without_quantiles_are_completed_and_kept(foreign: LeRobotDat
     values = np.concatenate([foreign.column("observation.state", episode) for episode in range(3)])
     found = foreign.statistics("observation.state")
     np.testing.assert_allclose(found.mean, values.mean(0), rtol=1e-5)
-    if foreign.described.version == "v2.1":  # LeRobot 0.4.4 averages quantiles over episodes; ours are exact
+    if foreign.meta.version == "v2.1":  # LeRobot 0.4.4 averages quantiles over episodes; ours are exact
         np.testing.assert_allclose(found.q90, np.quantile(values.astype(float), 0.9, axis=0))
         kept = foreign.root / "meta/lamp_statistics.json"
         spoilt = json.loads(kept.read_text())

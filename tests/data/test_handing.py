@@ -13,7 +13,7 @@ import pytest
 import torch
 from backbones import Slow
 
-from lamp.data.dataloader import Handed, Loader, Sampler, Slab
+from lamp.data.dataloader import DataLoader, PackedBatch, Sampler, SharedMemoryBlock
 from lamp.data.image_dataset import LeftOut
 from lamp.errors import LampError
 from lamp.types import Encoded, PolicyBatch
@@ -47,8 +47,8 @@ def test_values_arrive_as_they_were_and_are_not_changed_by_the_next(
 ) -> None:
     if not in_memory:
         monkeypatch.delattr(os, "memfd_create", raising=False)
-    slab = Slab()
-    found = {name: slab.take(slab.put(value)) for name, value in VALUES.items()}
+    block = SharedMemoryBlock()
+    found = {name: block.take(block.put(value)) for name, value in VALUES.items()}
     assert all(equal(value, found[name]) for name, value in VALUES.items())
     tokens = found["batch"].encoded.tokens
     assert tokens.add_(1).equal(BATCH.encoded.tokens + 1)  # its own, and may be written to
@@ -57,20 +57,20 @@ def test_values_arrive_as_they_were_and_are_not_changed_by_the_next(
 def test_contents_are_not_in_what_goes_through_the_pipe_and_may_take_many_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lamp.data.dataloader.AT_ONCE", 1000)
-    slab, large = Slab(), torch.randn(3, 12345)
-    handed = slab.put({"images": large, "of": large[:, :7]})
-    assert len(pickle.dumps(handed)) < 1000 and sum(handed.sizes) == 4 * 3 * (12345 + 7)
-    assert torch.equal(slab.take(handed)["images"], large)
+    monkeypatch.setattr("lamp.data.dataloader.MAX_IO_BYTES", 1000)
+    block, large = SharedMemoryBlock(), torch.randn(3, 12345)
+    packed = block.put({"images": large, "of": large[:, :7]})
+    assert len(pickle.dumps(packed)) < 1000 and sum(packed.sizes) == 4 * 3 * (12345 + 7)
+    assert torch.equal(block.take(packed)["images"], large)
     with pytest.raises(LampError, match="4 bytes of a batch are missing"):
-        slab.take(Handed(handed.head, (*handed.sizes, 4)))
+        block.take(PackedBatch(packed.head, (*packed.sizes, 4)))
 
 
 def test_a_batch_that_was_given_up_does_not_overwrite_another(tmp_path: Path) -> None:
     """One worker still makes it when the loader has gone elsewhere."""
     order = [pick.indices.tolist() for pick, _ in zip(Sampler(1000, 50), range(10), strict=False)]
     marker = tmp_path / "begun"
-    loader = Loader(Slow(order[1][0], marker), Sampler(1000, 50), workers=2)
+    loader = DataLoader(Slow(order[1][0], marker), Sampler(1000, 50), workers=2)
     elsewhere = Sampler(1000, 50)
     for _ in range(3):
         next(elsewhere)

@@ -21,7 +21,7 @@ from lamp.data.lerobot import LeRobotDataset
 from lamp.data.live_features import LiveFeatures
 from lamp.data.normalizers import RawState, Standardise
 from lamp.data.padding import LeftPadding, RightPadding
-from lamp.data.policy_dataset import PolicySamples, PolicyScaling, stacked
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, states_and_actions
 from lamp.errors import DataError
 from lamp.types import Observations
 from lamp_client.recording import Recorder, read_episode
@@ -43,7 +43,7 @@ def opened(root: Path) -> LeRobotDataset:
 
 
 def scaling(dataset: LeRobotDataset) -> PolicyScaling:
-    states, actions = stacked(dataset, [0, 1, 2], 4)
+    states, actions = states_and_actions(dataset, [0, 1, 2], 4)
     return PolicyScaling(state_transform=RawState(), state=Standardise.fit(states), actions=Standardise.fit(actions))
 
 
@@ -62,7 +62,7 @@ def test_each_frame_has_its_own(dataset: LeRobotDataset) -> None:
 
 def test_check_calls_them_sound_and_names_a_frame_whose_task_is_not_listed(dataset: LeRobotDataset) -> None:
     assert told(dataset.root) == []
-    if dataset.described.episode_files:
+    if dataset.meta.one_file_per_episode:
         path = dataset.root / "meta/episodes.jsonl"
         rows = [json.loads(line) | {"tasks": [TEXTS[0]]} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -126,7 +126,7 @@ def test_samples_have_the_instruction_of_their_frame_and_the_actions_of_all(data
 
 
 def test_a_frame_without_a_text_is_named(dataset: LeRobotDataset) -> None:
-    if dataset.described.episode_files:
+    if dataset.meta.one_file_per_episode:
         (dataset.root / "meta/tasks.jsonl").write_text(
             '{"task_index": 0, "task": "pick"}\n{"task_index": 1, "task": " "}\n'
         )
@@ -140,14 +140,17 @@ def test_a_frame_without_a_text_is_named(dataset: LeRobotDataset) -> None:
 
 def test_a_change_of_instruction_makes_a_cache_stale(dataset: LeRobotDataset) -> None:
     cache = FeatureCache.build(dataset, Compact(cameras=("top",)))
-    before = [dataset.fingerprint(episode) for episode in range(3)], [cache.contents[episode] for episode in range(3)]
+    before = (
+        [dataset.fingerprint(episode) for episode in range(3)],
+        [cache.fingerprints[episode] for episode in range(3)],
+    )
     data = dataset.data_path(0)
     change_column(data, "task_index", lambda rows: [0, 0, 1, *rows[3:]])
     again = opened(dataset.root)
     now = [again.fingerprint(episode) for episode in range(3)]
     assert now[0] != before[0][0] and now[1:] == before[0][1:]
     fresh = FeatureCache.build(again, Compact(cameras=("top",)))
-    assert fresh.contents[0] != before[1][0] and fresh.contents[1] == before[1][1]
+    assert fresh.fingerprints[0] != before[1][0] and fresh.fingerprints[1] == before[1][1]
 
 
 def test_a_change_survives_recording_importing_and_training(tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_a_change_survives_recording_importing_and_training(tmp_path: Path) -> N
     assert dataset.column("task_index", 0).tolist() == [0, 0, 0, 1, 1, 1, 0]
     rows = pq.read_table(tmp_path / "data" / EPISODES30).to_pylist()
     assert [row["tasks"] for row in rows] == [list(TEXTS), [TEXTS[1]]]
-    states, actions = stacked(dataset, [0, 1], 4)
+    states, actions = states_and_actions(dataset, [0, 1], 4)
     how = PolicyScaling(state_transform=RawState(), state=Standardise.fit(states), actions=Standardise.fit(actions))
     samples = PolicySamples(
         dataset, FeatureCache.build(dataset, Compact(cameras=("top",))), episodes=(0, 1), chunk=2, scaling=how

@@ -11,13 +11,13 @@ from backbones import HiddenArray
 from demonstrations import number_in
 
 from lamp.data.actions import Relative
-from lamp.data.dataloader import Loader, Sampler
+from lamp.data.dataloader import DataLoader, Sampler
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.image_dataset import DecodedFrames, ImageSamples, Videos
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.normalizers import ByDeviation, MinMax, RawState
-from lamp.data.policy_dataset import MixedSamples, PolicySamples, PolicyScaling, mixture_weights, stacked
+from lamp.data.policy_dataset import MixedSamples, PolicySamples, PolicyScaling, mixture_weights, states_and_actions
 from lamp.data.stored_images import CorruptPicturesError, LeaveOut
 from lamp.errors import ConfigError, DataError, MismatchError
 
@@ -26,7 +26,7 @@ CHUNK = 4
 
 
 def scaling_of(dataset: LeRobotDataset, robot: Embodiment = OWN) -> PolicyScaling:
-    states, actions = stacked(dataset, range(len(dataset)), CHUNK, robot)
+    states, actions = states_and_actions(dataset, range(len(dataset)), CHUNK, robot)
     fit = ByDeviation()
     return PolicyScaling(state_transform=RawState(), state=fit.fit(states), actions=fit.fit(actions))
 
@@ -97,7 +97,7 @@ def test_corrupt_videos_are_named_or_left_out_and_counted(tmp_path: Path) -> Non
     assert len(batch.state) == len(batch.actions) == 2
     assert [(fault.file, fault.episode, fault.samples) for fault in batch.left_out] == [(str(path), 1, 2)]
     for workers in (0, 1):
-        loader = Loader(of_images(dataset, on_corrupt=LeaveOut()), Sampler(34, 17), workers=workers)
+        loader = DataLoader(of_images(dataset, on_corrupt=LeaveOut()), Sampler(34, 17), workers=workers)
         sizes = [len(next(loader).state) for _ in range(2)]
         loader.close()
         assert sum(sizes) == 27 and loader.left_out == {str(path): 7}
@@ -109,7 +109,7 @@ def test_errors_of_workers_arrive_whole(tmp_path: Path) -> None:
     dataset = LeRobotDataset(shutil.copytree(FIXTURES / "v21", tmp_path / "v21"))
     samples = of_images(dataset)
     dataset.video_path("front", 2).unlink()
-    loader = Loader(samples, Sampler(34, 34), workers=1)
+    loader = DataLoader(samples, Sampler(34, 34), workers=1)
     with pytest.raises(CorruptPicturesError, match=r"no video at .*episode_000002\.mp4") as caught:
         next(loader)
     assert caught.value.episode == 2
@@ -120,12 +120,12 @@ def test_the_order_is_the_samplers_whatever_the_workers_and_resumes_exactly(fore
     """Five batches an epoch, of which workers make up to four ahead: epochs are passed, and the state is not ahead."""
     samples = of_images(foreign)
 
-    def numbers(loader: Loader, count: int) -> list[list[int]]:
+    def numbers(loader: DataLoader, count: int) -> list[list[int]]:
         return [[number_in(image.numpy()) for image in next(loader).observations.images["front"]] for _ in range(count)]
 
-    whole = numbers(Loader(samples, Sampler(34, 6, seed=3)), 14)
+    whole = numbers(DataLoader(samples, Sampler(34, 6, seed=3)), 14)
     assert whole[:5] != whole[5:10]
-    first = Loader(samples, Sampler(34, 6, seed=3), workers=2)
+    first = DataLoader(samples, Sampler(34, 6, seed=3), workers=2)
     assert numbers(first, 4) == whole[:4]
     state = first.state_dict()
     assert (state["epoch"], state["position"]) == (0, 24)
@@ -135,7 +135,7 @@ def test_the_order_is_the_samplers_whatever_the_workers_and_resumes_exactly(fore
     first.close()
     assert numbers(first, 1) == whole[7:8]
     first.close()
-    second = Loader(samples, Sampler(34, 6, seed=3), workers=1)
+    second = DataLoader(samples, Sampler(34, 6, seed=3), workers=1)
     second.load_state_dict(state)
     assert numbers(second, 10) == whole[4:]
     second.close()
@@ -143,14 +143,14 @@ def test_the_order_is_the_samplers_whatever_the_workers_and_resumes_exactly(fore
 
 def test_a_loader_needs_sensible_numbers(foreign: LeRobotDataset) -> None:
     with pytest.raises(ConfigError, match="-1 workers"):
-        Loader(of_images(foreign), Sampler(34, 6), workers=-1)
+        DataLoader(of_images(foreign), Sampler(34, 6), workers=-1)
 
 
 def of_policy(dataset: LeRobotDataset, robot: Embodiment = OWN, scale: float = 1.0) -> PolicySamples:
     from backbones import Compact
 
     scaling = scaling_of(dataset, robot)
-    states, actions = stacked(dataset, [0], CHUNK, robot)
+    states, actions = states_and_actions(dataset, [0], CHUNK, robot)
     scaling = replace(scaling, actions=MinMax.fit(actions * scale), state=ByDeviation().fit(states))
     features = FeatureCache.build(dataset, Compact())
     return PolicySamples(

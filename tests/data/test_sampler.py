@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp.data.dataloader import Sampler, Share, balanced_weights
+from lamp.data.dataloader import BatchShare, Sampler, balanced_weights
 from lamp.errors import ConfigError, DataError, MismatchError
 
 
@@ -50,14 +50,14 @@ def test_the_batches_do_not_depend_on_how_many_processes_share_them(
 ) -> None:
     """Nor does where a run goes on, with another number of them."""
     whole = Sampler(size, batch, seed=3)
-    shared = [Sampler(size, batch, seed=3, share=Share(index=n, of=processes)) for n in range(processes)]
+    shared = [Sampler(size, batch, seed=3, share=BatchShare(index=n, of=processes)) for n in range(processes)]
     for _ in range(7):
         expected, found = next(whole), [next(sampler) for sampler in shared]
         np.testing.assert_array_equal(np.concatenate([pick.indices for pick in found]), expected.indices)
         assert {pick.epoch for pick in found} == {expected.epoch}
     states = [sampler.state_dict() for sampler in shared]
     assert all(state == whole.state_dict() for state in states)
-    moved = [Sampler(size, batch, seed=3, share=Share(index=n, of=moved_to)) for n in range(moved_to)]
+    moved = [Sampler(size, batch, seed=3, share=BatchShare(index=n, of=moved_to)) for n in range(moved_to)]
     for sampler in moved:
         sampler.load_state_dict(states[0])
     for _ in range(7):

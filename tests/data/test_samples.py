@@ -15,7 +15,7 @@ from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.data.lerobot.staging import stage_episode
 from lamp.data.normalizers import ContinuousRotation, MinMax, Standardise
-from lamp.data.policy_dataset import PolicySamples, PolicyScaling, split_episodes, stacked
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, split_episodes, states_and_actions
 from lamp.errors import ConfigError, DataError, MismatchError
 
 CHUNK = 6
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[LeRobotDataset, Feat
 @pytest.fixture(scope="module")
 def scaling(data: tuple[LeRobotDataset, FeatureCache]) -> PolicyScaling:
     dataset, _ = data
-    raw, recorded = stacked(dataset, [0, 2], 4)
+    raw, recorded = states_and_actions(dataset, [0, 2], 4)
     states = ContinuousRotation().apply(raw)
     actions = MinMax.fit(recorded, binary=(-1,))
     return PolicyScaling(state_transform=ContinuousRotation(), state=Standardise.fit(states), actions=actions)

@@ -22,13 +22,13 @@ from test_sequences import Reader
 import lamp.data.feature_cache.cache as cache_module
 import lamp.data.feature_cache.shards as shards_module
 from lamp.data.augmentation import Augmentation, RandomResizedCrop
-from lamp.data.feature_cache.build import Given, Plan, make_features
+from lamp.data.feature_cache.build import BuildPlan, PreloadedBackbone, make_features
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.feature_cache.encode import FrozenBackbone, StorageFormat
 from lamp.data.feature_cache.report import check_store, describe_cache
-from lamp.data.feature_cache.shards import Shards, State, content_hash, read_header
+from lamp.data.feature_cache.shards import Shards, ShardState, content_hash, read_header
 from lamp.data.feature_cache.store import FeatureStore
-from lamp.data.feature_cache.work_sharing import Filled, Workers
+from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import DataError, MismatchError
 from lamp.types import Observations
@@ -182,11 +182,11 @@ def test_numbers_too_large_for_the_format_are_refused(dataset: LeRobotDataset) -
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("views", [0, 3])
 def test_the_size_is_predicted(dataset: LeRobotDataset, backbone: FrozenBackbone, views: int) -> None:
-    plans: list[Plan] = []
+    plans: list[BuildPlan] = []
     make_features(
         dataset,
         backbone,
-        Given(backbone),
+        PreloadedBackbone(backbone),
         workers=Workers(),
         planned=plans.append,
         augmentation=Augmentation(views=views),
@@ -274,7 +274,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(dataset: LeRobotDatas
         process.wait()
         store = FeatureStore(dataset, dataset.root / "features" / "compact", AUGMENTED)
         states = {shards.state(e) for shards in (store.pictures, store.views) if shards is not None for e in range(4)}
-        assert states <= {State.CURRENT, State.MISSING}
+        assert states <= {ShardState.CURRENT, ShardState.MISSING}
         assert list(store.folder.rglob(".tmp-*"))
     cache = FeatureCache.build(dataset, Compact(), augmentation=AUGMENTED)
     assert contents(cache.folder) == contents(whole.folder)
@@ -282,7 +282,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(dataset: LeRobotDatas
 
 
 def test_what_two_processes_make_is_what_one_makes(dataset: LeRobotDataset, tmp_path: Path) -> None:
-    seen: list[Filled] = []
+    seen: list[BuildProgress] = []
     one = FeatureCache.build(write(tmp_path / "other"), Reader(), augmentation=AUGMENTED)
     two = FeatureCache.build(dataset, Reader(), augmentation=AUGMENTED, processes=2, progress=seen.append)
     assert contents(one.folder) == contents(two.folder) and len(files(two.folder)) == 8

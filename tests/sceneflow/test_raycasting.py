@@ -11,7 +11,7 @@ import torch
 
 from lamp.geometry import rigid, rotation_from_quaternion
 from lamp.sceneflow.occlusion import TOLERANCE, in_image
-from lamp.sceneflow.point_tracking import Paths, Sampling, follow
+from lamp.sceneflow.point_tracking import PointPaths, Sampling, track_points
 from lamp.sceneflow.raycasting import seen_by_rays
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
 from lamp.sceneflow.sim_states import Playback, Recording
@@ -53,7 +53,7 @@ def drawn(libero: Playback) -> Iterator[BodyDepthRenderer]:
         yield made
 
 
-def hidden_by_brute_force(playback: Playback, renderer: BodyDepthRenderer, view: View, paths: Paths) -> np.ndarray:
+def hidden_by_brute_force(playback: Playback, renderer: BodyDepthRenderer, view: View, paths: PointPaths) -> np.ndarray:
     """MuJoCo's ray to every point of the image at every moment, at all geoms drawn."""
     cast, geom = import_mujoco().mj_ray, np.empty(1, np.int32)
     eye, asked = view.camera.world_from_cam[:3, 3].numpy(), (in_image(paths.image) & paths.valid).numpy()
@@ -75,7 +75,7 @@ def test_what_is_hidden_is_what_rays_at_all_geoms_find(
     for frame in (0, 10):
         libero.restore(frame)
         view = drawn.render(libero.data, env.camera_names[camera])
-        paths = follow(libero, view, frame, Sampling(horizon=5, stride=2), nearest=drawn.near)
+        paths = track_points(libero, view, frame, Sampling(horizon=5, stride=2), nearest=drawn.near)
         hidden = hidden_by_brute_force(libero, drawn, view, paths)
         # On outlines a ray may miss what the pixel shows: at present, all points are seen.
         hidden &= ~hidden[0]

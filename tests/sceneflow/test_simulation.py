@@ -13,7 +13,7 @@ from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.geometry import to_image, to_world
 from lamp.sceneflow.exact_flow import episode_flow
 from lamp.sceneflow.occlusion import HeldRender, RayCast, agrees_with_depth
-from lamp.sceneflow.point_tracking import Sampling, follow
+from lamp.sceneflow.point_tracking import Sampling, track_points
 from lamp.sceneflow.raycasting import seen_by_rays
 from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, View
 from lamp.sceneflow.sim_states import Playback, read_recording
@@ -171,7 +171,7 @@ def test_rays_agree_with_rendering_from_the_held_camera(playback: Playback, rend
 def test_a_still_camera_gives_the_same_with_rays(playback: Playback, renderer: BodyDepthRenderer) -> None:
     """Two ways of finding occlusion, depth images and rays, on the same paths."""
     view = look(playback, renderer, "front", 4)
-    paths = follow(playback, view, 4, Sampling(horizon=19), nearest=renderer.near)
+    paths = track_points(playback, view, 4, Sampling(horizon=19), nearest=renderer.near)
     depth = torch.stack([look(playback, renderer, "front", moment).depth for moment in paths.moments.tolist()])
     by_depth = agrees_with_depth(paths.image, depth) & paths.valid
     by_rays = seen_by_rays(playback, renderer, view, paths)

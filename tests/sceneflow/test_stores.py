@@ -10,9 +10,9 @@ import pytest
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.sceneflow.build import FlowBuildConfig
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.sceneflow.stores import FlowNeeds, find_store
+from lamp.sceneflow.stores import FlowRequirements, find_store
 
-NEEDS = FlowNeeds(grid=(4, 4), horizon=8, frames=4, camera="agentview")
+NEEDS = FlowRequirements(grid=(4, 4), horizon=8, frames=4, camera="agentview")
 
 
 @pytest.fixture

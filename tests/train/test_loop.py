@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lamp.configuration import from_json, to_json
-from lamp.data.dataloader import LoaderDiedError
+from lamp.data.dataloader import DataLoaderDiedError
 from lamp.errors import ConfigError, LampError
 from lamp.files import read_lines_json
 from lamp.seeding import Source, generator_at, normal
@@ -78,7 +78,7 @@ class Toy(Stage[Any]):
         if step == self.interrupt_at:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.loader_dies and step >= 12:
-            raise LoaderDiedError("a worker process of the loader died")
+            raise DataLoaderDiedError("a worker process of the loader died")
         self.position += 1
         tokens = torch.randn(8, 1, 4, generator=generator_at("toy", self.position))
         tokens = tokens * (math.nan if step == self.poison_at else 1.0)
@@ -172,7 +172,7 @@ def test_a_signal_to_the_whole_group_that_ends_the_loader_too_is_a_request_to_st
     _, outcome, states = run(tmp_path, interrupt_at=12, loader_dies=True)
     assert outcome.reason == "interrupted" and outcome.signal == signal.SIGTERM
     assert outcome.step == 12 == states[-1].step and states[-1].sampler == {"position": 12}
-    with pytest.raises(LoaderDiedError):
+    with pytest.raises(DataLoaderDiedError):
         run(tmp_path / "by itself", loader_dies=True)
 
 

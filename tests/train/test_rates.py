@@ -17,7 +17,7 @@ from lamp.data.embodiment import OWN
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.data.normalizers import MinMax, RawState, Standardise
-from lamp.data.policy_dataset import PolicySamples, PolicyScaling, stacked
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, states_and_actions
 from lamp.errors import ConfigError, MismatchError
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MixedIn, MotionTraining
@@ -127,7 +127,7 @@ def test_policies_on_different_rates_are_refused_or_brought_together(
 
 def test_a_chunk_at_a_lower_rate_ends_each_of_its_steps_with_the_target_given_last(data: Path) -> None:
     dataset = LeRobotDataset(data)
-    states, actions = stacked(dataset, [0, 1], 4, TARGETS, 3)
+    states, actions = states_and_actions(dataset, [0, 1], 4, TARGETS, 3)
     scaling = PolicyScaling(state_transform=RawState(), state=Standardise.fit(states), actions=MinMax.fit(actions))
     features = FeatureCache(dataset, BACKBONE.key)
     samples = PolicySamples(dataset, features, episodes=(1, 0), chunk=4, scaling=scaling, embodiment=TARGETS, step=3)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from lamp.bench.timing import describe_machine
-from lamp.data.dataloader import Batches, Loader, Sampler
+from lamp.data.dataloader import BatchSource, DataLoader, Sampler
 from lamp.data.feature_cache.cache import FeatureCache, FrozenBackbone
 from lamp.data.feature_cache.encode import camera_names
 from lamp.data.image_dataset import DecodedFrames, FrameSource, ImageSamples, Videos
@@ -36,7 +36,7 @@ from lamp.data.lerobot.format import (
 )
 from lamp.data.normalizers import ByDeviation, RawState
 from lamp.data.observation_encoder import ObservationEncoder
-from lamp.data.policy_dataset import PolicySamples, PolicyScaling, split_episodes, stacked
+from lamp.data.policy_dataset import PolicySamples, PolicyScaling, split_episodes, states_and_actions
 from lamp.errors import ConfigError
 from lamp.files import write_json
 from lamp.train.backbones import BackboneConfig, build_backbone, ensure_features
@@ -114,7 +114,7 @@ def write_synthetic_demonstrations(root: Path, cameras: tuple[str, ...]) -> LeRo
     return LeRobotDataset(root)
 
 
-def _sources(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Mapping[str, Batches[Any]]:
+def _sources(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) -> Mapping[str, BatchSource[Any]]:
     episodes = tuple(range(len(dataset)))
     scaling = _scaling(dataset, episodes)
     cameras, encoder = camera_names(backbone), ObservationEncoder(backbone)
@@ -143,7 +143,7 @@ def _sources(dataset: LeRobotDataset, backbone: FrozenBackbone, folder: Path) ->
 
 
 def _scaling(dataset: LeRobotDataset, episodes: tuple[int, ...]) -> PolicyScaling:
-    states, actions = stacked(dataset, episodes, CHUNK)
+    states, actions = states_and_actions(dataset, episodes, CHUNK)
     return PolicyScaling(
         state_transform=RawState(), state=ByDeviation().fit(states), actions=ByDeviation().fit(actions)
     )
@@ -152,8 +152,8 @@ def _scaling(dataset: LeRobotDataset, episodes: tuple[int, ...]) -> PolicyScalin
 class TimedLoader:
     """A loader, and the number of samples that it gave in a time."""
 
-    def __init__(self, samples: Batches[Any], *, workers: int, batch_size: int) -> None:
-        self._loader = Loader(samples, Sampler(len(samples), batch_size), workers=workers)
+    def __init__(self, samples: BatchSource[Any], *, workers: int, batch_size: int) -> None:
+        self._loader = DataLoader(samples, Sampler(len(samples), batch_size), workers=workers)
         self._size, self._queued = min(batch_size, len(samples)), max(1, workers * self._loader.ahead)
         self._samples, self._elapsed = 0, 0.0
 
@@ -180,7 +180,9 @@ class TimedLoader:
         self._loader.close()
 
 
-def _rates(sources: Mapping[str, Batches[Any]], *, workers: int, batch_size: int, seconds: float) -> dict[str, float]:
+def _rates(
+    sources: Mapping[str, BatchSource[Any]], *, workers: int, batch_size: int, seconds: float
+) -> dict[str, float]:
     """Measures all sources in turns, so that whatever slows the machine slows all of them."""
     timed = {name: TimedLoader(samples, workers=workers, batch_size=batch_size) for name, samples in sources.items()}
     try:

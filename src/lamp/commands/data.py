@@ -281,7 +281,7 @@ def _unread(flags: DataCheckFlags) -> list[str]:
         if flags.recipe is not None:
             raise
         return []
-    return [] if found is None else found.faults
+    return [] if found is None else found.problems
 
 
 @dataclass(frozen=True, kw_only=True)

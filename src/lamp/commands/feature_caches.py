@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lamp.data.feature_cache.manifest import cache_folder, read_manifest
-from lamp.data.feature_cache.report import Report, check_store
+from lamp.data.feature_cache.report import CacheReport, check_store
 from lamp.data.feature_cache.store import HIDDEN, FeatureStore
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
@@ -63,7 +63,7 @@ def fill_caches(request: CacheRequest) -> list[Path]:
     return folders
 
 
-def check_caches(request: CacheRequest) -> Iterator[Report]:
+def check_caches(request: CacheRequest) -> Iterator[CacheReport]:
     """Compares what is stored with the datasets, byte by byte.
 
     Raises:

@@ -56,11 +56,11 @@ class InfoFlags:
 
 def _info(arguments: Sequence[str]) -> None:
     flags = parse(InfoFlags, arguments, "info")
-    from lamp.info import describe, keep_checksums, to_text
+    from lamp.info import describe, to_text, update_checksums
 
     if flags.verify or flags.write_checksums:
         if flags.write_checksums:
-            print(f"checksums: {keep_checksums(flags.path)}", file=sys.stderr)
+            print(f"checksums: {update_checksums(flags.path)}", file=sys.stderr)
         if flags.verify:
             _verify(flags)
         return

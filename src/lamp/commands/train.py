@@ -211,14 +211,14 @@ def _flow_stride(chosen: Recipe, training: MotionTraining, data: Path) -> tuple[
         DataError: There is no dataset, or no scene flow of it.
         MismatchError: The stored steps do not add up to the recipe's.
     """
-    from lamp.sceneflow.stores import FlowNeeds, find_store, store_folders
+    from lamp.sceneflow.stores import FlowRequirements, find_store, store_folders
 
     if not data.is_dir():
         raise DataError(
             f"no dataset at {data}: there is no such folder; expected one of `lamp collect`, or in LeRobot's format"
         )
     frames, expert = chosen.flow.stride * chosen.motion.flow_stride, training.model.motion
-    needs = FlowNeeds(frames=frames, camera=training.backbone.cameras[0][0])
+    needs = FlowRequirements(frames=frames, camera=training.backbone.cameras[0][0])
     if expert is not None:
         needs = replace(needs, grid=expert.grid, horizon=expert.horizon)
     store = find_store(data, needs, training.scene_flow)

@@ -219,7 +219,7 @@ SURE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ActionComparison:
     """What the actions were found to be."""
 
     kind: Literal["absolute", "delta"] | None
@@ -232,7 +232,7 @@ class Comparison:
 
 def compare_with_state(
     episodes: Sequence[tuple[np.ndarray, np.ndarray]], *, without: Collection[int] = ()
-) -> Comparison:
+) -> ActionComparison:
     """Compares the recorded actions of some episodes with their states.
 
     A target is where the state is a moment later. A change goes with the difference of the state between now and then. Each
@@ -265,21 +265,21 @@ def compare_with_state(
         elif change >= GOES_WITH and change > level:
             changes[dim] = change
     if moving == 0:
-        return Comparison(kind=None, why="no value of the action changes within an episode")
+        return ActionComparison(kind=None, why="no value of the action changes within an episode")
     most, votes = max(len(targets), len(changes)), len(targets) + len(changes)
     if 2 * most < moving:
-        return Comparison(kind=None, why=f"{most} of {moving} values follow the state or its change")
+        return ActionComparison(kind=None, why=f"{most} of {moving} values follow the state or its change")
     if 3 * most < 2 * votes:
         why = f"values {_listed(targets)} are targets of the state, values {_listed(changes)} go with its changes"
-        return Comparison(kind=None, why=why)
+        return ActionComparison(kind=None, why=why)
     if len(targets) > len(changes):
         pairs = tuple((dim, place) for dim, place in targets.items() if place is not None)
         units = "" if len(pairs) == len(targets) else f", {len(targets) - len(pairs)} of them in other units"
         why = f"{len(targets)} of {moving} values are where the state is up to {AHEAD} frames later{units}"
-        return Comparison(kind="absolute", why=why, pairs=pairs)
+        return ActionComparison(kind="absolute", why=why, pairs=pairs)
     mean = sum(changes.values()) / len(changes)
     why = f"{len(changes)} of {moving} values go with the change of the state, correlation {mean:.2f}"
-    return Comparison(kind="delta", why=why)
+    return ActionComparison(kind="delta", why=why)
 
 
 def _explained(episodes: Sequence[tuple[np.ndarray, np.ndarray]], dim: int, place: int) -> float:

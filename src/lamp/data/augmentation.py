@@ -141,6 +141,6 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation()
 
 
-def drawn_views(size: int, views: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+def sample_views(size: int, views: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
     """Which view each sample is seen in during an epoch, 0 for the picture itself: the same however batches are made."""
     return np.random.default_rng((seed, epoch, zlib.crc32(b"views"))).integers(0, views + 1, size)

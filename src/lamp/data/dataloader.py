@@ -28,7 +28,7 @@ from lamp_client.child_processes import ProcessPool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class BatchShare:
     """Which part of every batch is meant: the `index`-th of `of` parts of nearly the same size."""
 
     index: int = 0
@@ -38,16 +38,16 @@ class Share:
         """The rows of a batch of so many that are in this part."""
         return range(total * self.index // self.of, total * (self.index + 1) // self.of)
 
-    def parts(self, count: int) -> list[Share]:
+    def parts(self, count: int) -> list[BatchShare]:
         """Cuts this part into smaller ones."""
-        return [Share(index=self.index * count + part, of=self.of * count) for part in range(count)]
+        return [BatchShare(index=self.index * count + part, of=self.of * count) for part in range(count)]
 
 
-WHOLE = Share()
+WHOLE = BatchShare()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick:
+class BatchIndices:
     """One batch's samples, or a part of them."""
 
     indices: Int64[np.ndarray, " b"]
@@ -81,7 +81,7 @@ class Sampler:
         *,
         seed: int = 0,
         weights: Float[np.ndarray, " n"] | None = None,
-        share: Share = WHOLE,
+        share: BatchShare = WHOLE,
     ):
         """
         Args:
@@ -120,10 +120,10 @@ class Sampler:
         """Batches in one epoch."""
         return self.size // self.batch_size
 
-    def __iter__(self) -> Iterator[Pick]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         return self
 
-    def __next__(self) -> Pick:
+    def __next__(self) -> BatchIndices:
         """The next batch."""
         if self.position + self.batch_size > self.size:
             self.epoch, self.position = self.epoch + 1, 0
@@ -131,7 +131,7 @@ class Sampler:
         batch = self._order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
         rows = self.share.rows(self.batch_size)
-        return Pick(indices=batch[rows.start : rows.stop], epoch=self.epoch)
+        return BatchIndices(indices=batch[rows.start : rows.stop], epoch=self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler is, as plain numbers."""
@@ -166,12 +166,12 @@ def balanced_weights(groups: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"
     return 1.0 / counts[group]
 
 
-AT_ONCE = 1 << 30
+MAX_IO_BYTES = 1 << 30
 """Bytes in one call; systems write no more than 2 GiB in one."""
 
 
 @dataclass(frozen=True)
-class Handed:
+class PackedBatch:
     """A value but for its tensors' contents, which are in a slab."""
 
     head: bytes
@@ -179,7 +179,7 @@ class Handed:
     """Of the tensors. [bytes]"""
 
 
-class Slab:
+class SharedMemoryBlock:
     """A file without a name, in memory where the system can do that, for one value at a time.
 
     It goes to a process when that is started, and is gone when the last one that has it has ended, however it ends.
@@ -197,22 +197,22 @@ class Slab:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A process that is being started gets it opened."""
-        return _opened, (reduction.DupFd(self._file.fileno()),)
+        return _open_block, (reduction.DupFd(self._file.fileno()),)
 
-    def put(self, value: object) -> Handed:
+    def put(self, value: object) -> PackedBatch:
         """Writes the contents of a value's tensors over what is here, and returns the rest."""
         contents: list[pickle.PickleBuffer] = []
         head = io.BytesIO()
         _Pickler(head, protocol=5, buffer_callback=contents.append).dump(value)
         raw = [content.raw() for content in contents]
         self._all(self._file.write, raw)
-        return Handed(head.getvalue(), tuple(map(len, raw)))
+        return PackedBatch(head.getvalue(), tuple(map(len, raw)))
 
-    def take(self, handed: Handed) -> Any:
+    def take(self, packed: PackedBatch) -> Any:
         """The value that was put here; a copy of its own."""
-        contents = [np.empty(size, np.uint8) for size in handed.sizes]
+        contents = [np.empty(size, np.uint8) for size in packed.sizes]
         self._all(self._file.readinto, [content.data for content in contents])
-        return pickle.loads(handed.head, buffers=contents)
+        return pickle.loads(packed.head, buffers=contents)
 
     def _all(self, move: Callable[[memoryview], int], contents: Sequence[memoryview]) -> None:
         """Writes or reads from the start on, in as many calls as it takes."""
@@ -220,14 +220,14 @@ class Slab:
         for content in contents:
             done = 0
             while done < len(content):
-                moved = move(content[done : done + AT_ONCE])
+                moved = move(content[done : done + MAX_IO_BYTES])
                 if not moved:
                     raise LampError(f"{len(content) - done} bytes of a batch are missing where a worker has put it")
                 done += moved
 
 
-def _opened(descriptor: Any) -> Slab:
-    return Slab(descriptor.detach())
+def _open_block(descriptor: Any) -> SharedMemoryBlock:
+    return SharedMemoryBlock(descriptor.detach())
 
 
 class _Pickler(pickle.Pickler):
@@ -244,31 +244,31 @@ def _tensor(contents: np.ndarray, dtype: torch.dtype, shape: Sequence[int]) -> T
     return torch.from_numpy(contents).view(dtype).reshape(shape)
 
 
-Made_co = TypeVar("Made_co", covariant=True)
-Made = TypeVar("Made")
+Batch_co = TypeVar("Batch_co", covariant=True)
+Batch = TypeVar("Batch")
 
 
 @runtime_checkable
-class Batches(Protocol[Made_co]):
+class BatchSource(Protocol[Batch_co]):
     """Samples that are collated by index."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Made_co: ...
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch_co: ...
 
 
-class LoaderDiedError(LampError):
+class DataLoaderDiedError(LampError):
     """A process that makes batches has died."""
 
 
-class Loader(Generic[Made]):
+class DataLoader(Generic[Batch]):
     """An endless stream of batches.
 
     Workers get their picks from this process, so that epochs are shuffled anew however long the workers live, and the order is
     the sampler's whatever their number. The sampler runs ahead of what was given out; `state_dict` does not.
     """
 
-    def __init__(self, samples: Batches[Made], sampler: Sampler, *, workers: int = 0, ahead: int = 2):
+    def __init__(self, samples: BatchSource[Batch], sampler: Sampler, *, workers: int = 0, ahead: int = 2):
         """
         Args:
             samples: What to collate.
@@ -287,19 +287,19 @@ class Loader(Generic[Made]):
         self._sampler = sampler
         self._state = sampler.state_dict()
         self._pool: ProcessPool | None = None
-        self._slabs = tuple(Slab() for _ in range(workers * ahead))
+        self._blocks = tuple(SharedMemoryBlock() for _ in range(workers * ahead))
         # Batches are taken in the order in which they are asked for, so that the slab after the last one is free.
-        self._places = cycle(range(len(self._slabs)))
-        self._coming: deque[tuple[Future[Handed], int, dict[str, Any]]] = deque()
+        self._places = cycle(range(len(self._blocks)))
+        self._pending: deque[tuple[Future[PackedBatch], int, dict[str, Any]]] = deque()
 
-    def __iter__(self) -> Iterator[Made]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Made:
+    def __next__(self) -> Batch:
         """The next batch.
 
         Raises:
-            LoaderDiedError: A worker died; the loader is where it was before.
+            DataLoaderDiedError: A worker died; the loader is where it was before.
         """
         batch, self._state = self._next() if self.workers else (self._collate(next(self._sampler)), self._position())
         if isinstance(batch, ObservedBatch):
@@ -317,60 +317,62 @@ class Loader(Generic[Made]):
         Raises:
             MismatchError: The state is of other samples, or another batch size or seed.
         """
-        self._forget()
+        self._discard_pending()
         self._sampler.load_state_dict(state)
         self._state = self._position()
 
     def wait(self) -> None:
         """Waits until the workers have made what is asked of them."""
-        wait([future for future, *_ in self._coming])
+        wait([future for future, *_ in self._pending])
 
     def close(self) -> None:
         """Ends the workers; the next batch starts new ones, where this loader was."""
-        self._forget()
+        self._discard_pending()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _forget(self) -> None:
+    def _discard_pending(self) -> None:
         # Those that have begun write to their slabs until they are done.
-        wait([future for future, *_ in self._coming if not future.cancel()])
-        self._coming.clear()
+        wait([future for future, *_ in self._pending if not future.cancel()])
+        self._pending.clear()
         self._sampler.load_state_dict(self._state)
 
     def _position(self) -> dict[str, Any]:
         return self._sampler.state_dict()
 
-    def _collate(self, pick: Pick) -> Made:
-        return self.samples.batch(pick.indices, epoch=pick.epoch)
+    def _collate(self, batch_indices: BatchIndices) -> Batch:
+        return self.samples.batch(batch_indices.indices, epoch=batch_indices.epoch)
 
-    def _next(self) -> tuple[Made, dict[str, Any]]:
+    def _next(self) -> tuple[Batch, dict[str, Any]]:
         if self._pool is None:
             # Not forked: a fork of a process that has computed with torch may wait for ever on a lock that no thread of its own
             # holds. The samples go as plain bytes: by itself multiprocessing would put tensors into shared memory.
-            self._pool = ProcessPool(self.workers, _start, (pickle.dumps(self.samples), self._slabs))
-        while len(self._coming) < len(self._slabs):
-            pick, place = next(self._sampler), next(self._places)
-            self._coming.append((self._pool.submit(_work, pick, place), place, self._position()))
-        future, place, state = self._coming.popleft()
+            self._pool = ProcessPool(self.workers, _start, (pickle.dumps(self.samples), self._blocks))
+        while len(self._pending) < len(self._blocks):
+            batch_indices, place = next(self._sampler), next(self._places)
+            self._pending.append((self._pool.submit(_work, batch_indices, place), place, self._position()))
+        future, place, state = self._pending.popleft()
         try:
-            return self._slabs[place].take(future.result()), state
+            return self._blocks[place].take(future.result()), state
         except BrokenProcessPool:
-            raise LoaderDiedError("a worker process of the loader died (out of memory?); use fewer workers") from None
+            raise DataLoaderDiedError(
+                "a worker process of the loader died (out of memory?); use fewer workers"
+            ) from None
 
 
-_samples: Batches[Any] | None = None
-_slabs: tuple[Slab, ...] = ()
+_samples: BatchSource[Any] | None = None
+_blocks: tuple[SharedMemoryBlock, ...] = ()
 
 
-def _start(packed: bytes, slabs: tuple[Slab, ...]) -> None:
-    global _samples, _slabs
+def _start(packed: bytes, blocks: tuple[SharedMemoryBlock, ...]) -> None:
+    global _samples, _blocks
     torch.set_num_threads(1)
-    _samples, _slabs = pickle.loads(packed), slabs
+    _samples, _blocks = pickle.loads(packed), blocks
     # Threads that libraries have started may abort an interpreter that is taken apart in order; nothing is left to be saved.
     util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
-def _work(pick: Pick, place: int) -> Handed:
+def _work(batch_indices: BatchIndices, place: int) -> PackedBatch:
     assert _samples is not None
-    return _slabs[place].put(_samples.batch(pick.indices, epoch=pick.epoch))
+    return _blocks[place].put(_samples.batch(batch_indices.indices, epoch=batch_indices.epoch))

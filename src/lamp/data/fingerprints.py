@@ -25,7 +25,7 @@ PICTURES = ".pictures.json"
 FORMAT, VERSION = "lamp-pictures", 1
 
 
-class EpisodeContents:
+class EpisodeFingerprints:
     """Hashes of a dataset's episodes, as a cache of some of its cameras sees them."""
 
     def __init__(self, dataset: LeRobotDataset, cameras: Sequence[str], folder: Path) -> None:
@@ -80,7 +80,7 @@ class EpisodeContents:
 
     def _read(self, camera: str, path: Path) -> dict[str, str]:
         spans = self._spans_in(camera, path)
-        feature = self._dataset.described.cameras[camera]
+        feature = self._dataset.meta.cameras[camera]
         if feature.in_videos:
             numbers, digests = packet_digests(path, self._dataset.fps)
         else:
@@ -113,7 +113,7 @@ class EpisodeContents:
         return {}
 
     def _name(self, camera: str, path: Path) -> str:
-        key, inside = self._dataset.described.cameras[camera].key, path.is_relative_to(self._dataset.root)
+        key, inside = self._dataset.meta.cameras[camera].key, path.is_relative_to(self._dataset.root)
         return f"{key} {path.relative_to(self._dataset.root) if inside else path}"
 
 

@@ -28,7 +28,7 @@ EMBODIMENT_PATH = "meta/embodiment.json"
 """In an imported dataset: what its actions mean, for `--embodiment` and `--also`."""
 RATE_TOLERANCE = 0.05
 """Rates that differ by no more are the same."""
-UNREAL = 2.0
+MAX_SPEEDUP = 2.0
 """No robot's loop is so many times faster than it is meant to be: what is was written as fast as a computer can, by a simulator
 or from other data, and its times mean nothing."""
 PAUSE = 2.5
@@ -37,7 +37,7 @@ Resample = Literal["none", "absolute"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Imported:
+class ImportResult:
     """What was made of a recording."""
 
     episodes: int
@@ -52,7 +52,7 @@ class Imported:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class MeasuredRate:
     """How fast an episode really ran."""
 
     declared: float
@@ -65,7 +65,7 @@ class Pace:
     """(step before it, seconds) of each."""
 
     @classmethod
-    def of(cls, episode: RecordedEpisode) -> Pace:
+    def of(cls, episode: RecordedEpisode) -> MeasuredRate:
         """Measures an episode by the times of its frames.
 
         Raises:
@@ -94,7 +94,7 @@ def import_recording(
     fps: float | int | None = None,
     resample: Resample = "none",
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Imported:
+) -> ImportResult:
     """Adds a recording's episodes to a LeRobot dataset, which is made where there is none.
 
     Episodes that are in the dataset already, by name, are left as they are, so the same command goes on after an interruption
@@ -122,12 +122,12 @@ def import_recording(
         raise DataError(
             f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote"
         )
-    paces, skipped, robot = _surveyed(recording, names, out, successes_only, resample)
+    paces, skipped, robot = _survey(recording, names, out, successes_only, resample)
     if not paces:
         raise DataError(f"no episode of {recording} can be imported: {'; '.join(skipped[:4])}")
     before = _known_embodiment(out)
     if resample != "none" and before is not None and isinstance(before.kind, Delta):
-        raise _increments(f"{out} holds")
+        raise _cannot_resample(f"{out} holds")
     rate, notes = _dataset_rate(paces, out, fps, resample)
     writer = LeRobotWriter(out, fps=rate, robot_type=robot_type)
     known, frames = writer.names(), 0
@@ -141,15 +141,15 @@ def import_recording(
         progress(number + 1, len(paces))
     added = writer.finalize({"recorded": "lamp_client.recording"})
     if robot is not None:
-        cameras = {name: camera.key for name, camera in LeRobotDataset(out).described.cameras.items()}
+        cameras = {name: camera.key for name, camera in LeRobotDataset(out).meta.cameras.items()}
         write_json(out / EMBODIMENT_PATH, to_json(replace(robot, cameras=cameras, fps=float(rate))))
     described = None if robot is None else out / EMBODIMENT_PATH
-    return Imported(episodes=added, frames=frames, skipped=tuple(skipped), notes=tuple(notes), embodiment=described)
+    return ImportResult(episodes=added, frames=frames, skipped=tuple(skipped), notes=tuple(notes), embodiment=described)
 
 
-def _surveyed(
+def _survey(
     recording: Path, names: Sequence[str], out: Path, successes_only: bool, resample: Resample
-) -> tuple[dict[str, Pace], list[str], Embodiment | None]:
+) -> tuple[dict[str, MeasuredRate], list[str], Embodiment | None]:
     """The paces of the episodes that can be imported, the others with the reason, and what the actions mean.
 
     Raises:
@@ -157,17 +157,17 @@ def _surveyed(
         MismatchError: Episodes, or the dataset that is there, differ in cameras, sizes or widths, or in what their actions mean.
     """
     robot = _known_embodiment(out)
-    paces, skipped = dict[str, Pace](), list[str]()
+    paces, skipped = dict[str, MeasuredRate](), list[str]()
     first = _existing_shapes(out)
     for name in names:
         try:
             episode = read_episode(recording, name, pixels=False)
-            if reason := _unfit(episode, successes_only):
+            if reason := _reason_to_skip(episode, successes_only):
                 skipped.append(f"{name}: {reason}")
                 continue
-            pace = Pace.of(episode)
-            if resample != "none" and _is_told_delta(episode):
-                raise _increments(f"{name} holds")
+            pace = MeasuredRate.of(episode)
+            if resample != "none" and _has_delta_actions(episode):
+                raise _cannot_resample(f"{name} holds")
         except RecordingError as error:
             skipped.append(f"{name}: {error}")
             continue
@@ -181,13 +181,13 @@ def _surveyed(
                     f"{name}: {key} is {_shown(shapes.get(key))}, in {where} {_shown(expected.get(key))}; expected the same: "
                     "import it into another dataset."
                 )
-        robot = _agreed(robot, episode, out)
+        robot = _common_embodiment(robot, episode, out)
         paces[name] = pace
     return paces, skipped, robot
 
 
 def _dataset_rate(
-    paces: dict[str, Pace], out: Path, fps: float | int | None, resample: Resample
+    paces: dict[str, MeasuredRate], out: Path, fps: float | int | None, resample: Resample
 ) -> tuple[float | int, list[str]]:
     """The dataset's frames per second, and what should be said.
 
@@ -208,7 +208,7 @@ def _dataset_rate(
             f"{out} has {old:g} frames per second, the recording {rate:g}; give another --out, or --fps {old:g}."
         )
     off = {name: pace for name, pace in paces.items() if not pace.ran_at(rate)}
-    unreal = {name for name, pace in off.items() if pace.rate is not None and pace.rate > UNREAL * pace.declared}
+    unreal = {name for name, pace in off.items() if pace.rate is not None and pace.rate > MAX_SPEEDUP * pace.declared}
     certain = {name: pace for name, pace in off.items() if pace.timed and name not in unreal}
     notes = _pauses(paces, resample)
     if not off or (resample != "none" and not unreal):
@@ -231,7 +231,7 @@ def _dataset_rate(
     return rate, [f"{told}; taken as {rate:g}, {why}", *notes]
 
 
-def _pauses(paces: dict[str, Pace], resample: Resample) -> list[str]:
+def _pauses(paces: dict[str, MeasuredRate], resample: Resample) -> list[str]:
     """A line for each episode in which the robot held still for a while."""
     notes = []
     for name, pace in paces.items():
@@ -253,8 +253,8 @@ def resampled(episode: RecordedEpisode, fps: float | int) -> RecordedEpisode:
     Raises:
         DataError: The policy said that its actions are increments, which belong to the time between two frames.
     """
-    if _is_told_delta(episode):
-        raise _increments(f"{episode.name} holds")
+    if _has_delta_actions(episode):
+        raise _cannot_resample(f"{episode.name} holds")
     times = _times(episode)
     steps = np.diff(times)
     if not len(steps) or (median := float(np.median(steps))) <= 0:
@@ -265,13 +265,13 @@ def resampled(episode: RecordedEpisode, fps: float | int) -> RecordedEpisode:
     return replace(episode, frames=tuple(episode.frames[at] for at in nearest))
 
 
-def _is_told_delta(episode: RecordedEpisode) -> bool:
+def _has_delta_actions(episode: RecordedEpisode) -> bool:
     """Whether the policy said that its actions are increments; where it said nothing, the user's word counts."""
     robot = _embodiment(episode) if "embodiment" in episode.policy else None
     return episode.policy.get("actions") == "delta" or (robot is not None and isinstance(robot.kind, Delta))
 
 
-def _increments(where: str) -> DataError:
+def _cannot_resample(where: str) -> DataError:
     return DataError(
         f"{where} actions that are increments, each for the time until the next frame, which cannot be resampled (targets can); "
         "expected --resample none, and --fps with the rate at which it ran."
@@ -352,7 +352,7 @@ def _embodiment(episode: RecordedEpisode) -> Embodiment | None:
     return Embodiment(name=f"{own.name}_recorded", gripper=read, rotations=own.rotations, kind=own.kind)
 
 
-def _agreed(robot: Embodiment | None, episode: RecordedEpisode, out: Path) -> Embodiment | None:
+def _common_embodiment(robot: Embodiment | None, episode: RecordedEpisode, out: Path) -> Embodiment | None:
     """What the actions of the episodes so far and of one more mean.
 
     Raises:
@@ -374,7 +374,7 @@ def _meaning(robot: Embodiment) -> str:
     return f"{type(robot.kind).__name__.lower()} with {' and '.join(opened) or 'no known gripper'}"
 
 
-def _unfit(episode: RecordedEpisode, successes_only: bool) -> str:
+def _reason_to_skip(episode: RecordedEpisode, successes_only: bool) -> str:
     """Why an episode is left out; empty where it is not."""
     if not episode.frames:
         return "it has no frames"
@@ -407,8 +407,8 @@ def episode_data(episode: RecordedEpisode) -> EpisodeData:
     """
     frames = episode.frames
     columns: dict[str, np.ndarray] = {
-        "observation.state": _stacked(frames, "state", np.float32),
-        "action": _stacked(frames, "action", np.float32),
+        "observation.state": _column(frames, "state", np.float32),
+        "action": _column(frames, "action", np.float32),
         "policy.call": np.array([frame.get("call", -1) for frame in frames], dtype=np.int64),
         "policy.time": np.array([frame["time_s"] for frame in frames], dtype=np.float64),
     }
@@ -430,5 +430,5 @@ def episode_data(episode: RecordedEpisode) -> EpisodeData:
     return EpisodeData(frames=columns, images=images, task=told[0], instructions=changes, extra=extra)
 
 
-def _stacked(frames: Iterable[dict[str, Any]], key: str, dtype: type[np.generic]) -> np.ndarray:
+def _column(frames: Iterable[dict[str, Any]], key: str, dtype: type[np.generic]) -> np.ndarray:
     return np.stack([np.asarray(frame[key], dtype=dtype).reshape(-1) for frame in frames])

@@ -14,7 +14,7 @@ SHOWN = 5
 
 
 @runtime_checkable
-class Reading(Protocol):
+class InstructionTokenizer(Protocol):
     """A backbone, or the identity of one, that says what it sees of an instruction."""
 
     @property
@@ -32,7 +32,7 @@ class Reading(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unreadable:
+class InstructionReport:
     """What a backbone makes of instructions that they do not mean."""
 
     equal: tuple[tuple[str, ...], ...]
@@ -46,7 +46,7 @@ class Unreadable:
     """Words of all these instructions that are not in the vocabulary."""
 
     @property
-    def faults(self) -> list[str]:
+    def problems(self) -> list[str]:
         """A line for each thing that a policy could not learn."""
         lines = []
         for group in self.equal[:SHOWN]:
@@ -70,14 +70,14 @@ class Unreadable:
         return lines
 
 
-def unreadable(backbone: object, instructions: Iterable[str]) -> Unreadable | None:
+def unreadable(backbone: object, instructions: Iterable[str]) -> InstructionReport | None:
     """Compares instructions as a backbone sees them; None where it does not say what it sees.
 
     Args:
         backbone: The backbone, or its identity.
         instructions: Those of a dataset, or of several that are trained on together.
     """
-    if not isinstance(backbone, Reading):
+    if not isinstance(backbone, InstructionTokenizer):
         return None
     groups: dict[tuple[int, ...], list[str]] = {}
     long: list[tuple[str, int]] = []
@@ -91,7 +91,7 @@ def unreadable(backbone: object, instructions: Iterable[str]) -> Unreadable | No
             long.append((text, len(ids)))
     several = [tuple(group) for group in groups.values() if len(group) > 1]
     spelled = [group for group in several if len({_spelling(text) for text in group}) == 1]
-    return Unreadable(
+    return InstructionReport(
         equal=tuple(group for group in several if group not in spelled),
         spelled=tuple(spelled),
         long=tuple(long),
@@ -114,14 +114,14 @@ def check_instructions(backbone: object, instructions: Iterable[str], where: obj
     found = unreadable(backbone, instructions)
     if found is None:
         return
-    if found.faults:
+    if found.problems:
         remedies = list(_remedies(found))
-        raise DataError(f"{where}: {'; '.join(found.faults)}. Expected: {', or '.join(remedies)}")
+        raise DataError(f"{where}: {'; '.join(found.problems)}. Expected: {', or '.join(remedies)}")
     for line in found.remarks:
         print(f"{where}: {line}", file=sys.stderr)
 
 
-def _remedies(found: Unreadable) -> Iterator[str]:
+def _remedies(found: InstructionReport) -> Iterator[str]:
     if found.long:
         yield f"backbone.text_tokens of at least {max(count for _, count in found.long)}"
         yield "shorter instructions"

@@ -20,7 +20,7 @@ from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.cache import Features, FrameIndex
 from lamp.data.feature_cache.encode import FrozenBackbone, SequenceBackbone, camera_names
 from lamp.data.feature_cache.manifest import cache_folder
-from lamp.data.fingerprints import EpisodeContents
+from lamp.data.fingerprints import EpisodeFingerprints
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.observation_encoder import ObservationEncoder
 from lamp.data.padding import Padding, RightPadding, padded
@@ -74,7 +74,7 @@ class LiveFeatures(Features):
         self.left_out = ()
         self.index = FrameIndex.of(dataset)
         self.folder = cache_folder(dataset, backbone.key, root)
-        self.contents = EpisodeContents(dataset, self.cameras, self.folder.parent)
+        self.fingerprints = EpisodeFingerprints(dataset, self.cameras, self.folder.parent)
         self._padding = backbone.padding if isinstance(backbone, SequenceBackbone) else RightPadding()
         self._encoder: ObservationEncoder | None = ObservationEncoder(backbone)
 
@@ -136,7 +136,7 @@ class LiveFeatures(Features):
         """The tokens of what a loading worker has decoded."""
         if not isinstance(encoded, Unencoded):
             return encoded
-        return ordered([self._tokens(part) for part in encoded.parts], encoded.order, self.padding)
+        return concatenate_encoded([self._tokens(part) for part in encoded.parts], encoded.order, self.padding)
 
     @torch.no_grad()
     def _tokens(self, observed: Observations) -> Encoded:
@@ -144,7 +144,7 @@ class LiveFeatures(Features):
         return self._encoder.encode(observed)
 
 
-def ordered(parts: Sequence[Encoded], order: Int64[Tensor, " b"], padding: Padding) -> Encoded:
+def concatenate_encoded(parts: Sequence[Encoded], order: Int64[Tensor, " b"], padding: Padding) -> Encoded:
     """Puts the tokens of several datasets' samples into one batch, in an order."""
     if any(isinstance(part, Unencoded) for part in parts):
         assert all(isinstance(part, Unencoded) for part in parts)

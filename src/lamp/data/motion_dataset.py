@@ -124,7 +124,7 @@ class MotionSamples:
             order.append(places)
             local = torch.from_numpy(indices[places] - self._first[episode])
             parts.append(_picked(self._episode_flow(episode), lambda tensor, local=local: tensor[local]))
-        return joined_flow(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
+        return concatenate_flow(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
 
     def _by_episode(self, indices: Int64[np.ndarray, " b"]) -> Iterator[tuple[int, Int64[np.ndarray, "..."]]]:
         """Each episode that some samples are of, and where in the indices these are."""
@@ -175,7 +175,7 @@ def _picked(flow: SceneFlow, pick: Callable[[Tensor], Tensor]) -> SceneFlow:
     return SceneFlow(camera=camera, **{name: pick(getattr(flow, name)) for name in _tensors(flow)})
 
 
-def joined_flow(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
+def concatenate_flow(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
     """Puts batches together, then into an order."""
     camera = Camera(
         **{name: torch.cat([getattr(part.camera, name) for part in parts])[order] for name in _tensors(parts[0].camera)}

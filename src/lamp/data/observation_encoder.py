@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lamp.data.feature_cache.encode import Adaptable, FrozenBackbone, SequenceBackbone, camera_names
-from lamp.data.instructions import Reading
+from lamp.data.instructions import InstructionTokenizer
 from lamp.errors import MismatchError
 from lamp.types import Encoded, Observations
 
@@ -60,7 +60,9 @@ class ObservationEncoder:
         assert not isinstance(self.backbone, SequenceBackbone)
         if instruction not in self.instruction_cache:
             tokens, mask = self.backbone.text_tokens([instruction])
-            if isinstance(self.backbone, Reading) and (unknown := self.backbone.unknown_words(instruction)):
+            if isinstance(self.backbone, InstructionTokenizer) and (
+                unknown := self.backbone.unknown_words(instruction)
+            ):
                 words = ", ".join(map(repr, unknown))
                 log.warning(
                     "instruction %r: the backbone does not know %s, and takes no meaning from it", instruction, words

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from lamp.data.augmentation import drawn_views
+from lamp.data.augmentation import sample_views
 from lamp.data.embodiment import ACTION, OWN, STATE, Embodiment
 from lamp.data.feature_cache.cache import Features, HiddenStates
 from lamp.data.lerobot.reader import LeRobotDataset
-from lamp.data.live_features import ordered
-from lamp.data.motion_dataset import MotionSamples, clamp_rate, joined_flow
+from lamp.data.live_features import concatenate_encoded
+from lamp.data.motion_dataset import MotionSamples, clamp_rate, concatenate_flow
 from lamp.data.normalizers import Normaliser, StateTransform
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.types import Encoded, MotionBatch, PolicyBatch, SceneFlow
@@ -28,9 +28,9 @@ __all__ = [
     "PolicySamples",
     "PolicyScaling",
     "PolicyTargets",
-    "followed_until",
+    "end_of_valid_actions",
     "split_episodes",
-    "stacked",
+    "states_and_actions",
 ]
 
 
@@ -94,17 +94,17 @@ class PolicyScaling:
         return self.state.normalise(self.state_transform.apply(raw))
 
 
-STACKED_ROWS = 1 << 23
+MAX_FITTED_ROWS = 1 << 23
 """Actions that normalisers are fitted to at most, where each is a part of several chunks: evenly spread chunks, beyond that."""
 
 
-def stacked(
+def states_and_actions(
     dataset: LeRobotDataset, episodes: Sequence[int], chunk: int, embodiment: Embodiment = OWN, step: int = 1
 ) -> tuple[Float32[np.ndarray, "n s"], Float32[np.ndarray, "m a"]]:
     """Raw states and learnt actions of some episodes, one after another, to fit normalisers to.
 
     Where an action differs from chunk to chunk, it is taken once for each chunk of the given length that it is part of; of a
-    dataset with more than `STACKED_ROWS` of these, every n-th frame's chunk is taken.
+    dataset with more than `MAX_FITTED_ROWS` of these, every n-th frame's chunk is taken.
 
     Args:
         dataset: The demonstrations.
@@ -116,23 +116,23 @@ def stacked(
     states = np.concatenate([embodiment.states(dataset, episode) for episode in episodes])
     if embodiment.per_frame:
         return states, np.concatenate([embodiment.actions(dataset, episode) for episode in episodes])
-    every = max(1, -(-len(states) * chunk // STACKED_ROWS))
+    every = max(1, -(-len(states) * chunk // MAX_FITTED_ROWS))
     parts, passed = [], 0
     for episode in episodes:
         chunks = embodiment.chunks(dataset, episode, chunk * step)[:, step - 1 :: step]
-        inside = np.arange(len(chunks))[:, None] + _ahead(chunk, step) < len(chunks)
+        inside = np.arange(len(chunks))[:, None] + _action_offsets(chunk, step) < len(chunks)
         taken = slice(-passed % every, None, every)
         parts.append(chunks[taken][inside[taken]])
         passed += len(chunks)
     return states, np.concatenate(parts)
 
 
-def _ahead(chunk: int, step: int) -> Int64[np.ndarray, " h"]:
+def _action_offsets(chunk: int, step: int) -> Int64[np.ndarray, " h"]:
     """How many frames after its observation each target of a chunk was given: at a lower rate, the last of each step's."""
     return np.arange(1, chunk + 1) * step - 1
 
 
-def followed_until(overridden: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " l"]:
+def end_of_valid_actions(overridden: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " l"]:
     """For each frame, the end of the actions that follow from it: one past the next overridden one, or the episode's end."""
     length = len(overridden)
     ends = np.where(overridden, np.arange(1, length + 1), length)
@@ -173,7 +173,7 @@ class PolicyTargets:
             raise DataError(f"no episodes of {dataset.root} to take samples from; expected at least one")
         self.chunk, self.scaling, self.embodiment = chunk, scaling, embodiment
         self._relative = None if embodiment.per_frame else embodiment.kind
-        self._ahead = _ahead(chunk, step)
+        self._action_offsets = _action_offsets(chunk, step)
         self.episode: Int64[np.ndarray, " n"] = np.repeat(np.asarray(episodes, np.int64), [len(of) for of in frames])
         """The episode of each sample."""
         self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
@@ -192,7 +192,7 @@ class PolicyTargets:
             states.append(embodiment.states(dataset, episode)[of_episode])
             actions.append(embodiment.actions(dataset, episode))
             first.append(start + of_episode)
-            ends.append(start + followed_until(dataset.overridden(episode))[of_episode])
+            ends.append(start + end_of_valid_actions(dataset.overridden(episode))[of_episode])
             start += len(actions[-1])
             last.append(np.full(len(of_episode), start - 1))
         self._raw_states = np.concatenate(states)
@@ -216,7 +216,7 @@ class PolicyTargets:
         An action counts within the episode, and up to the first one that was overridden: those after it answer a push that
         the observation cannot tell of.
         """
-        places = self._first[indices][:, None] + self._ahead
+        places = self._first[indices][:, None] + self._action_offsets
         mask = torch.from_numpy(places < self._ends[indices][:, None])
         actions = self._actions[np.minimum(places, self._last[indices][:, None])]
         if self._relative is not None:
@@ -301,7 +301,7 @@ class PolicySamples(PolicyTargets):
         if self._view_seed is None:
             return None
         if self._views is None or self._views[0] != epoch:
-            drawn = drawn_views(len(self), self.features.augmentation.views, seed=self._view_seed, epoch=epoch)
+            drawn = sample_views(len(self), self.features.augmentation.views, seed=self._view_seed, epoch=epoch)
             self._views = epoch, drawn
         return self._views[1][indices]
 
@@ -421,7 +421,7 @@ class MixedSamples(Mixture[PolicySamples]):
             for one in batches
         ]
         return PolicyBatch(
-            encoded=ordered([batch.encoded for batch in batches], order, self.parts[0].features.padding),
+            encoded=concatenate_encoded([batch.encoded for batch in batches], order, self.parts[0].features.padding),
             state=torch.cat([batch.state for batch in batches])[order],
             actions=torch.cat([batch.actions for batch in batches])[order],
             action_mask=torch.cat([batch.action_mask for batch in batches])[order],
@@ -456,12 +456,12 @@ class MixedMotionSamples(Mixture[MotionSamples]):
 
     def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
         """The scene flow of some samples, in image fractions and metres."""
-        return joined_flow(*self._each(indices, MotionSamples.flow))
+        return concatenate_flow(*self._each(indices, MotionSamples.flow))
 
     def encoded(self, indices: Int64[np.ndarray, " b"]) -> Encoded:
         """The backbone's tokens of some samples."""
         encoded, order = self._each(indices, MotionSamples.encoded)
-        return ordered(encoded, order, self.parts[0].features.padding)
+        return concatenate_encoded(encoded, order, self.parts[0].features.padding)
 
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
         """Collates samples, in the order of the indices."""

@@ -15,8 +15,8 @@ from jaxtyping import Float32
 from lamp.configuration import to_json
 from lamp.data.actions import (
     Absolute,
+    ActionComparison,
     AxisAngle,
-    Comparison,
     Delta,
     Gripper,
     Pose,
@@ -40,7 +40,7 @@ from lamp.data.normalizers import (
     Unchanged,
     floors,
 )
-from lamp.data.policy_dataset import stacked
+from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
 from lamp.files import read_json, write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
@@ -171,7 +171,7 @@ def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
         )
         robot = replace(robot, gripper=_told_grippers(config, robot))
     dataset = robot.open(config.data)
-    named = {name: dataset.described.cameras[name].key for name in sorted(dataset.cameras)}
+    named = {name: dataset.meta.cameras[name].key for name in sorted(dataset.cameras)}
     if not named:
         raise ConfigError(f"{dataset.root} has no camera; a policy needs one")
     robot = replace(robot, cameras=robot.cameras or named, fps=robot.fps or config.fps or dataset.fps)
@@ -317,7 +317,7 @@ def _with_kind(
 
 
 def _relative(
-    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, found: Comparison, grippers: set[int]
+    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, found: ActionComparison, grippers: set[int]
 ) -> Relative:
     """Which of the actions are learnt as differences from which values of the state.
 
@@ -376,7 +376,7 @@ def _scaling(policy: PolicyTraining, dataset: LeRobotDataset) -> str:
     """In words, how states and actions are scaled: what is not divided by its own spread is named."""
     assert policy.model.action is not None
     robot = policy.embodiment
-    states, actions = stacked(dataset, range(len(dataset)), policy.model.action.chunk, robot)
+    states, actions = states_and_actions(dataset, range(len(dataset)), policy.model.action.chunk, robot)
     names = action_names(dataset.features, robot, actions.shape[1])
     binary = policy.gripper_dims(actions.shape[1])
     shown = policy.state_transform.apply(states)

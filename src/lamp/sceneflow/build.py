@@ -119,7 +119,7 @@ class FlowBuildReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class _BuildJob:
     """Episodes of one task, for one worker."""
 
     config: FlowBuildConfig
@@ -148,7 +148,7 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         with locked(lock_of(old), _busy(old)):
             remove(old)
     path = folder_for(config.data, config.description)
-    with locked(lock_of(path), _busy(path)), _none_left_empty(path):
+    with locked(lock_of(path), _busy(path)), _removed_if_empty(path):
         store = SceneFlowStore.create(path, config.description)
         remove_leftovers(path)
         whole = [episode for episode in recordings if store.is_whole(episode)]
@@ -178,7 +178,7 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
 
 
 @contextmanager
-def _none_left_empty(path: Path) -> Iterator[None]:
+def _removed_if_empty(path: Path) -> Iterator[None]:
     """Removes a store without episodes: one that an earlier build left, or that this build makes and cannot begin to fill."""
     empty = not any(path.glob("episode-[0-9]*"))
     if empty:
@@ -200,7 +200,7 @@ def _jobs(
     metadata: dict[int, dict[str, Any]],
     frames: dict[int, np.ndarray],
     path: Path,
-) -> list[_Job]:
+) -> list[_BuildJob]:
     """Splits episodes by task, since a task's simulator takes seconds to build, and so that all workers are busy."""
     tasks: dict[str, list[int]] = {}
     for episode, values in metadata.items():
@@ -210,11 +210,13 @@ def _jobs(
     for episodes in tasks.values():
         for part in (episodes[i::pieces] for i in range(min(pieces, len(episodes)))):
             own = {episode: frames[episode] for episode in part}
-            jobs.append(_Job(config=config, load_scene=load_scene, metadata=metadata[part[0]], frames=own, path=path))
+            jobs.append(
+                _BuildJob(config=config, load_scene=load_scene, metadata=metadata[part[0]], frames=own, path=path)
+            )
     return jobs
 
 
-def _run(jobs: list[_Job], store: SceneFlowStore, frames: dict[int, np.ndarray], workers: int) -> float:
+def _run(jobs: list[_BuildJob], store: SceneFlowStore, frames: dict[int, np.ndarray], workers: int) -> float:
     """Does the jobs and returns the processor time they took in s."""
     with Progress("scene flow", sum(map(len, frames.values())), "frames") as progress:
         if workers <= 1:
@@ -239,7 +241,7 @@ def _run(jobs: list[_Job], store: SceneFlowStore, frames: dict[int, np.ndarray],
             return sum(future.result() for future in all_futures)
 
 
-def _work(job: _Job) -> float:
+def _work(job: _BuildJob) -> float:
     """A job in a process of its own; returns its processor time in s."""
     start = time.process_time()
     for _ in _episodes(job):
@@ -247,7 +249,7 @@ def _work(job: _Job) -> float:
     return time.process_time() - start
 
 
-def _episodes(job: _Job) -> Iterator[int]:
+def _episodes(job: _BuildJob) -> Iterator[int]:
     """Builds and writes each episode of a job; gives the number of its reference frames."""
     config = job.config
     store = SceneFlowStore(job.path)

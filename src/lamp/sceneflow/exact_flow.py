@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lamp.sceneflow.occlusion import HeldRender, Occlusion, agrees_with_depth, seen_by_rendering
-from lamp.sceneflow.point_tracking import Paths, Sampling, follow
+from lamp.sceneflow.point_tracking import PointPaths, Sampling, track_points
 from lamp.sceneflow.raycasting import seen_by_rays
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
 from lamp.sceneflow.sim_states import Playback
@@ -43,7 +43,7 @@ def episode_flow(
     views = _Views(playback, renderer, camera)
     for frame in frames:
         view = views.at(frame)
-        paths = follow(playback, view, frame, sampling, nearest=renderer.near)
+        paths = track_points(playback, view, frame, sampling, nearest=renderer.near)
         if still:
             visible = agrees_with_depth(paths.image, torch.stack([views.at(m).depth for m in paths.moments.tolist()]))
         elif isinstance(occlusion, HeldRender):
@@ -71,7 +71,7 @@ class _Views:
         self._views = {frame: view for frame, view in self._views.items() if frame >= before}
 
 
-def _tracks(paths: Paths, visible: Bool[Tensor, "t1 k"]) -> Tracks:
+def _tracks(paths: PointPaths, visible: Bool[Tensor, "t1 k"]) -> Tracks:
     valid = paths.valid.T.contiguous()
     points = torch.where(paths.image.isfinite(), paths.image, 0.0).transpose(0, 1)
     return Tracks(points=hold_last(points, valid).float(), visible=visible.T.contiguous(), valid=valid)

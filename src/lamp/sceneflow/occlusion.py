@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lamp.sceneflow.point_tracking import Paths
+from lamp.sceneflow.point_tracking import PointPaths
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
 from lamp.sceneflow.sim_states import Playback
 
@@ -60,7 +60,7 @@ def in_image(image: Float[Tensor, "*b 3"]) -> Bool[Tensor, "*b"]:
 
 
 def seen_by_rendering(
-    playback: Playback, renderer: BodyDepthRenderer, camera: str, view: View, paths: Paths
+    playback: Playback, renderer: BodyDepthRenderer, camera: str, view: View, paths: PointPaths
 ) -> Bool[Tensor, "t1 k"]:
     """Compares depths with renderings from the reference camera's pose at every moment."""
     depths = {paths.frame: view.depth}

@@ -35,7 +35,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths:
+class PointPaths:
     """Where the grid points of one frame go, in float64."""
 
     frame: int
@@ -50,7 +50,7 @@ class Paths:
     valid: Bool[Tensor, "t1 k"]
 
 
-def follow(playback: Playback, view: View, frame: int, sampling: Sampling, *, nearest: float) -> Paths:
+def track_points(playback: Playback, view: View, frame: int, sampling: Sampling, *, nearest: float) -> PointPaths:
     """Attaches the grid points seen at `frame` to their bodies and moves them with the recording.
 
     Points on no geometry, moments past the end, and points nearer to the camera's plane than `nearest` (m) are not valid.
@@ -70,4 +70,4 @@ def follow(playback: Playback, view: View, frame: int, sampling: Sampling, *, ne
     world = apply(playback.world_from_body[moments[:, None], body], local)
     image = project(apply(inverse(view.camera.world_from_cam), world), view.camera.intrinsics)
     valid = on_body & (ahead < playback.length)[:, None] & (image[..., 2] > nearest)
-    return Paths(frame=frame, world=world, image=image, body=body, moments=moments, valid=valid)
+    return PointPaths(frame=frame, world=world, image=image, body=body, moments=moments, valid=valid)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lamp.sceneflow.bounding_boxes import Boxes, boxes, outlines
 from lamp.sceneflow.occlusion import TOLERANCE, in_image
-from lamp.sceneflow.point_tracking import Paths
+from lamp.sceneflow.point_tracking import PointPaths
 from lamp.sceneflow.rendering import BodyDepthRenderer, MjModel, View
 from lamp.sceneflow.sim_states import Playback
 from lamp_client.envs.rendering import import_mujoco
@@ -43,7 +43,7 @@ class Rays:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suspects:
+class OcclusionCandidates:
     """Points that a geom may hide at a moment, in the order of the moments."""
 
     moment: Int[np.ndarray, " p"]
@@ -52,14 +52,16 @@ class Suspects:
     rays: Rays
 
 
-def rays_to(paths: Paths, view: View, *, nearest: float) -> Rays:
+def rays_to(paths: PointPaths, view: View, *, nearest: float) -> Rays:
     """Rays from the reference camera to every point at every moment."""
     eye, depth = view.camera.world_from_cam[:3, 3].numpy(), paths.image[..., 2].numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         return Rays(eye=eye, along=paths.world.numpy() - eye, start=nearest / depth, end=1 - TOLERANCE / depth)
 
 
-def seen_by_rays(playback: Playback, renderer: BodyDepthRenderer, view: View, paths: Paths) -> Bool[Tensor, "t1 k"]:
+def seen_by_rays(
+    playback: Playback, renderer: BodyDepthRenderer, view: View, paths: PointPaths
+) -> Bool[Tensor, "t1 k"]:
     """Casts rays from the reference camera to the points inside its image.
 
     The present frame shows all points, so that a geom can hide a point later only if one of the two has moved since.
@@ -71,8 +73,8 @@ def seen_by_rays(playback: Playback, renderer: BodyDepthRenderer, view: View, pa
     moment, point, box = _outlined(around, view, paths, nearest=renderer.near, visible=visible)
     rays = rays_to(paths, view, nearest=renderer.near)[moment, point]
     meet = _meet(around, moment, box, rays)
-    suspects = Suspects(moment=moment[meet], point=point[meet], geom=geoms[box[meet]], rays=rays[meet])
-    hidden = _hidden(playback, renderer, suspects, moments.tolist(), visible.shape[1])
+    candidates = OcclusionCandidates(moment=moment[meet], point=point[meet], geom=geoms[box[meet]], rays=rays[meet])
+    hidden = _hidden(playback, renderer, candidates, moments.tolist(), visible.shape[1])
     return torch.from_numpy(visible & ~hidden)
 
 
@@ -84,7 +86,7 @@ def _drawn(model: MjModel, groups: tuple[int, ...]) -> Int[np.ndarray, " g"]:
 
 
 def _outlined(
-    around: Boxes, view: View, paths: Paths, *, nearest: float, visible: Bool[np.ndarray, "t1 k"]
+    around: Boxes, view: View, paths: PointPaths, *, nearest: float, visible: Bool[np.ndarray, "t1 k"]
 ) -> tuple[np.ndarray, ...]:
     """Moment, point and box wherever a visible point is within or behind the box's outline and one of the two has moved."""
     corners, world, image = around.corners, paths.world.numpy(), paths.image.numpy()
@@ -117,34 +119,36 @@ def _meet(around: Boxes, moment: np.ndarray, box: np.ndarray, rays: Rays) -> Boo
 
 
 def _hidden(
-    playback: Playback, renderer: BodyDepthRenderer, suspects: Suspects, moments: list[int], points: int
+    playback: Playback, renderer: BodyDepthRenderer, candidates: OcclusionCandidates, moments: list[int], points: int
 ) -> Bool[np.ndarray, "t1 k"]:
     """Which points a geom does hide at each moment, asking first the one that hid the point at the moment before."""
     hidden, last = np.zeros((len(moments), points), bool), np.full(points, -1)
-    stopped = _stopping(playback, renderer, suspects)
-    bounds = np.searchsorted(suspects.moment, np.arange(len(moments) + 1)).tolist()
+    stopped = _stopping(playback, renderer, candidates)
+    bounds = np.searchsorted(candidates.moment, np.arange(len(moments) + 1)).tolist()
     for moment, row, low, high in zip(moments, hidden, bounds, bounds[1:], strict=False):
         if low == high:
             continue
         playback.place_geoms(moment)
-        point, geom = suspects.point[low:high], suspects.geom[low:high]
+        point, geom = candidates.point[low:high], candidates.geom[low:high]
         for index in np.argsort(last[point] != geom, kind="stable").tolist():
             if not row[point[index]] and stopped(low + index):
                 row[point[index]], last[point[index]] = True, geom[index]
     return hidden
 
 
-def _stopping(playback: Playback, renderer: BodyDepthRenderer, suspects: Suspects) -> Callable[[int], bool]:
+def _stopping(
+    playback: Playback, renderer: BodyDepthRenderer, candidates: OcclusionCandidates
+) -> Callable[[int], bool]:
     """Asks whether a suspect geom, where it is now, stops its ray.
 
     Meshes are asked from the point back to the eye: MuJoCo searches them along the whole endless ray, on which the point's own
     surface is then behind. Of other shapes, planes have only one side, and MuJoCo is asked about all geoms.
     """
     mujoco, model, data = import_mujoco(), playback.model, playback.data
-    rays, geoms = suspects.rays, suspects.geom.tolist()
+    rays, geoms = candidates.rays, candidates.geom.tolist()
     starts, ends = (list(rays.eye + share[:, None] * rays.along) for share in (rays.start, rays.end))
     forth, back, reach = list(rays.along), list(-rays.along), (rays.end - rays.start).tolist()
-    is_mesh = (model.geom_type[suspects.geom] == mujoco.mjtGeom.mjGEOM_MESH).tolist()
+    is_mesh = (model.geom_type[candidates.geom] == mujoco.mjtGeom.mjGEOM_MESH).tolist()
     nearest = np.empty(1, np.int32)
 
     def stopped(index: int) -> bool:

@@ -23,7 +23,7 @@ FOLDER = "sceneflow"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowNeeds:
+class FlowRequirements:
     """What a model needs of a store; None where anything will do."""
 
     grid: tuple[int, int] | None = None
@@ -85,7 +85,7 @@ def settings_of(said: Mapping[str, Any]) -> str:
     return settings(from_json(StoreDescription, said, where="description of scene flow"))
 
 
-def find_store(data: Path, needs: FlowNeeds, name: str | None = None) -> SceneFlowStore:
+def find_store(data: Path, needs: FlowRequirements, name: str | None = None) -> SceneFlowStore:
     """The store of a dataset that has what is needed.
 
     Of several that do, the one that was made for just this is taken. A dataset's only store is taken whatever it holds, for who

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.feature_cache.build import Plan, make_features
+from lamp.data.feature_cache.build import BuildPlan, make_features
 from lamp.data.feature_cache.cache import FeatureCache, FrozenBackbone
 from lamp.data.feature_cache.encode import StorageFormat
 from lamp.data.feature_cache.manifest import MANIFEST, cache_folder
 from lamp.data.feature_cache.shards import in_bytes
 from lamp.data.feature_cache.store import FeatureStore
-from lamp.data.feature_cache.work_sharing import Filled, Workers
-from lamp.data.instructions import Reading
+from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
+from lamp.data.instructions import InstructionTokenizer
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
@@ -48,12 +48,12 @@ def find_backbone(
     return config.build()
 
 
-def instruction_reader(config: BackboneConfig) -> Reading | None:
+def instruction_reader(config: BackboneConfig) -> InstructionTokenizer | None:
     """What says how the backbone reads instructions, without its weights; None where nothing does, or a download would."""
     if isinstance(config, Qwen3VLBackboneConfig):
         return config.find() if Path(config.model).is_dir() else None
     reader = config.reader()
-    return reader if isinstance(reader, Reading) else None
+    return reader if isinstance(reader, InstructionTokenizer) else None
 
 
 def build_backbone(config: BackboneConfig) -> FrozenBackbone:
@@ -212,13 +212,13 @@ class Teller:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: BuildPlan) -> None:
         """Says what is going to be made."""
         size = "of a size not known yet" if plan.size is None else f"about {in_bytes(plan.size)}"
         views = f" and {plan.views} augmented views of each" if plan.views else ""
         self.say(f"{plan.frames} frames of {plan.episodes} episodes{views}, {size}, to {plan.folder}")
 
-    def progress(self, now: Filled) -> None:
+    def progress(self, now: BuildProgress) -> None:
         """Says how far it is."""
         if self._line is None:
             self._line = Progress(self._name, now.of_frames, "frames")

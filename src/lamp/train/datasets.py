@@ -24,7 +24,14 @@ from lamp.data.instructions import check_instructions
 from lamp.data.lerobot.reader import LeRobotDataset, find_dataset
 from lamp.data.live_features import LiveFeatures
 from lamp.data.normalizers import ContinuousRotation, StateTransform
-from lamp.data.policy_dataset import EpisodeSplit, MixedSamples, PolicySamples, PolicyScaling, split_episodes, stacked
+from lamp.data.policy_dataset import (
+    EpisodeSplit,
+    MixedSamples,
+    PolicySamples,
+    PolicyScaling,
+    split_episodes,
+    states_and_actions,
+)
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenIdentity
 from lamp.train.backbones import find_backbone, live_backbone
@@ -265,7 +272,7 @@ def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment
     action, root = config.model.action, sources.dataset.root
     assert action is not None
     check_rotation(config.state_transform, embodiment, sources.dataset)
-    raw, actions = stacked(sources.dataset, sources.split.train, action.chunk, embodiment, step)
+    raw, actions = states_and_actions(sources.dataset, sources.split.train, action.chunk, embodiment, step)
     states = config.state_transform.apply(raw)
     for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
         if found.shape[1] != wanted:

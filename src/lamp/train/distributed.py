@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lamp.data.dataloader import Share
+from lamp.data.dataloader import BatchShare
 from lamp.errors import ConfigError, FailedElsewhereError, MissingDependencyError
 
 T = TypeVar("T")
@@ -39,9 +39,9 @@ class DistributedContext:
         return self.rank == 0
 
     @property
-    def share(self) -> Share:
+    def share(self) -> BatchShare:
         """This process's share of every batch."""
-        return Share(index=self.rank, of=self.world_size)
+        return BatchShare(index=self.rank, of=self.world_size)
 
     def device(self, requested: str) -> str:
         """Returns this process's device, where `requested` is what all of them compute on."""

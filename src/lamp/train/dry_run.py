@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float16, Int64
 from torch import Tensor, nn
 
+from lamp.data.feature_cache.cache import HiddenStates
 from lamp.data.image_dataset import ImageSamples
 from lamp.data.live_features import LiveFeatures
 from lamp.data.motion_dataset import MEMORY_LIMIT, MotionSamples
@@ -270,13 +271,11 @@ def _done(out: Path, *, fresh: bool) -> int:
     return read_description(out / CHECKPOINT).step if there else 0
 
 
-class Zeros:
+class Zeros(HiddenStates):
     """Stands for hidden states that are not computed yet."""
 
-    draws = 1
-
     def __init__(self, samples: int, tokens: int, width: int) -> None:
-        self._samples, self._size = samples, (tokens, width)
+        self._samples, self._size, self.draws = samples, (tokens, width), 1
 
     def __len__(self) -> int:
         return self._samples

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from lamp.data.dataloader import WHOLE, Share
+from lamp.data.dataloader import WHOLE, BatchShare
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
@@ -32,7 +32,7 @@ class AdaptedStage(PolicyStage[ObservedBatch]):
         config: PolicyTraining,
         samples: ImageSamples,
         validation: ImageSamples | None,
-        share: Share = WHOLE,
+        share: BatchShare = WHOLE,
     ) -> None:
         super().__init__(model, config, samples, validation, share)
         self.backbone = backbone

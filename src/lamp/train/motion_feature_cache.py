@@ -21,12 +21,12 @@ from torch import Tensor
 
 from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.feature_cache.build import Plan, fill_telling
+from lamp.data.feature_cache.build import BuildPlan, build_with_progress
 from lamp.data.feature_cache.cache import Features, HiddenStates
 from lamp.data.feature_cache.manifest import advice, differences
-from lamp.data.feature_cache.shards import State, check_space, one_error_when_full
+from lamp.data.feature_cache.shards import ShardState, check_space, one_error_when_full
 from lamp.data.feature_cache.store import HIDDEN, HIDDEN_MANIFEST, FeatureStore
-from lamp.data.feature_cache.work_sharing import Filled, Workers
+from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
 from lamp.files import read_json, to_line, write_json
@@ -115,7 +115,7 @@ class HiddenWork:
             (self.store.pictures, range(1)),
             (self.store.views, range(1, self.store.augmentation.views + 1)),
         ):
-            if shards is None or shards.state(episode) is State.CURRENT:
+            if shards is None or shards.state(episode) is ShardState.CURRENT:
                 continue
             found = torch.stack([self._of_view(episode, frames, rows, view) for view in numbers])
             if not found.isfinite().all():
@@ -161,8 +161,8 @@ def make_hidden(
     episodes: Sequence[int],
     workers: Workers,
     *,
-    planned: Callable[[Plan], None] | None = None,
-    progress: Callable[[Filled], None] | None = None,
+    planned: Callable[[BuildPlan], None] | None = None,
+    progress: Callable[[BuildProgress], None] | None = None,
 ) -> None:
     """Computes z_m of some episodes where it is not there yet. Other processes may do the same at the same time.
 
@@ -183,13 +183,13 @@ def make_hidden(
     count, views = sum(frames[episode] for episode in todo), store.augmentation.views
     size = count * (1 + views) * work.draws * motion.tokens * motion.width * torch.float16.itemsize
     if planned is not None and todo:
-        planned(Plan(folder=store.folder, episodes=len(todo), frames=count, views=views, size=size))
+        planned(BuildPlan(folder=store.folder, episodes=len(todo), frames=count, views=views, size=size))
     check_space(store.folder, size)
     with one_error_when_full(store.folder):
         write_json(
             store.folder / HIDDEN_MANIFEST, {"format": FORMAT, "version": VERSION, "settings": work.settings.said}
         )
-    fill_telling(work, todo, frames, workers, progress)
+    build_with_progress(work, todo, frames, workers, progress)
 
 
 def hidden_store(
@@ -197,7 +197,7 @@ def hidden_store(
 ) -> FeatureStore:
     """The shards of z_m with these settings, in a folder for z_m with any."""
     least = {"draws": draws}
-    return FeatureStore(features.dataset, folder / settings.key, augmentation, least, MOTION, features.contents)
+    return FeatureStore(features.dataset, folder / settings.key, augmentation, least, MOTION, features.fingerprints)
 
 
 def samples_hidden(
@@ -207,7 +207,7 @@ def samples_hidden(
     *,
     draws: int,
     run: Path,
-    progress: Callable[[Filled], None] | None = None,
+    progress: Callable[[BuildProgress], None] | None = None,
 ) -> HiddenStates:
     """z_m of some samples: what is stored beside the features, or what is computed now and kept in the run's folder.
 

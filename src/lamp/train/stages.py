@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from lamp.data.dataloader import WHOLE, Batches, Loader, Sampler, Share
+from lamp.data.dataloader import WHOLE, BatchShare, BatchSource, DataLoader, Sampler
 from lamp.data.feature_cache.cache import Features
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, PolicySamples, mixture_weights
@@ -35,13 +35,17 @@ class StageLoader(Generic[B]):
     """A stage's dataloader: this process's share of the batches of a sampler, and the noise of the same rows."""
 
     def __init__(
-        self, samples: Batches[B], loop: LoopConfig, share: Share, weights: Float[np.ndarray, " n"] | None = None
+        self,
+        samples: BatchSource[B],
+        loop: LoopConfig,
+        share: BatchShare,
+        weights: Float[np.ndarray, " n"] | None = None,
     ) -> None:
         self._loop, self._share = loop, share
         first = samples.parts[0] if isinstance(samples, Mixture) else samples
         self._features: Features | None = getattr(first, "features", None)
         self._sampler = Sampler(len(samples), loop.batch_size, seed=loop.seed, weights=weights, share=share)
-        self._loader: Loader[B] = Loader(samples, self._sampler, workers=loop.workers)
+        self._loader: DataLoader[B] = DataLoader(samples, self._sampler, workers=loop.workers)
 
     @property
     def batch_samples(self) -> int:
@@ -160,7 +164,7 @@ class MotionStage(Stage[MotionBatch]):
         config: MotionTraining,
         samples: AnyMotionSamples,
         validation: AnyMotionSamples | None,
-        share: Share = WHOLE,
+        share: BatchShare = WHOLE,
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.model.requires_grad_(True)
@@ -216,7 +220,7 @@ class PolicyStage(Stage[ActionBatch]):
         config: PolicyTraining,
         samples: PolicySamples | MixedSamples | ImageSamples,
         validation: PolicySamples | MixedSamples | ImageSamples | None,
-        share: Share = WHOLE,
+        share: BatchShare = WHOLE,
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.name = "policy" if model.guidance is not None else "policy without motion"
@@ -284,7 +288,7 @@ class PolicyStage(Stage[ActionBatch]):
             return {}
         self.model.eval()
         indices = spread(len(self.validation), self.config.validation_samples)
-        micro_batch, held_out = self.loader.micro_batch_samples, cast(Batches[ActionBatch], self.validation)
+        micro_batch, held_out = self.loader.micro_batch_samples, cast(BatchSource[ActionBatch], self.validation)
         measured = held_out_loss(self.loss, self.counts, held_out, indices, self.config.loop, micro_batch)
         if not self.config.action_samples:
             return measured

@@ -22,7 +22,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.sceneflow.stores import FlowNeeds, check_current, find_store, store_folders
+from lamp.sceneflow.stores import FlowRequirements, check_current, find_store, store_folders
 from lamp.seeding import seed_everything
 from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
@@ -315,7 +315,7 @@ def flow_store(
         MismatchError: None of several fits, or the dataset has changed since it was made.
     """
     motion, data = _motion(config), sources.dataset.root
-    needs = FlowNeeds(
+    needs = FlowRequirements(
         grid=motion.grid,
         horizon=motion.horizon,
         stride=config.flow_stride,

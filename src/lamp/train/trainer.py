@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lamp.data.dataloader import LoaderDiedError, Share
+from lamp.data.dataloader import BatchShare, DataLoaderDiedError
 from lamp.errors import ConfigError, FailedElsewhereError, LampError
 from lamp.progress import Progress
 from lamp.seeding import global_states, restore_global_states, seed_everything
@@ -128,7 +128,7 @@ class Trainer:
         values["grad_norm"], values["grad_norms"] = (norm / self.distributed.world_size for norm in norms)
         interval.add(values, samples=len(self.distributed.share.rows(stage.batch_samples)), waited_s=waited_s)
 
-    def _micro_batches(self, batch: AnyBatch) -> list[tuple[Share, AnyBatch]]:
+    def _micro_batches(self, batch: AnyBatch) -> list[tuple[BatchShare, AnyBatch]]:
         """Cuts this process's share of a batch into micro-batches, each computed at once."""
         total, mine = self.stage.batch_samples, self.distributed.share
         if self.config.accumulate == 1:
@@ -150,7 +150,7 @@ class Trainer:
                 while reason is None:
                     try:
                         self.train_step(interval)
-                    except LoaderDiedError:
+                    except DataLoaderDiedError:
                         # The signal that asks this process to stop may also have ended its loader's processes.
                         if self.distributed.world_size > 1 or not stop.wait(GROUP_S):
                             raise

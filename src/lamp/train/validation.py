@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lamp.data.dataloader import Batches
+from lamp.data.dataloader import BatchSource
 from lamp.data.image_dataset import ImageSamples
 from lamp.data.policy_dataset import MixedSamples, PolicySamples
 from lamp.model.lamp import LaMP
@@ -33,7 +33,7 @@ def spread(total: int, wanted: int) -> Int64[np.ndarray, " n"]:
 def held_out_loss(
     loss: Callable[[B, Source], StepLoss],
     counts: Callable[[B], Counts],
-    samples: Batches[B],
+    samples: BatchSource[B],
     indices: Int64[np.ndarray, " n"],
     loop: LoopConfig,
     at_once: int | None = None,

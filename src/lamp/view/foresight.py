@@ -17,7 +17,7 @@ from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
 from lamp.sceneflow.motion_mask import DRAWN
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.sceneflow.stores import FlowNeeds, find_store, store_folders
+from lamp.sceneflow.stores import FlowRequirements, find_store, store_folders
 from lamp.sceneflow.tracks import grid_points, integrate, retime
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, read_description
@@ -141,11 +141,13 @@ class Looking:
         """The store that the checkpoint's scene flow is compared with; without a checkpoint, the dataset's first."""
         folders = store_folders(data)
         if name is not None or len(folders) < 2:
-            return find_store(data, FlowNeeds(), name)
+            return find_store(data, FlowRequirements(), name)
         if self.foreseer is None:
             return SceneFlowStore(folders[0])
         flow = self.foreseer.flow
-        return find_store(data, FlowNeeds(grid=flow.grid, horizon=flow.horizon, frames=flow.stride, camera=flow.camera))
+        return find_store(
+            data, FlowRequirements(grid=flow.grid, horizon=flow.horizon, frames=flow.stride, camera=flow.camera)
+        )
 
     @cached_property
     def foreseer(self) -> Foreseer | None:

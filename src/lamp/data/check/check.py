@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lamp.data.check.faults import Fault, Report, of_error, of_problems
-from lamp.data.check.images import FileOfPictures, check_pictures
-from lamp.data.check.values import FileOfRows, Rules, check_rows, check_statistics
+from lamp.data.check.faults import DatasetReport, Fault, faults_from_error, faults_from_problems
+from lamp.data.check.images import PictureFile, check_pictures
+from lamp.data.check.values import CheckContext, DataFile, check_rows, check_statistics
 from lamp.data.lerobot.episodes import Episode
 from lamp.data.lerobot.format import EPISODES_LINES, INFO_PATH, TASKS_LINES, TASKS_PATH, Slot
 from lamp.data.lerobot.reader import LeRobotDataset
@@ -27,7 +27,7 @@ KEPT_APART = 256
 """Of so many files, what was found is kept apart; then it is put together, which takes less memory."""
 
 
-def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Report:
+def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> DatasetReport:
     """Reads a LeRobot dataset, v2 or v3.0, whole.
 
     Args:
@@ -45,14 +45,14 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Repor
     except DataError as error:
         if not Path(root).is_dir():
             raise
-        faults = of_error(error, Path(root), INFO_PATH)
-        return Report.of(faults, root=str(root), version=None, episodes=0, frames=0, pictures=0)
+        faults = faults_from_error(error, Path(root), INFO_PATH)
+        return DatasetReport.of(faults, root=str(root), version=None, episodes=0, frames=0, pictures=0)
     listing = check_listing(dataset)
     faults, content = list(listing.faults), dict[int, str]()
     statistics: dict[str, list[Moments]] = {}
-    rules = Rules(
+    rules = CheckContext(
         root=dataset.root,
-        described=dataset.described,
+        meta=dataset.meta,
         tasks=listing.tasks,
         listed=len(listing.episodes) == len(dataset),
     )
@@ -69,13 +69,13 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Repor
     for seen in _mapped("check pictures", check_pictures, files, workers):
         faults += seen.faults
         pictures += seen.count
-    faults += _copies(content)
-    faults += _strangers(dataset, listing.episodes)
+    faults += _duplicate_episodes(content)
+    faults += _unlisted_files(dataset, listing.episodes)
     faults += check_statistics(dataset, {key: joined(parts) for key, parts in statistics.items()})
-    return Report.of(
+    return DatasetReport.of(
         faults,
         root=str(dataset.root),
-        version=dataset.described.version,
+        version=dataset.meta.version,
         episodes=len(listing.episodes),
         frames=sum(episode.length for episode in listing.episodes),
         pictures=pictures,
@@ -99,58 +99,58 @@ def _mapped(
             progress.advance()
 
 
-_given: tuple[Callable[..., Any], tuple[object, ...]] | None = None
+_shared: tuple[Callable[..., Any], tuple[object, ...]] | None = None
 
 
 def _start(work: Callable[..., Any], shared: tuple[object, ...]) -> None:
-    global _given
-    _given = work, shared
+    global _shared
+    _shared = work, shared
 
 
 def _in_worker(unit: Any) -> Any:
-    assert _given is not None
-    work, shared = _given
+    assert _shared is not None
+    work, shared = _shared
     return work(unit, *shared)
 
 
-def _files_of_rows(dataset: LeRobotDataset, listing: Listing) -> list[FileOfRows]:
+def _files_of_rows(dataset: LeRobotDataset, listing: EpisodeListing) -> list[DataFile]:
     by_path = _by_path(dataset, listing.episodes, None)
-    return [FileOfRows(path=path, episodes=tuple(episodes)) for path, episodes in by_path.items()]
+    return [DataFile(path=path, episodes=tuple(episodes)) for path, episodes in by_path.items()]
 
 
-def _files_of_pictures(dataset: LeRobotDataset, episodes: Sequence[Episode], *, decode: bool) -> list[FileOfPictures]:
+def _files_of_pictures(dataset: LeRobotDataset, episodes: Sequence[Episode], *, decode: bool) -> list[PictureFile]:
     return [
-        FileOfPictures(
+        PictureFile(
             root=dataset.root,
             path=path,
             camera=camera,
             episodes=tuple(inside),
             firsts=tuple(one.videos[name].first if camera.in_videos else one.row for one in inside),
             fps=dataset.fps,
-            whole=dataset.described.episode_files,
+            whole=dataset.meta.one_file_per_episode,
             decode=decode,
         )
-        for name, camera in dataset.described.pictures.items()
+        for name, camera in dataset.meta.pictures.items()
         for path, inside in _by_path(dataset, episodes, name).items()
     ]
 
 
 def _by_path(dataset: LeRobotDataset, episodes: Sequence[Episode], camera: str | None) -> dict[Path, list[Episode]]:
     """Episodes by the data file, or the camera's file, that holds them."""
-    described, by_slot = dataset.described, dict[tuple[Slot, bool], list[Episode]]()
+    meta, by_slot = dataset.meta, dict[tuple[Slot, bool], list[Episode]]()
     for episode in episodes:
         apart = camera is not None and camera in episode.videos
         slot = episode.videos[camera].slot if camera is not None and apart else episode.slot
         by_slot.setdefault((slot, apart), []).append(episode)
     found: dict[Path, list[Episode]] = {}
     for (slot, apart), inside in by_slot.items():
-        key = described.pictures[camera].key if camera is not None and apart else None
-        path = described.data_file(dataset.root, slot) if key is None else described.video_file(dataset.root, slot, key)
+        key = meta.pictures[camera].key if camera is not None and apart else None
+        path = meta.data_file(dataset.root, slot) if key is None else meta.video_file(dataset.root, slot, key)
         found.setdefault(path, []).extend(inside)
     return found
 
 
-def _copies(content: Mapping[int, str]) -> Iterator[Fault]:
+def _duplicate_episodes(content: Mapping[int, str]) -> Iterator[Fault]:
     """Episodes whose numbers are those of an earlier one, to the bit."""
     first: dict[str, int] = {}
     for index in sorted(content):
@@ -161,9 +161,9 @@ def _copies(content: Mapping[int, str]) -> Iterator[Fault]:
             )
 
 
-def _strangers(dataset: LeRobotDataset, episodes: Sequence[Episode]) -> Iterator[Fault]:
+def _unlisted_files(dataset: LeRobotDataset, episodes: Sequence[Episode]) -> Iterator[Fault]:
     """Data files of no listed episode, where each episode has its own: a v3.0 writer that was stopped may leave some."""
-    if not dataset.described.episode_files:
+    if not dataset.meta.one_file_per_episode:
         return
     known = set(_by_path(dataset, episodes, None))
     for path in sorted((dataset.root / "data").rglob("*.parquet")):
@@ -172,7 +172,7 @@ def _strangers(dataset: LeRobotDataset, episodes: Sequence[Episode]) -> Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class EpisodeListing:
     """What could be read of a dataset's lists, faulty or not."""
 
     episodes: tuple[Episode, ...]
@@ -181,34 +181,36 @@ class Listing:
     faults: tuple[Fault, ...]
 
 
-def check_listing(dataset: LeRobotDataset) -> Listing:
+def check_listing(dataset: LeRobotDataset) -> EpisodeListing:
     """Reads the lists of tasks and episodes."""
-    one_file = dataset.described.episode_files
+    one_file = dataset.meta.one_file_per_episode
     tasks_file = TASKS_LINES if one_file else TASKS_PATH
     episodes_file = EPISODES_LINES if one_file else "meta/episodes"
     faults: list[Fault] = []
-    table = replace(dataset.table, cameras=dataset.described.pictures)
+    table = replace(dataset.table, cameras=dataset.meta.pictures)
     try:
         tasks, problems = table.read_tasks()
-        faults += of_problems(problems, dataset.root)
-        faults += _of_tasks(tasks, dataset, tasks_file)
+        faults += faults_from_problems(problems, dataset.root)
+        faults += _check_tasks(tasks, dataset, tasks_file)
     except DataError as error:
         tasks = {}
-        faults += of_error(error, dataset.root, tasks_file)
+        faults += faults_from_error(error, dataset.root, tasks_file)
     try:
         rows, problems = table.read_rows(whole=True)
     except DataError as error:
-        return Listing(episodes=(), tasks=tasks, faults=(*faults, *of_error(error, dataset.root, episodes_file)))
-    faults += of_problems(problems, dataset.root)
+        return EpisodeListing(
+            episodes=(), tasks=tasks, faults=(*faults, *faults_from_error(error, dataset.root, episodes_file))
+        )
+    faults += faults_from_problems(problems, dataset.root)
     faulty = {episode for problem in problems for episode in (problem.episode, *problem.later)}
-    faults += _of_numbers(rows, faulty, dataset, episodes_file)
+    faults += _check_numbers(rows, faulty, dataset, episodes_file)
     once = {row["episode_index"]: row for row in reversed(rows) if row["episode_index"] < len(dataset)}
     episodes = table.placed([once[index] for index in sorted(once)])
-    faults += _of_episodes(episodes, tasks, dataset, episodes_file, complete=not problems)
-    return Listing(episodes=tuple(episodes), tasks=tasks, faults=tuple(faults))
+    faults += _check_episodes(episodes, tasks, dataset, episodes_file, complete=not problems)
+    return EpisodeListing(episodes=tuple(episodes), tasks=tasks, faults=tuple(faults))
 
 
-def _of_tasks(tasks: Mapping[int, str], dataset: LeRobotDataset, file: str) -> Iterator[Fault]:
+def _check_tasks(tasks: Mapping[int, str], dataset: LeRobotDataset, file: str) -> Iterator[Fault]:
     if not tasks and len(dataset):
         yield Fault(problem="lists no task; expected an instruction in words for each", file=file, key="task")
     for index, text in tasks.items():
@@ -226,7 +228,7 @@ def _of_tasks(tasks: Mapping[int, str], dataset: LeRobotDataset, file: str) -> I
         yield Fault(problem=f"total_tasks is {total}; {file} lists {len(tasks)}", file=INFO_PATH, key="total_tasks")
 
 
-def _of_numbers(
+def _check_numbers(
     rows: Sequence[Mapping[str, Any]], faulty: Collection[int | None], dataset: LeRobotDataset, file: str
 ) -> Iterator[Fault]:
     """Duplicates and gaps. A v3.0 table may go on after the last episode that counts: a writer was stopped there.
@@ -253,7 +255,7 @@ def _of_numbers(
                 problem=f"is not listed{more}; expected episodes 0 to {total - 1}", file=file, episode=before + 1
             )
     beyond = sorted(index for index in times if index >= total)
-    if beyond and dataset.described.episode_files:
+    if beyond and dataset.meta.one_file_per_episode:
         problem = f"total_episodes is {total}; {file} also lists episode {beyond[0]}"
         yield Fault(problem=problem, file=INFO_PATH, episode=beyond[0], key="total_episodes")
 
@@ -267,7 +269,7 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = place
 
 
-def _of_episodes(
+def _check_episodes(
     episodes: Sequence[Episode],
     tasks: Mapping[int, str],
     dataset: LeRobotDataset,

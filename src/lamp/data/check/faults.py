@@ -44,7 +44,7 @@ class Fault:
         return asdict(self)
 
 
-def of_problems(problems: Iterable[Problem], root: Path) -> list[Fault]:
+def faults_from_problems(problems: Iterable[Problem], root: Path) -> list[Fault]:
     """The faults that reading metadata has shown."""
     return [
         Fault(
@@ -59,17 +59,17 @@ def of_problems(problems: Iterable[Problem], root: Path) -> list[Fault]:
     ]
 
 
-def of_error(error: DataError, root: Path, file: str) -> list[Fault]:
+def faults_from_error(error: DataError, root: Path, file: str) -> list[Fault]:
     """The faults behind an error of reading a file."""
     return (
-        of_problems(error.problems, root)
+        faults_from_problems(error.problems, root)
         if isinstance(error, MetadataError)
         else [Fault(problem=str(error), file=file)]
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class DatasetReport:
     """All that was found wrong with a dataset, and how much was read."""
 
     root: str
@@ -87,7 +87,7 @@ class Report:
     """The episodes that faults were found in, listed or not."""
 
     @classmethod
-    def of(cls, faults: Iterable[Fault], **read: Any) -> Report:
+    def of(cls, faults: Iterable[Fault], **read: Any) -> DatasetReport:
         """A report of any number of faults, of which those of one kind are cut short: one wrong value may spoil every episode."""
         kept, kinds, episodes = list[Fault](), Counter[tuple[str | None, str]](), set[int]()
         for fault in faults:

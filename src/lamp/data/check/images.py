@@ -22,7 +22,7 @@ from lamp.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileOfPictures:
+class PictureFile:
     """A file that should hold a camera's pictures of some episodes."""
 
     root: Path
@@ -53,14 +53,14 @@ class FileOfPictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundPictures:
+class PictureFileResult:
     """What one file holds."""
 
     faults: tuple[Fault, ...]
     count: int
 
 
-def check_pictures(file: FileOfPictures) -> FoundPictures:
+def check_pictures(file: PictureFile) -> PictureFileResult:
     """Reads a file's pictures."""
     if not file.camera.in_videos:
         return _check_images(file)
@@ -68,17 +68,17 @@ def check_pictures(file: FileOfPictures) -> FoundPictures:
         with explained(file.path):
             container, stream = open_video(file.path)
             with container:
-                faults = [*_of_stream(file, stream), *_of_depth(file, stream), *_of_spans(file)]
+                faults = [*_check_stream(file, stream), *_check_depth(file, stream), *_check_spans(file)]
                 numbers = _numbers(container, stream, file.fps)
-                faults += _of_numbers(file, numbers)
+                faults += _check_numbers(file, numbers)
         if file.decode:
-            faults += _of_decoding(file, len(numbers))
+            faults += _check_decoding(file, len(numbers))
     except DataError as error:
-        return FoundPictures(faults=tuple(file.fault(str(error), first) for first in file.firsts), count=0)
-    return FoundPictures(faults=tuple(faults), count=len(numbers))
+        return PictureFileResult(faults=tuple(file.fault(str(error), first) for first in file.firsts), count=0)
+    return PictureFileResult(faults=tuple(faults), count=len(numbers))
 
 
-def _of_stream(file: FileOfPictures, stream: VideoStream) -> Iterator[Fault]:
+def _check_stream(file: PictureFile, stream: VideoStream) -> Iterator[Fault]:
     context, camera = stream.codec_context, file.camera
     if (context.height, context.width) != (camera.height, camera.width):
         problem = f"is {context.height}x{context.width}; the description says {camera.height}x{camera.width}"
@@ -88,7 +88,7 @@ def _of_stream(file: FileOfPictures, stream: VideoStream) -> Iterator[Fault]:
         yield file.fault(f"runs at {rate:.4g} fps; the description says {file.fps:g}")
 
 
-def _of_depth(file: FileOfPictures, stream: VideoStream) -> Iterator[Fault]:
+def _check_depth(file: PictureFile, stream: VideoStream) -> Iterator[Fault]:
     """Depth of which nobody knows the metres."""
     kind = stream.codec_context.format
     if isinstance(file.camera, DepthFeature) and kind is not None:
@@ -98,7 +98,7 @@ def _of_depth(file: FileOfPictures, stream: VideoStream) -> Iterator[Fault]:
             yield file.fault(str(error))
 
 
-def _of_spans(file: FileOfPictures) -> Iterator[Fault]:
+def _check_spans(file: PictureFile) -> Iterator[Fault]:
     spans = sorted(zip(file.firsts, (episode.length for episode in file.episodes), strict=True))
     for (first, length), (later, _) in pairwise(spans):
         if later < first + length:
@@ -111,7 +111,7 @@ def _numbers(container: InputContainer, stream: VideoStream, fps: float) -> list
     return sorted(round(time * fps) for time in times)
 
 
-def _of_numbers(file: FileOfPictures, numbers: Sequence[int]) -> Iterator[Fault]:
+def _check_numbers(file: PictureFile, numbers: Sequence[int]) -> Iterator[Fault]:
     present, needed = (
         np.array(numbers, np.int64),
         max((first + episode.length for first, episode in zip(file.firsts, file.episodes, strict=True)), default=0),
@@ -137,7 +137,7 @@ def _of_numbers(file: FileOfPictures, numbers: Sequence[int]) -> Iterator[Fault]
         yield file.fault(f"the video has {len(present)} pictures; expected {needed}")
 
 
-def _of_decoding(file: FileOfPictures, count: int) -> Iterator[Fault]:
+def _check_decoding(file: PictureFile, count: int) -> Iterator[Fault]:
     """Decodes everything; a frame that the decoder repaired or dropped is a fault too."""
     decoded = 0
     container, stream = open_video(file.path)
@@ -154,7 +154,7 @@ def _of_decoding(file: FileOfPictures, count: int) -> Iterator[Fault]:
         yield file.fault(f"only {decoded} of {count} pictures decode; the video is corrupt", decoded)
 
 
-def _check_images(file: FileOfPictures) -> FoundPictures:
+def _check_images(file: PictureFile) -> PictureFileResult:
     """Images in a data file, one a row. A file that is missing is the data file's own fault."""
     images, faults, count = StoredImages(file.root), [], 0
     for episode, first in zip(file.episodes, file.firsts, strict=True):
@@ -166,4 +166,4 @@ def _check_images(file: FileOfPictures) -> FoundPictures:
                 faults.append(file.fault(str(error), number))
                 if "row" not in str(error) or "ends before" in str(error):
                     break  # of the whole file, not of this picture
-    return FoundPictures(faults=tuple(faults), count=count)
+    return PictureFileResult(faults=tuple(faults), count=count)

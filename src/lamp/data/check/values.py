@@ -22,7 +22,7 @@ from lamp.data.lerobot.format import (
     EPISODES_LINES,
     INFO_PATH,
     STATISTICS_PATH,
-    Described,
+    DatasetMetadata,
     Feature,
     from_arrow,
     is_list,
@@ -41,18 +41,18 @@ ELSEWHERE = ("string", "audio", "language")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class CheckContext:
     """What holds for all data files of a dataset."""
 
     root: Path
-    described: Described
+    meta: DatasetMetadata
     tasks: Mapping[int, str]
     listed: bool
     """Whether all episodes are known, so that a row of no episode is a fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileOfRows:
+class DataFile:
     """A data file and the episodes whose rows should be in it."""
 
     path: Path
@@ -60,7 +60,7 @@ class FileOfRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundRows:
+class DataFileResult:
     """What one data file holds."""
 
     faults: tuple[Fault, ...]
@@ -70,35 +70,35 @@ class FoundRows:
     """A hash of each episode's numbers, without the bookkeeping."""
 
 
-def check_rows(file: FileOfRows, rules: Rules) -> FoundRows:
+def check_rows(file: DataFile, rules: CheckContext) -> DataFileResult:
     """Reads all numbers of a data file.
 
     Columns are looked at whole; only episodes that something is wrong with are looked at one by one, for the words of it.
     """
     name = str(file.path.relative_to(rules.root))
-    features = {**rules.described.features, **BOOKKEEPING}
+    features = {**rules.meta.features, **BOOKKEEPING}
     try:
         present = column_names(file.path)
         table = read_parquet(file.path, [key for key in features if key in present])
     except DataError as error:
         faults = tuple(Fault(problem=str(error), file=name, episode=episode.index) for episode in file.episodes)
-        return FoundRows(faults=faults, statistics={}, content={})
+        return DataFileResult(faults=faults, statistics={}, content={})
     faults = [
         Fault(problem=f"the column is missing; the file has {', '.join(present)}", file=name, key=key)
         for key in features
         if key not in present
     ]
-    faults += _left_aside(file.path, rules, present)
+    faults += _check_other_features(file.path, rules, present)
     end = max((episode.row + episode.length for episode in file.episodes), default=0)
     if rules.listed and table.num_rows > end:
         problem = f"the file has {table.num_rows} rows; the list of episodes accounts for {end}"
         faults.append(Fault(problem=problem, file=name, episode=_last(file.episodes), key="length"))
     episodes = sorted(file.episodes, key=lambda episode: episode.row)
-    whole = _Whole.of(table, features, episodes, rules)
+    whole = _FileColumns.of(table, features, episodes, rules)
     parts: dict[str, list[Moments]] = {key: [found] for key, found in whole.moments().items()}
     content = whole.content()
     for episode in (episode for episode, sound in zip(episodes, whole.sound, strict=True) if not sound):
-        rows = _Rows(file=name, episode=episode, described=rules.described, tasks=rules.tasks)
+        rows = _EpisodeColumns(file=name, episode=episode, meta=rules.meta, tasks=rules.tasks)
         found, numbers = rows.read(table.slice(episode.row, episode.length), features)
         faults += found
         for key, values in numbers.items():
@@ -106,25 +106,25 @@ def check_rows(file: FileOfRows, rules: Rules) -> FoundRows:
                 one = moments_of(values, np.array([0]), np.array([len(values)]), np.array([episode.index]))
                 parts.setdefault(key, []).append(one)
         indices = dict.fromkeys(numbers.get("task_index", np.zeros(0)).tolist())
-        told = [rules.tasks.get(int(index), "") for index in indices]
+        instructions = [rules.tasks.get(int(index), "") for index in indices]
         if any(
             key not in BOOKKEEPING and values.min() < values.max() for key, values in numbers.items() if len(values)
         ):
-            content[episode.index] = _digest(told or episode.tasks, numbers)
-    return FoundRows(
+            content[episode.index] = _digest(instructions or episode.tasks, numbers)
+    return DataFileResult(
         faults=tuple(faults), statistics={key: joined(of_key) for key, of_key in parts.items()}, content=content
     )
 
 
-def _digest(told: Sequence[str], numbers: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(repr(told).encode())
+def _digest(instructions: Sequence[str], numbers: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(repr(instructions).encode())
     for key in sorted(numbers.keys() - BOOKKEEPING.keys()):
         digest.update(np.ascontiguousarray(numbers[key]).tobytes())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Whole:
+class _FileColumns:
     """The columns of a whole file, and which of its episodes nothing is wrong with."""
 
     episodes: Sequence[Episode]
@@ -132,15 +132,19 @@ class _Whole:
     sound: Bool[np.ndarray, " e"]
     numbers: Mapping[str, np.ndarray]
     """Empty where a column cannot be taken whole: then no episode is known to be sound."""
-    told: Sequence[Sequence[str]]
+    instructions: Sequence[Sequence[str]]
     """The instructions of each sound episode, in the order of its frames."""
 
     @classmethod
-    def of(cls, table: pa.Table, features: Mapping[str, Feature], episodes: Sequence[Episode], rules: Rules) -> _Whole:
+    def of(
+        cls, table: pa.Table, features: Mapping[str, Feature], episodes: Sequence[Episode], rules: CheckContext
+    ) -> _FileColumns:
         start = np.array([episode.row for episode in episodes], np.int64)
         length = np.array([episode.length for episode in episodes], np.int64)
         stop = start + length
-        none = cls(episodes=episodes, sound=np.zeros(len(episodes), bool), numbers={}, told=[()] * len(episodes))
+        none = cls(
+            episodes=episodes, sound=np.zeros(len(episodes), bool), numbers={}, instructions=[()] * len(episodes)
+        )
         # Rows that two episodes lay claim to, and episodes without any, are seen to one by one.
         if not episodes or (length < 1).any() or (start[1:] < stop[:-1]).any() or start[0] < 0:
             return none
@@ -174,9 +178,9 @@ class _Whole:
             if key in expected:
                 wrong |= values[row] != expected[key]
             if key == "timestamp":
-                wrong |= ~(np.abs(values[row] - frame / rules.described.fps) <= CLOCK_TOLERANCE_S)
+                wrong |= ~(np.abs(values[row] - frame / rules.meta.fps) <= CLOCK_TOLERANCE_S)
             sound[of_row[wrong]] = False
-        told: list[Sequence[str]] = [episode.tasks for episode in episodes]
+        instructions: list[Sequence[str]] = [episode.tasks for episode in episodes]
         if "task_index" in numbers and rules.tasks:
             indices = numbers["task_index"][row]
             changes = np.flatnonzero(np.diff(of_row, prepend=-1) | np.diff(indices, prepend=-1))
@@ -184,16 +188,16 @@ class _Whole:
             for place, index in zip(of_row[changes].tolist(), indices[changes].tolist(), strict=True):
                 runs[place][index] = None
             for place, (episode, found) in enumerate(zip(episodes, runs, strict=True)):
-                told[place] = [rules.tasks.get(int(index), "") for index in found]
-                listed = not episode.tasks or all(text in episode.tasks for text in told[place])
-                sound[place] &= listed and all(text.strip() for text in told[place])
+                instructions[place] = [rules.tasks.get(int(index), "") for index in found]
+                listed = not episode.tasks or all(text in episode.tasks for text in instructions[place])
+                sound[place] &= listed and all(text.strip() for text in instructions[place])
         else:
             sound &= np.array([bool(episode.tasks) for episode in episodes])
-        return cls(episodes=episodes, sound=sound, numbers=numbers, told=told)
+        return cls(episodes=episodes, sound=sound, numbers=numbers, instructions=instructions)
 
     def _spans(self) -> list[tuple[Episode, Sequence[str]]]:
-        spans = zip(self.episodes, self.told, self.sound, strict=True)
-        return [(episode, told) for episode, told, sound in spans if sound]
+        spans = zip(self.episodes, self.instructions, self.sound, strict=True)
+        return [(episode, instructions) for episode, instructions, sound in spans if sound]
 
     def moments(self) -> dict[str, Moments]:
         """Of the sound episodes, per column."""
@@ -208,11 +212,11 @@ class _Whole:
     def content(self) -> dict[int, str]:
         """Of the sound episodes that do something: their hashes."""
         found = {}
-        for episode, told in self._spans():
+        for episode, instructions in self._spans():
             rows = slice(episode.row, episode.row + episode.length)
             own = {key: values[rows] for key, values in self.numbers.items() if key not in BOOKKEEPING}
             if any(values.min() < values.max() for values in own.values()):
-                found[episode.index] = _digest(told, own)
+                found[episode.index] = _digest(instructions, own)
         return found
 
 
@@ -220,12 +224,12 @@ def _widths_differ(column: pa.ChunkedArray, feature: Feature) -> bool:
     return bool((pc.call_function("list_value_length", [column]).to_numpy() != feature.shape[0]).any())
 
 
-def _left_aside(path: Path, rules: Rules, present: Sequence[str]) -> Iterator[Fault]:
+def _check_other_features(path: Path, rules: CheckContext, present: Sequence[str]) -> Iterator[Fault]:
     """Features whose type is none of ours, though their columns hold numbers or are not there at all."""
-    if not rules.described.left_aside:
+    if not rules.meta.other_features:
         return
     schema = pq.read_schema(path)
-    for key, dtype in rules.described.left_aside.items():
+    for key, dtype in rules.meta.other_features.items():
         kind = schema.field(key).type if key in present else None
         while kind is not None and is_list(kind):
             kind = kind.value_type
@@ -242,12 +246,12 @@ def _last(episodes: Sequence[Episode]) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
+class _EpisodeColumns:
     """The rows of one episode."""
 
     file: str
     episode: Episode
-    described: Described
+    meta: DatasetMetadata
     tasks: Mapping[int, str]
 
     def read(self, table: pa.Table, features: Mapping[str, Feature]) -> tuple[list[Fault], dict[str, np.ndarray]]:
@@ -257,17 +261,17 @@ class _Rows:
             problem = f"has {table.num_rows} rows; its length is {self.episode.length}"
             faults.append(self._fault(problem, "length"))
         for key in table.column_names:
-            found = list(self._of_column(table[key], features[key], key))
+            found = list(self._check_column(table[key], features[key], key))
             faults += found
             if not found:
                 numbers[key] = from_arrow(table[key], features[key], key)
-        faults += self._of_bookkeeping(numbers)
+        faults += self._check_bookkeeping(numbers)
         return faults, numbers
 
     def _fault(self, problem: str, key: str, frame: int | None = None) -> Fault:
         return Fault(problem=problem, file=self.file, episode=self.episode.index, frame=frame, key=key)
 
-    def _of_column(self, column: pa.ChunkedArray, feature: Feature, key: str) -> Iterator[Fault]:
+    def _check_column(self, column: pa.ChunkedArray, feature: Feature, key: str) -> Iterator[Fault]:
         """Missing values, widths, and values that are not finite."""
         empty = column.is_null().to_numpy().astype(bool)
         if empty.any():
@@ -294,7 +298,7 @@ class _Rows:
                 problem = f"is {bad[places[0]]} in dimension {places[0]}; expected finite numbers{_likewise(wrong)}"
                 yield self._fault(problem, key, int(wrong.argmax()))
 
-    def _of_bookkeeping(self, numbers: Mapping[str, np.ndarray]) -> Iterator[Fault]:
+    def _check_bookkeeping(self, numbers: Mapping[str, np.ndarray]) -> Iterator[Fault]:
         length = min((len(values) for values in numbers.values()), default=0)
         count = np.arange(length)
         expected = {
@@ -307,14 +311,14 @@ class _Rows:
                 first = int(wrong.argmax())
                 yield self._fault(f"is {numbers[key][first]}; expected {wanted[first]}{_likewise(wrong)}", key, first)
         if "timestamp" in numbers:
-            yield from self._of_clock(numbers["timestamp"])
+            yield from self._check_timestamps(numbers["timestamp"])
         if "task_index" in numbers and self.tasks:
-            yield from self._of_tasks(numbers["task_index"])
+            yield from self._check_tasks(numbers["task_index"])
         elif not self.episode.tasks:
-            yield self._without_text()
+            yield self._no_instruction()
 
-    def _of_clock(self, times: np.ndarray) -> Iterator[Fault]:
-        fps = self.described.fps
+    def _check_timestamps(self, times: np.ndarray) -> Iterator[Fault]:
+        fps = self.meta.fps
         wrong = np.abs(times - np.arange(len(times)) / fps) > CLOCK_TOLERANCE_S
         if wrong.any():
             first, step = int(wrong.argmax()), float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -323,12 +327,12 @@ class _Rows:
             problem = f"is {times[first]:.6g} s; expected {first / fps:.6g} s" + ("" if same else rate)
             yield self._fault(problem, "timestamp", first)
 
-    def _without_text(self) -> Fault:
-        file = EPISODES_LINES if self.described.episode_files else "meta/episodes"
+    def _no_instruction(self) -> Fault:
+        file = EPISODES_LINES if self.meta.one_file_per_episode else "meta/episodes"
         problem = "has no task text; expected an instruction in words"
         return Fault(problem=problem, file=file, episode=self.episode.index, key="tasks")
 
-    def _of_tasks(self, indices: np.ndarray) -> Iterator[Fault]:
+    def _check_tasks(self, indices: np.ndarray) -> Iterator[Fault]:
         """Each frame's task is listed, has a text, and is among those that the list of episodes gives the episode."""
         numbers = np.unique(indices).tolist()
         unknown = np.isin(indices, [number for number in numbers if number not in self.tasks])
@@ -339,14 +343,14 @@ class _Rows:
             return
         blank = np.isin(indices, [number for number in numbers if not self.tasks[number].strip()])
         if blank.all() and not self.episode.tasks:
-            yield self._without_text()
+            yield self._no_instruction()
         elif blank.any():
             first = int(blank.argmax())
             problem = f"is {indices[first]}, which has no text; expected an instruction in words{_likewise(blank)}"
             yield self._fault(problem, "task_index", first)
         texts = {number: self.tasks[number] for number in numbers}
-        told = [number for number, text in texts.items() if text in self.episode.tasks or not text.strip()]
-        others = ~np.isin(indices, told)
+        instructions = [number for number, text in texts.items() if text in self.episode.tasks or not text.strip()]
+        others = ~np.isin(indices, instructions)
         if self.episode.tasks and others.any():
             first = int(others.argmax())
             listed = ", ".join(map(repr, self.episode.tasks))
@@ -401,9 +405,11 @@ def _compare(stored: Any, found: Moments, row: int, file: str, key: str, episode
     size = np.maximum(np.maximum(np.abs(data["max"]), np.abs(data["min"])), 1e-6)
     wrong = [name for name in COMPARED if name in stored and not _alike(stored[name], data[name], name, size)]
     if wrong:
-        told = f"{wrong[0]} is {shown(stored[wrong[0]])}; the data's is {_short(data[wrong[0]])}"
+        mismatch = f"{wrong[0]} is {shown(stored[wrong[0]])}; the data's is {_short(data[wrong[0]])}"
         more = f" (and {', '.join(wrong[1:])})" if wrong[1:] else ""
-        yield Fault(problem=f"the stored statistics do not match: {told}{more}", file=file, episode=episode, key=key)
+        yield Fault(
+            problem=f"the stored statistics do not match: {mismatch}{more}", file=file, episode=episode, key=key
+        )
 
 
 def _alike(stored: Any, found: np.ndarray, name: str, size: np.ndarray) -> bool:

@@ -27,10 +27,10 @@ from lamp.data.feature_cache.encode import (
     storage_dtype,
 )
 from lamp.data.feature_cache.manifest import cache_folder, write_manifest
-from lamp.data.feature_cache.shards import Shards, State, check_space, one_error_when_full
+from lamp.data.feature_cache.shards import Shards, ShardState, check_space, one_error_when_full
 from lamp.data.feature_cache.store import VIEWS_MANIFEST, FeatureStore, read_augmentation
-from lamp.data.feature_cache.work_sharing import Filled, Work, Workers, fill
-from lamp.data.fingerprints import EpisodeContents
+from lamp.data.feature_cache.work_sharing import BuildProgress, ShardBuilder, Workers, build_shards
+from lamp.data.fingerprints import EpisodeFingerprints
 from lamp.data.instructions import check_instructions
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
@@ -42,7 +42,7 @@ HEADER = 1024
 
 
 @runtime_checkable
-class Loads(Protocol):
+class LoadBackbone(Protocol):
     """Loads a backbone in the process that is to encode with it. It is sent there."""
 
     def __call__(self, device: str | None) -> FrozenBackbone:
@@ -51,7 +51,7 @@ class Loads(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
+class PreloadedBackbone:
     """A backbone that is at hand, and travels as it is."""
 
     backbone: FrozenBackbone
@@ -62,11 +62,11 @@ class Given:
 
 
 @dataclass(kw_only=True)
-class FeatureWork:
+class FeatureShardBuilder:
     """Encodes episodes into the shards of a cache."""
 
     store: FeatureStore
-    loads: Loads
+    load_backbone: LoadBackbone
     storage: StorageFormat
     on_corrupt: OnCorrupt = field(default_factory=Refuse)
     backbone: FrozenBackbone | None = None
@@ -78,7 +78,7 @@ class FeatureWork:
 
     def load(self, device: str | None) -> None:
         """Loads the backbone."""
-        self.backbone = self.loads(device)
+        self.backbone = self.load_backbone(device)
 
     def is_done(self, episode: int) -> bool:
         """Whether an episode needs nothing."""
@@ -111,7 +111,7 @@ class FeatureWork:
         numbers: range,
     ) -> None:
         """Encodes some views of an episode, 0 being the pictures themselves, unless that has been done."""
-        if shards.state(episode) is State.CURRENT:
+        if shards.state(episode) is ShardState.CURRENT:
             return
         rounding, found = Rounding(), dict[str, Tensor]()
         texts, which = self.store.dataset.instructions(episode)
@@ -132,7 +132,7 @@ class FeatureWork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BuildPlan:
     """What is going to be made."""
 
     folder: Path
@@ -147,11 +147,11 @@ class Plan:
 def make_features(
     dataset: LeRobotDataset,
     backbone: BackboneIdentity,
-    loads: Loads,
+    load_backbone: LoadBackbone,
     *,
     workers: Workers,
-    planned: Callable[[Plan], None] | None = None,
-    progress: Callable[[Filled], None] | None = None,
+    planned: Callable[[BuildPlan], None] | None = None,
+    progress: Callable[[BuildProgress], None] | None = None,
     on_corrupt: OnCorrupt | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
     root: Path | None = None,
@@ -181,29 +181,31 @@ def make_features(
         raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")
     check_instructions(backbone, dataset.tasks, dataset.root)
     folder = cache_folder(dataset, backbone.key, root)
-    contents = EpisodeContents(dataset, camera_names(backbone), folder.parent)
-    store = FeatureStore(dataset, folder, augmentation, known=contents)
+    fingerprints = EpisodeFingerprints(dataset, camera_names(backbone), folder.parent)
+    store = FeatureStore(dataset, folder, augmentation, known=fingerprints)
     todo = [episode for episode in range(len(dataset)) if not store.is_current(episode)]
     frames = {episode: int(dataset.fresh(episode).sum()) for episode in range(len(dataset))}
     size = _predicted(store, backbone, {episode: frames[episode] for episode in todo}, storage)
     if planned is not None and todo:
         count = sum(frames[episode] for episode in todo)
-        planned(Plan(folder=store.folder, episodes=len(todo), frames=count, views=augmentation.views, size=size))
+        planned(BuildPlan(folder=store.folder, episodes=len(todo), frames=count, views=augmentation.views, size=size))
     check_space(store.folder, size or 0)
     write_manifest(dataset, backbone, store.folder, storage)
     if store.views is not None:
         _describe_views(store.views.folder / VIEWS_MANIFEST, augmentation)
-    contents.find(todo)  # here, since each worker would read the files that hold many episodes
-    work = FeatureWork(store=store, loads=loads, storage=storage, on_corrupt=on_corrupt or Refuse())
-    fill_telling(work, todo, frames, workers, progress)
+    fingerprints.find(todo)  # here, since each worker would read the files that hold many episodes
+    work = FeatureShardBuilder(
+        store=store, load_backbone=load_backbone, storage=storage, on_corrupt=on_corrupt or Refuse()
+    )
+    build_with_progress(work, todo, frames, workers, progress)
 
 
-def fill_telling(
-    work: Work,
+def build_with_progress(
+    work: ShardBuilder,
     todo: Collection[int],
     frames: Mapping[int, int],
     workers: Workers,
-    progress: Callable[[Filled], None] | None,
+    progress: Callable[[BuildProgress], None] | None,
 ) -> None:
     """Fills a store and tells how far it is.
 
@@ -215,13 +217,13 @@ def fill_telling(
         progress: Is told.
     """
     total, left = sum(frames.values()), sum(frames[episode] for episode in todo)
-    now = Filled(episodes=len(frames) - len(todo), of_episodes=len(frames), frames=total - left, of_frames=total)
+    now = BuildProgress(episodes=len(frames) - len(todo), of_episodes=len(frames), frames=total - left, of_frames=total)
     tell = progress or (lambda filled: None)
 
     def elsewhere(count: int) -> None:
         tell(replace(now, elsewhere=count))
 
-    for episode in fill(work, list(todo), workers, elsewhere):
+    for episode in build_shards(work, list(todo), workers, elsewhere):
         now = replace(now, episodes=now.episodes + 1, frames=now.frames + frames[episode])
         tell(now)
 
@@ -251,7 +253,7 @@ def _predicted(
             of_frame = max(of_frame, of_text)
         width = (dtype or (backbone.dtype if isinstance(backbone, SequenceIdentity) else torch.float16)).itemsize
         for shards, views in ((store.pictures, 1), (store.views, store.augmentation.views)):
-            if shards is not None and shards.state(episode) is not State.CURRENT:
+            if shards is not None and shards.state(episode) is not ShardState.CURRENT:
                 total += HEADER + count * of_frame * width * views
     return total
 

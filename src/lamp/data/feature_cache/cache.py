@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lamp.configuration import from_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
-from lamp.data.feature_cache.build import Given, make_features
+from lamp.data.feature_cache.build import PreloadedBackbone, make_features
 from lamp.data.feature_cache.encode import (
     FORMATS,
     LENGTHS,
@@ -37,8 +37,8 @@ from lamp.data.feature_cache.encode import (
 from lamp.data.feature_cache.manifest import MANIFEST, SEQUENCES, SHARED, cache_folder, read_manifest
 from lamp.data.feature_cache.shards import load_mapped
 from lamp.data.feature_cache.store import HIDDEN, FeatureStore
-from lamp.data.feature_cache.work_sharing import Filled, Workers
-from lamp.data.fingerprints import EpisodeContents
+from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
+from lamp.data.fingerprints import EpisodeFingerprints
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.padding import Padding, RightPadding, padded
 from lamp.data.stored_images import OnCorrupt
@@ -129,7 +129,7 @@ class Features(ABC):
     index: FrameIndex
     left_out: tuple[int, ...]
     """Episodes without features, since their pictures cannot be read: they have no rows."""
-    contents: EpisodeContents
+    fingerprints: EpisodeFingerprints
     """What identifies the episodes, as far as their features depend on them."""
     folder: Path
     """Where a cache of them is, or would be."""
@@ -198,10 +198,10 @@ class FeatureCache(Features):
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
         store = FeatureStore(dataset, self.folder, augmentation)
-        self.contents, self.left_out = store.contents, store.left_out()
+        self.fingerprints, self.left_out = store.fingerprints, store.left_out()
         store.check()
         self.index = FrameIndex.of(dataset, without=self.left_out)
-        layout = Sequences if self.manifest["version"] == SEQUENCES else Parts
+        layout = SequenceLayout if self.manifest["version"] == SEQUENCES else ImageTextLayout
         self._layout = layout(ShardReader(store), self.folder, self.manifest, self.index.texts)
 
     @classmethod
@@ -211,7 +211,7 @@ class FeatureCache(Features):
         backbone: FrozenBackbone,
         *,
         processes: int = 1,
-        progress: Callable[[Filled], None] | None = None,
+        progress: Callable[[BuildProgress], None] | None = None,
         on_corrupt: OnCorrupt | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
         root: Path | None = None,
@@ -234,7 +234,7 @@ class FeatureCache(Features):
         make_features(
             dataset,
             backbone,
-            Given(backbone),
+            PreloadedBackbone(backbone),
             workers=Workers(processes=processes),
             progress=progress,
             on_corrupt=on_corrupt,
@@ -284,14 +284,14 @@ class FeatureCache(Features):
         groups = self.index.episode[rows] * 2 + augmented
         order = np.argsort(groups, kind="stable")
         taken, cuts = np.unique(groups[order], return_index=True)
-        located = []
+        parts = []
         for group, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
             first = self.index.first[group // 2]
             part = EpisodeRows(
                 episode=group // 2, places=places, frames=rows[places] - first, texts=self.index.text[rows[places]]
             )
-            located.append(replace(part, views=views[places]) if views is not None and group % 2 else part)
-        return self._layout.encoded(located)
+            parts.append(replace(part, views=views[places]) if views is not None and group % 2 else part)
+        return self._layout.encoded(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +371,7 @@ class HiddenStates:
         return torch.stack(found).numpy()
 
 
-class Parts:
+class ImageTextLayout:
     """Tokens of each camera's image, then those of the instruction: computed apart, put together here.
 
     Args:
@@ -399,25 +399,25 @@ class Parts:
         self.tokens: int = sum(map(len, self._constant.values())) + self._text.shape[1]
         self.padding: Padding = RightPadding()
 
-    def encoded(self, located: Sequence[EpisodeRows]) -> Encoded:
+    def encoded(self, parts: Sequence[EpisodeRows]) -> Encoded:
         """Puts the tokens of a batch together: cameras in order, then the instruction."""
-        size, start = sum(len(part.places) for part in located), 0
+        size, start = sum(len(part.places) for part in parts), 0
         tokens = torch.empty(size, self.tokens, self._width)
         mask = torch.ones(size, self.tokens, dtype=torch.bool)
-        stored = [(torch.from_numpy(part.places), self._shards.rows(part)) for part in located]
+        stored = [(torch.from_numpy(part.places), self._shards.rows(part)) for part in parts]
         for camera, constant in self._constant.items():
             of_camera = tokens[:, start : start + len(constant)]
             of_camera[:] = constant
             for places, rows in stored:
                 of_camera[places, :, self._varying] = rows[camera].float()
             start += len(constant)
-        for part in located:
+        for part in parts:
             places, instruction = torch.from_numpy(part.places), self._instruction[torch.from_numpy(part.texts)]
             tokens[places, start:], mask[places, start:] = self._text[instruction], self._text_mask[instruction]
         return Encoded(tokens=tokens, mask=mask)
 
 
-class Sequences:
+class SequenceLayout:
     """Whole sequences, stored without their padding, and given in the backbone's number format.
 
     Args:
@@ -434,10 +434,10 @@ class Sequences:
         self.tokens: int | None = manifest["length"]
         self._dtype = None if "dtype" not in manifest else FORMATS[manifest["dtype"]]
 
-    def encoded(self, located: Sequence[EpisodeRows]) -> Encoded:
+    def encoded(self, parts: Sequence[EpisodeRows]) -> Encoded:
         """Puts the sequences of a batch together and pads them as the backbone does."""
         rows: dict[int, Tensor] = {}
-        for part in located:
+        for part in parts:
             found = self._shards.rows(part)
             stored = found[TOKENS].to(self._dtype or found[TOKENS].dtype)
             lengths = found[LENGTHS].tolist() if LENGTHS in found else [stored.shape[1]] * len(stored)

@@ -53,7 +53,7 @@ def cache_folder(dataset: LeRobotDataset, key: str, root: Path | None = None) ->
     folder = caches_of(dataset, root) / key
     path = folder / MANIFEST
     seen = read_json(path, "feature cache's description").get("camera_features") if path.exists() else None
-    here = {name: camera.key for name, camera in dataset.described.cameras.items()}
+    here = {name: camera.key for name, camera in dataset.meta.cameras.items()}
     if not isinstance(seen, dict) or all(here.get(name) == one for name, one in seen.items()):
         return folder
     mapping = json.dumps({name: here.get(name) for name in sorted(seen)})
@@ -145,7 +145,7 @@ def write_manifest(
         "key": backbone.key,
         "backbone": backbone.description,
         "cameras": list(camera_names(backbone)),
-        "camera_features": {name: dataset.described.cameras[name].key for name in camera_names(backbone)},
+        "camera_features": {name: dataset.meta.cameras[name].key for name in camera_names(backbone)},
         "width": backbone.width,
         "storage": storage_name(dtype or torch.float32 if apart else dtype or backbone.dtype),
     }

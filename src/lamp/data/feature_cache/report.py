@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from lamp.configuration import to_json
 from lamp.data.feature_cache.manifest import MANIFEST
-from lamp.data.feature_cache.shards import Shards, State, read_header
+from lamp.data.feature_cache.shards import Shards, ShardState, read_header
 from lamp.data.feature_cache.store import HIDDEN, HIDDEN_MANIFEST, VIEWS, VIEWS_MANIFEST, FeatureStore
-from lamp.data.feature_cache.work_sharing import CLAIMS, in_use
+from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError
 from lamp.files import locked, read_json, remove_folder
 from lamp.sceneflow.store import SceneFlowStore, lock_of
@@ -23,7 +23,7 @@ NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CacheReport:
     """What was found in a cache."""
 
     folder: Path
@@ -39,7 +39,7 @@ class Report:
         return {"ok": self.ok, "folder": str(self.folder), "episodes": self.episodes, "faults": list(self.faults)}
 
 
-def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> Report:
+def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> CacheReport:
     """Reads all of a cache's shards and compares them with their checksums and with the dataset.
 
     Args:
@@ -47,7 +47,7 @@ def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> Rep
         apart_from: Episodes that it need not have.
     """
     left_out = {*store.left_out(), *apart_from}
-    counts: Counter[State] = Counter({State.LEFT_OUT: len(left_out)} if left_out else {})
+    counts: Counter[ShardState] = Counter({ShardState.LEFT_OUT: len(left_out)} if left_out else {})
     faults = [f"{store.pictures.left_out_path(episode)} (episode {episode}): left out" for episode in sorted(left_out)]
     for shards in (store.pictures, store.views):
         for episode in range(len(store.dataset)) if shards is not None else ():
@@ -55,18 +55,18 @@ def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> Rep
                 continue
             state = shards.verify(episode)
             counts[state] += 1
-            if state is not State.CURRENT:
+            if state is not ShardState.CURRENT:
                 faults.append(_fault(shards, episode, state))
     more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
-    return Report(
+    return CacheReport(
         folder=store.folder,
         episodes={state.name.lower().replace("_", " "): count for state, count in counts.items()},
         faults=tuple(faults[:NAMED] + more),
-        ok=set(counts) <= {State.CURRENT, State.LEFT_OUT},
+        ok=set(counts) <= {ShardState.CURRENT, ShardState.LEFT_OUT},
     )
 
 
-def _fault(shards: Shards, episode: int, state: State) -> str:
+def _fault(shards: Shards, episode: int, state: ShardState) -> str:
     return f"{shards.path(episode)} {state.value} ({shards.told(episode, state)})"
 
 
@@ -157,8 +157,8 @@ def remove_caches(caches: Path, names: Sequence[str], data: Path | None = None) 
     for entry in chosen:
         if entry.name in names_of_stores:
             continue
-        claims = (caches / entry.name).rglob(CLAIMS)
-        if any(in_use(path) for path in claims):
+        locks = (caches / entry.name).rglob(LOCK_FILE)
+        if any(in_use(path) for path in locks):
             raise DataError(f"{caches / entry.name} is being filled by another process; wait for it, or stop it first")
     removed = [entry for entry in present if any(_is_in(entry.name, one.name) for one in chosen)]
     for entry in chosen:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lamp.checksums import with_own
-from lamp.data.fingerprints import EpisodeContents
+from lamp.data.fingerprints import EpisodeFingerprints
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, unreadable
 from lamp.files import atomic_path, read_json, write_json
@@ -26,7 +26,7 @@ FULL = ("os error 28", "os error 122", "os error 27")
 """How the library that writes shards says: no space left, quota exceeded, file too large."""
 
 
-class State(enum.Enum):
+class ShardState(enum.Enum):
     """What is to be said of an episode's shard."""
 
     CURRENT = "is current"
@@ -45,18 +45,18 @@ class Shards:
     folder: Path
     least: Mapping[str, int] = field(default_factory=dict)
     """How many views, or draws, each is to hold at least."""
-    contents: EpisodeContents | None = None
+    fingerprints: EpisodeFingerprints | None = None
     """What identifies the episodes; None: found here, of all of the dataset's cameras."""
 
     @cached_property
-    def _contents(self) -> EpisodeContents:
-        return self.contents or EpisodeContents(self.dataset, self.dataset.cameras, self.folder)
+    def _fingerprints(self) -> EpisodeFingerprints:
+        return self.fingerprints or EpisodeFingerprints(self.dataset, self.dataset.cameras, self.folder)
 
     def _is_of(self, episode: int, fingerprint: str | None) -> bool:
         """Whether something was made from what an episode now holds."""
         # The latter is what versions before 0.2 wrote: it changes whenever a file does that the episode shares with others.
         return fingerprint is not None and (
-            fingerprint == self._contents[episode] or fingerprint == self.dataset.fingerprint(episode)
+            fingerprint == self._fingerprints[episode] or fingerprint == self.dataset.fingerprint(episode)
         )
 
     def path(self, episode: int) -> Path:
@@ -67,33 +67,33 @@ class Shards:
         """Stands in for the shard of an episode whose pictures cannot be read, and says why."""
         return self.folder / f"episode-{episode:06d}.left-out.json"
 
-    def state(self, episode: int) -> State:
+    def state(self, episode: int) -> ShardState:
         """What is to be said of a shard, by its header alone; `verify` reads the rest."""
         if not self.path(episode).is_file():
-            return State.LEFT_OUT if self._is_left_out(episode) else State.MISSING
+            return ShardState.LEFT_OUT if self._is_left_out(episode) else ShardState.MISSING
         try:
             header = read_header(self.path(episode))
         except DataError:
-            return State.CORRUPT
+            return ShardState.CORRUPT
         if not self._is_of(episode, header.get("fingerprint")):
-            return State.STALE
+            return ShardState.STALE
         enough = all(int(header.get(name, 0)) >= wanted for name, wanted in self.least.items())
-        return State.CURRENT if enough else State.FEWER
+        return ShardState.CURRENT if enough else ShardState.FEWER
 
-    def told(self, episode: int, state: State) -> str:
+    def told(self, episode: int, state: ShardState) -> str:
         """Which episode it is and, of a stale one, what differs."""
-        if state is not State.STALE:
+        if state is not ShardState.STALE:
             return f"episode {episode}"
         stored = read_header(self.path(episode)).get("fingerprint")
-        return f"episode {episode}: fingerprint {stored} stored, {self._contents[episode]} now"
+        return f"episode {episode}: fingerprint {stored} stored, {self._fingerprints[episode]} now"
 
-    def verify(self, episode: int) -> State:
+    def verify(self, episode: int) -> ShardState:
         """The same after reading the whole shard and comparing it with its own checksum."""
         state = self.state(episode)
-        if state in (State.CURRENT, State.FEWER):
+        if state in (ShardState.CURRENT, ShardState.FEWER):
             tensors, header = load_mapped(self.path(episode))
             if header.get("sha256") not in (None, content_hash(tensors)):
-                return State.CORRUPT
+                return ShardState.CORRUPT
         return state
 
     def _is_left_out(self, episode: int) -> bool:
@@ -103,7 +103,7 @@ class Shards:
 
     def leave_out(self, episode: int, file: Path, reason: str) -> None:
         """Notes that an episode's pictures cannot be read."""
-        note = {"file": str(file), "reason": reason, "fingerprint": self._contents[episode]}
+        note = {"file": str(file), "reason": reason, "fingerprint": self._fingerprints[episode]}
         with one_error_when_full(self.folder):
             write_json(self.left_out_path(episode), note)
 
@@ -119,7 +119,7 @@ class Shards:
             DataError: The disk is full; nothing half-written stays.
         """
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        header = {"fingerprint": self._contents[episode], "sha256": content_hash(whole), **said}
+        header = {"fingerprint": self._fingerprints[episode], "sha256": content_hash(whole), **said}
         with one_error_when_full(self.folder), atomic_path(self.path(episode)) as path:
             save_file(whole, path, metadata=with_own(header))
         self.left_out_path(episode).unlink(missing_ok=True)

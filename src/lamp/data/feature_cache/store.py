@@ -10,13 +10,13 @@ from pathlib import Path
 from lamp.configuration import from_json, to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.manifest import MANIFEST, advice, differences
-from lamp.data.feature_cache.shards import Shards, State
-from lamp.data.fingerprints import EpisodeContents
+from lamp.data.feature_cache.shards import Shards, ShardState
+from lamp.data.fingerprints import EpisodeFingerprints
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError
 from lamp.files import read_json
 
-INCOMPLETE = (State.MISSING, State.FEWER)
+INCOMPLETE = (ShardState.MISSING, ShardState.FEWER)
 VIEWS = "views"
 VIEWS_MANIFEST = "augmentation.json"
 
@@ -32,22 +32,22 @@ class FeatureStore:
     """What each shard is to hold at least, besides the views."""
     flags: str = ""
     """Flags of `lamp cache features` that it takes to make these shards."""
-    known: EpisodeContents | None = None
+    known: EpisodeFingerprints | None = None
     """What identifies the episodes, where it is at hand."""
 
     @cached_property
-    def contents(self) -> EpisodeContents:
+    def fingerprints(self) -> EpisodeFingerprints:
         """What identifies the episodes, as far as the cache depends on them."""
         if self.known is not None:
             return self.known
         path = self.folder / MANIFEST
         cameras = read_json(path, "feature cache's description").get("cameras") if path.exists() else None
-        return EpisodeContents(self.dataset, cameras or self.dataset.cameras, self.folder.parent)
+        return EpisodeFingerprints(self.dataset, cameras or self.dataset.cameras, self.folder.parent)
 
     @cached_property
     def pictures(self) -> Shards:
         """Of the pictures themselves."""
-        return Shards(self.dataset, self.folder, self.least, self.contents)
+        return Shards(self.dataset, self.folder, self.least, self.fingerprints)
 
     @cached_property
     def views(self) -> Shards | None:
@@ -55,7 +55,7 @@ class FeatureStore:
         if not self.augmentation.views:
             return None
         least = {**self.least, "views": self.augmentation.views}
-        return Shards(self.dataset, self.folder / VIEWS / self.augmentation.key, least, self.contents)
+        return Shards(self.dataset, self.folder / VIEWS / self.augmentation.key, least, self.fingerprints)
 
     def left_out(self) -> tuple[int, ...]:
         """Episodes whose pictures cannot be read, as noted when they were last tried."""
@@ -64,16 +64,16 @@ class FeatureStore:
             for path in self.folder.glob("episode-*.left-out.json")
             if (episode := int(path.name.split("-")[1].split(".")[0])) < len(self.dataset)
         )
-        return tuple(episode for episode in noted if self.pictures.state(episode) is State.LEFT_OUT)
+        return tuple(episode for episode in noted if self.pictures.state(episode) is ShardState.LEFT_OUT)
 
     def is_current(self, episode: int) -> bool:
         """Whether an episode needs nothing."""
         parts = (self.pictures, self.views)
-        return all(shards.state(episode) is State.CURRENT for shards in parts if shards is not None)
+        return all(shards.state(episode) is ShardState.CURRENT for shards in parts if shards is not None)
 
     def is_settled(self, episode: int) -> bool:
         """The same, or it was left out."""
-        return self.is_current(episode) or self.pictures.state(episode) is State.LEFT_OUT
+        return self.is_current(episode) or self.pictures.state(episode) is ShardState.LEFT_OUT
 
     def check(self, *, complete: bool = True, episodes: Collection[int] | None = None) -> None:
         """Checks what is stored by the shards' headers.
@@ -96,8 +96,8 @@ class FeatureStore:
             if missing and complete:
                 raise DataError(f"{self.folder} lacks {len(missing)} of {total} {what}; complete it with {again}")
             for episode, state in states.items():
-                if shards is not None and state not in (State.CURRENT, *INCOMPLETE):
-                    kind = DataError if state is State.CORRUPT else MismatchError
+                if shards is not None and state not in (ShardState.CURRENT, *INCOMPLETE):
+                    kind = DataError if state is ShardState.CORRUPT else MismatchError
                     said = f"{shards.path(episode)} {state.value} ({shards.told(episode, state)})"
                     raise kind(f"{said}; bring it up to date with {again}")
 

@@ -23,13 +23,13 @@ from lamp.errors import ConfigError, LampError
 from lamp.files import TEMPORARY, remove_leftovers
 from lamp_client.child_processes import CONTEXT, ProcessPool
 
-CLAIMS = ".claims"
-ASK_AGAIN_S = 0.5
+LOCK_FILE = ".claims"
+RETRY_INTERVAL_S = 0.5
 """How long to wait before asking again for episodes that another process is making. [s]"""
 
 
 @runtime_checkable
-class Work(Protocol):
+class ShardBuilder(Protocol):
     """Makes a store's shards. It is sent to worker processes, and loads what it computes with when it is told where."""
 
     @property
@@ -65,7 +65,7 @@ class Workers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filled:
+class BuildProgress:
     """How far a store is."""
 
     episodes: int
@@ -76,12 +76,12 @@ class Filled:
     """Episodes that other processes are making, where nothing else is left to do."""
 
 
-class Claims:
+class EpisodeLocks:
     """The episodes that this process is making. One object a process and store: closing a second would let go of all."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / CLAIMS, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
 
     def take(self, episode: int) -> bool:
         """Claims an episode; False where another process has."""
@@ -91,7 +91,7 @@ class Claims:
             return False
         return True
 
-    def give_back(self, episode: int) -> None:
+    def release(self, episode: int) -> None:
         """Lets others claim it."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, episode)
 
@@ -100,9 +100,9 @@ class Claims:
         os.close(self._file)
 
 
-def in_use(claims: Path) -> bool:
+def in_use(locks: Path) -> bool:
     """Whether another process has claimed an episode, by the file of a store's claims."""
-    file = os.open(claims, os.O_RDWR)
+    file = os.open(locks, os.O_RDWR)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -112,20 +112,20 @@ def in_use(claims: Path) -> bool:
     return False
 
 
-def _attempt(work: Work, claims: Claims, episode: int) -> bool:
+def _try_build(work: ShardBuilder, locks: EpisodeLocks, episode: int) -> bool:
     """Makes an episode's shard if it needs making; False where another process is at it."""
-    if not claims.take(episode):
+    if not locks.take(episode):
         return False
     try:
         if not work.is_done(episode):
             work.make(episode)
     finally:
-        claims.give_back(episode)
+        locks.release(episode)
     return True
 
 
-def fill(
-    work: Work, episodes: Sequence[int], workers: Workers, elsewhere: Callable[[int], None] = lambda count: None
+def build_shards(
+    work: ShardBuilder, episodes: Sequence[int], workers: Workers, elsewhere: Callable[[int], None] = lambda count: None
 ) -> Iterator[int]:
     """Makes shards, here or in workers, and yields each episode that is done, by whichever process.
 
@@ -141,61 +141,65 @@ def fill(
     for folder in {path.parent for path in work.folder.rglob(f"{TEMPORARY}*")}:
         remove_leftovers(folder)
     if workers.processes <= 1 or len(episodes) <= 1:
-        yield from _here(work, episodes, workers, elsewhere)
+        yield from _build_here(work, episodes, workers, elsewhere)
     else:
-        yield from _in_pool(work, episodes, workers, elsewhere)
+        yield from _build_in_pool(work, episodes, workers, elsewhere)
 
 
-def _here(work: Work, left: Sequence[int], workers: Workers, elsewhere: Callable[[int], None]) -> Iterator[int]:
-    claims = Claims(work.folder)
+def _build_here(
+    work: ShardBuilder, left: Sequence[int], workers: Workers, elsewhere: Callable[[int], None]
+) -> Iterator[int]:
+    locks = EpisodeLocks(work.folder)
     try:
         if left:
             work.load(next(iter(workers.devices), None))
         while left:
             taken = []
             for episode in left:
-                if _attempt(work, claims, episode):
+                if _try_build(work, locks, episode):
                     yield episode
                 else:
                     taken.append(episode)
             left = taken
             if left:
                 elsewhere(len(left))
-                time.sleep(ASK_AGAIN_S)
+                time.sleep(RETRY_INTERVAL_S)
     finally:
-        claims.close()
+        locks.close()
 
 
 @dataclass(kw_only=True)
-class _Worker:
+class _WorkerProcess:
     """What a worker process works with."""
 
-    work: Work
+    work: ShardBuilder
     device: str | None
-    claims: Claims | None = None
+    locks: EpisodeLocks | None = None
 
-    def attempt(self, episode: int) -> bool:
-        if self.claims is None:
+    def try_build(self, episode: int) -> bool:
+        if self.locks is None:
             self.work.load(self.device)
-            self.claims = Claims(self.work.folder)
-        return _attempt(self.work, self.claims, episode)
+            self.locks = EpisodeLocks(self.work.folder)
+        return _try_build(self.work, self.locks, episode)
 
 
-_worker: _Worker | None = None
+_process: _WorkerProcess | None = None
 
 
 def _start(packed: bytes, devices: Any) -> None:
-    global _worker
+    global _process
     torch.set_num_threads(1)
-    _worker = _Worker(work=pickle.loads(packed), device=devices.get())
+    _process = _WorkerProcess(work=pickle.loads(packed), device=devices.get())
 
 
-def _work(episode: int) -> bool:
-    assert _worker is not None
-    return _worker.attempt(episode)
+def _build_in_worker(episode: int) -> bool:
+    assert _process is not None
+    return _process.try_build(episode)
 
 
-def _in_pool(work: Work, left: Sequence[int], workers: Workers, elsewhere: Callable[[int], None]) -> Iterator[int]:
+def _build_in_pool(
+    work: ShardBuilder, left: Sequence[int], workers: Workers, elsewhere: Callable[[int], None]
+) -> Iterator[int]:
     # As plain bytes: by itself multiprocessing would put weights into shared memory, of which containers have little.
     packed = pickle.dumps(work)
     count = min(workers.processes, len(left))
@@ -205,7 +209,7 @@ def _in_pool(work: Work, left: Sequence[int], workers: Workers, elsewhere: Calla
     with ProcessPool(count, _start, (packed, devices)) as pool:
         try:
             while left:
-                asked, taken = {pool.submit(_work, episode): episode for episode in left}, []
+                asked, taken = {pool.submit(_build_in_worker, episode): episode for episode in left}, []
                 for future in as_completed(asked):
                     if future.result():
                         yield asked[future]
@@ -214,7 +218,7 @@ def _in_pool(work: Work, left: Sequence[int], workers: Workers, elsewhere: Calla
                 left = taken
                 if left:
                     elsewhere(len(left))
-                    time.sleep(ASK_AGAIN_S)
+                    time.sleep(RETRY_INTERVAL_S)
         except BrokenProcessPool:
             raise LampError(
                 "a worker process died while filling the cache (out of memory?); use fewer processes: what is finished stays"

@@ -263,7 +263,7 @@ class DepthFeature(CameraFeature):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
+class DatasetMetadata:
     """`meta/info.json`, checked and put in order."""
 
     info: dict[str, Any]
@@ -276,7 +276,7 @@ class Described:
     """By their own short names."""
     features: Mapping[str, Feature]
     """Numbers per frame, but for the bookkeeping that every dataset has."""
-    left_aside: Mapping[str, str]
+    other_features: Mapping[str, str]
     """The types of features that are neither numbers nor pictures, such as text."""
     data_path: str
     video_path: str
@@ -287,7 +287,7 @@ class Described:
         return {**self.cameras, **self.depths}
 
     @property
-    def episode_files(self) -> bool:
+    def one_file_per_episode(self) -> bool:
         """Whether each episode is a file of its own."""
         return self.version in EPISODE_VERSIONS
 
@@ -305,7 +305,7 @@ class Described:
         return slot.path(root, self.video_path, key, what="video")
 
     @classmethod
-    def read(cls, root: Path, cameras: Mapping[str, str] | None = None) -> Described:
+    def read(cls, root: Path, cameras: Mapping[str, str] | None = None) -> DatasetMetadata:
         """Reads a dataset's description.
 
         Args:
@@ -334,7 +334,7 @@ class Described:
             name: getattr(found, name) for name in ("total_episodes", "total_frames", "total_tasks", "chunks_size")
         }
         pictures = _pictures(found.features, file)
-        described = cls(
+        meta = cls(
             info=info | {name: count for name, count in counts.items() if count is not None},
             version=str(version),
             fps=found.fps,
@@ -345,7 +345,7 @@ class Described:
                 for name, entry in found.features.items()
                 if entry.is_numeric and name not in BOOKKEEPING
             },
-            left_aside={
+            other_features={
                 name: entry.dtype
                 for name, entry in found.features.items()
                 if entry.dtype not in PICTURES and not is_numeric(entry.dtype)
@@ -353,8 +353,8 @@ class Described:
             data_path=found.data_path or (EPISODE_DATA_PATH if one else DATA_PATH),
             video_path=found.video_path or (EPISODE_VIDEO_PATH if one else VIDEO_PATH),
         )
-        described._check_paths(file, found)
-        return described
+        meta._check_paths(file, found)
+        return meta
 
     def _check_paths(self, file: Path, found: Info) -> None:
         """Each episode has files of its own before v3.0, and no name of a feature leads out of the dataset."""
@@ -363,7 +363,7 @@ class Described:
         problems = [
             Problem(text=f"is {shown(template)}; expected {{episode_index}} in it", file=file, key=key)
             for key, (template, used) in parts.items()
-            if used and self.episode_files and found.total_episodes > 1 and "{episode_index" not in template
+            if used and self.one_file_per_episode and found.total_episodes > 1 and "{episode_index" not in template
         ]
         for name, entry in found.features.items():
             try:

@@ -21,7 +21,7 @@ from lamp.data.lerobot.format import (
     LAMP_EPISODES_PATH,
     LAMP_PATH,
     STATISTICS_PATH,
-    Described,
+    DatasetMetadata,
     Slot,
     from_arrow,
 )
@@ -59,16 +59,16 @@ class LeRobotDataset:
             ConfigError: The dataset lacks one of the cameras.
         """
         self.root = find_dataset(root)
-        self.described = Described.read(self.root, cameras)
-        self.info: dict[str, Any] = self.described.info
-        self.fps = self.described.fps
-        self.cameras = tuple(self.described.cameras)
+        self.meta = DatasetMetadata.read(self.root, cameras)
+        self.info: dict[str, Any] = self.meta.info
+        self.fps = self.meta.fps
+        self.cameras = tuple(self.meta.cameras)
         self.image_sizes: dict[str, tuple[int, int]] = {
-            name: (camera.height, camera.width) for name, camera in self.described.cameras.items()
+            name: (camera.height, camera.width) for name, camera in self.meta.cameras.items()
         }
-        self.depth_cameras = tuple(self.described.depths)
+        self.depth_cameras = tuple(self.meta.depths)
         """Depth maps, which are no cameras of a policy."""
-        self.features = dict(self.described.features)
+        self.features = dict(self.meta.features)
         self._columns: OrderedDict[tuple[Slot, str], np.ndarray] = OrderedDict()
         self._column_bytes = 0
         self._videos, self._stored_images = VideoReaders(), StoredImages(self.root)
@@ -108,9 +108,9 @@ class LeRobotDataset:
     @cached_property
     def table(self) -> EpisodeTable | EpisodeLines:
         """Where the episodes are listed."""
-        cameras = self.described.cameras
-        if self.described.episode_files:
-            size = self.described.chunk_size
+        cameras = self.meta.cameras
+        if self.meta.one_file_per_episode:
+            size = self.meta.chunk_size
             return EpisodeLines(root=self.root, total=len(self), cameras=cameras, chunk_size=size)
         return EpisodeTable(root=self.root, total=len(self), fps=self.fps, cameras=cameras)
 
@@ -208,7 +208,7 @@ class LeRobotDataset:
     def _rows(self, name: str, place: Episode) -> np.ndarray:
         values = self._file_column(place.slot, name)[place.row : place.row + place.length]
         if len(values) != place.length:
-            path = self.described.data_file(self.root, place.slot)
+            path = self.meta.data_file(self.root, place.slot)
             raise DataError(
                 f"{path} lacks rows of episode {place.index}: {len(values)} of {place.length}; it is incomplete"
             )
@@ -228,7 +228,7 @@ class LeRobotDataset:
         feature = {**self.features, **BOOKKEEPING}.get(name)
         if feature is None:
             raise unknown("feature", name, (*self.features, *BOOKKEEPING))
-        path = self.described.data_file(self.root, slot)
+        path = self.meta.data_file(self.root, slot)
         values = from_arrow(read_parquet(path, [name])[name], feature, f"{name} of {path}")
         self._columns[slot, name] = values
         self._column_bytes += values.nbytes
@@ -250,7 +250,7 @@ class LeRobotDataset:
 
     def data_path(self, episode: int) -> Path:
         """The data file that holds the episode's rows."""
-        return self.described.data_file(self.root, self.episode(episode).slot)
+        return self.meta.data_file(self.root, self.episode(episode).slot)
 
     def camera_key(self, camera: str) -> str:
         """The feature that holds a camera's pictures.
@@ -258,13 +258,13 @@ class LeRobotDataset:
         Raises:
             ConfigError: The dataset has no such camera.
         """
-        if camera in self.described.depths:
+        if camera in self.meta.depths:
             raise ConfigError(
                 f"{camera} is a depth map of {self.root}, not a camera's picture; read it with `depth`, in metres"
             )
-        if camera not in self.described.cameras:
+        if camera not in self.meta.cameras:
             raise unknown("camera", camera, self.cameras)
-        return self.described.cameras[camera].key
+        return self.meta.cameras[camera].key
 
     def video_path(self, camera: str, episode: int) -> Path:
         """The file that holds the episode's pictures: a video, or the data file itself.
@@ -273,9 +273,9 @@ class LeRobotDataset:
             ConfigError: The dataset has no such camera or episode.
         """
         key = self.camera_key(camera)
-        if not self.described.cameras[camera].in_videos:
+        if not self.meta.cameras[camera].in_videos:
             return self.data_path(episode)
-        return self.described.video_file(self.root, self.episode(episode).videos[camera].slot, key)
+        return self.meta.video_file(self.root, self.episode(episode).videos[camera].slot, key)
 
     def frames(
         self, camera: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
@@ -288,7 +288,7 @@ class LeRobotDataset:
         """
         path, place = self.video_path(camera, episode), self.episode(episode)
         wanted = _frames_of(place, indices)
-        feature = self.described.cameras[camera]
+        feature = self.meta.cameras[camera]
         try:
             if feature.in_videos:
                 return self._videos.read(path, wanted + place.videos[camera].first, self.fps)
@@ -314,16 +314,16 @@ class LeRobotDataset:
             ConfigError: The dataset has no such depth, episode or frame.
             DataError: They are missing, truncated or corrupt, or pictures of depth without its metres.
         """
-        if name not in self.described.depths:
+        if name not in self.meta.depths:
             raise unknown("depth", name, self.depth_cameras)
-        place, feature = self.episode(episode), self.described.depths[name]
+        place, feature = self.episode(episode), self.meta.depths[name]
         wanted = _frames_of(place, indices)
         path = self.data_path(episode)
         try:
             if not feature.in_videos:
                 return self._stored_images.read_depth(path, feature, wanted + place.row)
             span = self._depth_places[episode].videos[name]
-            path = self.described.video_file(self.root, span.slot, feature.key)
+            path = self.meta.video_file(self.root, span.slot, feature.key)
             codes, bits = self._depth_videos.codes(path, wanted + span.first, self.fps)
             return metres_of_codes(codes, feature, bits, f"the video {path}")
         except DataError as error:
@@ -334,7 +334,7 @@ class LeRobotDataset:
     @cached_property
     def _depth_places(self) -> list[Episode]:
         """The episodes with the places of their depth, which nobody needs who only sees colours."""
-        return replace(self.table, cameras=self.described.depths).episodes()
+        return replace(self.table, cameras=self.meta.depths).episodes()
 
     def statistics(self, name: str) -> FeatureStatistics:
         """A feature's statistics over the dataset; cameras go by either name.
@@ -363,7 +363,7 @@ class LeRobotDataset:
         return self.table.statistics(self._key(name))
 
     def _key(self, name: str) -> str:
-        return self.described.cameras[name].key if name in self.cameras else name
+        return self.meta.cameras[name].key if name in self.cameras else name
 
     @cached_property
     def lamp(self) -> dict[str, Any]:
@@ -444,7 +444,7 @@ class LeRobotDataset:
     def _validate_videos(self) -> None:
         for camera in self.cameras:
             ends: dict[Path, int] = {}
-            if not self.described.cameras[camera].in_videos:
+            if not self.meta.cameras[camera].in_videos:
                 continue
             for episode in self.episodes:
                 path = self.video_path(camera, episode.index)
@@ -461,11 +461,11 @@ class LeRobotDataset:
     def describe(self) -> dict[str, Any]:
         """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""
         lengths = np.array([episode.length for episode in self.episodes] or [0])
-        depths = self.described.depths
+        depths = self.meta.depths
         tasks = {task: sum(task in episode.tasks for episode in self.episodes) for task in self.tasks}
         return {
             "root": str(self.root),
-            "format": f"LeRobot {self.described.version}",
+            "format": f"LeRobot {self.meta.version}",
             "episodes": len(self),
             "frames": int(self.info["total_frames"]),
             "fresh frames": int(sum(self.fresh(index).sum() for index in range(len(self)))),

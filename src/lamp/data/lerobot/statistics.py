@@ -228,8 +228,8 @@ def stored_statistics(dataset: Columns, *, processes: int = 1) -> Mapping[str, F
     Raises:
         DataError: The data cannot be read.
     """
-    path, mark = dataset.root / FILE_NAME, _mark(dataset)
-    kept = _kept(path, mark)
+    path, mark = dataset.root / FILE_NAME, _data_state(dataset)
+    kept = _read_stored(path, mark)
     if kept is not None:
         return kept
     names = list(dataset.features)
@@ -249,7 +249,7 @@ def _of_feature(dataset: Columns, name: str) -> FeatureStatistics:
     return statistics_of(dataset.all_values(name))
 
 
-def _kept(path: Path, mark: str) -> dict[str, FeatureStatistics] | None:
+def _read_stored(path: Path, mark: str) -> dict[str, FeatureStatistics] | None:
     """What the file holds, if it is of these data."""
     if not path.is_file():
         return None
@@ -265,7 +265,7 @@ def _kept(path: Path, mark: str) -> dict[str, FeatureStatistics] | None:
         return None  # damaged: computed again
 
 
-def _mark(dataset: Columns) -> str:
+def _data_state(dataset: Columns) -> str:
     """Tells one state of the data from another by files, sizes and times, without reading gigabytes."""
     digest = hashlib.sha256(repr(sorted(dataset.features.items())).encode())
     for path in sorted((dataset.root / "data").rglob("*.parquet")):

@@ -69,7 +69,7 @@ class FileSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class NewDatasetSettings:
     """What a new dataset is to be like; an existing one stays as it is."""
 
     features: Mapping[str, Feature] | None
@@ -95,7 +95,12 @@ class Consolidation:
     """One run of `finalize`: what there is, what is added, and the steps in between."""
 
     def __init__(
-        self, root: Path, wanted: Wanted, old: LeRobotDataset | None, staged: Sequence[StagedEpisode], sizes: FileSizes
+        self,
+        root: Path,
+        wanted: NewDatasetSettings,
+        old: LeRobotDataset | None,
+        staged: Sequence[StagedEpisode],
+        sizes: FileSizes,
     ):
         self.root, self.old, self.staged = root, old, staged
         self.fps, self.sizes = wanted.fps, sizes
@@ -149,7 +154,7 @@ class Consolidation:
             kept = collection if collection is not None else (self.old.lamp if self.old is not None else {})
             write_json(self.root / LAMP_PATH, lamp_description(self.cameras, self.fps, kept, info))
         text = to_text(info)
-        keep_checksums(self.root, coming={INFO_PATH: text.encode()})
+        update_checksums(self.root, coming={INFO_PATH: text.encode()})
         atomic_write_text(self.root / INFO_PATH, text)
 
     def _remove_orphans(self) -> None:
@@ -342,7 +347,7 @@ def dataset_files(root: Path) -> list[Path]:
     return [path for path in found if path.relative_to(root).as_posix() not in apart]
 
 
-def keep_checksums(root: Path, *, changed: bool = True, coming: Mapping[str, bytes] | None = None) -> None:
+def update_checksums(root: Path, *, changed: bool = True, coming: Mapping[str, bytes] | None = None) -> None:
     """Writes the list of a dataset's checksums, or brings it up to date.
 
     A file that is listed and never changed again keeps its entry, so that damage since then is not taken for right.
@@ -389,7 +394,7 @@ class LeRobotWriter:
             sizes: When to start new files.
         """
         self.root = Path(root)
-        self.wanted = Wanted(
+        self.wanted = NewDatasetSettings(
             features=dict(features) if features is not None else None,
             cameras=tuple(cameras) if cameras is not None else None,
             fps=fps,
@@ -438,5 +443,5 @@ class LeRobotWriter:
             remove_leftovers(self.root / STAGING)
             if not staged:
                 # Also what a finalising has left that was killed between the list and the description, which is its last step.
-                keep_checksums(self.root, changed=collection is not None)
+                update_checksums(self.root, changed=collection is not None)
             return len(staged)

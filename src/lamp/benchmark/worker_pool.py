@@ -162,7 +162,7 @@ class WorkerPool:
         return message
 
     def _bury(self, worker: Worker, pending: list[EpisodeTask]) -> None:
-        """Reports a dead worker, puts its episode back and hires another."""
+        """Reports a dead worker, puts its episode back and starts another."""
         worker.process.join(timeout=10.0)
         worker.connection.close()
         task = worker.task

@@ -92,7 +92,7 @@ def settings_said(config: BackboneConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class LoadedThere:
+class BackboneLoader:
     """Loads a backbone in the process that encodes with it, since weights of gigabytes had better not travel."""
 
     config: BackboneConfig
@@ -158,15 +158,15 @@ def ensure_features(
     if not caching.refresh and (folder / MANIFEST).exists():
         FeatureStore(dataset, folder, augmentation).check(complete=False)
     pinned = config.pinned(found.description) if isinstance(config, Qwen3VLBackboneConfig) else config
-    teller = Teller(f"features of {dataset.root}")
+    build_progress = BuildProgress(f"features of {dataset.root}")
     try:
         make_features(
             dataset,
             found,
-            LoadedThere(pinned),
+            BackboneLoader(pinned),
             workers=caching.workers or default_workers(config),
-            planned=teller.plan,
-            progress=teller.progress,
+            planned=build_progress.plan,
+            progress=build_progress.progress,
             on_corrupt=on_corrupt or caching.on_corrupt,
             augmentation=augmentation,
             root=root,
@@ -175,9 +175,9 @@ def ensure_features(
         cache = FeatureCache(dataset, found.key, augmentation=augmentation, root=root, wanted=found.description)
         if cache.left_out:
             episodes = ", ".join(map(str, cache.left_out))
-            teller.say(f"left out, since their pictures cannot be read: episodes {episodes}")
+            build_progress.say(f"left out, since their pictures cannot be read: episodes {episodes}")
     finally:
-        teller.close()
+        build_progress.close()
 
 
 def default_workers(config: BackboneConfig) -> Workers:
@@ -199,14 +199,14 @@ def gpu_workers(*, without: int) -> Workers:
     return Workers(processes=len(gpus) or without, devices=gpus)
 
 
-class Teller:
+class BuildProgress:
     """Says what is going to be made, how far it is, at which rate, and how long it will take."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._line: Progress | None = None
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> BuildProgress:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -132,14 +132,14 @@ def step_memory(
         batch = _batch(training, model, shape, place)
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         held = [*model.parameters(), *model.buffers()]
-        ledger = Ledger([*held, *batch.tensors()], place)
-        with ledger, torch.autograd.set_multithreading_enabled(False):
+        tracker = AllocationTracker([*held, *batch.tensors()], place)
+        with tracker, torch.autograd.set_multithreading_enabled(False):
             for _ in range(
                 min(training.loop.accumulate, 2)
             ):  # in the second part all gradients are there from the start
                 _forward_and_backward(training, model, batch, kind)
-        numbers = [ledger.number_of(value.grad) for value in trained.values() if value.grad is not None]
-        gradients, others = ledger.fullest({number for number in numbers if number is not None})
+        numbers = [tracker.number_of(value.grad) for value in trained.values() if value.grad is not None]
+        gradients, others = tracker.fullest({number for number in numbers if number is not None})
     weights = _bytes(list(trained.values()))
     states, update = _update(training.loop, trained)
     found = Memory(
@@ -236,12 +236,14 @@ def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, Momen
     optimiser.step()  # makes its state
     states = [value for state in optimiser.state.values() for value in state.values()]
     gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
-    ledger = Ledger([*parameters.values(), *gradients, *states, *(average.average.values() if average else ())], place)
-    with ledger:
+    tracker = AllocationTracker(
+        [*parameters.values(), *gradients, *states, *(average.average.values() if average else ())], place
+    )
+    with tracker:
         optimiser.step()
         if average is not None:
             average.update(1)
-    moment = Moment(name="optimizer", gradients=_bytes(gradients), activations=ledger.fullest()[1])
+    moment = Moment(name="optimizer", gradients=_bytes(gradients), activations=tracker.fullest()[1])
     return _bytes(states), moment
 
 
@@ -312,14 +314,16 @@ def _without_values(kind: str) -> Iterator[torch.device]:
 
 
 def _precision(loop: LoopConfig, kind: str) -> AbstractContextManager[object]:
-    return loop.precision.autocast("cpu") if kind == "cpu" else LikeGpu(autocast=isinstance(loop.precision, BFloat16))
+    return (
+        loop.precision.autocast("cpu") if kind == "cpu" else SimulatedGpu(autocast=isinstance(loop.precision, BFloat16))
+    )
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-class Ledger(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):
     """Notes every storage that operators make, and its end. What existed before and was not made known counts as made."""
 
     def __init__(self, known: Iterable[Tensor], device: torch.device) -> None:
@@ -366,7 +370,7 @@ class Ledger(TorchDispatchMode):
         self._number.pop(key, None)
 
 
-class LikeGpu(TorchFunctionMode):
+class SimulatedGpu(TorchFunctionMode):
     """Makes tensors on the meta device go through what a GPU would do: fused attention, and autocast to bfloat16 if asked for.
 
     torch's own autocast, and its choice of an attention kernel, ask for a device that is there.

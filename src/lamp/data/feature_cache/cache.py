@@ -367,8 +367,8 @@ class HiddenStates:
         for place, (sample, draw) in enumerate(zip(samples.tolist(), draws.tolist(), strict=True)):
             view = 0 if views is None else int(views[place])
             stored = self._shards.shard(int(self._episode[sample]), augmented=view > 0)[HIDDEN]
-            found.append((stored[view - 1] if view else stored)[draw, int(self._place[sample])])
-        return torch.stack(found).numpy()
+            found.append((stored[view - 1] if view else stored)[draw, int(self._place[sample])].numpy())
+        return np.stack(found)
 
 
 class ImageTextLayout:

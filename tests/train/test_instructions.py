@@ -83,13 +83,13 @@ def test_what_there_is_no_room_for_is_refused_with_the_room_it_needs(reader: Sma
 def test_many_groups_are_counted(reader: SmallReader) -> None:
     pairs = [f"{sign} the {word}" for word in "abcdefghij" for sign in ("开", "关")]
     found = unreadable(reader, pairs)
-    assert found is not None and len(found.equal) == 10 and found.faults[-1].startswith("5 more groups")
+    assert found is not None and len(found.equal) == 10 and found.problems[-1].startswith("5 more groups")
 
 
 def test_a_vision_language_model_tells_them_apart(qwen_folder: Path) -> None:
     identity = instruction_reader(Qwen3VLBackboneConfig(model=str(qwen_folder), text_tokens=40))
     found = unreadable(identity, [OPEN, CLOSE, "open the drawer"])
-    assert found is not None and not found.faults and not found.remarks
+    assert found is not None and not found.problems and not found.remarks
     short = instruction_reader(Qwen3VLBackboneConfig(model=str(qwen_folder), text_tokens=2))
     with pytest.raises(DataError, match=r"text_tokens is 2"):
         check_instructions(short, ["open the drawer"], "mine")

@@ -563,7 +563,7 @@ class TestVlm:
         ]
         assert_golden(found.checkpoint)
         training = read_description(found.checkpoint).training
-        assert isinstance(training, Imported) and training.vlm.meta and training.vlm.folder == "vlm"
+        assert isinstance(training, Imported) and training.vlm.described and training.vlm.folder == "vlm"
         back = torch.load(export_released(found.checkpoint, tmp_path / "back").folder / "pytorch_model.pt")
         assert back.keys() == weights.keys()
         for name in self.weights():
@@ -586,7 +586,7 @@ class TestVlm:
         assert (no_hub[0]["id"], no_hub[0]["revision"]) == ("Qwen/Qwen3-VL-4B-Instruct", "ebb281ec")
         assert (tmp_path / "out" / "vlm" / "model-00001-of-00001.safetensors").is_file()
         training = read_description(tmp_path / "out").training
-        assert isinstance(training, Imported) and not training.vlm.meta and training.vlm.sha256
+        assert isinstance(training, Imported) and not training.vlm.described and training.vlm.sha256
 
     def test_another_vlm_is_refused(self, tmp_path: Path) -> None:
         release = write_release(tmp_path / "release", golden_weights() | self.weights())

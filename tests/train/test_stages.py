@@ -220,7 +220,7 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
             raise stop
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lamp.train.backbones.BuildProgress.progress", progress)
+        patch.setattr("lamp.train.backbones.BuildProgressPrinter.progress", progress)
         policy(data, tmp_path / "parts", config, prior)
     assert len(list((tmp_path / "parts" / "hidden").rglob("*.safetensors"))) == 2
     with stopping_at(0):

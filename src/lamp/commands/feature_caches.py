@@ -11,7 +11,7 @@ from lamp.data.feature_cache.report import CacheReport, check_store
 from lamp.data.feature_cache.store import HIDDEN, FeatureStore
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
-from lamp.train.backbones import BuildProgress, Caching, ensure_features, find_backbone, gpu_workers
+from lamp.train.backbones import BuildProgressPrinter, Caching, ensure_features, find_backbone, gpu_workers
 from lamp.train.config import MixedIn, PolicyTraining, Seen
 from lamp.train.datasets import Sources, dataset_names
 from lamp.train.motion_feature_cache import HiddenWork, hidden_settings, hidden_store, make_hidden
@@ -86,7 +86,7 @@ def _fill_hidden(request: CacheRequest, data: MixedIn, motion: Path) -> Path:
     left_out = set(work.features.left_out)
     episodes = [episode for episode in range(len(work.store.dataset)) if episode not in left_out]
     workers = request.caching.workers or gpu_workers(without=available_cores())
-    build_progress = BuildProgress(f"z_m of {work.store.dataset.root}, {work.draws} draws")
+    build_progress = BuildProgressPrinter(f"z_m of {work.store.dataset.root}, {work.draws} draws")
     try:
         make_hidden(work, episodes, workers, planned=build_progress.plan, progress=build_progress.progress)
     finally:

@@ -158,7 +158,7 @@ def ensure_features(
     if not caching.refresh and (folder / MANIFEST).exists():
         FeatureStore(dataset, folder, augmentation).check(complete=False)
     pinned = config.pinned(found.description) if isinstance(config, Qwen3VLBackboneConfig) else config
-    build_progress = BuildProgress(f"features of {dataset.root}")
+    build_progress = BuildProgressPrinter(f"features of {dataset.root}")
     try:
         make_features(
             dataset,
@@ -199,14 +199,14 @@ def gpu_workers(*, without: int) -> Workers:
     return Workers(processes=len(gpus) or without, devices=gpus)
 
 
-class BuildProgress:
+class BuildProgressPrinter:
     """Says what is going to be made, how far it is, at which rate, and how long it will take."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._line: Progress | None = None
 
-    def __enter__(self) -> BuildProgress:
+    def __enter__(self) -> BuildProgressPrinter:
         return self
 
     def __exit__(self, *_: object) -> None:

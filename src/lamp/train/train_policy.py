@@ -23,7 +23,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.seeding import seed_everything
-from lamp.train.backbones import BuildProgress, find_backbone
+from lamp.train.backbones import BuildProgressPrinter, find_backbone
 from lamp.train.breakdown import action_names
 from lamp.train.checkpoint import Expected, load_checkpoint, lora_of, motion_weights
 from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
@@ -259,7 +259,7 @@ def _cache_hidden(
 ) -> None:
     assert description.motion_source is not None
     settings = hidden_settings(config, description.motion_source.sha256, samples.features.key)
-    with BuildProgress(f"motion hidden states, {draws} draws of each") as build_progress:
+    with BuildProgressPrinter(f"motion hidden states, {draws} draws of each") as build_progress:
         samples.motion_hidden = samples_hidden(
             model, samples, settings, draws=draws, run=out / HIDDEN, progress=build_progress.progress
         )

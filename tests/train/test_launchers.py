@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,31 @@ def test_a_launcher_trains_what_one_process_does(
     steps = [line for line in read_lines_json(tmp_path / "two" / "metrics.jsonl") if line["kind"] == "train"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert gap(tmp_path / "alone", tmp_path / "two") < 0.05 * gap(tmp_path / "alone", tmp_path / "larger")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_the_processes_end_with_torchrun(data: Path, features: Path, tmp_path: Path) -> None:
+    """Killed with kill -9, it can end nobody itself. They take it for a request to stop, and save."""
+    arguments = words(POLICY, data, features, tmp_path / "two", 6)
+    arguments[arguments.index("--loop.steps") + 1] = "100000"
+    command = [sys.executable, *LAUNCHERS["torchrun"], "-m", "lamp", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    launcher = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    wait(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, 300)
+    ranks = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+    assert len(ranks) == 2
+    launcher.kill()
+    launcher.wait()
+    wait(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), 120)
+    assert (tmp_path / "two" / "checkpoint" / "model.safetensors").is_file()
+
+
+def wait(until: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.2)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lamp.data.dataloader import BatchShare
 from lamp.errors import ConfigError, FailedElsewhereError, MissingDependencyError
+from lamp_client.child_processes import end_with_launcher
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
@@ -77,6 +78,8 @@ class MultiProcessContext(DistributedContext):
             raise MissingDependencyError(
                 f"training on several processes needs package {error.name!r}; install it: {INSTALL}"
             ) from None
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # `torchrun` ends its processes only where it can still do so itself
+            end_with_launcher()
         state = PartialState(cpu=cpu)
         self.rank, self.world_size = state.process_index, state.num_processes
         self._cpu, self._device = cpu, str(state.device)

@@ -127,6 +127,12 @@ def _received(kind: type[ChildProcess], parent: int) -> ChildProcess:
     return kind.__new__(kind)
 
 
+def end_with_launcher() -> None:
+    """Asks Linux for a SIGTERM when this process's parent ends, for those that another program starts, such as `torchrun`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -33,6 +33,7 @@ progress.SILENCE_S = float("inf")
 
 
 LONG_FILES = (
+    "test_experiment",
     "test_distributed",
     "test_lora",
     "test_ablations",

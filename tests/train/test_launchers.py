@@ -65,7 +65,9 @@ def gap(one: Path, other: Path) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize(("launcher", "stage"), [("torchrun", POLICY), ("accelerate", MOTION)])
+@pytest.mark.parametrize(
+    ("launcher", "stage"), [("torchrun", POLICY), pytest.param("accelerate", MOTION, marks=pytest.mark.slow)]
+)
 def test_a_launcher_trains_what_one_process_does(
     launcher: str, stage: str, data: Path, features: Path, tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
     )
 
 
+@pytest.mark.slow
 def test_workers_and_parts_do_not_change_a_run(
     demonstrations: Path, prior: Path, frozen: Qwen3VLBackboneConfig, tmp_path: Path
 ) -> None:

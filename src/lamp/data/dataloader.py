@@ -172,7 +172,7 @@ MAX_IO_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A value but for its tensors' contents, which are in a slab."""
+    """A value but for its tensors' contents, which are in a shared memory block."""
 
     head: bytes
     sizes: tuple[int, ...]
@@ -188,7 +188,7 @@ class SharedMemoryBlock:
     def __init__(self, descriptor: int | None = None) -> None:
         """
         Args:
-            descriptor: Of a slab that another process has made; None: makes one.
+            descriptor: Of a block that another process has made; None: makes one.
         """
         if descriptor is None and hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("lamp-batch")
@@ -288,7 +288,7 @@ class DataLoader(Generic[Batch]):
         self._state = sampler.state_dict()
         self._pool: ProcessPool | None = None
         self._blocks = tuple(SharedMemoryBlock() for _ in range(workers * ahead))
-        # Batches are taken in the order in which they are asked for, so that the slab after the last one is free.
+        # Batches are taken in the order in which they are asked for, so that the block after the last one is free.
         self._places = cycle(range(len(self._blocks)))
         self._pending: deque[tuple[Future[PackedBatch], int, dict[str, Any]]] = deque()
 

@@ -44,9 +44,9 @@ class ObservedBatch(OnDevice):
     """False past the end of the episode, and after an action that was overridden."""
     left_out: tuple[LeftOut, ...] = ()
     prior_seen: Bool[Tensor, " b"] | None = None
-    """As in `Batch`."""
+    """As in `PolicyBatch`."""
     guided: bool | None = None
-    """As in `Batch`."""
+    """As in `PolicyBatch`."""
 
 
 @dataclass(kw_only=True)

@@ -103,8 +103,10 @@ def measure_actions(
             noise = WholeBatch(generator=generator_at(loop.seed, "validation actions", number), rows=len(whole))
             for first in range(0, len(whole), at_once):
                 part = whole[first : first + at_once]
+                # Not under autocast, which refuses some 16-bit operations on a CPU.
+                seen = samples.batch(part).to(loop.device)
                 with loop.precision.autocast(loop.device):
-                    batch = encode(samples.batch(part).to(loop.device))
+                    batch = encode(seen)
                     sampled = _sample_actions(model, batch, noise.part(first, len(part)))
                 error = ((sampled.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
                 counted += batch.action_mask.sum().cpu()

@@ -56,9 +56,18 @@ XML = """
 
 
 def load_scene(metadata: Mapping[str, Any]) -> Scene:
-    """The scene; writing the episode of the task named by the environment kills the process halfway."""
-    if os.environ.get(KILL) == str(metadata["task"]):
-        store.Crc32cCodec = lambda: os.kill(os.getpid(), signal.SIGKILL)  # pyright: ignore[reportAttributeAccessIssue]
+    """The scene; writing the episode of the task that the environment names ("task:dataset") kills the process halfway.
+
+    What temporary folders there were is left in the dataset's `killed`: another worker may remove them at once.
+    """
+    task, _, dataset = os.environ.get(KILL, "").partition(":")
+
+    def killed() -> None:
+        (Path(dataset) / "killed").write_text("\n".join(map(str, Path(dataset).glob("sceneflow/.tmp-*"))))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if task == str(metadata["task"]):
+        store.Crc32cCodec = killed  # pyright: ignore[reportAttributeAccessIssue]
     return Scene(model=mujoco.MjModel.from_xml_string(XML), cameras=CAMERAS)
 
 

@@ -45,10 +45,10 @@ def test_a_killed_build_says_so_goes_on_and_ends_alike(tmp_path: Path, monkeypat
     write_dataset(tmp_path / "one", 2, length=8)
     write_dataset(tmp_path / "other", 2, length=8)
     build(settings(tmp_path / "one"), load_scene=load_scene)
-    monkeypatch.setenv(KILL, "1")
+    monkeypatch.setenv(KILL, f"1:{tmp_path / 'other'}")
     with pytest.raises(DataError, match=r"worker process was killed.*run the command again"):
         build(settings(tmp_path / "other", workers=2), load_scene=load_scene)
-    assert list((tmp_path / "other/sceneflow").glob(".tmp-*")), "the kill came in the middle of a write"
+    assert (tmp_path / "other/killed").read_text(), "the kill came in the middle of a write"
     assert 1 not in SceneFlowStore(tmp_path / "other/sceneflow").episodes
     monkeypatch.delenv(KILL)
     report = build(settings(tmp_path / "other", workers=2), load_scene=load_scene)

@@ -22,7 +22,6 @@ from lamp.data.feature_cache.shards import content_hash
 from lamp.data.observation_encoder import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.files import atomic_path
-from lamp.model.backbone import Accelerating
 from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
 from lamp.model.intervene import InterveningActor
@@ -31,12 +30,11 @@ from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
 from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenInputs
 from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.seeding import generator_at
-from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights, save_checkpoint
+from lamp.train.checkpoint import Backbones, Expected, load_checkpoint, motion_weights, save_checkpoint
 from lamp.train.checkpoint_metadata import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
 from lamp.train.config import BFloat16, Float32, Precision
 from lamp.train.model_card import Publication
 from lamp.train.publishing import copy_vlm, find_checkpoint, push, write_card
-from lamp.train.sharing import Backbones
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
 
@@ -158,7 +156,7 @@ class LaMPPolicy:
         each length of the instruction, takes a while.
         """
         backbone, cuda = self.encoder.backbone, self.device.startswith("cuda")
-        if isinstance(backbone, Accelerating):
+        if isinstance(backbone, Qwen3VLBackbone):
             backbone.accelerate()
         precision = self._asked or (BFloat16() if cuda else Float32())
         self._actor = FastActor(self.model, precision.DTYPE)

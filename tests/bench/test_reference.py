@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lamp.bench.reference import ReleaseArrangement
+from lamp.bench.models import ReleaseArrangement
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig

@@ -10,8 +10,8 @@ import torch
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig, Joint, Prefix, PrefixContext
+from lamp.model.lamp import recompute
 from lamp.model.layers import Block
-from lamp.model.recompute import recompute
 from lamp.types import Guided
 
 DRAWS = 3

@@ -9,7 +9,7 @@ import torch
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.motion_expert import MotionExpert, MotionExpertConfig, ReferenceGrid
-from lamp.model.resize_tokens import carried_over, resized
+from lamp.train.resize_checkpoint import carried_over, resized
 
 TAU = torch.tensor([0.3, 0.7])
 

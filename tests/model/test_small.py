@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lamp.data.feature_cache.encode import FeatureBackbone
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
-from lamp.model.backbone import Backbone
 from lamp.types import Observations
 
 pytest.importorskip("efficientnet_lite_pytorch")
@@ -36,7 +36,7 @@ def observations() -> Observations:
 
 
 def test_it_is_a_backbone(backbone):
-    assert isinstance(backbone, Backbone)
+    assert isinstance(backbone, FeatureBackbone)
     assert backbone.width == 400
 
 

@@ -28,14 +28,13 @@ from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.guidance import FusionConfig, GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import ImageFlow, MotionExpertConfig
-from lamp.model.resize_tokens import resized
 from lamp.policy import LaMPPolicy
 from lamp.recipes import training
 from lamp.recipes.ablations import ABLATIONS
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MotionTraining, PolicyTraining, Split
-from lamp.train.resize_checkpoint import following, resize_checkpoint
+from lamp.train.resize_checkpoint import following, resize_checkpoint, resized
 from lamp.train.train_motion import evaluate_flow, train_motion
 from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation

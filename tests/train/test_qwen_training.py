@@ -44,10 +44,9 @@ from lamp.policy import LaMPPolicy
 from lamp.recipes.paper import paper_libero
 from lamp.seeding import generator_at
 from lamp.train.backbones import backbone_key, build_backbone, ensure_features
-from lamp.train.checkpoint import Expected
+from lamp.train.checkpoint import Backbones, Expected
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import Float32, MotionTraining, PolicyTraining
-from lamp.train.sharing import Backbones
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
 from lamp.view.foresight import Foreseer

@@ -45,7 +45,8 @@ from lamp.seeding import generator_at
 from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
 from lamp.train.checkpoint_metadata import Description, read_description
 from lamp.train.config import Imported
-from lamp.train.released import export_released, import_released
+from lamp.train.released.export import export_released
+from lamp.train.released.import_release import import_released
 from lamp.train.resize_checkpoint import resize_checkpoint
 from lamp.train.train_motion import evaluate_flow
 from lamp_client.types import Observation

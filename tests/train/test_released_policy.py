@@ -29,7 +29,7 @@ from lamp.policy import LaMPPolicy
 from lamp.seeding import generator_at
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import Imported
-from lamp.train.released import import_released
+from lamp.train.released.import_release import import_released
 from lamp.view.foresight import Foreseer
 from lamp_client.types import Observation
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
-from lamp.bench.models import BenchModel, build_bench_model
-from lamp.bench.reference import ReleaseArrangement
+from lamp.bench.models import BenchModel, ReleaseArrangement, build_bench_model
 from lamp.bench.timing import Ceilings, Timing, check_settings, describe_machine, heading, measure
 from lamp.model.fast import FastActor, Recorded
 from lamp.model.lamp import LaMP

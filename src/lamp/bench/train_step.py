@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lamp.bench.models import BenchModel, build_bench_model, fill_zeros
-from lamp.bench.reference import ReleaseArrangement
+from lamp.bench.models import BenchModel, ReleaseArrangement, build_bench_model, fill_zeros
 from lamp.bench.timing import check_settings, describe_machine, heading, measure, wait_for
 from lamp.data.feature_cache.shards import load_mapped
 from lamp.errors import ConfigError

@@ -193,7 +193,7 @@ class PolicyOpener:
     """
 
     def __init__(self, execute: int | None = None, *, fast: bool = True) -> None:
-        from lamp.train.sharing import Backbones
+        from lamp.train.checkpoint import Backbones
 
         self._backbones = Backbones()
         self._execute, self._fast = execute, fast

@@ -92,7 +92,7 @@ class ImportFlags:
 
 def _import_released(arguments: Sequence[str]) -> None:
     flags = parse(ImportFlags, arguments, "import-released")
-    from lamp.train.released import import_released
+    from lamp.train.released.import_release import import_released
 
     found = import_released(flags.source, flags.out, revision=flags.revision, vlm=flags.vlm)
     for note in found.notes:
@@ -114,7 +114,7 @@ class ExportFlags:
 
 def _export_released(arguments: Sequence[str]) -> None:
     flags = parse(ExportFlags, arguments, "export-released")
-    from lamp.train.released import export_released
+    from lamp.train.released.export import export_released
 
     found = export_released(found_checkpoint(flags.checkpoint), flags.out, vlm=flags.vlm)
     for note in found.notes:

@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import (
@@ -356,3 +360,21 @@ def _each(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"
 def _draws(predicted: Tensor, target: Tensor, mask: Tensor, tau: Float[Tensor, "*lead"]) -> Draws:
     loss, supervised = velocity_errors(predicted, target, mask, axes=tau.ndim)
     return Draws(loss=loss.flatten(), tau=tau.flatten(), supervised=supervised.flatten())
+
+
+RECOMPUTED: Mapping[type[nn.Module], str] = {Block: "attend", MotionBlock: "forward"}
+"""The method of each block that is computed again: all that is large."""
+
+
+def recompute(model: nn.Module, again: Callable[[], AbstractContextManager[object]] | None = None) -> None:
+    """Activation checkpointing: the experts' blocks compute their activations again in the backward pass, dropout included.
+
+    Args:
+        model: The model, or an expert.
+        again: The context of the second time, besides autocast, which comes back by itself.
+    """
+    options = {} if again is None else {"context_fn": lambda: (nullcontext(), again())}
+    for module in model.modules():
+        for kind, method in RECOMPUTED.items():
+            if isinstance(module, kind):
+                setattr(module, method, partial(checkpoint, getattr(module, method), use_reentrant=False, **options))

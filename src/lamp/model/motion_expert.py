@@ -80,7 +80,7 @@ class ImageFlow:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceGrid:
-    """The grid on which weights were first trained: token positions stay in its coordinates (see `lamp.model.resize_tokens`)."""
+    """The grid on which weights were first trained: token positions stay in its coordinates."""
 
     grid: tuple[int, int]
     """Rows and columns of grid points over the same image."""

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from lamp.configuration import to_json
 from lamp.data.padding import LeftPadding, Padding, RightPadding, placed
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
-from lamp.model.backbone import frozen
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
 from lamp.model.qwen_lora import LoRA, adapt, merge, unadapted, without_adapters
@@ -245,12 +244,14 @@ class Qwen3VLBackbone(nn.Module):
             self.vlm: Any = _load(self.identity.folder, config)
         except ImportError as error:
             raise missing(error) from error
-        self._image_tokens, self._length = self.identity.tokens_of_images, self.identity.length
+        self._image_tokens = self.identity.tokens_of_images
+        self.width, self.dtype = self.identity.width, self.identity.dtype
+        self.padding, self.length, self.text_room = config.padding, self.identity.length, config.text_tokens
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self.fast: FastQwen | None = None
         """What `accelerate` prepared."""
         self._fast_unadapted: FastQwen | None = None
-        frozen(self)
+        self.eval().requires_grad_(False)
         if config.lora is not None:
             adapt(self.vlm, config.lora)
 
@@ -276,11 +277,6 @@ class Qwen3VLBackbone(nn.Module):
             self.fast = FastQwen(self.vlm, sequence, self._grid)
 
     @property
-    def width(self) -> int:
-        """Width of a token."""
-        return self.vlm.config.text_config.hidden_size
-
-    @property
     def key(self) -> str:
         """SHA-256 over the model's files and the settings."""
         return self.identity.key
@@ -290,29 +286,9 @@ class Qwen3VLBackbone(nn.Module):
         """Model, commit, content, cameras, prompt, feature layer, padding."""
         return self.identity.description
 
-    @property
-    def padding(self) -> Padding:
-        """On which side sequences are padded."""
-        return self.config.padding
-
-    @property
-    def length(self) -> int | None:
-        """Tokens of every padded sequence, where `text_tokens` fixes them."""
-        return self._length
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The number format of its tokens."""
-        return self.identity.dtype
-
     def values_of(self, instruction: str) -> int:
         """How many numbers one observation's tokens are, without padding."""
         return self.identity.values_of(instruction)
-
-    @property
-    def text_room(self) -> int | None:
-        """Most tokens of a prompt."""
-        return self.identity.text_room
 
     def instruction_ids(self, instruction: str) -> tuple[int, ...]:
         """The ids of the prompt with the instruction in it."""

@@ -118,7 +118,7 @@ def unadapted(vlm: nn.Module) -> nn.Module:
 
 
 def recompute_layers(vlm: Any) -> None:
-    """Makes the language model's layers compute their activations twice, see `lamp.model.recompute`."""
+    """Makes the language model's layers compute their activations twice, see `lamp.model.lamp`."""
     for layer in vlm.language_model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 

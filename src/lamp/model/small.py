@@ -25,7 +25,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError, unknown
 from lamp.files import sha256_of
-from lamp.model.backbone import frozen
 from lamp.model.layers import attention, merge_heads, sinusoid, split_heads
 from lamp.types import Encoded, Observations
 
@@ -162,7 +161,7 @@ class SmallBackbone(nn.Module):
         self.language = MiniLM.load(self._paths["language"])
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
-        frozen(self)
+        self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> SmallBackbone:
         """Stays in evaluation mode: the backbone is frozen in both stages."""

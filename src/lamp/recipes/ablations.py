@@ -16,10 +16,10 @@ from lamp.model.action_expert import Joint, Prefix
 from lamp.model.guidance import AddFusion, ConcatFusion, Sigmoid, Tanh, ZeroOut
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
-from lamp.model.resize_tokens import resized
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
 from lamp.recipes.paper import paper_simpler
 from lamp.recipes.small import libero_object_small
+from lamp.train.resize_checkpoint import resized
 
 Change = Callable[[LaMPConfig], LaMPConfig]
 """What a variant makes of a model; Stage 1's has neither guidance nor Action Expert, and the policy without motion no Motion

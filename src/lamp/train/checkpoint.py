@@ -15,13 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamp import checksums
+from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.data.feature_cache.shards import content_hash
 from lamp.errors import DataError, MismatchError, unreadable
 from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
 from lamp.model.lamp import LaMP
-from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackboneConfig
-from lamp.model.qwen_lora import LoRA, describe, from_files, to_files
-from lamp.train.backbones import BackboneConfig
+from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackbone, Qwen3VLBackboneConfig
+from lamp.model.qwen_lora import LoRA, describe, fill, from_files, to_files
+from lamp.train.backbones import BackboneConfig, find_backbone, loaded
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, checkpoint_folder, read_description
 from lamp.train.config import Imported, MotionTraining, PolicyTraining
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
@@ -356,3 +357,45 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
         DataError: They are missing or damaged.
     """
     return from_files(read_tensors(folder / FOLDER / ADAPTER_WEIGHTS))
+
+
+class Backbones:
+    """Loads the backbones of checkpoints; those that were trained on the same one share it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, FrozenBackbone] = {}
+
+    def of(self, path: Path) -> FrozenBackbone:
+        """Returns the backbone of a checkpoint (its folder, or the run that holds it).
+
+        Raises:
+            DataError: There is no checkpoint, or the backbone is not where its settings say.
+            MismatchError: What is there is another backbone, or the checkpoint has no settings of it.
+        """
+        folder, description = checkpoint_folder(path), read_description(path)
+        recorded, adapter = description.backbone, description.adapter_sha256
+        if recorded.key is not None and recorded.key + adapter in self._loaded:
+            return self._loaded[recorded.key + adapter]
+        found = find_backbone(_backbone_settings(folder, description), recorded=recorded.description)
+        Expected(backbone_key=found.key, backbone=found.description).check(folder, description)
+        if found.key + adapter not in self._loaded:
+            self._loaded[found.key + adapter] = _with_adapter(loaded(found), folder, description)
+        return self._loaded[found.key + adapter]
+
+
+def _with_adapter(backbone: FrozenBackbone, folder: Path, description: Description) -> FrozenBackbone:
+    weights = load_adapter(folder, description)
+    if weights and isinstance(backbone, Qwen3VLBackbone):
+        fill(backbone.vlm, weights)
+    return backbone
+
+
+def _backbone_settings(folder: Path, description: Description) -> BackboneConfig:
+    training = description.training
+    settings = training.backbone_in(folder) if isinstance(training, Imported) else training.backbone
+    if settings is None:
+        raise MismatchError(
+            f"{folder} was imported and holds no settings of its backbone (`lamp info` says which VLM it needs); expected the "
+            "backbone itself, as the argument `backbone`, or import it again."
+        )
+    return settings

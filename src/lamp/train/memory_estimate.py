@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lamp.flow_matching import Uniform
-from lamp.model.lamp import LaMP
-from lamp.model.recompute import recompute
+from lamp.model.lamp import LaMP, recompute
 from lamp.train.config import BFloat16, FullySharded, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import Ema
 from lamp.types import Encoded, Motion, MotionBatch, PolicyBatch, TokenBatch

@@ -16,8 +16,7 @@ from lamp.data.dataloader import WHOLE, BatchShare, BatchSource, DataLoader, Sam
 from lamp.data.feature_cache.cache import Features
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, PolicySamples, mixture_weights
-from lamp.model.lamp import LaMP
-from lamp.model.recompute import recompute
+from lamp.model.lamp import LaMP, recompute
 from lamp.seeding import Source, normal, uniform
 from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, by_tau, clamped
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes

@@ -19,9 +19,8 @@ from lamp.sceneflow.motion_mask import DRAWN
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, find_store, store_folders
 from lamp.sceneflow.tracks import grid_points, integrate, retime
-from lamp.train.checkpoint import Expected, load_checkpoint
+from lamp.train.checkpoint import Backbones, Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, read_description
-from lamp.train.sharing import Backbones
 from lamp.types import Observations
 from lamp.view.images import row_of, write_png
 from lamp.view.overlay import OverlayStyle, draw_foresight

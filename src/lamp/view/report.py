@@ -17,7 +17,8 @@ from lamp.benchmark.trials import TRIALS
 from lamp.errors import ConfigError, DataError
 from lamp.files import atomic_write_text, read_json, write_json
 from lamp.version import code_version
-from lamp.view import evaluation_sections, paper_figures, paper_tables, run_sections, training_sections
+from lamp.view import evaluation_sections, paper_figures, paper_tables, run_sections
+from lamp.view import run_sections as training_sections
 from lamp.view.images import read_caption
 from lamp.view.page import render_page
 from lamp.view.results import RunResults, as_written, folder_label, load_results

@@ -21,7 +21,6 @@ from torch import Tensor
 from lamp.errors import ConfigError, DataError, MissingDependencyError
 from lamp.files import read_json, sha256_of
 from lamp.hub import Fetch, HubId, fetch
-from lamp.model.backbone import frozen
 from lamp.model.lamp import LaMP
 from lamp.model.released.config import ReleasedConfig, read_config
 from lamp.model.released.keys import check_shapes, parts_of, to_ours
@@ -252,7 +251,7 @@ def build(tensors: Mapping[str, Tensor], sizes: ReleasedSizes, where: str) -> La
     weights = to_ours(tensors, sizes, where)
     model = LaMP(sizes.config(parts_of(tensors, where)))
     model.load_state_dict(weights)
-    return frozen(model)
+    return model.eval().requires_grad_(False)
 
 
 def read_pt(path: Path) -> dict[str, Tensor]:

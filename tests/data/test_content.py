@@ -15,9 +15,8 @@ from demonstrations import LENGTHS, episode, numbered
 from safetensors.torch import load_file, save_file
 
 from lamp.data.feature_cache.cache import FeatureCache
-from lamp.data.feature_cache.shards import ShardState, read_header
-from lamp.data.feature_cache.store import FeatureStore
-from lamp.data.fingerprints import PICTURES, EpisodeFingerprints
+from lamp.data.feature_cache.manifest import FeatureStore
+from lamp.data.feature_cache.shards import PICTURES, EpisodeFingerprints, ShardState, read_header
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.data.lerobot.staging import EpisodeData, stage_episode
 from lamp.errors import MismatchError
@@ -158,7 +157,9 @@ def test_hashes_are_found_again_without_reading_pictures(tmp_path: Path, monkeyp
     first = EpisodeFingerprints(LeRobotDataset(root), CAMERAS, root / "features")
     found = [first[index] for index in range(4)]
     assert len(set(found)) == 4
-    monkeypatch.setattr("lamp.data.fingerprints.packet_digests", lambda *_: pytest.fail("pictures were read again"))
+    monkeypatch.setattr(
+        "lamp.data.feature_cache.shards.packet_digests", lambda *_: pytest.fail("pictures were read again")
+    )
     again = EpisodeFingerprints(LeRobotDataset(root), CAMERAS, root / "features")
     assert [again[index] for index in range(4)] == found
     (root / "features" / PICTURES).write_text("{broken")

@@ -20,10 +20,9 @@ from lamp.data.import_recording import import_recording
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.live_features import LiveFeatures
 from lamp.data.normalizers import RawState, Standardise
-from lamp.data.padding import LeftPadding, RightPadding
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling, states_and_actions
 from lamp.errors import DataError
-from lamp.types import Observations
+from lamp.types import LeftPadding, Observations, RightPadding
 from lamp_client.recording import Recorder, read_episode
 from lamp_client.types import Observation
 

@@ -11,8 +11,8 @@ from demonstrations import LENGTHS, write
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.motion_dataset import MotionSamples
 from lamp.errors import DataError, MismatchError
+from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
-from lamp.sceneflow.point_tracking import Sampling
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription
 from lamp.sceneflow.tracks import flow_from_tracks, retime
 from lamp.types import Camera, Tracks

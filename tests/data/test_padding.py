@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lamp.data.padding import LeftPadding, Padding, RightPadding, padded, placed
+from lamp.types import LeftPadding, Padding, RightPadding, padded, placed
 
 
 @pytest.mark.parametrize("length", [5, 6, 9])

@@ -17,9 +17,8 @@ from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.feature_cache.encode import FeatureBackbone, SequenceBackbone
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.observation_encoder import ObservationEncoder
-from lamp.data.padding import LeftPadding, Padding, RightPadding, padded
 from lamp.errors import DataError, MismatchError
-from lamp.types import Encoded, Observations
+from lamp.types import Encoded, LeftPadding, Observations, Padding, RightPadding, padded
 
 WIDTH = 3
 

@@ -25,9 +25,9 @@ from lamp.data.augmentation import Augmentation, RandomResizedCrop
 from lamp.data.feature_cache.build import BuildPlan, PreloadedBackbone, make_features
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.feature_cache.encode import FrozenBackbone, StorageFormat
+from lamp.data.feature_cache.manifest import FeatureStore
 from lamp.data.feature_cache.report import check_store, describe_cache
 from lamp.data.feature_cache.shards import Shards, ShardState, content_hash, read_header
-from lamp.data.feature_cache.store import FeatureStore
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import DataError, MismatchError

@@ -14,7 +14,6 @@ from tests.model.recording import NothingAsked
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lamp.data.padding import LeftPadding, Padding, RightPadding
 from lamp.model.action_expert import Joint
 from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
@@ -23,7 +22,7 @@ from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import RepeatAndPad
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_fast import LENGTH_STEP
-from lamp.types import Encoded, Observations
+from lamp.types import Encoded, LeftPadding, Observations, Padding, RightPadding
 
 CAMERAS = (("a", 96), ("b", 64))
 FIXED = 25

@@ -16,7 +16,6 @@ from tiny_qwen import WIDTH
 from torch import Tensor
 
 from lamp.data.feature_cache.encode import FeatureBackbone, SequenceBackbone
-from lamp.data.padding import LeftPadding, RightPadding
 from lamp.errors import ConfigError, DataError, LampError, MismatchError, MissingDependencyError
 from lamp.model.qwen3_vl import (
     FlashAttention,
@@ -26,7 +25,7 @@ from lamp.model.qwen3_vl import (
     Qwen3VLBackboneConfig,
 )
 from lamp.model.qwen_processor import RELEASE_PROMPT
-from lamp.types import Observations
+from lamp.types import LeftPadding, Observations, RightPadding
 
 CAMERAS = (("agentview", 96), ("wrist", 64))
 IMAGES = 9 + 4

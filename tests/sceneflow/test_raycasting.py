@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from lamp.geometry import rigid, rotation_from_quaternion
-from lamp.sceneflow.occlusion import TOLERANCE, in_image
-from lamp.sceneflow.point_tracking import PointPaths, Sampling, track_points
-from lamp.sceneflow.raycasting import seen_by_rays
+from lamp.sceneflow.exact_flow import TOLERANCE, PointPaths, Sampling, in_image, seen_by_rays, track_points
 from lamp.sceneflow.rendering import BodyDepthRenderer, View
 from lamp.sceneflow.sim_states import Playback, Recording
 from lamp_client.envs.libero import LiberoEnv, load_task

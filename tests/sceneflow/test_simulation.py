@@ -11,10 +11,15 @@ from flow_scene import load_scene, motion, record
 
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.geometry import to_image, to_world
-from lamp.sceneflow.exact_flow import episode_flow
-from lamp.sceneflow.occlusion import HeldRender, RayCast, agrees_with_depth
-from lamp.sceneflow.point_tracking import Sampling, track_points
-from lamp.sceneflow.raycasting import seen_by_rays
+from lamp.sceneflow.exact_flow import (
+    HeldRender,
+    RayCast,
+    Sampling,
+    agrees_with_depth,
+    episode_flow,
+    seen_by_rays,
+    track_points,
+)
 from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, View
 from lamp.sceneflow.sim_states import Playback, read_recording
 from lamp.types import Camera, Tracks

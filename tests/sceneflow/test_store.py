@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.sceneflow.point_tracking import Sampling
+from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription
 from lamp.types import Camera, Tracks
 

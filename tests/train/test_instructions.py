@@ -14,12 +14,11 @@ from training_fakes import CAMERAS, episode, loop, policy_training
 from lamp.cli import main
 from lamp.data.feature_cache.build import make_features
 from lamp.data.feature_cache.work_sharing import Workers
-from lamp.data.instructions import check_instructions, unreadable
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.lerobot.format import short_names
 from lamp.data.lerobot.staging import stage_episode
 from lamp.data.lerobot.writer import LeRobotWriter
-from lamp.data.observation_encoder import ObservationEncoder
+from lamp.data.observation_encoder import ObservationEncoder, check_instructions, unreadable
 from lamp.errors import DataError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackbone, SmallBackboneConfig, SmallReader

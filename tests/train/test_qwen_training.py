@@ -32,7 +32,6 @@ from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.commands.train import MotionFlags
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.padding import LeftPadding
 from lamp.errors import MismatchError
 from lamp.flags import parse_beside
 from lamp.model.fast import FastActor
@@ -49,6 +48,7 @@ from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import Float32, MotionTraining, PolicyTraining
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
+from lamp.types import LeftPadding
 from lamp.view.foresight import Foreseer
 from lamp_client.types import Observation
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 import lamp.model.qwen3_vl as qwen3_vl
 from lamp import cli
-from lamp.data.padding import RightPadding
 from lamp.errors import DataError, MismatchError
 from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_processor import RELEASE_PROMPT
@@ -30,6 +29,7 @@ from lamp.seeding import generator_at
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import Imported
 from lamp.train.released.import_release import import_released
+from lamp.types import RightPadding
 from lamp.view.foresight import Foreseer
 from lamp_client.types import Observation
 

@@ -17,7 +17,7 @@ from lamp.model.action_expert import ActionExpertConfig, Prefix
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
-from lamp.sceneflow.point_tracking import Sampling
+from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription
 from lamp.sceneflow.tracks import grid_points
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, Split

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lamp.data.padding import RightPadding
 from lamp.errors import ConfigError, MissingDependencyError
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.fast import FastActor
@@ -30,7 +29,7 @@ from lamp.model.qwen_files import missing
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 from lamp.recipes import recipe as find_recipe
 from lamp.recipes.kinds import AnyRecipe, ModelRecipe
-from lamp.types import Encoded, Observations
+from lamp.types import Encoded, Observations, RightPadding
 
 IMAGE_TOKENS = 64 + 2
 """Of a 224x224 view, which Qwen3-VL's preprocessing enlarges to 256x256: 16x16 patches merged two by two, start and end marks."""

@@ -81,9 +81,7 @@ def _measured(
 ) -> dict[str, float | int | None]:
     import torch
 
-    from lamp.sceneflow.exact_flow import episode_flow
-    from lamp.sceneflow.occlusion import RayCast
-    from lamp.sceneflow.point_tracking import Sampling
+    from lamp.sceneflow.exact_flow import RayCast, Sampling, episode_flow
     from lamp.sceneflow.rendering import BodyDepthRenderer
     from lamp.sceneflow.tracks import flow_from_tracks
     from lamp.train.flow_metrics import PathErrorSums

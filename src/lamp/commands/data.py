@@ -268,8 +268,8 @@ def _data_check(arguments: Sequence[str]) -> None:
 
 def _unread(flags: DataCheckFlags) -> list[str]:
     """What a backbone cannot read of the dataset's instructions; nothing where they cannot be listed, a fault already."""
-    from lamp.data.instructions import unreadable
     from lamp.data.lerobot import LeRobotDataset
+    from lamp.data.observation_encoder import unreadable
     from lamp.errors import DataError, MissingDependencyError
     from lamp.model.small import SmallBackboneConfig
     from lamp.train.backbones import instruction_reader

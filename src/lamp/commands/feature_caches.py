@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lamp.data.feature_cache.manifest import cache_folder, read_manifest
+from lamp.data.feature_cache.manifest import HIDDEN, FeatureStore, cache_folder, read_manifest
 from lamp.data.feature_cache.report import CacheReport, check_store
-from lamp.data.feature_cache.store import HIDDEN, FeatureStore
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
 from lamp.train.backbones import BuildProgressPrinter, Caching, ensure_features, find_backbone, gpu_workers

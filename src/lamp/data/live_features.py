@@ -20,12 +20,11 @@ from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.cache import Features, FrameIndex
 from lamp.data.feature_cache.encode import FrozenBackbone, SequenceBackbone, camera_names
 from lamp.data.feature_cache.manifest import cache_folder
-from lamp.data.fingerprints import EpisodeFingerprints
+from lamp.data.feature_cache.shards import EpisodeFingerprints
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.observation_encoder import ObservationEncoder
-from lamp.data.padding import Padding, RightPadding, padded
 from lamp.errors import MismatchError
-from lamp.types import Encoded, Observations
+from lamp.types import Encoded, Observations, Padding, RightPadding, padded
 
 
 @dataclass(frozen=True, kw_only=True)

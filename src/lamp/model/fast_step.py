@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamp.data.padding import LeftPadding, Padding, placed
 from lamp.model.fast import FastActor, Graphs, with_twins
 from lamp.model.qwen3_vl import QwenInputs
 from lamp.model.qwen_fast import LENGTH_STEP, FastQwen, by_observation, filled_up
+from lamp.types import LeftPadding, Padding, placed
 
 
 class FastStep:

@@ -18,13 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lamp.configuration import to_json
-from lamp.data.padding import LeftPadding, Padding, RightPadding, placed
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
 from lamp.model.qwen_lora import LoRA, adapt, merge, unadapted, without_adapters
 from lamp.model.qwen_processor import BARE_PROMPT, PatchRule, PromptTokenizer, check_prompt
-from lamp.types import Encoded, Observations
+from lamp.types import Encoded, LeftPadding, Observations, Padding, RightPadding, placed
 
 REVISION = 1
 """Raised whenever the same weights and settings would give other tokens."""

@@ -13,10 +13,9 @@ from lamp.configuration import from_json
 from lamp.errors import ConfigError, DataError, missing, unknown
 from lamp.files import read_json
 from lamp.recipes.ablations import ABLATIONS
-from lamp.recipes.bench import bench_mid, bench_mid_fast
 from lamp.recipes.kinds import AnyRecipe, ModelRecipe, Recipe, TrainingRecipe
 from lamp.recipes.paper import paper_libero, paper_libero_packed, paper_real, paper_simpler
-from lamp.recipes.small import demo, libero_object_small, libero_spatial_small
+from lamp.recipes.small import bench_mid, bench_mid_fast, demo, libero_object_small, libero_spatial_small
 
 __all__ = ["RECIPES", "AnyRecipe", "ModelRecipe", "Recipe", "TrainingRecipe", "experiment", "recipe", "training"]
 

@@ -26,7 +26,6 @@ from lamp.data.actions import (
     compare_with_state,
 )
 from lamp.data.embodiment import ACTION, LIBERO, LIBERO_OPENPI, STATE, Embodiment, Part, StateRotation, embodiment
-from lamp.data.instructions import check_instructions
 from lamp.data.lerobot.format import LAMP_PATH
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.normalizers import (
@@ -40,6 +39,7 @@ from lamp.data.normalizers import (
     Unchanged,
     floors,
 )
+from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
 from lamp.files import read_json, write_json

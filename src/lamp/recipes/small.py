@@ -1,4 +1,7 @@
-"""LaMP on the embedded backbone: recipes that a laptop runs from collection to evaluation."""
+"""LaMP on the embedded backbone: recipes that a laptop runs from collection to evaluation.
+
+Beside them, models of a middling size, to measure how fast they are.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from lamp.benchmark.evaluate import EvaluateConfig
 from lamp.collect.collect import CollectConfig
 from lamp.data.normalizers import ByDeviation
 from lamp.flow_matching import Preconditioning
-from lamp.model.action_expert import ActionExpertConfig, Prefix
+from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
 from lamp.model.guidance import GuidanceConfig, ZeroOut
-from lamp.model.lamp import LaMPConfig
+from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.small import SmallBackboneConfig
-from lamp.recipes.kinds import Recipe, without_motion
+from lamp.recipes.kinds import ModelRecipe, Recipe, without_motion
 from lamp.sceneflow.build import FlowBuildConfig
 from lamp.train.config import BFloat16, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import AdamW
@@ -208,3 +211,37 @@ def small_loop(*, steps: int, lr: float, seed: int, batch_size: int = 32, thread
         seed=seed,
         threads=threads,
     )
+
+
+def bench_mid() -> ModelRecipe:
+    """The release's arrangement."""
+    return _bench(
+        name="bench_mid",
+        summary="384 wide, 6 and 8 layers, 1600 motion tokens; z_m at arrival, joint attention",
+        attention=Joint(),
+        hidden_at=Arrival(),
+    )
+
+
+def bench_mid_fast() -> ModelRecipe:
+    """The same sizes with one evaluation of the Motion Expert, and a context that is computed once."""
+    return _bench(
+        name="bench_mid_fast",
+        summary="bench_mid with z_m at departure and prefix attention",
+        attention=Prefix(),
+        hidden_at=Departure(),
+    )
+
+
+def _bench(*, name: str, summary: str, attention: Joint | Prefix, hidden_at: Arrival | Departure) -> ModelRecipe:
+    token_width, width, heads = 512, 384, 6
+    model = LaMPConfig(
+        token_width=token_width,
+        motion=MotionExpertConfig(token_width=token_width, width=width, layers=6, heads=heads),
+        guidance=GuidanceConfig(token_width=token_width, motion_width=width, heads=8),
+        action=ActionExpertConfig(
+            token_width=token_width, width=width, layers=8, heads=heads, chunk=10, attention=attention
+        ),
+        hidden_at=hidden_at,
+    )
+    return ModelRecipe(name=name, summary=summary, model=model, tokens=160)

@@ -20,10 +20,8 @@ import torch
 from lamp.errors import ConfigError, DataError, unknown, unreadable
 from lamp.files import locked, remove_leftovers
 from lamp.progress import Progress
-from lamp.sceneflow.exact_flow import episode_flow
+from lamp.sceneflow.exact_flow import Occlusion, RayCast, Sampling, episode_flow
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
-from lamp.sceneflow.occlusion import Occlusion, RayCast
-from lamp.sceneflow.point_tracking import Sampling
 from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, Scene, load_libero_scene
 from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of, remove

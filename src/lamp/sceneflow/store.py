@@ -29,8 +29,8 @@ from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_ch
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
 from lamp.files import atomic_path, read_json, remove_folder, safe_file_name
+from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.index import IndexEntry, StoreIndex
-from lamp.sceneflow.point_tracking import Sampling
 from lamp.types import Camera, Tracks
 
 FORMAT = "lamp-sceneflow"

@@ -15,12 +15,11 @@ from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.build import BuildPlan, make_features
 from lamp.data.feature_cache.cache import FeatureCache, FrozenBackbone
 from lamp.data.feature_cache.encode import StorageFormat
-from lamp.data.feature_cache.manifest import MANIFEST, cache_folder
+from lamp.data.feature_cache.manifest import MANIFEST, FeatureStore, cache_folder
 from lamp.data.feature_cache.shards import in_bytes
-from lamp.data.feature_cache.store import FeatureStore
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
-from lamp.data.instructions import InstructionTokenizer
 from lamp.data.lerobot import LeRobotDataset
+from lamp.data.observation_encoder import InstructionTokenizer
 from lamp.data.stored_images import OnCorrupt, Refuse
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity

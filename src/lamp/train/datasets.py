@@ -20,10 +20,10 @@ from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment, StateRotation
 from lamp.data.feature_cache.cache import FeatureCache, Features, FrozenBackbone
 from lamp.data.image_dataset import ImageSamples, Videos
-from lamp.data.instructions import check_instructions
 from lamp.data.lerobot.reader import LeRobotDataset, find_dataset
 from lamp.data.live_features import LiveFeatures
 from lamp.data.normalizers import ContinuousRotation, StateTransform
+from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import (
     EpisodeSplit,
     MixedSamples,

@@ -23,9 +23,8 @@ from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.build import BuildPlan, build_with_progress
 from lamp.data.feature_cache.cache import Features, HiddenStates
-from lamp.data.feature_cache.manifest import advice, differences
+from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, FeatureStore, advice, differences
 from lamp.data.feature_cache.shards import ShardState, check_space, one_error_when_full
-from lamp.data.feature_cache.store import HIDDEN, HIDDEN_MANIFEST, FeatureStore
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError

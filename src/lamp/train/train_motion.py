@@ -13,8 +13,8 @@ import torch
 import lamp.version
 from lamp.configuration import to_json
 from lamp.data.feature_cache.encode import BackboneIdentity, FrozenBackbone
-from lamp.data.instructions import check_instructions
 from lamp.data.motion_dataset import MotionSamples
+from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import AnyMotionSamples, MixedMotionSamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line

@@ -11,8 +11,7 @@ import torch
 from lerobot.policies.pretrained import PreTrainedPolicy  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 
-from lamp.data.instructions import check_instructions
-from lamp.data.observation_encoder import ObservationEncoder
+from lamp.data.observation_encoder import ObservationEncoder, check_instructions
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP

@@ -13,11 +13,10 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from lamp.data.check.faults import Fault
-from lamp.data.depth import check_video_of_depth
 from lamp.data.lerobot.episodes import Episode
 from lamp.data.lerobot.format import CameraFeature, DepthFeature
 from lamp.data.lerobot.video import explained, open_video
-from lamp.data.stored_images import StoredImages
+from lamp.data.stored_images import StoredImages, check_video_of_depth
 from lamp.errors import DataError
 
 

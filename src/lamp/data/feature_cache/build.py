@@ -26,13 +26,17 @@ from lamp.data.feature_cache.encode import (
     encode_episode,
     storage_dtype,
 )
-from lamp.data.feature_cache.manifest import cache_folder, write_manifest
-from lamp.data.feature_cache.shards import Shards, ShardState, check_space, one_error_when_full
-from lamp.data.feature_cache.store import VIEWS_MANIFEST, FeatureStore, read_augmentation
+from lamp.data.feature_cache.manifest import (
+    VIEWS_MANIFEST,
+    FeatureStore,
+    cache_folder,
+    read_augmentation,
+    write_manifest,
+)
+from lamp.data.feature_cache.shards import EpisodeFingerprints, Shards, ShardState, check_space, one_error_when_full
 from lamp.data.feature_cache.work_sharing import BuildProgress, ShardBuilder, Workers, build_shards
-from lamp.data.fingerprints import EpisodeFingerprints
-from lamp.data.instructions import check_instructions
 from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.data.observation_encoder import check_instructions
 from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
 from lamp.errors import DataError, MismatchError
 from lamp.files import write_json

@@ -34,16 +34,21 @@ from lamp.data.feature_cache.encode import (
     SequenceBackbone,
     StorageFormat,
 )
-from lamp.data.feature_cache.manifest import MANIFEST, SEQUENCES, SHARED, cache_folder, read_manifest
-from lamp.data.feature_cache.shards import load_mapped
-from lamp.data.feature_cache.store import HIDDEN, FeatureStore
+from lamp.data.feature_cache.manifest import (
+    HIDDEN,
+    MANIFEST,
+    SEQUENCES,
+    SHARED,
+    FeatureStore,
+    cache_folder,
+    read_manifest,
+)
+from lamp.data.feature_cache.shards import EpisodeFingerprints, load_mapped
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
-from lamp.data.fingerprints import EpisodeFingerprints
 from lamp.data.lerobot.reader import LeRobotDataset
-from lamp.data.padding import Padding, RightPadding, padded
 from lamp.data.stored_images import OnCorrupt
 from lamp.errors import DataError, MismatchError
-from lamp.types import Encoded
+from lamp.types import Encoded, Padding, RightPadding, padded
 
 __all__ = [
     "BackboneIdentity",

@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from lamp.data.padding import Padding
 from lamp.errors import DataError
-from lamp.types import Encoded, Observations
+from lamp.types import Encoded, Observations, Padding
 
 TOKENS, LENGTHS = "tokens", "lengths"
 """In a shard: the tokens, and how many of them each frame has, where instructions of one episode differ in that."""

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamp.configuration import to_json
-from lamp.data.feature_cache.manifest import MANIFEST
+from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, MANIFEST, VIEWS, VIEWS_MANIFEST, FeatureStore
 from lamp.data.feature_cache.shards import Shards, ShardState, read_header
-from lamp.data.feature_cache.store import HIDDEN, HIDDEN_MANIFEST, VIEWS, VIEWS_MANIFEST, FeatureStore
 from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError
 from lamp.files import locked, read_json, remove_folder

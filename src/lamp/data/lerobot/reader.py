@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from lamp.data.depth import metres_of_codes
 from lamp.data.lerobot.episodes import Episode, EpisodeLines, EpisodeTable, distinct, read_parquet
 from lamp.data.lerobot.format import (
     BOOKKEEPING,
@@ -28,7 +27,7 @@ from lamp.data.lerobot.format import (
 from lamp.data.lerobot.metadata import by_episode
 from lamp.data.lerobot.statistics import FeatureStatistics, stored_statistics
 from lamp.data.lerobot.video import VideoReaders, video_info
-from lamp.data.stored_images import CorruptPicturesError, StoredImages
+from lamp.data.stored_images import CorruptPicturesError, StoredImages, metres_of_codes
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import read_json, read_lines_json
 from lamp.hub import Fetch, HubId, fetch

@@ -25,7 +25,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 from jaxtyping import Int64, UInt8, UInt16
 
-from lamp.data.depth import bits_of, luma
+from lamp.data.stored_images import bits_of, luma
 from lamp.errors import DataError
 
 KEYFRAME_EVERY = 8

@@ -10,7 +10,6 @@ from torch import Tensor
 import lamp.version
 from lamp.data.feature_cache.shards import content_hash
 from lamp.data.normalizers import ClampedRange, RawState
-from lamp.data.padding import RightPadding
 from lamp.data.policy_dataset import PolicyScaling
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import atomic_path, sha256_of
@@ -34,6 +33,7 @@ from lamp.train.checkpoint_metadata import (
 )
 from lamp.train.config import Imported, ImportedVlm
 from lamp.train.released.vlm import description_files, write_vlm
+from lamp.types import RightPadding
 
 VLM_FOLDER = "vlm"
 CAMERAS = ("agentview", "wrist")

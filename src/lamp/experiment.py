@@ -25,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from lamp.benchmark.evaluate import Summary, evaluate
 from lamp.collect.collect import collect
-from lamp.files import locked, read_json, write_json
+from lamp.files import locked, read_json_object, write_json
 from lamp.progress import clock as elapsed
 from lamp.progress import say
 from lamp.recipes import Recipe, experiment
@@ -62,7 +62,7 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = read_json(path, "stage times") if path.is_file() else {}
+        self.seconds: dict[str, float] = read_json_object(path, "stage times") if path.is_file() else {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -195,7 +195,7 @@ def _evaluate(recipe: Recipe, index: int, out: Path) -> Summary:
 
 def _pictures(recipe: Recipe, out: Path) -> None:
     """Draws predicted beside true flow for frames of held-out episodes."""
-    held_out = read_json(out / "motion" / "flow.json", "flow errors")["episodes"]
+    held_out = read_json_object(out / "motion" / "flow.json", "flow errors")["episodes"]
     for episode in held_out[:3]:
         view(
             ViewConfig(
@@ -208,7 +208,7 @@ def _pictures(recipe: Recipe, out: Path) -> None:
 
 
 def _summary(recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary]) -> dict[str, Any]:
-    flow = read_json(out / "motion" / "flow.json", "flow errors")
+    flow = read_json_object(out / "motion" / "flow.json", "flow errors")
     moving, static = flow["moving"], flow["static"]
     return {
         "title": f"LaMP: {recipe.name}",

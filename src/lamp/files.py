@@ -35,8 +35,7 @@ PathLike = str | os.PathLike[str]
 TEMPORARY = ".tmp-"
 """How the names of temporary folders begin."""
 ABANDONED_S = 3600.0
-"""A temporary folder whose lock cannot be seen here (another machine's, or an earlier version's) counts as abandoned after this
-time without a write [s]."""
+"""A temporary folder whose lock cannot be seen from here counts as abandoned after this time without a write. [s]"""
 _REPLACED = ".replaced"
 _swept: set[str] = set()
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -74,9 +73,7 @@ def safe_file_name(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _leads_out(path: str, root: str) -> bool:
-    """Whether links in a path lead out of `root`, other than into a hub cache's ``blobs`` or through a folder directly in `root`
-    that its owner linked to another disk.
-    """
+    """Whether links in a path lead out of `root`, other than into a hub cache's ``blobs`` or from a folder directly in `root`."""
     real = Path(os.path.realpath(path))
     if real.parent.name == "blobs" and real.parent.parent.name.startswith(("datasets--", "models--")):
         return False
@@ -89,9 +86,7 @@ def path_inside(root: PathLike, relative: str, what: str = "path") -> Path:
     """Joins an untrusted relative path to a folder, and refuses one that leads out of it.
 
     Symbolic links that lead out are refused too, except into a hub cache's blobs and for a folder directly in `root` that is
-    itself a link.
-
-    `what` names in errors where the path comes from, such as "video_path of meta/info.json".
+    itself a link. `what` names in errors where the path comes from, such as "video_path of meta/info.json".
 
     Raises:
         DataError: It is empty, absolute, too long, holds ``..`` or a NUL character, or leads out through a link.
@@ -115,11 +110,8 @@ def sync(path: Path) -> None:
     """Flushes a file, or every file of a folder, to the disk."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with open(file, "rb") as opened:
+                os.fsync(opened)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -320,7 +312,7 @@ def write_json(path: PathLike, obj: Any) -> None:
 
 
 def read_json(path: PathLike, what: str = "file") -> Any:
-    """Reads a JSON file; `what` says in errors what the file is, such as "dataset description".
+    """Reads a JSON file; `what` names it in errors, such as "dataset description".
 
     Raises:
         DataError: The file is missing, unreadable or not JSON.
@@ -334,6 +326,18 @@ def read_json(path: PathLike, what: str = "file") -> Any:
         raise DataError(f"cannot read the {what} {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"the {what} {path} is not valid JSON ({error}); restore or remove it") from None
+
+
+def read_json_object(path: PathLike, what: str = "file") -> dict[str, Any]:
+    """As `read_json`, of a file that holds a JSON object.
+
+    Raises:
+        DataError: The same, or it holds something else.
+    """
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise DataError(f"the {what} {path} is not a JSON object; restore or remove it")
+    return found
 
 
 def _mend_tail(descriptor: int) -> None:
@@ -428,9 +432,8 @@ def each_line_json(path: PathLike) -> Iterator[Any]:
                 except (ValueError, RecursionError):
                     if not line.endswith(b"\n"):
                         return
-                    raise DataError(
-                        f"line {number} of {path} is not valid JSON; remove the line or restore the file"
-                    ) from None
+                    reason = f"line {number} of {path} is not valid JSON; remove the line or restore the file"
+                    raise DataError(reason) from None
                 yield row
     except FileNotFoundError:
         return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lamp import checksums
 from lamp.checksums import CHECKSUMS
 from lamp.errors import DataError
-from lamp.files import read_json, read_lines_json
+from lamp.files import read_json_object, read_lines_json
 from lamp.hub import HubId
 from lamp.verification import (
     Verification,
@@ -142,7 +142,7 @@ def _describe_evaluation(path: Path) -> dict[str, Any]:
     from lamp.benchmark.episodes import read_records
     from lamp.benchmark.tables import tabulate, to_json
 
-    manifest = read_json(path / "run.json", "evaluation manifest")
+    manifest = read_json_object(path / "run.json", "evaluation manifest")
     records = read_records(path)
     return {
         "episodes": f"{len(records)} of {manifest['planned']}",
@@ -154,8 +154,8 @@ def _describe_evaluation(path: Path) -> dict[str, Any]:
 
 
 def _describe_experiment(path: Path) -> dict[str, Any]:
-    summary = read_json(path / "summary.json", "summary") if (path / "summary.json").is_file() else {}
-    seconds = read_json(path / "seconds.json", "stage times")
+    summary = read_json_object(path / "summary.json", "summary") if (path / "summary.json").is_file() else {}
+    seconds = read_json_object(path / "seconds.json", "stage times")
     return {
         "state": "finished: see report.html" if summary else "unfinished: the same command goes on",
         **{key: summary[key] for key in ("title", "notes", "facts") if key in summary},
@@ -171,7 +171,7 @@ def _describe_collection(path: Path) -> dict[str, Any]:
 
 
 def _describe_hidden_states(path: Path) -> dict[str, Any]:
-    found = read_json(path / "hidden.json", "description of hidden states")
+    found = read_json_object(path / "hidden.json", "description of hidden states")
     return {**found, "episodes": len(list(path.glob("episode-*.safetensors")))}
 
 

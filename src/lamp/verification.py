@@ -9,7 +9,7 @@ from pathlib import Path
 from lamp import checksums
 from lamp.checksums import CHECKSUMS, Fault
 from lamp.errors import DataError, LampError
-from lamp.files import read_json, read_lines_json
+from lamp.files import read_json_object, read_lines_json
 
 
 @dataclass(kw_only=True)
@@ -74,7 +74,7 @@ def verify_scene_flow(path: Path, found: Verification) -> None:
     from lamp.sceneflow.store import SceneFlowStore
 
     def intact() -> None:
-        if checksums.is_intact(read_json(path / "zarr.json", "description")["attributes"]) is False:
+        if checksums.is_intact(read_json_object(path / "zarr.json", "description").get("attributes", {})) is False:
             raise DataError("is not as it was written")
 
     compare_list(path, found)
@@ -98,10 +98,9 @@ def verify_shards(path: Path, found: Verification) -> None:
     from lamp.data.feature_cache.shards import content_hash, load_mapped
 
     try:
-        described = read_json(path / "manifest.json", "description")
+        shared = read_json_object(path / "manifest.json", "description").get("shared_sha256")
     except LampError:  # reported below
-        described = {}
-    shared = described.get("shared_sha256") if isinstance(described, dict) else None
+        shared = None
 
     def shard(file: Path) -> None:
         tensors, header = load_mapped(file)
@@ -112,8 +111,7 @@ def verify_shards(path: Path, found: Verification) -> None:
             found.unchecked.append(f"{file} holds no checksum: it was read")
 
     def description(file: Path) -> None:
-        obj = read_json(file, "description")
-        if isinstance(obj, dict) and checksums.is_intact(obj) is False:
+        if checksums.is_intact(read_json_object(file, "description")) is False:
             raise DataError("is not as it was written; remove it and run `lamp cache features` again")
 
     compare_list(path, found)
@@ -152,7 +150,7 @@ def verify_checkpoint(path: Path, found: Verification) -> None:
 def verify_run(path: Path, found: Verification) -> None:
     found.check(path / "metrics.jsonl", lambda: read_lines_json(path / "metrics.jsonl"))
     if (path / "lamp.json").is_file():
-        found.check(path / "lamp.json", lambda: read_json(path / "lamp.json", "record of a run"))
+        found.check(path / "lamp.json", lambda: read_json_object(path / "lamp.json", "record of a run"))
     if (path / "checkpoint").is_dir():
         verify_checkpoint(path / "checkpoint", found)
 
@@ -160,7 +158,7 @@ def verify_run(path: Path, found: Verification) -> None:
 def verify_evaluation(path: Path, found: Verification) -> None:
     from lamp.benchmark.episodes import read_records
 
-    found.check(path / "run.json", lambda: read_json(path / "run.json", "evaluation manifest"))
+    found.check(path / "run.json", lambda: read_json_object(path / "run.json", "evaluation manifest"))
     found.check(path / "episodes.jsonl", lambda: read_records(path))
     if not compare_list(path, found):
         found.unchecked.append(f"{path} keeps no checksums: its lines were read")

@@ -21,6 +21,7 @@ from lamp.collect.noise import Disturbance
 from lamp.data.lerobot import LeRobotDataset, recorded_names, staged_names
 from lamp.errors import DataError, MismatchError
 from lamp.files import locked, read_lines_json, write_json
+from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 CREAM_CHEESE = 1
 """libero_object's shortest task."""
@@ -104,7 +105,7 @@ def test_the_simulator_states_are_those_of_the_frames(resumed: tuple[Path, Colle
 
     out, _, _ = resumed
     dataset = LeRobotDataset(out)
-    kept = load_file(dataset.simulation_path(1))
+    kept = load_file(out / SIMULATION_PATH.format(episode_index=1))
     state = dataset.column("observation.state", 1)
     with LiberoEnv(load_task("libero_object", CREAM_CHEESE)) as env:
         assert kept["body_poses"].shape == (len(state), env.simulation[0].nbody, 7)

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from lamp.data.lerobot import FileSizes, LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.errors import ConfigError, DataError
+from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 STATISTICS = {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
 
@@ -28,7 +29,7 @@ def check(dataset: LeRobotDataset, seeds: list[int], lengths: list[int]) -> None
         np.testing.assert_allclose(dataset.column("timestamp", index), np.arange(length) / 20, rtol=1e-6)
         assert dataset.episode(index).task == recorded.task
         assert dataset.extra(index)["initial_state"] == seed
-        with safe_open(dataset.simulation_path(index), framework="np") as file:
+        with safe_open(dataset.root / SIMULATION_PATH.format(episode_index=index), framework="np") as file:
             assert recorded.simulation is not None
             np.testing.assert_array_equal(file.get_tensor("states"), recorded.simulation["states"])
             assert json.loads(file.metadata()["placement"]) == {"bowl": [0.01, -0.02]}

@@ -84,7 +84,7 @@ def uses(root: Path) -> Iterator[Callable[[], Any]]:
         yield lambda episode=episode: OWN.states(dataset, episode)
     for name in dataset.features:
         yield lambda name=name: dataset.statistics(name)
-        yield lambda name=name: dataset.episode_statistics(name)
+        yield lambda name=name: dataset.table.statistics(name)
     yield dataset.validate
 
 

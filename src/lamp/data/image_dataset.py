@@ -17,7 +17,7 @@ from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.policy_dataset import PolicyScaling, PolicyTargets
 from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
 from lamp.errors import DataError
-from lamp.files import atomic_path, read_json, safe_file_name, write_json
+from lamp.files import atomic_path, read_json_object, safe_file_name, write_json
 from lamp.types import Encoded, Observations, OnDevice
 
 
@@ -183,7 +183,7 @@ class DecodedFrames:
         path = self.path(camera, episode)
         if not (path.is_file() and path.with_suffix(".json").is_file()):
             return False
-        found = read_json(path.with_suffix(".json"), "mark of decoded frames")
+        found = read_json_object(path.with_suffix(".json"), "mark of decoded frames")
         return found.get("fingerprint") == self.dataset.fingerprint(episode)
 
     def read(self, camera: str, episode: int, frames: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from lamp.errors import DataError
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
-from lamp.types import Camera, Encoded, MotionBatch, SceneFlow
+from lamp.types import Encoded, MotionBatch, SceneFlow
 
 MEMORY_LIMIT = 6 << 30
 """Scene flow is kept in memory up to this many bytes, and read again each time beyond."""
@@ -110,7 +109,7 @@ class MotionSamples:
         retimed = retime(tracks, stride=self.stride, horizon=self.horizon)
         flow = flow_from_tracks(retimed, camera, supervision=self._supervision)
         # Slices of what was read would keep all of it in memory.
-        flow = _picked(flow, lambda tensor: tensor.clone())
+        flow = flow.changed(lambda tensor: tensor.clone())
         size = sum(tensor.nbytes for tensor in (flow.start, flow.increments, flow.visible, flow.mask))
         if self._kept_bytes + size <= self._memory_limit:
             self._kept[episode] = flow
@@ -123,7 +122,7 @@ class MotionSamples:
         for episode, places in self._by_episode(indices):
             order.append(places)
             local = torch.from_numpy(indices[places] - self._first[episode])
-            parts.append(_picked(self._episode_flow(episode), lambda tensor, local=local: tensor[local]))
+            parts.append(self._episode_flow(episode).changed(lambda tensor, local=local: tensor[local]))
         return concatenate_flow(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
 
     def _by_episode(self, indices: Int64[np.ndarray, " b"]) -> Iterator[tuple[int, Int64[np.ndarray, "..."]]]:
@@ -165,22 +164,7 @@ def clamp_rate(parts: Sequence[MotionSamples]) -> tuple[float, float, float]:
     return du, dv, dd
 
 
-def _tensors(flow: SceneFlow | Camera) -> list[str]:
-    return [field.name for field in fields(flow) if field.name != "camera"]
-
-
-def _picked(flow: SceneFlow, pick: Callable[[Tensor], Tensor]) -> SceneFlow:
-    """Applies a function to every tensor."""
-    camera = Camera(**{name: pick(getattr(flow.camera, name)) for name in _tensors(flow.camera)})
-    return SceneFlow(camera=camera, **{name: pick(getattr(flow, name)) for name in _tensors(flow)})
-
-
 def concatenate_flow(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
     """Puts batches together, then into an order."""
-    camera = Camera(
-        **{name: torch.cat([getattr(part.camera, name) for part in parts])[order] for name in _tensors(parts[0].camera)}
-    )
-    return SceneFlow(
-        camera=camera,
-        **{name: torch.cat([getattr(part, name) for part in parts])[order] for name in _tensors(parts[0])},
-    )
+    joined = (torch.cat(tensors)[order] for tensors in zip(*(part.tensors() for part in parts), strict=True))
+    return parts[0].changed(lambda _: next(joined))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -125,19 +125,25 @@ class Standardise(Affine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinMax(Affine):
-    """The range of the data to [-1, 1]."""
+class AffineRange(Affine):
+    """A range of values that is mapped to [-1, 1]."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
     def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
-        return _middle(self.low, self.high)
+        pairs = list(zip(self.low, self.high, strict=True))
+        return [(low + high) / 2 for low, high in pairs], [(high - low) / 2 for low, high in pairs]
 
-    def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> MinMax:
+    def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> Self:
         """The same with other scales, around the same middle."""
         middle = np.array(self._affine()[0], np.float64)
         return replace(self, low=_plain(middle - scale), high=_plain(middle + scale), **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinMax(AffineRange):
+    """The range of the data to [-1, 1]."""
 
     @classmethod
     def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> MinMax:
@@ -147,19 +153,8 @@ class MinMax(Affine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantile(Affine):
+class Quantile(AffineRange):
     """The range between two quantiles to [-1, 1]; rarer values fall outside."""
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
-        return _middle(self.low, self.high)
-
-    def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> Quantile:
-        """The same with other scales, around the same middle."""
-        middle = np.array(self._affine()[0], np.float64)
-        return replace(self, low=_plain(middle - scale), high=_plain(middle + scale), **changes)
 
     @classmethod
     def fit(
@@ -176,11 +171,9 @@ class Quantile(Affine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClampedRange(Affine):
+class ClampedRange(AffineRange):
     """`MinMax` to the letter of the authors' release: clamped on the way back; a dimension without a range becomes 0."""
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
     switches: tuple[int, ...] = ()
     """Dimensions that are 1 above 0.5 and 0 otherwise, in the data's units and for the model alike (a gripper)."""
     hidden: tuple[int, ...] = ()
@@ -191,9 +184,6 @@ class ClampedRange(Affine):
         width = len(self.low)
         if any(not 0 <= index < width for index in (*self.switches, *self.hidden)):
             raise ConfigError(f"switches {self.switches} and hidden {self.hidden} must be in 0 to {width - 1}")
-
-    def _affine(self) -> tuple[Sequence[float], Sequence[float]]:
-        return _middle(self.low, self.high)
 
     def normalise(self, values: Values) -> Values:
         """To what the model sees."""
@@ -454,8 +444,3 @@ def _like(values: Any, constants: np.ndarray) -> Any:
 
 def _plain(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
-
-
-def _middle(low: Sequence[float], high: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    pairs = list(zip(low, high, strict=True))
-    return [(a + b) / 2 for a, b in pairs], [(b - a) / 2 for a, b in pairs]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from lamp.data.augmentation import sample_views
-from lamp.data.embodiment import ACTION, OWN, STATE, Embodiment
+from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.feature_cache.cache import Features, HiddenStates
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.live_features import concatenate_encoded
@@ -20,18 +20,6 @@ from lamp.data.motion_dataset import MotionSamples, clamp_rate, concatenate_flow
 from lamp.data.normalizers import Normaliser, StateTransform
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.types import Encoded, MotionBatch, PolicyBatch, SceneFlow
-
-__all__ = [
-    "ACTION",
-    "STATE",
-    "EpisodeSplit",
-    "PolicySamples",
-    "PolicyScaling",
-    "PolicyTargets",
-    "end_of_valid_actions",
-    "split_episodes",
-    "states_and_actions",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +95,6 @@ def states_and_actions(
     dataset with more than `MAX_FITTED_ROWS` of these, every n-th frame's chunk is taken.
 
     Args:
-        dataset: The demonstrations.
-        episodes: Which episodes to take.
         chunk: Actions of a chunk.
         embodiment: What of the dataset is state and action, and what is learnt of the actions.
         step: Frames for each action of a chunk.
@@ -132,13 +118,6 @@ def _action_offsets(chunk: int, step: int) -> Int64[np.ndarray, " h"]:
     return np.arange(1, chunk + 1) * step - 1
 
 
-def end_of_valid_actions(overridden: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " l"]:
-    """For each frame, the end of the actions that follow from it: one past the next overridden one, or the episode's end."""
-    length = len(overridden)
-    ends = np.where(overridden, np.arange(1, length + 1), length)
-    return np.minimum.accumulate(ends[::-1])[::-1].copy()
-
-
 class PolicyTargets:
     """Normalised states, and the action chunks that follow them, of some frames of some episodes: arrays, by sample."""
 
@@ -155,11 +134,8 @@ class PolicyTargets:
     ):
         """
         Args:
-            dataset: The demonstrations.
-            episodes: Which episodes to take.
             frames: Of each episode, the frames that are samples.
             chunk: Actions per sample, H + 1 in the paper's count.
-            scaling: How to normalise.
             embodiment: What of the dataset is state and action, and what is learnt of the actions.
             step: Frames for each action of a chunk: more than 1 brings a dataset of targets to a lower rate.
 
@@ -192,8 +168,11 @@ class PolicyTargets:
             states.append(embodiment.states(dataset, episode)[of_episode])
             actions.append(embodiment.actions(dataset, episode))
             first.append(start + of_episode)
-            ends.append(start + end_of_valid_actions(dataset.overridden(episode))[of_episode])
-            start += len(actions[-1])
+            length, overridden = len(actions[-1]), dataset.overridden(episode)
+            # The actions that follow from a frame end with the next overridden one, or with the episode.
+            end = np.where(overridden, np.arange(1, len(overridden) + 1), length)
+            ends.append(start + np.minimum.accumulate(end[::-1])[::-1][of_episode])
+            start += length
             last.append(np.full(len(of_episode), start - 1))
         self._raw_states = np.concatenate(states)
         self._states = torch.from_numpy(scaling.scaled_state(self._raw_states))
@@ -241,22 +220,13 @@ class PolicySamples(PolicyTargets):
         view_seed: int | None = None,
         step: int = 1,
     ):
-        """
+        """Arguments and errors are those of `PolicyTargets`, and:
+
         Args:
-            dataset: The demonstrations.
-            features: The backbone's tokens of all its fresh frames.
-            episodes: Which episodes to take.
-            chunk: Actions per sample, H + 1 in the paper's count.
-            scaling: How to normalise.
-            embodiment: What of the dataset is state and action, and what is learnt of the actions.
+            features: The backbone's tokens of all fresh frames of the dataset.
             motion_hidden: z_m for every sample, for several noise draws; may be set later.
             view_seed: Of the choice, for each sample and epoch, among the picture and its augmented views; None: the pictures
                 themselves, as validation needs them.
-            step: Frames for each action of a chunk: more than 1 brings a dataset of targets to a lower rate.
-
-        Raises:
-            ConfigError: The chunk is empty.
-            DataError: There are no episodes to take, or one has no instruction, or a value that is not finite.
         """
         rows = [features.index.of_episode(episode) for episode in episodes]
         super().__init__(
@@ -301,8 +271,8 @@ class PolicySamples(PolicyTargets):
         if self._view_seed is None:
             return None
         if self._views is None or self._views[0] != epoch:
-            drawn = sample_views(len(self), self.features.augmentation.views, seed=self._view_seed, epoch=epoch)
-            self._views = epoch, drawn
+            views = sample_views(len(self), self.features.augmentation.views, seed=self._view_seed, epoch=epoch)
+            self._views = epoch, views
         return self._views[1][indices]
 
     @property
@@ -357,11 +327,8 @@ class Mixture(Generic[Part]):
 
     def __init__(self, parts: Sequence[Part]) -> None:
         """
-        Args:
-            parts: At least one; with the same backbone, and alike in what `_traits` says.
-
         Raises:
-            MismatchError: They are not alike in these.
+            MismatchError: The datasets have different backbones, or differ in what `_traits` says.
         """
         self.parts = tuple(parts)
         first = self.parts[0]
@@ -438,10 +405,6 @@ class MixedMotionSamples(Mixture[MotionSamples]):
     """Samples of Stage 1, all with the same bounds: what the Motion Expert says of motion means the same in every dataset."""
 
     def __init__(self, parts: Sequence[MotionSamples]) -> None:
-        """
-        Raises:
-            MismatchError: The datasets are not alike.
-        """
         super().__init__(parts)
         first = self.parts[0]
         self.bounds, self.horizon, self.frames_per_step = first.bounds, first.horizon, first.frames_per_step

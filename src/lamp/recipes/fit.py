@@ -42,7 +42,7 @@ from lamp.data.normalizers import (
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
-from lamp.files import read_json, write_json
+from lamp.files import read_json_object, write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
@@ -367,8 +367,7 @@ def _own_spread(rule: NormaliserFit, hardly_moved: HardlyMoved, least: float | N
 def _is_libero(config: FitConfig, dataset: LeRobotDataset) -> bool:
     """Whether actions are LIBERO's, in [-1, 1], for which the recipes with a collection are made."""
     collected = dataset.root / LAMP_PATH
-    told = read_json(collected, "collection") if collected.is_file() else None
-    suite = told.get("suite") if isinstance(told, dict) else None
+    suite = read_json_object(collected, "description of the collection").get("suite") if collected.is_file() else None
     return config.embodiment in (LIBERO.name, LIBERO_OPENPI.name) or str(suite).startswith("libero")
 
 

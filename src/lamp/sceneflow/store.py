@@ -28,7 +28,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
-from lamp.files import atomic_path, read_json, remove_folder, safe_file_name
+from lamp.files import atomic_path, read_json_object, remove_folder, safe_file_name
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.index import IndexEntry, StoreIndex
 from lamp.types import Camera, Tracks
@@ -134,7 +134,7 @@ class SceneFlowStore:
         if found is None:
             opened = self._episode(episode, camera)
             with readable(folder):
-                attributes = read_json(folder / "zarr.json", "description of an episode").get("attributes", {})
+                attributes = read_json_object(folder / "zarr.json", "description of an episode").get("attributes", {})
             found = self._index.add(episode, camera, folder, opened.frames, attributes.get("made_from") or {})
         return found
 

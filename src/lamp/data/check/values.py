@@ -28,9 +28,10 @@ from lamp.data.lerobot.format import (
     is_list,
 )
 from lamp.data.lerobot.metadata import shown
-from lamp.data.lerobot.reader import LeRobotDataset, read_statistics
+from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.statistics import Moments, joined, moments_of
 from lamp.errors import DataError
+from lamp.files import read_json_object
 
 CLOCK_TOLERANCE_S = 1e-3
 """How far a time stamp may be from frame / fps: far above rounding, far below a frame at any customary rate [s]."""
@@ -378,7 +379,7 @@ def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> I
     """
     try:
         if (dataset.root / STATISTICS_PATH).is_file():
-            stored = read_statistics(dataset.root / STATISTICS_PATH)
+            stored = read_json_object(dataset.root / STATISTICS_PATH, "file of dataset statistics")
             for key in dataset.features:
                 if key in stored and key in found and len(found[key].episode) == len(dataset):
                     yield from _compare(stored[key], found[key].together(), 0, STATISTICS_PATH, key)

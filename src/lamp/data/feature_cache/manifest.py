@@ -27,7 +27,7 @@ from lamp.data.feature_cache.encode import (
 from lamp.data.feature_cache.shards import EpisodeFingerprints, Shards, ShardState, content_hash, one_error_when_full
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError
-from lamp.files import atomic_path, read_json, write_json
+from lamp.files import atomic_path, read_json, read_json_object, write_json
 
 FEATURES = "features"
 """The folder in a dataset that caches are in, unless another was chosen."""
@@ -55,7 +55,7 @@ def cache_folder(dataset: LeRobotDataset, key: str, root: Path | None = None) ->
     """
     folder = caches_of(dataset, root) / key
     path = folder / MANIFEST
-    seen = read_json(path, "feature cache's description").get("camera_features") if path.exists() else None
+    seen = read_json_object(path, "feature cache's description").get("camera_features") if path.exists() else None
     here = {name: camera.key for name, camera in dataset.meta.cameras.items()}
     if not isinstance(seen, dict) or all(here.get(name) == one for name, one in seen.items()):
         return folder
@@ -83,7 +83,7 @@ def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mappi
     """
     if not (folder / MANIFEST).exists():
         raise _no_cache(folder, key, dataset, wanted)
-    manifest = read_json(folder / MANIFEST, "feature cache's description")
+    manifest = read_json_object(folder / MANIFEST, "feature cache's description")
     known = manifest.get("format") == FORMAT and manifest.get("version") in (PARTS, SEQUENCES)
     if not known or manifest.get("key") != key:
         raise MismatchError(
@@ -96,7 +96,7 @@ def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mappi
 def other_caches(folder: Path) -> list[dict[str, Any]]:
     """The descriptions of the caches beside one."""
     paths = [path for path in sorted(folder.parent.glob(f"*/{MANIFEST}")) if path.parent != folder]
-    return [found for path in paths if "backbone" in (found := read_json(path, "feature cache's description"))]
+    return [found for path in paths if "backbone" in (found := read_json_object(path, "feature cache's description"))]
 
 
 def _no_cache(
@@ -169,7 +169,7 @@ def storage_name(dtype: torch.dtype) -> str:
 
 
 def _check_storage(folder: Path, manifest: Mapping[str, Any]) -> None:
-    found = read_json(folder / MANIFEST, "feature cache's description") if (folder / MANIFEST).exists() else {}
+    found = read_json_object(folder / MANIFEST, "feature cache's description") if (folder / MANIFEST).exists() else {}
     stored = found.get("storage", "float16" if found.get("version") == PARTS else manifest["storage"])
     if stored != manifest["storage"]:
         raise MismatchError(
@@ -224,7 +224,7 @@ class FeatureStore:
         if self.known is not None:
             return self.known
         path = self.folder / MANIFEST
-        cameras = read_json(path, "feature cache's description").get("cameras") if path.exists() else None
+        cameras = read_json_object(path, "feature cache's description").get("cameras") if path.exists() else None
         return EpisodeFingerprints(self.dataset, cameras or self.dataset.cameras, self.folder.parent)
 
     @cached_property

@@ -13,7 +13,7 @@ from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, MANIFEST, 
 from lamp.data.feature_cache.shards import Shards, ShardState, read_header
 from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError
-from lamp.files import locked, read_json, remove_folder
+from lamp.files import locked, read_json_object, remove_folder
 from lamp.sceneflow.store import SceneFlowStore, lock_of
 from lamp.sceneflow.stores import store_folders
 
@@ -95,7 +95,7 @@ def list_caches(caches: Path) -> list[CacheEntry]:
     """
     found = []
     for path in sorted(caches.glob(f"*/{MANIFEST}")):
-        manifest, folder = read_json(path, "feature cache's description"), path.parent
+        manifest, folder = read_json_object(path, "feature cache's description"), path.parent
         parts = [
             *(_entry(caches, mark, "augmented views") for mark in sorted(folder.glob(f"{VIEWS}/*/{VIEWS_MANIFEST}"))),
             *(_entry(caches, mark, "z_m") for mark in sorted(folder.glob(f"{HIDDEN}/*/{HIDDEN_MANIFEST}"))),
@@ -127,7 +127,7 @@ def _entry(caches: Path, mark: Path, kind: Literal["features", "augmented views"
         kind=kind,
         episodes=len(list(folder.glob("episode-*.safetensors"))),
         size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        description=read_json(mark, f"description of {kind}"),
+        description=read_json_object(mark, f"description of {kind}"),
     )
 
 
@@ -189,13 +189,13 @@ def _named(name: str, present: Sequence[CacheEntry], caches: Path) -> CacheEntry
 
 def describe_cache(folder: Path) -> dict[str, Any]:
     """A summary for people: which backbone, how many episodes, how large, in which format, and the views and z_m beside them."""
-    manifest = read_json(folder / MANIFEST, "feature cache's description")
+    manifest = read_json_object(folder / MANIFEST, "feature cache's description")
     views = [
-        {"augmentation": read_json(path, "description of augmented views"), **_summary(path.parent)}
+        {"augmentation": read_json_object(path, "description of augmented views"), **_summary(path.parent)}
         for path in sorted(folder.glob(f"{VIEWS}/*/{VIEWS_MANIFEST}"))
     ]
     hidden = [
-        {**read_json(path, "description of hidden states"), **_summary(path.parent)}
+        {**read_json_object(path, "description of hidden states"), **_summary(path.parent)}
         for path in sorted(folder.glob(f"{HIDDEN}/*/{HIDDEN_MANIFEST}"))
     ]
     return manifest | _summary(folder) | ({"views": views} if views else {}) | ({"z_m": hidden} if hidden else {})

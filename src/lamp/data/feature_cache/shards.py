@@ -29,7 +29,7 @@ from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.video import packet_digests
 from lamp.data.stored_images import image_digests
 from lamp.errors import DataError, unreadable
-from lamp.files import atomic_path, read_json, write_json
+from lamp.files import atomic_path, read_json_object, write_json
 
 PICTURES = ".pictures.json"
 FORMAT, VERSION = "lamp-pictures", 1
@@ -62,7 +62,7 @@ class EpisodeFingerprints:
             if episode in self._found:
                 continue
             place = self._dataset.episode(episode)
-            found = hashlib.sha256(f"{place.length} {self._dataset.told(episode)}".encode())
+            found = hashlib.sha256(f"{place.length} {self._dataset.instruction_key(episode)}".encode())
             found.update(np.packbits(self._dataset.fresh(episode)).tobytes())
             for camera in self._cameras:
                 entry, new = self._of_file(camera, self._dataset.video_path(camera, episode))
@@ -115,7 +115,7 @@ class EpisodeFingerprints:
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         try:
-            found = read_json(self._path, "hashes of pictures") if self._path.is_file() else {}
+            found = read_json_object(self._path, "hashes of pictures") if self._path.is_file() else {}
             if (found.get("format"), found.get("version")) == (FORMAT, VERSION):
                 return {str(name): dict(entry) for name, entry in found["files"].items()}
         except (DataError, AttributeError, KeyError, TypeError, ValueError):
@@ -211,7 +211,7 @@ class Shards:
 
     def _is_left_out(self, episode: int) -> bool:
         path = self.left_out_path(episode)
-        found = read_json(path, "note of an episode that was left out") if path.is_file() else {}
+        found = read_json_object(path, "note of an episode that was left out") if path.is_file() else {}
         return self._is_of(episode, found.get("fingerprint"))
 
     def leave_out(self, episode: int, file: Path, reason: str) -> None:

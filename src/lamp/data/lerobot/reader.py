@@ -29,9 +29,8 @@ from lamp.data.lerobot.statistics import FeatureStatistics, stored_statistics
 from lamp.data.lerobot.video import VideoReaders, video_info
 from lamp.data.stored_images import CorruptPicturesError, StoredImages, metres_of_codes
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.files import read_json, read_lines_json
+from lamp.files import read_json_object, read_lines_json
 from lamp.hub import Fetch, HubId, fetch
-from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 FRESH = "observation.fresh"
 """False where a frame repeats the image rendered for an earlier one."""
@@ -65,8 +64,7 @@ class LeRobotDataset:
         self.image_sizes: dict[str, tuple[int, int]] = {
             name: (camera.height, camera.width) for name, camera in self.meta.cameras.items()
         }
-        self.depth_cameras = tuple(self.meta.depths)
-        """Depth maps, which are no cameras of a policy."""
+        self.depth_cameras = tuple(self.meta.depths)  # depth maps, which are no cameras of a policy
         self.features = dict(self.meta.features)
         self._columns: OrderedDict[tuple[Slot, str], np.ndarray] = OrderedDict()
         self._column_bytes = 0
@@ -78,31 +76,23 @@ class LeRobotDataset:
         return int(self.info["total_episodes"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves cached values behind when the dataset is sent to another process."""
-        kept = {
-            **self.__dict__,
-            "_columns": OrderedDict(),
-            "_column_bytes": 0,
-            "_stored_images": StoredImages(self.root),
-        }
-        return kept
+        """Without cached values, for another process."""
+        cleared = {"_columns": OrderedDict(), "_column_bytes": 0, "_stored_images": StoredImages(self.root)}
+        return {**self.__dict__, **cleared}
 
     def check_episodes(self) -> None:
-        """
-        Raises:
-            DataError: There is no episode to train on.
-        """
+        """Refuses a dataset without episodes, by a DataError."""
         if len(self) == 0:
             raise DataError(f"{self.root} has no episodes; expected at least one")
+
+    @cached_property
+    def _tasks(self) -> dict[int, str]:
+        return self.table.tasks()
 
     @cached_property
     def tasks(self) -> list[str]:
         """The instructions, by task index."""
         return [task for _, task in sorted(self._tasks.items())]
-
-    @cached_property
-    def _tasks(self) -> dict[int, str]:
-        return self.table.tasks()
 
     @cached_property
     def table(self) -> EpisodeTable | EpisodeLines:
@@ -144,8 +134,7 @@ class LeRobotDataset:
         """All instructions of some frames, and which of them each frame has.
 
         Args:
-            episodes: Which episodes.
-            frames: Of each, numbers of its frames.
+            frames: Of each episode, numbers of its frames.
         """
         known: dict[str, int] = {}
         found = [np.zeros(0, np.int64)]
@@ -172,9 +161,9 @@ class LeRobotDataset:
         if len(indices) and indices[0] in self._tasks and (indices == indices[0]).all():
             return (self._tasks[int(indices[0])],), np.zeros(place.length, np.int64)
         numbers, first, which = np.unique(indices, return_index=True, return_inverse=True)
-        unknown_tasks = [number for number in numbers.tolist() if number not in self._tasks]
-        if unknown_tasks:
-            frame = int(np.isin(indices, unknown_tasks).argmax())
+        unlisted = [number for number in numbers.tolist() if number not in self._tasks]
+        if unlisted:
+            frame = int(np.isin(indices, unlisted).argmax())
             raise DataError(
                 f"{self.root}: episode {place.index}, frame {frame} has the task_index {indices[frame]}, which is not among the "
                 f"dataset's {len(self._tasks)} tasks; list it, or leave the episode out"
@@ -207,10 +196,8 @@ class LeRobotDataset:
     def _rows(self, name: str, place: Episode) -> np.ndarray:
         values = self._file_column(place.slot, name)[place.row : place.row + place.length]
         if len(values) != place.length:
-            path = self.meta.data_file(self.root, place.slot)
-            raise DataError(
-                f"{path} lacks rows of episode {place.index}: {len(values)} of {place.length}; it is incomplete"
-            )
+            path, rows = self.meta.data_file(self.root, place.slot), f"{len(values)} of {place.length}"
+            raise DataError(f"{path} lacks rows of episode {place.index}: {rows}; it is incomplete")
         return values
 
     def all_values(self, name: str) -> np.ndarray:
@@ -237,15 +224,16 @@ class LeRobotDataset:
 
     def fresh(self, episode: int) -> Bool[np.ndarray, " l"]:
         """Which frames have an image of their own, rather than a repetition; all, where the dataset does not say."""
-        if FRESH not in self.features:
-            return np.ones(self.episode(episode).length, bool)
-        return self.column(FRESH, episode).astype(bool)
+        return self._flags(FRESH, episode, default=True)
 
     def overridden(self, episode: int) -> Bool[np.ndarray, " l"]:
         """After which frames the episode did not go as the recorded action says; none, where the dataset does not say."""
-        if OVERRIDDEN not in self.features:
-            return np.zeros(self.episode(episode).length, bool)
-        return self.column(OVERRIDDEN, episode).astype(bool)
+        return self._flags(OVERRIDDEN, episode, default=False)
+
+    def _flags(self, name: str, episode: int, *, default: bool) -> Bool[np.ndarray, " l"]:
+        if name not in self.features:
+            return np.full(self.episode(episode).length, default)
+        return self.column(name, episode).astype(bool)
 
     def data_path(self, episode: int) -> Path:
         """The data file that holds the episode's rows."""
@@ -258,9 +246,7 @@ class LeRobotDataset:
             ConfigError: The dataset has no such camera.
         """
         if camera in self.meta.depths:
-            raise ConfigError(
-                f"{camera} is a depth map of {self.root}, not a camera's picture; read it with `depth`, in metres"
-            )
+            raise ConfigError(f"{camera} is a depth map of {self.root}, not a picture; read it with `depth`, in metres")
         if camera not in self.meta.cameras:
             raise unknown("camera", camera, self.cameras)
         return self.meta.cameras[camera].key
@@ -293,9 +279,8 @@ class LeRobotDataset:
                 return self._videos.read(path, wanted + place.videos[camera].first, self.fps)
             return self._stored_images.read(path, feature, wanted + place.row)
         except DataError as error:
-            raise CorruptPicturesError(
-                f"episode {episode}, camera {camera}: {error}", path=path, episode=episode
-            ) from None
+            message = f"episode {episode}, camera {camera}: {error}"
+            raise CorruptPicturesError(message, path=path, episode=episode) from None
 
     def depth(
         self, name: str, episode: int, indices: Sequence[int] | np.ndarray | None = None
@@ -306,7 +291,6 @@ class LeRobotDataset:
 
         Args:
             name: One of `depth_cameras`.
-            episode: Which episode.
             indices: Sorted frame indices within the episode; None: all.
 
         Raises:
@@ -326,9 +310,8 @@ class LeRobotDataset:
             codes, bits = self._depth_videos.codes(path, wanted + span.first, self.fps)
             return metres_of_codes(codes, feature, bits, f"the video {path}")
         except DataError as error:
-            raise CorruptPicturesError(
-                f"episode {episode}, depth {name}: {error}", path=path, episode=episode
-            ) from None
+            message = f"episode {episode}, depth {name}: {error}"
+            raise CorruptPicturesError(message, path=path, episode=episode) from None
 
     @cached_property
     def _depth_places(self) -> list[Episode]:
@@ -344,54 +327,33 @@ class LeRobotDataset:
             ConfigError: There are none of that name.
             DataError: The file is missing or lacks a quantile, of a camera's pictures.
         """
-        path, key = self.root / STATISTICS_PATH, self._key(name)
+        path, key = self.root / STATISTICS_PATH, self.meta.cameras[name].key if name in self.cameras else name
         computable = key in self.features
-        found = read_statistics(path) if path.is_file() or not computable else {}
+        found = read_json_object(path, "file of dataset statistics") if path.is_file() or not computable else {}
         if key in found and not (computable and FeatureStatistics.lacking(found[key])):
             return FeatureStatistics.from_json(found[key], where=f"{path}: {key}")
         if not computable:
             raise unknown("statistics", key, found)
         return stored_statistics(self)[key]
 
-    def episode_statistics(self, name: str) -> list[FeatureStatistics]:
-        """A feature's statistics in each episode; cameras go by either name.
-
-        Raises:
-            DataError: The episode table lacks them.
-        """
-        return self.table.statistics(self._key(name))
-
-    def _key(self, name: str) -> str:
-        return self.meta.cameras[name].key if name in self.cameras else name
-
     @cached_property
     def lamp(self) -> dict[str, Any]:
         """How LaMP collected the data (`meta/lamp.json`); empty for datasets from elsewhere."""
         path = self.root / LAMP_PATH
-        found = read_json(path, "description of the collection") if path.exists() else {}
-        if not isinstance(found, dict):
-            raise DataError(f"{path} is no JSON object; restore or remove it")
-        return found
+        return read_json_object(path, "description of the collection") if path.exists() else {}
 
     @cached_property
     def _extras(self) -> dict[int, dict[str, Any]]:
-        path = self.root / LAMP_EPISODES_PATH
-        return by_episode(read_lines_json(path), path)
+        return by_episode(read_lines_json(self.root / LAMP_EPISODES_PATH), self.root / LAMP_EPISODES_PATH)
 
     def extra(self, episode: int) -> dict[str, Any]:
         """What the collector noted about an episode: its name, initial state, seeds."""
         return self._extras.get(self.episode(episode).index, {"episode_index": episode})
 
-    def simulation_path(self, episode: int) -> Path:
-        """The file with the simulator's states and poses; it need not exist."""
-        return self.root / SIMULATION_PATH.format(episode_index=self.episode(episode).index)
-
     def fingerprint(self, episode: int) -> str:
         """A hash of what an episode holds, with pictures known by their files: caches go stale when it changes."""
-        place = self.episode(episode)
-        found = hashlib.sha256(
-            f"{place.index} {place.length} {self.told(episode)} {self.extra(episode).get('name')}".encode()
-        )
+        place, name = self.episode(episode), self.extra(episode).get("name")
+        found = hashlib.sha256(f"{place.index} {place.length} {self.instruction_key(episode)} {name}".encode())
         for camera in self.cameras:
             path = self.video_path(camera, episode)
             size = path.stat().st_size if path.is_file() else 0
@@ -400,16 +362,15 @@ class LeRobotDataset:
             found.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
         return found.hexdigest()[:16]
 
-    def told(self, episode: int) -> str:
-        """What a hash of an episode is to know of its instructions: the text, or where there are several, those of each frame."""
+    def instruction_key(self, episode: int) -> str:
+        """An episode's instruction as its hashes know it: the text or, where there are several, those of each frame."""
         texts, which = self.instructions(episode)
         return texts[0] if len(texts) == 1 else f"{texts} {which.tolist()}"
 
     def files(self) -> set[Path]:
         """All data, video and episode files that the dataset refers to."""
-        found = {self.data_path(episode.index) for episode in self.episodes}
-        found |= {self.video_path(camera, episode.index) for camera in self.cameras for episode in self.episodes}
-        return found | self.table.files()
+        videos = {self.video_path(camera, episode.index) for camera in self.cameras for episode in self.episodes}
+        return {self.data_path(episode.index) for episode in self.episodes} | videos | self.table.files()
 
     def validate(self) -> None:
         """Checks that every file is there, readable, and holds as many rows and frames as the description says.
@@ -418,10 +379,8 @@ class LeRobotDataset:
             DataError: Something is missing, incomplete or corrupt.
         """
         frames = sum(episode.length for episode in self.episodes)
-        if frames != self.info["total_frames"]:
-            raise DataError(
-                f"the episodes of {self.root} add up to {frames} frames; expected {self.info['total_frames']}"
-            )
+        if frames != (total := self.info["total_frames"]):
+            raise DataError(f"the episodes of {self.root} add up to {frames} frames; expected {total}")
         for name in (*self.features, *BOOKKEEPING):
             for episode in self.episodes:
                 self.column(name, episode.index)
@@ -429,38 +388,26 @@ class LeRobotDataset:
             self.statistics(name)
         tasks = set(self.tasks)
         for episode in self.episodes:
-            if not np.array_equal(self.column("frame_index", episode.index), np.arange(episode.length)):
-                raise DataError(
-                    f"the frame_index of episode {episode.index} does not count from 0 to {episode.length - 1}"
-                )
-            texts, _ = self.instructions(episode.index)
-            if (self.column("episode_index", episode.index) != episode.index).any() or not tasks.issuperset(texts):
-                raise DataError(
-                    f"the rows of episode {episode.index} in {self.root} are not its own; the tables disagree"
-                )
-        self._validate_videos()
-
-    def _validate_videos(self) -> None:
-        for camera in self.cameras:
+            index, texts = episode.index, self.instructions(episode.index)[0]
+            if not np.array_equal(self.column("frame_index", index), np.arange(episode.length)):
+                raise DataError(f"the frame_index of episode {index} does not count from 0 to {episode.length - 1}")
+            if (self.column("episode_index", index) != index).any() or not tasks.issuperset(texts):
+                raise DataError(f"the rows of episode {index} in {self.root} are not its own; the tables disagree")
+        for camera, size in self.image_sizes.items():
             ends: dict[Path, int] = {}
-            if not self.meta.cameras[camera].in_videos:
-                continue
-            for episode in self.episodes:
+            for episode in self.episodes if self.meta.cameras[camera].in_videos else ():
                 path = self.video_path(camera, episode.index)
                 ends[path] = max(ends.get(path, 0), episode.videos[camera].first + episode.length)
             for path, end in ends.items():
                 found = video_info(path)
                 if found.frames < end:
                     raise DataError(f"the video {path} holds {found.frames} frames; expected {end}; it is truncated")
-                if (found.height, found.width) != self.image_sizes[camera]:
-                    raise DataError(
-                        f"the video {path} is {found.height}x{found.width}; the description says {self.image_sizes[camera]}"
-                    )
+                if (found.height, found.width) != size:
+                    raise DataError(f"the video {path} is {found.height}x{found.width}; the description says {size}")
 
     def describe(self) -> dict[str, Any]:
         """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""
-        lengths = np.array([episode.length for episode in self.episodes] or [0])
-        depths = self.meta.depths
+        lengths, depths = np.array([episode.length for episode in self.episodes] or [0]), self.meta.depths
         tasks = {task: sum(task in episode.tasks for episode in self.episodes) for task in self.tasks}
         return {
             "root": str(self.root),
@@ -485,36 +432,18 @@ def _frames_of(place: Episode, indices: Sequence[int] | np.ndarray | None) -> In
     return wanted
 
 
-def read_statistics(path: Path) -> dict[str, Any]:
-    """A file of dataset statistics, entries by feature.
-
-    Raises:
-        DataError: It is missing or holds something else.
-    """
-    found = read_json(path, "file of dataset statistics")
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is no JSON object with an entry a feature; restore or remove it")
-    return found
-
-
-WHOLE_DATASET = Fetch(
-    kind="dataset",
-    instead="Expected a folder with meta/info.json, or an id on a hub that can be reached.",
-    stored_first=True,
-)
-
-
-def find_dataset(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+def find_dataset(source: str | os.PathLike[str]) -> Path:
     """The folder of a dataset. What the hub has sent once is used again without asking it.
 
     Args:
         source: A folder, or an id such as ``lerobot/pusht`` or ``lerobot/pusht@v2.1``; a folder that exists comes first.
-        revision: The hub's branch, tag or commit.
 
     Raises:
         DataError: There is no such folder, and the hub cannot be reached or has no such dataset.
         MissingDependencyError: A hub id was given, and the hub's package is not installed.
     """
-    text = os.fspath(source)
-    hub = None if Path(text).is_dir() else HubId.parse(text, revision)
-    return Path(text) if hub is None else fetch(hub, WHOLE_DATASET)
+    hub = None if Path(source).is_dir() else HubId.parse(os.fspath(source))
+    if hub is None:
+        return Path(source)
+    instead = "Expected a folder with meta/info.json, or an id on a hub that can be reached."
+    return fetch(hub, Fetch(kind="dataset", instead=instead, stored_first=True))

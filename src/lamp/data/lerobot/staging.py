@@ -20,7 +20,16 @@ from lamp.data.lerobot.metadata import INFO, by_episode, checked
 from lamp.data.lerobot.statistics import FeatureStatistics, image_statistics
 from lamp.data.lerobot.video import codec_name, write_video
 from lamp.errors import ConfigError, DataError, unreadable
-from lamp.files import atomic_path, is_file_name, read_json, read_lines_json, remove_folder, to_line, write_json
+from lamp.files import (
+    atomic_path,
+    is_file_name,
+    read_json,
+    read_json_object,
+    read_lines_json,
+    remove_folder,
+    to_line,
+    write_json,
+)
 
 STAGING = ".staging"
 
@@ -192,7 +201,7 @@ def read_staged(root: Path, name: str) -> StagedEpisode:
         DataError: It is incomplete or corrupt.
     """
     folder = root / STAGING / name
-    found = read_json(folder / "episode.json", "staged episode's description")
+    found = read_json_object(folder / "episode.json", "staged episode's description")
     sizes = {camera: (int(height), int(width)) for camera, (height, width) in found["image_sizes"].items()}
     where = f"statistics of the staged episode {name}"
     images = {

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64, Shaped, UInt8
 
 from lamp.data.lerobot.format import Feature
 from lamp.errors import DataError
-from lamp.files import read_json, write_json
+from lamp.files import read_json_object, write_json
 from lamp_client.child_processes import ProcessPool
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
@@ -254,7 +254,7 @@ def _read_stored(path: Path, mark: str) -> dict[str, FeatureStatistics] | None:
     if not path.is_file():
         return None
     try:
-        found = read_json(path, "file of statistics")
+        found = read_json_object(path, "file of statistics")
         if (found.get("format"), found.get("version"), found.get("data")) != (FORMAT, VERSION, mark):
             return None
         return {

@@ -262,7 +262,7 @@ class Consolidation:
         for camera in self.cameras:
             key = IMAGE_PREFIX + camera
             parts = [episode.staged.image_statistics[camera] for episode in episodes]
-            found[key] = aggregate(parts if self.old is None else [*self.old.episode_statistics(camera), *parts])
+            found[key] = aggregate(parts if self.old is None else [*self.old.table.statistics(key), *parts])
         for name in (*self.features, *BOOKKEEPING):
             values = [episode.columns[name] for episode in episodes]
             found[name] = statistics_of(

@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lamp.data.image_dataset import ObservedBatch
@@ -85,11 +85,8 @@ class Sampler:
     ):
         """
         Args:
-            size: Number of samples.
-            batch_size: Samples a batch.
-            seed: Of the order.
             weights: How often to take each sample, relative to the others; None takes each once an epoch.
-            share: The part of each batch that is given out.
+            share: The part of each batch that is returned.
 
         Raises:
             DataError: There are no samples.
@@ -158,12 +155,6 @@ class Sampler:
                 )
         self.epoch, self.position = found.epoch, found.position
         self._order = self._epoch_order()
-
-
-def balanced_weights(groups: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Weights that make every group (such as a task) come up equally often, however many samples it has."""
-    _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return 1.0 / counts[group]
 
 
 MAX_IO_BYTES = 1 << 30
@@ -301,7 +292,11 @@ class DataLoader(Generic[Batch]):
         Raises:
             DataLoaderDiedError: A worker died; the loader is where it was before.
         """
-        batch, self._state = self._next() if self.workers else (self._collate(next(self._sampler)), self._position())
+        if self.workers:
+            batch, self._state = self._next()
+        else:
+            picks = next(self._sampler)
+            batch, self._state = self.samples.batch(picks.indices, epoch=picks.epoch), self._position()
         if isinstance(batch, ObservedBatch):
             for fault in batch.left_out:
                 self.left_out[fault.file] += fault.samples
@@ -333,16 +328,13 @@ class DataLoader(Generic[Batch]):
             self._pool = None
 
     def _discard_pending(self) -> None:
-        # Those that have begun write to their slabs until they are done.
+        # Those that have begun write to their blocks until they are done.
         wait([future for future, *_ in self._pending if not future.cancel()])
         self._pending.clear()
         self._sampler.load_state_dict(self._state)
 
     def _position(self) -> dict[str, Any]:
         return self._sampler.state_dict()
-
-    def _collate(self, batch_indices: BatchIndices) -> Batch:
-        return self.samples.batch(batch_indices.indices, epoch=batch_indices.epoch)
 
     def _next(self) -> tuple[Batch, dict[str, Any]]:
         if self._pool is None:
@@ -356,23 +348,23 @@ class DataLoader(Generic[Batch]):
         try:
             return self._blocks[place].take(future.result()), state
         except BrokenProcessPool:
-            raise DataLoaderDiedError(
-                "a worker process of the loader died (out of memory?); use fewer workers"
-            ) from None
+            message = "a worker process of the data loader died (out of memory?); use fewer workers"
+            raise DataLoaderDiedError(message) from None
 
 
-_samples: BatchSource[Any] | None = None
-_blocks: tuple[SharedMemoryBlock, ...] = ()
+class _Worker:
+    """The state of a worker process, set when it starts."""
+
+    samples: BatchSource[Any]
+    blocks: tuple[SharedMemoryBlock, ...]
 
 
 def _start(packed: bytes, blocks: tuple[SharedMemoryBlock, ...]) -> None:
-    global _samples, _blocks
     torch.set_num_threads(1)
-    _samples, _blocks = pickle.loads(packed), blocks
+    _Worker.samples, _Worker.blocks = pickle.loads(packed), blocks
     # Threads that libraries have started may abort an interpreter that is taken apart in order; nothing is left to be saved.
     util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
 def _work(batch_indices: BatchIndices, place: int) -> PackedBatch:
-    assert _samples is not None
-    return _blocks[place].put(_samples.batch(batch_indices.indices, epoch=batch_indices.epoch))
+    return _Worker.blocks[place].put(_Worker.samples.batch(batch_indices.indices, epoch=batch_indices.epoch))

@@ -29,7 +29,7 @@ from lamp.types import Encoded, Observations, Padding, RightPadding, padded
 
 @dataclass(frozen=True, kw_only=True)
 class Unencoded(Encoded):
-    """What a loading worker knows of a batch's tokens: the pictures. The tokens themselves are of no length yet."""
+    """A batch before it is encoded, as a loading worker makes it: the pictures, and no tokens yet."""
 
     parts: tuple[Observations, ...]
     """One a dataset."""
@@ -56,8 +56,7 @@ class LiveFeatures(Features):
     ):
         """
         Args:
-            dataset: Where the pictures are.
-            backbone: What encodes them, on the device where that is to be.
+            backbone: What encodes the pictures, on its device.
             augmentation: Which views of the pictures there are besides themselves; as many as one likes.
             root: The folder that caches are in, where z_m may be kept; None: the dataset's own.
 
@@ -124,32 +123,29 @@ class LiveFeatures(Features):
             images={camera: torch.from_numpy(of) for camera, of in images.items()}, instructions=instructions
         )
 
+    @torch.no_grad()
     def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
         """The tokens of some rows of `index`; in a loading worker, the pictures that they are to be computed of."""
         observed = self.observed(rows, views)
         if self._encoder is None:
             return Unencoded.of([observed], torch.arange(len(rows)))
-        return self._tokens(observed)
-
-    def finished(self, encoded: Encoded) -> Encoded:
-        """The tokens of what a loading worker has decoded."""
-        if not isinstance(encoded, Unencoded):
-            return encoded
-        return concatenate_encoded([self._tokens(part) for part in encoded.parts], encoded.order, self.padding)
+        return self._encoder.encode(observed)
 
     @torch.no_grad()
-    def _tokens(self, observed: Observations) -> Encoded:
-        assert self._encoder is not None
-        return self._encoder.encode(observed)
+    def finished(self, encoded: Encoded) -> Encoded:
+        """The tokens of what a loading worker has decoded."""
+        if self._encoder is None or not isinstance(encoded, Unencoded):
+            return encoded
+        parts = [self._encoder.encode(part) for part in encoded.parts]
+        return concatenate_encoded(parts, encoded.order, self.padding)
 
 
 def concatenate_encoded(parts: Sequence[Encoded], order: Int64[Tensor, " b"], padding: Padding) -> Encoded:
     """Puts the tokens of several datasets' samples into one batch, in an order."""
-    if any(isinstance(part, Unencoded) for part in parts):
-        assert all(isinstance(part, Unencoded) for part in parts)
-        starts = np.concatenate([[0], np.cumsum([len(part.mask) for part in parts])[:-1]])
-        within = torch.cat([part.order + int(start) for part, start in zip(parts, starts, strict=True)])  # pyright: ignore
-        return Unencoded.of([one for part in parts for one in part.parts], within[order])  # pyright: ignore
+    if unencoded := [part for part in parts if isinstance(part, Unencoded)]:
+        starts = np.cumsum([0, *(len(part.mask) for part in parts[:-1])]).tolist()
+        within = torch.cat([part.order + start for part, start in zip(unencoded, starts, strict=True)])
+        return Unencoded.of([one for part in unencoded for one in part.parts], within[order])
     if len({part.tokens.shape[1] for part in parts}) == 1:
         tokens, mask = torch.cat([part.tokens for part in parts]), torch.cat([part.mask for part in parts])
         order = order.to(tokens.device)

@@ -58,7 +58,9 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Datas
         tasks=listing.tasks,
         listed=len(listing.episodes) == len(dataset),
     )
-    for found in _mapped("check numbers", check_rows, _files_of_rows(dataset, listing), workers, rules):
+    by_path = _by_path(dataset, listing.episodes, None)
+    data = [DataFile(path=path, episodes=tuple(episodes)) for path, episodes in by_path.items()]
+    for found in _mapped("check numbers", check_rows, data, workers, rules):
         faults += found.faults
         content |= found.content
         for key, of_key in found.statistics.items():
@@ -101,23 +103,19 @@ def _mapped(
             progress.advance()
 
 
-_shared: tuple[Callable[..., Any], tuple[object, ...]] | None = None
+class _Worker:
+    """The state of a worker process, set when it starts."""
+
+    work: Callable[..., Any]
+    shared: tuple[object, ...]
 
 
 def _start(work: Callable[..., Any], shared: tuple[object, ...]) -> None:
-    global _shared
-    _shared = work, shared
+    _Worker.work, _Worker.shared = work, shared
 
 
 def _in_worker(unit: Any) -> Any:
-    assert _shared is not None
-    work, shared = _shared
-    return work(unit, *shared)
-
-
-def _files_of_rows(dataset: LeRobotDataset, listing: EpisodeListing) -> list[DataFile]:
-    by_path = _by_path(dataset, listing.episodes, None)
-    return [DataFile(path=path, episodes=tuple(episodes)) for path, episodes in by_path.items()]
+    return _Worker.work(unit, *_Worker.shared)
 
 
 def _files_of_pictures(dataset: LeRobotDataset, episodes: Sequence[Episode], *, decode: bool) -> list[PictureFile]:

@@ -47,7 +47,7 @@ HEADER = 1024
 
 @runtime_checkable
 class LoadBackbone(Protocol):
-    """Loads a backbone in the process that is to encode with it. It is sent there."""
+    """Loads a backbone in the process that is to encode with it; must be picklable."""
 
     def __call__(self, device: str | None) -> FrozenBackbone:
         """Loads it on a device; None: where it is best."""
@@ -73,7 +73,8 @@ class FeatureShardBuilder:
     load_backbone: LoadBackbone
     storage: StorageFormat
     on_corrupt: OnCorrupt = field(default_factory=Refuse)
-    backbone: FrozenBackbone | None = None
+    backbone: FrozenBackbone = field(init=False)
+    """Once it is loaded."""
 
     @property
     def folder(self) -> Path:
@@ -90,12 +91,10 @@ class FeatureShardBuilder:
 
     def make(self, episode: int) -> None:
         """Decodes an episode's pictures once, and encodes what its shards lack of them and their views."""
-        backbone, pictures, views = self.backbone, self.store.pictures, self.store.views
-        assert backbone is not None
-        dataset = self.store.dataset
+        dataset, pictures, views = self.store.dataset, self.store.pictures, self.store.views
         frames = np.flatnonzero(dataset.fresh(episode))
         try:
-            images = {camera: dataset.frames(camera, episode, frames) for camera in camera_names(backbone)}
+            images = {camera: dataset.frames(camera, episode, frames) for camera in camera_names(self.backbone)}
         except CorruptPicturesError as error:
             if isinstance(self.on_corrupt, Refuse):
                 raise
@@ -120,7 +119,6 @@ class FeatureShardBuilder:
         rounding, found = Rounding(), dict[str, Tensor]()
         texts, which = self.store.dataset.instructions(episode)
         instructions = [texts[place] for place in which[frames].tolist()]
-        assert self.backbone is not None
         for place, number in enumerate(numbers):
             drawn = self.store.augmentation.view(number, images, episode=episode, frames=frames)
             seen = {camera: torch.from_numpy(of_camera) for camera, of_camera in drawn.items()}
@@ -132,7 +130,7 @@ class FeatureShardBuilder:
                 found.setdefault(name, tensor.new_empty(len(numbers), *tensor.shape))[place] = tensor
         if shards is self.store.pictures:
             found = {name: tensor[0] for name, tensor in found.items()}
-        shards.write(episode, found, views=str(len(numbers)), **rounding.said())
+        shards.write(episode, found, views=str(len(numbers)), **rounding.header())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +162,12 @@ def make_features(
     """Computes what a cache lacks or what is out of date in it. Other processes may do the same at the same time.
 
     Args:
-        dataset: Where the images are.
-        backbone: What the cache is of.
-        loads: Loads it where it is to encode.
-        workers: Who encodes.
-        planned: Is told what is going to be made, before it is.
-        progress: Is told how far it is.
+        load_backbone: Loads the backbone in the process that is to encode with it.
+        planned: Called with what is going to be made, before it is.
+        progress: Called after each episode.
         on_corrupt: What to do where an episode's pictures cannot be read; by default, refuse.
         augmentation: Which views of the pictures to encode besides themselves.
         root: The folder that caches are in; None: the dataset's own.
-        storage: How tokens are kept.
 
     Raises:
         DataError: What is to be made does not fit on the disk; or something in the dataset cannot be read.
@@ -196,7 +190,12 @@ def make_features(
     check_space(store.folder, size or 0)
     write_manifest(dataset, backbone, store.folder, storage)
     if store.views is not None:
-        _describe_views(store.views.folder / VIEWS_MANIFEST, augmentation)
+        path = store.views.folder / VIEWS_MANIFEST
+        most = max(
+            augmentation.views, read_augmentation(path).views if path.exists() else 0
+        )  # that were ever asked for
+        with one_error_when_full(path.parent):
+            write_json(path, to_json(replace(augmentation, views=most)))
     fingerprints.find(todo)  # here, since each worker would read the files that hold many episodes
     work = FeatureShardBuilder(
         store=store, load_backbone=load_backbone, storage=storage, on_corrupt=on_corrupt or Refuse()
@@ -211,32 +210,22 @@ def build_with_progress(
     workers: Workers,
     progress: Callable[[BuildProgress], None] | None,
 ) -> None:
-    """Fills a store and tells how far it is.
+    """Fills a store and reports progress.
 
     Args:
-        work: What makes its shards.
         todo: The episodes whose shards are missing.
-        frames: Of every episode of the store.
-        workers: Who works.
-        progress: Is told.
+        frames: Number of frames of every episode of the store.
     """
     total, left = sum(frames.values()), sum(frames[episode] for episode in todo)
     now = BuildProgress(episodes=len(frames) - len(todo), of_episodes=len(frames), frames=total - left, of_frames=total)
-    tell = progress or (lambda filled: None)
+    report = progress or (lambda filled: None)
 
     def elsewhere(count: int) -> None:
-        tell(replace(now, elsewhere=count))
+        report(replace(now, elsewhere=count))
 
     for episode in build_shards(work, list(todo), workers, elsewhere):
         now = replace(now, episodes=now.episodes + 1, frames=now.frames + frames[episode])
-        tell(now)
-
-
-def _describe_views(path: Path, augmentation: Augmentation) -> None:
-    """Notes what views look like; of the number of views, the largest that was ever asked for."""
-    most = max(augmentation.views, read_augmentation(path).views if path.exists() else 0)
-    with one_error_when_full(path.parent):
-        write_json(path, to_json(replace(augmentation, views=most)))
+        report(now)
 
 
 def _predicted(

@@ -43,7 +43,7 @@ from lamp.data.feature_cache.manifest import (
     cache_folder,
     read_manifest,
 )
-from lamp.data.feature_cache.shards import EpisodeFingerprints, load_mapped
+from lamp.data.feature_cache.shards import EpisodeFingerprints, ShardState, load_mapped
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.stored_images import OnCorrupt
@@ -160,12 +160,7 @@ class Features(ABC):
 
     @abstractmethod
     def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
-        """The tokens of some rows of `index`, in the backbone's order.
-
-        Args:
-            rows: Which.
-            views: In which view each is seen: 0 for the picture itself, as all are by default.
-        """
+        """The tokens of some rows of `index`, in the backbone's order, each in a view: 0, the default, is the picture itself."""
 
     def finished(self, encoded: Encoded) -> Encoded:
         """The tokens of what a loading worker has made of a batch; by default, they are there."""
@@ -186,11 +181,10 @@ class FeatureCache(Features):
     ):
         """
         Args:
-            dataset: What it is of.
             key: Of the backbone.
             augmentation: Which views of the pictures there are to be besides themselves.
             root: The folder that caches are in; None: the dataset's own.
-            wanted: What the backbone says of itself, to name how it differs from those that there are caches of.
+            wanted: The backbone's description, to name how it differs from those that there are caches of.
 
         Raises:
             DataError: There is no cache for this backbone, or it lacks episodes or has corrupt ones.
@@ -226,15 +220,7 @@ class FeatureCache(Features):
 
         Other processes may do the same at the same time: each then makes a share.
 
-        Args:
-            dataset: Where the images are.
-            backbone: What encodes them.
-            processes: Worker processes, of one thread each; 1 works in this process.
-            progress: Is told how far it is.
-            on_corrupt: What to do where an episode's pictures cannot be read; by default, refuse.
-            augmentation: Which views of the pictures to encode besides themselves.
-            root: The folder that caches are in; None: the dataset's own.
-            storage: How tokens are kept.
+        Arguments are those of `make_features`; `processes` are of one thread each, and 1 works in this process.
         """
         make_features(
             dataset,
@@ -259,7 +245,10 @@ class FeatureCache(Features):
     ) -> bool:
         """Whether a backbone's cache of a dataset lacks nothing and is up to date."""
         store = FeatureStore(dataset, cache_folder(dataset, key, root), augmentation)
-        return (store.folder / MANIFEST).exists() and all(map(store.is_settled, range(len(dataset))))
+        return (store.folder / MANIFEST).exists() and all(
+            store.is_current(episode) or store.pictures.state(episode) is ShardState.LEFT_OUT
+            for episode in range(len(dataset))
+        )
 
     @property
     def kept_otherwise(self) -> tuple[str, ...]:
@@ -279,12 +268,7 @@ class FeatureCache(Features):
         return self._layout.padding
 
     def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
-        """The tokens of some rows of `index`, in the backbone's order.
-
-        Args:
-            rows: Which.
-            views: In which view each is seen: 0 for the picture itself, as all are by default.
-        """
+        """The tokens of some rows of `index`, in the backbone's order."""
         augmented = np.zeros(len(rows), bool) if views is None else views > 0
         groups = self.index.episode[rows] * 2 + augmented
         order = np.argsort(groups, kind="stable")
@@ -353,8 +337,7 @@ class HiddenStates:
         """
         Args:
             store: The shards; those of these episodes must be there.
-            episode: Of each sample.
-            place: Which of its episode's fresh frames it is.
+            place: Which of its episode's fresh frames each sample is.
             draws: Number of noise draws to alternate between; the shards may hold more.
         """
         self._shards = ShardReader(store)
@@ -378,11 +361,6 @@ class HiddenStates:
 
 class ImageTextLayout:
     """Tokens of each camera's image, then those of the instruction: computed apart, put together here.
-
-    Args:
-        folder: The cache.
-        manifest: Its description.
-        instructions: All that frames have.
 
     Raises:
         MismatchError: The cache lacks an instruction.
@@ -425,10 +403,7 @@ class ImageTextLayout:
 class SequenceLayout:
     """Whole sequences, stored without their padding, and given in the backbone's number format.
 
-    Args:
-        folder: The cache.
-        manifest: Its description.
-        instructions: All that frames have; a frame's own tokens say all about its instruction.
+    A frame's own tokens say all about its instruction.
     """
 
     def __init__(

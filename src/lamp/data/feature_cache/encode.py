@@ -169,7 +169,7 @@ class Rounding:
         self.size += float(tokens.double().square().sum())
         return kept.cpu()
 
-    def said(self) -> dict[str, str]:
+    def header(self) -> dict[str, str]:
         """For a shard's header: the error's root mean square relative to the tokens', and the largest error."""
         return {
             "rounding": f"{(self.square / self.size) ** 0.5 if self.size else 0.0:.3g}",
@@ -178,12 +178,7 @@ class Rounding:
 
 
 def storage_dtype(storage: StorageFormat, *, apart: bool) -> torch.dtype | None:
-    """The number format of stored tokens; None: the backbone's own.
-
-    Args:
-        storage: As asked for.
-        apart: Whether images and instructions are encoded apart.
-    """
+    """The number format of stored tokens, for images and instructions that are encoded apart or not; None: the backbone's."""
     if storage == "default":
         return torch.float16 if apart else None
     return FORMATS[storage]
@@ -200,11 +195,9 @@ def encode_episode(
     """Returns what is kept of the tokens of an episode's frames.
 
     Args:
-        backbone: The frozen backbone.
         images: All frames of each camera.
         instructions: Each frame's.
-        storage: How tokens are kept.
-        rounding: Takes note of what that costs.
+        rounding: Accumulates the rounding error.
 
     Raises:
         DataError: A token is not finite, or is too large for the format.
@@ -218,8 +211,7 @@ def _image_parts(
     backbone: FeatureBackbone, images: Mapping[str, Tensor], storage: StorageFormat, rounding: Rounding
 ) -> dict[str, Tensor]:
     varying = backbone.varying_channels if isinstance(backbone, PartlyConstant) else slice(None)
-    dtype = storage_dtype(storage, apart=True)
-    assert dtype is not None
+    dtype = FORMATS["float16" if storage == "default" else storage]
     found: dict[str, Tensor] = {}
     for camera, of_camera in images.items():
         parts = [

@@ -38,22 +38,16 @@ PARTS, SEQUENCES = 1, 2
 """Layouts of the files: tokens of images and of instructions apart; whole sequences."""
 
 
-def caches_of(dataset: LeRobotDataset, root: Path | None = None) -> Path:
-    """Where a dataset's caches are.
-
-    Args:
-        dataset: The dataset.
-        root: A folder for the caches of any datasets, each by its folder's name; None: in the dataset itself.
-    """
-    return dataset.root / FEATURES if root is None else root / dataset.root.resolve().name
-
-
 def cache_folder(dataset: LeRobotDataset, key: str, root: Path | None = None) -> Path:
     """Where a backbone's features of a dataset are.
 
     Two embodiments may give one name to different cameras of a dataset: the second gets a folder of its own.
+
+    Args:
+        key: Of the backbone.
+        root: A folder for the caches of any datasets, each by its folder's name; None: in the dataset itself.
     """
-    folder = caches_of(dataset, root) / key
+    folder = (dataset.root / FEATURES if root is None else root / dataset.root.resolve().name) / key
     path = folder / MANIFEST
     seen = read_json_object(path, "feature cache's description").get("camera_features") if path.exists() else None
     here = {name: camera.key for name, camera in dataset.meta.cameras.items()}
@@ -72,10 +66,8 @@ def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mappi
     """Reads the description of a cache.
 
     Args:
-        folder: The cache.
         key: Of the backbone that is asked for.
-        dataset: What it is of.
-        wanted: What that backbone says of itself, to name how the caches that are there differ.
+        wanted: That backbone's description, to name how the caches that are there differ.
 
     Raises:
         DataError: There is no cache at all.
@@ -93,16 +85,11 @@ def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mappi
     return manifest
 
 
-def other_caches(folder: Path) -> list[dict[str, Any]]:
-    """The descriptions of the caches beside one."""
-    paths = [path for path in sorted(folder.parent.glob(f"*/{MANIFEST}")) if path.parent != folder]
-    return [found for path in paths if "backbone" in (found := read_json_object(path, "feature cache's description"))]
-
-
 def _no_cache(
     folder: Path, key: str, dataset: LeRobotDataset, wanted: Mapping[str, Any] | None
 ) -> DataError | MismatchError:
-    others = other_caches(folder)
+    paths = [path for path in sorted(folder.parent.glob(f"*/{MANIFEST}")) if path.parent != folder]
+    others = [found for path in paths if "backbone" in (found := read_json_object(path, "feature cache's description"))]
     if not others or wanted is None:
         present = ", ".join(str(manifest["key"]) for manifest in others) or "none"
         return DataError(
@@ -110,12 +97,12 @@ def _no_cache(
             f"Present: {present}."
         )
     nearest = min(others, key=lambda manifest: len(differences(manifest["backbone"], wanted)))
-    told = differences(nearest["backbone"], wanted) or [
+    changes = differences(nearest["backbone"], wanted) or [
         f"its weights or code: key {nearest['key']} stored, {key} asked"
     ]
     return MismatchError(
-        f"{folder.parent / nearest['key']} is of another backbone: {'; '.join(told)}. Make the features that are asked for with "
-        f"{advice(dataset)}, or train with what is stored"
+        f"{folder.parent / nearest['key']} is of another backbone: {'; '.join(changes)}. Make the features that are asked for "
+        f"with {advice(dataset)}, or train with what is stored"
     )
 
 
@@ -254,10 +241,6 @@ class FeatureStore:
         parts = (self.pictures, self.views)
         return all(shards.state(episode) is ShardState.CURRENT for shards in parts if shards is not None)
 
-    def is_settled(self, episode: int) -> bool:
-        """The same, or it was left out."""
-        return self.is_current(episode) or self.pictures.state(episode) is ShardState.LEFT_OUT
-
     def check(self, *, complete: bool = True, episodes: Collection[int] | None = None) -> None:
         """Checks what is stored by the shards' headers.
 
@@ -281,8 +264,7 @@ class FeatureStore:
             for episode, state in states.items():
                 if shards is not None and state not in (ShardState.CURRENT, *INCOMPLETE):
                     kind = DataError if state is ShardState.CORRUPT else MismatchError
-                    said = f"{shards.path(episode)} {state.value} ({shards.told(episode, state)})"
-                    raise kind(f"{said}; bring it up to date with {again}")
+                    raise kind(f"{shards.describe(episode, state)}; bring it up to date with {again}")
 
     def _check_views(self) -> None:
         if self.views is None or self.views.folder.is_dir():
@@ -290,9 +272,9 @@ class FeatureStore:
         wanted = _flat(to_json(self.augmentation))
         for path in sorted((self.folder / VIEWS).glob(f"*/{VIEWS_MANIFEST}")):
             stored = _flat(to_json(read_augmentation(path)))
-            told = [line for line in differences(stored, wanted) if not line.startswith("views ")]
+            changes = [line for line in differences(stored, wanted) if not line.startswith("views ")]
             raise MismatchError(
-                f"{path.parent} has other augmented views: {'; '.join(told) or 'drawn by other code'}. "
+                f"{path.parent} has other augmented views: {'; '.join(changes) or 'drawn by other code'}. "
                 f"Make those that are asked for with {advice(self.dataset, self.flags)}, or train with the stored ones"
             )
 

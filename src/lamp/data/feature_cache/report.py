@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lamp.configuration import to_json
 from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, MANIFEST, VIEWS, VIEWS_MANIFEST, FeatureStore
-from lamp.data.feature_cache.shards import Shards, ShardState, read_header
+from lamp.data.feature_cache.shards import ShardState, read_header
 from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError
 from lamp.files import locked, read_json_object, remove_folder
@@ -55,7 +55,7 @@ def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> Cac
             state = shards.verify(episode)
             counts[state] += 1
             if state is not ShardState.CURRENT:
-                faults.append(_fault(shards, episode, state))
+                faults.append(shards.describe(episode, state))
     more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
     return CacheReport(
         folder=store.folder,
@@ -63,10 +63,6 @@ def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> Cac
         faults=tuple(faults[:NAMED] + more),
         ok=set(counts) <= {ShardState.CURRENT, ShardState.LEFT_OUT},
     )
-
-
-def _fault(shards: Shards, episode: int, state: ShardState) -> str:
-    return f"{shards.path(episode)} {state.value} ({shards.told(episode, state)})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,6 @@ class EpisodeFingerprints:
     def __init__(self, dataset: LeRobotDataset, cameras: Sequence[str], folder: Path) -> None:
         """
         Args:
-            dataset: The demonstrations.
             cameras: Those that the cache is of.
             folder: Where hashes of pictures are kept, if it is there and can be written to.
         """
@@ -78,7 +77,7 @@ class EpisodeFingerprints:
         """Hashes of the pictures in a file, by span of frames, and whether it had to be read for them."""
         if self._files is None:
             self._files = self._kept()
-        name, state = self._name(camera, path), _state(path)
+        name, state = self._name(camera, path), _file_state(path)
         known = self._files.get(name)
         if known is not None and known.get("state") == state:
             return known, False
@@ -127,8 +126,8 @@ class EpisodeFingerprints:
         return f"{key} {path.relative_to(self._dataset.root) if inside else path}"
 
 
-def _state(path: Path) -> str:
-    """Tells one state of a file from another, without reading it."""
+def _file_state(path: Path) -> str:
+    """Identifies a state of a file without reading it."""
     if not path.is_file():
         return "missing"
     found = path.stat()
@@ -140,7 +139,7 @@ FULL = ("os error 28", "os error 122", "os error 27")
 
 
 class ShardState(enum.Enum):
-    """What is to be said of an episode's shard."""
+    """The state of an episode's shard."""
 
     CURRENT = "is current"
     MISSING = "is missing"
@@ -181,9 +180,11 @@ class Shards:
         return self.folder / f"episode-{episode:06d}.left-out.json"
 
     def state(self, episode: int) -> ShardState:
-        """What is to be said of a shard, by its header alone; `verify` reads the rest."""
+        """The state of a shard, by its header alone; `verify` reads the rest."""
         if not self.path(episode).is_file():
-            return ShardState.LEFT_OUT if self._is_left_out(episode) else ShardState.MISSING
+            path = self.left_out_path(episode)
+            found = read_json_object(path, "note of an episode that was left out") if path.is_file() else {}
+            return ShardState.LEFT_OUT if self._is_of(episode, found.get("fingerprint")) else ShardState.MISSING
         try:
             header = read_header(self.path(episode))
         except DataError:
@@ -193,12 +194,13 @@ class Shards:
         enough = all(int(header.get(name, 0)) >= wanted for name, wanted in self.least.items())
         return ShardState.CURRENT if enough else ShardState.FEWER
 
-    def told(self, episode: int, state: ShardState) -> str:
-        """Which episode it is and, of a stale one, what differs."""
-        if state is not ShardState.STALE:
-            return f"episode {episode}"
-        stored = read_header(self.path(episode)).get("fingerprint")
-        return f"episode {episode}: fingerprint {stored} stored, {self._fingerprints[episode]} now"
+    def describe(self, episode: int, state: ShardState) -> str:
+        """A shard's file, state and episode, in words; of a stale one, what differs."""
+        why = ""
+        if state is ShardState.STALE:
+            stored = read_header(self.path(episode)).get("fingerprint")
+            why = f": fingerprint {stored} stored, {self._fingerprints[episode]} now"
+        return f"{self.path(episode)} {state.value} (episode {episode}{why})"
 
     def verify(self, episode: int) -> ShardState:
         """The same after reading the whole shard and comparing it with its own checksum."""
@@ -209,37 +211,27 @@ class Shards:
                 return ShardState.CORRUPT
         return state
 
-    def _is_left_out(self, episode: int) -> bool:
-        path = self.left_out_path(episode)
-        found = read_json_object(path, "note of an episode that was left out") if path.is_file() else {}
-        return self._is_of(episode, found.get("fingerprint"))
-
     def leave_out(self, episode: int, file: Path, reason: str) -> None:
         """Notes that an episode's pictures cannot be read."""
         note = {"file": str(file), "reason": reason, "fingerprint": self._fingerprints[episode]}
         with one_error_when_full(self.folder):
             write_json(self.left_out_path(episode), note)
 
-    def write(self, episode: int, tensors: Mapping[str, Tensor], **said: str) -> None:
-        """Writes a shard in place of what was there.
-
-        Args:
-            episode: Whose.
-            tensors: What it holds.
-            said: Further words of its header.
+    def write(self, episode: int, tensors: Mapping[str, Tensor], **header: str) -> None:
+        """Writes a shard in place of what was there, with further entries of its header.
 
         Raises:
             DataError: The disk is full; nothing half-written stays.
         """
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        header = {"fingerprint": self._fingerprints[episode], "sha256": content_hash(whole), **said}
+        header = {"fingerprint": self._fingerprints[episode], "sha256": content_hash(whole), **header}
         with one_error_when_full(self.folder), atomic_path(self.path(episode)) as path:
             save_file(whole, path, metadata=with_own(header))
         self.left_out_path(episode).unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """What a shard says of itself.
+    """A shard's metadata.
 
     Raises:
         DataError: It is no whole file.

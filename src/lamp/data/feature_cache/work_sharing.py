@@ -30,7 +30,7 @@ RETRY_INTERVAL_S = 0.5
 
 @runtime_checkable
 class ShardBuilder(Protocol):
-    """Makes a store's shards. It is sent to worker processes, and loads what it computes with when it is told where."""
+    """Makes a store's shards. It is pickled for worker processes, and loads its model there."""
 
     @property
     def folder(self) -> Path:
@@ -38,7 +38,7 @@ class ShardBuilder(Protocol):
         ...
 
     def load(self, device: str | None) -> None:
-        """Loads what it computes with; None: wherever it is."""
+        """Loads its model on a device; None: where it is best."""
         ...
 
     def is_done(self, episode: int) -> bool:
@@ -52,12 +52,12 @@ class ShardBuilder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who makes the shards."""
+    """The processes that make shards, and their devices."""
 
     processes: int = 1
     """1: this process alone."""
     devices: tuple[str, ...] = ()
-    """Where they compute, taken in turn; empty: where each is loaded."""
+    """One for each process, in turn; empty: where each model is loaded."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -66,7 +66,7 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildProgress:
-    """How far a store is."""
+    """How much of a store is done."""
 
     episodes: int
     of_episodes: int
@@ -130,10 +130,7 @@ def build_shards(
     """Makes shards, here or in workers, and yields each episode that is done, by whichever process.
 
     Args:
-        work: What makes them.
-        episodes: Whose shards to see to.
-        workers: Who works.
-        elsewhere: Is told how many are left that only other processes are making.
+        elsewhere: Called with the number of episodes left that only other processes are making.
 
     Raises:
         LampError: A shard could not be made, or a worker died.
@@ -168,33 +165,24 @@ def _build_here(
         locks.close()
 
 
-@dataclass(kw_only=True)
-class _WorkerProcess:
-    """What a worker process works with."""
+class _Worker:
+    """The state of a worker process, set when it starts; the model is loaded for the first episode."""
 
     work: ShardBuilder
     device: str | None
     locks: EpisodeLocks | None = None
 
-    def try_build(self, episode: int) -> bool:
-        if self.locks is None:
-            self.work.load(self.device)
-            self.locks = EpisodeLocks(self.work.folder)
-        return _try_build(self.work, self.locks, episode)
-
-
-_process: _WorkerProcess | None = None
-
 
 def _start(packed: bytes, devices: Any) -> None:
-    global _process
     torch.set_num_threads(1)
-    _process = _WorkerProcess(work=pickle.loads(packed), device=devices.get())
+    _Worker.work, _Worker.device = pickle.loads(packed), devices.get()
 
 
 def _build_in_worker(episode: int) -> bool:
-    assert _process is not None
-    return _process.try_build(episode)
+    if _Worker.locks is None:
+        _Worker.work.load(_Worker.device)
+        _Worker.locks = EpisodeLocks(_Worker.work.folder)
+    return _try_build(_Worker.work, _Worker.locks, episode)
 
 
 def _build_in_pool(
@@ -209,12 +197,12 @@ def _build_in_pool(
     with ProcessPool(count, _start, (packed, devices)) as pool:
         try:
             while left:
-                asked, taken = {pool.submit(_build_in_worker, episode): episode for episode in left}, []
-                for future in as_completed(asked):
+                submitted, taken = {pool.submit(_build_in_worker, episode): episode for episode in left}, []
+                for future in as_completed(submitted):
                     if future.result():
-                        yield asked[future]
+                        yield submitted[future]
                     else:
-                        taken.append(asked[future])
+                        taken.append(submitted[future])
                 left = taken
                 if left:
                     elsewhere(len(left))

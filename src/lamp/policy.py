@@ -27,7 +27,7 @@ from lamp.model.fast_step import FastStep
 from lamp.model.intervene import InterveningActor
 from lamp.model.lamp import LaMP
 from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
-from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenInputs
+from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.seeding import generator_at
 from lamp.train.checkpoint import Backbones, Expected, load_checkpoint, motion_weights, save_checkpoint
@@ -57,12 +57,12 @@ class LaMPPolicy:
         if isinstance(backbone, nn.Module):
             backbone.eval().to(device)
         self.device = str(device)
-        self._asked, self.precision = precision, precision or Float32()
+        self._requested_precision, self.precision = precision, precision or Float32()
         self.record: PolicyRecord = description.policy
         self.dataset = description.data.name
         """The name of the dataset whose robot it acts as, and whose units its states and actions have."""
         self._actor: LaMP | FastActor | InterveningActor = self.model
-        self._step: FastStep | None = None
+        self._step: tuple[FastStep, Qwen3VLBackbone] | None = None
         self._source: Path | None = None
 
     @classmethod
@@ -158,12 +158,13 @@ class LaMPPolicy:
         backbone, cuda = self.encoder.backbone, self.device.startswith("cuda")
         if isinstance(backbone, Qwen3VLBackbone):
             backbone.accelerate()
-        precision = self._asked or (BFloat16() if cuda else Float32())
+        precision = self._requested_precision or (BFloat16() if cuda else Float32())
         self._actor = FastActor(self.model, precision.DTYPE)
         lora = backbone.config.lora if isinstance(backbone, Qwen3VLBackbone) else None
         twice = self.uses_motion and lora is not None and not lora.prior_reads_adapted
         if cuda and isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None and not twice:
-            self._step = FastStep(backbone.fast, self._actor, padding=backbone.padding, length=backbone.length)
+            step = FastStep(backbone.fast, self._actor, padding=backbone.padding, length=backbone.length)
+            self._step = step, backbone
         return self
 
     def of_dataset(self, name: str) -> LaMPPolicy:
@@ -211,7 +212,7 @@ class LaMPPolicy:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a client may want to know, as plain values."""
+        """What the server tells its clients, as plain values."""
         return {
             "policy": "lamp",
             "cameras": {camera.name: [camera.height, camera.width] for camera in self.description.backbone.cameras},
@@ -222,7 +223,7 @@ class LaMPPolicy:
             "execute": self.execute,
             "fps": self.record.fps,
             "dataset": self.dataset,
-            **self.record.embodiment.told,
+            **self.record.embodiment.client_metadata,
             "uses_motion": self.uses_motion,
             "step": self.description.step,
             "weights_sha256": self.description.weights_sha256,
@@ -251,8 +252,8 @@ class LaMPPolicy:
             noise_seeds: One for each.
             foresight: Also denoise the whole scene flow, for pictures; no action depends on it. The points start on the grid
                 with a depth of 0, so their depth is RELATIVE to the unknown depth of the start. None for a policy without motion.
-            prior_instructions: What the Motion Expert is told in place of each observation's instruction, for `ToldWrong`.
-            prior_observations: What it sees and is told in place of each observation, for `Shuffled`; their states do not matter.
+            prior_instructions: For `ToldWrong`, the Motion Expert's instruction in place of each observation's.
+            prior_observations: For `Shuffled`, the Motion Expert's observation in place of each; the states do not matter.
 
         Raises:
             MismatchError: An observation does not fit the policy, or what the Motion Expert is given instead is missing or not
@@ -270,24 +271,26 @@ class LaMPPolicy:
         watch = Stopwatch(self.device)
         prior = self._prior(observations, prior_instructions, prior_observations)
         # Brought to the device beforehand: between the stages, the host waits for nothing.
-        given = {
+        motion_noise = self._noise(self.model.motion_shape, noise_seeds, "motion")
+        inputs = {
             "state": torch.from_numpy(self.record.scaling.scaled_state(states)).to(self.device),
-            "motion_noise": self._noise(self.model.motion_shape, noise_seeds, "motion"),
+            "motion_noise": motion_noise,
             "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
         }
         pictures: Sequence[np.ndarray | None] = [None] * len(observations)
         if self._step is not None and not foresight:
-            acted = self._step.act(self._inputs(observations), **given)
+            step, backbone = self._step
+            acted = step.act(backbone.prepare(self._observed(observations)), **inputs)
         else:
             encoded = self._encode(observations)
             watch.note("encode")
             with self.precision.autocast(self.device):
-                acted = self._actor.act(encoded, **given, **prior)  # pyright: ignore[reportArgumentType]
-                if foresight and given["motion_noise"] is not None:
+                acted = self._actor.act(encoded, **inputs, **prior)  # pyright: ignore[reportArgumentType]
+                if foresight and motion_noise is not None and (flow := self.foresees) is not None:
                     watch.note("act")
                     changed = prior_instructions is not None or prior_observations is not None
                     read = self._for_prior(observations) if changed else prior.get("prior")
-                    pictures = list(self._foresee(encoded if read is None else read, given["motion_noise"]))
+                    pictures = list(self._foresee(flow, encoded if read is None else read, motion_noise))
         watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
         timing = watch.times_ms()
@@ -334,10 +337,6 @@ class LaMPPolicy:
     def _encode(self, observations: Sequence[Observation]) -> Encoded:
         return self.encoder.encode(self._observed(observations)).to(self.device)
 
-    def _inputs(self, observations: Sequence[Observation]) -> QwenInputs:
-        assert isinstance(self.encoder.backbone, Qwen3VLBackbone)
-        return self.encoder.backbone.prepare(self._observed(observations))
-
     def _observed(self, observations: Sequence[Observation]) -> Observations:
         cameras = [camera.name for camera in self.description.backbone.cameras]
         images = {
@@ -355,13 +354,13 @@ class LaMPPolicy:
     ) -> dict[str, Encoded]:
         """What the Motion Expert reads where it is something else than the Action Expert does."""
         intervention = self._actor.intervention if isinstance(self._actor, InterveningActor) else None
-        for name, given, kind in (
+        for name, value, kind in (
             ("prior_instructions", instructions, ToldWrong),
             ("prior_observations", others, Shuffled),
         ):
-            if isinstance(intervention, kind) != (given is not None):
-                said = "missing" if given is None else "given"
-                raise MismatchError(f"{name} are {said}; expected with {kind.name} and with it alone.")
+            if isinstance(intervention, kind) != (value is not None):
+                state = "missing" if value is None else "given"
+                raise MismatchError(f"{name} are {state}; expected with {kind.name} and with it alone.")
         if instructions is not None:
             others = [replace(one, instruction=text) for one, text in zip(observations, instructions, strict=True)]
         if others is None:
@@ -386,9 +385,9 @@ class LaMPPolicy:
             return None
         return torch.stack([torch.randn(shape, generator=generator_at(*seed, use)) for seed in seeds]).to(self.device)
 
-    def _foresee(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[np.ndarray, "b k t1 3"]:
-        flow = self.description.flow
-        assert flow is not None
+    def _foresee(
+        self, flow: FlowRecord, encoded: Encoded, noise: Float[Tensor, "b k t 3"]
+    ) -> Float[np.ndarray, "b k t1 3"]:
         increments = flow.bounds.denormalise(self.model.foresee(encoded, noise).float().cpu())
         grid = grid_points(*flow.grid).float()
         start = torch.cat([grid, torch.zeros(len(grid), 1)], dim=1).expand(len(increments), -1, -1)
@@ -396,30 +395,30 @@ class LaMPPolicy:
 
 
 class Stopwatch:
-    """What each part of a chunk takes. On a GPU the device notes the moments itself, and nobody waits for it in between."""
+    """Times the parts of a call. On a GPU by events of the device, so that the host need not wait in between."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")
         self._names: list[str] = []
-        self._moments = [self._now()]
+        self._times = [self._now()]
 
     def note(self, part: str) -> None:
         """Ends a part."""
         self._names.append(part)
-        self._moments.append(self._now())
+        self._times.append(self._now())
 
     def times_ms(self) -> dict[str, float]:
         """Returns the milliseconds of each part, once the device is done."""
         if self._cuda:
-            self._moments[-1].synchronize()
+            self._times[-1].synchronize()
         return {
-            name: begun.elapsed_time(ended) if self._cuda else 1000.0 * (ended - begun)
-            for name, (begun, ended) in zip(self._names, pairwise(self._moments), strict=True)
+            name: start.elapsed_time(end) if self._cuda else 1000.0 * (end - start)
+            for name, (start, end) in zip(self._names, pairwise(self._times), strict=True)
         }
 
     def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
-        moment = torch.cuda.Event(enable_timing=True)
-        moment.record()
-        return moment
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

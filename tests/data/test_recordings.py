@@ -145,7 +145,7 @@ def test_increments_are_not_resampled_and_nothing_is_written(tmp_path: Path) -> 
     arm = Embodiment(name="arm", cameras={"front": "observation.images.front"})
     for name, told in (
         ("said", {"actions": "delta"}),
-        ("described", {key: value for key, value in arm.told.items() if key != "actions"}),
+        ("described", {key: value for key, value in arm.client_metadata.items() if key != "actions"}),
     ):
         record_with(tmp_path / name, name, told, np.array([0.5, 1.0]))
         with pytest.raises(DataError, match=f"{name} holds actions that are increments.*expected --resample none"):
@@ -311,7 +311,9 @@ def test_what_the_actions_mean_is_imported_with_them(tmp_path: Path, capsys: pyt
         gripper=Gripper(opened=70.0, closed=10.0),
         kind=Relative(offsets=((0, 0),)),
     )
-    record_with(tmp_path / "recording", "one", {"action_units": "dataset", **own.told}, np.array([0.5, 70.0]))
+    record_with(
+        tmp_path / "recording", "one", {"action_units": "dataset", **own.client_metadata}, np.array([0.5, 70.0])
+    )
     words = ["import-recording", str(tmp_path / "recording"), "--out", str(tmp_path / "data")]
     assert (
         cli.main(words) == 0

@@ -164,7 +164,8 @@ def test_on_a_gpu_the_whole_step_is_one_recording(
     backbone, actor = policy.compile().encoder.backbone, policy._actor
     assert policy._step is None
     assert isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None and isinstance(actor, FastActor)
-    policy._step = FastStep(backbone.fast, actor, padding=backbone.padding, length=backbone.length)
+    step = FastStep(backbone.fast, actor, padding=backbone.padding, length=backbone.length)
+    policy._step = step, backbone
     monkeypatch.setattr(actor, "act", lambda *_, **__: pytest.fail("the experts ran by themselves"))
     for chunk, expected in zip(policy.act_batch(seen, seeds), plain, strict=True):
         np.testing.assert_allclose(chunk.actions, expected.actions, atol=2e-2)

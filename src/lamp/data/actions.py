@@ -143,10 +143,10 @@ class Relative:
         """Recorded targets to what is learnt, each chunk by its own state."""
         out = self._shifted(chunks, states, -1.0)
         if self.pose is not None:
-            position, turned = self._poses(chunks, self.pose.action)
-            origin, frame = self._poses(states[:, None], self.pose.state)
+            position, rotation = _read_pose(chunks, self.pose.action, self.pose)
+            origin, frame = _read_pose(states[:, None], self.pose.state, self.pose)
             back = np.swapaxes(frame, -1, -2)
-            self._write(out, np.einsum("...ij,...j->...i", back, position - origin), back @ turned)
+            _write_pose(out, np.einsum("...ij,...j->...i", back, position - origin), back @ rotation, self.pose)
         return out
 
     def restore(
@@ -155,20 +155,16 @@ class Relative:
         """The inverse of `relate`; rotations come back within half a turn, or near the state's (`Pose.unwrapped`)."""
         out = self._shifted(chunks, states, 1.0)
         if self.pose is not None:
-            position, turned = self._poses(chunks, self.pose.action)
-            origin, frame = self._poses(states[:, None], self.pose.state)
-            self._write(out, origin + np.einsum("...ij,...j->...i", frame, position), frame @ turned)
+            position, rotation = _read_pose(chunks, self.pose.action, self.pose)
+            origin, frame = _read_pose(states[:, None], self.pose.state, self.pose)
+            _write_pose(out, origin + np.einsum("...ij,...j->...i", frame, position), frame @ rotation, self.pose)
             if self.pose.unwrapped:
-                self._unwrap(out, states)
+                first, last = self.pose.action + 3, self.pose.action + 6
+                before = states[:, self.pose.state + 3 : self.pose.state + 6].astype(np.float64)
+                for step in range(out.shape[1]):
+                    before = self.pose.rotation.nearest(out[:, step, first:last].astype(np.float64), before)
+                    out[:, step, first:last] = before
         return out
-
-    def _unwrap(self, out: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]) -> None:
-        assert self.pose is not None
-        first, last = self.pose.action + 3, self.pose.action + 6
-        before = states[:, self.pose.state + 3 : self.pose.state + 6].astype(np.float64)
-        for step in range(out.shape[1]):
-            before = self.pose.rotation.nearest(out[:, step, first:last].astype(np.float64), before)
-            out[:, step, first:last] = before
 
     def _shifted(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"], sign: float
@@ -182,25 +178,25 @@ class Relative:
             out[..., action] += sign * states[:, None, state]
         return out
 
-    def _poses(
-        self, values: Float[np.ndarray, "b n d"], start: int
-    ) -> tuple[Float[np.ndarray, "b n 3"], Float[np.ndarray, "b n 3 3"]]:
-        if values.shape[-1] < start + 6:
-            raise MismatchError(f"{values.shape[-1]} values hold no pose of six at {start}")
-        assert self.pose is not None
-        pose = values[..., start : start + 6].astype(np.float64)
-        return pose[..., :3], self.pose.rotation.matrix(pose[..., 3:])
 
-    def _write(
-        self,
-        out: Float[np.ndarray, "b h a"],
-        position: Float[np.ndarray, "b h 3"],
-        turned: Float[np.ndarray, "b h 3 3"],
-    ) -> None:
-        assert self.pose is not None
-        start = self.pose.action
-        out[..., start : start + 3] = position
-        out[..., start + 3 : start + 6] = self.pose.rotation.values(turned)
+def _read_pose(
+    values: Float[np.ndarray, "b n d"], start: int, pose: Pose
+) -> tuple[Float[np.ndarray, "b n 3"], Float[np.ndarray, "b n 3 3"]]:
+    """The position and the rotation matrix of the six values from `start`."""
+    if values.shape[-1] < start + 6:
+        raise MismatchError(f"{values.shape[-1]} values hold no pose of six at {start}")
+    six = values[..., start : start + 6].astype(np.float64)
+    return six[..., :3], pose.rotation.matrix(six[..., 3:])
+
+
+def _write_pose(
+    out: Float[np.ndarray, "b h a"],
+    position: Float[np.ndarray, "b h 3"],
+    rotation: Float[np.ndarray, "b h 3 3"],
+    pose: Pose,
+) -> None:
+    out[..., pose.action : pose.action + 3] = position
+    out[..., pose.action + 3 : pose.action + 6] = pose.rotation.values(rotation)
 
 
 ActionKind = Absolute | Delta | Relative

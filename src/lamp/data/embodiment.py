@@ -132,12 +132,12 @@ class Embodiment:
         return _joined(dataset, episode, self.state)
 
     def state_names(self, dataset: LeRobotDataset) -> tuple[str, ...]:
-        """What the dataset calls the state's values; a value without a name of its own has its feature's."""
-        return _named(dataset, self.state)
+        """The dataset's names of the state's values; a value without a name of its own has its feature's."""
+        return _names(dataset, self.state)
 
     def action_names(self, dataset: LeRobotDataset) -> tuple[str, ...]:
         """The same of the action's values."""
-        return _named(dataset, self.action)
+        return _names(dataset, self.action)
 
     def state_features(self, dataset: LeRobotDataset) -> dict[str, int]:
         """The features that the state is taken from, in the order of its parts, and how many values each has."""
@@ -188,11 +188,11 @@ class Embodiment:
         return self.kind.relate(actions[places], self.states(dataset, episode)).astype(np.float32)
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What a client has to know about states and actions, as plain values: `gripper` only where it is known, a list of
-        several."""
-        told: dict[str, Any] = {"actions": type(self.kind).__name__.lower(), "embodiment": to_json(self)}
-        return told | Gripper.told(self.grippers)
+    def client_metadata(self) -> dict[str, Any]:
+        """What a client has to know about states and actions, as plain values; `gripper` only where it is known, a list where
+        there are several."""
+        kind = type(self.kind).__name__.lower()
+        return {"actions": kind, "embodiment": to_json(self), **Gripper.told(self.grippers)}
 
     @property
     def per_frame(self) -> bool:
@@ -200,7 +200,7 @@ class Embodiment:
         return not isinstance(self.kind, Relative)
 
 
-def _named(dataset: LeRobotDataset, parts: Sequence[Part]) -> tuple[str, ...]:
+def _names(dataset: LeRobotDataset, parts: Sequence[Part]) -> tuple[str, ...]:
     names: list[str] = []
     for part in parts:
         feature = dataset.features[part.key]

@@ -1,4 +1,4 @@
-"""Recordings of `lamp_client.recording` made LeRobot datasets: what a robot saw and did, ready for training or looking at."""
+"""Converts recordings of `lamp_client.recording` to LeRobot datasets."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ Resample = Literal["none", "absolute"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
-    """What was made of a recording."""
+    """The result of importing a recording."""
 
     episodes: int
-    """In the dataset that are new."""
+    """New episodes in the dataset."""
     frames: int
     skipped: tuple[str, ...]
     """Names of episodes that were left out, with the reason."""
     notes: tuple[str, ...] = ()
-    """What else should be known: rates that were overruled, pauses, cameras with other names."""
+    """Rates that were overruled, and pauses."""
     embodiment: Path | None = None
     """The file that says what the actions mean; None where the policy did not say when they were recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRate:
-    """How fast an episode really ran."""
+    """The rate at which an episode really ran."""
 
     declared: float
     """Steps per second that its loop was meant to make."""
@@ -80,10 +80,6 @@ class MeasuredRate:
         rate = float(1.0 / steps[~long].mean())
         return cls(declared=episode.fps, rate=rate, timed=episode.timed, pauses=pauses)
 
-    def ran_at(self, fps: float | int) -> bool:
-        """Whether it ran at that rate, as far as is known."""
-        return self.rate is None or abs(self.rate / fps - 1) <= RATE_TOLERANCE
-
 
 def import_recording(
     recording: Path,
@@ -109,7 +105,7 @@ def import_recording(
             must confirm.
         resample: "absolute": take the frame that was recorded nearest to each of the dataset's moments, with its action, which is
             right where actions are absolute targets, and wrong for increments.
-        progress: Told how many episodes of how many have been read.
+        progress: Called with the number of episodes read so far, and of all.
 
     Raises:
         DataError: There is nothing to import.
@@ -122,23 +118,23 @@ def import_recording(
         raise DataError(
             f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote"
         )
-    paces, skipped, robot = _survey(recording, names, out, successes_only, resample)
-    if not paces:
+    rates, skipped, robot = _survey(recording, names, out, successes_only, resample)
+    if not rates:
         raise DataError(f"no episode of {recording} can be imported: {'; '.join(skipped[:4])}")
     before = _known_embodiment(out)
     if resample != "none" and before is not None and isinstance(before.kind, Delta):
         raise _cannot_resample(f"{out} holds")
-    rate, notes = _dataset_rate(paces, out, fps, resample)
+    rate, notes = _dataset_rate(rates, out, fps, resample)
     writer = LeRobotWriter(out, fps=rate, robot_type=robot_type)
     known, frames = writer.names(), 0
-    for number, name in enumerate(paces):
+    for number, name in enumerate(rates):
         if name not in known:
             episode = read_episode(recording, name)
             if resample != "none":
                 episode = resampled(episode, rate)
             writer.add_episode(episode_data(episode), name)
             frames += len(episode.frames)
-        progress(number + 1, len(paces))
+        progress(number + 1, len(rates))
     added = writer.finalize({"recorded": "lamp_client.recording"})
     if robot is not None:
         cameras = {name: camera.key for name, camera in LeRobotDataset(out).meta.cameras.items()}
@@ -150,14 +146,14 @@ def import_recording(
 def _survey(
     recording: Path, names: Sequence[str], out: Path, successes_only: bool, resample: Resample
 ) -> tuple[dict[str, MeasuredRate], list[str], Embodiment | None]:
-    """The paces of the episodes that can be imported, the others with the reason, and what the actions mean.
+    """The measured rates of the episodes that can be imported, the others with the reason, and what the actions mean.
 
     Raises:
         DataError: Actions that are to be resampled are increments.
         MismatchError: Episodes, or the dataset that is there, differ in cameras, sizes or widths, or in what their actions mean.
     """
     robot = _known_embodiment(out)
-    paces, skipped = dict[str, MeasuredRate](), list[str]()
+    rates, skipped = dict[str, MeasuredRate](), list[str]()
     first = _existing_shapes(out)
     for name in names:
         try:
@@ -165,7 +161,7 @@ def _survey(
             if reason := _reason_to_skip(episode, successes_only):
                 skipped.append(f"{name}: {reason}")
                 continue
-            pace = MeasuredRate.of(episode)
+            measured = MeasuredRate.of(episode)
             if resample != "none" and _has_delta_actions(episode):
                 raise _cannot_resample(f"{name} holds")
         except RecordingError as error:
@@ -182,19 +178,19 @@ def _survey(
                     "import it into another dataset."
                 )
         robot = _common_embodiment(robot, episode, out)
-        paces[name] = pace
-    return paces, skipped, robot
+        rates[name] = measured
+    return rates, skipped, robot
 
 
 def _dataset_rate(
-    paces: dict[str, MeasuredRate], out: Path, fps: float | int | None, resample: Resample
+    rates: dict[str, MeasuredRate], out: Path, fps: float | int | None, resample: Resample
 ) -> tuple[float | int, list[str]]:
     """The dataset's frames per second, and what should be said.
 
     Raises:
         ConfigError: It is not known.
     """
-    declared = sorted({_plain(pace.declared) for pace in paces.values()})
+    declared = sorted({_plain(pace.declared) for pace in rates.values()})
     if fps is None and len(declared) > 1:
         raise ConfigError(
             f"episodes were recorded at {' and '.join(f'{each:g}' for each in declared)} frames per second; "
@@ -207,15 +203,16 @@ def _dataset_rate(
         raise ConfigError(
             f"{out} has {old:g} frames per second, the recording {rate:g}; give another --out, or --fps {old:g}."
         )
-    off = {name: pace for name, pace in paces.items() if not pace.ran_at(rate)}
-    unreal = {name for name, pace in off.items() if pace.rate is not None and pace.rate > MAX_SPEEDUP * pace.declared}
-    certain = {name: pace for name, pace in off.items() if pace.timed and name not in unreal}
-    notes = _pauses(paces, resample)
+    off = {name: one.rate for name, one in rates.items() if one.rate and abs(one.rate / rate - 1) > RATE_TOLERANCE}
+    unreal = {name for name, measured in off.items() if measured > MAX_SPEEDUP * rates[name].declared}
+    certain = {name: measured for name, measured in off.items() if rates[name].timed and name not in unreal}
+    notes = _pauses(rates, resample)
     if not off or (resample != "none" and not unreal):
         return rate, notes
-    name, pace = next(iter((certain or off).items()))
-    assert pace.rate is not None
-    told = f"{name} ran at {pace.rate:.3g} frames per second, not at {rate:g} ({len(off)} of {len(paces)} episodes are off)"
+    name, measured = next(iter((certain or off).items()))
+    deviation = (
+        f"{name} ran at {measured:.3g} frames per second, not at {rate:g} ({len(off)} of {len(rates)} episodes are off)"
+    )
     if resample != "none":
         raise ConfigError(
             f"{min(unreal)}: its frames were taken faster than any robot's, so their times say nothing to resample by; expected "
@@ -223,22 +220,22 @@ def _dataset_rate(
         )
     if fps is None and certain:
         raise ConfigError(
-            f"{told}. --fps {_round(pace.rate):g} takes the rate at which it ran, right whatever the actions are; --resample "
+            f"{deviation}. --fps {_round(measured):g} takes the rate at which it ran, right whatever the actions are; --resample "
             f"absolute takes the nearest frames at {rate:g}, where actions are absolute targets; --fps {rate:g} insists on "
             f"{rate:g}, where the times are not the robot's."
         )
     why = "as asked" if fps is not None else "as declared: those are hardly the times of a robot"
-    return rate, [f"{told}; taken as {rate:g}, {why}", *notes]
+    return rate, [f"{deviation}; taken as {rate:g}, {why}", *notes]
 
 
-def _pauses(paces: dict[str, MeasuredRate], resample: Resample) -> list[str]:
+def _pauses(rates: dict[str, MeasuredRate], resample: Resample) -> list[str]:
     """A line for each episode in which the robot held still for a while."""
     notes = []
-    for name, pace in paces.items():
-        if pace.pauses:
-            step, longest = max(pace.pauses, key=lambda pause: pause[1])
-            total = sum(seconds for _, seconds in pace.pauses)
-            often = "once" if len(pace.pauses) == 1 else f"{len(pace.pauses)} times"
+    for name, one in rates.items():
+        if one.pauses:
+            step, longest = max(one.pauses, key=lambda pause: pause[1])
+            total = sum(seconds for _, seconds in one.pauses)
+            often = "once" if len(one.pauses) == 1 else f"{len(one.pauses)} times"
             without = "them" if resample == "none" else "them, as each is cut to one step"
             notes.append(
                 f"{name} paused {often}, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}; "
@@ -339,12 +336,12 @@ def _embodiment(episode: RecordedEpisode) -> Embodiment | None:
     Raises:
         DataError: What the policy said cannot be read.
     """
-    told = episode.policy
-    if "embodiment" not in told and "gripper" not in told:
+    policy = episode.policy
+    if "embodiment" not in policy and "gripper" not in policy:
         return None
     try:
-        grippers = tuple(Gripper(**one.plain) for one in GripperUnits.all_of(told))
-        own = from_json(Embodiment, told["embodiment"], where="embodiment") if "embodiment" in told else OWN
+        grippers = tuple(Gripper(**one.plain) for one in GripperUnits.all_of(policy))
+        own = from_json(Embodiment, policy["embodiment"], where="embodiment") if "embodiment" in policy else OWN
     except (InvalidValueError, ConfigError) as error:
         raise DataError(f"{episode.name}: what is recorded of the policy cannot be read: {error}") from None
     read = (grippers[0] if len(grippers) == 1 else grippers) if grippers else None
@@ -425,9 +422,9 @@ def episode_data(episode: RecordedEpisode) -> EpisodeData:
         "complete": episode.complete,
         "recorder": dict(episode.metadata),
     }
-    told = tuple(frame.get("instruction", episode.instruction) for frame in frames)
-    changes = told if len(set(told)) > 1 else None
-    return EpisodeData(frames=columns, images=images, task=told[0], instructions=changes, extra=extra)
+    texts = tuple(frame.get("instruction", episode.instruction) for frame in frames)
+    changes = texts if len(set(texts)) > 1 else None
+    return EpisodeData(frames=columns, images=images, task=texts[0], instructions=changes, extra=extra)
 
 
 def _column(frames: Iterable[dict[str, Any]], key: str, dtype: type[np.generic]) -> np.ndarray:

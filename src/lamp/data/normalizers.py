@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from lamp.data.actions import AxisAngle, RotationFormat
 from lamp.errors import ConfigError, MismatchError
 
 Values = TypeVar("Values", np.ndarray, Tensor)
+Ranged = TypeVar("Ranged", bound="AffineRange")
 
 SMALLEST_SPREAD = 1e-6
 """Without a rule of its own units (`HardlyMoved`), a dimension that varies less than this is centred and not scaled."""
@@ -135,7 +136,7 @@ class AffineRange(Affine):
         pairs = list(zip(self.low, self.high, strict=True))
         return [(low + high) / 2 for low, high in pairs], [(high - low) / 2 for low, high in pairs]
 
-    def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> Self:
+    def with_scale(self: Ranged, scale: Float[np.ndarray, " d"], **changes: Any) -> Ranged:
         """The same with other scales, around the same middle."""
         middle = np.array(self._affine()[0], np.float64)
         return replace(self, low=_plain(middle - scale), high=_plain(middle + scale), **changes)

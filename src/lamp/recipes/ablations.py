@@ -121,21 +121,15 @@ def small_no_motion() -> TrainingRecipe:
     )
 
 
-def small_grid_10x10() -> Recipe:
-    """A quarter of the points, at the coordinates that they have on 20x20: Stage 1 can be trained, or carried over."""
-    return _resized("grid_10x10", "10x10 points", grid=(10, 10))
-
-
-def small_horizon_16() -> Recipe:
-    """Twice as many flow steps, half as long each: Stage 1 can be trained, or carried over."""
-    return _resized("horizon_16", "16 flow steps of 2 frames", horizon=16, pace=0.5)
-
-
-def _resized(name: str, what: str, *, grid: tuple[int, int] = (20, 20), horizon: int = 8, pace: float = 1.0) -> Recipe:
+def resized_variant(
+    name: str, what: str, *, grid: tuple[int, int] = (20, 20), horizon: int = 8, pace: float = 1.0
+) -> Recipe:
+    """Returns `libero_object_small` with another grid or horizon: Stage 1 can be trained, or carried over."""
     base = libero_object_small()
 
     def change(config: LaMPConfig) -> LaMPConfig:
-        assert config.motion is not None
+        if config.motion is None:
+            return config
         return replace(config, motion=resized(config.motion, grid=grid, horizon=horizon, pace=pace))
 
     return replace(
@@ -151,12 +145,11 @@ def _resized(name: str, what: str, *, grid: tuple[int, int] = (20, 20), horizon:
 def paper_variant(name: str) -> TrainingRecipe:
     """Returns `paper_simpler` with one thing changed."""
     base, variant = paper_simpler(), VARIANTS[name]
-    assert base.motion is not None
     return replace(
         base,
         name=f"{base.name}_{name}",
         summary=f"{base.summary}, with: {variant.summary}",
-        motion=replace(base.motion, model=variant.change(base.motion.model)),
+        motion=base.motion and replace(base.motion, model=variant.change(base.motion.model)),
         policy=replace(base.policy, model=variant.change(base.policy.model)),
     )
 
@@ -176,8 +169,10 @@ def paper_simpler_no_motion() -> TrainingRecipe:
 ABLATIONS: dict[str, Callable[[], AnyRecipe]] = {
     "small_no_motion": small_no_motion,
     **{f"small_{name}": partial(small_variant, name) for name in VARIANTS},
-    "small_grid_10x10": small_grid_10x10,
-    "small_horizon_16": small_horizon_16,
+    # A quarter of the points, at the coordinates that they have on 20x20.
+    "small_grid_10x10": partial(resized_variant, "grid_10x10", "10x10 points", grid=(10, 10)),
+    # Twice as many flow steps, half as long each.
+    "small_horizon_16": partial(resized_variant, "horizon_16", "16 flow steps of 2 frames", horizon=16, pace=0.5),
     "paper_simpler_no_motion": paper_simpler_no_motion,
     **{f"paper_simpler_{name}": partial(paper_variant, name) for name in PAPERS},
 }

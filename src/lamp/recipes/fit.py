@@ -46,7 +46,7 @@ from lamp.files import read_json_object, write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
-from lamp.train.config import PolicyTraining
+from lamp.train.config import MotionTraining, PolicyTraining
 from lamp.train.datasets import GRIPPER_MARGIN_TOLD, near_ends
 
 WITHOUT = ("none",)
@@ -112,8 +112,12 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
             f"recipe {base.name!r} is a model alone; expected one with training, such as demo or paper_real"
         )
     robot, dataset = _robot(config)
-    grippers, told_gripper = _grippers(config, robot, dataset)
-    robot, told_actions = _with_kind(config, robot, dataset, grippers)
+    if base.policy.model.action is None:
+        raise ConfigError(
+            f"recipe {base.name!r} has no Action Expert; expected one with it, such as demo or paper_real"
+        )
+    grippers, gripper_text = _grippers(config, robot, dataset)
+    robot, actions_text = _with_kind(config, robot, dataset, grippers)
     transform = _transform(config, robot)
     states, actions = (_width(dataset, parts) for parts in (robot.state, robot.action))
     seen = _with_room(_seen(base.policy.backbone, list(robot.cameras or ())), dataset.tasks)
@@ -128,31 +132,34 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
         state_fit=_own_spread(base.policy.state_fit, HardlyMoved(), least),
         action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0), least),
     )
-    assert policy.model.action is not None
-    expert = replace(policy.model.action, action_dim=actions, state_dim=transform.width(states))
-    frames = _flow_frames(base, dataset.fps)
-    made = TrainingRecipe(
+    expert = replace(base.policy.model.action, action_dim=actions, state_dim=transform.width(states))
+    motion = None
+    if base.motion is not None:
+        motion = replace(
+            base.motion, backbone=seen, embodiment=robot, flow_frames=_flow_frames(base, base.motion, dataset.fps)
+        )
+    fitted = TrainingRecipe(
         name=config.out.stem,
         summary=f"{base.name}, for {dataset.root.name}",
-        motion=replace(base.motion, backbone=seen, embodiment=robot, flow_frames=frames) if base.motion else None,
+        motion=motion,
         policy=replace(policy, model=replace(policy.model, action=expert), backbone=seen),
         gpus=getattr(base, "gpus", 1),
     )
-    write_json(config.out, to_json(made))
+    write_json(config.out, to_json(fitted))
     cameras = ", ".join(f"{name} <- {feature}" for name, feature in (robot.cameras or {}).items())
-    told = {
+    report = {
         "cameras": cameras,
         "state": f"{expert.state_dim} values shown to the policy",
         "action": f"{actions} values, chunks of {expert.chunk}, of which {policy.execute} are executed",
-        "actions": told_actions,
-        "gripper": told_gripper,
-        "scaling": _scaling(made.policy, dataset),
+        "actions": actions_text,
+        "gripper": gripper_text,
+        "scaling": _scaling(fitted.policy, expert.chunk, dataset),
         "rate": f"{dataset.fps:g} fps: a chunk is {expert.chunk / dataset.fps:.2g} s",
     }
-    if made.motion is not None and made.motion.model.motion is not None:
-        steps = made.motion.model.motion.horizon
-        told["motion"] = f"{steps} flow steps of {frames} frames: {steps * frames / dataset.fps:.2g} s ahead"
-    return made, "\n".join(f"{name:<8} {value}" for name, value in told.items())
+    if motion is not None and motion.model.motion is not None:
+        steps, frames = motion.model.motion.horizon, motion.flow_frames or 1
+        report["motion"] = f"{steps} flow steps of {frames} frames: {steps * frames / dataset.fps:.2g} s ahead"
+    return fitted, "\n".join(f"{name:<8} {value}" for name, value in report.items())
 
 
 def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
@@ -169,7 +176,7 @@ def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
             if config.rotation_at is None
             else (StateRotation(start=config.rotation_at, rotation=_rotation(config)),),
         )
-        robot = replace(robot, gripper=_told_grippers(config, robot))
+        robot = replace(robot, gripper=_grippers_of_flags(config, robot))
     dataset = robot.open(config.data)
     named = {name: dataset.meta.cameras[name].key for name in sorted(dataset.cameras)}
     if not named:
@@ -217,7 +224,7 @@ def _rotation(config: FitConfig) -> RotationFormat:
     return kinds[config.rotation](degrees=config.degrees)
 
 
-def _told_grippers(config: FitConfig, robot: Embodiment) -> Gripper | tuple[Gripper, ...] | None:
+def _grippers_of_flags(config: FitConfig, robot: Embodiment) -> Gripper | tuple[Gripper, ...] | None:
     """The grippers that the flags describe; None where they say nothing of their units.
 
     Raises:
@@ -301,19 +308,19 @@ def _with_kind(
     found = compare_with_state(
         [(robot.recorded_actions(dataset, n), robot.states(dataset, n)) for n in _some(len(dataset))], without=known
     )
-    asked = config.actions or found.kind
-    if asked == "relative":
+    name = config.actions or found.kind
+    if name == "relative":
         kind = _relative(config, robot, dataset, found, known)
-        told = "relative: targets, learnt from the state that a chunk starts at, and sent as targets"
-        return replace(robot, kind=kind), f"{told} ({found.why})"
-    if asked is None:
-        asking = "say --actions absolute, delta or relative"
-        return robot, f"not told apart: {found.why}; {asking}, until then they are learnt as recorded"
-    kind = Absolute() if asked == "absolute" else Delta()
-    what = "targets" if asked == "absolute" else "changes from one step to the next"
-    why = found.why if config.actions is None or found.kind == asked else f"as --actions says; but {found.why}"
-    more = "; --actions relative learns them from the present state" if asked == "absolute" else ""
-    return replace(robot, kind=kind), f"{asked}: {what}, learnt as recorded ({why}){more}"
+        text = "relative: targets, learnt from the state that a chunk starts at, and sent as targets"
+        return replace(robot, kind=kind), f"{text} ({found.why})"
+    if name is None:
+        remedy = "say --actions absolute, delta or relative"
+        return robot, f"not told apart: {found.why}; {remedy}, until then they are learnt as recorded"
+    kind = Absolute() if name == "absolute" else Delta()
+    what = "targets" if name == "absolute" else "changes from one step to the next"
+    why = found.why if config.actions is None or found.kind == name else f"as --actions says; but {found.why}"
+    more = "; --actions relative learns them from the present state" if name == "absolute" else ""
+    return replace(robot, kind=kind), f"{name}: {what}, learnt as recorded ({why}){more}"
 
 
 def _relative(
@@ -371,11 +378,10 @@ def _is_libero(config: FitConfig, dataset: LeRobotDataset) -> bool:
     return config.embodiment in (LIBERO.name, LIBERO_OPENPI.name) or str(suite).startswith("libero")
 
 
-def _scaling(policy: PolicyTraining, dataset: LeRobotDataset) -> str:
+def _scaling(policy: PolicyTraining, chunk: int, dataset: LeRobotDataset) -> str:
     """In words, how states and actions are scaled: what is not divided by its own spread is named."""
-    assert policy.model.action is not None
     robot = policy.embodiment
-    states, actions = states_and_actions(dataset, range(len(dataset)), policy.model.action.chunk, robot)
+    states, actions = states_and_actions(dataset, range(len(dataset)), chunk, robot)
     names = action_names(dataset.features, robot, actions.shape[1])
     binary = policy.gripper_dims(actions.shape[1])
     shown = policy.state_transform.apply(states)
@@ -384,20 +390,18 @@ def _scaling(policy: PolicyTraining, dataset: LeRobotDataset) -> str:
         ("action", names, policy.action_fit.fit(actions, binary=binary)),
         ("state", [str(index) for index in range(shown.shape[1])], policy.state_fit.fit(shown)),
     ):
-        exceptions = floors(fitted, called)
-        rows.append(f"{what} hardly moves in, and is divided there, {exceptions}" if exceptions else "")
-    told = "; ".join(row for row in rows if row)
-    return f"each value by its own spread{'; but ' + told if told else ''}"
+        divisors = floors(fitted, called)
+        rows.append(f"{what} hardly moves in, and is divided there, {divisors}" if divisors else "")
+    exceptions = "; ".join(row for row in rows if row)
+    return f"each value by its own spread{'; but ' + exceptions if exceptions else ''}"
 
 
-def _flow_frames(base: Recipe | TrainingRecipe, fps: float) -> int:
+def _flow_frames(base: Recipe | TrainingRecipe, motion: MotionTraining, fps: float) -> int:
     """Frames of the dataset in a flow step of the model: the seconds of the base's, where its rate is known, else its frames."""
-    assert base.motion is not None
-    frames = base.motion.flow_frames or base.motion.flow_stride
     if isinstance(base, Recipe):
-        frames, known = base.flow.stride * base.motion.flow_stride, LIBERO_FPS
+        frames, known = base.flow.stride * motion.flow_stride, LIBERO_FPS
     else:
-        known = base.motion.embodiment.fps
+        frames, known = motion.flow_frames or motion.flow_stride, motion.embodiment.fps
     return frames if known is None else max(1, round(frames * fps / known))
 
 

@@ -43,14 +43,12 @@ def paper_libero() -> TrainingRecipe:
 
 def paper_libero_packed() -> TrainingRecipe:
     """LIBERO with half as many motion tokens, two flow steps each, as the authors' code packs them."""
-    recipe = paper_libero()
-    assert recipe.motion is not None
-    motion = replace(motion_expert(), frames_per_token=2)
+    recipe, motion = paper_libero(), replace(motion_expert(), frames_per_token=2)
     return replace(
         recipe,
         name="paper_libero_packed",
         summary=f"{recipe.summary}; two flow steps a motion token, as in the authors' code",
-        motion=replace(recipe.motion, model=replace(recipe.motion.model, motion=motion)),
+        motion=recipe.motion and replace(recipe.motion, model=replace(recipe.motion.model, motion=motion)),
         policy=replace(recipe.policy, model=replace(recipe.policy.model, motion=motion)),
     )
 

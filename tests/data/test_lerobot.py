@@ -192,7 +192,7 @@ def test_a_finalize_killed_after_its_commit_adds_nothing_twice(
 ) -> None:
     stage_episode(dataset.root, "later", episode(4, 5))
     with monkeypatch.context() as patch:
-        patch.setattr("lamp.data.lerobot.writer.remove_staged", lambda root, name: None)
+        patch.setattr("lamp.data.lerobot.writer.remove_folder", lambda path: None)
         LeRobotWriter(dataset.root).finalize()
     assert LeRobotWriter(dataset.root).finalize() == 0
     check(LeRobotDataset(dataset.root), [0, 1, 2, 3, 4], [*LENGTHS, 5])

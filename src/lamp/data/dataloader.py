@@ -352,7 +352,7 @@ class DataLoader(Generic[Batch]):
             raise DataLoaderDiedError(message) from None
 
 
-class _Worker:
+class _LoaderWorker:
     """The state of a worker process, set when it starts."""
 
     samples: BatchSource[Any]
@@ -361,10 +361,12 @@ class _Worker:
 
 def _start(packed: bytes, blocks: tuple[SharedMemoryBlock, ...]) -> None:
     torch.set_num_threads(1)
-    _Worker.samples, _Worker.blocks = pickle.loads(packed), blocks
+    _LoaderWorker.samples, _LoaderWorker.blocks = pickle.loads(packed), blocks
     # Threads that libraries have started may abort an interpreter that is taken apart in order; nothing is left to be saved.
     util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
 def _work(batch_indices: BatchIndices, place: int) -> PackedBatch:
-    return _Worker.blocks[place].put(_Worker.samples.batch(batch_indices.indices, epoch=batch_indices.epoch))
+    return _LoaderWorker.blocks[place].put(
+        _LoaderWorker.samples.batch(batch_indices.indices, epoch=batch_indices.epoch)
+    )

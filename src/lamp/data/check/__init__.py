@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lamp.data.check.faults import DatasetReport, Fault, faults_from_error, faults_from_problems
 from lamp.data.check.images import PictureFile, check_pictures
 from lamp.data.check.values import CheckContext, DataFile, check_rows, check_statistics
-from lamp.data.lerobot.episodes import Episode
+from lamp.data.lerobot.episodes import EpisodeMetadata
 from lamp.data.lerobot.format import EPISODES_LINES, INFO_PATH, TASKS_LINES, TASKS_PATH, Slot
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.statistics import Moments, joined
@@ -103,7 +103,7 @@ def _mapped(
             progress.advance()
 
 
-class _Worker:
+class _CheckWorker:
     """The state of a worker process, set when it starts."""
 
     work: Callable[..., Any]
@@ -111,14 +111,16 @@ class _Worker:
 
 
 def _start(work: Callable[..., Any], shared: tuple[object, ...]) -> None:
-    _Worker.work, _Worker.shared = work, shared
+    _CheckWorker.work, _CheckWorker.shared = work, shared
 
 
 def _in_worker(unit: Any) -> Any:
-    return _Worker.work(unit, *_Worker.shared)
+    return _CheckWorker.work(unit, *_CheckWorker.shared)
 
 
-def _files_of_pictures(dataset: LeRobotDataset, episodes: Sequence[Episode], *, decode: bool) -> list[PictureFile]:
+def _files_of_pictures(
+    dataset: LeRobotDataset, episodes: Sequence[EpisodeMetadata], *, decode: bool
+) -> list[PictureFile]:
     return [
         PictureFile(
             root=dataset.root,
@@ -135,14 +137,16 @@ def _files_of_pictures(dataset: LeRobotDataset, episodes: Sequence[Episode], *, 
     ]
 
 
-def _by_path(dataset: LeRobotDataset, episodes: Sequence[Episode], camera: str | None) -> dict[Path, list[Episode]]:
+def _by_path(
+    dataset: LeRobotDataset, episodes: Sequence[EpisodeMetadata], camera: str | None
+) -> dict[Path, list[EpisodeMetadata]]:
     """Episodes by the data file, or the camera's file, that holds them."""
-    meta, by_slot = dataset.meta, dict[tuple[Slot, bool], list[Episode]]()
+    meta, by_slot = dataset.meta, dict[tuple[Slot, bool], list[EpisodeMetadata]]()
     for episode in episodes:
         apart = camera is not None and camera in episode.videos
         slot = episode.videos[camera].slot if camera is not None and apart else episode.slot
         by_slot.setdefault((slot, apart), []).append(episode)
-    found: dict[Path, list[Episode]] = {}
+    found: dict[Path, list[EpisodeMetadata]] = {}
     for (slot, apart), inside in by_slot.items():
         key = meta.pictures[camera].key if camera is not None and apart else None
         path = meta.data_file(dataset.root, slot) if key is None else meta.video_file(dataset.root, slot, key)
@@ -161,7 +165,7 @@ def _duplicate_episodes(content: Mapping[int, str]) -> Iterator[Fault]:
             )
 
 
-def _unlisted_files(dataset: LeRobotDataset, episodes: Sequence[Episode]) -> Iterator[Fault]:
+def _unlisted_files(dataset: LeRobotDataset, episodes: Sequence[EpisodeMetadata]) -> Iterator[Fault]:
     """Data files of no listed episode, where each episode has its own: a v3.0 writer that was stopped may leave some."""
     if not dataset.meta.one_file_per_episode:
         return
@@ -175,7 +179,7 @@ def _unlisted_files(dataset: LeRobotDataset, episodes: Sequence[Episode]) -> Ite
 class EpisodeListing:
     """What could be read of a dataset's lists, faulty or not."""
 
-    episodes: tuple[Episode, ...]
+    episodes: tuple[EpisodeMetadata, ...]
     """Every episode that is listed, once, by index."""
     tasks: Mapping[int, str]
     faults: tuple[Fault, ...]
@@ -205,7 +209,7 @@ def check_listing(dataset: LeRobotDataset) -> EpisodeListing:
     faulty = {episode for problem in problems for episode in (problem.episode, *problem.later)}
     faults += _check_numbers(rows, faulty, dataset, episodes_file)
     once = {row["episode_index"]: row for row in reversed(rows) if row["episode_index"] < len(dataset)}
-    episodes = table.placed([once[index] for index in sorted(once)])
+    episodes = table.from_rows([once[index] for index in sorted(once)])
     faults += _check_episodes(episodes, tasks, dataset, episodes_file, complete=not problems)
     return EpisodeListing(episodes=tuple(episodes), tasks=tasks, faults=tuple(faults))
 
@@ -270,7 +274,7 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _check_episodes(
-    episodes: Sequence[Episode],
+    episodes: Sequence[EpisodeMetadata],
     tasks: Mapping[int, str],
     dataset: LeRobotDataset,
     file: str,

@@ -13,9 +13,9 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from lamp.data.check.faults import Fault
-from lamp.data.lerobot.episodes import Episode
+from lamp.data.lerobot.episodes import EpisodeMetadata
 from lamp.data.lerobot.format import CameraFeature, DepthFeature
-from lamp.data.lerobot.video import explained, open_video
+from lamp.data.lerobot.video import naming_video_errors, open_video
 from lamp.data.stored_images import StoredImages, check_video_of_depth
 from lamp.errors import DataError
 
@@ -27,7 +27,7 @@ class PictureFile:
     root: Path
     path: Path
     camera: CameraFeature
-    episodes: tuple[Episode, ...]
+    episodes: tuple[EpisodeMetadata, ...]
     firsts: tuple[int, ...]
     """Number, in the file, of each episode's first picture."""
     fps: float
@@ -64,7 +64,7 @@ def check_pictures(file: PictureFile) -> PictureFileResult:
     if not file.camera.in_videos:
         return _check_images(file)
     try:
-        with explained(file.path):
+        with naming_video_errors(file.path):
             container, stream = open_video(file.path)
             with container:
                 faults = [*_check_stream(file, stream), *_check_depth(file, stream), *_check_spans(file)]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from lamp.data.check.faults import Fault
-from lamp.data.lerobot.episodes import Episode, EpisodeLines, column_names, read_parquet
+from lamp.data.lerobot.episodes import EpisodeMetadata, column_names, read_parquet
 from lamp.data.lerobot.format import (
     BOOKKEEPING,
     EPISODE_STATISTICS_LINES,
@@ -57,7 +57,7 @@ class DataFile:
     """A data file and the episodes whose rows should be in it."""
 
     path: Path
-    episodes: tuple[Episode, ...]
+    episodes: tuple[EpisodeMetadata, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def _digest(instructions: Sequence[str], numbers: Mapping[str, np.ndarray]) -> s
 class _FileColumns:
     """The columns of a whole file, and which of its episodes nothing is wrong with."""
 
-    episodes: Sequence[Episode]
+    episodes: Sequence[EpisodeMetadata]
     """In the order of their rows."""
     sound: Bool[np.ndarray, " e"]
     numbers: Mapping[str, np.ndarray]
@@ -138,7 +138,7 @@ class _FileColumns:
 
     @classmethod
     def of(
-        cls, table: pa.Table, features: Mapping[str, Feature], episodes: Sequence[Episode], rules: CheckContext
+        cls, table: pa.Table, features: Mapping[str, Feature], episodes: Sequence[EpisodeMetadata], rules: CheckContext
     ) -> _FileColumns:
         start = np.array([episode.row for episode in episodes], np.int64)
         length = np.array([episode.length for episode in episodes], np.int64)
@@ -196,7 +196,7 @@ class _FileColumns:
             sound &= np.array([bool(episode.tasks) for episode in episodes])
         return cls(episodes=episodes, sound=sound, numbers=numbers, instructions=instructions)
 
-    def _spans(self) -> list[tuple[Episode, Sequence[str]]]:
+    def _spans(self) -> list[tuple[EpisodeMetadata, Sequence[str]]]:
         spans = zip(self.episodes, self.instructions, self.sound, strict=True)
         return [(episode, instructions) for episode, instructions, sound in spans if sound]
 
@@ -242,7 +242,7 @@ def _check_other_features(path: Path, rules: CheckContext, present: Sequence[str
             yield Fault(problem=problem, file=INFO_PATH, key=key)
 
 
-def _last(episodes: Sequence[Episode]) -> int | None:
+def _last(episodes: Sequence[EpisodeMetadata]) -> int | None:
     return episodes[-1].index if len(episodes) == 1 else None
 
 
@@ -251,7 +251,7 @@ class _EpisodeColumns:
     """The rows of one episode."""
 
     file: str
-    episode: Episode
+    episode: EpisodeMetadata
     meta: DatasetMetadata
     tasks: Mapping[int, str]
 
@@ -383,16 +383,15 @@ def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> I
             for key in dataset.features:
                 if key in stored and key in found and len(found[key].episode) == len(dataset):
                     yield from _compare(stored[key], found[key].together(), 0, STATISTICS_PATH, key)
-        if isinstance(dataset.table, EpisodeLines):
-            rows = {
-                key: (of_key, dict(zip(of_key.episode.tolist(), range(len(of_key.episode)), strict=True)))
-                for key, of_key in found.items()
-                if key in dataset.features
-            }
-            for episode, recorded in dataset.table.each_recorded_statistics():
-                for key, (of_key, row) in rows.items():
-                    if key in recorded and episode in row:
-                        yield from _compare(recorded[key], of_key, row[episode], EPISODE_STATISTICS_LINES, key, episode)
+        rows = {
+            key: (of_key, {episode: row for row, episode in enumerate(of_key.episode.tolist())})
+            for key, of_key in found.items()
+            if key in dataset.features
+        }
+        for episode, recorded in dataset.table.each_recorded_statistics():
+            for key, (of_key, row) in rows.items():
+                if key in recorded and episode in row:
+                    yield from _compare(recorded[key], of_key, row[episode], EPISODE_STATISTICS_LINES, key, episode)
     except DataError as error:
         yield Fault(problem=str(error), file=STATISTICS_PATH)
 

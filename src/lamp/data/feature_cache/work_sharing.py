@@ -165,7 +165,7 @@ def _build_here(
         locks.close()
 
 
-class _Worker:
+class _BuildWorker:
     """The state of a worker process, set when it starts; the model is loaded for the first episode."""
 
     work: ShardBuilder
@@ -175,14 +175,14 @@ class _Worker:
 
 def _start(packed: bytes, devices: Any) -> None:
     torch.set_num_threads(1)
-    _Worker.work, _Worker.device = pickle.loads(packed), devices.get()
+    _BuildWorker.work, _BuildWorker.device = pickle.loads(packed), devices.get()
 
 
 def _build_in_worker(episode: int) -> bool:
-    if _Worker.locks is None:
-        _Worker.work.load(_Worker.device)
-        _Worker.locks = EpisodeLocks(_Worker.work.folder)
-    return _try_build(_Worker.work, _Worker.locks, episode)
+    if _BuildWorker.locks is None:
+        _BuildWorker.work.load(_BuildWorker.device)
+        _BuildWorker.locks = EpisodeLocks(_BuildWorker.work.folder)
+    return _try_build(_BuildWorker.work, _BuildWorker.locks, episode)
 
 
 def _build_in_pool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -49,7 +50,7 @@ class VideoSpan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Episode:
+class EpisodeMetadata:
     """One episode's place in the dataset."""
 
     index: int
@@ -113,7 +114,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=list(columns) if columns is not None else None)
 
 
-def in_order(rows: Sequence[Mapping[str, Any]], total: int, where: str) -> list[Mapping[str, Any]]:
+def _in_order(rows: Sequence[Mapping[str, Any]], total: int, where: str) -> list[Mapping[str, Any]]:
     """The rows of episodes 0 to total - 1, sorted; rows beyond do not count.
 
     Raises:
@@ -133,13 +134,81 @@ def in_order(rows: Sequence[Mapping[str, Any]], total: int, where: str) -> list[
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeTable:
-    """The first `total` rows of the table; what a killed writer may have left beyond them does not count."""
+class EpisodeIndex(ABC):
+    """Where a dataset lists its tasks and its episodes."""
 
     root: Path
     total: int
-    fps: float
     cameras: Mapping[str, CameraFeature]
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """Where the episodes are listed, in words."""
+
+    @abstractmethod
+    def files(self) -> set[Path]:
+        """The files that describe the episodes."""
+
+    @abstractmethod
+    def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
+        """The instructions by task index, and the problems of other entries."""
+
+    @abstractmethod
+    def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
+        """The rows of all episodes, in the files' order, and the problems of other rows.
+
+        Args:
+            whole: Check columns too that only other programs need.
+        """
+
+    @abstractmethod
+    def from_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[EpisodeMetadata]:
+        """The episodes of some rows."""
+
+    @abstractmethod
+    def statistics(self, feature: str) -> list[FeatureStatistics]:
+        """A feature's statistics in each episode.
+
+        Raises:
+            DataError: The dataset lacks them, as those of v2.0 do, or they lack quantiles.
+        """
+
+    def tasks(self) -> dict[int, str]:
+        """The instructions, by task index.
+
+        Raises:
+            DataError: They cannot be read, or one is no text.
+        """
+        return _without_problems(*self.read_tasks())
+
+    def episodes(self) -> list[EpisodeMetadata]:
+        """All episodes, by index.
+
+        Raises:
+            DataError: One is not listed, or twice, or not as it should be.
+        """
+        return self.from_rows(_in_order(_without_problems(*self.read_rows()), self.total, self.source))
+
+    def each_recorded_statistics(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The statistics of all features, episode by episode, where a file of its own holds them.
+
+        Raises:
+            DataError: A line is no JSON, or does not say which episode it is of.
+        """
+        return iter(())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeTable(EpisodeIndex):
+    """v3.0's table, of which the first `total` rows count: a killed writer may have left others beyond them."""
+
+    fps: float
+
+    @property
+    def source(self) -> str:
+        """The table."""
+        return f"the episode table of {self.root}"
 
     def _paths(self) -> list[Path]:
         files = sorted((self.root / "meta/episodes").glob("chunk-*/file-*.parquet"))
@@ -156,7 +225,7 @@ class EpisodeTable:
         return {path for path, found in indices.items() if min(found, default=self.total) < self.total}
 
     def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
-        """The instructions by task index, and what is wrong with others."""
+        """The instructions by task index, and the problems of other entries."""
         path = self.root / TASKS_PATH
         table = read_parquet(path)
         names = [name for name in ("task", "__index_level_0__", *table.column_names) if name in table.column_names]
@@ -167,23 +236,14 @@ class EpisodeTable:
         good, problems = checked_rows(TASKS, rows, path)
         return {row["task_index"]: row["task"] for _, row in sorted(good.items())}, problems
 
-    def tasks(self) -> dict[int, str]:
-        """The instructions, by task index.
-
-        Raises:
-            DataError: They cannot be read, or one is no text.
-        """
-        return sound(*self.read_tasks())
-
     def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
-        """What every row says of an episode, in the files' order, and what is wrong with others.
-
-        Args:
-            whole: Look at columns too that only other programs need.
-        """
+        """The rows of all episodes, in the files' order, and the problems of other rows."""
         rows, problems = list[Mapping[str, Any]](), list[Problem]()
         row = episode_rows(tuple(f"videos/{camera.key}" for camera in self.cameras.values() if camera.in_videos))
-        wanted = self.columns() + (self._unused() if whole else [])
+        wanted = self.columns()
+        if whole:
+            ends = [f"videos/{camera.key}/to_timestamp" for camera in self.cameras.values() if camera.in_videos]
+            wanted += ["dataset_to_index", "meta/episodes/chunk_index", "meta/episodes/file_index", *ends]
         for path in self._paths():
             present = column_names(path)
             read = as_rows(read_parquet(path, [name for name in wanted if name in present]), path)
@@ -201,19 +261,7 @@ class EpisodeTable:
         places = ["length", "dataset_from_index", "data/chunk_index", "data/file_index"]
         return ["episode_index", "tasks", *places, *videos]
 
-    def _unused(self) -> list[str]:
-        ends = [f"videos/{camera.key}/to_timestamp" for camera in self.cameras.values() if camera.in_videos]
-        return ["dataset_to_index", "meta/episodes/chunk_index", "meta/episodes/file_index", *ends]
-
-    def episodes(self) -> list[Episode]:
-        """All episodes, by index.
-
-        Raises:
-            DataError: One is not listed, or twice, or not as it should be.
-        """
-        return self.placed(in_order(sound(*self.read_rows()), self.total, f"the episode table of {self.root}"))
-
-    def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
+    def from_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[EpisodeMetadata]:
         """The episodes of some rows with `columns`."""
         first: dict[Slot, int] = {}
         for row in rows:
@@ -221,7 +269,7 @@ class EpisodeTable:
             first[slot] = min(first.get(slot, row["dataset_from_index"]), row["dataset_from_index"])
         return [self._episode(row, row["dataset_from_index"] - first[_slot(row, "data")]) for row in rows]
 
-    def _episode(self, row: Mapping[str, Any], first_row: int) -> Episode:
+    def _episode(self, row: Mapping[str, Any], first_row: int) -> EpisodeMetadata:
         videos = {
             name: VideoSpan(
                 slot=_slot(row, f"videos/{camera.key}"),
@@ -230,7 +278,7 @@ class EpisodeTable:
             for name, camera in self.cameras.items()
             if camera.in_videos
         }
-        return Episode(
+        return EpisodeMetadata(
             index=row["episode_index"],
             length=row["length"],
             tasks=distinct(row.get("tasks", ())),
@@ -241,19 +289,15 @@ class EpisodeTable:
         )
 
     def statistics(self, feature: str) -> list[FeatureStatistics]:
-        """A feature's statistics in each episode.
-
-        Raises:
-            DataError: The table lacks them.
-        """
+        """A feature's statistics in each episode."""
         prefix = f"stats/{feature}/"
         names = [field.name for field in fields(FeatureStatistics)]
-        where = f"the episode table of {self.root}: {feature}"
+        where = f"{self.source}: {feature}"
         rows = dict[int, Mapping[str, Any]]()
         for path in self._paths():
             columns = ["episode_index", *(prefix + name for name in names)]
             rows |= by_episode(as_rows(read_parquet(path, columns), path), path)
-        listed = in_order([{"episode_index": index} for index in rows], self.total, f"the episode table of {self.root}")
+        listed = _in_order([{"episode_index": index} for index in rows], self.total, self.source)
         return [
             FeatureStatistics.from_json(
                 {name: rows[row["episode_index"]][prefix + name] for name in names}, where=where
@@ -262,12 +306,7 @@ class EpisodeTable:
         ]
 
 
-def sound(found: Value, problems: Sequence[Problem]) -> Value:
-    """What was found, where nothing is wrong with the rest.
-
-    Raises:
-        MetadataError: Something is.
-    """
+def _without_problems(found: Value, problems: Sequence[Problem]) -> Value:
     if problems:
         raise MetadataError(problems)
     return found
@@ -286,14 +325,16 @@ LINES_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeLines:
-    """The same questions as `EpisodeTable` answers, of an older dataset."""
+class EpisodeLines(EpisodeIndex):
+    """v2's files of JSON lines."""
 
-    root: Path
-    total: int
-    cameras: Mapping[str, CameraFeature]
     chunk_size: int = CHUNK_SIZE
     """Episodes a chunk."""
+
+    @property
+    def source(self) -> str:
+        """The file of the episodes."""
+        return str(self.root / EPISODES_LINES)
 
     def _lines(self, name: str) -> list[Any]:
         if not (self.root / name).is_file():
@@ -305,39 +346,23 @@ class EpisodeLines:
         return {self.root / EPISODES_LINES, self.root / TASKS_LINES}
 
     def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
-        """The instructions by task index, and what is wrong with others."""
+        """The instructions by task index, and the problems of other entries."""
         good, problems = checked_rows(TASKS, self._lines(TASKS_LINES), self.root / TASKS_LINES)
         return {row["task_index"]: row["task"] for row in good.values()}, problems
 
-    def tasks(self) -> dict[int, str]:
-        """The instructions, by task index.
-
-        Raises:
-            DataError: They cannot be read, or one is no text.
-        """
-        return sound(*self.read_tasks())
-
     def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
-        """What every line says of an episode, in the file's order, and what is wrong with others; all is looked at."""
+        """The lines of all episodes, in the file's order, and the problems of other lines; all columns are checked."""
         good, problems = checked_rows(EPISODES, self._lines(EPISODES_LINES), self.root / EPISODES_LINES)
         return list(good.values()), problems
 
-    def episodes(self) -> list[Episode]:
-        """All episodes, by index.
-
-        Raises:
-            DataError: One is not listed, or twice, or not as it should be.
-        """
-        return self.placed(in_order(sound(*self.read_rows()), self.total, f"{self.root / EPISODES_LINES}"))
-
-    def placed(self, rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
+    def from_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[EpisodeMetadata]:
         """The episodes of some lines."""
         found, start = [], 0
         for row in rows:
             slot = Slot(chunk=row["episode_index"] // self.chunk_size, file=row["episode_index"])
             span = VideoSpan(slot=slot, first=0)
             found.append(
-                Episode(
+                EpisodeMetadata(
                     index=row["episode_index"],
                     length=row["length"],
                     tasks=distinct(row.get("tasks", ())),
@@ -363,11 +388,7 @@ class EpisodeLines:
         return {index: stats if isinstance(stats, dict) else {} for index, stats in found.items()}
 
     def each_recorded_statistics(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The same, a line at a time: of very many episodes, the whole file takes gigabytes in memory.
-
-        Raises:
-            DataError: A line is no JSON, or does not say which episode it is of.
-        """
+        """A line at a time: of very many episodes, the whole file takes gigabytes in memory."""
         path = self.root / EPISODE_STATISTICS_LINES
         lines = each_line_json(path)
         while some := list(islice(lines, LINES_AT_ONCE)):
@@ -381,16 +402,12 @@ class EpisodeLines:
                 yield index, stats if isinstance(stats, dict) else {}
 
     def statistics(self, feature: str) -> list[FeatureStatistics]:
-        """A feature's statistics in each episode.
-
-        Raises:
-            DataError: The dataset lacks them, as those of v2.0 do, or they lack quantiles.
-        """
+        """A feature's statistics in each episode."""
         path = self.root / EPISODE_STATISTICS_LINES
         if not path.is_file():
             raise DataError(f"no file {path}; the dataset is incomplete")
         recorded = self.recorded_statistics()
-        rows = in_order([{"episode_index": index} for index in recorded], self.total, str(path))
+        rows = _in_order([{"episode_index": index} for index in recorded], self.total, str(path))
         return [
             FeatureStatistics.from_json(recorded[row["episode_index"]].get(feature, {}), where=f"{path}: {feature}")
             for row in rows

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from lamp.data.lerobot.episodes import Episode, EpisodeLines, EpisodeTable, distinct, read_parquet
+from lamp.data.lerobot.episodes import EpisodeIndex, EpisodeLines, EpisodeMetadata, EpisodeTable, distinct, read_parquet
 from lamp.data.lerobot.format import (
     BOOKKEEPING,
     LAMP_EPISODES_PATH,
@@ -95,7 +95,7 @@ class LeRobotDataset:
         return [task for _, task in sorted(self._tasks.items())]
 
     @cached_property
-    def table(self) -> EpisodeTable | EpisodeLines:
+    def table(self) -> EpisodeIndex:
         """Where the episodes are listed."""
         cameras = self.meta.cameras
         if self.meta.one_file_per_episode:
@@ -104,11 +104,11 @@ class LeRobotDataset:
         return EpisodeTable(root=self.root, total=len(self), fps=self.fps, cameras=cameras)
 
     @cached_property
-    def episodes(self) -> list[Episode]:
+    def episodes(self) -> list[EpisodeMetadata]:
         """All episodes, by index."""
         return [self._with_tasks(place) for place in self.table.episodes()]
 
-    def _with_tasks(self, place: Episode) -> Episode:
+    def _with_tasks(self, place: EpisodeMetadata) -> EpisodeMetadata:
         """An episode with its instructions in the order of its frames, where the list of episodes leaves that open."""
         if len(place.tasks) == 1:
             return place
@@ -149,7 +149,7 @@ class LeRobotDataset:
         texts, which = self.instructions(episode)
         return texts[which[frame]]
 
-    def _instructions(self, place: Episode) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
+    def _instructions(self, place: EpisodeMetadata) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
         if place.length == 0:
             raise DataError(f"{self.root}: episode {place.index} has no frames; expected at least one: leave it out")
         try:
@@ -174,7 +174,7 @@ class LeRobotDataset:
         place_of = np.array([texts.index(self._tasks[number]) for number in numbers.tolist()], np.int64)
         return texts, place_of[which.reshape(-1)]
 
-    def episode(self, index: int) -> Episode:
+    def episode(self, index: int) -> EpisodeMetadata:
         """One episode.
 
         Raises:
@@ -193,7 +193,7 @@ class LeRobotDataset:
         """
         return self._rows(name, self.episode(episode))
 
-    def _rows(self, name: str, place: Episode) -> np.ndarray:
+    def _rows(self, name: str, place: EpisodeMetadata) -> np.ndarray:
         values = self._file_column(place.slot, name)[place.row : place.row + place.length]
         if len(values) != place.length:
             path, rows = self.meta.data_file(self.root, place.slot), f"{len(values)} of {place.length}"
@@ -314,7 +314,7 @@ class LeRobotDataset:
             raise CorruptPicturesError(message, path=path, episode=episode) from None
 
     @cached_property
-    def _depth_places(self) -> list[Episode]:
+    def _depth_places(self) -> list[EpisodeMetadata]:
         """The episodes with the places of their depth, which nobody needs who only sees colours."""
         return replace(self.table, cameras=self.meta.depths).episodes()
 
@@ -425,7 +425,7 @@ class LeRobotDataset:
         }
 
 
-def _frames_of(place: Episode, indices: Sequence[int] | np.ndarray | None) -> Int64[np.ndarray, " n"]:
+def _frames_of(place: EpisodeMetadata, indices: Sequence[int] | np.ndarray | None) -> Int64[np.ndarray, " n"]:
     wanted = np.arange(place.length) if indices is None else np.asarray(indices, np.int64).reshape(-1)
     if len(wanted) and (wanted.min() < 0 or wanted.max() >= place.length):
         raise unknown("frame", int(wanted.max()), (f"0 to {place.length - 1} in episode {place.index}",))

@@ -15,10 +15,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lamp.data.lerobot.format import BOOKKEEPING, INFO_PATH, LAMP_EPISODES_PATH, Feature
+from lamp.data.lerobot.format import BOOKKEEPING, INFO_PATH, LAMP_EPISODES_PATH
 from lamp.data.lerobot.metadata import INFO, by_episode, checked
 from lamp.data.lerobot.statistics import FeatureStatistics, image_statistics
-from lamp.data.lerobot.video import codec_name, write_video
+from lamp.data.lerobot.video import CODEC_NAMES, encoder, write_video
 from lamp.errors import ConfigError, DataError, unreadable
 from lamp.files import (
     atomic_path,
@@ -26,7 +26,6 @@ from lamp.files import (
     read_json,
     read_json_object,
     read_lines_json,
-    remove_folder,
     to_line,
     write_json,
 )
@@ -190,7 +189,7 @@ def _description(episode: EpisodeData, fps: float | int) -> dict[str, Any]:
         "extra": dict(episode.extra),
         "image_sizes": {camera: images.shape[1:3] for camera, images in episode.images.items()},
         "image_statistics": {camera: image_statistics(images).to_json() for camera, images in episode.images.items()},
-        "codec": codec_name() if episode.images else "",
+        "codec": CODEC_NAMES[encoder()] if episode.images else "",
     }
 
 
@@ -212,13 +211,3 @@ def read_staged(root: Path, name: str) -> StagedEpisode:
     return StagedEpisode(
         instructions=instructions, name=name, folder=folder, image_sizes=sizes, image_statistics=images, **known
     )
-
-
-def remove_staged(root: Path, name: str) -> None:
-    """Removes one staged episode; a no-op where there is none."""
-    remove_folder(root / STAGING / name)
-
-
-def features_of(frames: Mapping[str, np.ndarray]) -> dict[str, Feature]:
-    """The features that an episode's arrays have, in alphabetical order."""
-    return {name: Feature.of(frames[name]) for name in sorted(frames)}

@@ -207,7 +207,7 @@ FORMAT, VERSION = "lamp-statistics", 1
 
 
 @runtime_checkable
-class Columns(Protocol):
+class ColumnSource(Protocol):
     """What statistics are computed of."""
 
     root: Path
@@ -218,7 +218,7 @@ class Columns(Protocol):
         ...
 
 
-def stored_statistics(dataset: Columns, *, processes: int = 1) -> Mapping[str, FeatureStatistics]:
+def stored_statistics(dataset: ColumnSource, *, processes: int = 1) -> Mapping[str, FeatureStatistics]:
     """Statistics of every numeric feature over all frames; read where they are kept and the data are still the same.
 
     Args:
@@ -245,7 +245,7 @@ def stored_statistics(dataset: Columns, *, processes: int = 1) -> Mapping[str, F
     return found
 
 
-def _of_feature(dataset: Columns, name: str) -> FeatureStatistics:
+def _of_feature(dataset: ColumnSource, name: str) -> FeatureStatistics:
     return statistics_of(dataset.all_values(name))
 
 
@@ -265,7 +265,7 @@ def _read_stored(path: Path, mark: str) -> dict[str, FeatureStatistics] | None:
         return None  # damaged: computed again
 
 
-def _data_state(dataset: Columns) -> str:
+def _data_state(dataset: ColumnSource) -> str:
     """Tells one state of the data from another by files, sizes and times, without reading gigabytes."""
     digest = hashlib.sha256(repr(sorted(dataset.features.items())).encode())
     for path in sorted((dataset.root / "data").rglob("*.parquet")):

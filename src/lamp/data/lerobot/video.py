@@ -36,7 +36,8 @@ _ENCODERS = {
     "libsvtav1": {"crf": "20", "preset": "8", "svtav1-params": "pred-struct=1"},
     "mpeg4": {"qscale": "2", "bf": "0"},
 }
-_CODEC_NAMES = {"libx264": "h264", "libsvtav1": "av1", "mpeg4": "mpeg4"}
+CODEC_NAMES = {"libx264": "h264", "libsvtav1": "av1", "mpeg4": "mpeg4"}
+"""LeRobot's name of each encoder's codec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,6 @@ def encoder() -> str:
             continue
         return name
     raise DataError(f"the installed PyAV cannot encode video; expected one of the encoders {', '.join(_ENCODERS)}")
-
-
-def codec_name() -> str:
-    """The codec of the files `write_video` makes, as LeRobot names it."""
-    return _CODEC_NAMES[encoder()]
 
 
 def frame_rate(fps: float | int) -> Fraction:
@@ -105,8 +101,8 @@ def write_video(path: Path, images: UInt8[np.ndarray, "n h w 3"], fps: float | i
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Says of ffmpeg's errors which file they are about."""
+def naming_video_errors(path: Path) -> Iterator[None]:
+    """Makes ffmpeg's errors in the block name the file."""
     try:
         yield
     except FFmpegError as error:
@@ -133,7 +129,7 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with explained(path):
+    with naming_video_errors(path):
         container, stream = open_video(path)
         with container:
             yield container, stream
@@ -225,7 +221,7 @@ class VideoReader:
         self._last: tuple[int, np.ndarray] | None = None
         self._next = 0
         self._pending: tuple[int, av.VideoFrame] | None = None
-        with explained(path):
+        with naming_video_errors(path):
             self._container, self._stream = open_video(path)
             if self._stream.time_base is None:
                 raise DataError(f"the video {path} has no time base; it is corrupt")
@@ -249,25 +245,15 @@ class VideoReader:
         kind = self._stream.codec_context.format
         return 8 if kind is None else bits_of(kind)
 
-    def frame(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Decodes one frame as a picture.
+    def frame(self, number: int) -> UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w"]:
+        """Decodes one frame: a picture or, with a reader of depth, its codes.
 
         Raises:
-            DataError: The file is corrupt, lacks the frame, runs at another rate, or holds no colours that 8 bits could show.
+            DataError: The file is corrupt, lacks the frame, runs at another rate, or holds no colours that 8 bits could show, or
+                codes of 8 bits.
         """
-        return self._frame(number)
-
-    def codes(self, number: int) -> UInt16[np.ndarray, "h w"]:
-        """Decodes one frame of a reader of depth.
-
-        Raises:
-            DataError: The file is corrupt, lacks the frame, runs at another rate, or has 8 bits.
-        """
-        return self._frame(number)
-
-    def _frame(self, number: int) -> np.ndarray:
         if self._last is None or self._last[0] != number:
-            with explained(self.path):
+            with naming_video_errors(self.path):
                 try:
                     if not self._is_ahead(number):
                         self._seek(number)
@@ -339,8 +325,7 @@ class VideoReader:
         return found
 
     def _decode(self) -> tuple[int, av.VideoFrame] | None:
-        assert self._frames is not None
-        for frame in self._frames:
+        for frame in self._frames or ():
             self.decoded += 1
             if frame.pts is not None:
                 return round(float(frame.pts / self._ticks_per_second) * self.fps), frame
@@ -409,7 +394,7 @@ class VideoReaders:
         wanted, reader = _sorted(numbers), self.reader(path, fps)
         out = np.empty((len(wanted), *reader.size), np.uint16)
         for row, number in enumerate(wanted):
-            out[row] = reader.codes(number)
+            out[row] = reader.frame(number)
         return out, reader.bits
 
 

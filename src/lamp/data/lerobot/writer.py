@@ -43,10 +43,8 @@ from lamp.data.lerobot.staging import (
     STAGING,
     EpisodeData,
     StagedEpisode,
-    features_of,
     read_staged,
     recorded_names,
-    remove_staged,
     stage_episode,
     staged_names,
 )
@@ -54,7 +52,16 @@ from lamp.data.lerobot.statistics import FILE_NAME as STORED_STATISTICS
 from lamp.data.lerobot.statistics import FeatureStatistics, aggregate, statistics_of
 from lamp.data.lerobot.video import join_videos, pixel_format, video_info
 from lamp.errors import DataError, MismatchError
-from lamp.files import atomic_path, atomic_write_text, locked, remove_leftovers, to_line, to_text, write_json
+from lamp.files import (
+    atomic_path,
+    atomic_write_text,
+    locked,
+    remove_folder,
+    remove_leftovers,
+    to_line,
+    to_text,
+    write_json,
+)
 from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 MEGABYTE = 1 << 20
@@ -109,7 +116,9 @@ class Consolidation:
         if old is not None:
             self.features, self.cameras = dict(old.features), old.cameras
         else:
-            self.features = dict(wanted.features or features_of(first.frames()))
+            self.features = dict(
+                wanted.features or {name: Feature.of(values) for name, values in sorted(first.frames().items())}
+            )
             self.cameras = wanted.cameras if wanted.cameras is not None else tuple(first.image_sizes)
         self.image_sizes = dict(first.image_sizes) if old is None else dict(old.image_sizes)
         self.codec = first.codec
@@ -154,18 +163,14 @@ class Consolidation:
             kept = collection if collection is not None else (self.old.lamp if self.old is not None else {})
             write_json(self.root / LAMP_PATH, lamp_description(self.cameras, self.fps, kept, info))
         text = to_text(info)
-        update_checksums(self.root, coming={INFO_PATH: text.encode()})
+        update_checksums(self.root, pending={INFO_PATH: text.encode()})
         atomic_write_text(self.root / INFO_PATH, text)
 
     def _remove_orphans(self) -> None:
         """Removes files that a killed run left and that nothing refers to."""
         known = {path.resolve() for path in self.old.files()} if self.old is not None else set()
-        patterns = (
-            "data/chunk-*/file-*.parquet",
-            "videos/*/chunk-*/file-*.mp4",
-            "meta/episodes/chunk-*/file-*.parquet",
-        )
-        for pattern in patterns:
+        tables, videos = "chunk-*/file-*.parquet", "chunk-*/file-*.mp4"
+        for pattern in (f"data/{tables}", f"videos/*/{videos}", f"meta/episodes/{tables}"):
             for path in self.root.glob(pattern):
                 if path.resolve() not in known:
                     path.unlink()
@@ -275,10 +280,10 @@ class Consolidation:
         for episode in episodes:
             staged = episode.staged
             own = {"episode_index": episode.index, "name": staged.name}
-            told: dict[str, Any] = {"length": staged.length, "instruction": staged.task}
+            line: dict[str, Any] = {**own, "length": staged.length, "instruction": staged.task}
             if len(texts := list(dict.fromkeys(staged.instructions))) > 1:
-                told["instructions"] = texts
-            lines.append({**own, **told, **staged.extra, **own})
+                line["instructions"] = texts
+            lines.append({**line, **staged.extra, **own})
         atomic_write_text(self.root / LAMP_EPISODES_PATH, "".join(to_line(line) + "\n" for line in lines))
 
     def _info(self, episodes: Sequence[_NewEpisode]) -> dict[str, Any]:
@@ -347,15 +352,14 @@ def dataset_files(root: Path) -> list[Path]:
     return [path for path in found if path.relative_to(root).as_posix() not in apart]
 
 
-def update_checksums(root: Path, *, changed: bool = True, coming: Mapping[str, bytes] | None = None) -> None:
+def update_checksums(root: Path, *, changed: bool = True, pending: Mapping[str, bytes] | None = None) -> None:
     """Writes the list of a dataset's checksums, or brings it up to date.
 
     A file that is listed and never changed again keeps its entry, so that damage since then is not taken for right.
 
     Args:
-        root: The dataset's folder.
         changed: Whether descriptions may have been written since; else that is found out.
-        coming: Files as they are going to be written next.
+        pending: The content of files that will be written next.
     """
     path = root / CHECKSUMS_PATH
     listed = read_checksums(path) if path.is_file() else {}
@@ -366,7 +370,7 @@ def update_checksums(root: Path, *, changed: bool = True, coming: Mapping[str, b
     new = [path for path in dataset_files(root) if path.relative_to(root).as_posix() not in kept]
     expected = {
         name: Checksum(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        for name, content in (coming or {}).items()
+        for name, content in (pending or {}).items()
     }
     write_checksums(path, {**kept, **checksums_of(root, new), **expected})
 
@@ -386,10 +390,7 @@ class LeRobotWriter:
     ):
         """
         Args:
-            root: The dataset's folder.
             features: What every episode's arrays must be; None: whatever the first episode's are.
-            fps: Frames per second.
-            robot_type: As written in the dataset's description.
             cameras: Short names of the cameras in their order; None: whatever the first episode has.
             sizes: When to start new files.
         """
@@ -439,7 +440,7 @@ class LeRobotWriter:
             elif collection is not None and old is not None:
                 write_json(self.root / LAMP_PATH, lamp_description(old.cameras, self.wanted.fps, collection, old.info))
             for name in staged_names(self.root):
-                remove_staged(self.root, name)
+                remove_folder(self.root / STAGING / name)
             remove_leftovers(self.root / STAGING)
             if not staged:
                 # Also what a finalising has left that was killed between the list and the description, which is its last step.

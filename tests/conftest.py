@@ -64,11 +64,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_maniskill() -> str:
     """Why SimplerEnv's scenes cannot be simulated here; empty where they can, as far as files tell."""
     from lamp.benchmark.simpler import interpreter
-    from lamp_client.envs import simpler_assets
+    from lamp_client.envs import simpler_tasks
 
     if not interpreter(None).is_file():
         return "ManiSkill3's environment is not there: make simpler-env"
-    if simpler_assets.missing(simpler_assets.folder()):
+    if simpler_tasks.missing_assets(simpler_tasks.asset_folder()):
         return "ManiSkill's assets are not there: docs/simpler.md"
     return ""
 

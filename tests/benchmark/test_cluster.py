@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from benchmark_fakes import FakePolicy, FakeSimulators, make_checkpoint
 
-from lamp.benchmark import cluster
-from lamp.benchmark.cluster import ClusterError, RayLauncher
+from lamp.benchmark import launchers
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
+from lamp.benchmark.launchers import ClusterError, RayLauncher
 from lamp.benchmark.worker_pool import SimulationStoppedError
 from lamp.data.lerobot.video import video_info
 from lamp.errors import ConfigError, MissingDependencyError
@@ -138,7 +138,7 @@ def test_a_cluster_that_is_too_small_or_does_not_start_simulators(
     with pytest.raises(ConfigError, match="has 1 CPUs for 2 simulators; expected --workers 1 at most"):
         evaluate(config(tmp_path, ray="auto"), load=FakePolicy, simulators=FakeSimulators())
     monkeypatch.setitem(sys.modules, "ray", FakeRay())
-    monkeypatch.setattr(cluster, "simulate", sys.exit)  # a process that ends before it has called back
+    monkeypatch.setattr(launchers, "simulate", sys.exit)  # a process that ends before it has called back
     with pytest.raises(ClusterError, match=r"did not start: RuntimeError: the worker process died .* same versions"):
         evaluate(config(tmp_path, ray="auto"), load=FakePolicy, simulators=FakeSimulators())
 
@@ -167,7 +167,7 @@ def test_only_who_knows_the_key_is_let_in(theirs: bytes, number: int | None) -> 
 
     def call() -> None:
         try:
-            cluster._called(caller, theirs, 7)
+            launchers._called(caller, theirs, 7)
         except ClusterError as error:
             refused.append(error)
 
@@ -175,10 +175,10 @@ def test_only_who_knows_the_key_is_let_in(theirs: bytes, number: int | None) -> 
     calling.start()
     if number is None:
         with pytest.raises(ClusterError, match="does not know the key"):
-            cluster._answered(ours, b"k" * 32)
+            launchers._answered(ours, b"k" * 32)
         ours.close()
     else:
-        assert cluster._answered(ours, b"k" * 32) == number
+        assert launchers._answered(ours, b"k" * 32) == number
     calling.join(10)
     assert bool(refused) == (number is None)
     caller.close()
@@ -186,7 +186,7 @@ def test_only_who_knows_the_key_is_let_in(theirs: bytes, number: int | None) -> 
 
 def test_strangers_at_the_door_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that say nothing, or nonsense, before and while simulators call."""
-    monkeypatch.setattr(cluster, "SHAKE_S", 3.0)
+    monkeypatch.setattr(launchers, "SHAKE_S", 3.0)
     launcher = RayLauncher(ray=FakeRay(), host="127.0.0.1")
     launcher._door = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=launcher._welcome, args=(launcher._door,), daemon=True).start()
@@ -195,7 +195,7 @@ def test_strangers_at_the_door_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) 
     strangers[0].sendall(b"\x80\x04" * 60)
     caller = socket.create_connection(address)
     started = time.monotonic()
-    cluster._called(caller, launcher.key, 3)
+    launchers._called(caller, launcher.key, 3)
     assert launcher._arrived.get(timeout=5)[0] == 3 and time.monotonic() - started < 2
     assert launcher._arrived.empty()
     strangers[0].settimeout(5)

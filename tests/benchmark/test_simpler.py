@@ -34,7 +34,7 @@ from lamp.files import read_json
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.train_policy import train_policy
 from lamp_client.envs.remote import Launch
-from lamp_client.envs.simpler_tasks import SIMPLER_TASKS, View
+from lamp_client.envs.simpler_tasks import SIMPLER_TASKS, SimplerView
 from lamp_client.types import ActionChunk, Observation
 
 FAKES = Path(sys.modules[Line.__module__].__file__ or "")
@@ -164,7 +164,7 @@ def test_a_complete_environment_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     assert find_environment(None, tmp_path / "assets", "cpu") == found
     (tmp_path / "assets" / "data" / "STAND_INS").write_text("the robot\n")
     named = simulators_of(
-        SimplerConfig(controls=("expert",)), find_environment(None, tmp_path / "assets", "cpu"), View()
+        SimplerConfig(controls=("expert",)), find_environment(None, tmp_path / "assets", "cpu"), SimplerView()
     )
     assert named.suite == WITH_STAND_INS and named.facts["stand_ins"] == ["the robot"]
 
@@ -221,7 +221,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 def test_settings_reach_the_simulators(tmp_path: Path) -> None:
     found = Environment(launch=Launch(command=("x",)), versions={}, fingerprint="f", stand_ins=())
-    view = View(camera="front", height=224, width=224)
+    view = SimplerView(camera="front", height=224, width=224)
     made = simulators_of(SimplerConfig(controls=("expert",), max_steps=120, ensemble=0), found, view)
     assert (made.suite, made.view, made.max_steps, made.ensemble) == (SUITE, view, 120, 0)
     assert made.instructions() == tuple(task.instruction for task in SIMPLER_TASKS)
@@ -253,10 +253,10 @@ def rewritten(checkpoint: Path, folder: Path, *, cameras: int = 1, state_width: 
 
 def test_a_policy_is_shown_what_its_checkpoint_says(checkpoint: Path, tmp_path: Path) -> None:
     (camera, *_) = read_description(checkpoint).backbone.cameras
-    expected = View(camera=camera.name, height=camera.height, width=camera.width, state_width=7)
+    expected = SimplerView(camera=camera.name, height=camera.height, width=camera.width, state_width=7)
     one = rewritten(checkpoint, tmp_path / "one")
     assert view_of(one) == view_of(one, None) == view_of(one, rewritten(checkpoint, tmp_path / "two")) == expected
-    assert view_of(None, None) == View()
+    assert view_of(None, None) == SimplerView()
     assert view_of(rewritten(checkpoint, tmp_path / "blind", state_width=0)).state_width == 0
 
 

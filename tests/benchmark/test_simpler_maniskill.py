@@ -13,7 +13,7 @@ import pytest
 
 from lamp.benchmark.evaluate import evaluate
 from lamp.benchmark.simpler import Environment, SimplerConfig, find_environment, simulators_of
-from lamp_client.envs.simpler_tasks import View
+from lamp_client.envs.simpler_tasks import SimplerView
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.slow]
 
@@ -64,7 +64,7 @@ def test_the_eggplants_24_episodes_are_8_places_almost_at_rest(facts: dict[str, 
 
 def test_the_expert_solves_what_standing_still_does_not(environment: Environment, tmp_path: Path) -> None:
     config = SimplerConfig(controls=("expert", "zero"), task=("put_spoon",), states="2", out=tmp_path, workers=1)
-    made = simulators_of(config, environment, View(camera="front", height=224, width=224))
+    made = simulators_of(config, environment, SimplerView(camera="front", height=224, width=224))
     summary = evaluate(config.evaluation(made.suite), simulators=made, settings=config.settings)
     found = {record.condition: (record.success, record.success_last, record.steps) for record in summary.records}
     assert found == {"expert": (True, True, 60), "zero": (False, False, 60)}

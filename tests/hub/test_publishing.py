@@ -16,8 +16,8 @@ from stand_in_hub import Hub
 from training_fakes import PatchBackbone, loop, motion_training, policy_training, write_dataset  # pyright: ignore[reportMissingImports]
 
 from lamp import cli
-from lamp.benchmark.measured import measured
 from lamp.benchmark.run_manifest import checkpoint_hash
+from lamp.benchmark.summary import checkpoint_results
 from lamp.errors import DataError, MismatchError
 from lamp.info import verify
 from lamp.policy import LaMPPolicy
@@ -285,8 +285,8 @@ class TestCard:
         (tmp_path / "odd" / "lamp.json").write_text(json.dumps(record))
         task = TaskResult(name="a|b\nc", successes=1, trials=2)
         told = {"successes": 1, "trials": 2, "interval": (0.1, 0.9), "settings": (("render", "fast"),)}
-        measured = Measured(suite="s\n## t", tasks=(task,), **told)
-        card = self.card(tmp_path / "odd", Publication(results=(measured,)))
+        result = Measured(suite="s\n## t", tasks=(task,), **told)
+        card = self.card(tmp_path / "odd", Publication(results=(result,)))
         listed = "- a  # Title\n- \\<script>alert(1)\\</script>\n- {{ 7 * 7 }} {% raw %}\n- half ?\n"
         assert listed in card and "### s ## t\n" in card and "| a\\|b c | 1/2 |" in card
         assert "| all | **1/2** (50.0%, Wilson 95% 10.0 to 90.0) |\n\nrender fast.\n" in card
@@ -364,11 +364,11 @@ class TestResults:
     def test_of_another_checkpoint_they_are_refused(self, runs: Path, tmp_path: Path) -> None:
         folder = evaluation(tmp_path / "evaluation", runs / "policy", planned=18)
         with pytest.raises(MismatchError, match=r"is no evaluation of .*motion, whose content is"):
-            measured(folder, runs / "motion")
+            checkpoint_results(folder, runs / "motion")
 
     def test_unfinished_or_missing_ones_are_refused(self, runs: Path, tmp_path: Path) -> None:
         folder = evaluation(tmp_path / "evaluation", runs / "policy", planned=20)
         with pytest.raises(DataError, match="has 18 of 20 episodes; finish it"):
-            measured(folder, runs / "policy")
+            checkpoint_results(folder, runs / "policy")
         with pytest.raises(DataError, match="no evaluation manifest at"):
-            measured(tmp_path, runs / "policy")
+            checkpoint_results(tmp_path, runs / "policy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lamp_client.envs import simpler_assets
+from lamp_client.envs import simpler_tasks
 
 
 def write_assets(data: Path, stage_bytes: int = 200_000) -> None:
@@ -13,6 +13,6 @@ def write_assets(data: Path, stage_bytes: int = 200_000) -> None:
     (data / "robots/widowx/meshes").mkdir(parents=True)
     (data / "robots/widowx/wx250s.urdf").write_text(robot)
     (data / "robots/widowx/meshes/base.stl").write_bytes(b"solid")
-    for path in simpler_assets.missing(data)["bridge_v2_real2sim"]:
+    for path in simpler_tasks.missing_assets(data)["bridge_v2_real2sim"]:
         (data / path).parent.mkdir(parents=True, exist_ok=True)
         (data / path).write_bytes(b"x" * (stage_bytes if path.endswith(".glb") else 10))

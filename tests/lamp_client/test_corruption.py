@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamp_client.envs.corruption import (
-    FAMILIES,
+from lamp_client.envs.perturbations import (
+    CORRUPTIONS,
     Corruption,
     Fog,
     GaussianBlur,
@@ -16,11 +16,11 @@ from lamp_client.envs.corruption import (
     GlassBlur,
     MotionBlur,
     ZoomBlur,
-    numbered,
+    corruption_numbered,
 )
 from lamp_client.errors import InvalidValueError
 
-EVERY = [*(family[severity] for family in FAMILIES for severity in (0, 4, 9)), GaussianNoise(std=0.1)]
+EVERY = [*(family[severity] for family in CORRUPTIONS for severity in (0, 4, 9)), GaussianNoise(std=0.1)]
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def test_the_same_draw_gives_the_same_picture_and_the_original_is_kept(
         assert (corruption(image, np.random.default_rng(4)) != first).any()
 
 
-@pytest.mark.parametrize("family", range(len(FAMILIES)))
+@pytest.mark.parametrize("family", range(len(CORRUPTIONS)))
 def test_severities_grow(family: int, image: np.ndarray) -> None:
     def damage(severity: int) -> float:
         seeds = range(3)
-        made = [FAMILIES[family][severity](image, np.random.default_rng(seed)) for seed in seeds]
+        made = [CORRUPTIONS[family][severity](image, np.random.default_rng(seed)) for seed in seeds]
         return float(np.mean([np.abs(picture.astype(float) - image).mean() for picture in made]))
 
     assert damage(0) < min(damage(4), damage(9))
@@ -129,7 +129,7 @@ def test_motion_blur_smears_to_one_side_along_its_direction() -> None:
 def test_fog_keeps_dark_and_bright_within_the_image_s_range() -> None:
     dark = np.full((64, 64, 3), 20, np.uint8)
     for severity in range(10):
-        foggy = FAMILIES[3][severity](dark, np.random.default_rng(severity))
+        foggy = CORRUPTIONS[3][severity](dark, np.random.default_rng(severity))
         assert foggy.max() <= 20 and foggy.min() >= 0 and foggy.std() > 0
 
 
@@ -140,9 +140,15 @@ def test_noise_has_the_strength_it_says() -> None:
 
 
 def test_numbers_count_through_the_families() -> None:
-    assert numbered(1) == MotionBlur(radius=5, sigma=2) and numbered(10) == MotionBlur(radius=35, sigma=20)
-    assert numbered(17) == GaussianBlur(sigma=7) and numbered(30) == ZoomBlur(until=1.56, step=0.03)
-    assert numbered(31) == Fog(density=0.5, smoothness=3.0) and numbered(50) == GlassBlur(sigma=2.5, reach=5, rounds=1)
+    assert corruption_numbered(1) == MotionBlur(radius=5, sigma=2) and corruption_numbered(10) == MotionBlur(
+        radius=35, sigma=20
+    )
+    assert corruption_numbered(17) == GaussianBlur(sigma=7) and corruption_numbered(30) == ZoomBlur(
+        until=1.56, step=0.03
+    )
+    assert corruption_numbered(31) == Fog(density=0.5, smoothness=3.0) and corruption_numbered(50) == GlassBlur(
+        sigma=2.5, reach=5, rounds=1
+    )
     for number in (0, 51):
         with pytest.raises(InvalidValueError, match="expected 1 to 50"):
-            numbered(number)
+            corruption_numbered(number)

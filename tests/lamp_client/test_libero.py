@@ -22,7 +22,7 @@ from lamp_client.envs.libero import (
     action_from_policy,
     load_task,
 )
-from lamp_client.envs.placement import movable_objects
+from lamp_client.envs.libero_simulation import movable_objects
 from lamp_client.envs.rotations import axis_angle_from_quaternion
 from lamp_client.errors import InvalidValueError, MissingSoftwareError, SimulationError, UnknownNameError
 from lamp_client.types import Observation

@@ -14,11 +14,10 @@ import pytest
 from lamp_client.envs import libero_simulation
 from lamp_client.envs.libero import LiberoEnv, load_task
 from lamp_client.envs.libero_perturbed import PerturbedLibero, unchanged
-from lamp_client.envs.libero_plus import simulator
-from lamp_client.envs.libero_plus.furnishing import Furnishing
-from lamp_client.envs.libero_plus.literals import PlusObject, PlusScene
+from lamp_client.envs.libero_plus import tasks
 from lamp_client.envs.libero_plus.names import STANDARD_VIEW
-from lamp_client.envs.libero_plus.simulator import viewed_from
+from lamp_client.envs.libero_plus.scenery import PlusAssets, PlusObject, PlusScene
+from lamp_client.envs.libero_plus.tasks import moved_camera
 from lamp_client.envs.libero_tasks import LiberoTask
 from lamp_client.envs.perturbations import ArmStart, Drawn, Effects, Standard
 from lamp_client.envs.plus_style import parse
@@ -122,25 +121,25 @@ def test_corruption_depends_on_the_moment_and_not_on_who_looked(env: PerturbedLi
 
 def test_liberoplus_own_view_of_the_standard_scene_is_rounded_but_looks_the_same(env: PerturbedLibero) -> None:
     image, _ = started(env, unchanged)
-    pose = viewed_from(env.standard.camera, STANDARD_VIEW)
+    pose = moved_camera(env.standard.camera, STANDARD_VIEW)
     rounded, _ = started(env, partial(fixed, Effects(camera=pose)))
     assert 0 < np.abs(pose.position - env.standard.camera.position).max() < 1e-4
     assert np.abs(rounded.astype(float) - image).mean() < 1.0
 
 
 def test_simulators_are_taken_over_by_tasks_of_the_same_scene(task: LiberoTask) -> None:
-    simulator.forget()
-    first = simulator.take_over(task, unchanged, image_size=64, render="fast")
+    tasks.close_parked()
+    first = tasks.open_simulator(task, unchanged, image_size=64, render="fast")
     first.reset(0)
     first.close()
     worded = replace(task, name="worded", instruction="get the soup")
-    second = simulator.take_over(worded, parse("noise.fog=1").draw, image_size=64, render="fast")
+    second = tasks.open_simulator(worded, parse("noise.fog=1").draw, image_size=64, render="fast")
     second.reset(0)
     assert second is first and second.instruction == "get the soup" and second.effects.corruption is not None
     with pytest.raises(InvalidValueError, match="another scene"):
         second.become(replace(task, bddl_path=Path("elsewhere.bddl")), unchanged)
     second.close()
-    simulator.forget()
+    tasks.close_parked()
 
 
 def test_scenes_and_objects_of_the_archive_are_built(tmp_path: Path) -> None:
@@ -190,7 +189,7 @@ def _furnished(folder: Path, standard: LiberoTask) -> LiberoTask:
         PlusObject(category=f"tea_{wrapped}".lower(), file=f"tea_{wrapped}.xml", rotation=rotation)
         for wrapped in (True, False)
     )
-    furnishing = Furnishing(assets=folder, scene=scene, objects=objects)
+    furnishing = PlusAssets(assets=folder, scene=scene, objects=objects)
     return replace(standard, name="furnished", bddl_path=folder / "task.bddl", furnishing=furnishing)
 
 

@@ -14,13 +14,10 @@ import pytest
 import torch
 from plus_fakes import NAMES, classify, make_copy
 
-from lamp_client.envs.libero_plus.files import PlusFiles
-from lamp_client.envs.libero_plus.furnishing import check_model
-from lamp_client.envs.libero_plus.literals import registered_name
+from lamp_client.envs.libero_plus.files import PlusFiles, read_stored_states
 from lamp_client.envs.libero_plus.names import parse
-from lamp_client.envs.libero_plus.simulator import viewed_from
-from lamp_client.envs.libero_plus.stored_states import read_stored_states
-from lamp_client.envs.libero_plus.tasks import PlusTask, PlusTasks
+from lamp_client.envs.libero_plus.scenery import check_model, registered_name
+from lamp_client.envs.libero_plus.tasks import PlusTask, PlusTasks, moved_camera
 from lamp_client.errors import InvalidValueError, UnknownNameError
 
 
@@ -206,7 +203,7 @@ def test_stored_states_of_both_numpys_are_read(tmp_path: Path, version: str) -> 
         ("os", "system"),
         ("builtins", "eval"),
         ("_codecs", "decode"),
-        ("lamp_client.envs.libero_plus.stored_states", "ndarray"),
+        ("lamp_client.envs.libero_plus.files", "ndarray"),
     ],
 )
 def test_only_exact_names_are_let_through(tmp_path: Path, module: str, name: str) -> None:
@@ -360,7 +357,7 @@ def test_cameras_are_where_liberoplus_puts_them(
     )
     text = "_".join(map(str, view))
     change = parse(f"turn_on_the_stove_view_{text}_initstate_0").change
-    moved = viewed_from(standard, change)  # pyright: ignore[reportArgumentType]
+    moved = moved_camera(standard, change)  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(moved.position, position)
     # A quaternion and its negative are the same turn.
     np.testing.assert_allclose(moved.quaternion * np.sign(moved.quaternion @ quaternion), quaternion, atol=1e-9)

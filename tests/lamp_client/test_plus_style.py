@@ -13,8 +13,7 @@ from lamp_client.envs.libero_plus.names import parse as parse_name
 from lamp_client.envs.libero_plus.names import spoken
 from lamp_client.envs.perturbations import ArmStart, CameraPose, Lights, Standard
 from lamp_client.envs.plus_style import ASPECTS, CATEGORIES, LEVELS, Joined, OneOf, at_level, parse
-from lamp_client.envs.plus_style.camera import looked_at
-from lamp_client.envs.plus_style.language import NOUNS, VERBS, Reworded, exchanged
+from lamp_client.envs.plus_style.perturbations import NOUNS, VERBS, Reworded, exchanged, looked_at
 from lamp_client.envs.rotations import quaternion_about, quaternion_product, rotated
 from lamp_client.errors import InvalidValueError, UnknownNameError
 

@@ -12,7 +12,7 @@ from simpler_files import write_assets  # pyright: ignore[reportMissingImports]
 
 from lamp_client.chunks import SimilarityEnsemble
 from lamp_client.client import InProcessPolicy
-from lamp_client.envs import Env, simpler_assets
+from lamp_client.envs import Env, simpler_tasks
 from lamp_client.envs.rotations import (
     axis_angle_from_quaternion,
     axis_angle_from_rpy,
@@ -22,7 +22,8 @@ from lamp_client.envs.rotations import (
     rotated,
     rpy_from_matrix,
 )
-from lamp_client.envs.simpler import SIMPLER_TASKS, SimplerEnv, View, action_from_policy
+from lamp_client.envs.simpler import SimplerEnv
+from lamp_client.envs.simpler_tasks import SIMPLER_TASKS, SimplerView, action_from_policy
 from lamp_client.errors import InvalidValueError, UnknownNameError
 from lamp_client.rollout import run_episode
 
@@ -181,16 +182,16 @@ def test_policies_are_shown_what_they_were_trained_with() -> None:
     scene = FakeScene()
     plain = opened(scene).observe()
     assert plain.images["primary"].shape == (480, 640, 3) and plain.state.shape == (0,)
-    seen = opened(scene, view=View(camera="front", height=224, width=256, state_width=7)).observe()
+    seen = opened(scene, view=SimplerView(camera="front", height=224, width=256, state_width=7)).observe()
     assert list(seen.images) == ["front"] and seen.images["front"].shape == (224, 256, 3)
     assert seen.images["front"][:, :120].max() == 0 and seen.images["front"][:, 136:].min() == 200
     # BridgeV2 measures the hand's turn from pointing down.
     np.testing.assert_allclose(seen.state, [0.3, -0.1, 0.2, 0.1, 0.2, -0.3, 0.75], atol=1e-6)
     assert seen.instruction == "put carrot on plate"
     with pytest.raises(InvalidValueError, match="gives none"):
-        View(state_width=8)
+        SimplerView(state_width=8)
     with pytest.raises(InvalidValueError, match="at least 1x1"):
-        View(height=0)
+        SimplerView(height=0)
 
 
 @pytest.mark.parametrize(
@@ -221,42 +222,44 @@ def test_step_limits_are_the_tasks_own_unless_another_is_given() -> None:
 
 
 def test_missing_assets_are_named_by_their_download(tmp_path: Path) -> None:
-    assert set(simpler_assets.missing(tmp_path)) == {"bridge_v2_real2sim", "widowx250s"}
+    assert set(simpler_tasks.missing_assets(tmp_path)) == {"bridge_v2_real2sim", "widowx250s"}
     write_assets(tmp_path)
-    assert simpler_assets.missing(tmp_path) == {} == dict.fromkeys(simpler_assets.stand_ins(tmp_path))
+    assert simpler_tasks.missing_assets(tmp_path) == {} == dict.fromkeys(simpler_tasks.stand_in_assets(tmp_path))
     (tmp_path / "robots/widowx/meshes/base.stl").unlink()
-    assert simpler_assets.missing(tmp_path) == {"widowx250s": ["robots/widowx/meshes/base.stl"]}
+    assert simpler_tasks.missing_assets(tmp_path) == {"widowx250s": ["robots/widowx/meshes/base.stl"]}
 
 
 def test_a_model_may_be_drawn_from_any_of_its_formats(tmp_path: Path) -> None:
     write_assets(tmp_path)
-    eggplant = tmp_path / simpler_assets.SCENES / "custom/models/eggplant"
+    eggplant = tmp_path / simpler_tasks.SCENES / "custom/models/eggplant"
     (eggplant / "textured.obj").rename(eggplant / "textured.glb")
-    assert simpler_assets.missing(tmp_path) == {}
+    assert simpler_tasks.missing_assets(tmp_path) == {}
 
 
 def test_stand_ins_give_themselves_away(tmp_path: Path) -> None:
     write_assets(tmp_path, stage_bytes=1000)
-    assert [path.rsplit("/", 1)[1] for path in simpler_assets.stand_ins(tmp_path)] == [
+    assert [path.rsplit("/", 1)[1] for path in simpler_tasks.stand_in_assets(tmp_path)] == [
         "bridge_table_1_v1.glb",
         "bridge_table_1_v2.glb",
     ]
     (tmp_path / "STAND_INS").write_text("the eggplant\n\n")
-    assert "the eggplant" in simpler_assets.stand_ins(tmp_path) and len(simpler_assets.stand_ins(tmp_path)) == 3
+    assert (
+        "the eggplant" in simpler_tasks.stand_in_assets(tmp_path) and len(simpler_tasks.stand_in_assets(tmp_path)) == 3
+    )
 
 
 def test_the_fingerprint_is_of_every_file(tmp_path: Path) -> None:
     write_assets(tmp_path)
-    first = simpler_assets.fingerprint(tmp_path)
+    first = simpler_tasks.assets_fingerprint(tmp_path)
     (tmp_path / "notes.txt").write_text("not part of a scene")
-    assert simpler_assets.fingerprint(tmp_path) == first
+    assert simpler_tasks.assets_fingerprint(tmp_path) == first
     (tmp_path / "robots/widowx/meshes/base.stl").write_bytes(b"other")
-    assert simpler_assets.fingerprint(tmp_path) != first
+    assert simpler_tasks.assets_fingerprint(tmp_path) != first
 
 
 def test_where_assets_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MS_ASSET_DIR", raising=False)
-    assert simpler_assets.folder() == Path.home() / ".maniskill/data"
+    assert simpler_tasks.asset_folder() == Path.home() / ".maniskill/data"
     monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
-    assert simpler_assets.folder() == tmp_path / "data"
-    assert simpler_assets.folder(Path("elsewhere")) == Path("elsewhere/data")
+    assert simpler_tasks.asset_folder() == tmp_path / "data"
+    assert simpler_tasks.asset_folder(Path("elsewhere")) == Path("elsewhere/data")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lamp_client.errors import InvalidValueError, UnknownNameError
-from lamp_client.images import resize
+from lamp_client.layouts import resize
 from lamp_client.types import ActionChunk, Observation
 
 IMAGE = np.zeros((4, 6, 3), dtype=np.uint8)

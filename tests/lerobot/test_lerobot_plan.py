@@ -17,8 +17,16 @@ from lamp.model.small import SmallBackboneConfig
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.config import PolicyTraining
 from lamp.types import Encoded
-from lerobot_policy_lamp.batches import observations_of, state_of, training_batch
-from lerobot_policy_lamp.building import CameraKey, Plan, load_motion, make_plan, settings_of
+from lerobot_policy_lamp.building import (
+    CameraKey,
+    Plan,
+    load_motion,
+    make_plan,
+    observations_of,
+    settings_of,
+    state_of,
+    training_batch,
+)
 
 PACKAGE = Path(__file__).parents[2] / "packages" / "lerobot-policy-lamp"
 IMAGES = ("observation.images.agentview", "observation.images.wrist")

@@ -10,7 +10,7 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from lamp.serve.config import ServerConfig
-from lamp.serve.fake_policy import FakePolicy
+from lamp.serve.policy_spec import FakePolicy
 from lamp.serve.server import PolicyServer, served
 from lamp_client import wire
 from lamp_client.layouts import RequestLayout

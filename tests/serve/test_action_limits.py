@@ -12,8 +12,7 @@ from serve_fakes import SIDE, asked, connected, observation, request, running
 from lamp.data.actions import Absolute, Gripper, Pose, Relative
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.normalizers import ClampedRange, Identity, MinMax, Normaliser, Quantile, Standardise
-from lamp.serve.fake_policy import FakePolicy
-from lamp.serve.policy_spec import ActionLimits, action_limits
+from lamp.serve.policy_spec import ActionLimits, FakePolicy, action_limits
 from lamp_client.client import LARGEST_ACTION, WebsocketPolicy
 from lamp_client.errors import WireError
 from lamp_client.types import ActionChunk

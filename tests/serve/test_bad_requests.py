@@ -19,7 +19,7 @@ from serve_fakes import SIDE, asked, connected, example, request, running
 from lamp.errors import LampError
 from lamp.serve.action_conventions import DatasetUnits
 from lamp.serve.config import ServerConfig
-from lamp.serve.fake_policy import FakePolicy
+from lamp.serve.policy_spec import FakePolicy
 from lamp.serve.protocols import ActRequest, OpenPi, PingRequest, ResetRequest, StarVla, WireProtocol
 from lamp.serve.server import PolicyServer, served
 from lamp_client import wire

@@ -61,7 +61,7 @@ SCRIPT = """
 import asyncio, sys
 from lamp.serve.config import ServerConfig
 from lamp.serve.server import serve_until_signalled
-from lamp.serve.fake_policy import FakePolicy
+from lamp.serve.policy_spec import FakePolicy
 asyncio.run(serve_until_signalled(FakePolicy(side=32, pause_s=0.5), ServerConfig(port=0)))
 """
 

@@ -18,7 +18,7 @@ import pytest
 from serve_fakes import SIDE, observation, request, running
 
 from lamp.serve.config import ServerConfig
-from lamp.serve.fake_policy import FakePolicy, fingerprint
+from lamp.serve.policy_spec import FakePolicy, fingerprint
 from lamp.serve.server import served
 from lamp_client.asynchronous import Asynchronous
 from lamp_client.client import WebsocketPolicy

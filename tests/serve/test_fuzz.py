@@ -25,7 +25,7 @@ import pytest
 from attacks import attacked
 from serve_fakes import LIBERO, SIDE, observation
 
-from lamp.serve.fake_policy import fingerprint
+from lamp.serve.policy_spec import fingerprint
 from lamp_client.client import WebsocketPolicy
 
 MESSAGES = int(os.environ.get("LAMP_FUZZ_MESSAGES", "100000"))
@@ -34,7 +34,7 @@ SCRIPT = f"""
 import asyncio, resource, sys
 from lamp.serve.config import ServerConfig
 from lamp.serve.server import serve_until_signalled
-from lamp.serve.fake_policy import FakePolicy
+from lamp.serve.policy_spec import FakePolicy
 settings, files = eval(sys.argv[1])
 if files:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

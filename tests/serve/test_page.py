@@ -17,10 +17,9 @@ import pytest
 from serve_fakes import SIDE, asked, connected, request, running
 
 from lamp.serve.batching import QueuedRequest
-from lamp.serve.fake_policy import FakePolicy
 from lamp.serve.live import LivePage
 from lamp.serve.metrics import Metrics
-from lamp.serve.policy_spec import PolicySpec
+from lamp.serve.policy_spec import FakePolicy, PolicySpec
 from lamp.serve.routes import page
 from lamp.serve.server import PolicyServer
 from lamp.view.overlay import ForesightArtist

@@ -13,8 +13,7 @@ from websockets.sync.client import connect
 
 from lamp.errors import MismatchError
 from lamp.serve.action_conventions import UNITS, LiberoUnits, WidowXUnits, action_units
-from lamp.serve.fake_policy import FakePolicy, fingerprint
-from lamp.serve.policy_spec import CameraSize, PolicySpec
+from lamp.serve.policy_spec import CameraSize, FakePolicy, PolicySpec, fingerprint
 from lamp.serve.protocols import greeting, layouts_for
 from lamp.serve.server import PolicyServer
 from lamp_client import wire

@@ -27,8 +27,8 @@ from websockets.sync.client import connect
 
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.serve.config import ServerConfig
-from lamp.serve.fake_policy import FakePolicy, fingerprint
 from lamp.serve.keys import ApiKeys
+from lamp.serve.policy_spec import FakePolicy, fingerprint
 from lamp.serve.server import PolicyServer, announcement, served
 from lamp_client import wire
 from lamp_client.types import ActionChunk, Observation
@@ -402,7 +402,7 @@ LOADING = """
 import asyncio, sys, time
 from lamp.serve.config import ServerConfig
 from lamp.serve.server import serve_until_signalled
-from lamp.serve.fake_policy import FakePolicy
+from lamp.serve.policy_spec import FakePolicy
 from lamp.errors import DataError
 
 def load():

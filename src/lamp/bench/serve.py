@@ -1,7 +1,7 @@
 """`lamp bench serve`: the server under many clients on loopback; every reply is timed and checked against its request.
 
 The clients run in processes of their own, so that they share no interpreter with the server. By default the policy is a fake one
-whose replies repeat the request (`lamp.serve.fake_policy`), so that the server is measured and not a model.
+whose replies repeat the request (`lamp.serve.policy_spec`), so that the server is measured and not a model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,16 @@ from jaxtyping import Float
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.serve.config import ServerConfig
-from lamp.serve.fake_policy import STATE, FakePolicy, fingerprint
 from lamp.serve.metrics import resident_bytes
-from lamp.serve.policy_spec import CameraSize, CheckpointPolicy, ServedPolicy, open_checkpoint
+from lamp.serve.policy_spec import (
+    FAKE_STATE_WIDTH,
+    CameraSize,
+    CheckpointPolicy,
+    FakePolicy,
+    ServedPolicy,
+    fingerprint,
+    open_checkpoint,
+)
 from lamp.serve.server import PolicyServer, served
 from lamp_client import wire
 from lamp_client.child_processes import ProcessPool, available_cores
@@ -83,10 +90,10 @@ class EchoWorkload(Workload):
     def of(cls, side: int) -> EchoWorkload:
         """For two square images of `side` px."""
         cameras = [CameraSize(name=name, height=side, width=side) for name in ("agentview", "wrist")]
-        return cls(cameras=cameras, state_width=STATE)
+        return cls(cameras=cameras, state_width=FAKE_STATE_WIDTH)
 
     def request(self, scenes: Sequence[Observation], client: int, call: int) -> tuple[Observation, Seed]:
-        state = np.random.default_rng((client, call)).normal(size=STATE).astype(np.float32)
+        state = np.random.default_rng((client, call)).normal(size=FAKE_STATE_WIDTH).astype(np.float32)
         images = scenes[call % SCENES].images
         return Observation(images=images, state=state, instruction=f"client {client} call {call}"), (client, call)
 

@@ -287,7 +287,7 @@ def _launcher(config: RunSettings) -> Launcher:
     """Where the simulators run."""
     if config.ray is None:
         return LocalLauncher()
-    from lamp.benchmark.cluster import RayLauncher
+    from lamp.benchmark.launchers import RayLauncher
 
     return RayLauncher.at(config.ray, config.workers)
 

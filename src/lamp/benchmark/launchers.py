@@ -1,14 +1,27 @@
-"""Where simulator processes run: here, in processes of this machine; on others, `lamp.benchmark.cluster`."""
+"""Where simulator processes run: on this machine, or on the machines of a Ray cluster; the policy stays in the main process.
+
+Ray starts and ends the processes of a cluster. What they say goes over a connection of its own that each opens to the main
+process, where the pool listens to it as to a local worker's: its end is the worker's death.
+"""
 
 from __future__ import annotations
 
+import hmac
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
 
 from lamp.benchmark.sim_worker import WorkerSetup, work
-from lamp_client.child_processes import CONTEXT, ChildProcess
+from lamp.errors import ConfigError, LampError, MissingDependencyError
+from lamp_client.child_processes import CONTEXT, ONE_THREAD, ChildProcess
 
 
 @runtime_checkable
@@ -100,3 +113,230 @@ class LocalLauncher:
         process.start()
         theirs.close()  # so that the worker's death is the end of the pipe
         return LaunchedWorker(LocalProcess(process), ours)
+
+
+INSTALL = "pip install 'lamp-vla[ray]'"
+START_S = 180.0
+"""How long a simulator's process may take to call back [s]; Ray may have to start its own process first."""
+SHAKE_S = 20.0
+"""How long either side waits for the other's part of the handshake [s]."""
+PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+"""Names whose values simulators on other machines get from here."""
+_NONCE = 32
+
+
+class ClusterError(LampError):
+    """The cluster cannot be reached, or runs no simulators."""
+
+
+@dataclass(frozen=True)
+class RayProcess:
+    """A process of the cluster."""
+
+    ray: Any
+    task: Any
+
+    def alive(self) -> bool:
+        """See `lamp.benchmark.launchers.Process`."""
+        return not self.ray.wait([self.task], timeout=0)[0]
+
+    def terminate(self) -> None:
+        """Nothing: the end of its connection, which comes first, ends it too."""
+
+    def kill(self) -> None:
+        """See `lamp.benchmark.launchers.Process`."""
+        self.ray.cancel(self.task, force=True)
+
+    def join(self, timeout: float) -> None:
+        """See `lamp.benchmark.launchers.Process`."""
+        self.ray.wait([self.task], timeout=timeout)
+
+    def cause(self) -> str:
+        """See `lamp.benchmark.launchers.Process`."""
+        try:
+            self.ray.get(self.task, timeout=5)
+        except Exception as error:
+            # A task's own error is inside Ray's, whose text begins with where it happened.
+            said = str(getattr(error, "cause", None) or error)
+            lines = [line.strip() for line in said.splitlines() if line.strip()]
+            return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}"
+        return "it ended by itself"
+
+
+@dataclass
+class RayLauncher:
+    """A Ray cluster. Each simulator takes one of its CPUs."""
+
+    ray: Any
+    host: str
+    """This machine, as the others know it."""
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    """Whoever knows it may connect; Ray carries it to the processes."""
+    _arrived: queue.Queue[tuple[int, Connection]] = field(default_factory=queue.Queue, init=False)
+    _door: socket.socket | None = field(default=None, init=False)
+
+    @classmethod
+    def at(cls, address: str, simulators: int) -> RayLauncher:
+        """Joins the cluster at an address.
+
+        Raises:
+            MissingDependencyError: Ray is not installed.
+            ClusterError: There is no cluster.
+            ConfigError: It has fewer CPUs than there are to be simulators.
+        """
+        try:
+            import ray  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise MissingDependencyError(
+                f"--ray {address}: the package ray is not installed; install it on this machine and the others: {INSTALL}. "
+                "Without it, --shard divides an evaluation among machines."
+            ) from None
+        if not ray.is_initialized():
+            try:
+                _knock(address)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except Exception as error:
+                said = str(error).strip().splitlines() or [type(error).__name__]
+                raise ClusterError(
+                    f"no Ray cluster at {address!r} lets this process in: {said[0][:300].rstrip('.')}. Expected the address of "
+                    "one, such as 10.0.0.1:6379, or auto on one of its machines; `ray start --head` starts one. "
+                    "Where it asks for tokens, as new versions do, RAY_AUTH_MODE=token is needed here too."
+                ) from None
+        room = int(ray.cluster_resources().get("CPU", 0))
+        if room < simulators:
+            raise ConfigError(
+                f"the Ray cluster has {room} CPUs for {simulators} simulators; expected --workers {room} at most."
+            )
+        return cls(ray=ray, host=ray.util.get_node_ip_address())
+
+    def launch(self, numbers: Sequence[int], setup: WorkerSetup) -> list[LaunchedWorker]:
+        """See `lamp.benchmark.launchers.Launcher`.
+
+        Raises:
+            ClusterError: A simulator did not start, or could not connect to this machine.
+        """
+        if self._door is None:
+            self._door = socket.create_server((self.host, 0))
+            threading.Thread(target=self._welcome, args=(self._door,), name="lamp-ray-door", daemon=True).start()
+        names = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment = {"env_vars": {**names, **{name: os.environ.get(name, "1") for name in ONE_THREAD}}}
+        remote = self.ray.remote(num_cpus=1, max_retries=0, max_calls=1, runtime_env=environment)(simulate)
+        shared = self.ray.put(setup)
+        address = (self.host, self._door.getsockname()[1])
+        tasks = {number: remote.remote(address, self.key, number, shared) for number in numbers}
+        try:
+            lines = self._awaited(tasks)
+        except BaseException:
+            for task in tasks.values():
+                self.ray.cancel(task, force=True)
+            raise
+        return [LaunchedWorker(RayProcess(self.ray, tasks[number]), lines[number]) for number in numbers]
+
+    def _awaited(self, tasks: dict[int, Any]) -> dict[int, Connection]:
+        """Waits until all have called back."""
+        lines: dict[int, Connection] = {}
+        deadline = time.monotonic() + START_S
+        while len(lines) < len(tasks):
+            try:
+                number, line = self._arrived.get(timeout=0.5)
+            except queue.Empty:
+                waiting = [task for number, task in tasks.items() if number not in lines]
+                if failed := self.ray.wait(waiting, timeout=0)[0]:
+                    raise ClusterError(
+                        f"a simulator on the Ray cluster did not start: {RayProcess(self.ray, failed[0]).cause()}. "
+                        "Expected LaMP and the benchmark in the same versions on all machines, and that they reach this one "
+                        f"at {self.host}."
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"{len(waiting)} of {len(tasks)} simulators on the Ray cluster did not start within {START_S:g} s; "
+                        "expected that many free CPUs: is the cluster busy? Try fewer --workers."
+                    ) from None
+            else:
+                lines[number] = line
+        return lines
+
+    def _welcome(self, door: socket.socket) -> None:
+        """Runs in a thread: lets processes in that know the key, each by itself, as a stranger may say nothing for long."""
+        while True:
+            try:
+                caller, _ = door.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._admit, args=(caller,), daemon=True).start()
+
+    def _admit(self, caller: socket.socket) -> None:
+        try:
+            number = _answered(caller, self.key)
+        except (OSError, ClusterError):
+            caller.close()
+            return
+        self._arrived.put((number, _line(caller)))
+
+
+def simulate(address: tuple[str, int], key: bytes, number: int, setup: WorkerSetup) -> None:
+    """Runs in a process of the cluster: calls back, then works as a local worker does."""
+    caller = socket.create_connection(address, timeout=SHAKE_S)
+    _called(caller, key, number)
+    work(_line(caller), setup)
+
+
+def _knock(address: str) -> None:
+    """Looks whether anybody is at an address such as 10.0.0.1:6379: Ray itself goes on trying for a quarter of an hour.
+
+    Raises:
+        OSError: Nobody is.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SHAKE_S).close()
+
+
+def _line(caller: socket.socket) -> Connection:
+    caller.settimeout(None)
+    caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone says nothing more
+    return Connection(caller.detach())
+
+
+def _answered(caller: socket.socket, key: bytes) -> int:
+    """Our part of the handshake; each proves that it knows the key, as either will unpickle what the other sends.
+
+    Raises:
+        ClusterError: The caller does not know the key.
+    """
+    caller.settimeout(SHAKE_S)
+    ours = secrets.token_bytes(_NONCE)
+    caller.sendall(ours)
+    said = _exactly(caller, 2 * _NONCE + 4)
+    proof, theirs, number = said[:_NONCE], said[_NONCE : 2 * _NONCE], said[2 * _NONCE :]
+    if not hmac.compare_digest(proof, _proof(key, b"simulator", ours, number)):
+        raise ClusterError("a process that does not know the key called")
+    caller.sendall(_proof(key, b"pool", theirs, number))
+    return int.from_bytes(number, "big")
+
+
+def _called(caller: socket.socket, key: bytes, number: int) -> None:
+    """The simulator's part.
+
+    Raises:
+        ClusterError: Whoever answers does not know the key.
+    """
+    name, ours, theirs = number.to_bytes(4, "big"), secrets.token_bytes(_NONCE), _exactly(caller, _NONCE)
+    caller.sendall(_proof(key, b"simulator", theirs, name) + ours + name)
+    if not hmac.compare_digest(_exactly(caller, _NONCE), _proof(key, b"pool", ours, name)):
+        raise ClusterError("whoever answered does not know the key")
+
+
+def _proof(key: bytes, who: bytes, nonce: bytes, number: bytes) -> bytes:
+    return hmac.digest(key, who + nonce + number, "sha256")
+
+
+def _exactly(caller: socket.socket, size: int) -> bytes:
+    said = b""
+    while len(said) < size:
+        more = caller.recv(size - len(said))
+        if not more:
+            raise ClusterError("the connection ended in the middle of the handshake")
+        said += more
+    return said

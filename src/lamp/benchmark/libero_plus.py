@@ -135,12 +135,12 @@ class PlusSimulators(Simulators):
 
     def make(self, task: int) -> Simulator:
         """Opens the simulator of one task, or takes over the last one of this process where the scene is the same."""
-        from lamp_client.envs.libero_plus.simulator import take_over
+        from lamp_client.envs.libero_plus.tasks import open_simulator
 
         plus = _tasks(self.root, self.assets)
         chosen = plus.task(self.standard, task)
         loaded = plus.load(chosen, raw_prompt=self.prompts == "raw")
-        return take_over(loaded, plus.draw(chosen), image_size=self.image_size, render=self.render, seed=self.seed)
+        return open_simulator(loaded, plus.draw(chosen), image_size=self.image_size, render=self.render, seed=self.seed)
 
     def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
         """LIBERO's expert: it knows where everything is, whatever the cameras show."""

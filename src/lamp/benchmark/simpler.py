@@ -21,9 +21,9 @@ from lamp.benchmark.suites import Simulator, Simulators, parse_states
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
 from lamp_client.child_processes import run_program
 from lamp_client.chunks import Executor, OpenLoop, SimilarityEnsemble
-from lamp_client.envs import simpler_assets
+from lamp_client.envs import simpler_tasks
 from lamp_client.envs.remote import Launch, RemoteEnv
-from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS, STATE_WIDTH, View, action_from_policy
+from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS, STATE_WIDTH, SimplerView, action_from_policy
 
 SUITE = "simpler_widowx"
 WITH_STAND_INS = "simpler_widowx_stand_ins"
@@ -116,7 +116,7 @@ class SimplerSimulators(Simulators):
 
     launch: Launch
     suite: str = SUITE
-    view: View = field(default_factory=View)
+    view: SimplerView = field(default_factory=SimplerView)
     max_steps: int | None = None
     ensemble: int = 7
     renderer: Literal["cpu", "gpu"] = "cpu"
@@ -174,7 +174,7 @@ def evaluate_simpler(
     )
 
 
-def simulators_of(config: SimplerConfig, found: Environment, view: View) -> SimplerSimulators:
+def simulators_of(config: SimplerConfig, found: Environment, view: SimplerView) -> SimplerSimulators:
     """The simulators that a configuration asks for; with files that are stand-ins, under another name."""
     return SimplerSimulators(
         launch=found.launch,
@@ -187,7 +187,7 @@ def simulators_of(config: SimplerConfig, found: Environment, view: View) -> Simp
     )
 
 
-def view_of(*checkpoints: Path | None) -> View:
+def view_of(*checkpoints: Path | None) -> SimplerView:
     """What policies are to be shown: the camera, image size and state that they were trained with.
 
     Raises:
@@ -197,10 +197,10 @@ def view_of(*checkpoints: Path | None) -> View:
     if len(set(views.values())) > 1:
         told = "; ".join(f"{path}: {view}" for path, view in views.items())
         raise MismatchError(f"the policies see different things ({told}); expected the same: evaluate them one by one")
-    return next(iter(views.values()), View())
+    return next(iter(views.values()), SimplerView())
 
 
-def _view(checkpoint: Path) -> View:
+def _view(checkpoint: Path) -> SimplerView:
     from lamp.train.checkpoint_metadata import read_description
 
     description = read_description(checkpoint)
@@ -216,7 +216,7 @@ def _view(checkpoint: Path) -> View:
             "roll-pitch-yaw, gripper)"
         )
     (camera,) = cameras
-    return View(camera=camera.name, height=camera.height, width=camera.width, state_width=width)
+    return SimplerView(camera=camera.name, height=camera.height, width=camera.width, state_width=width)
 
 
 VARIABLE = "LAMP_SIMPLER_PYTHON"
@@ -250,7 +250,7 @@ def find_environment(python: Path | None, assets: Path | None, renderer: str) ->
         MissingDependencyError: Something is missing; the message says what, all of it, and how to get it.
     """
     chosen = interpreter(python)
-    data = simpler_assets.folder(assets)
+    data = simpler_tasks.asset_folder(assets)
     problems, versions = [], {}
     if not chosen.is_file():
         problems.append(
@@ -268,8 +268,8 @@ def find_environment(python: Path | None, assets: Path | None, renderer: str) ->
     return Environment(
         launch=Launch(command=(str(chosen), "-m", MODULE, "host"), environment=_variables(data.parent)),
         versions=versions,
-        fingerprint=simpler_assets.fingerprint(data),
-        stand_ins=tuple(simpler_assets.stand_ins(data)),
+        fingerprint=simpler_tasks.assets_fingerprint(data),
+        stand_ins=tuple(simpler_tasks.stand_in_assets(data)),
     )
 
 
@@ -311,7 +311,7 @@ def _checked(python: Path, assets: Path, renderer: str) -> dict[str, Any]:
 
 def _missing_assets(data: Path, python: Path) -> list[str]:
     problems = []
-    for download, files in simpler_assets.missing(data).items():
+    for download, files in simpler_tasks.missing_assets(data).items():
         count = f"{files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
         problems.append(
             f"{data} lacks {count}: download the assets (CC BY-NC 4.0) with `MS_ASSET_DIR={data.parent} {python} -m "

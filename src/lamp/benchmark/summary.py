@@ -1,17 +1,21 @@
-"""What an evaluation found, as files and as text."""
+"""What an evaluation found: as files, as text, and one checkpoint's part of it for its model card."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lamp.benchmark import robustness
-from lamp.benchmark.episodes import EpisodeRecord
+from lamp.benchmark.baselines import CONTROLS
+from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable
-from lamp.benchmark.run_manifest import RunSession, read_sessions
+from lamp.benchmark.run_manifest import FORMAT, MANIFEST, RunSession, checkpoint_hash, read_sessions
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
-from lamp.files import atomic_write_text, write_json
+from lamp.errors import DataError, MismatchError
+from lamp.files import atomic_write_text, read_json, write_json
+from lamp.train.model_card import Measured, TaskResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,4 +72,55 @@ def summarise(folder: Path, records: Sequence[EpisodeRecord], *, planned: int) -
         records=tuple(records),
         planned=planned,
         sessions=tuple(read_sessions(folder)),
+    )
+
+
+SETTINGS_ON_CARD = ("states", "episodes_per_state", "placement_shift", "render", "execute", "seed")
+"""Settings of an evaluation that a card repeats."""
+
+
+def checkpoint_results(folder: Path, checkpoint: Path) -> list[Measured]:
+    """The successes of one checkpoint in an evaluation, one entry a suite; controls are left out.
+
+    Raises:
+        DataError: The folder is no evaluation, or it is not finished.
+        MismatchError: What was evaluated there is another checkpoint.
+    """
+    manifest = read_json(folder / MANIFEST, "evaluation manifest")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{folder / MANIFEST} is not the manifest of an evaluation; expected the --out of `lamp evaluate`."
+        )
+    found, asked = checkpoint_hash(checkpoint), dict(manifest["conditions"])
+    own = {name for name, content in asked.items() if content == found and name not in CONTROLS}
+    if not own:
+        have = ", ".join(f"{name} {content}" for name, content in asked.items() if content) or "none"
+        raise MismatchError(
+            f"{folder} is no evaluation of {checkpoint}, whose content is {found}; it has {have}. Evaluate this checkpoint, or "
+            "leave --results out."
+        )
+    every = read_records(folder)
+    if len(every) != manifest["planned"]:
+        raise DataError(
+            f"{folder} has {len(every)} of {manifest['planned']} episodes; finish it with the same `lamp evaluate` first."
+        )
+    records = [record for record in every if record.condition in own]
+    return [_suite_result(table, records, manifest["config"]) for table in tabulate(records)]
+
+
+def _suite_result(table: SuccessTable, records: Sequence[EpisodeRecord], config: dict[str, Any]) -> Measured:
+    row, (first, *_) = table.rows[0], [record for record in records if record.suite == table.suite]
+    tasks = zip(table.names, row.tasks, strict=True)
+    settings = {name: config[name] for name in SETTINGS_ON_CARD if config.get(name) is not None}
+    return Measured(
+        suite=table.suite,
+        successes=row.total.successes,
+        trials=row.total.trials,
+        interval=row.total.interval,
+        tasks=tuple(TaskResult(name=name, successes=rate.successes, trials=rate.trials) for name, rate in tasks),
+        settings=(
+            *((name.replace("_", " "), str(value)) for name, value in settings.items()),
+            ("code", first.code),
+            ("packages", ", ".join(f"{name} {version}" for name, version in first.packages.items())),
+        ),
     )

@@ -1,9 +1,9 @@
-"""What a command is, and what commands of several kinds do alike."""
+"""What a command is, and what commands of several kinds share: recipes, checkpoints, embodiments, further datasets, features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,3 +55,61 @@ def found_checkpoint(path: Path) -> Path:
     from lamp.train.publishing import find_checkpoint
 
     return find_checkpoint(path)
+
+
+if TYPE_CHECKING:
+    from lamp.data.augmentation import Augmentation
+    from lamp.data.embodiment import Embodiment
+    from lamp.train.backbones import BackboneConfig
+    from lamp.train.config import MixedIn, PolicyTraining
+
+
+def embodiment(name: str | None) -> Embodiment:
+    from lamp.data.embodiment import OWN, embodiment
+
+    return OWN if name is None else embodiment(name)
+
+
+def mixed_in(text: str, named: str | None = None, otherwise: Embodiment | None = None) -> MixedIn:
+    from lamp.train.config import MixedIn
+
+    folder, _, name = text.rpartition("=") if "=" in text else (text, "", "")
+    chosen = name or named
+    return MixedIn(data=folder, embodiment=otherwise if otherwise and not chosen else embodiment(chosen))
+
+
+def ensure_features(
+    data: Path,
+    config: BackboneConfig,
+    embodiment: Embodiment,
+    *,
+    token_width: int | None = None,
+    augmentation: Augmentation | None = None,
+    root: Path | None = None,
+) -> None:
+    """Completes what a training reads; what is stored and is not what it asks for, it refuses."""
+    from lamp.data.augmentation import NO_AUGMENTATION
+    from lamp.train.backbones import Caching, ensure_features
+
+    ensure_features(
+        embodiment.open(data),
+        config,
+        token_width=token_width,
+        augmentation=augmentation or NO_AUGMENTATION,
+        root=root,
+        caching=Caching(refresh=False),
+    )
+
+
+def following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
+    """Takes over the grid and horizon of a motion checkpoint that `lamp resize` wrote."""
+    from lamp.progress import say
+    from lamp.train.resize_checkpoint import following
+
+    if not motion.exists():  # the training will say so
+        return policy
+    model = following(policy.model, motion)
+    if model != policy.model and model.motion is not None:
+        rows, columns = model.motion.grid
+        say(f"as {motion} was resized: {rows}x{columns} points, {model.motion.horizon} flow steps")
+    return replace(policy, model=model)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lamp.commands.command import Command, experiment_named, need, training_named
-from lamp.commands.inputs import following, mixed_in
+from lamp.commands.command import Command, experiment_named, following, mixed_in, need, training_named
 from lamp.errors import ConfigError
 from lamp.flags import parse, parse_beside, value_of, with_flag
 

@@ -1,4 +1,4 @@
-"""Commands that run policies in simulators."""
+"""Commands that run policies: in simulators, and as a server for robots."""
 
 from __future__ import annotations
 
@@ -63,10 +63,20 @@ def _merge_evaluations(arguments: Sequence[str]) -> None:
     print(f"{merge(config)} episodes in {config.out}")
 
 
+def _serve(arguments: Sequence[str]) -> None:
+    from lamp.serve.config import ServeConfig
+    from lamp.serve.server import serve
+    from lamp.view.overlay import ForesightArtist
+
+    config = parse(ServeConfig, arguments, "serve")
+    serve(replace(config, checkpoint=found_checkpoint(config.checkpoint)), artist=ForesightArtist())
+
+
 COMMANDS: dict[str, Command] = {
     "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
     "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
     "evaluate libero_plus": Command(summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus),
     "evaluate simpler": Command(summary="run a policy on SimplerEnv's WidowX tasks", run=_evaluate_simpler),
     "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
+    "serve": Command(summary="answer robots and simulators over the network", run=_serve, waits=True),
 }

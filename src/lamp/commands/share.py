@@ -57,13 +57,13 @@ class PushFlags:
 
 def _push(arguments: Sequence[str]) -> None:
     flags = parse(PushFlags, arguments, "push")
-    from lamp.benchmark.measured import measured
+    from lamp.benchmark.summary import checkpoint_results
     from lamp.train.checkpoint_metadata import checkpoint_folder
     from lamp.train.model_card import Publication
     from lamp.train.publishing import card_of, published_files, push
 
     folder = checkpoint_folder(flags.checkpoint)
-    results = tuple(result for evaluation in flags.results for result in measured(evaluation, folder))
+    results = tuple(result for evaluation in flags.results for result in checkpoint_results(evaluation, folder))
     about = Publication(
         licence=flags.licence, datasets=flags.datasets, results=results, repository=flags.repository.partition("@")[0]
     )

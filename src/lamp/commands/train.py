@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lamp.commands.command import Command, found_checkpoint, training_named
-from lamp.commands.inputs import embodiment, ensure_features, following, mixed_in
+from lamp.commands.command import (
+    Command,
+    embodiment,
+    ensure_features,
+    following,
+    found_checkpoint,
+    mixed_in,
+    training_named,
+)
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.flags import parse, parse_beside, value_of
 from lamp.progress import say

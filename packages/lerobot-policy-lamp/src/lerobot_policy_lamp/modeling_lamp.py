@@ -18,8 +18,7 @@ from lamp.model.lamp import LaMP
 from lamp.seeding import generator_at
 from lamp.train.backbones import find_backbone, loaded
 from lamp.types import Encoded
-from lerobot_policy_lamp.batches import STATE, observations_of, state_of, training_batch
-from lerobot_policy_lamp.building import Plan, load_motion
+from lerobot_policy_lamp.building import STATE, Plan, load_motion, observations_of, state_of, training_batch
 from lerobot_policy_lamp.configuration_lamp import LampConfig
 
 

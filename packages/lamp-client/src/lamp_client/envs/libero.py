@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lamp_client.envs import StepResult, libero_simulation
+from lamp_client.envs.libero_simulation import MAX_SHIFT, Placement, draw_placement, movable_objects, placement_holds
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask, load_task
 from lamp_client.envs.perturbations import ArmStart
-from lamp_client.envs.placement import MAX_SHIFT, Placement, draw, movable_objects, stands
 from lamp_client.envs.rendering import Renderer, RenderQuality, import_mujoco
 from lamp_client.envs.rotations import axis_angle_from_quaternion
 from lamp_client.errors import InvalidValueError, SimulationError, UnknownNameError
@@ -160,9 +160,9 @@ class LiberoEnv:
         for attempt in range(_PLACEMENT_ATTEMPTS):
             seeds = (self.seed, suite, self.task.index, initial_state, placement_seed, attempt)
             self.restore(settled)
-            self.placement = draw(self.robosuite, names, self.placement_shift, np.random.default_rng(seeds))
+            self.placement = draw_placement(self.robosuite, names, self.placement_shift, np.random.default_rng(seeds))
             self._settle()
-            if stands(self.robosuite, self.placement, undisturbed, self.snapshot().body_poses):
+            if placement_holds(self.robosuite, self.placement, undisturbed, self.snapshot().body_poses):
                 return
         raise SimulationError(
             f"no valid displacement of up to {self.placement_shift} m in {_PLACEMENT_ATTEMPTS} attempts for "

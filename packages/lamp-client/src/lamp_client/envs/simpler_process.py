@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from lamp_client.envs.remote import host
-from lamp_client.envs.simpler import SIMPLER_TASKS, SimplerEnv, View
-from lamp_client.envs.simpler_simulation import Renderer, check_vulkan, versions
+from lamp_client.envs.simpler import SimplerEnv, VulkanDevice, check_vulkan, versions
+from lamp_client.envs.simpler_tasks import SIMPLER_TASKS, SimplerView
 from lamp_client.errors import LampClientError
 
-USAGE = f"usage: python -m lamp_client.envs.simpler_process check {'|'.join(get_args(Renderer))}, or host DESCRIPTOR"
+USAGE = (
+    f"usage: python -m lamp_client.envs.simpler_process check {'|'.join(get_args(VulkanDevice))}, or host DESCRIPTOR"
+)
 
 
 class HostedSimpler(SimplerEnv):
@@ -31,13 +33,13 @@ def opened(settings: dict[str, Any]) -> HostedSimpler:
     """Opens a task by the settings that came over the link."""
     return HostedSimpler(
         SIMPLER_TASKS[settings["task"]],
-        view=View(**settings["view"]),
+        view=SimplerView(**settings["view"]),
         step_limit=settings["step_limit"],
         renderer=settings["renderer"],
     )
 
 
-def check(renderer: Renderer) -> dict[str, Any]:
+def check(renderer: VulkanDevice) -> dict[str, Any]:
     """Says what is installed, and what keeps it from rendering."""
     try:
         check_vulkan(renderer)

@@ -1,4 +1,6 @@
-"""The 10,030 tasks: which there are, what each changes, what is missing to run it."""
+"""The 10,030 tasks of LIBERO-Plus: which there are, what each changes, what is missing to run it, and their simulators, taken
+over from task to task.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lamp_client.envs.corruption import numbered
+from lamp_client.envs.libero_perturbed import Draw, PerturbedLibero
 from lamp_client.envs.libero_plus.files import PlusFiles
-from lamp_client.envs.libero_plus.furnishing import Furnishing
 from lamp_client.envs.libero_plus.names import (
     STANDARD_VIEW,
     SUITES,
@@ -25,10 +26,83 @@ from lamp_client.envs.libero_plus.names import (
     Wording,
     parse,
 )
-from lamp_client.envs.libero_plus.simulator import viewed_from
+from lamp_client.envs.libero_plus.scenery import PlusAssets
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask
-from lamp_client.envs.perturbations import ArmStart, Drawn, Effects, Standard
+from lamp_client.envs.perturbations import ArmStart, CameraPose, Drawn, Effects, Standard, corruption_numbered
+from lamp_client.envs.rendering import RenderQuality
+from lamp_client.envs.rotations import VERTICAL, quaternion_about, quaternion_product, rotated
 from lamp_client.errors import InvalidValueError, UnknownNameError
+
+_Key = tuple[Path, int, RenderQuality, int]
+"""The file that defines the scene, and how it is simulated."""
+
+_parked: dict[_Key, PlusLibero] = {}
+"""The simulator that was closed last in this process; at most one."""
+
+
+class PlusLibero(PerturbedLibero):
+    """A simulator that `close` only puts aside, for the next task with the same scene."""
+
+    key: _Key
+
+    def close(self) -> None:
+        """Puts the simulator aside, and closes the one that was aside before."""
+        close_parked()
+        _parked[self.key] = self
+
+
+def open_simulator(
+    task: LiberoTask, draw: Draw, *, image_size: int = 256, render: RenderQuality = "exact", seed: int = 7
+) -> PlusLibero:
+    """Takes the simulator that was put aside, where the task has the same scene, or opens one (seconds)."""
+    key = (task.bddl_path, image_size, render, seed)
+    env = _parked.pop(key, None)
+    if env is None:
+        close_parked()
+        env = PlusLibero(task, draw, image_size=image_size, render=render, seed=seed)
+        env.key = key
+    else:
+        env.become(task, draw)
+    return env
+
+
+def close_parked() -> None:
+    """Closes the simulator that was put aside, if any."""
+    while _parked:
+        _, env = _parked.popitem()
+        PerturbedLibero.close(env)
+
+
+PIVOT = np.array([0.0, 0.0, 0.8])
+"""Elevation turns about an axis through this point, and distance is measured from it, whatever the table's height [m]."""
+
+_SIDEWAYS = np.array([0.0, 1.0, 0.0])
+
+
+def moved_camera(standard: CameraPose, view: View) -> CameraPose:
+    """Moves a camera. Even the standard view is rounded, by less than 0.1 mm."""
+    position, quaternion = standard.position, standard.quaternion
+    if view.elevation:
+        upwards = quaternion_about(_SIDEWAYS, -view.elevation)
+        position = _rounded(rotated(position - PIVOT, upwards) + PIVOT)
+        quaternion = _rounded(quaternion_product(upwards, quaternion))
+    around = quaternion_about(VERTICAL, view.azimuth)
+    position, quaternion = _rounded(rotated(position, around)), _rounded(_unit(quaternion_product(around, quaternion)))
+    if view.distance != 100:
+        position = _rounded(PIVOT + (position - PIVOT) * view.distance / 100)
+    if view.pan:
+        quaternion = _rounded(_unit(quaternion_product(quaternion_about(VERTICAL, view.pan), quaternion)))
+    if view.tilt:
+        quaternion = _rounded(_unit(quaternion_product(quaternion_about(_SIDEWAYS, -view.tilt), quaternion)))
+    return CameraPose(position=position, quaternion=quaternion, fov=standard.fov)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.round(values, 4)
+
+
+def _unit(quaternion: np.ndarray) -> np.ndarray:
+    return quaternion / np.linalg.norm(quaternion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +213,14 @@ class PlusTasks:
             return PlusName(name=task.read.base, base=task.read.base, change=task.read.change)
         return task.read
 
-    def _furnishing(self, task: PlusTask) -> Furnishing | None:
+    def _furnishing(self, task: PlusTask) -> PlusAssets | None:
         change, suite = task.read.change, task.suite
         if isinstance(change, Lighting | Surfaces):
             scene = self.files.scenery.scene(self.files.problem(suite, task.read))
-            return Furnishing(assets=self.files.assets, scene=scene)
+            return PlusAssets(assets=self.files.assets, scene=scene)
         if isinstance(change, Added):
             objects, categories = self.files.scenery.objects, self.files.categories(suite, task.read)
-            return Furnishing(
+            return PlusAssets(
                 assets=self.files.assets, objects=tuple(objects[c] for c in sorted(categories & objects.keys()))
             )
         return None
@@ -157,9 +231,9 @@ def _changed(
 ) -> Drawn:
     change = task.read.change
     effects = Effects(
-        camera=viewed_from(standard.camera, change if isinstance(change, View) else STANDARD_VIEW),
+        camera=moved_camera(standard.camera, change if isinstance(change, View) else STANDARD_VIEW),
         arm=ArmStart(joints=joints[standard.robot], moved=False) if isinstance(change, RobotStart) else None,
-        corruption=numbered(change.number) if isinstance(change, Noise) else None,
+        corruption=corruption_numbered(change.number) if isinstance(change, Noise) else None,
     )
     numbers = {
         "benchmark": "LIBERO-Plus",

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 
 from lamp_client.envs.rotations import axis_angle_from_rpy, matrix_from_axis_angle, moving_xyz_from_matrix
-from lamp_client.envs.simpler import SIMPLER_TASKS, SimplerEnv
+from lamp_client.envs.simpler import SimplerEnv
+from lamp_client.envs.simpler_tasks import SIMPLER_TASKS
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (12, 7)) * [0.02, 0.02, 0.02, 0.1, 0.1, 0.1, 1]
 

@@ -167,7 +167,7 @@ def test_only_who_knows_the_key_is_let_in(theirs: bytes, number: int | None) -> 
 
     def call() -> None:
         try:
-            launchers._called(caller, theirs, 7)
+            launchers._authenticate_to_pool(caller, theirs, 7)
         except ClusterError as error:
             refused.append(error)
 
@@ -175,10 +175,10 @@ def test_only_who_knows_the_key_is_let_in(theirs: bytes, number: int | None) -> 
     calling.start()
     if number is None:
         with pytest.raises(ClusterError, match="does not know the key"):
-            launchers._answered(ours, b"k" * 32)
+            launchers._authenticate_worker(ours, b"k" * 32)
         ours.close()
     else:
-        assert launchers._answered(ours, b"k" * 32) == number
+        assert launchers._authenticate_worker(ours, b"k" * 32) == number
     calling.join(10)
     assert bool(refused) == (number is None)
     caller.close()
@@ -188,19 +188,19 @@ def test_strangers_at_the_door_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) 
     """Connections that say nothing, or nonsense, before and while simulators call."""
     monkeypatch.setattr(launchers, "SHAKE_S", 3.0)
     launcher = RayLauncher(ray=FakeRay(), host="127.0.0.1")
-    launcher._door = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=launcher._welcome, args=(launcher._door,), daemon=True).start()
-    address = launcher._door.getsockname()
+    launcher._listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=launcher._accept_workers, args=(launcher._listener,), daemon=True).start()
+    address = launcher._listener.getsockname()
     strangers = [socket.create_connection(address) for _ in range(5)]
     strangers[0].sendall(b"\x80\x04" * 60)
     caller = socket.create_connection(address)
     started = time.monotonic()
-    launchers._called(caller, launcher.key, 3)
+    launchers._authenticate_to_pool(caller, launcher.key, 3)
     assert launcher._arrived.get(timeout=5)[0] == 3 and time.monotonic() - started < 2
     assert launcher._arrived.empty()
     strangers[0].settimeout(5)
     with suppress(ConnectionResetError):
         while strangers[0].recv(100):  # the nonce, and then it is shown the door
             pass
-    for one in (*strangers, caller, launcher._door):
+    for one in (*strangers, caller, launcher._listener):
         one.close()

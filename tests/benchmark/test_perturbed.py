@@ -87,11 +87,11 @@ def test_perturbations_of_one_s_own_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_what_was_drawn_is_named_plus_style() -> None:
-    from lamp_client.envs.perturbations import Standard
+    from lamp_client.envs.perturbations import StandardScene
 
     (variant,) = perturbed(STANDARD, ("language=1",))
     assert isinstance(variant, PerturbedSimulators)
-    standard = Standard(camera=None, lights=None, joints=np.zeros(7), robot="", instruction="open it")  # pyright: ignore[reportArgumentType]
+    standard = StandardScene(camera=None, lights=None, joints=np.zeros(7), robot="", instruction="open it")  # pyright: ignore[reportArgumentType]
     drawn = variant.draw(np.random.default_rng(0), standard)
     assert {key: drawn.numbers[key] for key in ("benchmark", "perturbation", "category", "level")} == {
         "benchmark": "plus-style", "perturbation": "language=1", "category": "language", "level": 1,

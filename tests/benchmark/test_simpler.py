@@ -22,7 +22,7 @@ from lamp.benchmark.simpler import (
     SUITE,
     VARIABLE,
     WITH_STAND_INS,
-    Environment,
+    ManiSkillEnvironment,
     SimplerConfig,
     SimplerSimulators,
     find_environment,
@@ -220,7 +220,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_settings_reach_the_simulators(tmp_path: Path) -> None:
-    found = Environment(launch=Launch(command=("x",)), versions={}, fingerprint="f", stand_ins=())
+    found = ManiSkillEnvironment(launch=Launch(command=("x",)), versions={}, fingerprint="f", stand_ins=())
     view = SimplerView(camera="front", height=224, width=224)
     made = simulators_of(SimplerConfig(controls=("expert",), max_steps=120, ensemble=0), found, view)
     assert (made.suite, made.view, made.max_steps, made.ensemble) == (SUITE, view, 120, 0)

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from lamp.benchmark.evaluate import evaluate
-from lamp.benchmark.simpler import Environment, SimplerConfig, find_environment, simulators_of
+from lamp.benchmark.simpler import ManiSkillEnvironment, SimplerConfig, find_environment, simulators_of
 from lamp_client.envs.simpler_tasks import SimplerView
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def environment() -> Environment:
+def environment() -> ManiSkillEnvironment:
     return find_environment(None, None, "cpu")
 
 
 @pytest.fixture(scope="module")
-def facts(environment: Environment) -> dict[str, Any]:
+def facts(environment: ManiSkillEnvironment) -> dict[str, Any]:
     script = Path(__file__).with_name("maniskill_facts.py")
     command = [environment.launch.command[0], "-W", "ignore", str(script)]
     done = subprocess.run(
@@ -62,7 +62,7 @@ def test_the_eggplants_24_episodes_are_8_places_almost_at_rest(facts: dict[str, 
     assert sum(speed >= 0.01 for speed in facts["speeds"]) <= 5 and max(facts["speeds"]) < 0.05
 
 
-def test_the_expert_solves_what_standing_still_does_not(environment: Environment, tmp_path: Path) -> None:
+def test_the_expert_solves_what_standing_still_does_not(environment: ManiSkillEnvironment, tmp_path: Path) -> None:
     config = SimplerConfig(controls=("expert", "zero"), task=("put_spoon",), states="2", out=tmp_path, workers=1)
     made = simulators_of(config, environment, SimplerView(camera="front", height=224, width=224))
     summary = evaluate(config.evaluation(made.suite), simulators=made, settings=config.settings)

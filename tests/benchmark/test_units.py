@@ -11,7 +11,7 @@ import pytest
 from benchmark_fakes import FakeSimulator, FakeSimulators, PolicyDefaults, make_checkpoint
 
 from lamp.benchmark.baselines import Checkpoint, Zero
-from lamp.benchmark.episodes import Episode
+from lamp.benchmark.episodes import EvaluationEpisode
 from lamp.benchmark.policies import Policies
 from lamp.benchmark.sim_worker import EpisodeTask, RemotePolicy, WorkerSetup, plain, play
 from lamp_client.types import ActionChunk
@@ -48,7 +48,7 @@ def test_the_adapter_is_given_1_open_0_closed(condition: str, tmp_path: Path) ->
     for _ in range(24):
         here.send(ActionChunk(actions=actions))
     simulator = Watching(0, "go", 0.0, None)
-    episode = Episode(
+    episode = EvaluationEpisode(
         condition=condition, suite="fake", task=0, state=0, repeat=0, placement_seed=0, noise_seed=(1,), checkpoint=""
     )
     setup = WorkerSetup(

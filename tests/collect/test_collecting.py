@@ -132,12 +132,12 @@ def test_the_same_seed_gives_the_same_trajectory() -> None:
 
 
 def test_other_settings_in_the_same_folder_are_named(tmp_path: Path) -> None:
-    from lamp.collect.collect import _agree
+    from lamp.collect.collect import _check_settings
 
-    _agree(tmp_path, tiny(tmp_path))
-    _agree(tmp_path, tiny(tmp_path, episodes=9, workers=2, task=(0, CREAM_CHEESE)))
+    _check_settings(tmp_path, tiny(tmp_path))
+    _check_settings(tmp_path, tiny(tmp_path, episodes=9, workers=2, task=(0, CREAM_CHEESE)))
     with pytest.raises(MismatchError, match=r"action_noise 0\.15 there, 0\.3 here; render_every 10 there, 1 here"):
-        _agree(tmp_path, tiny(tmp_path, action_noise=0.3, render_every=1))
+        _check_settings(tmp_path, tiny(tmp_path, action_noise=0.3, render_every=1))
 
 
 def test_a_foreign_dataset_is_not_extended(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lamp.collect.pick_and_place import (
     release_height,
     world_from_hand,
 )
-from lamp.collect.scene_state import Scene, Volumes
+from lamp.collect.scene_state import LiberoScene, Volumes
 from lamp.data.actions import AxisAngle
 
 Points = Float[np.ndarray, "n 3"]
@@ -39,7 +39,7 @@ def bowl() -> Points:
     return np.stack([radii * np.cos(angles), radii * np.sin(angles), heights], axis=-1).reshape(-1, 3)
 
 
-class StillLife(Scene):
+class StillLife(LiberoScene):
     """Things at rest, without a simulation behind them."""
 
     def __init__(
@@ -68,7 +68,7 @@ class StillLife(Scene):
         return np.array([-0.66, 0.0, 0.0])
 
 
-def planned(scene: Scene) -> Grasp:
+def planned(scene: LiberoScene) -> Grasp:
     grasp = plan_grasp(scene, np.zeros(3))
     assert grasp is not None
     return grasp

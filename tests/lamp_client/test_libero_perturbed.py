@@ -19,7 +19,7 @@ from lamp_client.envs.libero_plus.names import STANDARD_VIEW
 from lamp_client.envs.libero_plus.scenery import PlusAssets, PlusObject, PlusScene
 from lamp_client.envs.libero_plus.tasks import moved_camera
 from lamp_client.envs.libero_tasks import LiberoTask
-from lamp_client.envs.perturbations import ArmStart, Drawn, Effects, Standard
+from lamp_client.envs.perturbations import ArmStart, Effects, SampledPerturbation, StandardScene
 from lamp_client.envs.plus_style import parse
 from lamp_client.errors import InvalidValueError, SimulationError
 
@@ -40,8 +40,8 @@ def env(task: LiberoTask) -> Iterator[PerturbedLibero]:
         yield env
 
 
-def fixed(effects: Effects, generator: np.random.Generator, standard: Standard) -> Drawn:
-    return Drawn(effects=effects, numbers={"fixed": True})
+def fixed(effects: Effects, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
+    return SampledPerturbation(effects=effects, numbers={"fixed": True})
 
 
 def started(env: PerturbedLibero, draw: Any, placement_seed: int | None = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +137,7 @@ def test_simulators_are_taken_over_by_tasks_of_the_same_scene(task: LiberoTask) 
     second.reset(0)
     assert second is first and second.instruction == "get the soup" and second.effects.corruption is not None
     with pytest.raises(InvalidValueError, match="another scene"):
-        second.become(replace(task, bddl_path=Path("elsewhere.bddl")), unchanged)
+        second.switch_task(replace(task, bddl_path=Path("elsewhere.bddl")), unchanged)
     second.close()
     tasks.close_parked()
 
@@ -189,8 +189,8 @@ def _furnished(folder: Path, standard: LiberoTask) -> LiberoTask:
         PlusObject(category=f"tea_{wrapped}".lower(), file=f"tea_{wrapped}.xml", rotation=rotation)
         for wrapped in (True, False)
     )
-    furnishing = PlusAssets(assets=folder, scene=scene, objects=objects)
-    return replace(standard, name="furnished", bddl_path=folder / "task.bddl", furnishing=furnishing)
+    assets = PlusAssets(assets=folder, scene=scene, objects=objects)
+    return replace(standard, name="furnished", bddl_path=folder / "task.bddl", scene_assets=assets)
 
 
 def _write_bowl(bowl: Path, path: Path, wrapped: bool) -> None:

@@ -110,9 +110,9 @@ def test_missing_assets_are_known_without_running(copy: Path) -> None:
     (assets / "new_objects/tea/abc").mkdir(parents=True)
     (assets / "new_objects/tea/abc/tea.xml").write_text("<mujoco/>")
     assert plus.missing(added) == ()
-    furnishing = plus.load(added).furnishing
-    assert furnishing is not None
-    (made,) = furnishing.objects  # pyright: ignore[reportAttributeAccessIssue]
+    assets = plus.load(added).scene_assets
+    assert assets is not None
+    (made,) = assets.objects  # pyright: ignore[reportAttributeAccessIssue]
     assert made.category == registered_name("BoxOfTea_1") == "box_of_tea__1"
     assert made.rotation == {"x": (-np.pi / 2, -np.pi / 2), "y": (0.5, np.pi)}
 

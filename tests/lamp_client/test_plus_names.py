@@ -11,15 +11,15 @@ from lamp_client.envs.libero_plus.names import (
     SIZES,
     SUITES,
     Added,
+    CameraView,
     Lighting,
     Moved,
     Noise,
     RobotStart,
     Surfaces,
-    View,
     Wording,
+    instruction_from_name,
     parse,
-    spoken,
 )
 from lamp_client.errors import InvalidValueError
 
@@ -40,21 +40,27 @@ def test_every_task_has_one_change_and_the_dimensions_have_their_published_sizes
 def test_cleaned_prompts_are_liberos_own_and_raw_ones_are_not() -> None:
     read = [parse(name) for own in names().values() for name in own]
     told = [task for task in read if not isinstance(task.change, Wording)]
-    cleaned = {spoken(task.base) for task in told}
+    cleaned = {instruction_from_name(task.base) for task in told}
     assert len(cleaned) == 40 and not any(
         character.isdigit() or character == "_" for text in cleaned for character in text
     )
     assert (
         "turn on the stove and put the moka pot on it" in cleaned and "open the middle drawer of the cabinet" in cleaned
     )
-    assert all(any(character.isdigit() for character in spoken(task.name)) for task in told) and len(told) == 8493
-    assert spoken("put_the_bowl_view_0_0_100_2_352_initstate_0") == "put the bowl view 0 0 100 2 352 initstate 0"
+    assert (
+        all(any(character.isdigit() for character in instruction_from_name(task.name)) for task in told)
+        and len(told) == 8493
+    )
+    assert (
+        instruction_from_name("put_the_bowl_view_0_0_100_2_352_initstate_0")
+        == "put the bowl view 0 0 100 2 352 initstate 0"
+    )
 
 
 @pytest.mark.parametrize(
     ("suffix", "change"),
     [
-        ("_view_30_15_100_0_0_initstate_0", View(azimuth=30, elevation=15, distance=100, pan=0, tilt=0)),
+        ("_view_30_15_100_0_0_initstate_0", CameraView(azimuth=30, elevation=15, distance=100, pan=0, tilt=0)),
         ("_view_0_0_100_0_0_initstate_352", RobotStart(number=352)),
         ("_view_0_0_100_0_0_initstate_0_noise_17", Noise(number=17)),
         ("_language_5_view_0_0_100_0_0_initstate_0", Wording(number=5)),

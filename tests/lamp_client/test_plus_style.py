@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from plus_fakes import names
 
+from lamp_client.envs.libero_plus.names import instruction_from_name
 from lamp_client.envs.libero_plus.names import parse as parse_name
-from lamp_client.envs.libero_plus.names import spoken
-from lamp_client.envs.perturbations import ArmStart, CameraPose, Lights, Standard
+from lamp_client.envs.perturbations import ArmStart, CameraPose, Lights, StandardScene
 from lamp_client.envs.plus_style import ASPECTS, CATEGORIES, LEVELS, Joined, OneOf, at_level, parse
-from lamp_client.envs.plus_style.perturbations import NOUNS, VERBS, Reworded, exchanged, looked_at
+from lamp_client.envs.plus_style.perturbations import NOUNS, VERBS, Reworded, looked_at, replace_words
 from lamp_client.envs.rotations import quaternion_about, quaternion_product, rotated
 from lamp_client.errors import InvalidValueError, UnknownNameError
 
-STANDARD = Standard(
+STANDARD = StandardScene(
     camera=CameraPose(
         position=np.array([0.6586, 0.0, 1.6103]), quaternion=np.array([0.638, 0.3048, 0.3048, 0.638]), fov=45.0
     ),
@@ -34,7 +34,7 @@ STANDARD = Standard(
     robot="MountedPanda",
     instruction="pick up the black bowl next to the ramekin and place it on the plate",
 )
-INSTRUCTIONS = sorted({spoken(parse_name(name).base) for own in names().values() for name in own})
+INSTRUCTIONS = sorted({instruction_from_name(parse_name(name).base) for own in names().values() for name in own})
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -149,12 +149,14 @@ def test_all_forty_instructions_are_told_otherwise(level: int) -> None:
 def test_words_are_exchanged_once_and_alike() -> None:
     text = "put the black bowl in the bottom drawer of the cabinet and close it"
     for seed in range(20):
-        worded = exchanged(exchanged(text, VERBS, generator(seed)), NOUNS, generator(seed))
+        worded = replace_words(replace_words(text, VERBS, generator(seed)), NOUNS, generator(seed))
         assert "black bowl" not in worded and "round deep" not in worded  # one rule, not another on top
         assert worded.count("shut it") == 1 and "drawer" in worded
-    placed = {exchanged("pick up the milk and place it in the basket", VERBS, generator(seed)) for seed in range(40)}
+    placed = {
+        replace_words("pick up the milk and place it in the basket", VERBS, generator(seed)) for seed in range(40)
+    }
     assert "grab the milk and set it down in the basket" in placed and not any("put up" in text for text in placed)
-    twice = exchanged("put the white mug on the left plate and the mug on the plate", NOUNS, generator(1))
+    twice = replace_words("put the white mug on the left plate and the mug on the plate", NOUNS, generator(1))
     assert twice.count("cup") == 2 and "mug" not in twice and "plate" not in twice
 
 

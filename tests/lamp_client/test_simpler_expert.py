@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from lamp_client.envs.rotations import matrix_from_axis_angle
-from lamp_client.envs.simpler_expert import CLEARANCE, Phase, SimplerExpert, balanced, choose_grasp, limited_turn
+from lamp_client.envs.simpler_expert import CLEARANCE, SimplerExpert, SimplerPhase, balanced, choose_grasp, limited_turn
 from lamp_client.envs.simpler_tasks import action_from_policy
 
 DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -59,7 +59,7 @@ class World:
             self.held = bool(np.linalg.norm(self.position - self.object) < 0.01 and across > 0.95)
 
 
-def run(world: World, steps: int = 60) -> list[Phase]:
+def run(world: World, steps: int = 60) -> list[SimplerPhase]:
     expert, phases = SimplerExpert(world), []
     for _ in range(steps):
         world.step(expert())
@@ -72,7 +72,7 @@ def run(world: World, steps: int = 60) -> list[Phase]:
 def test_it_puts_a_box_at_any_turn_over_the_middle_of_its_goal(yaw: float) -> None:
     world = World(yaw)
     phases = run(world)
-    assert list(dict.fromkeys(phases)) == list(Phase) and phases.count(Phase.RETREAT) > 5
+    assert list(dict.fromkeys(phases)) == list(SimplerPhase) and phases.count(SimplerPhase.RETREAT) > 5
     np.testing.assert_allclose(world.object, [0.33, -0.06, 0.025], atol=0.01)
     assert world.position[2] > CLEARANCE
 
@@ -81,7 +81,7 @@ def test_it_goes_back_for_what_slipped_away() -> None:
     world = World(slips_at=16)
     phases = run(world)
     changes = [b for a, b in itertools.pairwise(phases) if a is not b]
-    assert changes.count(Phase.CLOSE) == 2 and Phase.REACH in changes
+    assert changes.count(SimplerPhase.CLOSE) == 2 and SimplerPhase.REACH in changes
     np.testing.assert_allclose(world.object[:2], [0.33, -0.06], atol=0.01)
 
 

@@ -58,7 +58,7 @@ def read(message: dict[Any, Any]) -> None:
         found = protocol.read(message)
     except (LampError, LampClientError) as error:
         assert len(str(error)) < 1200
-        refusal = protocol.refused(message, str(error))
+        refusal = protocol.error_reply(message, str(error))
         assert refusal.close is not None or wire.pack(refusal.frame)
         return
     assert isinstance(found, ActRequest | ResetRequest | PingRequest)

@@ -17,7 +17,7 @@ import torch
 
 from lamp.bench.timing import describe_machine
 from lamp.benchmark import episodes as episode_lines
-from lamp.benchmark.episodes import Episode
+from lamp.benchmark.episodes import EvaluationEpisode
 from lamp.benchmark.policies import Policies, PolicyOpener
 from lamp.benchmark.sim_worker import EpisodeTask, WorkerSetup, default_workers, plain
 from lamp.benchmark.suites import LiberoSimulators, Simulator, Simulators, parse_states
@@ -158,7 +158,7 @@ def bench_evaluate(
 
 
 def _one_by_one(
-    plan: Sequence[Episode], simulators: Simulators, policy: Any, execute: int
+    plan: Sequence[EvaluationEpisode], simulators: Simulators, policy: Any, execute: int
 ) -> tuple[dict[str, float], TimedSimulator]:
     """Seconds of each episode, and the parts of all, without opening the simulator and the first chunk."""
     simulator = simulators.make(plan[0].task)
@@ -178,7 +178,7 @@ def _one_by_one(
 
 
 def _batched(
-    plan: Sequence[Episode], setup: WorkerSetup, policies: Policies, workers: int
+    plan: Sequence[EvaluationEpisode], setup: WorkerSetup, policies: Policies, workers: int
 ) -> tuple[list[tuple[str, float]], list[int]]:
     """The time at which each episode ended, and the sizes of the policy's batches."""
     batch_sizes: list[int] = []

@@ -44,8 +44,8 @@ class WrongInstruction:
 
     def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
         """Returns what the policy is shown."""
-        told = wrong_instruction(observation.instruction, task, instructions, self.among)
-        return dataclasses.replace(observation, instruction=told)
+        other = wrong_instruction(observation.instruction, task, instructions, self.among)
+        return dataclasses.replace(observation, instruction=other)
 
 
 def wrong_instruction(right: str, task: int, instructions: tuple[str, ...], among: tuple[int, ...]) -> str:
@@ -84,7 +84,7 @@ class Intervened:
         """Whether the prior is another task's."""
         return isinstance(self.intervention, Shuffled)
 
-    def prior_told(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> str | None:
+    def prior_instruction(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> str | None:
         """Returns what the Motion Expert is told in place of the instruction; None: nothing else."""
         if not isinstance(self.intervention, ToldWrong):
             return None

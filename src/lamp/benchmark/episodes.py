@@ -18,7 +18,7 @@ EPISODES = "episodes.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Episode:
+class EvaluationEpisode:
     """An episode to run. Two conditions with the same suite, task, state and repeat meet the same scene."""
 
     condition: str
@@ -94,7 +94,7 @@ class EpisodeRecord:
 
     @property
     def key(self) -> tuple[str, str, int, int, int, str]:
-        """What must be done exactly once; equals `Episode.key`."""
+        """What must be done exactly once; equals `EvaluationEpisode.key`."""
         return self.condition, self.suite, self.task, self.state, self.placement_seed, self.checkpoint
 
     @property
@@ -149,7 +149,7 @@ def plan(
     states: Sequence[int],
     repeats: int,
     seed: int,
-) -> list[Episode]:
+) -> list[EvaluationEpisode]:
     """Lists every episode of a run, conditions interleaved: while one waits for the policy, another simulates.
 
     Args:
@@ -161,7 +161,7 @@ def plan(
         seed: What the placements are derived from.
     """
     return [
-        Episode(
+        EvaluationEpisode(
             condition=condition,
             suite=suite,
             task=task,

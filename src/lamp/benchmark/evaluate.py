@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lamp.benchmark import episodes as episode_lines
 from lamp.benchmark.baselines import Checkpoint, Condition, Intervened, PriorBank, Replay, Zero, bank_tasks
-from lamp.benchmark.episodes import Episode, EpisodeRecord
+from lamp.benchmark.episodes import EpisodeRecord, EvaluationEpisode
 from lamp.benchmark.launchers import Launcher, LocalLauncher
 from lamp.benchmark.perturbed import described, perturbed
 from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
@@ -186,8 +186,8 @@ def evaluate(
     """
     started = time.monotonic()
     evaluation_plan = config.evaluation_plan(simulators)
-    opened = load or PolicyOpener(config.execute, fast=config.fast)
-    policies = Policies(lambda path: opened(path, config.device, config.threads))
+    open_policy = load or PolicyOpener(config.execute, fast=config.fast)
+    policies = Policies(lambda path: open_policy(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
     conditions = policies.conditions(
         checkpoints, config.controls, config.data, evaluation_plan.tasks, parse_interventions(config.intervene)
@@ -329,7 +329,7 @@ def _manifest(
 
 
 def _episode_tasks(
-    pending: Sequence[Episode],
+    pending: Sequence[EvaluationEpisode],
     conditions: Mapping[str, Condition],
     tasks: Sequence[int],
     filmed: set[str],
@@ -352,7 +352,7 @@ def _episode_tasks(
     ]
 
 
-def _filmed(plan: Sequence[Episode], conditions: Mapping[str, Condition], count: int) -> set[str]:
+def _filmed(plan: Sequence[EvaluationEpisode], conditions: Mapping[str, Condition], count: int) -> set[str]:
     """Chooses episodes of the first policy, the first of every task before the second of any."""
     policy = next((name for name, condition in conditions.items() if isinstance(condition, Checkpoint)), None)
     seen: dict[tuple[str, int], int] = {}

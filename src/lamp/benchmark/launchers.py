@@ -157,8 +157,8 @@ class RayProcess:
             self.ray.get(self.task, timeout=5)
         except Exception as error:
             # A task's own error is inside Ray's, whose text begins with where it happened.
-            said = str(getattr(error, "cause", None) or error)
-            lines = [line.strip() for line in said.splitlines() if line.strip()]
+            message = str(getattr(error, "cause", None) or error)
+            lines = [line.strip() for line in message.splitlines() if line.strip()]
             return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}"
         return "it ended by itself"
 
@@ -173,7 +173,7 @@ class RayLauncher:
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     """Whoever knows it may connect; Ray carries it to the processes."""
     _arrived: queue.Queue[tuple[int, Connection]] = field(default_factory=queue.Queue, init=False)
-    _door: socket.socket | None = field(default=None, init=False)
+    _listener: socket.socket | None = field(default=None, init=False)
 
     @classmethod
     def at(cls, address: str, simulators: int) -> RayLauncher:
@@ -193,12 +193,12 @@ class RayLauncher:
             ) from None
         if not ray.is_initialized():
             try:
-                _knock(address)
+                _check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:
-                said = str(error).strip().splitlines() or [type(error).__name__]
+                lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise ClusterError(
-                    f"no Ray cluster at {address!r} lets this process in: {said[0][:300].rstrip('.')}. Expected the address of "
+                    f"no Ray cluster at {address!r} lets this process in: {lines[0][:300].rstrip('.')}. Expected the address of "
                     "one, such as 10.0.0.1:6379, or auto on one of its machines; `ray start --head` starts one. "
                     "Where it asks for tokens, as new versions do, RAY_AUTH_MODE=token is needed here too."
                 ) from None
@@ -215,24 +215,26 @@ class RayLauncher:
         Raises:
             ClusterError: A simulator did not start, or could not connect to this machine.
         """
-        if self._door is None:
-            self._door = socket.create_server((self.host, 0))
-            threading.Thread(target=self._welcome, args=(self._door,), name="lamp-ray-door", daemon=True).start()
+        if self._listener is None:
+            self._listener = socket.create_server((self.host, 0))
+            threading.Thread(
+                target=self._accept_workers, args=(self._listener,), name="lamp-ray-door", daemon=True
+            ).start()
         names = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment = {"env_vars": {**names, **{name: os.environ.get(name, "1") for name in ONE_THREAD}}}
         remote = self.ray.remote(num_cpus=1, max_retries=0, max_calls=1, runtime_env=environment)(simulate)
         shared = self.ray.put(setup)
-        address = (self.host, self._door.getsockname()[1])
+        address = (self.host, self._listener.getsockname()[1])
         tasks = {number: remote.remote(address, self.key, number, shared) for number in numbers}
         try:
-            lines = self._awaited(tasks)
+            lines = self._wait_for_workers(tasks)
         except BaseException:
             for task in tasks.values():
                 self.ray.cancel(task, force=True)
             raise
         return [LaunchedWorker(RayProcess(self.ray, tasks[number]), lines[number]) for number in numbers]
 
-    def _awaited(self, tasks: dict[int, Any]) -> dict[int, Connection]:
+    def _wait_for_workers(self, tasks: dict[int, Any]) -> dict[int, Connection]:
         """Waits until all have called back."""
         lines: dict[int, Connection] = {}
         deadline = time.monotonic() + START_S
@@ -256,32 +258,32 @@ class RayLauncher:
                 lines[number] = line
         return lines
 
-    def _welcome(self, door: socket.socket) -> None:
+    def _accept_workers(self, door: socket.socket) -> None:
         """Runs in a thread: lets processes in that know the key, each by itself, as a stranger may say nothing for long."""
         while True:
             try:
                 caller, _ = door.accept()
             except OSError:  # closed
                 return
-            threading.Thread(target=self._admit, args=(caller,), daemon=True).start()
+            threading.Thread(target=self._admit_worker, args=(caller,), daemon=True).start()
 
-    def _admit(self, caller: socket.socket) -> None:
+    def _admit_worker(self, caller: socket.socket) -> None:
         try:
-            number = _answered(caller, self.key)
+            number = _authenticate_worker(caller, self.key)
         except (OSError, ClusterError):
             caller.close()
             return
-        self._arrived.put((number, _line(caller)))
+        self._arrived.put((number, _as_connection(caller)))
 
 
 def simulate(address: tuple[str, int], key: bytes, number: int, setup: WorkerSetup) -> None:
     """Runs in a process of the cluster: calls back, then works as a local worker does."""
     caller = socket.create_connection(address, timeout=SHAKE_S)
-    _called(caller, key, number)
-    work(_line(caller), setup)
+    _authenticate_to_pool(caller, key, number)
+    work(_as_connection(caller), setup)
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Looks whether anybody is at an address such as 10.0.0.1:6379: Ray itself goes on trying for a quarter of an hour.
 
     Raises:
@@ -292,14 +294,14 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SHAKE_S).close()
 
 
-def _line(caller: socket.socket) -> Connection:
+def _as_connection(caller: socket.socket) -> Connection:
     caller.settimeout(None)
     caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone says nothing more
     return Connection(caller.detach())
 
 
-def _answered(caller: socket.socket, key: bytes) -> int:
+def _authenticate_worker(caller: socket.socket, key: bytes) -> int:
     """Our part of the handshake; each proves that it knows the key, as either will unpickle what the other sends.
 
     Raises:
@@ -308,23 +310,23 @@ def _answered(caller: socket.socket, key: bytes) -> int:
     caller.settimeout(SHAKE_S)
     ours = secrets.token_bytes(_NONCE)
     caller.sendall(ours)
-    said = _exactly(caller, 2 * _NONCE + 4)
-    proof, theirs, number = said[:_NONCE], said[_NONCE : 2 * _NONCE], said[2 * _NONCE :]
+    reply = _receive_exactly(caller, 2 * _NONCE + 4)
+    proof, theirs, number = reply[:_NONCE], reply[_NONCE : 2 * _NONCE], reply[2 * _NONCE :]
     if not hmac.compare_digest(proof, _proof(key, b"simulator", ours, number)):
         raise ClusterError("a process that does not know the key called")
     caller.sendall(_proof(key, b"pool", theirs, number))
     return int.from_bytes(number, "big")
 
 
-def _called(caller: socket.socket, key: bytes, number: int) -> None:
+def _authenticate_to_pool(caller: socket.socket, key: bytes, number: int) -> None:
     """The simulator's part.
 
     Raises:
         ClusterError: Whoever answers does not know the key.
     """
-    name, ours, theirs = number.to_bytes(4, "big"), secrets.token_bytes(_NONCE), _exactly(caller, _NONCE)
+    name, ours, theirs = number.to_bytes(4, "big"), secrets.token_bytes(_NONCE), _receive_exactly(caller, _NONCE)
     caller.sendall(_proof(key, b"simulator", theirs, name) + ours + name)
-    if not hmac.compare_digest(_exactly(caller, _NONCE), _proof(key, b"pool", ours, name)):
+    if not hmac.compare_digest(_receive_exactly(caller, _NONCE), _proof(key, b"pool", ours, name)):
         raise ClusterError("whoever answered does not know the key")
 
 
@@ -332,11 +334,11 @@ def _proof(key: bytes, who: bytes, nonce: bytes, number: bytes) -> bytes:
     return hmac.digest(key, who + nonce + number, "sha256")
 
 
-def _exactly(caller: socket.socket, size: int) -> bytes:
-    said = b""
-    while len(said) < size:
-        more = caller.recv(size - len(said))
+def _receive_exactly(caller: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        more = caller.recv(size - len(received))
         if not more:
             raise ClusterError("the connection ended in the middle of the handshake")
-        said += more
-    return said
+        received += more
+    return received

@@ -67,42 +67,42 @@ class PlusConfig(RunSettings):
 
     def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
         """One suite after another, each task from its one initial state."""
-        found = choose(self)
-        missing = {task: paths for task in found.tasks if (paths := found.plus.missing(task))}
+        chosen = choose(self)
+        missing = {task: paths for task in chosen.tasks if (paths := chosen.plus.missing(task))}
         if missing and not self.leave_out_missing:
             raise ConfigError(
-                f"{len(missing)} of {len(found.tasks)} tasks need assets that {found.plus.files.assets} does not have "
+                f"{len(missing)} of {len(chosen.tasks)} tasks need assets that {chosen.plus.files.assets} does not have "
                 f"({_per_category(list(missing))}); the first is {next(iter(missing.values()))[0]}. Unpack the benchmark's asset "
                 "archive there or name it with --plus-assets; or give --leave-out-missing. --list shows what is missing."
             )
-        left = [task for task in found.tasks if task not in missing]
-        if not left:
+        runnable = [task for task in chosen.tasks if task not in missing]
+        if not runnable:
             raise ConfigError(
-                f"none of the {len(found.tasks)} chosen tasks can run: all lack assets (--list shows which)"
+                f"none of the {len(chosen.tasks)} chosen tasks can run: all lack assets (--list shows which)"
             )
-        names = "\n".join(f"{task.suite} {task.read.name}" for task in found.tasks)
+        names = "\n".join(f"{task.suite} {task.read.name}" for task in chosen.tasks)
         return EvaluationPlan(
             suites=tuple(
                 SuitePlan(
                     simulators=PlusSimulators(
-                        root=found.plus.files.root,
-                        assets=found.plus.files.assets,
+                        root=chosen.plus.files.root,
+                        assets=chosen.plus.files.assets,
                         standard=suite,
                         prompts=self.prompts,
                         render=self.render,
                     ),
-                    tasks=tuple(task.index for task in left if task.suite == suite),
+                    tasks=tuple(task.index for task in runnable if task.suite == suite),
                     states=(0,),
                 )
                 for suite in SUITES
-                if any(task.suite == suite for task in left)
+                if any(task.suite == suite for task in runnable)
             ),
             # ChosenTasks, not left: when the assets come later, the same command goes on with the rest.
             settings={"benchmark": LIBERO_PLUS, "chosen": hashlib.sha256(names.encode()).hexdigest()[:16]},
             facts={
-                "plus_root": str(found.plus.files.root),
-                "categories_from": found.plus.source,
-                "chosen_tasks": len(found.tasks),
+                "plus_root": str(chosen.plus.files.root),
+                "categories_from": chosen.plus.source,
+                "chosen_tasks": len(chosen.tasks),
                 "left_out_for_missing_assets": _counted(list(missing)),
             },
         )
@@ -188,12 +188,12 @@ def choose(config: PlusConfig) -> ChosenTasks:
 
 def listing(config: PlusConfig) -> dict[str, Any]:
     """What `--list` prints, as JSON values."""
-    found = choose(config)
-    missing = {task: paths for task in found.tasks if (paths := found.plus.missing(task))}
-    levels = sorted({task.level for task in found.tasks if task.level is not None})
+    chosen = choose(config)
+    missing = {task: paths for task in chosen.tasks if (paths := chosen.plus.missing(task))}
+    levels = sorted({task.level for task in chosen.tasks if task.level is not None})
     rows = []
     for category in CATEGORIES:
-        own = [task for task in found.tasks if task.category == category]
+        own = [task for task in chosen.tasks if task.category == category]
         if own:
             counts = Counter(task.level for task in own)
             rows.append(
@@ -206,13 +206,13 @@ def listing(config: PlusConfig) -> dict[str, Any]:
                 }
             )
     return {
-        "copy": str(found.plus.files.root),
-        "assets": str(found.plus.files.assets),
-        "categories from": found.plus.source,
-        "tasks": len(found.tasks),
-        "can run": len(found.tasks) - len(missing),
+        "copy": str(chosen.plus.files.root),
+        "assets": str(chosen.plus.files.assets),
+        "categories from": chosen.plus.source,
+        "tasks": len(chosen.tasks),
+        "can run": len(chosen.tasks) - len(missing),
         "categories": rows,
-        "suites": dict(Counter(task.suite for task in found.tasks)),
+        "suites": dict(Counter(task.suite for task in chosen.tasks)),
         "cannot run": [
             {"suite": task.suite, "id": task.id, "name": task.read.name, "missing": [str(path) for path in paths]}
             for task, paths in missing.items()
@@ -220,28 +220,28 @@ def listing(config: PlusConfig) -> dict[str, Any]:
     }
 
 
-def listing_text(found: dict[str, Any]) -> str:
+def listing_text(report: dict[str, Any]) -> str:
     """The same for a terminal."""
-    levels = list(found["categories"][0]["levels"])
+    levels = list(report["categories"][0]["levels"])
     head = ["category", "tasks", *(f"level {level}" for level in levels), "cannot run", "missing files"]
     rows = [
         [row["category"], row["tasks"], *row["levels"].values(), row["cannot run"], row["missing files"]]
-        for row in found["categories"]
+        for row in report["categories"]
     ]
     cells = [head, *([str(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = [
-        f"{LIBERO_PLUS} in {found['copy']}, categories from {found['categories from']}",
+        f"{LIBERO_PLUS} in {report['copy']}, categories from {report['categories from']}",
         *("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells),
-        "suites: " + ", ".join(f"{suite} {count}" for suite, count in found["suites"].items()),
-        f"{found['can run']} of {found['tasks']} tasks can run",
+        "suites: " + ", ".join(f"{suite} {count}" for suite, count in report["suites"].items()),
+        f"{report['can run']} of {report['tasks']} tasks can run",
     ]
     if not levels:
         lines.append("no difficulty levels: they are in task_classification.json, which the copy does not have")
-    if found["cannot run"]:
-        first = found["cannot run"][0]
+    if report["cannot run"]:
+        first = report["cannot run"][0]
         lines += [
-            f"{len(found['cannot run'])} cannot, for want of the asset archive in {found['assets']}; the first is",
+            f"{len(report['cannot run'])} cannot, for want of the asset archive in {report['assets']}; the first is",
             f"  {first['suite']} {first['id']} {first['name']}: {first['missing'][0]}",
             "(--json lists all of them, with their files)",
         ]

@@ -14,7 +14,7 @@ from lamp.benchmark.suites import PLUS_STYLE, LiberoSimulators, Simulator, Simul
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
 from lamp.files import read_json
-from lamp_client.envs.perturbations import Drawn, Standard
+from lamp_client.envs.perturbations import SampledPerturbation, StandardScene
 from lamp_client.envs.plus_style import CATEGORIES, LEVELS, Perturbation, parse
 
 
@@ -43,11 +43,11 @@ class PerturbedSimulators(Simulators):
         """The standard instruction of every task, in order."""
         return self.standard.instructions()
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws the perturbation of an episode, with what its line says of it."""
-        drawn = self.perturbation.draw(generator, standard)
+        sampled = self.perturbation.draw(generator, standard)
         named = {"benchmark": PLUS_STYLE, "perturbation": self.label, "category": self.perturbation.category}
-        return dataclasses.replace(drawn, numbers={**named, "level": self.level, "drawn": drawn.numbers})
+        return dataclasses.replace(sampled, numbers={**named, "level": self.level, "drawn": sampled.numbers})
 
     def make(self, task: int) -> Simulator:
         """Opens the simulator of one task (seconds)."""
@@ -69,7 +69,7 @@ class PerturbedSimulators(Simulators):
         return self.standard.expert(simulator)
 
 
-def perturbed(standard: Simulators, asked: Sequence[str]) -> tuple[Simulators, ...]:
+def perturbed(standard: Simulators, perturbations: Sequence[str]) -> tuple[Simulators, ...]:
     """Makes the suites that an evaluation visits.
 
     Args:
@@ -80,11 +80,11 @@ def perturbed(standard: Simulators, asked: Sequence[str]) -> tuple[Simulators, .
         ConfigError: Two are the same, or the suite cannot be perturbed.
         LampClientError: One does not exist.
     """
-    if not asked:
+    if not perturbations:
         return (standard,)
     if not isinstance(standard, LiberoSimulators):
         raise ConfigError(f"{standard.suite} cannot be perturbed; expected a suite of LIBERO")
-    labels = [label for text in asked for label in _each(text)]
+    labels = [label for text in perturbations for label in _each(text)]
     if len(set(labels)) != len(labels):
         raise ConfigError(f"perturbations {', '.join(labels)}: expected none twice")
     return tuple(standard if label == "none" else _variant(standard, label) for label in labels)

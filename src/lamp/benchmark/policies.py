@@ -95,28 +95,28 @@ class Policies:
             ConfigError: Two conditions have the same name, or a control or an intervention lacks what it needs.
             MismatchError: The first checkpoint's policy has no motion prior, or not what an intervention changes.
         """
-        given = [(path, name) for path, name in checkpoints if path is not None]
-        first = given[0][0] if given else None
-        found: list[Condition] = [Checkpoint(name=name or self._own_name(path), path=path) for path, name in given]
+        named = [(path, name) for path, name in checkpoints if path is not None]
+        first = named[0][0] if named else None
+        built: list[Condition] = [Checkpoint(name=name or self._own_name(path), path=path) for path, name in named]
         if interventions and first is None:
             raise ConfigError("interventions need --checkpoint: they change its motion prior")
-        found += [Intervened(path=first, intervention=one, among=tasks) for one in interventions if first is not None]
-        found += [control(name, checkpoint=first, data=data, tasks=tasks) for name in controls]
-        names = [condition.name for condition in found]
+        built += [Intervened(path=first, intervention=one, among=tasks) for one in interventions if first is not None]
+        built += [control(name, checkpoint=first, data=data, tasks=tasks) for name in controls]
+        names = [condition.name for condition in built]
         if len(set(names)) != len(names):
             raise ConfigError(
                 f"conditions {', '.join(names)}: expected different names; give --label and --against-label"
             )
-        self._asking = {c.name: c for c in found if isinstance(c, Asking)}
-        for condition in found:
+        self._asking = {c.name: c for c in built if isinstance(c, Asking)}
+        for condition in built:
             if isinstance(condition, Intervened):
                 self._of(condition)  # a policy without what is to be changed is refused now
-        return {condition.name: condition for condition in found}
+        return {condition.name: condition for condition in built}
 
     def hashes(self, conditions: Iterable[str]) -> dict[str, str]:
         """Returns the content hash of the checkpoint that each condition asks; empty where it asks none."""
-        known = {path: checkpoint_hash(path) for path in {condition.path for condition in self._asking.values()}}
-        return {name: known[self._asking[name].path] if name in self._asking else "" for name in conditions}
+        by_path = {path: checkpoint_hash(path) for path in {condition.path for condition in self._asking.values()}}
+        return {name: by_path[self._asking[name].path] if name in self._asking else "" for name in conditions}
 
     def kinds(self) -> dict[str, dict[str, str | None]]:
         """Returns what kind of policy each condition is that acts as its checkpoint is meant to."""
@@ -149,22 +149,24 @@ class Policies:
             groups.setdefault((condition.path, changed, request.foresight), []).append(index)
         chunks: dict[int, ActionChunk] = {}
         for (_, _, foresight), indices in groups.items():
-            asked = [requests[index] for index in indices]
-            told = [request.prior_told for request in asked]
-            instead: dict[str, Any] = {} if told[0] is None else {"prior_instructions": told}
-            condition = self._asking[asked[0].episode.condition]
-            if isinstance(condition, Intervened) and condition.shuffles:
-                instead["prior_observations"] = [
-                    self.banks[request.episode.suite].other(request.episode.task, request.noise_seed)
-                    for request in asked
-                ]
-            answered = self._of(self._asking[asked[0].episode.condition]).act_batch(
-                [request.observation for request in asked],
-                [request.noise_seed for request in asked],
-                foresight=foresight,
-                **instead,
+            group = [requests[index] for index in indices]
+            prior_instructions = [request.prior_instruction for request in group]
+            overrides: dict[str, Any] = (
+                {} if prior_instructions[0] is None else {"prior_instructions": prior_instructions}
             )
-            chunks.update(zip(indices, answered, strict=True))
+            condition = self._asking[group[0].episode.condition]
+            if isinstance(condition, Intervened) and condition.shuffles:
+                overrides["prior_observations"] = [
+                    self.banks[request.episode.suite].other(request.episode.task, request.noise_seed)
+                    for request in group
+                ]
+            group_chunks = self._of(self._asking[group[0].episode.condition]).act_batch(
+                [request.observation for request in group],
+                [request.noise_seed for request in group],
+                foresight=foresight,
+                **overrides,
+            )
+            chunks.update(zip(indices, group_chunks, strict=True))
         return [chunks[index] for index in range(len(requests))]
 
     def _own_name(self, path: Path) -> str:

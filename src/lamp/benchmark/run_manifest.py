@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lamp.benchmark.episodes import EPISODES, Episode, EpisodeRecord, read_records
+from lamp.benchmark.episodes import EPISODES, EpisodeRecord, EvaluationEpisode, read_records
 from lamp.errors import ConfigError, DataError
 from lamp.files import (
     append_line,
@@ -102,7 +102,7 @@ class Run:
             self._number, self._started, self._before = 0, 0.0, len(self.records)
             self._held = stack.pop_all()
 
-    def pending(self, episodes: Sequence[Episode]) -> list[Episode]:
+    def pending(self, episodes: Sequence[EvaluationEpisode]) -> list[EvaluationEpisode]:
         """Returns the episodes that no line records yet, in order."""
         done = {record.key for record in self.records}
         return [episode for episode in episodes if episode.key not in done]
@@ -149,21 +149,21 @@ class Run:
 
 def _claim(folder: Path, manifest: Manifest) -> None:
     path = folder / MANIFEST
-    asked = {"config": dict(manifest.config), "conditions": dict(manifest.conditions)}
+    settings = {"config": dict(manifest.config), "conditions": dict(manifest.conditions)}
     if not path.exists():
         if (folder / EPISODES).exists():
             raise DataError(f"{folder} holds {EPISODES} but no {MANIFEST}; restore it or choose another --out")
         rest = {"planned": manifest.planned, "instructions": list(manifest.instructions), "facts": dict(manifest.facts)}
-        write_json(path, {"format": FORMAT, "version": 1, **asked, **rest})
+        write_json(path, {"format": FORMAT, "version": 1, **settings, **rest})
         return
-    found = read_json(path, "evaluation manifest")
-    if found.get("format") != FORMAT:
+    stored = read_json(path, "evaluation manifest")
+    if stored.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of an evaluation; choose another --out")
     differing = [
-        f"{key} is {asked[part].get(key)!r}, was {found[part].get(key)!r}"
+        f"{key} is {settings[part].get(key)!r}, was {stored[part].get(key)!r}"
         for part in ("config", "conditions")
-        for key in sorted(asked[part].keys() | found[part].keys())
-        if asked[part].get(key) != found[part].get(key)
+        for key in sorted(settings[part].keys() | stored[part].keys())
+        if settings[part].get(key) != stored[part].get(key)
     ]
     if differing:
         raise ConfigError(
@@ -207,7 +207,7 @@ class Shard:
     index: int
     count: int
 
-    def of(self, plan: Sequence[Episode]) -> list[Episode]:
+    def of(self, plan: Sequence[EvaluationEpisode]) -> list[EvaluationEpisode]:
         """Returns the shard's episodes, in order."""
         numbers: dict[tuple[Any, ...], int] = {}
         for episode in plan:
@@ -231,7 +231,7 @@ def parse_shard(text: str) -> Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """What `lamp merge-evaluations` does."""
+    """Joins the folders of `lamp evaluate --shard ...` into one evaluation: every shard once, all with the same settings."""
 
     shards: tuple[Path, ...]
     """Output folders of `lamp evaluate --shard ...`, all parts of one evaluation."""
@@ -269,12 +269,12 @@ def merge(config: MergeConfig) -> int:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    found = read_json(folder / MANIFEST, "evaluation manifest")
-    if found.get("format") != FORMAT:
+    manifest = read_json(folder / MANIFEST, "evaluation manifest")
+    if manifest.get("format") != FORMAT:
         raise DataError(f"{folder / MANIFEST} is not the manifest of an evaluation")
-    if "shard" not in found["config"]:
+    if "shard" not in manifest["config"]:
         raise ConfigError(f"{folder} is a whole evaluation; expected folders of `lamp evaluate --shard ...`")
-    return found
+    return manifest
 
 
 def _check(manifests: Mapping[Path, Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from lamp.benchmark.baselines import Condition, Intervened, Replay, Scripted, Zero
-from lamp.benchmark.episodes import Episode
+from lamp.benchmark.episodes import EvaluationEpisode
 from lamp.benchmark.flow_errors import FlowProbe, FlowRecorder
 from lamp.benchmark.suites import Simulator, Simulators
 from lamp.data.lerobot.video import encoder
@@ -40,7 +40,7 @@ def default_workers() -> int:
 class EpisodeTask:
     """Main process to worker: run this episode."""
 
-    episode: Episode
+    episode: EvaluationEpisode
     actions: np.ndarray | None
     """(n, 7) recorded actions in dataset units of a control that does not look; the last one is repeated."""
     filmed: bool
@@ -52,11 +52,11 @@ class EpisodeTask:
 class ActionRequest:
     """Worker to main process: what shall I do? The reply is an `ActionChunk`."""
 
-    episode: Episode
+    episode: EvaluationEpisode
     observation: Observation
     noise_seed: tuple[int, ...]
     foresight: bool
-    prior_told: str | None = None
+    prior_instruction: str | None = None
     """What the Motion Expert is told in place of the observation's instruction."""
 
 
@@ -64,7 +64,7 @@ class ActionRequest:
 class EpisodeOutcome:
     """Worker to main process: the episode is over."""
 
-    episode: Episode
+    episode: EvaluationEpisode
     success: bool
     success_last: bool
     steps: int
@@ -84,7 +84,7 @@ class EpisodeOutcome:
 class EpisodeFailure:
     """Worker to main process: the episode raised; that is a mistake to be mended, not to be tried again."""
 
-    episode: Episode
+    episode: EvaluationEpisode
     error: str
     trace: str
     cause: OSError | None = None
@@ -116,8 +116,8 @@ class RemotePolicy:
 
     def __init__(self, connection: Connection, setup: WorkerSetup, task: EpisodeTask) -> None:
         self._connection = connection
-        self._post = setup
-        self._duty = task
+        self._setup = setup
+        self._task = task
         self.calls = 0
         self.waited_s = 0.0
         self.foresight: np.ndarray | None = None
@@ -127,27 +127,29 @@ class RemotePolicy:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the condition's policy says about itself. Actions of controls have the gripper 1 = open."""
-        return dict(self._post.policies.get(self._duty.episode.condition, {}))
+        return dict(self._setup.policies.get(self._task.episode.condition, {}))
 
     def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
         """Sends the observation and waits for the chunk."""
-        condition = self._post.conditions[self._duty.episode.condition]
+        condition = self._setup.conditions[self._task.episode.condition]
         if isinstance(condition, Replay | Zero | Scripted):
             raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
-        episode = self._duty.episode
-        where = {"task": episode.task, "instructions": self._post.instructions[episode.suite]}
-        shown = condition.altered(observation, **where)
-        told = condition.prior_told(observation, **where) if isinstance(condition, Intervened) else None
-        self.instruction = shown.instruction
-        seeds = noise_seed if noise_seed is not None else (*self._duty.episode.noise_seed, self.calls)
+        episode = self._task.episode
+        where = {"task": episode.task, "instructions": self._setup.instructions[episode.suite]}
+        visible = condition.altered(observation, **where)
+        prior_instruction = (
+            condition.prior_instruction(observation, **where) if isinstance(condition, Intervened) else None
+        )
+        self.instruction = visible.instruction
+        seeds = noise_seed if noise_seed is not None else (*self._task.episode.noise_seed, self.calls)
         started = time.perf_counter()
         self._connection.send(
             ActionRequest(
-                episode=self._duty.episode,
-                observation=shown,
+                episode=self._task.episode,
+                observation=visible,
                 noise_seed=seeds,
-                foresight=self._duty.filmed or self._duty.probed,
-                prior_told=told,
+                foresight=self._task.filmed or self._task.probed,
+                prior_instruction=prior_instruction,
             )
         )
         chunk: ActionChunk = self._connection.recv()

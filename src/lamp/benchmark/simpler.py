@@ -35,7 +35,7 @@ NUMBERS: dict[str, int] = {task.name: number for number, task in enumerate(SIMPL
 
 @dataclass(frozen=True, kw_only=True)
 class SimplerConfig:
-    """What `lamp evaluate simpler` does."""
+    """Runs policies on SimplerEnv's four WidowX tasks, in ManiSkill3's own environment (docs/simpler.md)."""
 
     checkpoint: Path | None = None
     """The policy's checkpoint folder; None evaluates controls only."""
@@ -166,24 +166,24 @@ def evaluate_simpler(
         ConfigError: A setting does not fit, or the folder holds an evaluation with other settings.
         MismatchError: A policy was trained with what SimplerEnv does not show.
     """
-    found = find_environment(config.python, config.assets, config.renderer)
-    simulators = simulators_of(config, found, view_of(config.checkpoint, config.against))
-    settings = {**config.settings, "assets": found.fingerprint}
+    environment = find_environment(config.python, config.assets, config.renderer)
+    simulators = simulators_of(config, environment, view_of(config.checkpoint, config.against))
+    settings = {**config.settings, "assets": environment.fingerprint}
     return evaluate(
         config.evaluation(simulators.suite), artist=artist, load=load, simulators=simulators, settings=settings
     )
 
 
-def simulators_of(config: SimplerConfig, found: Environment, view: SimplerView) -> SimplerSimulators:
+def simulators_of(config: SimplerConfig, environment: ManiSkillEnvironment, view: SimplerView) -> SimplerSimulators:
     """The simulators that a configuration asks for; with files that are stand-ins, under another name."""
     return SimplerSimulators(
-        launch=found.launch,
-        suite=WITH_STAND_INS if found.stand_ins else SUITE,
+        launch=environment.launch,
+        suite=WITH_STAND_INS if environment.stand_ins else SUITE,
         view=view,
         max_steps=config.max_steps,
         ensemble=config.ensemble,
         renderer=config.renderer,
-        facts={"assets": found.fingerprint, "stand_ins": list(found.stand_ins)},
+        facts={"assets": environment.fingerprint, "stand_ins": list(environment.stand_ins)},
     )
 
 
@@ -195,8 +195,10 @@ def view_of(*checkpoints: Path | None) -> SimplerView:
     """
     views = {path: _view(path) for path in checkpoints if path is not None}
     if len(set(views.values())) > 1:
-        told = "; ".join(f"{path}: {view}" for path, view in views.items())
-        raise MismatchError(f"the policies see different things ({told}); expected the same: evaluate them one by one")
+        described = "; ".join(f"{path}: {view}" for path, view in views.items())
+        raise MismatchError(
+            f"the policies see different things ({described}); expected the same: evaluate them one by one"
+        )
     return next(iter(views.values()), SimplerView())
 
 
@@ -227,7 +229,7 @@ CHECK_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
+class ManiSkillEnvironment:
     """An interpreter that can run the scenes."""
 
     launch: Launch
@@ -238,7 +240,7 @@ class Environment:
     """Files that are not the original ones."""
 
 
-def find_environment(python: Path | None, assets: Path | None, renderer: str) -> Environment:
+def find_environment(python: Path | None, assets: Path | None, renderer: str) -> ManiSkillEnvironment:
     """Looks for everything that the scenes need.
 
     Args:
@@ -249,24 +251,24 @@ def find_environment(python: Path | None, assets: Path | None, renderer: str) ->
     Raises:
         MissingDependencyError: Something is missing; the message says what, all of it, and how to get it.
     """
-    chosen = interpreter(python)
+    python_path = interpreter(python)
     data = simpler_tasks.asset_folder(assets)
     problems, versions = [], {}
-    if not chosen.is_file():
+    if not python_path.is_file():
         problems.append(
-            f"there is no {chosen}, ManiSkill3's own environment: build it with `make simpler-env`, or name its interpreter "
+            f"there is no {python_path}, ManiSkill3's own environment: build it with `make simpler-env`, or name its interpreter "
             f"with --python or ${VARIABLE}"
         )
     else:
-        found = _checked(chosen, data.parent, renderer)
-        versions = found["versions"]
-        problems += [found["problem"]] if found["problem"] else []
-    problems += _missing_assets(data, chosen)
+        checked = _checked(python_path, data.parent, renderer)
+        versions = checked["versions"]
+        problems += [checked["problem"]] if checked["problem"] else []
+    problems += _missing_assets(data, python_path)
     if problems:
         numbered = " ".join(f"({number}) {problem}." for number, problem in enumerate(problems, 1))
         raise MissingDependencyError(f"SimplerEnv cannot run here. {numbered}")
-    return Environment(
-        launch=Launch(command=(str(chosen), "-m", MODULE, "host"), environment=_variables(data.parent)),
+    return ManiSkillEnvironment(
+        launch=Launch(command=(str(python_path), "-m", MODULE, "host"), environment=_variables(data.parent)),
         versions=versions,
         fingerprint=simpler_tasks.assets_fingerprint(data),
         stand_ins=tuple(simpler_tasks.stand_in_assets(data)),

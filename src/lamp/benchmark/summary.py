@@ -91,20 +91,20 @@ def checkpoint_results(folder: Path, checkpoint: Path) -> list[Measured]:
         raise DataError(
             f"{folder / MANIFEST} is not the manifest of an evaluation; expected the --out of `lamp evaluate`."
         )
-    found, asked = checkpoint_hash(checkpoint), dict(manifest["conditions"])
-    own = {name for name, content in asked.items() if content == found and name not in CONTROLS}
+    content_hash, conditions = checkpoint_hash(checkpoint), dict(manifest["conditions"])
+    own = {name for name, content in conditions.items() if content == content_hash and name not in CONTROLS}
     if not own:
-        have = ", ".join(f"{name} {content}" for name, content in asked.items() if content) or "none"
+        have = ", ".join(f"{name} {content}" for name, content in conditions.items() if content) or "none"
         raise MismatchError(
-            f"{folder} is no evaluation of {checkpoint}, whose content is {found}; it has {have}. Evaluate this checkpoint, or "
-            "leave --results out."
+            f"{folder} is no evaluation of {checkpoint}, whose content is {content_hash}; it has {have}. Evaluate this "
+            "checkpoint, or leave --results out."
         )
-    every = read_records(folder)
-    if len(every) != manifest["planned"]:
+    episodes = read_records(folder)
+    if len(episodes) != manifest["planned"]:
         raise DataError(
-            f"{folder} has {len(every)} of {manifest['planned']} episodes; finish it with the same `lamp evaluate` first."
+            f"{folder} has {len(episodes)} of {manifest['planned']} episodes; finish it with the same `lamp evaluate` first."
         )
-    records = [record for record in every if record.condition in own]
+    records = [record for record in episodes if record.condition in own]
     return [_suite_result(table, records, manifest["config"]) for table in tabulate(records)]
 
 

@@ -13,7 +13,7 @@ from lamp.benchmark.suites import PLUS_STYLE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SuccessRow:
     """One condition of a suite."""
 
     condition: str
@@ -36,7 +36,7 @@ class SuccessTable:
     tasks: tuple[int, ...]
     names: tuple[str, ...]
     """The true instruction of each task (that of the wrong-instruction control is not the task's)."""
-    rows: tuple[Row, ...]
+    rows: tuple[SuccessRow, ...]
     pairs: tuple[Paired, ...]
     """The first condition against every other one, on the episodes both have done."""
 
@@ -71,14 +71,14 @@ def _table(suite: str, records: Sequence[EpisodeRecord]) -> SuccessTable:
 
 
 def _instruction(records: Sequence[EpisodeRecord]) -> str:
-    told = [record.instruction for record in records if record.condition != "wrong_instruction"]
-    return told[0] if told else ""
+    instructions = [record.instruction for record in records if record.condition != "wrong_instruction"]
+    return instructions[0] if instructions else ""
 
 
-def _row(condition: str, tasks: Sequence[int], records: Sequence[EpisodeRecord]) -> Row:
+def _row(condition: str, tasks: Sequence[int], records: Sequence[EpisodeRecord]) -> SuccessRow:
     lengths = [record.steps for record in records if record.success]
     by_task = [[record for record in records if record.task == task] for task in tasks]
-    return Row(
+    return SuccessRow(
         condition=condition,
         tasks=tuple(map(rate_of, by_task)),
         tasks_last=tuple(map(_rate_last, by_task)),
@@ -202,7 +202,7 @@ def rate_json(rate: Rate) -> dict[str, Any]:
     return {"successes": rate.successes, "trials": rate.trials, "rate": value, "low": low, "high": high}
 
 
-def _row_json(row: Row, tasks: Sequence[int]) -> dict[str, Any]:
+def _row_json(row: SuccessRow, tasks: Sequence[int]) -> dict[str, Any]:
     return {
         "condition": row.condition,
         "total": rate_json(row.total),
@@ -221,9 +221,9 @@ def _pair_json(pair: Paired) -> dict[str, Any]:
         "neither": pair.neither,
     }
     states = pair.episodes if pair.clusters is None else len(pair.clusters)
-    found = {"episodes": pair.episodes, "initial_states": states, "difference": pair.difference}
-    found |= {"p_value": pair.p_value, "test": pair.test}
-    return {"first": pair.first, "second": pair.second, **counts, **found}
+    statistics = {"episodes": pair.episodes, "initial_states": states, "difference": pair.difference}
+    statistics |= {"p_value": pair.p_value, "test": pair.test}
+    return {"first": pair.first, "second": pair.second, **counts, **statistics}
 
 
 def to_json(tables: Sequence[SuccessTable]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TaskProgress:
     """The mean progress of some trials."""
 
     values: tuple[float, ...]
@@ -134,8 +134,8 @@ def read_tasks(path: Path | None = None) -> dict[str, RobotTask]:
 
 
 def _task(name: str, raw: Any, path: Path | None) -> RobotTask:
-    told = raw if isinstance(raw, Mapping) else {}
-    category, instruction, stages = (told.get(key) for key in ("category", "instruction", "stages"))
+    fields = raw if isinstance(raw, Mapping) else {}
+    category, instruction, stages = (fields.get(key) for key in ("category", "instruction", "stages"))
     fits = isinstance(category, str) and isinstance(instruction, str) and isinstance(stages, list) and stages
     if not fits or not all(isinstance(stage, str) for stage in stages or ()):
         raise DataError(
@@ -156,8 +156,8 @@ def score(config: ScoreConfig) -> str:
         _undo(path)
     else:
         append_line(path, json.dumps(asdict(_trial(config)), ensure_ascii=False))
-    found = read_trials(config.out)
-    return to_text(found) if found else f"{path} holds no trial now"
+    trials = read_trials(config.out)
+    return to_text(trials) if trials else f"{path} holds no trial now"
 
 
 def _trial(config: ScoreConfig) -> Trial:
@@ -167,7 +167,7 @@ def _trial(config: ScoreConfig) -> Trial:
     if config.task not in tasks:
         raise unknown("task of the robot", config.task, tasks)
     task = tasks[config.task]
-    stages = _asked(task) if config.stages is None else config.stages
+    stages = _ask_for_stages(task) if config.stages is None else config.stages
     if not 0 <= stages <= len(task.stages):
         raise ConfigError(f"--stages is {stages}; expected 0 to {len(task.stages)}, the stages of {config.task}")
     return Trial(
@@ -185,7 +185,7 @@ def _trial(config: ScoreConfig) -> Trial:
     )
 
 
-def _asked(task: RobotTask) -> int:
+def _ask_for_stages(task: RobotTask) -> int:
     if not sys.stdin.isatty():
         raise ConfigError(
             f"--stages is not given; expected 0 to {len(task.stages)}, and no terminal is there to ask at"
@@ -200,19 +200,19 @@ def _asked(task: RobotTask) -> int:
 
 def _undo(path: Path) -> None:
     """Nothing that was written is ever changed: a further line takes the last trial back."""
-    if not _standing(read_lines_json(path)):
+    if not _not_undone(read_lines_json(path)):
         raise DataError(f"{path} holds no trial to take back")
     append_line(path, json.dumps({"undo": True}))
 
 
-def _standing(lines: Sequence[Any]) -> list[Any]:
-    standing: list[Any] = []
+def _not_undone(lines: Sequence[Any]) -> list[Any]:
+    kept: list[Any] = []
     for line in lines:
         if isinstance(line, Mapping) and line.get("undo"):
-            standing = standing[:-1]
+            kept = kept[:-1]
         else:
-            standing.append(line)
-    return standing
+            kept.append(line)
+    return kept
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -221,25 +221,25 @@ def read_trials(folder: Path) -> list[Trial]:
     Raises:
         DataError: A line is no trial.
     """
-    found = []
-    for line in _standing(read_lines_json(folder / TRIALS)):
+    trials = []
+    for line in _not_undone(read_lines_json(folder / TRIALS)):
         try:
             trial = Trial(**line)
             if not 0 <= trial.stages <= trial.of or not trial.of:
                 raise ValueError(f"{trial.stages} of {trial.of} stages")
         except (TypeError, ValueError) as error:
             raise DataError(f"{folder / TRIALS} holds a line that is no trial ({error}): {line!r}") from None
-        found.append(trial)
-    return found
+        trials.append(trial)
+    return trials
 
 
-def progress_by_column(trials: Iterable[Trial]) -> dict[str, dict[str, Progress]]:
+def progress_by_column(trials: Iterable[Trial]) -> dict[str, dict[str, TaskProgress]]:
     """Returns method -> column -> progress, in order of appearance."""
     grouped: dict[str, dict[str, list[float]]] = {}
     for trial in trials:
         grouped.setdefault(trial.method, {}).setdefault(trial.column, []).append(trial.progress)
     return {
-        method: {column: Progress(values=tuple(values)) for column, values in columns.items()}
+        method: {column: TaskProgress(values=tuple(values)) for column, values in columns.items()}
         for method, columns in grouped.items()
     }
 
@@ -250,6 +250,6 @@ def to_text(trials: Sequence[Trial]) -> str:
     for method, columns in progress_by_column(trials).items():
         for column, progress in columns.items():
             low, high = progress.interval
-            said = f"{100 * progress.mean:.1f}% ({100 * low:.0f} to {100 * high:.0f}), {progress.counted}"
-            lines.append(f"{method}, {column}: {said}")
+            summary = f"{100 * progress.mean:.1f}% ({100 * low:.0f} to {100 * high:.0f}), {progress.counted}"
+            lines.append(f"{method}, {column}: {summary}")
     return "\n".join(lines)

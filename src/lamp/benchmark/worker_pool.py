@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from multiprocessing.connection import Connection, wait
 
-from lamp.benchmark.episodes import Episode
+from lamp.benchmark.episodes import EvaluationEpisode
 from lamp.benchmark.launchers import Launcher, LocalLauncher, Process
 from lamp.benchmark.sim_worker import ActionRequest, EpisodeFailure, EpisodeOutcome, EpisodeTask, WorkerSetup
 from lamp.errors import LampError
@@ -76,9 +76,9 @@ class WorkerPool:
             for worker in self.workers:
                 self._assign(worker, pending)
             while any(worker.task for worker in self.workers):
-                yield from self._attend(pending)
+                yield from self._poll(pending)
         finally:
-            self._dismiss()
+            self._shut_down()
 
     def _assign(self, worker: Worker, pending: list[EpisodeTask]) -> None:
         worker.task = None
@@ -100,30 +100,30 @@ class WorkerPool:
             key = max(left, key=lambda key: left[key] / (1 + busy[key]))
         return next(index for index, task in enumerate(pending) if task.episode.simulator_key == key)
 
-    def _attend(self, pending: list[EpisodeTask]) -> Iterator[EpisodeOutcome]:
+    def _poll(self, pending: list[EpisodeTask]) -> Iterator[EpisodeOutcome]:
         """One round: waits for messages, collects requests for a moment, answers them."""
-        asked: list[tuple[Worker, ActionRequest]] = []
+        requests: list[tuple[Worker, ActionRequest]] = []
         deadline: float | None = None
         while True:
-            waiting = {id(worker) for worker, _ in asked}
+            waiting = {id(worker) for worker, _ in requests}
             listened = {w.connection: w for w in self.workers if w.task and id(w) not in waiting}
-            looking = [worker for worker in listened.values() if worker.task and worker.task.actions is None]
+            awaited = [worker for worker in listened.values() if worker.task and worker.task.actions is None]
             remaining = None if deadline is None else deadline - time.monotonic()
-            if asked and (not looking or (remaining is not None and remaining <= 0)):
+            if requests and (not awaited or (remaining is not None and remaining <= 0)):
                 break
             if not listened:
                 return
             for connection in wait(list(listened), timeout=self._patience(listened.values(), remaining)):
                 worker = listened[connection]  # pyright: ignore[reportArgumentType]
-                message = self._received(worker, pending)
+                message = self._receive(worker, pending)
                 if isinstance(message, ActionRequest):
-                    asked.append((worker, message))
+                    requests.append((worker, message))
                     deadline = deadline or time.monotonic() + self.gather_s
                 elif isinstance(message, EpisodeOutcome):
                     self._assign(worker, pending)
                     yield message
-            self._stop_the_overdue(listened.values())
-        self._reply(asked)
+            self._kill_overdue(listened.values())
+        self._reply(requests)
 
     def _patience(self, listened: Iterable[Worker], remaining: float | None) -> float | None:
         """How long to wait for messages: to the end of the gathering, or to the next deadline."""
@@ -131,7 +131,7 @@ class WorkerPool:
         waits = [*([] if remaining is None else [remaining]), *(max(0.0, end) for end in ends if isfinite(end))]
         return min(waits, default=None)
 
-    def _stop_the_overdue(self, listened: Iterable[Worker]) -> None:
+    def _kill_overdue(self, listened: Iterable[Worker]) -> None:
         """Kills workers whose episode is past its deadline; the end of their pipes then says so."""
         now = time.monotonic()
         for worker in listened:
@@ -139,17 +139,17 @@ class WorkerPool:
                 worker.overdue = True
                 worker.process.kill()
 
-    def _reply(self, asked: Sequence[tuple[Worker, ActionRequest]]) -> None:
-        chunks = self.answer([request for _, request in asked])
-        for (worker, _), chunk in zip(asked, chunks, strict=True):
+    def _reply(self, requests: Sequence[tuple[Worker, ActionRequest]]) -> None:
+        chunks = self.answer([request for _, request in requests])
+        for (worker, _), chunk in zip(requests, chunks, strict=True):
             with suppress(OSError):  # as in `_assign`
                 worker.connection.send(chunk)
 
-    def _received(self, worker: Worker, pending: list[EpisodeTask]) -> ActionRequest | EpisodeOutcome | None:
+    def _receive(self, worker: Worker, pending: list[EpisodeTask]) -> ActionRequest | EpisodeOutcome | None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
-            self._bury(worker, pending)
+            self._replace_dead_worker(worker, pending)
             return None
         if isinstance(message, EpisodeFailure):
             if message.cause is not None:
@@ -161,7 +161,7 @@ class WorkerPool:
             )
         return message
 
-    def _bury(self, worker: Worker, pending: list[EpisodeTask]) -> None:
+    def _replace_dead_worker(self, worker: Worker, pending: list[EpisodeTask]) -> None:
         """Reports a dead worker, puts its episode back and starts another."""
         worker.process.join(timeout=10.0)
         worker.connection.close()
@@ -188,7 +188,7 @@ class WorkerPool:
         )
         self._assign(worker, pending)
 
-    def _dismiss(self) -> None:
+    def _shut_down(self) -> None:
         for worker in self.workers:
             with suppress(OSError):
                 worker.connection.send(None)  # who has nothing to do leaves by itself
@@ -203,5 +203,5 @@ class WorkerPool:
         self.workers = []
 
 
-def _title(episode: Episode) -> str:
+def _title(episode: EvaluationEpisode) -> str:
     return f"{episode.condition} task {episode.task} state {episode.state}"

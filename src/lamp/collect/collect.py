@@ -90,7 +90,7 @@ def collect(config: CollectConfig) -> CollectReport:
     root = Path(config.out)
     busy = f"another collection is running in {root}; wait for it or choose another folder"
     with locked(root / LOCK_PATH, busy):
-        _agree(root, config)
+        _check_settings(root, config)
         remove_leftovers(root / STAGING)
         writer = LeRobotWriter(root, fps=FPS, robot_type="panda", cameras=tuple(LiberoEnv.cameras))
         attempts, jobs, before = Attempts.read(root), jobs_of(config), writer.names()
@@ -122,19 +122,19 @@ def _settings(config: CollectConfig) -> dict[str, Any]:
     return {key: value for key, value in to_json(config).items() if key not in FREE_TO_CHANGE}
 
 
-def _agree(root: Path, config: CollectConfig) -> None:
+def _check_settings(root: Path, config: CollectConfig) -> None:
     """Notes the settings of a new collection, or compares them with those of the one that is continued."""
-    path, now = root / CONFIG_PATH, _settings(config)
+    path, settings = root / CONFIG_PATH, _settings(config)
     if not path.exists():
         if (root / "meta/info.json").exists():
             raise MismatchError(f"{root} holds a dataset that was not collected here; choose another folder")
-        write_json(path, now)
+        write_json(path, settings)
         return
-    before = read_json(path, "collection's settings")
+    stored = read_json(path, "collection's settings")
     differences = [
-        f"{key} {before.get(key)} there, {now.get(key)} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"{key} {stored.get(key)} there, {settings.get(key)} here"
+        for key in sorted(stored.keys() | settings.keys())
+        if stored.get(key) != settings.get(key)
     ]
     if differences:
         raise MismatchError(
@@ -149,21 +149,21 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
     waiting = deque(job for job in jobs if attempts.next(job.name) is not None)
     if not waiting:
         return
-    orders, results = CONTEXT.Queue(), CONTEXT.Queue()
+    job_queue, results = CONTEXT.Queue(), CONTEXT.Queue()
     count = min(config.workers or available_cores(), len(waiting))
-    workers = [ChildProcess(target=work, args=(config, orders, results), daemon=True) for _ in range(count)]
+    workers = [ChildProcess(target=work, args=(config, job_queue, results), daemon=True) for _ in range(count)]
     try:
         for worker in workers:
             worker.start()
-        open_orders = failed = 0
-        while waiting or open_orders:
+        in_flight = failed = 0
+        while waiting or in_flight:
             # A few orders ahead keep the workers busy; a second attempt then does not wait for all first ones.
-            while waiting and open_orders < 2 * count:
+            while waiting and in_flight < 2 * count:
                 job = waiting.popleft()
-                orders.put((job, attempts.next(job.name)))
-                open_orders += 1
+                job_queue.put((job, attempts.next(job.name)))
+                in_flight += 1
             result = _next_result(results, workers)
-            open_orders -= 1
+            in_flight -= 1
             attempts.note(result)
             if result.outcome == "success":
                 progress.advance()
@@ -173,7 +173,7 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
                 if attempts.next(result.job) is not None:
                     waiting.appendleft(by_name[result.job])
         for _ in workers:
-            orders.put(None)
+            job_queue.put(None)
         for worker in workers:
             worker.join(timeout=20)
     finally:
@@ -240,15 +240,15 @@ def _task_reports(root: Path, attempts: Attempts) -> tuple[TaskReport, ...]:
 FPS = 20
 
 
-def work(config: CollectConfig, orders: Queue[tuple[Job, int] | None], results: Queue[Any]) -> None:
+def work(config: CollectConfig, jobs: Queue[tuple[Job, int] | None], results: Queue[Any]) -> None:
     """Takes jobs, each with the number of the attempt, until it gets None.
 
     The answer to each is an `Attempt`, or an error's text, or an error of the system, after which the process ends.
     """
     env: LiberoEnv | None = None
     try:
-        while (order := orders.get()) is not None:
-            job, attempt = order
+        while (job_and_attempt := jobs.get()) is not None:
+            job, attempt = job_and_attempt
             if env is None or env.task.index != job.task:
                 if env is not None:
                     env.close()
@@ -257,10 +257,10 @@ def work(config: CollectConfig, orders: Queue[tuple[Job, int] | None], results: 
     except (LampError, LampClientError) as error:
         results.put(str(error))
     except Exception as error:
-        found = system_error(error)
-        if found is None:
+        system_fault = system_error(error)
+        if system_fault is None:
             raise
-        results.put(found)
+        results.put(system_fault)
     finally:
         if env is not None:
             env.close()

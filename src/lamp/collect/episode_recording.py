@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from lamp.collect.expert import Expert, Phase
 from lamp.collect.noise import Disturbance
 from lamp.collect.pick_and_place import CLOSE, OPEN
-from lamp.collect.scene_state import Scene
+from lamp.collect.scene_state import LiberoScene
 from lamp_client.envs.libero import LiberoEnv
 
 HOLD = 4
@@ -51,7 +51,7 @@ def dataset_action(action: Float[np.ndarray, "7"]) -> Float[np.ndarray, "7"]:
 
 def simulate(env: LiberoEnv, disturbance: Disturbance) -> Trajectory:
     """Lets the expert act in an environment that was just reset, until it is done or the task's step limit is reached."""
-    scene = Scene(*env.simulation, env.robosuite)
+    scene = LiberoScene(*env.simulation, env.robosuite)
     expert = Expert(scene)
     snapshots, proprioception, clean, executed, overridden = [], [], [], [], []
     held = 0
@@ -81,11 +81,11 @@ def simulate(env: LiberoEnv, disturbance: Disturbance) -> Trajectory:
 def act_of_expert(env: LiberoEnv) -> Callable[[], Float[np.ndarray, "7"]]:
     """The expert alone, without disturbance or recording, for an environment that was just reset: each call is its next action,
     in the dataset's convention."""
-    expert = Expert(Scene(*env.simulation, env.robosuite))
+    expert = Expert(LiberoScene(*env.simulation, env.robosuite))
     return lambda: dataset_action(expert.decide().action)
 
 
-def _reason(expert: Expert, scene: Scene) -> str:
+def _reason(expert: Expert, scene: LiberoScene) -> str:
     if scene.success:
         return "goal reached too late to let go"
     if expert.grasp is None:

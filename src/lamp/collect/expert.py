@@ -14,8 +14,8 @@ import numpy as np
 
 from lamp.collect import pick_and_place
 from lamp.collect.grasping import TIP, Grasp
-from lamp.collect.pick_and_place import Action, Situation, ramp
-from lamp.collect.scene_state import Scene
+from lamp.collect.pick_and_place import Action, PickPlaceState, ramp
+from lamp.collect.scene_state import LiberoScene
 
 
 class Phase(Enum):
@@ -55,7 +55,7 @@ class Decision:
 class Expert:
     """Brings the task's object to its goal, one decision at a time."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: LiberoScene) -> None:
         self.scene = scene
         self.phase = Phase.APPROACH
         self.grasp: Grasp | None = None
@@ -81,14 +81,14 @@ class Expert:
         """Whether the goal is reached, the object let go, and the hand clear of it."""
         return self.phase is Phase.DONE
 
-    def _grasp_fits(self, now: Situation) -> bool:
+    def _grasp_fits(self, now: PickPlaceState) -> bool:
         """Whether the chosen grasp is one from above still; it is not after the object fell over."""
         if self.grasp is None or now.goal is None:
             return False
         tilt = abs(float((self.scene.object_rotation @ self.grasp.closing)[2]))
         return tilt < 0.2 and bool(now.goal[2] > now.volumes.bottom + TIP - 0.004)
 
-    def _next(self, now: Situation) -> Phase:
+    def _next(self, now: PickPlaceState) -> Phase:
         """The phase that the present state calls for."""
         match self.phase:
             case Phase.APPROACH:
@@ -115,7 +115,7 @@ class Expert:
                 return Phase.DONE if now.success else Phase.APPROACH
 
 
-def _precision(phase: Phase, now: Situation) -> float:
+def _precision(phase: Phase, now: PickPlaceState) -> float:
     """Rises towards the grasp and towards the goal; what is held is not shaken much anywhere."""
     if phase is Phase.APPROACH:
         return 1.0 - ramp(now.reach, 0.02, 0.12)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lamp.collect.scene_state import Points, Scene, Vector
+from lamp.collect.scene_state import LiberoScene, Points, Vector
 
 MAX_OPENING = 0.08
 """Distance between the pads of the open Panda gripper in [m]."""
@@ -46,7 +46,7 @@ class Grasp:
     half_width: float
     """Half of what the fingers will enclose in [m]."""
 
-    def pose(self, scene: Scene) -> tuple[Vector, float]:
+    def pose(self, scene: LiberoScene) -> tuple[Vector, float]:
         """Position in [m] and yaw in [rad] of the hand for the object's present pose."""
         rotation = scene.object_rotation
         direction = rotation @ self.closing
@@ -97,9 +97,9 @@ def _band(points: Points, height: float) -> Float[np.ndarray, "m 3"]:
 def _candidates(points: Points, height: float) -> list[_Candidate]:
     """Every way in which the fingers could enclose the object at this height."""
     band = _band(points, height)
-    found = []
+    candidates = []
     if not len(band):
-        return found
+        return candidates
     middle = (band[:, :2].min(axis=0) + band[:, :2].max(axis=0)) / 2
     for yaw in YAWS:
         along_axis, across_axis = _axes(yaw)
@@ -108,15 +108,15 @@ def _candidates(points: Points, height: float) -> list[_Candidate]:
         if len(slot) and np.ptp(slot) < 0.072:
             centre = np.append(middle + (slot.min() + slot.max()) / 2 * along_axis, height)
             half_width, spread = float(np.ptp(slot)) / 2, float(np.ptp(along)) / 2
-            found.append(_Candidate(centre=centre, yaw=float(yaw), half_width=half_width, spread=spread))
-    return found
+            candidates.append(_Candidate(centre=centre, yaw=float(yaw), half_width=half_width, spread=spread))
+    return candidates
 
 
 def _rim_candidates(points: Points, height: float) -> list[_Candidate]:
     """The same for a hollow object too wide to enclose: one finger inside, one outside of its wall."""
     band = _band(points, height)
     middle = (points[:, :2].min(axis=0) + points[:, :2].max(axis=0)) / 2
-    found = []
+    candidates = []
     for yaw in YAWS:
         along_axis, across_axis = _axes(yaw)
         along, across = (band[:, :2] - middle) @ along_axis, (band[:, :2] - middle) @ across_axis
@@ -126,11 +126,11 @@ def _rim_candidates(points: Points, height: float) -> list[_Candidate]:
                 continue
             outer, inner = wall.max(), max(wall.min(), wall.max() - 0.03)
             centre = np.append(middle + side * (outer + inner) / 2 * along_axis, height)
-            found.append(_Candidate(centre=centre, yaw=float(yaw), half_width=float(outer - inner) / 2))
-    return found
+            candidates.append(_Candidate(centre=centre, yaw=float(yaw), half_width=float(outer - inner) / 2))
+    return candidates
 
 
-def plan_grasp(scene: Scene, to_goal: Vector) -> Grasp | None:
+def plan_grasp(scene: LiberoScene, to_goal: Vector) -> Grasp | None:
     """Chooses the grasp of the object as it lies now, or None where there is nothing to enclose.
 
     What counts: nothing in the gripper's way here and at the goal, a small turn of the wrist, a box met squarely, and for a
@@ -142,10 +142,10 @@ def plan_grasp(scene: Scene, to_goal: Vector) -> Grasp | None:
     volumes = scene.volumes()
     points, top, bottom = volumes.object, volumes.top, volumes.bottom
     height = max(top - PALM_CLEARANCE, min((top + bottom) / 2, bottom + 0.03), bottom + TIP + 0.002)
-    found = _candidates(points, height)
-    rim = not found
+    candidates = _candidates(points, height)
+    rim = not candidates
     if rim:
-        found = _rim_candidates(points, height)
+        candidates = _rim_candidates(points, height)
 
     def cost(candidate: _Candidate) -> float:
         centre, yaw = candidate.centre, candidate.yaw
@@ -157,9 +157,9 @@ def plan_grasp(scene: Scene, to_goal: Vector) -> Grasp | None:
         reach = max(float(np.linalg.norm(at[:2] - scene.base_position[:2])) for at in (centre, centre + to_goal))
         return in_the_way + turn + REACH_COST * max(0.0, reach - EASY_REACH)
 
-    if not found:
+    if not candidates:
         return None
-    best = min(found, key=cost)
+    best = min(candidates, key=cost)
     object_from_world = scene.object_rotation.T
     return Grasp(
         point=object_from_world @ (best.centre - scene.object_position),

@@ -81,11 +81,11 @@ class CollectConfig:
 
     def _check_states(self) -> None:
         first, end = self.states
-        given = f"states is {first} to {end - 1}"
+        problem = f"states is {first} to {end - 1}"
         if end > EVALUATION_STATES.start:
-            raise ConfigError(f"{given}; 30 to 49 are kept for evaluation, choose within 0 to 29 (--states 0 30).")
+            raise ConfigError(f"{problem}; 30 to 49 are kept for evaluation, choose within 0 to 29 (--states 0 30).")
         if not 0 <= first < end:
-            raise ConfigError(f"{given}; expected at least one state within 0 to 29 (--states 0 30).")
+            raise ConfigError(f"{problem}; expected at least one state within 0 to 29 (--states 0 30).")
         varied = self.placement_shift or self.action_noise or self.perturbation_probability
         if not varied and self.episodes > end - first:
             raise ConfigError(
@@ -160,10 +160,10 @@ class Attempts:
     @classmethod
     def read(cls, root: Path) -> Attempts:
         """Reads the log of the dataset at `root`; there may be none yet."""
-        found = cls(path=root / ATTEMPTS_PATH)
-        for line in read_lines_json(found.path):
-            found.note(Attempt(**line))
-        return found
+        attempts = cls(path=root / ATTEMPTS_PATH)
+        for line in read_lines_json(attempts.path):
+            attempts.note(Attempt(**line))
+        return attempts
 
     def note(self, attempt: Attempt) -> None:
         """Takes an attempt into account that is on disk already."""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.collect.grasping import PALM_CLEARANCE, TIP, Grasp, plan_grasp
-from lamp.collect.scene_state import Points, Rotation, Scene, Vector, Volumes
+from lamp.collect.scene_state import LiberoScene, Points, Rotation, Vector, Volumes
 from lamp.data.actions import AxisAngle
 
 POSITION_UNIT = 0.05
@@ -30,7 +30,7 @@ Action = Float[np.ndarray, "7"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Situation:
+class PickPlaceState:
     """Everything a decision looks at, read from the simulator once a step."""
 
     hand: Vector
@@ -88,13 +88,13 @@ class Situation:
         return max(along / free, across / 0.012, abs(nearest_turn(self.yaw - self.turn)) / 0.15, shut)
 
 
-def look(scene: Scene, grasp: Grasp | None) -> Situation:
+def look(scene: LiberoScene, grasp: Grasp | None) -> PickPlaceState:
     """Reads the present situation."""
     volumes, rotation = scene.volumes(), scene.hand_rotation
     place = find_place(volumes.goal, scene.target_position[:2])
     turn = float(np.arctan2(-rotation[0, 0], rotation[1, 0]))
     goal, yaw = (None, turn) if grasp is None else grasp.pose(scene)
-    return Situation(
+    return PickPlaceState(
         hand=scene.hand_position,
         rotation=rotation,
         opening=scene.opening,
@@ -113,13 +113,13 @@ def look(scene: Scene, grasp: Grasp | None) -> Situation:
     )
 
 
-def choose_grasp(scene: Scene, now: Situation) -> Grasp | None:
+def choose_grasp(scene: LiberoScene, now: PickPlaceState) -> Grasp | None:
     """A grasp that fits here and at the goal."""
     rise = release_height(now.place, below=0.0) - now.volumes.bottom
     return plan_grasp(scene, np.append(now.offset, rise))
 
 
-def reach(now: Situation) -> Action:
+def reach(now: PickPlaceState) -> Action:
     """A funnel: high while off to the side, down to the grasp as the hand comes to stand over it."""
     # What a shut hand holds by mistake is let go before the hand rises, not dropped from above.
     if now.goal is None or (all(now.touching) and now.opening < WIDE_OPEN):
@@ -135,14 +135,14 @@ def reach(now: Situation) -> Action:
     return move(now, np.append(now.goal[:2], height), now.yaw, OPEN, sideways=sideways)
 
 
-def close(now: Situation) -> Action:
+def close(now: PickPlaceState) -> Action:
     """Stays at the grasp until the fingers touch, then gives way to them."""
     if now.goal is None or any(now.touching):
         return move(now, now.hand, now.turn, CLOSE)
     return move(now, now.goal, now.yaw, CLOSE)
 
 
-def carry(now: Situation) -> Action:
+def carry(now: PickPlaceState) -> Action:
     """Up until nothing is in the way, over to the goal, and down: the same funnel, for the object instead of the hand."""
     start, end = now.hand[:2], now.hand[:2] + now.offset
     radius = min(float(np.linalg.norm(now.volumes.object[:, :2] - start, axis=1).max()), 0.08) + 0.015
@@ -157,7 +157,7 @@ def carry(now: Situation) -> Action:
     return move(now, np.append(end, height), now.turn, CLOSE, sideways=sideways)
 
 
-def over_goal(now: Situation) -> bool:
+def over_goal(now: PickPlaceState) -> bool:
     """Whether the object is where it can be let go, or as near to it as the arm gets."""
     height = now.hand[2] - release_height(now.place, below=now.below)
     near = np.linalg.norm(now.offset) < (0.025 if now.place.is_container else 0.015)
@@ -165,29 +165,29 @@ def over_goal(now: Situation) -> bool:
     return bool((near and down) or (now.success and now.resting and height < 0.03))
 
 
-def let_go(now: Situation) -> Action:
+def let_go(now: PickPlaceState) -> Action:
     """Opens, and keeps the object in the middle between the fingers."""
     return move(now, now.hand + _recentre(now), now.turn, OPEN)
 
 
-def withdraw(now: Situation) -> Action:
+def withdraw(now: PickPlaceState) -> Action:
     """Up until the finger tips are above the object, then still; slowly while a finger still touches it."""
     rise = 0.0 if is_clear(now) else 0.01 if any(now.touching) else 0.05
     return move(now, now.hand + _recentre(now) + [0.0, 0.0, rise], now.turn, OPEN)
 
 
-def is_off(now: Situation) -> bool:
+def is_off(now: PickPlaceState) -> bool:
     """Whether the fingers are off the object, or as far open as they go."""
     return now.opening > (0.077 if any(now.touching) else min(0.07, 2 * now.half_width + 0.008))
 
 
-def is_clear(now: Situation) -> bool:
+def is_clear(now: PickPlaceState) -> bool:
     """Whether the finger tips are above the object, or far from it."""
     aside = np.linalg.norm(now.volumes.object[:, :2] - now.hand[:2], axis=1).min() > 0.09
     return bool(aside or now.hand[2] - TIP > now.volumes.top + 0.01)
 
 
-def _recentre(now: Situation) -> Vector:
+def _recentre(now: PickPlaceState) -> Vector:
     """The way to the middle of an object that hangs on one of the open fingers."""
     if now.goal is None or now.touching[0] == now.touching[1]:
         return np.zeros(3)
@@ -195,7 +195,7 @@ def _recentre(now: Situation) -> Vector:
     return np.clip(float((now.goal - now.hand) @ along), -0.015, 0.015) * along
 
 
-def move(now: Situation, target: Vector, yaw: float, gripper: float, *, sideways: float = 1.0) -> Action:
+def move(now: PickPlaceState, target: Vector, yaw: float, gripper: float, *, sideways: float = 1.0) -> Action:
     """The action towards a pose of the hand; `sideways` slows its horizontal part."""
     way = GAIN * (target - now.hand) / POSITION_UNIT
     way[:2] *= sideways / max(1.0, float(np.linalg.norm(way[:2])))

@@ -57,7 +57,7 @@ class Volumes:
         return float(self.object[:, 2].min())
 
 
-class Scene:
+class LiberoScene:
     """A privileged, read-only view of a LIBERO environment whose goal is to bring one object to one place.
 
     Nothing is remembered between calls: every value is read from the simulation's present state.

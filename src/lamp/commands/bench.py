@@ -84,14 +84,14 @@ def _bench_data(arguments: Sequence[str]) -> None:
     if flags.synthetic_episodes is not None:
         _print(measure_opening(flags.synthetic_episodes), to_text, as_json=flags.json, indent=None)
         return
-    found = measure_loading(
+    figures = measure_loading(
         training_named(flags.recipe).backbone,
         flags.data,
         workers=flags.workers,
         batch_size=flags.batch_size,
         seconds=flags.seconds,
     )
-    _print(found, to_text, as_json=flags.json, indent=None)
+    _print(figures, to_text, as_json=flags.json, indent=None)
 
 
 COMMANDS: dict[str, Command] = {

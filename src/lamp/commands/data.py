@@ -124,9 +124,9 @@ def _cache_features(arguments: Sequence[str]) -> None:
         return
     from lamp.info import to_text
 
-    found = [report.to_json() for report in check_caches(request)]
-    print(json.dumps(found, indent=2) if flags.json else "\n".join(map(to_text, found)))
-    if not all(report["ok"] for report in found):
+    reports = [report.to_json() for report in check_caches(request)]
+    print(json.dumps(reports, indent=2) if flags.json else "\n".join(map(to_text, reports)))
+    if not all(report["ok"] for report in reports):
         raise SystemExit(1)
 
 
@@ -190,15 +190,15 @@ def _cache_list(arguments: Sequence[str]) -> None:
 
     folder = _caches(flags.data, flags.out)
     stores = list_stores(flags.data)
-    found = [*list_caches(folder), *stores]
-    lines = [cache_line(entry) for entry in found]
+    entries = [*list_caches(folder), *stores]
+    lines = [cache_line(entry) for entry in entries]
     if flags.json:
         print(json.dumps({"folder": str(folder), "caches": lines}, indent=2, ensure_ascii=False))
-    elif not found:
+    elif not entries:
         print(f"no caches in {folder} (lamp cache features {flags.data} makes one)")
     else:
         print(to_text({line.pop("name"): line for line in lines}))
-        print(f"{sum(entry.size for entry in found if entry not in stores) / 1e6:.1f} MB in {folder}")
+        print(f"{sum(entry.size for entry in entries if entry not in stores) / 1e6:.1f} MB in {folder}")
         if stores:
             print(f"{sum(entry.size for entry in stores) / 1e6:.1f} MB of scene flow in {flags.data}")
 
@@ -248,24 +248,24 @@ def _data_check(arguments: Sequence[str]) -> None:
     from lamp.data.check import check_dataset
     from lamp.data.check.faults import Fault
 
-    found = check_dataset(flags.data, workers=flags.workers, quick=flags.quick)
-    unread = _unread(flags)
+    report = check_dataset(flags.data, workers=flags.workers, quick=flags.quick)
+    unread = _unreadable_instructions(flags)
     if flags.recipe is not None:
         faults = [Fault(problem=problem, file="meta", key="task") for problem in unread]
-        found = replace(found, faults=(*found.faults, *faults))
+        report = replace(report, faults=(*report.faults, *faults))
     if flags.json:
-        said = dict(found.to_json()) | ({} if flags.recipe is not None else {"remarks": unread})
-        print(json.dumps(said, indent=2, ensure_ascii=False))
+        content = dict(report.to_json()) | ({} if flags.recipe is not None else {"remarks": unread})
+        print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        print(found.to_text())
+        print(report.to_text())
         if flags.recipe is None:
             for line in unread:
                 print(f"no fault of the data, but for recipes with the small backbone (demo): {line}")
-    if not found.ok:
+    if not report.ok:
         raise SystemExit(1)
 
 
-def _unread(flags: DataCheckFlags) -> list[str]:
+def _unreadable_instructions(flags: DataCheckFlags) -> list[str]:
     """What a backbone cannot read of the dataset's instructions; nothing where they cannot be listed, a fault already."""
     from lamp.data.lerobot import LeRobotDataset
     from lamp.data.observation_encoder import unreadable
@@ -275,12 +275,12 @@ def _unread(flags: DataCheckFlags) -> list[str]:
 
     backbone = SmallBackboneConfig() if flags.recipe is None else training_named(flags.recipe).policy.backbone
     try:
-        found = unreadable(instruction_reader(backbone), LeRobotDataset(flags.data).tasks)
+        unreadable_instructions = unreadable(instruction_reader(backbone), LeRobotDataset(flags.data).tasks)
     except (DataError, MissingDependencyError):
         if flags.recipe is not None:
             raise
         return []
-    return [] if found is None else found.problems
+    return [] if unreadable_instructions is None else unreadable_instructions.problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +307,7 @@ def _import_recording(arguments: Sequence[str]) -> None:
     from lamp.progress import Progress
 
     with Progress("import", unit="episodes") as told:
-        found = import_recording(
+        imported = import_recording(
             flags.recording,
             flags.out,
             robot_type=flags.robot_type,
@@ -316,12 +316,12 @@ def _import_recording(arguments: Sequence[str]) -> None:
             fps=flags.fps,
             resample=flags.resample,
         )
-    for line in (*(f"left out {line}" for line in found.skipped), *found.notes):
+    for line in (*(f"left out {line}" for line in imported.skipped), *imported.notes):
         print(line, file=sys.stderr)
-    print(f"{flags.out}: {found.episodes} new episodes, {found.frames} frames")
-    if found.embodiment is not None:
+    print(f"{flags.out}: {imported.episodes} new episodes, {imported.frames} frames")
+    if imported.embodiment is not None:
         print(
-            f"what their states and actions mean is in {found.embodiment}: train with --also {flags.out}={found.embodiment}"
+            f"what their states and actions mean is in {imported.embodiment}: train with --also {flags.out}={imported.embodiment}"
         )
 
 

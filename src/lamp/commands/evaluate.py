@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def _evaluate(arguments: Sequence[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
-        known = [name.split()[1] for name in COMMANDS if name.startswith("evaluate ")]
-        raise unknown("benchmark", arguments[0], known)
+        benchmarks = [name.split()[1] for name in COMMANDS if name.startswith("evaluate ")]
+        raise unknown("benchmark", arguments[0], benchmarks)
     _evaluate_libero(arguments)
 
 
 def _evaluate_libero(arguments: Sequence[str]) -> None:
     from lamp.benchmark.evaluate import EvaluateConfig
 
-    _evaluated(parse(EvaluateConfig, arguments, "evaluate libero"))
+    _run_evaluation(parse(EvaluateConfig, arguments, "evaluate libero"))
 
 
 def _evaluate_plus(arguments: Sequence[str]) -> None:
@@ -33,18 +33,20 @@ def _evaluate_plus(arguments: Sequence[str]) -> None:
 
     config = parse(PlusConfig, arguments, "evaluate libero_plus")
     if config.list:
-        found = listing(config)
-        print(json.dumps(found, indent=2) if config.json else listing_text(found))
+        tasks = listing(config)
+        print(json.dumps(tasks, indent=2) if config.json else listing_text(tasks))
     else:
-        _evaluated(config)
+        _run_evaluation(config)
 
 
-def _evaluated(config: RunSettings) -> None:
+def _run_evaluation(config: RunSettings) -> None:
     from lamp.benchmark.evaluate import evaluate
     from lamp.view.overlay import ForesightArtist
 
-    found = {name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
-    print(evaluate(replace(config, **found), artist=ForesightArtist()).text)
+    checkpoints = {
+        name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))
+    }
+    print(evaluate(replace(config, **checkpoints), artist=ForesightArtist()).text)
 
 
 def _evaluate_simpler(arguments: Sequence[str]) -> None:
@@ -52,8 +54,10 @@ def _evaluate_simpler(arguments: Sequence[str]) -> None:
     from lamp.view.overlay import ForesightArtist
 
     config = parse(SimplerConfig, arguments, "evaluate simpler")
-    found = {name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
-    print(evaluate_simpler(replace(config, **found), artist=ForesightArtist()).text)
+    checkpoints = {
+        name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))
+    }
+    print(evaluate_simpler(replace(config, **checkpoints), artist=ForesightArtist()).text)
 
 
 def _merge_evaluations(arguments: Sequence[str]) -> None:

@@ -69,11 +69,11 @@ def check_caches(request: CacheRequest) -> Iterator[CacheReport]:
         DataError: There is no such cache at all.
         MismatchError: There are only others.
     """
-    found = find_backbone(request.settings.backbone)
+    backbone = find_backbone(request.settings.backbone)
     for one in request.datasets:
         dataset = one.embodiment.open(Path(one.data))
-        folder = cache_folder(dataset, found.key, request.root)
-        read_manifest(folder, found.key, dataset, found.description)
+        folder = cache_folder(dataset, backbone.key, request.root)
+        read_manifest(folder, backbone.key, dataset, backbone.description)
         store = FeatureStore(dataset, folder, request.settings.augmentation)
         yield check_store(store)
         if request.motion is not None:
@@ -106,21 +106,21 @@ def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenWo
         raise ConfigError(
             "--motion is given and no draws of z_m are asked for; expected --cached-hidden-draws 4 or so."
         )
-    found = find_backbone(config.backbone)
+    backbone = find_backbone(config.backbone)
     sources = Sources.open(
         Path(data.data),
-        found.key,
+        backbone.key,
         config.split,
         token_width=config.model.token_width,
         embodiment=data.embodiment,
         augmentation=config.augmentation,
         features=request.root,
-        wanted=found.description,
+        wanted=backbone.description,
     )
     weights, origin = read_motion(config, sources, motion)
     model = LaMP(replace(config.model, guidance=None, action=None)).requires_grad_(False).eval()
     model.load_state_dict(weights)
-    settings, features = hidden_settings(config, origin.source.sha256, found.key), sources.features
+    settings, features = hidden_settings(config, origin.source.sha256, backbone.key), sources.features
     draws = config.cached_hidden_draws
     return HiddenWork(
         store=hidden_store(features.folder / HIDDEN, features, settings, draws, config.augmentation),

@@ -48,8 +48,8 @@ def _recipe_fit(arguments: Sequence[str]) -> None:
     from lamp.recipes.fit import FitConfig, fit
 
     config = parse(FitConfig, arguments, "recipe fit", leading="--data")
-    made, told = fit(config, training_named(config.like))
-    print(f"{told}\n{config.out}: {made.summary}. Read it, change what you like, and give it to any --recipe.")
+    fitted, report = fit(config, training_named(config.like))
+    print(f"{report}\n{config.out}: {fitted.summary}. Read it, change what you like, and give it to any --recipe.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,10 +94,10 @@ def _import_released(arguments: Sequence[str]) -> None:
     flags = parse(ImportFlags, arguments, "import-released")
     from lamp.train.released.import_release import import_released
 
-    found = import_released(flags.source, flags.out, revision=flags.revision, vlm=flags.vlm)
-    for note in found.notes:
+    imported = import_released(flags.source, flags.out, revision=flags.revision, vlm=flags.vlm)
+    for note in imported.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{found.checkpoint}: a {found.kind} checkpoint (lamp info {found.checkpoint})")
+    print(f"{imported.checkpoint}: a {imported.kind} checkpoint (lamp info {imported.checkpoint})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +116,10 @@ def _export_released(arguments: Sequence[str]) -> None:
     flags = parse(ExportFlags, arguments, "export-released")
     from lamp.train.released.export import export_released
 
-    found = export_released(found_checkpoint(flags.checkpoint), flags.out, vlm=flags.vlm)
-    for note in found.notes:
+    exported = export_released(found_checkpoint(flags.checkpoint), flags.out, vlm=flags.vlm)
+    for note in exported.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{found.folder}: a released {found.kind}")
+    print(f"{exported.folder}: a released {exported.kind}")
 
 
 @dataclass(frozen=True, kw_only=True)

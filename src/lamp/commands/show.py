@@ -71,27 +71,27 @@ def _info(arguments: Sequence[str]) -> None:
 def _verify(flags: InfoFlags) -> None:
     from lamp.info import verify
 
-    found = verify(flags.path)
+    verification = verify(flags.path)
     if flags.json:
-        faults = [{"file": str(fault.file), "problem": fault.problem} for fault in found.faults]
-        said = {
+        faults = [{"file": str(fault.file), "problem": fault.problem} for fault in verification.faults]
+        content = {
             "ok": not faults,
-            "files": found.files,
-            "bytes": found.bytes,
+            "files": verification.files,
+            "bytes": verification.bytes,
             "faults": faults,
-            "unchecked": found.unchecked,
+            "unchecked": verification.unchecked,
         }
-        print(json.dumps(said, indent=2, ensure_ascii=False))
+        print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        for fault in found.faults[:_NAMED]:
+        for fault in verification.faults[:_NAMED]:
             print(f"fault: {fault}")
-        for each in found.unchecked[:_NAMED]:
+        for each in verification.unchecked[:_NAMED]:
             print(f"note: {each}")
-        more = max(len(found.faults) - _NAMED, 0) + max(len(found.unchecked) - _NAMED, 0)
+        more = max(len(verification.faults) - _NAMED, 0) + max(len(verification.unchecked) - _NAMED, 0)
         print(*([f"... and {more} more"] if more else []), sep="\n", end="\n" if more else "")
-        told = f"{len(found.faults)} faults" if found.faults else "no fault"
-        print(f"{told} in {found.files} files, {found.bytes / 1e6:,.1f} MB ({flags.path})")
-    if found.faults:
+        result = f"{len(verification.faults)} faults" if verification.faults else "no fault"
+        print(f"{result} in {verification.files} files, {verification.bytes / 1e6:,.1f} MB ({flags.path})")
+    if verification.faults:
         raise SystemExit(1)
 
 

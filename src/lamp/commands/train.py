@@ -87,7 +87,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
         training = replace(training, flow_stride=stride, scene_flow=name)
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
     training = replace(training, also=tuple(mixed_in(text) for text in flags.also)) if flags.also else training
-    training = replace(training, loop=_tracked(_sharded(training.loop, flags.sharding), flags))
+    training = replace(training, loop=_with_trackers(_with_sharding(training.loop, flags.sharding), flags))
 
     def train(now: LoopConfig, run: RunStage) -> TrainingResult:
         planned = replace(training, loop=now)
@@ -128,7 +128,7 @@ def _print_result(result: TrainingResult, loop: LoopConfig, *next_commands: Sequ
     print(f"saved in {result.checkpoint}; next: {commands}")
 
 
-def _tracked(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
+def _with_trackers(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
     """
     Raises:
         ConfigError: A tracker is unknown, or --json is given without --plan.
@@ -199,7 +199,7 @@ def _with_lora(training: PolicyTraining, rank: int | None) -> PolicyTraining:
     return replace(training, backbone=replace(backbone, lora=replace(backbone.lora or LoRA(), rank=rank)))
 
 
-def _sharded(loop: LoopConfig, name: str | None) -> LoopConfig:
+def _with_sharding(loop: LoopConfig, name: str | None) -> LoopConfig:
     from lamp.train.config import FullySharded, Replicated
 
     kinds = {"replicated": Replicated, "full": FullySharded}
@@ -256,10 +256,10 @@ def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.train.train_policy import train_policy
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
-    given = value_of("--motion", arguments)
-    motion = None if given is None else found_checkpoint(Path(given))
-    began = value_of("--from", arguments)
-    start = None if began is None else found_checkpoint(Path(began))
+    motion_flag = value_of("--motion", arguments)
+    motion = None if motion_flag is None else found_checkpoint(Path(motion_flag))
+    start_flag = value_of("--from", arguments)
+    start = None if start_flag is None else found_checkpoint(Path(start_flag))
     settings = chosen.without_motion if motion is None else following(chosen.policy, motion)
     if start is not None and motion is None and _has_motion(start):
         settings = following(chosen.policy, start)
@@ -267,7 +267,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     if flags.also:
         training = replace(training, also=tuple(mixed_in(text) for text in flags.also))
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
-    loop = _tracked(_sharded(training.loop, flags.sharding), flags)
+    loop = _with_trackers(_with_sharding(training.loop, flags.sharding), flags)
     training = _with_lora(replace(training, loop=loop), flags.lora)
 
     def train(now: LoopConfig, run: RunStage) -> TrainingResult:
@@ -332,12 +332,12 @@ def _resize(arguments: Sequence[str]) -> None:
     from lamp.train.resize_checkpoint import resize_checkpoint
 
     grid = (flags.grid[0], flags.grid[-1]) if flags.grid else None
-    found = resize_checkpoint(
+    resized = resize_checkpoint(
         found_checkpoint(flags.source), flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace
     )
-    assert found.flow is not None
-    rows, columns = found.flow.grid
-    steps = f"{found.flow.horizon} flow steps of {found.flow.stride} frames"
+    assert resized.flow is not None
+    rows, columns = resized.flow.grid
+    steps = f"{resized.flow.horizon} flow steps of {resized.flow.stride} frames"
     print(f"{flags.out}: {rows}x{columns} points, {steps} (lamp info {flags.out})")
 
 

@@ -19,7 +19,7 @@ class ServerConfig:
     """Where the server listens, whom it lets in, and how much it takes."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on. 0.0.0.0 lets other machines in over IPv4; `::` listens on IPv6 only."""
     port: int = 8000
     """0 takes any free port."""
     api_key_file: Path | None = None

@@ -177,5 +177,5 @@ def _jpeg(image: np.ndarray, flow: np.ndarray | None, artist: Artist | None) -> 
 
 
 def _ms(values: Any, share: float) -> float | None:
-    found = quantile(values, share)
-    return None if found is None else round(1000.0 * found, 2)
+    value = quantile(values, share)
+    return None if value is None else round(1000.0 * value, 2)

@@ -120,8 +120,8 @@ class PolicySpec:
         height, width = image.shape[:2]
         if (height, width) == (camera.height, camera.width):
             return image
-        wanted = camera.width / camera.height
-        if abs(width / height / wanted - 1) > ASPECT_TOLERANCE:
+        aspect = camera.width / camera.height
+        if abs(width / height / aspect - 1) > ASPECT_TOLERANCE:
             raise MismatchError(
                 f"image {camera.name!r} is {width}x{height}, of other proportions than in training. {self.expected}"
             )
@@ -183,8 +183,8 @@ def open_checkpoint(
     check_device(device, "--device")
     if threads is not None:
         torch.set_num_threads(threads)
-    asked = {"float32": Float32(), "bfloat16": BFloat16()}.get(precision)
-    policy = LaMPPolicy.from_checkpoint(path, device=device, precision=asked)
+    dtype = {"float32": Float32(), "bfloat16": BFloat16()}.get(precision)
+    policy = LaMPPolicy.from_checkpoint(path, device=device, precision=dtype)
     policy = policy if dataset is None else policy.of_dataset(dataset)
     policy = policy.compile() if fast else policy
     return CheckpointPolicy(spec=policy_spec(policy), act_batch=policy.act_batch)
@@ -211,14 +211,14 @@ def action_limits(record: Any) -> ActionLimits | None:
         with np.errstate(all="ignore"):
             return record.embodiment.recorded(scaling.invert(tried), states)[:, 0]
 
-    found, moved = leaving(0.0), leaving(0.5)
-    own = np.zeros(found.shape, bool)
+    at_rest, elsewhere = leaving(0.0), leaving(0.5)
+    own = np.zeros(at_rest.shape, bool)
     own[0], own[1 + 2 * places, places], own[2 + 2 * places, places] = True, True, True
-    unknown = ((found != moved) | ((found != found[0]) & ~own) | ~np.isfinite(found)).any(0)
+    unknown = ((at_rest != elsewhere) | ((at_rest != at_rest[0]) & ~own) | ~np.isfinite(at_rest)).any(0)
     unknown[list(scaling.masked)] = True
     if isinstance(scaling, Identity) or unknown.all():
         return None
-    low, high = found.min(0), found.max(0)
+    low, high = at_rest.min(0), at_rest.max(0)
     slack = 0.01 * (high - low) + 1e-3  # of rounding, where the normaliser clamps
     low, high = np.where(unknown, -LARGEST_ACTION, low - slack), np.where(unknown, LARGEST_ACTION, high + slack)
     return tuple(low.tolist()), tuple(high.tolist())
@@ -230,9 +230,9 @@ def policy_spec(policy: Any) -> PolicySpec:
         CameraSize(name=camera.name, height=camera.height, width=camera.width)
         for camera in policy.description.backbone.cameras
     )
-    told, record = policy.metadata, policy.record
+    metadata, record = policy.metadata, policy.record
     about = {
-        key: told[key] for key in ("fps", "actions", "embodiment", "uses_motion", "step", "weights_sha256", "code")
+        key: metadata[key] for key in ("fps", "actions", "embodiment", "uses_motion", "step", "weights_sha256", "code")
     }
     return PolicySpec(
         cameras=cameras,
@@ -242,8 +242,8 @@ def policy_spec(policy: Any) -> PolicySpec:
         execute=policy.execute,
         dataset=policy.dataset,
         takes_language=not policy.description.data.tasks or any(map(str.strip, policy.description.data.tasks)),
-        grippers=GripperUnits.all_of(told),
-        kind=told["actions"],
+        grippers=GripperUnits.all_of(metadata),
+        kind=metadata["actions"],
         state_features=record.state_features if record.state_width else {},
         state_columns=record.embodiment.state_columns(record.state_features)
         if record.state_width and record.state_features
@@ -263,9 +263,9 @@ def fingerprint(observation: Observation, noise_seed: Sequence[int]) -> np.ndarr
     """(2, 7) float32 that no other request has: sums of each image, the state, the seed and the instruction."""
     sums = [float(image.sum(dtype=np.int64) % 1_000_003) for image in observation.images.values()]
     seed, words = float(sum(noise_seed) % 1_000_003), float(sum(observation.instruction.encode()) % 1_000_003)
-    told = [*observation.state[:FAKE_STATE_WIDTH], *sums, seed, words, float(len(noise_seed))]
+    values = [*observation.state[:FAKE_STATE_WIDTH], *sums, seed, words, float(len(noise_seed))]
     return np.resize(
-        np.asarray([*told, *[0.0] * (2 * FAKE_ACTION_WIDTH)][: 2 * FAKE_ACTION_WIDTH], np.float32),
+        np.asarray([*values, *[0.0] * (2 * FAKE_ACTION_WIDTH)][: 2 * FAKE_ACTION_WIDTH], np.float32),
         (2, FAKE_ACTION_WIDTH),
     )
 

@@ -48,13 +48,13 @@ class WireProtocol(Protocol):
         """Reads what is asked for, whatever is wrong with it raising one of the client's or LaMP's errors."""
         ...
 
-    def answered(
-        self, message: Message, asked: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
+    def make_reply(
+        self, message: Message, request: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
     ) -> dict[str, Any]:
         """The reply."""
         ...
 
-    def refused(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
+    def error_reply(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
         """The reply to what cannot be answered; `busy` where the same would be answered later."""
         ...
 
@@ -99,8 +99,8 @@ class OpenPi:
 
         return max(self.layouts, key=fit)
 
-    def answered(
-        self, message: Message, asked: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
+    def make_reply(
+        self, message: Message, request: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
     ) -> dict[str, Any]:
         if not answers:
             return {"lamp/reset": True}
@@ -112,13 +112,13 @@ class OpenPi:
         if prev_total_ms is not None:
             server["prev_total_ms"] = prev_total_ms
         # openpi's own client slices every array of a reply by the step, so nothing but actions is there unasked.
-        if isinstance(asked, ActRequest) and asked.foresight and chunk.foresight is not None:
+        if isinstance(request, ActRequest) and request.foresight and chunk.foresight is not None:
             reply["lamp/foresight"] = chunk.foresight
         if chunk.gate is not None:
             reply["lamp/gate"] = chunk.gate
         return reply
 
-    def refused(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
+    def error_reply(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
         return ErrorReply(frame=problem, close=1013 if busy else 1011)
 
 
@@ -176,9 +176,9 @@ class StarVla:
         images, names = example.get("image"), [camera.name for camera in self.spec.cameras]
         images = [images] if isinstance(images, np.ndarray) else images
         if not isinstance(images, list) or len(images) != len(names):
-            given = len(images) if isinstance(images, list) else type(images).__name__
+            count = len(images) if isinstance(images, list) else type(images).__name__
             raise InvalidValueError(
-                f"example {number} has {given} for 'image'; expected {len(names)}: {', '.join(names)}."
+                f"example {number} has {count} for 'image'; expected {len(names)}: {', '.join(names)}."
             )
         width, spared = self.spec.state_width, not self.spec.takes_language
         if width and example.get("state") is None:
@@ -192,24 +192,24 @@ class StarVla:
         )
         return self.spec.fitted(observation)
 
-    def answered(
-        self, message: Message, asked: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
+    def make_reply(
+        self, message: Message, request: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
     ) -> dict[str, Any]:
         reply = {"status": "ok", "ok": True, "type": "inference_result", "request_id": _request_id(message)}
-        if isinstance(asked, PingRequest | ResetRequest):
-            return reply | {"type": "ping" if isinstance(asked, PingRequest) else "reset"}
+        if isinstance(request, PingRequest | ResetRequest):
+            return reply | {"type": "ping" if isinstance(request, PingRequest) else "reset"}
         data: dict[str, Any] = {
             "actions": np.stack([self.units.for_starvla(answer.chunk.actions) for answer in answers])
         }
         flows = [answer.chunk.foresight for answer in answers]
-        if isinstance(asked, ActRequest) and asked.foresight and all(flow is not None for flow in flows):
+        if isinstance(request, ActRequest) and request.foresight and all(flow is not None for flow in flows):
             data["lamp/foresight"] = np.stack([flow for flow in flows if flow is not None])
         timing = {name: max(getattr(answer, name) for answer in answers) for name in ("infer_ms", "queue_ms", "batch")}
         if prev_total_ms is not None:
             timing["prev_total_ms"] = prev_total_ms
         return reply | {"data": data, "server_timing": timing}
 
-    def refused(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
+    def error_reply(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
         frame = {
             "status": "error",
             "ok": False,
@@ -286,12 +286,12 @@ def greeting(spec: PolicySpec, units: Units, limits: Mapping[str, int]) -> dict[
     }
 
 
-def seeds_for(asked: ActRequest, drawn: NoiseSeed) -> list[NoiseSeed]:
+def seeds_for(request: ActRequest, drawn: NoiseSeed) -> list[NoiseSeed]:
     """A seed for each observation: the given one, or `drawn`; numbered where there are several."""
-    seed = asked.noise_seed or drawn
-    if len(asked.observations) == 1:
+    seed = request.noise_seed or drawn
+    if len(request.observations) == 1:
         return [seed]
-    return [(*seed, number) for number in range(len(asked.observations))]
+    return [(*seed, number) for number in range(len(request.observations))]
 
 
 NoiseSeed = tuple[int, ...]

@@ -116,17 +116,21 @@ def seed_of(path: str) -> NoiseSeed | None:
     Raises:
         InvalidValueError: It is none.
     """
-    given = parse_qs(urlsplit(path).query).get("seed", [""])[-1]
+    text_seed = parse_qs(urlsplit(path).query).get("seed", [""])[-1]
     # Nineteen digits are enough for any seed; int() itself refuses thousands in its own words.
-    whole = [part.isascii() and part.isdigit() and len(part) <= 19 for part in given.split(",")]
-    parts = [int(part) if fits else part for part, fits in zip(given.split(","), whole, strict=True)] if given else None
+    whole = [part.isascii() and part.isdigit() and len(part) <= 19 for part in text_seed.split(",")]
+    parts = (
+        [int(part) if fits else part for part, fits in zip(text_seed.split(","), whole, strict=True)]
+        if text_seed
+        else None
+    )
     return seed_from(parts, "seed")
 
 
 def single(headers: Headers, name: str) -> str | None:
     """A header that must come once; several are none."""
-    found = headers.get_all(name)
-    return found[0] if len(found) == 1 else None
+    values = headers.get_all(name)
+    return values[0] if len(values) == 1 else None
 
 
 def text(words: str, status: HTTPStatus = HTTPStatus.OK) -> Response:

@@ -44,11 +44,11 @@ from lamp_client import wire
 from lamp_client.types import ActionChunk
 
 log = logging.getLogger("lamp.serve")
-TALKING_S = 1.0
+ACTIVE_CLIENT_S = 1.0
 """A client that has asked so recently may ask again soon [s]."""
-FILES_BESIDE = 256
+SPARE_FILES = 256
 """Files that the process may need beside its connections."""
-SHAKING_S = 0.5
+HANDSHAKE_GRACE_S = 0.5
 """How long a stop waits for those who have not finished connecting [s]."""
 
 
@@ -97,11 +97,11 @@ class PolicyServer:
         )
         try:
             self._server = await listen(
-                self._attend, config.host, config.port, process_request=self._routes(),  # pyright: ignore[reportArgumentType]
+                self._handle_connection, config.host, config.port, process_request=self._routes(),  # pyright: ignore[reportArgumentType]
                 create_connection=self._connection,  # pyright: ignore[reportArgumentType]
                 compression=None, max_size=config.limits.message_bytes, max_queue=1, server_header="lamp",
                 ping_interval=config.ping_timeout_s / 2, ping_timeout=config.ping_timeout_s / 2,
-                open_timeout=HANDSHAKE_S, close_timeout=CLOSE_S, logger=_quiet(),
+                open_timeout=HANDSHAKE_S, close_timeout=CLOSE_S, logger=_silenced_logger(),
             )  # fmt: skip
         except OSError as error:
             raise ConfigError(
@@ -133,7 +133,7 @@ class PolicyServer:
             gather_s=config.gather_ms / 1000,
             max_batch=config.max_batch,
             max_queue=config.max_queue,
-            active_clients=self._talking,
+            active_clients=self._active_clients,
             on_done=self._note,
         )
         await self._warm_up()
@@ -156,7 +156,7 @@ class PolicyServer:
             for session in list(self.sessions):
                 session.connection.transport.abort()
             with contextlib.suppress(TimeoutError):  # who has begun to connect and says nothing more is not waited for
-                async with asyncio.timeout(SHAKING_S):
+                async with asyncio.timeout(HANDSHAKE_GRACE_S):
                     await self._server.wait_closed()
             self._sweeping.cancel()
         if self._picture is not None:
@@ -218,7 +218,7 @@ class PolicyServer:
             waiting=lambda: self.batcher.waiting,
         )
 
-    async def _attend(self, connection: ClientConnection) -> None:
+    async def _handle_connection(self, connection: ClientConnection) -> None:
         if len(self._clients) >= self.config.max_clients:  # several may have passed the gate at once
             await connection.close(1013, "the server has as many clients as it takes; try again later")
             return
@@ -259,8 +259,8 @@ class PolicyServer:
         finally:
             self.sessions.discard(session)
 
-    def _talking(self) -> int:
-        since = time.monotonic() - TALKING_S
+    def _active_clients(self) -> int:
+        since = time.monotonic() - ACTIVE_CLIENT_S
         return sum(session.asked_at >= since for session in self.sessions)
 
     def _note(self, done: ComputedBatch) -> None:
@@ -358,15 +358,17 @@ async def serve_until_signalled(
         config: Where and for whom.
         artist: Draws the predicted flow for the live page.
     """
-    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop_requested = asyncio.get_running_loop(), asyncio.Event()
     server = PolicyServer(config, artist=artist)
 
     def on_signal(number: int) -> None:
-        if asked.is_set() or not server.ready:
-            words = "stopped at once" if asked.is_set() else "stopped while loading; nothing was in flight"
+        if stop_requested.is_set() or not server.ready:
+            words = "stopped at once" if stop_requested.is_set() else "stopped while loading; nothing was in flight"
             print(f"lamp: {words}", file=sys.stderr, flush=True)
-            os._exit(1 if asked.is_set() else 128 + number)  # anything gentler would wait for the policy's thread
-        asked.set()
+            os._exit(
+                1 if stop_requested.is_set() else 128 + number
+            )  # anything gentler would wait for the policy's thread
+        stop_requested.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
@@ -383,7 +385,7 @@ async def serve_until_signalled(
         gc.freeze()
         for line in announcement(server):
             print(line, file=sys.stderr, flush=True)
-        await asked.wait()
+        await stop_requested.wait()
         print("lamp: stopping; what is in flight is finished first", file=sys.stderr, flush=True)
     finally:
         await server.stop()
@@ -392,11 +394,11 @@ async def serve_until_signalled(
 def allow_open_files(connections: int) -> None:
     """Raises this process' limit of open files, where so many connections would not fit and the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + FILES_BESIDE
+    target = connections + SPARE_FILES
     if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        target = min(target, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
 
 
 def announcement(server: PolicyServer) -> Iterator[str]:
@@ -420,7 +422,7 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _quiet() -> logging.Logger:
+def _silenced_logger() -> logging.Logger:
     """The library's log of handshakes that fail is noise on an open port."""
     logger = logging.getLogger("lamp.serve.websockets")
     logger.setLevel(logging.CRITICAL)

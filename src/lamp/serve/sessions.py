@@ -82,13 +82,13 @@ class ClientSession:
     async def serve(self) -> None:
         """Answers until the client leaves or the server stops."""
         gone = asyncio.ensure_future(self.connection.wait_closed())
-        gone.add_done_callback(lambda _: self._forsake())
+        gone.add_done_callback(lambda _: self._cancel_work())
         try:
             await self._send(self.greeting)
             if self.stopping.is_set():  # the server began to stop during the handshake
                 await self.close_if_idle()
             while True:
-                close = await self._next()
+                close = await self._handle_next()
                 if close is not None or self.stopping.is_set():
                     await self.connection.close(*(close or (1001, "the server is stopping")))
         except ConnectionClosed:
@@ -101,11 +101,11 @@ class ClientSession:
             self.busy = False
             gone.cancel()
 
-    async def _next(self) -> tuple[int, str] | None:
+    async def _handle_next(self) -> tuple[int, str] | None:
         """Takes the next message, answers it and forgets it; an idle client should not keep its last one in memory."""
         encoded = await self.connection.recv()
         self.busy = True
-        close = await self._attend(encoded)
+        close = await self._handle(encoded)
         self.busy = False
         self.connection.answered()
         await asyncio.sleep(0)  # a client with thousands of messages waiting takes turns with the others
@@ -116,7 +116,7 @@ class ClientSession:
         if not self.busy:
             await self.connection.close(1001, "the server is stopping")
 
-    async def _attend(self, encoded: str | bytes) -> tuple[int, str] | None:
+    async def _handle(self, encoded: str | bytes) -> tuple[int, str] | None:
         """Answers one message; returns how to close the connection, where that is due."""
         arrived = time.perf_counter()
         message: Message = {}
@@ -131,7 +131,7 @@ class ClientSession:
             return None
         except Exception as error:
             return await self._refuse(
-                protocol.refused(message, self._error_for_client(error), busy=isinstance(error, BusyError))
+                protocol.error_reply(message, self._error_for_client(error), busy=isinstance(error, BusyError))
             )
         await self._send(reply)
         total = time.perf_counter() - arrived
@@ -149,26 +149,26 @@ class ClientSession:
         return message
 
     async def _reply(self, protocol: WireProtocol, message: Message) -> bytes:
-        asked = protocol.read(message)
-        answers = await self._answers(asked)
-        return wire.pack(protocol.answered(message, asked, answers, self.prev_total_ms))
+        request = protocol.read(message)
+        answers = await self._compute(request)
+        return wire.pack(protocol.make_reply(message, request, answers, self.prev_total_ms))
 
-    async def _answers(self, asked: PolicyRequest) -> list[ActReply]:
-        if isinstance(asked, ResetRequest):
-            self.episode = EpisodeNoise(seed=asked.noise_seed or self.first_seed)
+    async def _compute(self, request: PolicyRequest) -> list[ActReply]:
+        if isinstance(request, ResetRequest):
+            self.episode = EpisodeNoise(seed=request.noise_seed or self.first_seed)
             self.metrics.resets += 1
-        if not isinstance(asked, ActRequest):
+        if not isinstance(request, ActRequest):
             return []
         self.asked_at = time.monotonic()
-        seeds = seeds_for(asked, asked.noise_seed or self.episode.noise_seed())
-        asking = self.batcher.ask(asked.observations, seeds, foresight=asked.foresight, client=self.number)
+        seeds = seeds_for(request, request.noise_seed or self.episode.noise_seed())
+        asking = self.batcher.ask(request.observations, seeds, foresight=request.foresight, client=self.number)
         self._work = asyncio.ensure_future(asking)
         try:
             return await self._work
         finally:
             self._work = None
 
-    def _forsake(self) -> None:
+    def _cancel_work(self) -> None:
         """The client has gone: what it asked need not be computed."""
         if self._work is not None:
             self._work.cancel()

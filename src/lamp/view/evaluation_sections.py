@@ -11,7 +11,7 @@ from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.flow_errors import of_episode
 from lamp.benchmark.robustness import RobustnessTable
 from lamp.benchmark.statistics import Paired, rank_sum
-from lamp.benchmark.tables import Row, SuccessTable, counted, paired, percent, sentence
+from lamp.benchmark.tables import SuccessRow, SuccessTable, counted, paired, percent, sentence
 from lamp.model.prior_interventions import is_intervention
 from lamp.view.charts import Interval, Series, interval_chart, line_chart
 from lamp.view.page import Block, Columns, Notes, Panel, Paragraph, Section, Table, absent, shown
@@ -141,7 +141,7 @@ def _interventions(table: SuccessTable, title: str) -> list[Block]:
     return [Panel([Table(head, rows)], title), Columns(charts)]
 
 
-def _sweep(name: str, label: str, base: Row, rows: Sequence[Row]) -> Panel:
+def _sweep(name: str, label: str, base: SuccessRow, rows: Sequence[SuccessRow]) -> Panel:
     points = [
         (float(row.condition.partition("=")[2]), 100 * row.total.value)
         for row in rows

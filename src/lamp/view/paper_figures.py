@@ -12,7 +12,7 @@ from lamp.benchmark.simpler import SUITE as WIDOWX
 from lamp.benchmark.simpler import WITH_STAND_INS
 from lamp.benchmark.statistics import Rate
 from lamp.benchmark.tables import percent
-from lamp.benchmark.trials import IN_DOMAIN, Progress, Trial, progress_by_column
+from lamp.benchmark.trials import IN_DOMAIN, TaskProgress, Trial, progress_by_column
 from lamp.view.charts import Bar, BarSeries, bar_chart
 from lamp.view.page import Notes, Panel, Section
 from lamp.view.paper_tables import Published, read_published, source
@@ -181,7 +181,7 @@ def robot(results: RunResults) -> Section | None:
     return Section(anchor="robot", title="On a real robot", about=about, blocks=[panel])
 
 
-def _progress(progress: Progress | None) -> Bar:
+def _progress(progress: TaskProgress | None) -> Bar:
     if progress is None:
         return Bar(value=None, text="no trial")
     said = f"{100 * progress.mean:.1f} · {progress.counted}"

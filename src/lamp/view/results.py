@@ -13,7 +13,7 @@ from lamp.benchmark.baselines import CONTROLS
 from lamp.benchmark.episodes import EPISODES, EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired
-from lamp.benchmark.tables import Row, SuccessTable, tabulate
+from lamp.benchmark.tables import SuccessRow, SuccessTable, tabulate
 from lamp.benchmark.trials import Trial, read_trials
 from lamp.errors import DataError
 from lamp.files import read_json, read_lines_json
@@ -161,7 +161,7 @@ class RunResults:
         """The tables of LIBERO-Plus and of plus-style perturbations, folder by folder."""
         return [table for records in self.records for table in robustness(records)]
 
-    def row(self, condition: str) -> Row | None:
+    def row(self, condition: str) -> SuccessRow | None:
         """The first table's row of a condition."""
         rows = [row for table in self.tables for row in table.rows if row.condition == condition]
         return rows[0] if rows else None

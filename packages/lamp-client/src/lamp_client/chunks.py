@@ -44,7 +44,7 @@ class Executor(Protocol):
 
 
 @dataclass(kw_only=True)
-class _Asking:
+class _ChunkExecutor:
     chunk: ActionChunk | None = field(default=None, init=False, repr=False, compare=False)
     calls: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -58,7 +58,7 @@ class _Asking:
 
 
 @dataclass(kw_only=True)
-class OpenLoop(_Asking):
+class OpenLoop(_ChunkExecutor):
     """Executes the first actions of a chunk without looking, then asks again."""
 
     execute: int | None = None
@@ -89,7 +89,7 @@ class OpenLoop(_Asking):
 
 
 @dataclass(kw_only=True)
-class Replan(_Asking):
+class Replan(_ChunkExecutor):
     """Asks at every `every`-th step, and executes the newest chunk in between."""
 
     every: int = 1
@@ -111,7 +111,7 @@ class Replan(_Asking):
 
 
 @dataclass(kw_only=True)
-class _Averaging(_Asking):
+class _Averaging(_ChunkExecutor):
     """Asks at every step and averages what the chunks so far say about the present step."""
 
     window: int | None = None

@@ -117,7 +117,7 @@ class WebsocketPolicy:
         ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.retries = retries
-        self._given_layout = layout
+        self._layout = layout
         self._foresight = foresight
         self._episode: NoiseSeed | None = None
         self._connection = Connection(
@@ -142,19 +142,23 @@ class WebsocketPolicy:
     @property
     def layout(self) -> RequestLayout:
         """The keys of a request."""
-        if self._given_layout is not None:
-            return self._given_layout
-        told = self.metadata
-        cameras, width = told.get("cameras"), told.get("state_width")
-        if "lamp" in told and isinstance(cameras, dict) and isinstance(width, int):
-            return frame_request(list(cameras), width, needs_prompt=told.get("takes_language", True) is not False)
+        if self._layout is not None:
+            return self._layout
+        metadata = self.metadata
+        cameras, width = metadata.get("cameras"), metadata.get("state_width")
+        if "lamp" in metadata and isinstance(cameras, dict) and isinstance(width, int):
+            return frame_request(list(cameras), width, needs_prompt=metadata.get("takes_language", True) is not False)
         return LIBERO_REQUEST
 
     def _layout_for(self, observation: Observation) -> RequestLayout:
         """The keys of a request whose state is as the policy takes it, or the whole of what it is taken from."""
-        told, layout = self.metadata, self.layout
-        recorded = told.get("recorded_state_width")
-        if self._given_layout is None and "lamp" in told and len(observation.state) == recorded != told["state_width"]:
+        metadata, layout = self.metadata, self.layout
+        recorded = metadata.get("recorded_state_width")
+        if (
+            self._layout is None
+            and "lamp" in metadata
+            and len(observation.state) == recorded != metadata["state_width"]
+        ):
             return replace(layout, state=(("observation.state", recorded),))
         return layout
 
@@ -168,7 +172,9 @@ class WebsocketPolicy:
             InvalidValueError: if the observation does not fit, or the actions of the reply can be no actions.
         """
         started = time.perf_counter()
-        chunk = chunk_from_reply(self._asked(lambda: self._request(observation, noise_seed)), self.metadata)
+        chunk = chunk_from_reply(
+            self._request_with_retries(lambda: self._request(observation, noise_seed)), self.metadata
+        )
         timing = {**chunk.timing_ms, "client.total_ms": 1000.0 * (time.perf_counter() - started)}
         return ActionChunk(actions=chunk.actions, timing_ms=timing, foresight=chunk.foresight, gate=chunk.gate)
 
@@ -179,7 +185,7 @@ class WebsocketPolicy:
             noise_seed: The noise of calls without a seed of their own is numbered from here, so that the episode can be repeated.
         """
         self._episode = noise_seed
-        self._asked(self._reset_request)
+        self._request_with_retries(self._reset_request)
 
     def close(self) -> None:
         """Closes the connection; the next request opens another."""
@@ -191,7 +197,7 @@ class WebsocketPolicy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _asked(self, request: Callable[[], dict[str, Any] | None]) -> Any:
+    def _request_with_retries(self, request: Callable[[], dict[str, Any] | None]) -> Any:
         """Sends a request and returns the reply; a request of None is not sent."""
         for attempt in range(self.retries + 1):
             try:

@@ -118,8 +118,8 @@ class Connection:
 
     def _check_size(self, size: int) -> None:
         """Compares a message with what the server says it takes: it would close the connection, again and again."""
-        told = self.open().get("limits")
-        room = told.get("message_bytes") if isinstance(told, dict) else None
+        limits = self.open().get("limits")
+        room = limits.get("message_bytes") if isinstance(limits, dict) else None
         if type(room) is int and 0 < room < size:
             raise WireError(
                 f"the request has {size} bytes; the server at {self.address} takes {room}.",
@@ -136,15 +136,15 @@ class Connection:
         """Tries until a server has greeted, or the time is over; what waiting cannot mend ends it at once."""
         connect, options = self._library()
         started = time.monotonic()
-        deadline, said = started + self._connect_timeout_s, False
+        deadline, warned = started + self._connect_timeout_s, False
         pause, handshake = _RETRY_S, _HANDSHAKE_S
         while True:
             left = max(deadline - time.monotonic(), 0.1)
             connection = None
             try:
                 connection = connect(self.address, open_timeout=min(left, handshake), **options)
-                told = self._receive(connection, timeout_s=max(deadline - time.monotonic(), 0.1))
-                return connection, checked_metadata(told, self.address)
+                greeting = self._receive(connection, timeout_s=max(deadline - time.monotonic(), 0.1))
+                return connection, checked_metadata(greeting, self.address)
             except BaseException as error:
                 if connection is not None:
                     _abandon(connection)
@@ -155,8 +155,8 @@ class Connection:
                 pause_s = min(_retry_after(error, pause), deadline - time.monotonic() - _LAST_ATTEMPT_S)
                 if not _not_yet(error) or pause_s <= 0:
                     raise self._unreachable(error) from error
-                if not said and time.monotonic() - started >= _SAY_AFTER_S:
-                    said = True
+                if not warned and time.monotonic() - started >= _SAY_AFTER_S:
+                    warned = True
                     log.warning(
                         "waiting up to %g s for the policy server at %s (%s)",
                         self._connect_timeout_s, self.address, _reason(error),
@@ -271,10 +271,10 @@ def _retry_after(error: BaseException, otherwise: float) -> float:
     """How long to wait before the next attempt: what the server asks for, within reason [s]."""
     headers = getattr(getattr(error, "response", None), "headers", None)
     try:
-        asked = float(headers.get("Retry-After", "")) if headers is not None else 0.0
+        requested = float(headers.get("Retry-After", "")) if headers is not None else 0.0
     except (ValueError, LookupError):  # a date, or several
-        asked = 0.0
-    return min(max(otherwise, asked), _LONGEST_RETRY_S) if asked >= 0 else otherwise
+        requested = 0.0
+    return min(max(otherwise, requested), _LONGEST_RETRY_S) if requested >= 0 else otherwise
 
 
 def _not_yet(error: BaseException | None) -> bool:
@@ -305,8 +305,8 @@ def _reason(error: BaseException) -> str:
     if status is None:
         return _words(error)
     body = getattr(getattr(error, "response", None), "body", None) or b""
-    told = bytes(body).decode("utf-8", "replace").strip().splitlines()
-    return f"HTTP {status}: {told[0][:300].rstrip('.') if told else 'no reason given'}"
+    lines = bytes(body).decode("utf-8", "replace").strip().splitlines()
+    return f"HTTP {status}: {lines[0][:300].rstrip('.') if lines else 'no reason given'}"
 
 
 def checked_metadata(metadata: Any, address: str) -> dict[str, Any]:

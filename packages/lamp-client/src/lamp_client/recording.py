@@ -93,7 +93,7 @@ class Recorder:
     _calls: int = field(default=-1, init=False, repr=False)
     _chunk: ActionChunk | None = field(default=None, init=False, repr=False)
     _instruction: str = field(default="", init=False, repr=False)
-    _told: str = field(default="", init=False, repr=False)
+    _last_instruction: str = field(default="", init=False, repr=False)
     """The instruction of the observation before."""
     _time_s: float = field(default=-math.inf, init=False, repr=False)
     _shapes: _Shapes | None = field(default=None, init=False, repr=False)
@@ -126,7 +126,7 @@ class Recorder:
             raise RecordingError(
                 f"an episode named {name!r} is in {self.folder} already; choose another name."
             ) from None
-        self._instruction, self._told, self._time_s = instruction, "", -math.inf
+        self._instruction, self._last_instruction, self._time_s = instruction, "", -math.inf
         self._queue, self._failed, self._steps, self._calls, self._chunk = queue.Queue(self.ahead), None, 0, -1, None
         self._thread = threading.Thread(target=self._write, args=(descriptor,), name="lamp-recorder", daemon=True)
         self._thread.start()
@@ -176,8 +176,8 @@ class Recorder:
             "state": np.array(observation.state),
             "action": np.array(action, dtype=np.float32),
         }
-        if observation.instruction and observation.instruction != self._told:
-            frame["instruction"] = self._told = observation.instruction
+        if observation.instruction and observation.instruction != self._last_instruction:
+            frame["instruction"] = self._last_instruction = observation.instruction
         if executed is not None:
             frame["executed"] = np.array(executed, dtype=np.float32)
         if chunk is not None:
@@ -213,9 +213,9 @@ class Recorder:
 
     def _check(self, observation: Observation, action: np.ndarray, executed: np.ndarray | None, time_s: float) -> None:
         """Compares a step with what makes a dataset, and with the steps before."""
-        told = observation.instruction
-        if not isinstance(told, str) or not (self._instruction.strip() or told.strip()):
-            what = repr(told) if isinstance(told, str) else type(told).__name__
+        instruction = observation.instruction
+        if not isinstance(instruction, str) or not (self._instruction.strip() or instruction.strip()):
+            what = repr(instruction) if isinstance(instruction, str) else type(instruction).__name__
             raise InvalidValueError(
                 f"the instruction is {what}; expected what the robot is to do, in begin(instruction) or in the observation."
             )
@@ -400,10 +400,14 @@ def _read(path: Path, name: str, *, pixels: bool) -> RecordedEpisode:
 
 def _with_instructions(frames: list[dict[str, Any]], begun: str) -> list[dict[str, Any]]:
     """Gives each frame its instruction. What the first observations were told goes by the words that the episode began with."""
-    first, told, found = next((str(frame["instruction"]) for frame in frames if "instruction" in frame), ""), "", []
+    first, instruction, found = (
+        next((str(frame["instruction"]) for frame in frames if "instruction" in frame), ""),
+        "",
+        [],
+    )
     for frame in frames:
-        told = str(frame.get("instruction", told))
-        found.append({**frame, "instruction": begun if begun and told in ("", first) else told})
+        instruction = str(frame.get("instruction", instruction))
+        found.append({**frame, "instruction": begun if begun and instruction in ("", first) else instruction})
     return found
 
 

@@ -80,34 +80,34 @@ def run_episode(
     if limit < 1 or frame_every < 1:
         raise InvalidValueError(f"max_steps is {max_steps} and frame_every {frame_every}; expected at least 1.")
     convert = _converter(env, policy)
-    watch = _Watch(env)
+    observations = _ObservationCache(env)
     executor.reset()
     if recorder is not None:
         recorder.begin(env.instruction, policy=policy.metadata)
     result = StepResult(success=False, done=False)
-    success, steps, asked_at, policy_s = False, 0, 0, 0.0
+    success, steps, chunk_step, policy_s = False, 0, 0, 0.0
     reason: Literal["success", "step limit", "environment"] = "step limit"
     started = time.perf_counter()
 
     def show() -> None:
         if on_frame is not None:
-            seen = watch.observe()
-            age = steps - asked_at
+            seen = observations.observe()
+            age = steps - chunk_step
             on_frame(Frame(step=steps, observation=seen, chunk=executor.chunk, chunk_age=age, success=result.success))
 
     while steps < limit:
         calls = executor.calls
         thinking = time.perf_counter()
-        action = executor.next_action(watch.observe, policy, noise_seed)
+        action = executor.next_action(observations.observe, policy, noise_seed)
         policy_s += time.perf_counter() - thinking
-        asked_at = steps if executor.calls > calls else asked_at
+        chunk_step = steps if executor.calls > calls else chunk_step
         if steps % frame_every == 0:
             show()
         command = convert(action)
         if recorder is not None:
-            recorder.add(watch.observe(), action, chunk=executor.chunk, time_s=steps / recorder.fps)
+            recorder.add(observations.observe(), action, chunk=executor.chunk, time_s=steps / recorder.fps)
         result = env.step(command)
-        watch.forget()
+        observations.forget()
         steps += 1
         success = success or result.success
         if result.success and stop_on_success:
@@ -131,7 +131,7 @@ def run_episode(
     )
 
 
-class _Watch:
+class _ObservationCache:
     """Renders each moment at most once."""
 
     def __init__(self, env: Env) -> None:

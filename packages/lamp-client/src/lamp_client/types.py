@@ -67,13 +67,13 @@ class GripperUnits:
         Raises:
             InvalidValueError: if they cannot be read.
         """
-        found = cls.all_of(metadata)
-        if len(found) > 1:
-            dims = ", ".join(str(one.dim) for one in found)
+        grippers = cls.all_of(metadata)
+        if len(grippers) > 1:
+            dims = ", ".join(str(one.dim) for one in grippers)
             raise InvalidValueError(
                 f"the policy's actions have grippers at {dims}; expected those of a robot with one."
             )
-        return found[0] if found else cls()
+        return grippers[0] if grippers else cls()
 
     @classmethod
     def all_of(cls, metadata: Mapping[str, Any]) -> tuple[GripperUnits, ...]:
@@ -82,20 +82,20 @@ class GripperUnits:
         Raises:
             InvalidValueError: if they cannot be read.
         """
-        told = metadata.get("gripper")
+        units = metadata.get("gripper")
         return (
             ()
-            if told is None
-            else tuple(cls._read(one) for one in (told if isinstance(told, list | tuple) else [told]))
+            if units is None
+            else tuple(cls._read(one) for one in (units if isinstance(units, list | tuple) else [units]))
         )
 
     @classmethod
-    def _read(cls, told: Any) -> GripperUnits:
+    def _read(cls, entry: Any) -> GripperUnits:
         try:
-            return cls(dim=int(told["dim"]), opened=float(told["opened"]), closed=float(told["closed"]))
+            return cls(dim=int(entry["dim"]), opened=float(entry["opened"]), closed=float(entry["closed"]))
         except (TypeError, KeyError, ValueError, OverflowError):
             raise InvalidValueError(
-                f"the policy's gripper is {str(told)[:80]!r}; expected a map with the numbers dim, opened and closed."
+                f"the policy's gripper is {str(entry)[:80]!r}; expected a map with the numbers dim, opened and closed."
             ) from None
 
     @property
@@ -106,8 +106,8 @@ class GripperUnits:
     @staticmethod
     def told(grippers: Sequence[GripperUnits]) -> dict[str, Any]:
         """The entry of a policy's metadata that `all_of` reads: a map, a list of maps where there are several, or none."""
-        known = [gripper.plain for gripper in grippers]
-        return {"gripper": known[0] if len(known) == 1 else known} if known else {}
+        entries = [gripper.plain for gripper in grippers]
+        return {"gripper": entries[0] if len(entries) == 1 else entries} if entries else {}
 
     def openness(self, actions: np.ndarray) -> np.ndarray:
         """(..., a) actions in these units, as the same with 1 = open, 0 = closed."""

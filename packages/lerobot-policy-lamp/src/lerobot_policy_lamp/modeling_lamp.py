@@ -105,8 +105,8 @@ class LampPolicy(PreTrainedPolicy):
             settings = replace(settings, state_noise=0.0, token_dropout=0.0, prior_dropout=0.0)
         ready = training_batch(batch, self._encode(batch), settings, self._state_width, generator)
         loss = self.model.action_loss(ready, generator, self.settings.noise_draws)
-        told = {f"loss_{index}": float(value) for index, value in enumerate(loss.per_dim)}
-        return loss.total, told | ({} if self.model.gate is None else {"gate": self.model.gate})
+        metrics = {f"loss_{index}": float(value) for index, value in enumerate(loss.per_dim)}
+        return loss.total, metrics | ({} if self.model.gate is None else {"gate": self.model.gate})
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:

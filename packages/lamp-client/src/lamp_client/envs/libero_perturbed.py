@@ -11,7 +11,15 @@ import numpy as np
 from lamp_client.envs import StepResult, libero_simulation
 from lamp_client.envs.libero import CAMERA_NAMES, LiberoEnv
 from lamp_client.envs.libero_tasks import LiberoTask
-from lamp_client.envs.perturbations import NOTHING, ArmStart, CameraPose, Drawn, Effects, Lights, Standard
+from lamp_client.envs.perturbations import (
+    NOTHING,
+    ArmStart,
+    CameraPose,
+    Effects,
+    Lights,
+    SampledPerturbation,
+    StandardScene,
+)
 from lamp_client.envs.rendering import RenderQuality
 from lamp_client.errors import InvalidValueError, SimulationError
 from lamp_client.types import Observation
@@ -21,7 +29,7 @@ REFERENCE = next(iter(CAMERA_NAMES))
 
 _ATTEMPTS = 30
 
-Draw = Callable[[np.random.Generator, Standard], Drawn]
+Draw = Callable[[np.random.Generator, StandardScene], SampledPerturbation]
 """Decides what is changed in an episode."""
 
 
@@ -58,7 +66,7 @@ class PerturbedLibero(LiberoEnv):
         model, _ = self.simulation
         self._camera = model.camera(CAMERA_NAMES[REFERENCE]).id
         robot = self.robosuite.robots[0].robot_model
-        self.standard = Standard(
+        self.standard = StandardScene(
             camera=self._read_camera(),
             lights=self._read_lights(),
             joints=np.array(robot.init_qpos, dtype=np.float64),
@@ -68,14 +76,14 @@ class PerturbedLibero(LiberoEnv):
         self._steps = 0
         self._noise: tuple[int, ...] = ()
 
-    def become(self, task: LiberoTask, draw: Draw) -> None:
+    def switch_task(self, task: LiberoTask, draw: Draw) -> None:
         """Takes over another task of the same scene, which the next reset begins.
 
         Args:
             task: Its definition, or what is equal to it but for the instruction, must be this one's.
             draw: What is changed.
         """
-        if (task.bddl_path, task.furnishing) != (self.task.bddl_path, self.task.furnishing):
+        if (task.bddl_path, task.scene_assets) != (self.task.bddl_path, self.task.scene_assets):
             raise InvalidValueError(f"{task.name} has another scene than {self.task.name}: {task.bddl_path}.")
         self.task, self.draw, self.effects = task, draw, NOTHING
         self.standard = replace(self.standard, instruction=task.instruction)
@@ -98,8 +106,8 @@ class PerturbedLibero(LiberoEnv):
         self._noise = (self.seed, initial_state, 0 if placement_seed is None else placement_seed)
         generator = np.random.default_rng((0x91A5, *self._noise))
         for _ in range(_ATTEMPTS):
-            drawn = self.draw(generator, self.standard)
-            if self._arm_is_free(drawn.effects.arm, initial_state):
+            sampled = self.draw(generator, self.standard)
+            if self._arm_is_free(sampled.effects.arm, initial_state):
                 break
         else:
             raise SimulationError(
@@ -107,10 +115,10 @@ class PerturbedLibero(LiberoEnv):
                 f"initial state {initial_state}.",
                 hint="Use a lower level.",
             )
-        self.effects, self.variation = drawn.effects, dict(drawn.numbers)
-        self.arm = drawn.effects.arm
-        self._write_camera(drawn.effects.camera or self.standard.camera)
-        self._write_lights(drawn.effects.lights or self.standard.lights)
+        self.effects, self.variation = sampled.effects, dict(sampled.numbers)
+        self.arm = sampled.effects.arm
+        self._write_camera(sampled.effects.camera or self.standard.camera)
+        self._write_lights(sampled.effects.lights or self.standard.lights)
         super().reset(initial_state, placement_seed)
         # What was written to the model shows only once poses have been computed anew.
         libero_simulation.refresh(self.robosuite)
@@ -185,6 +193,6 @@ def _from_afar(mujoco: Any, model: Any) -> np.ndarray:
     return model.light_directional.astype(bool)
 
 
-def unchanged(generator: np.random.Generator, standard: Standard) -> Drawn:
+def unchanged(generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
     """The draw that changes nothing."""
-    return Drawn(effects=Effects())
+    return SampledPerturbation(effects=Effects())

@@ -37,7 +37,7 @@ def build(task: LiberoTask) -> Any:
         from libero.libero.envs import bddl_utils
         from libero.libero.envs.bddl_base_domain import TASK_MAPPING
 
-        furnished = {} if task.furnishing is None else task.furnishing.register()
+        extra_arguments = {} if task.scene_assets is None else task.scene_assets.register()
         problem = bddl_utils.get_problem_info(str(definition))["problem_name"]
         if problem not in TASK_MAPPING:
             raise UnknownNameError(f"problem, in {task.bddl_path},", problem, sorted(TASK_MAPPING))
@@ -54,7 +54,7 @@ def build(task: LiberoTask) -> Any:
                 control_freq=20,
                 ignore_done=True,
                 hard_reset=False,
-                **furnished,
+                **extra_arguments,
             )
             _check_goal(env)
         except (ImportError, LampClientError):
@@ -75,13 +75,13 @@ def _check_goal(env: Any) -> None:
     """Finds conditions that could only fail in the middle of an episode."""
     from libero.libero.envs.predicates import get_predicate_fn_dict
 
-    known = get_predicate_fn_dict()
+    predicates = get_predicate_fn_dict()
     for condition in env.parsed_problem["goal_state"]:
         if not isinstance(condition, list) or len(condition) not in (2, 3):
             raise InvalidValueError(f"(:goal ...) holds {condition!r}; expected a condition of one or two objects.")
         predicate, *objects = condition
-        if predicate not in known:
-            raise UnknownNameError("condition in (:goal ...)", predicate, sorted(known))
+        if predicate not in predicates:
+            raise UnknownNameError("condition in (:goal ...)", predicate, sorted(predicates))
         for name in objects:
             if name not in env.object_states_dict:
                 raise UnknownNameError("object in (:goal ...)", name, sorted(env.object_states_dict))
@@ -309,9 +309,9 @@ def _bounding_radius(model: Any, data: Any, body: int) -> float:
 def _bodies_touching(model: Any, data: Any, body: int) -> set[int]:
     """Root bodies that a free body is in contact with."""
     root = model.body_rootid[body]
-    found = set()
+    touching = set()
     for contact in data.contact[: data.ncon]:
         pair = {int(model.body_rootid[model.geom_bodyid[geom]]) for geom in (contact.geom1, contact.geom2)}
         if root in pair:
-            found |= pair - {int(root)}
-    return found
+            touching |= pair - {int(root)}
+    return touching

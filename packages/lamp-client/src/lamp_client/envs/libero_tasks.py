@@ -17,7 +17,7 @@ LIBERO_SUITES = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300
 """Suite -> actions allowed after settling."""
 
 
-class Furnishing(Protocol):
+class SceneAssets(Protocol):
     """Scenes and objects that are not LIBERO's own."""
 
     def register(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class LiberoTask:
     initial_states: np.ndarray
     """(50, n) float64: time, joint positions and joint velocities of each stored initial state."""
     step_limit: int
-    furnishing: Furnishing | None = None
+    scene_assets: SceneAssets | None = None
     """What the scene needs beyond LIBERO's own; None: nothing."""
 
 

@@ -300,7 +300,7 @@ class Effects:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Standard:
+class StandardScene:
     """The scene as it is, for those who change it."""
 
     camera: CameraPose
@@ -316,7 +316,7 @@ NOTHING = Effects()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class SampledPerturbation:
     """What a perturbation drew for an episode."""
 
     effects: Effects

@@ -27,12 +27,12 @@ from lamp_client.errors import SimulationError
 from lamp_client.types import Observation
 
 _LENGTH = struct.Struct(">Q")
-_LAST_WORDS = 2000
+_MAX_OUTPUT = 2000
 """Characters of a dead simulator's output that are shown."""
 _CLOSING_S = 5.0
 
 
-class Link:
+class MessageSocket:
     """One end of a socket between two processes that trust each other: whole messages, in turn."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -110,41 +110,41 @@ class RemoteEnv:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the process that decides what it means
             )
-        self._link = Link(ours)
+        self._socket = MessageSocket(ours)
         try:
-            told = self._ask("open", settings=dict(settings))
+            reply = self._request("open", settings=dict(settings))
         except BaseException:
             self.close()
             raise
-        self.cameras: tuple[str, ...] = tuple(told["cameras"])
-        self.instruction = str(told["instruction"])
-        self.step_limit = int(told["step_limit"])
-        self.facts: dict[str, Any] = dict(told["facts"])
+        self.cameras: tuple[str, ...] = tuple(reply["cameras"])
+        self.instruction = str(reply["instruction"])
+        self.step_limit = int(reply["step_limit"])
+        self.facts: dict[str, Any] = dict(reply["facts"])
         """What the other side says about itself, for the record."""
 
     def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
         """Goes to a numbered initial state."""
-        self._ask("reset", initial_state=int(initial_state))
+        self._request("reset", initial_state=int(initial_state))
 
     def observe(self) -> Observation:
         """Has the other side render."""
-        told = self._ask("observe")
-        return Observation(images=told["images"], state=told["state"], instruction=told["instruction"])
+        reply = self._request("observe")
+        return Observation(images=reply["images"], state=reply["state"], instruction=reply["instruction"])
 
     def step(self, action: np.ndarray) -> StepResult:
         """Executes one action in the environment's units."""
-        told = self._ask("step", action=np.asarray(action, dtype=np.float64))
-        return StepResult(success=bool(told["success"]), done=bool(told["done"]))
+        reply = self._request("step", action=np.asarray(action, dtype=np.float64))
+        return StepResult(success=bool(reply["success"]), done=bool(reply["done"]))
 
     def expert(self) -> Callable[[], np.ndarray]:
         """The other side's scripted expert for the episode that has just been reset."""
-        self._ask("expert")
-        return lambda: self._ask("expert_action")["action"]
+        self._request("expert")
+        return lambda: self._request("expert_action")["action"]
 
     def close(self) -> None:
         """Ends the other process."""
         with contextlib.suppress(OSError):
-            self._link.close()  # the end of the link is what tells it
+            self._socket.close()  # the end of the link is what tells it
         try:
             self._process.wait(_CLOSING_S)
         except TimeoutExpired:
@@ -158,28 +158,28 @@ class RemoteEnv:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, what: str, **details: Any) -> dict[str, Any]:
+    def _request(self, what: str, **details: Any) -> dict[str, Any]:
         try:
-            self._link.send({"do": what, **details})
-            told = self._link.receive()
+            self._socket.send({"do": what, **details})
+            reply = self._socket.receive()
         except (EOFError, OSError) as error:
-            raise ConnectionResetError(self._obituary()) from error
-        if "error" in told:
-            print(told["trace"], file=sys.stderr, flush=True)
-            raise SimulationError(f"the simulator's process failed: {told['error']}")
-        return told
+            raise ConnectionResetError(self._death_report()) from error
+        if "error" in reply:
+            print(reply["trace"], file=sys.stderr, flush=True)
+            raise SimulationError(f"the simulator's process failed: {reply['error']}")
+        return reply
 
-    def _obituary(self) -> str:
+    def _death_report(self) -> str:
         with contextlib.suppress(TimeoutExpired):
             self._process.wait(_CLOSING_S)
         self._output.seek(0)
-        words = self._output.read().decode(errors="replace").strip()[-_LAST_WORDS:]
+        words = self._output.read().decode(errors="replace").strip()[-_MAX_OUTPUT:]
         text = f"the simulator's process died (exit code {self._process.returncode}); its last words: {words or 'none'}"
         print(text, file=sys.stderr, flush=True)
         return text
 
 
-class Hosted(Protocol):
+class HostedEnv(Protocol):
     """An environment that `host` can show to another process."""
 
     @property
@@ -196,31 +196,31 @@ class Hosted(Protocol):
     def expert(self) -> Callable[[], np.ndarray]: ...
 
 
-def host(descriptor: int, opened: Callable[[dict[str, Any]], Hosted]) -> None:
+def host(descriptor: int, open_env: Callable[[dict[str, Any]], HostedEnv]) -> None:
     """Answers the questions of a `RemoteEnv` until it is gone.
 
     Args:
         descriptor: The number of this end of the socket.
         opened: Opens an environment by its settings.
     """
-    link = Link(socket.socket(fileno=descriptor))
-    answering = _Host(opened)
+    messages = MessageSocket(socket.socket(fileno=descriptor))
+    answering = _Host(open_env)
     while True:
         try:
-            question = link.receive()
+            request = messages.receive()
         except (EOFError, OSError):
             return
         try:
-            answer = answering(question)
+            answer = answering(request)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
-        link.send(answer)
+        messages.send(answer)
 
 
 class _Host:
-    def __init__(self, opened: Callable[[dict[str, Any]], Hosted]) -> None:
-        self._opened = opened
-        self._env: Hosted | None = None
+    def __init__(self, open_env: Callable[[dict[str, Any]], HostedEnv]) -> None:
+        self._opened = open_env
+        self._env: HostedEnv | None = None
         self._expert: Callable[[], np.ndarray] | None = None
 
     def __call__(self, question: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,11 +89,11 @@ def check_vulkan(renderer: VulkanDevice) -> None:
 
 def versions() -> dict[str, str]:
     """The installed versions of what can change a result."""
-    found = {}
+    installed = {}
     for name in ("mani_skill", "sapien", "gymnasium", "numpy", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 class SimplerScene:

@@ -30,7 +30,7 @@ LOST = 0.06
 """An object whose centre of mass is this far from the hand is not in it [m]."""
 
 
-class Known(Protocol):
+class PickPlaceScene(Protocol):
     """What the expert is told; lengths in metres, in the robot's frame."""
 
     @property
@@ -59,7 +59,7 @@ class Known(Protocol):
         ...
 
 
-class Phase(Enum):
+class SimplerPhase(Enum):
     """What the expert is about to do."""
 
     REACH = "reach"
@@ -73,14 +73,14 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grasp:
+class TopDownGrasp:
     """Where the hand closes, in the robot's frame."""
 
     position: np.ndarray
     rotation: np.ndarray
 
 
-def choose_grasp(corners: np.ndarray, mass: np.ndarray, level: np.ndarray) -> Grasp:
+def choose_grasp(corners: np.ndarray, mass: np.ndarray, level: np.ndarray) -> TopDownGrasp:
     """A grasp from above, across where an object is narrowest, such that it does not swing.
 
     Args:
@@ -98,7 +98,7 @@ def choose_grasp(corners: np.ndarray, mass: np.ndarray, level: np.ndarray) -> Gr
     plane = balanced(outline, float(mass[:2] @ along)) * along + _middle(outline[1]) * across[:, best]
     height = max(_middle(corners[:, 2]), corners[:, 2].min() + FINGERTIP)
     turned = matrix_from_axis_angle(np.array([0.0, 0.0, yaws[best]])) @ level
-    return Grasp(position=np.array([*plane, height]), rotation=turned)
+    return TopDownGrasp(position=np.array([*plane, height]), rotation=turned)
 
 
 def balanced(outline: np.ndarray, mass: float) -> float:
@@ -136,10 +136,10 @@ def _widths(outline: np.ndarray, slices: np.ndarray) -> np.ndarray:
 class SimplerExpert:
     """Brings the task's object to its goal; each call is the next action, in BridgeV2's convention."""
 
-    def __init__(self, scene: Known) -> None:
+    def __init__(self, scene: PickPlaceScene) -> None:
         self._scene = scene
         self._level = scene.hand_target[1]
-        self.phase = Phase.REACH
+        self.phase = SimplerPhase.REACH
         self.grasp = choose_grasp(scene.source, scene.source_mass, self._level)
         self._steps = 0
         """Actions since the phase began."""
@@ -149,13 +149,13 @@ class SimplerExpert:
         phase = self._next()
         if phase is not self.phase:
             self.phase, self._steps = phase, 0
-            if phase is Phase.REACH:
+            if phase is SimplerPhase.REACH:
                 self.grasp = choose_grasp(self._scene.source, self._scene.source_mass, self._level)
         self._steps += 1
         position, rotation = self._scene.hand_target
         shift = self._wanted() - position
         shift *= min(1.0, STRIDE / max(float(np.linalg.norm(shift)), 1e-9))
-        opened = self.phase in (Phase.REACH, Phase.DESCEND, Phase.OPEN, Phase.RETREAT)
+        opened = self.phase in (SimplerPhase.REACH, SimplerPhase.DESCEND, SimplerPhase.OPEN, SimplerPhase.RETREAT)
         turn = limited_turn(self.grasp.rotation @ rotation.T, TURN)
         return np.concatenate([shift, rpy_from_matrix(turn), [float(opened)]]).astype(np.float32)
 
@@ -164,45 +164,47 @@ class SimplerExpert:
         hand, grasp = self._scene.hand[0], self.grasp.position
         up = np.array([0.0, 0.0, 1.0])
         match self.phase:
-            case Phase.REACH:
+            case SimplerPhase.REACH:
                 return grasp + ABOVE * up
-            case Phase.DESCEND | Phase.CLOSE:
+            case SimplerPhase.DESCEND | SimplerPhase.CLOSE:
                 return grasp
-            case Phase.LIFT:
+            case SimplerPhase.LIFT:
                 return np.array([*grasp[:2], hand[2] + CLEARANCE - self._height()])
-            case Phase.CARRY:
+            case SimplerPhase.CARRY:
                 return np.array([*(hand[:2] + self._offset()), hand[2] + CLEARANCE - self._height()])
-            case Phase.LOWER:
+            case SimplerPhase.LOWER:
                 return np.array([*(hand[:2] + self._offset()), hand[2] - self._height()])
-            case Phase.OPEN:
+            case SimplerPhase.OPEN:
                 return self._scene.hand_target[0]
-            case Phase.RETREAT:
+            case SimplerPhase.RETREAT:
                 return np.array([*self._scene.hand_target[0][:2], self._top() + 2 * ABOVE])
 
-    def _next(self) -> Phase:
+    def _next(self) -> SimplerPhase:
         """The phase that the present state calls for."""
         hand, rotation = self._scene.hand
         away = np.abs(hand - self._wanted())
         match self.phase:
-            case Phase.REACH:
+            case SimplerPhase.REACH:
                 turned = np.linalg.norm(self.grasp.rotation - rotation) < 0.1
-                return Phase.DESCEND if away[:2].max() < 0.006 and away[2] < 0.02 and turned else Phase.REACH
-            case Phase.DESCEND:
-                return Phase.CLOSE if away[2] < 0.004 or self._steps > 6 else Phase.DESCEND
-            case Phase.CLOSE:
-                return Phase.LIFT if self._steps >= CLOSE_STEPS else Phase.CLOSE
-            case Phase.LIFT | Phase.CARRY | Phase.LOWER if self._lost(hand):
-                return Phase.REACH
-            case Phase.LIFT:
-                return Phase.CARRY if self._height() > CLEARANCE - 0.015 else Phase.LIFT
-            case Phase.CARRY:
-                return Phase.LOWER if np.abs(self._offset()).max() < 0.006 else Phase.CARRY
-            case Phase.LOWER:
-                return Phase.OPEN if self._height() < 0.005 or self._steps > 8 else Phase.LOWER
-            case Phase.OPEN:
-                return Phase.RETREAT if self._steps >= OPEN_STEPS else Phase.OPEN
-            case Phase.RETREAT:
-                return Phase.RETREAT
+                return (
+                    SimplerPhase.DESCEND if away[:2].max() < 0.006 and away[2] < 0.02 and turned else SimplerPhase.REACH
+                )
+            case SimplerPhase.DESCEND:
+                return SimplerPhase.CLOSE if away[2] < 0.004 or self._steps > 6 else SimplerPhase.DESCEND
+            case SimplerPhase.CLOSE:
+                return SimplerPhase.LIFT if self._steps >= CLOSE_STEPS else SimplerPhase.CLOSE
+            case SimplerPhase.LIFT | SimplerPhase.CARRY | SimplerPhase.LOWER if self._lost(hand):
+                return SimplerPhase.REACH
+            case SimplerPhase.LIFT:
+                return SimplerPhase.CARRY if self._height() > CLEARANCE - 0.015 else SimplerPhase.LIFT
+            case SimplerPhase.CARRY:
+                return SimplerPhase.LOWER if np.abs(self._offset()).max() < 0.006 else SimplerPhase.CARRY
+            case SimplerPhase.LOWER:
+                return SimplerPhase.OPEN if self._height() < 0.005 or self._steps > 8 else SimplerPhase.LOWER
+            case SimplerPhase.OPEN:
+                return SimplerPhase.RETREAT if self._steps >= OPEN_STEPS else SimplerPhase.OPEN
+            case SimplerPhase.RETREAT:
+                return SimplerPhase.RETREAT
 
     def _offset(self) -> np.ndarray:
         """From the object to its goal, in the plane [m]."""

@@ -29,7 +29,7 @@ class HostedSimpler(SimplerEnv):
         return versions()
 
 
-def opened(settings: dict[str, Any]) -> HostedSimpler:
+def open_env(settings: dict[str, Any]) -> HostedSimpler:
     """Opens a task by the settings that came over the link."""
     return HostedSimpler(
         SIMPLER_TASKS[settings["task"]],
@@ -52,11 +52,11 @@ def main(words: Sequence[str]) -> int:
     """Returns the exit code: 0 where all is well, 1 where a check found a problem."""
     match words:
         case ["check", ("cpu" | "gpu") as renderer]:
-            found = check(renderer)
-            print(json.dumps(found))
-            return 0 if found["problem"] is None else 1
+            result = check(renderer)
+            print(json.dumps(result))
+            return 0 if result["problem"] is None else 1
         case ["host", descriptor] if descriptor.isdecimal():
-            host(int(descriptor), opened)
+            host(int(descriptor), open_env)
             return 0
     print(USAGE, file=sys.stderr)
     return 2

@@ -165,19 +165,19 @@ def asset_folder(chosen: Path | None = None) -> Path:
 
 def missing_assets(data: Path) -> dict[str, list[str]]:
     """Returns what is missing under ManiSkill's `data` folder: the name of each download -> its missing files."""
-    lacking = {
+    missing = {
         "bridge_v2_real2sim": [str(path) for path in _scene_files(data) if not (data / path).is_file()],
         "widowx250s": [str(path) for path in _robot_files(data) if not (data / path).is_file()],
     }
-    return {download: files for download, files in lacking.items() if files}
+    return {download: files for download, files in missing.items() if files}
 
 
 def stand_in_assets(data: Path) -> list[str]:
     """Names what is not the original, as far as that can be told: what the folder itself says, and stages that are no scans."""
-    said = data / STAND_INS
-    named = [line.strip() for line in said.read_text().splitlines() if line.strip()] if said.is_file() else []
+    listed = data / STAND_INS
+    names = [line.strip() for line in listed.read_text().splitlines() if line.strip()] if listed.is_file() else []
     boxes = [str(SCENES / stage) for stage in _STAGES if (data / SCENES / stage).stat().st_size < _SCANNED_BYTES]
-    return sorted({*named, *boxes})
+    return sorted({*names, *boxes})
 
 
 def assets_fingerprint(data: Path) -> str:

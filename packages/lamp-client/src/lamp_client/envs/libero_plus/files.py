@@ -152,14 +152,14 @@ def _array(data: bytes) -> np.ndarray:
         # The unpickler makes as much room as the highest number asks for.
         if operation.name.endswith("PUT") and isinstance(argument, int) and argument > operations:
             raise pickle.UnpicklingError(f"something is kept under the number {argument}")
-    found = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
-    parts = found if isinstance(found, list | tuple) else [found]
+    loaded = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+    parts = loaded if isinstance(loaded, list | tuple) else [loaded]
     if not parts or not all(isinstance(part, _Array) and hasattr(part, "values") for part in parts):
         raise pickle.UnpicklingError("no array of numbers is in it")
     if sum(part.values.size for part in parts) * 8 > MAX_BYTES * 4:
         raise pickle.UnpicklingError("more numbers are in it than the file could hold")
     arrays = [np.asarray(part.values, dtype=np.float64) for part in parts]
-    return np.stack(arrays) if isinstance(found, list | tuple) else arrays[0]
+    return np.stack(arrays) if isinstance(loaded, list | tuple) else arrays[0]
 
 
 _INNER = (".", "liberoplus", "liberoplus/liberoplus", "libero", "libero/libero")
@@ -176,7 +176,7 @@ _OFFICIAL = {"Background Textures": "background", "Camera Viewpoints": "camera",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classified:
+class TaskClassification:
     """What the benchmark's own classification says of a task."""
 
     category: str
@@ -215,7 +215,7 @@ class PlusFiles:
         return {suite: tuple(table[suite]) for suite in SUITES}
 
     @cached_property
-    def classification(self) -> dict[str, dict[str, Classified]] | None:
+    def classification(self) -> dict[str, dict[str, TaskClassification]] | None:
         """Suite -> name -> category and difficulty level, of `task_classification.json`; None where there is none."""
         path = self.root / "benchmark" / "task_classification.json"
         if not path.is_file():
@@ -224,7 +224,9 @@ class PlusFiles:
             suites = json.loads(scenery.read_text(path))
             return {
                 suite: {
-                    task["name"]: Classified(category=_category(task["category"]), level=int(task["difficulty_level"]))
+                    task["name"]: TaskClassification(
+                        category=_category(task["category"]), level=int(task["difficulty_level"])
+                    )
                     for task in suites[suite]
                 }
                 for suite in SUITES
@@ -241,10 +243,10 @@ class PlusFiles:
 
     def wording(self, suite: str, task: PlusName) -> str:
         """The instruction that the task's file holds, in lower case as LIBERO reads it."""
-        found = re.search(r"\(:language\s+([^()]*)\)", self._definition_text(suite, task))
-        if found is None:
+        match = re.search(r"\(:language\s+([^()]*)\)", self._definition_text(suite, task))
+        if match is None:
             raise InvalidValueError(f"{self.definition(suite, task)} holds no (:language ...).")
-        return " ".join(found[1].lower().split())
+        return " ".join(match[1].lower().split())
 
     def initial_states(self, suite: str, task: PlusName) -> np.ndarray:
         """(k, n) float64 stored initial states; a task's one trial starts from the first."""
@@ -264,14 +266,14 @@ class PlusFiles:
         if module is None:
             raise UnknownNameError("robot", robot, ("MountedPanda", "OnTheGroundPanda"))
         path = self.root / "envs" / "robots" / f"{module}.py"
-        found = re.search(
+        match = re.search(
             rf"^class {robot}{number}\(.*?return np\.array\((\[.*?\])\)",
             scenery.read_text(path),
             flags=re.DOTALL | re.MULTILINE,
         )
-        if found is None:
+        if match is None:
             raise InvalidValueError(f"{path} defines no initial joints of {robot}{number}.")
-        joints = scenery.literal(found[1], path)
+        joints = scenery.literal(match[1], path)
         if len(joints) != 7 or not all(isinstance(joint, int | float) for joint in joints):
             raise InvalidValueError(f"{path} gives {robot}{number} {ascii(joints)[:80]}; expected 7 initial joints.")
         return np.array(joints, dtype=np.float64)
@@ -283,15 +285,15 @@ class PlusFiles:
 
     def problem(self, suite: str, task: PlusName) -> str:
         """Name of the problem class that the task's file asks for."""
-        found = re.search(r"\(define\s*\(problem\s+(\S+?)\s*\)", self._definition_text(suite, task))
-        if found is None:
+        match = re.search(r"\(define\s*\(problem\s+(\S+?)\s*\)", self._definition_text(suite, task))
+        if match is None:
             raise InvalidValueError(f"{self.definition(suite, task)} names no problem.")
-        return found[1]
+        return match[1]
 
     def categories(self, suite: str, task: PlusName) -> frozenset[str]:
         """Kinds of the objects in the scene."""
-        found = re.search(r"\(:objects(.*?)\)", self._definition_text(suite, task), flags=re.DOTALL)
-        lines = found[1].splitlines() if found else []
+        match = re.search(r"\(:objects(.*?)\)", self._definition_text(suite, task), flags=re.DOTALL)
+        lines = match[1].splitlines() if match else []
         return frozenset(line.split(" - ")[1].strip().lower() for line in lines if " - " in line)
 
     def needed(self, suite: str, task: PlusName) -> tuple[Path, ...]:
@@ -311,11 +313,11 @@ class PlusFiles:
             task: The task.
             raw: As the benchmark's library derives it, with the perturbation's numbers in it; else without them.
         """
-        from lamp_client.envs.libero_plus.names import spoken
+        from lamp_client.envs.libero_plus.names import instruction_from_name
 
         if isinstance(task.change, Wording):
             return self.wording(suite, task)
-        return spoken(task.name if raw else task.base)
+        return instruction_from_name(task.name if raw else task.base)
 
     def _definition_text(self, suite: str, task: PlusName) -> str:
         return scenery.read_text(self.definition(suite, task))
@@ -332,10 +334,10 @@ def _inner(root: Path) -> Path:
 
 
 def _installed() -> Path:
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise InvalidValueError("no copy of LIBERO-Plus was named, and none is installed.", hint=_how_to_get_it())
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _how_to_get_it() -> str:

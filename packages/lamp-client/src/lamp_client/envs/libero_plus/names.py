@@ -38,7 +38,7 @@ SIZES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class CameraView:
     """Another camera pose."""
 
     category: ClassVar[str] = "camera"
@@ -54,7 +54,7 @@ class View:
     """Degrees that the camera then turns in place about the world's y axis, 0 to 359."""
 
 
-STANDARD_VIEW = View(azimuth=0, elevation=0, distance=100, pan=0, tilt=0)
+STANDARD_VIEW = CameraView(azimuth=0, elevation=0, distance=100, pan=0, tilt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Moved:
     sample: int
 
 
-Change = View | RobotStart | Noise | Wording | Lighting | Surfaces | Added | Moved
+Change = CameraView | RobotStart | Noise | Wording | Lighting | Surfaces | Added | Moved
 
 _VIEW = r"_view_(?P<azimuth>\d+)_(?P<elevation>\d+)_(?P<distance>\d+)_(?P<pan>\d+)_(?P<tilt>\d+)"
 _NAME = re.compile(
@@ -151,23 +151,23 @@ def parse(name: str) -> PlusName:
     Raises:
         InvalidValueError: It is no such name, or names several changes at once.
     """
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise InvalidValueError(
             f"{name!r} is no name of a LIBERO-Plus task.",
             hint="Expected a task of LIBERO and then, for instance, _view_30_15_100_0_0_initstate_0, _light_3 or _add_5.",
         )
-    numbers = {key: int(value) for key, value in found.groupdict().items() if value is not None and value.isdigit()}
-    changes = _changes(numbers)
+    numbers = {key: int(value) for key, value in match.groupdict().items() if value is not None and value.isdigit()}
+    changes = _changes_of(numbers)
     if len(changes) != 1:
         raise InvalidValueError(f"{name!r} names {len(changes)} changes; a task of LIBERO-Plus has one.")
-    return PlusName(name=name, base=found["base"], change=changes[0])
+    return PlusName(name=name, base=match["base"], change=changes[0])
 
 
-def _changes(numbers: Mapping[str, int]) -> list[Change]:
+def _changes_of(numbers: Mapping[str, int]) -> list[Change]:
     changes: list[Change] = []
     if "azimuth" in numbers:
-        view = View(**{key: numbers[key] for key in ("azimuth", "elevation", "distance", "pan", "tilt")})
+        view = CameraView(**{key: numbers[key] for key in ("azimuth", "elevation", "distance", "pan", "tilt")})
         changes += [view] if view != STANDARD_VIEW else []
         changes += [RobotStart(number=numbers["robot"])] if numbers["robot"] else []
         changes += [Noise(number=numbers["noise"])] if numbers.get("noise") else []
@@ -185,6 +185,6 @@ def _changes(numbers: Mapping[str, int]) -> list[Change]:
     return changes
 
 
-def spoken(name: str) -> str:
+def instruction_from_name(name: str) -> str:
     """The instruction that LIBERO derives from a name: words for underscores, without the scene's name in front."""
     return re.sub(r"^[A-Z_]+_SCENE\d+_", "", name).replace("_", " ")

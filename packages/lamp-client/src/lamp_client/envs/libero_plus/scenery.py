@@ -119,7 +119,7 @@ class Scenery:
 
     def __init__(self, envs: Path) -> None:
         self._envs = envs
-        self._modules: dict[Path, Module] = {}
+        self._modules: dict[Path, PythonModule] = {}
         self._scenes: dict[str, PlusScene] = {}
 
     def scene(self, problem: str) -> PlusScene:
@@ -156,7 +156,7 @@ class Scenery:
     def objects(self) -> dict[str, PlusObject]:
         """Category -> object, of those that LIBERO does not have."""
         path = self._envs / "objects" / "custom_objects.py"
-        found = {}
+        by_category = {}
         module = self._module(path) if path.is_file() else None
         for name in module.spans if module is not None else ():
             assert module is not None
@@ -165,33 +165,33 @@ class Scenery:
             file = next((text for text in texts if text.startswith("assets/") and text.endswith(".xml")), None)
             if file is not None:
                 category = registered_name(name)
-                found[category] = PlusObject(
+                by_category[category] = PlusObject(
                     category=category, file=file.removeprefix("assets/"), rotation=_rotation(node)
                 )
-        return found
+        return by_category
 
     @cached_property
     def _textures(self) -> dict[str, dict[str, str]]:
         path = self._envs / "arenas" / "style.py"
-        found = {kind: assigned(path, f"{kind.upper()}_STYLE") or {} for kind in ("floor", "wall")}
-        for styles in found.values():
+        textures = {kind: assigned(path, f"{kind.upper()}_STYLE") or {} for kind in ("floor", "wall")}
+        for styles in textures.values():
             if not isinstance(styles, dict) or not all(isinstance(v, str) for pair in styles.items() for v in pair):
                 raise InvalidValueError(f"{path} holds no table of styles and files.")
-        return found
+        return textures
 
-    def _module(self, path: Path) -> Module:
+    def _module(self, path: Path) -> PythonModule:
         if path not in self._modules:
-            self._modules[path] = Module(path)
+            self._modules[path] = PythonModule(path)
         return self._modules[path]
 
 
-class Module:
+class PythonModule:
     """A Python file whose classes are parsed one by one: some have tens of thousands of lines."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._text = path, read_text(path)
-        starts = [(found[1], found.start()) for found in re.finditer(r"^class\s+(\w+)", self._text, flags=re.MULTILINE)]
-        ends = [found.start() for found in re.finditer(r"^[^\s#)\]}]", self._text, flags=re.MULTILINE)]
+        starts = [(match[1], match.start()) for match in re.finditer(r"^class\s+(\w+)", self._text, flags=re.MULTILINE)]
+        ends = [match.start() for match in re.finditer(r"^[^\s#)\]}]", self._text, flags=re.MULTILINE)]
         following = dict(zip(ends, [*ends[1:], len(self._text)], strict=True))
         self.spans = {name: (start, following[start]) for name, start in starts}
         """Class -> where its text begins and ends."""
@@ -288,7 +288,7 @@ class PlusAssets:
         standard_assets = Path(get_libero_path("assets"))
         for made in self.objects:
             path = check_model(self.assets, made.file, standard_assets)
-            OBJECTS_DICT.setdefault(made.category, _object_class(made, path))
+            OBJECTS_DICT.setdefault(made.category, _make_object_class(made, path))
         if self.scene is None:
             return {}
         scene_file = check_model(self.assets, self.scene.scene, standard_assets)
@@ -382,13 +382,13 @@ def _is_small(value: str) -> bool:
     return value.strip().isascii() and value.strip().isdigit() and len(value.strip()) <= 5 and int(value) <= 16384
 
 
-def _object_class(made: PlusObject, path: Path) -> type:
+def _make_object_class(made: PlusObject, path: Path) -> type:
     """An object's class, as LIBERO's library makes its own."""
     import xml.etree.ElementTree as ElementTree
 
     from robosuite.models.objects import MujocoXMLObject
 
-    class Added(MujocoXMLObject):
+    class AddedObject(MujocoXMLObject):
         def __init__(self, name: str = made.category, obj_name: str = made.category) -> None:
             joints: Any = [{"type": "free", "damping": "0.0005"}]
             super().__init__(str(path), name=name, joints=joints, obj_type="all", duplicate_collision_geoms=False)
@@ -408,4 +408,4 @@ def _object_class(made: PlusObject, path: Path) -> type:
                 holder.extend(copy.deepcopy(site) for site in top.findall("site"))
             return super()._get_object_subtree()
 
-    return Added
+    return AddedObject

@@ -17,18 +17,25 @@ from lamp_client.envs.libero_plus.names import (
     STANDARD_VIEW,
     SUITES,
     Added,
+    CameraView,
     Lighting,
     Noise,
     PlusName,
     RobotStart,
     Surfaces,
-    View,
     Wording,
     parse,
 )
 from lamp_client.envs.libero_plus.scenery import PlusAssets
 from lamp_client.envs.libero_tasks import LIBERO_SUITES, LiberoTask
-from lamp_client.envs.perturbations import ArmStart, CameraPose, Drawn, Effects, Standard, corruption_numbered
+from lamp_client.envs.perturbations import (
+    ArmStart,
+    CameraPose,
+    Effects,
+    SampledPerturbation,
+    StandardScene,
+    corruption_numbered,
+)
 from lamp_client.envs.rendering import RenderQuality
 from lamp_client.envs.rotations import VERTICAL, quaternion_about, quaternion_product, rotated
 from lamp_client.errors import InvalidValueError, UnknownNameError
@@ -62,7 +69,7 @@ def open_simulator(
         env = PlusLibero(task, draw, image_size=image_size, render=render, seed=seed)
         env.key = key
     else:
-        env.become(task, draw)
+        env.switch_task(task, draw)
     return env
 
 
@@ -79,7 +86,7 @@ PIVOT = np.array([0.0, 0.0, 0.8])
 _SIDEWAYS = np.array([0.0, 1.0, 0.0])
 
 
-def moved_camera(standard: CameraPose, view: View) -> CameraPose:
+def moved_camera(standard: CameraPose, view: CameraView) -> CameraPose:
     """Moves a camera. Even the standard view is rounded, by less than 0.1 mm."""
     position, quaternion = standard.position, standard.quaternion
     if view.elevation:
@@ -139,16 +146,19 @@ class PlusTasks:
     def all(self) -> tuple[PlusTask, ...]:
         """Every task, suite by suite, in the benchmark's order."""
         classified = self.files.classification
-        found = []
+        tasks = []
         for suite, names in self.files.names.items():
             for index, name in enumerate(names):
                 read = parse(name)
-                known = classified[suite].get(name) if classified is not None else None
-                if classified is not None and known is None:
+                classification = classified[suite].get(name) if classified is not None else None
+                if classified is not None and classification is None:
                     raise InvalidValueError(f"task_classification.json does not hold {suite} {name}.")
-                category, level = (read.category, None) if known is None else (known.category, known.level)
-                found.append(PlusTask(suite=suite, index=index, read=read, category=category, level=level))
-        return tuple(found)
+                if classification is None:
+                    category, level = read.category, None
+                else:
+                    category, level = classification.category, classification.level
+                tasks.append(PlusTask(suite=suite, index=index, read=read, category=category, level=level))
+        return tuple(tasks)
 
     @property
     def source(self) -> str:
@@ -196,16 +206,16 @@ class PlusTasks:
             bddl_path=self.files.definition(task.suite, self._scene_of(task)),
             initial_states=self.files.initial_states(task.suite, task.read),
             step_limit=LIBERO_SUITES[task.suite],
-            furnishing=self._furnishing(task),
+            scene_assets=self._scene_assets(task),
         )
 
-    def draw(self, task: PlusTask) -> Callable[[np.random.Generator, Standard], Drawn]:
+    def draw(self, task: PlusTask) -> Callable[[np.random.Generator, StandardScene], SampledPerturbation]:
         """What the task changes while it runs; nothing in it is random but the noise in its images."""
         joints = {}
         if isinstance(task.read.change, RobotStart):
             number = task.read.change.number
             joints = {robot: self.files.joints(robot, number) for robot in ("MountedPanda", "OnTheGroundPanda")}
-        return partial(_changed, task, joints)
+        return partial(_sample_change, task, joints)
 
     def _scene_of(self, task: PlusTask) -> PlusName:
         """The name whose file holds the scene; another wording has a file of its own, but the standard scene."""
@@ -213,7 +223,7 @@ class PlusTasks:
             return PlusName(name=task.read.base, base=task.read.base, change=task.read.change)
         return task.read
 
-    def _furnishing(self, task: PlusTask) -> PlusAssets | None:
+    def _scene_assets(self, task: PlusTask) -> PlusAssets | None:
         change, suite = task.read.change, task.suite
         if isinstance(change, Lighting | Surfaces):
             scene = self.files.scenery.scene(self.files.problem(suite, task.read))
@@ -226,12 +236,12 @@ class PlusTasks:
         return None
 
 
-def _changed(
-    task: PlusTask, joints: dict[str, np.ndarray], generator: np.random.Generator, standard: Standard
-) -> Drawn:
+def _sample_change(
+    task: PlusTask, joints: dict[str, np.ndarray], generator: np.random.Generator, standard: StandardScene
+) -> SampledPerturbation:
     change = task.read.change
     effects = Effects(
-        camera=moved_camera(standard.camera, change if isinstance(change, View) else STANDARD_VIEW),
+        camera=moved_camera(standard.camera, change if isinstance(change, CameraView) else STANDARD_VIEW),
         arm=ArmStart(joints=joints[standard.robot], moved=False) if isinstance(change, RobotStart) else None,
         corruption=corruption_numbered(change.number) if isinstance(change, Noise) else None,
     )
@@ -242,4 +252,4 @@ def _changed(
         "id": task.id,
         "name": task.read.name,
     }
-    return Drawn(effects=effects, numbers=numbers)
+    return SampledPerturbation(effects=effects, numbers=numbers)

@@ -13,7 +13,14 @@ from functools import partial
 
 import numpy as np
 
-from lamp_client.envs.perturbations import CORRUPTIONS, Corruption, Drawn, Effects, GaussianNoise, Standard
+from lamp_client.envs.perturbations import (
+    CORRUPTIONS,
+    Corruption,
+    Effects,
+    GaussianNoise,
+    SampledPerturbation,
+    StandardScene,
+)
 from lamp_client.envs.plus_style.perturbations import (
     CONTEXTS,
     FRAMES,
@@ -64,11 +71,11 @@ class OneOf:
         """That of the choices."""
         return self.choices[0].category
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws a choice, and what it draws."""
         chosen = self.choices[int(generator.integers(len(self.choices)))]
-        drawn = chosen.draw(generator, standard)
-        return dataclasses.replace(drawn, numbers={"aspect": type(chosen).__name__, **drawn.numbers})
+        sampled = chosen.draw(generator, standard)
+        return dataclasses.replace(sampled, numbers={"aspect": type(chosen).__name__, **sampled.numbers})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +96,17 @@ class Joined:
         """The categories of the parts, joined."""
         return "+".join(part.category for part in self.parts)
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws every part."""
         effects, numbers = Effects(), {}
         for part in self.parts:
-            drawn = part.draw(generator, standard)
-            changed = {item.name: getattr(drawn.effects, item.name) for item in dataclasses.fields(drawn.effects)}
+            sampled = part.draw(generator, standard)
+            changed = {item.name: getattr(sampled.effects, item.name) for item in dataclasses.fields(sampled.effects)}
             effects = dataclasses.replace(
                 effects, **{name: value for name, value in changed.items() if value is not None}
             )
-            numbers[part.category] = drawn.numbers
-        return Drawn(effects=effects, numbers=numbers)
+            numbers[part.category] = sampled.numbers
+        return SampledPerturbation(effects=effects, numbers=numbers)
 
 
 Perturbation = Single | OneOf | Joined

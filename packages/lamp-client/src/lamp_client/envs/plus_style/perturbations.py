@@ -13,7 +13,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from lamp_client.envs.perturbations import ArmStart, CameraPose, Corruption, Drawn, Effects, Lights, Standard
+from lamp_client.envs.perturbations import (
+    ArmStart,
+    CameraPose,
+    Corruption,
+    Effects,
+    Lights,
+    SampledPerturbation,
+    StandardScene,
+)
 from lamp_client.envs.rotations import VERTICAL, quaternion_about, quaternion_product, rotated
 from lamp_client.errors import InvalidValueError
 
@@ -28,7 +36,7 @@ class Orbit:
     elevation: tuple[float, float]
     """Least and largest angle upwards [deg]."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws side and angles."""
         azimuth, elevation = signed(generator, self.azimuth), float(generator.uniform(*self.elevation))
         camera, pivot = standard.camera, looked_at(standard.camera)
@@ -40,7 +48,7 @@ class Orbit:
             position=pivot + rotated(camera.position - pivot, turn),
             quaternion=quaternion_product(turn, camera.quaternion),
         )
-        return Drawn(effects=Effects(camera=pose), numbers={"azimuth": azimuth, "elevation": elevation})
+        return SampledPerturbation(effects=Effects(camera=pose), numbers={"azimuth": azimuth, "elevation": elevation})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +59,12 @@ class Distance:
     factor: tuple[float, float]
     """Least and largest multiple of its distance to what it looks at."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws the distance."""
         factor = float(generator.uniform(*self.factor))
         camera, pivot = standard.camera, looked_at(standard.camera)
         pose = replace(camera, position=pivot + factor * (camera.position - pivot))
-        return Drawn(effects=Effects(camera=pose), numbers={"distance": factor})
+        return SampledPerturbation(effects=Effects(camera=pose), numbers={"distance": factor})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ class Turn:
     angle: tuple[float, float]
     """Least and largest angle, about the vertical and about its own horizontal axis [deg]."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws both angles and their signs."""
         pan, tilt = signed(generator, self.angle), signed(generator, self.angle)
         camera = standard.camera
@@ -75,7 +83,9 @@ class Turn:
         quaternion = quaternion_product(
             quaternion_about(VERTICAL, pan), quaternion_product(quaternion_about(horizontal, tilt), camera.quaternion)
         )
-        return Drawn(effects=Effects(camera=replace(camera, quaternion=quaternion)), numbers={"pan": pan, "tilt": tilt})
+        return SampledPerturbation(
+            effects=Effects(camera=replace(camera, quaternion=quaternion)), numbers={"pan": pan, "tilt": tilt}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +96,11 @@ class FieldOfView:
     change: tuple[float, float]
     """Least and largest change of the vertical field of view, wider or narrower [deg]."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws the change."""
         change = signed(generator, self.change)
         pose = replace(standard.camera, fov=standard.camera.fov + change)
-        return Drawn(effects=Effects(camera=pose), numbers={"field_of_view": change})
+        return SampledPerturbation(effects=Effects(camera=pose), numbers={"field_of_view": change})
 
 
 def signed(generator: np.random.Generator, bounds: tuple[float, float]) -> float:
@@ -120,14 +130,14 @@ class Brightness:
     stops: tuple[float, float]
     """Least and largest change, either way, in doublings of the light."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws the change."""
         stops = signed(generator, self.stops)
         lights, factor = standard.lights, 2.0**stops
         changed = replace(
             lights, diffuse=factor * lights.diffuse, specular=factor * lights.specular, head=factor * lights.head
         )
-        return Drawn(effects=Effects(lights=changed), numbers={"stops": stops})
+        return SampledPerturbation(effects=Effects(lights=changed), numbers={"stops": stops})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +150,7 @@ class LightDirection:
     from_above: tuple[float, float]
     """Least and largest angle between the vertical and where they then stand [deg]."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws both angles."""
         azimuth, from_above = signed(generator, self.azimuth), float(generator.uniform(*self.from_above))
         lights, middle = standard.lights, looked_at(standard.camera)
@@ -156,7 +166,9 @@ class LightDirection:
             diffuse=kept * lights.diffuse,
             specular=kept * lights.specular,
         )
-        return Drawn(effects=Effects(lights=changed), numbers={"azimuth": azimuth, "from_above": from_above})
+        return SampledPerturbation(
+            effects=Effects(lights=changed), numbers={"azimuth": azimuth, "from_above": from_above}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +179,7 @@ class Tint:
     saturation: tuple[float, float]
     """Least and largest saturation; at 1 the light's complementary colour is gone."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws hue and saturation; the light's luminance is kept."""
         hue, saturation = float(generator.uniform()), float(generator.uniform(*self.saturation))
         colour = np.array(colorsys.hsv_to_rgb(hue, saturation, 1.0))
@@ -176,7 +188,7 @@ class Tint:
         changed = replace(
             lights, diffuse=colour * lights.diffuse, specular=colour * lights.specular, head=colour * lights.head
         )
-        return Drawn(effects=Effects(lights=changed), numbers={"hue": hue, "saturation": saturation})
+        return SampledPerturbation(effects=Effects(lights=changed), numbers={"hue": hue, "saturation": saturation})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +201,7 @@ class Shadows:
     height: float
     """Angle of the lamp above the horizon [deg]."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws the share, and from which side the lamp shines: the camera's, for behind the robot there is a wall."""
         share, side = float(generator.uniform(*self.share)), float(generator.uniform(-90.0, 90.0))
         lights, middle, camera = standard.lights, looked_at(standard.camera), standard.camera.position
@@ -211,7 +223,7 @@ class Shadows:
             shadows=shadows,
             head=(1.0 - share) * lights.head,
         )
-        return Drawn(effects=Effects(lights=changed), numbers={"share": share, "side": side})
+        return SampledPerturbation(effects=Effects(lights=changed), numbers={"share": share, "side": side})
 
 
 def _reaching(lights: Lights, middle: np.ndarray) -> np.ndarray:
@@ -234,11 +246,11 @@ class Corrupted:
     category: ClassVar[str] = "noise"
     choices: tuple[Corruption, ...]
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws one of the choices."""
         chosen = self.choices[int(generator.integers(len(self.choices)))]
         numbers = {"corruption": type(chosen).__name__, **dataclasses.asdict(chosen)}
-        return Drawn(effects=Effects(corruption=chosen), numbers=numbers)
+        return SampledPerturbation(effects=Effects(corruption=chosen), numbers=numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +264,12 @@ class JointShift:
     distance: tuple[float, float]
     """Least and largest Euclidean distance over the seven joints [rad]."""
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws direction and distance."""
         direction = generator.standard_normal(len(standard.joints))
         joints = standard.joints + direction / np.linalg.norm(direction) * generator.uniform(*self.distance)
         numbers: dict[str, object] = {"joints": [round(float(angle), 6) for angle in joints]}
-        return Drawn(effects=Effects(arm=ArmStart(joints=joints, moved=True)), numbers=numbers)
+        return SampledPerturbation(effects=Effects(arm=ArmStart(joints=joints, moved=True)), numbers=numbers)
 
 
 FRAMES = (
@@ -341,26 +353,26 @@ class Reworded:
                 f"{self}: expected verbs, nouns or forms around the instruction, each with one {{}} for it."
             )
 
-    def draw(self, generator: np.random.Generator, standard: Standard) -> Drawn:
+    def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         """Draws the words."""
         text = standard.instruction
         if self.verbs:
-            text = exchanged(text, VERBS, generator)
+            text = replace_words(text, VERBS, generator)
         if self.nouns:
-            text = exchanged(text, NOUNS, generator)
+            text = replace_words(text, NOUNS, generator)
         if self.around:
             text = self.around[int(generator.integers(len(self.around)))].format(text)
-        return Drawn(effects=Effects(instruction=text), numbers={"instruction": text})
+        return SampledPerturbation(effects=Effects(instruction=text), numbers={"instruction": text})
 
 
-def exchanged(text: str, words: tuple[tuple[str, tuple[str, ...]], ...], generator: np.random.Generator) -> str:
+def replace_words(text: str, words: tuple[tuple[str, tuple[str, ...]], ...], generator: np.random.Generator) -> str:
     """Exchanges words; every occurrence of the same words gets the same ones."""
     chosen: list[str] = []
     for pattern, others in words:
-        found = re.search(pattern, text)
-        if found is None:
+        match = re.search(pattern, text)
+        if match is None:
             continue
-        other = found.expand(others[int(generator.integers(len(others)))])
+        other = match.expand(others[int(generator.integers(len(others)))])
         # A mark stands in until all are found, so that no later rule changes what an earlier one put in.
         text = re.sub(pattern, f"\x00{len(chosen)}\x00", text)
         chosen.append(other)

@@ -190,7 +190,7 @@ def bench_train_step(config: TrainStepConfig) -> dict[str, Any]:
 def _make_batch(bench: BenchModel, model: LaMP, settings: MotionTraining | PolicyTraining) -> AnyBatch:
     """A batch as the data pipeline gives it, with z_m only where the recipe caches that too."""
     if isinstance(settings, MotionTraining):
-        shape = (len(bench.state), *(model.motion_shape or ()))
+        shape = (len(bench.state), *settings.motion.shape)
         values = torch.rand(shape, device=bench.state.device) * 2 - 1
         return MotionBatch(encoded=bench.encoded, motion=Motion(values=values, mask=torch.ones_like(values).bool()))
     hidden = None
@@ -226,8 +226,8 @@ def _our_step(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             if isinstance(batch, MotionBatch):
                 return model.motion_loss(batch, generator).total
-            if batch.motion_hidden is None and model.motion_shape is not None:
-                noise = torch.randn(len(batch.encoded.mask), *model.motion_shape, generator=generator).to(device)
+            if batch.motion_hidden is None and model.motion_expert is not None:
+                noise = model.motion_noise(len(batch.encoded.mask), generator, device)
                 batch = replace(batch, motion_hidden=model.motion_hidden(batch.encoded, noise))
                 note("motion")
             return model.action_loss(batch, generator, draws).total

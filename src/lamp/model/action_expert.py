@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,6 +73,11 @@ class ActionExpertConfig:
         depth = self.attention.context_layers if isinstance(self.attention, Prefix) else None
         if depth is not None and not 0 <= depth <= self.layers:
             raise ConfigError(f"Action Expert: context_layers {depth} given, 0 to {self.layers} (layers) expected.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, a) of one action chunk."""
+        return self.chunk, self.action_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +223,7 @@ class ActionExpert(nn.Module):
         return sinusoid(fastest * tau, self.config.time_channels, max_period=fastest / slowest)
 
     def _block(self, index: int) -> Block:
-        block = self.blocks[index]
-        assert isinstance(block, Block)
-        return block
+        return cast(Block, self.blocks[index])
 
     def _beside(self, x: Float[Tensor, "b r h d"], context: PrefixContext) -> Float[Tensor, "b r h d"]:
         b, r, h, _ = x.shape

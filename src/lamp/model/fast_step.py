@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lamp.model.fast import FastActor, Graphs, with_twins
+from lamp.model.lamp import required
 from lamp.model.qwen3_vl import QwenInputs
 from lamp.model.qwen_fast import LENGTH_STEP, FastQwen, by_observation, filled_up
 from lamp.types import LeftPadding, Padding, placed
@@ -55,7 +56,6 @@ class FastStep:
 
     def _room(self, longest: int) -> int:
         """Few different lengths, where more padding on the right changes nothing: within the Action Expert's positions."""
-        action = self._actor.model.config.action
-        assert action is not None
+        action = required(self._actor.model.config.action, "Action Expert")
         room = longest if isinstance(self._padding, LeftPadding) else longest + -longest % LENGTH_STEP
         return max(longest, min(room, action.positions - action.chunk))

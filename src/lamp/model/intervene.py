@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lamp.errors import MismatchError
 from lamp.model.guidance import MotionGuidance
-from lamp.model.lamp import LaMP
+from lamp.model.lamp import LaMP, required
 from lamp.model.prior_interventions import (
     ActionSteps,
     Denoised,
@@ -67,12 +67,11 @@ class InterveningActor:
         Raises:
             MismatchError: `prior` is missing where the intervention is of it.
         """
-        assert motion_noise is not None
         if prior is None and isinstance(self.intervention, Shuffled | ToldWrong):
             raise MismatchError(
                 f"{self.intervention.name}: what the Motion Expert reads instead is missing; expected `prior`."
             )
-        hidden = self._hidden(encoded if prior is None else prior, motion_noise)
+        hidden = self._hidden(encoded if prior is None else prior, required(motion_noise, "motion_noise"))
         steps = self.intervention.steps if isinstance(self.intervention, ActionSteps) else None
         return self.model.decode(self._guided(encoded, hidden), state, action_noise, steps=steps)
 

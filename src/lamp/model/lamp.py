@@ -161,7 +161,7 @@ class LaMP(nn.Module):
             source: Of noise and flow times.
             draws: Noise draws per sample.
         """
-        expert, motion = _present(self.motion_expert, "Motion Expert"), batch.motion
+        expert, motion = required(self.motion_expert, "Motion Expert"), batch.motion
         encoded, mask = _repeated(batch.seen, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
         data = expert.within(motion.values.repeat_interleave(draws, dim=0))
         noise = expert.within(gaussian(data.shape, source, data.device))
@@ -186,12 +186,16 @@ class LaMP(nn.Module):
             noise: Where the solver starts.
             taken: Steps of the solver before z_m is read; None takes the configuration's.
         """
-        expert = _present(self.motion_expert, "Motion Expert")
+        expert = required(self.motion_expert, "Motion Expert")
         noise = expert.within(noise)
         taken = self.config.hidden_at.STEPS if taken is None else taken
         steps, condition = self.config.solver_steps, expert.condition(encoded)
         partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
         return expert.hidden(partial, step_times(steps)[taken], encoded, condition)
+
+    def motion_noise(self, count: int, source: Source, device: torch.device | str = "cpu") -> Float[Tensor, "b k t 3"]:
+        """Draws m^0, where the solver of so many samples' scene flow starts."""
+        return gaussian((count, *required(self.motion_shape, "Motion Expert")), source, device)
 
     def guide(
         self,
@@ -208,7 +212,7 @@ class LaMP(nn.Module):
         """
         guided = Guided.of(encoded)
         if self.guidance is not None and not unguided:
-            guided = self.guidance.guide(encoded, _present(hidden, "motion hidden state"))
+            guided = self.guidance.guide(encoded, required(hidden, "motion hidden state"))
             guided = guided if seen is None else withheld(guided, encoded, seen)
         if self.config.action is None or not self.config.action.sees_t_1:
             return guided
@@ -229,11 +233,11 @@ class LaMP(nn.Module):
             source: Of motion noise, action noise and flow times.
             noise_draws: Action-noise draws per sample, which share z_guided.
         """
-        expert, actions = _present(self.action_expert, "Action Expert"), batch.actions
+        expert, actions = required(self.action_expert, "Action Expert"), batch.actions
         hidden = batch.motion_hidden
         unguided = self._unguided(batch)
         if hidden is None and self.motion_expert is not None and not unguided:
-            noise = gaussian((len(actions), *_present(self.motion_shape, "Motion Expert")), source, actions.device)
+            noise = self.motion_noise(len(actions), source, actions.device)
             # Of all tokens, `kept` or not: where a policy acts nothing is hidden, and z_m is the same (Section III-G).
             hidden = self.motion_hidden(batch.for_prior, noise)
         context = expert.context(self.guide(batch.seen, hidden, batch.prior_seen, unguided=unguided))
@@ -272,7 +276,7 @@ class LaMP(nn.Module):
         hidden = None
         if self.motion_expert is not None:
             read = encoded if prior is None else prior
-            hidden = self.motion_hidden(read, _present(motion_noise, "motion_noise"))
+            hidden = self.motion_hidden(read, required(motion_noise, "motion_noise"))
         return self.decode(self.guide(encoded, hidden), state, action_noise)
 
     @torch.no_grad()
@@ -292,7 +296,7 @@ class LaMP(nn.Module):
             action_noise: Where the solver starts.
             steps: Euler steps; None takes the configuration's.
         """
-        expert = _present(self.action_expert, "Action Expert")
+        expert = required(self.action_expert, "Action Expert")
         context = expert.context(guided)
         return euler(
             lambda a, tau: expert(a[:, None], tau, state, context)[:, 0],
@@ -305,7 +309,7 @@ class LaMP(nn.Module):
         self, encoded: Encoded, noise: Float[Tensor, "b k t 3"], steps: int | None = None
     ) -> Float[Tensor, "b k t 3"]:
         """Returns fully denoised, normalised scene-flow increments: for pictures, no action depends on them."""
-        expert = _present(self.motion_expert, "Motion Expert")
+        expert = required(self.motion_expert, "Motion Expert")
         noise, condition = expert.within(noise), expert.condition(encoded)
         return euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps or self.config.solver_steps)
 
@@ -323,14 +327,12 @@ class LaMP(nn.Module):
     @property
     def motion_shape(self) -> tuple[int, int, int] | None:
         """(k, t, 3) of one sample's scene flow; None without a Motion Expert."""
-        motion = self.config.motion
-        return (motion.grid[0] * motion.grid[1], motion.horizon, 3) if motion else None
+        return self.config.motion.shape if self.config.motion else None
 
     @property
     def action_shape(self) -> tuple[int, int] | None:
         """(h, a) of one action chunk; None without an Action Expert."""
-        action = self.config.action
-        return (action.chunk, action.action_dim) if action else None
+        return self.config.action.shape if self.config.action else None
 
     def parameter_table(self) -> dict[str, int]:
         """Returns how many parameters each part has; `lamp.model.parameter_count` gets the same from the configuration."""
@@ -339,7 +341,12 @@ class LaMP(nn.Module):
         return table | {"total": sum(table.values())}
 
 
-def _present(value: Present | None, what: str) -> Present:
+def required(value: Present | None, what: str) -> Present:
+    """Returns the value itself.
+
+    Raises:
+        MismatchError: It is missing.
+    """
     if value is None:
         raise MismatchError(f"LaMP: {what} is missing; this step needs it.")
     return value

@@ -148,6 +148,11 @@ class MotionExpertConfig:
         return self.horizon // self.frames_per_token, rows // self.patch, columns // self.patch
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(k, t, 3) of one sample's scene flow."""
+        return self.grid[0] * self.grid[1], self.horizon, 3
+
+    @property
     def tokens(self) -> int:
         """m: the number of motion tokens."""
         frames, rows, columns = self.token_grid

@@ -92,12 +92,12 @@ class Lite0(nn.Module):
         self, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b 112 rows columns"], Float[Tensor, "b 160 rows columns"]]:
         """Returns the deep map, and the shallow one with each 2x2 of its cells in the channels."""
-        x, shallow = functional.relu6(self.stem(images)), None
-        for index, block in enumerate(self.blocks):
+        x, blocks = functional.relu6(self.stem(images)), list(self.blocks)
+        for block in blocks[:5]:
             x = block(x)
-            if index == 4:
-                shallow = functional.pixel_unshuffle(x, 2)
-        assert shallow is not None
+        shallow = functional.pixel_unshuffle(x, 2)
+        for block in blocks[5:]:
+            x = block(x)
         return x, shallow
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import tyro
@@ -14,7 +14,9 @@ from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
+from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.lamp import LaMPConfig
+from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
@@ -212,6 +214,11 @@ class MotionTraining:
     final_samples: int = 128
     """Held-out samples of the measurement at the end, `flow.json`; each takes all solver steps four times."""
 
+    @property
+    def motion(self) -> MotionExpertConfig:
+        """The Motion Expert's settings, which are there in Stage 1."""
+        return cast(MotionExpertConfig, self.model.motion)
+
     def __post_init__(self) -> None:
         if self.model.motion is None:
             raise ConfigError(
@@ -286,6 +293,11 @@ class PolicyTraining:
     """Held-out samples whose loss is measured at each validation."""
     action_samples: int = 64
     """Held-out samples for which a whole chunk is drawn at each validation, with all solver steps; 0: none."""
+
+    @property
+    def action(self) -> ActionExpertConfig:
+        """The Action Expert's settings, which are there in Stage 2."""
+        return cast(ActionExpertConfig, self.model.action)
 
     def gripper_dims(self, width: int) -> tuple[int, ...]:
         """Where the grippers are in an action of so many values."""

@@ -33,9 +33,9 @@ from lamp.data.policy_dataset import (
     states_and_actions,
 )
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.qwen3_vl import Qwen3VLBackbone, QwenIdentity
+from lamp.model.lamp import required
+from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenIdentity
 from lamp.train.backbones import find_backbone, live_backbone
-from lamp.train.checkpoint import lora_of
 from lamp.train.checkpoint_metadata import BackboneRecord, CameraInput, DataRecord
 from lamp.train.config import MixedIn, PolicyTraining, Split
 from lamp.train.lora import check_adaptable
@@ -69,31 +69,16 @@ class TrainedOn:
 
     def samples(
         self, config: PolicyTraining, episodes: Sequence[int], *, augmented: bool = False
-    ) -> PolicySamples | ImageSamples | None:
-        """Samples of some episodes, in augmented views or as they are; None where there are none."""
-        assert config.model.action is not None
-        if not episodes:
-            return None
-        if self.sources.cache is None:
-            return ImageSamples(
-                dataset=self.sources.dataset,
-                pictures=Videos(dataset=self.sources.dataset),
-                cameras=tuple(camera.name for camera in self.sources.backbone.cameras),
-                episodes=tuple(episodes),
-                chunk=config.model.action.chunk,
-                scaling=self.scaling,
-                embodiment=self.embodiment,
-            )
-        return PolicySamples(
-            self.sources.dataset,
-            self.sources.features,
-            episodes=episodes,
-            chunk=config.model.action.chunk,
-            scaling=self.scaling,
-            embodiment=self.embodiment,
-            view_seed=config.loop.seed if augmented else None,
-            step=self.step,
-        )
+    ) -> PolicySamples | ImageSamples:
+        """Samples of some episodes, in augmented views or as they are."""
+        dataset, cache = self.sources.dataset, self.sources.cache
+        how: dict[str, Any] = {"chunk": config.action.chunk, "scaling": self.scaling, "embodiment": self.embodiment}
+        if cache is None:
+            cameras = tuple(camera.name for camera in self.sources.backbone.cameras)
+            videos = Videos(dataset=dataset)
+            return ImageSamples(dataset=dataset, pictures=videos, cameras=cameras, episodes=tuple(episodes), **how)
+        view_seed = config.loop.seed if augmented else None
+        return PolicySamples(dataset, cache, episodes=episodes, view_seed=view_seed, step=self.step, **how)
 
 
 def open_datasets(
@@ -106,33 +91,33 @@ def open_datasets(
     """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes.
 
     Args:
-        config: The training's.
-        data: The policy's own dataset.
         backbone: The frozen backbone, where the caller has it.
         features: The folder that feature caches are in; None: each dataset's own.
         scalings: Gives the normalisers of a dataset (whether it is the policy's own comes last) where they are not to be fitted.
     """
     found: list[TrainedOn] = []
-    live = None
     own = MixedIn(data=str(data), embodiment=config.embodiment)
-    if lora_of(config.backbone) is not None:
+    adapted, live = adapted_backbone(config, backbone), None
+    if adapted is not None:
         check_adaptable(config)
     elif not config.cache_features:
         live = live_backbone(config.backbone, config.loop.device, backbone)
+    frozen = adapted or live or backbone or find_backbone(config.backbone)
     parts = [own, *config.also]
     names = dataset_names([part.data for part in parts], features)
     steps = _steps(config, parts)
     for part, name, step in zip(parts, names, steps, strict=True):
-        how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment}
-        if lora_of(config.backbone) is not None:
-            frozen = adaptable(config, backbone)
-            sources = Sources.pictured(Path(part.data), frozen, config.split, **how)
+        how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment, "name": name}
+        if adapted is not None:
+            sources = Sources.adapted(Path(part.data), adapted, config.split, **how)
         else:
-            frozen = live or backbone or find_backbone(config.backbone)
-            how |= {"live": live} if live is not None else {}
-            how |= {"augmentation": config.augmentation, "features": features, "wanted": frozen.description}
+            how |= {
+                "augmentation": config.augmentation,
+                "features": features,
+                "wanted": frozen.description,
+                "live": live,
+            }
             sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
-        sources = replace(sources, name=name)
         scaling = scalings(sources, part.embodiment, part is own)
         if scaling is None:
             scaling = fit_scaling(config, sources, part.embodiment, step)
@@ -140,8 +125,8 @@ def open_datasets(
             _check_widths(scaling, sources, part.embodiment)
         found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling, step=step))
         # Together with those before it: a policy has to tell the instructions of all its datasets apart.
-        told = [text for one in found for text in one.sources.dataset.tasks]
-        check_instructions(frozen, told, ", ".join(str(one.sources.dataset.root) for one in found))
+        instructions = [text for one in found for text in one.sources.dataset.tasks]
+        check_instructions(frozen, instructions, ", ".join(str(one.sources.dataset.root) for one in found))
     return found
 
 
@@ -155,14 +140,13 @@ def _steps(config: PolicyTraining, parts: Sequence[MixedIn]) -> list[int]:
     rates = [dataset.fps for dataset in opened]
     if not rates or max(rates) <= min(rates) * (1 + SAME_RATE) or config.rates == "recorded":
         return [1] * len(parts)
-    assert config.model.action is not None
-    chunk = config.model.action.chunk
-    said = ", ".join(
+    chunk = config.action.chunk
+    listed = ", ".join(
         f"{one.root} at {one.fps:g} fps (a chunk of {chunk} takes {chunk / one.fps:.3g} s)" for one in opened
     )
     if config.rates == "equal":
         raise MismatchError(
-            f"datasets of different rates are mixed: {said}; expected one rate: give --rates resampled to bring targets to the "
+            f"datasets of different rates are mixed: {listed}; expected one rate: give --rates resampled to bring targets to the "
             "slowest one's, or --rates recorded to mix them as they are"
         )
     steps = [round(rate / min(rates)) for rate in rates]
@@ -170,7 +154,7 @@ def _steps(config: PolicyTraining, parts: Sequence[MixedIn]) -> list[int]:
         if abs(dataset.fps / step - min(rates)) > SAME_RATE * min(rates):
             raise MismatchError(
                 f"{dataset.root} at {dataset.fps:g} fps cannot be brought to {min(rates):g} by whole numbers of frames; "
-                f"expected a multiple ({said}): give --rates recorded, or leave it out"
+                f"expected a multiple ({listed}): give --rates recorded, or leave it out"
             )
         if step > 1 and isinstance(part.embodiment.kind, Delta):
             raise MismatchError(
@@ -178,8 +162,8 @@ def _steps(config: PolicyTraining, parts: Sequence[MixedIn]) -> list[int]:
                 f"be left out to come to {min(rates):g} fps; expected targets (absolute or relative actions): give "
                 "--rates recorded"
             )
-    told = ", ".join(f"every {step}. action of {one.root}" for one, step in zip(opened, steps, strict=True) if step > 1)
-    print(f"brought to {min(rates):g} actions a second: {told}", file=sys.stderr)
+    kept = ", ".join(f"every {step}. action of {one.root}" for one, step in zip(opened, steps, strict=True) if step > 1)
+    print(f"brought to {min(rates):g} actions a second: {kept}", file=sys.stderr)
     return steps
 
 
@@ -202,29 +186,25 @@ def _check_widths(scaling: PolicyScaling, sources: Sources, embodiment: Embodime
             )
 
 
-def adaptable(config: PolicyTraining, backbone: FrozenBackbone | None) -> QwenIdentity:
-    """Which backbone it is, of those that can have adapters."""
-    found = backbone.identity if isinstance(backbone, Qwen3VLBackbone) else find_backbone(config.backbone)
-    assert isinstance(found, QwenIdentity)
-    return found
+def adapted_backbone(config: PolicyTraining, backbone: FrozenBackbone | None) -> QwenIdentity | None:
+    """The backbone whose adapters are trained along (LoRA); None where it is frozen."""
+    settings = config.backbone
+    if not isinstance(settings, Qwen3VLBackboneConfig) or settings.lora is None:
+        return None
+    return backbone.identity if isinstance(backbone, Qwen3VLBackbone) else settings.find()
 
 
-def mixed(parts: Sequence[PolicySamples | ImageSamples | None]) -> PolicySamples | MixedSamples | ImageSamples | None:
-    present = [part for part in parts if part is not None]
-    if len(present) > 1:
-        return MixedSamples([part for part in present if isinstance(part, PolicySamples)])
-    return next(iter(present), None)
-
-
-def parts_of(samples: PolicySamples | MixedSamples | ImageSamples | None) -> tuple[PolicySamples | ImageSamples, ...]:
-    if samples is None:
-        return ()
-    return samples.parts if isinstance(samples, MixedSamples) else (samples,)
+def mixed(parts: Sequence[PolicySamples | ImageSamples]) -> PolicySamples | MixedSamples | ImageSamples:
+    """The samples of several datasets as one; those of a single one as they are."""
+    if len(parts) == 1:
+        return parts[0]
+    return MixedSamples([part for part in parts if isinstance(part, PolicySamples)])
 
 
 def cached_parts(samples: PolicySamples | MixedSamples | ImageSamples | None) -> list[PolicySamples]:
-    """The parts whose tokens are read from a cache."""
-    return [part for part in parts_of(samples) if isinstance(part, PolicySamples)]
+    """The samples of each dataset, where their tokens are read from a cache."""
+    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
+    return [part for part in parts if isinstance(part, PolicySamples)]
 
 
 def near_ends(values: Float[np.ndarray, " n"]) -> bool:
@@ -269,8 +249,7 @@ def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment
     Raises:
         MismatchError: The data's state or action width is not the model's, or its gripper is not 0 to 1.
     """
-    action, root = config.model.action, sources.dataset.root
-    assert action is not None
+    action, root = config.action, sources.dataset.root
     check_rotation(config.state_transform, embodiment, sources.dataset)
     raw, actions = states_and_actions(sources.dataset, sources.split.train, action.chunk, embodiment, step)
     states = config.state_transform.apply(raw)
@@ -329,8 +308,7 @@ class Sources:
     @property
     def features(self) -> Features:
         """The backbone's tokens, where they do not change in training."""
-        assert self.cache is not None
-        return self.cache
+        return required(self.cache, "the cache of the backbone's tokens")
 
     @classmethod
     def open(
@@ -340,6 +318,7 @@ class Sources:
         split: Split,
         *,
         token_width: int,
+        name: str = "",
         embodiment: Embodiment = OWN,
         augmentation: Augmentation = NO_AUGMENTATION,
         features: Path | None = None,
@@ -349,14 +328,12 @@ class Sources:
         """Opens a dataset and its cached features.
 
         Args:
-            data: The dataset's folder.
             key: Of the backbone.
-            split: Which episodes to hold out.
             token_width: Of the model.
-            embodiment: How the dataset records its robot.
+            name: What a checkpoint calls the dataset.
             augmentation: Which views of the pictures there are to be besides themselves.
             features: The folder that feature caches are in; None: the dataset's own.
-            wanted: What the backbone says of itself, to name how it differs from what is stored.
+            wanted: The backbone's description, to name how it differs from what is stored.
             live: Encodes pictures as they are needed, instead of a cache.
 
         Raises:
@@ -379,11 +356,12 @@ class Sources:
             backbone=_record(dataset, key, cache.manifest["backbone"], cache.cameras),
             frozen_key=key,
             split=_split(dataset, split).without(cache.left_out),
+            name=name,
         )
 
     @classmethod
-    def pictured(
-        cls, data: Path, identity: QwenIdentity, split: Split, *, token_width: int, embodiment: Embodiment = OWN
+    def adapted(
+        cls, data: Path, identity: QwenIdentity, split: Split, *, token_width: int, embodiment: Embodiment, name: str
     ) -> Sources:
         """Opens a dataset whose pictures go through a backbone that is trained along.
 
@@ -403,13 +381,14 @@ class Sources:
             backbone=_record(dataset, identity.key, identity.description, cameras),
             frozen_key=frozen.key,
             split=_split(dataset, split),
+            name=name,
         )
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
         """Describes what is trained on.
 
         Args:
-            samples: Training samples.
+            samples: Number of training samples.
             also: Further content that the run depends on, such as the scene flow's.
         """
         kept = self.cache.kept_otherwise if self.cache is not None else ()

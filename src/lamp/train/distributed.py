@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -61,6 +61,10 @@ class DistributedContext:
 
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Runs `work` in the main process while the others wait; where it fails, all fail."""
+        return work()
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Runs `work` in the main process, and returns its result, which must be picklable, in every process."""
         return work()
 
 
@@ -129,6 +133,9 @@ class MultiProcessContext(DistributedContext):
         if message is not None:
             raise FailedElsewhereError(message)
         return found
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        return cast(T, self.broadcast(self.on_main(work)))
 
 
 SINGLE_PROCESS = DistributedContext()

@@ -205,7 +205,6 @@ class Planner:
     ) -> TrainingResult:
         """As `run_stage`, but for what it does."""
         check_sharding(loop.sharding, distributed.world_size)
-        assert isinstance(stage, AnyStage)
         self.main = distributed.is_main
         done = _done(out, fresh=fresh)
         _stand_in_hidden(stage)
@@ -258,7 +257,6 @@ def announced(
     distributed: DistributedContext = SINGLE_PROCESS,
 ) -> TrainingResult:
     """`run_stage`, which says in one line what it is about to train."""
-    assert isinstance(stage, AnyStage)
     done = _done(out, fresh=fresh)
     if distributed.is_main and done < loop.steps:
         say(f"{stage.name}: {outline(stage, description, done, distributed.world_size)}")
@@ -357,10 +355,10 @@ def _hidden_time(stage: AnyStage) -> float:
 
 @torch.inference_mode()
 def _hidden(loop: LoopConfig, model: LaMP, batch: TokenBatch) -> None:
-    assert model.motion_shape is not None
     encoded = batch.encoded.to(loop.device)
     with loop.precision.autocast(loop.device):
-        model.motion_hidden(encoded, torch.randn(len(encoded.mask), *model.motion_shape).to(loop.device)).float().cpu()
+        noise = model.motion_noise(len(encoded.mask), torch.default_generator, loop.device)
+        model.motion_hidden(encoded, noise).float().cpu()
 
 
 def _validation_time(stage: AnyStage, done: int) -> float:

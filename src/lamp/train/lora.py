@@ -9,8 +9,9 @@ from torch import nn
 
 from lamp.data.dataloader import WHOLE, BatchShare
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
+from lamp.data.policy_dataset import MixedSamples, PolicySamples
 from lamp.errors import ConfigError
-from lamp.model.lamp import LaMP
+from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.model.qwen_lora import adapters, recompute_layers
 from lamp.seeding import Source, uniform
@@ -30,8 +31,8 @@ class AdaptedStage(PolicyStage[ObservedBatch]):
         model: LaMP,
         backbone: Qwen3VLBackbone,
         config: PolicyTraining,
-        samples: ImageSamples,
-        validation: ImageSamples | None,
+        samples: PolicySamples | MixedSamples | ImageSamples,
+        validation: PolicySamples | MixedSamples | ImageSamples | None,
         share: BatchShare = WHOLE,
     ) -> None:
         super().__init__(model, config, samples, validation, share)
@@ -60,18 +61,17 @@ class AdaptedStage(PolicyStage[ObservedBatch]):
         seen = self.encoded(batch)
         if self.config.token_dropout and self.backbone.training:
             # As many numbers as there can be tokens: how many there are depends on the part of the batch.
-            assert self.model.config.action is not None
             mask = seen.encoded.mask
-            drawn = uniform((len(mask), self.model.config.action.positions), source)
-            seen = replace(seen, kept=drawn[:, : mask.shape[1]].to(mask.device) >= self.config.token_dropout)
+            numbers = uniform((len(mask), self.config.action.positions), source)
+            seen = replace(seen, kept=numbers[:, : mask.shape[1]].to(mask.device) >= self.config.token_dropout)
         return self.action_loss(seen, source)
 
     def encoded(self, batch: ObservedBatch) -> PolicyBatch:
-        assert batch.observations is not None
+        observations = required(batch.observations, "the observations of a batch")
         reads = self.model.motion_expert is not None and batch.guided is not False
         return PolicyBatch(
-            encoded=self.backbone.encode(batch.observations),
-            prior=self.backbone.encode_for_prior(batch.observations) if reads else None,
+            encoded=self.backbone.encode(observations),
+            prior=self.backbone.encode_for_prior(observations) if reads else None,
             state=batch.state,
             actions=batch.actions,
             action_mask=batch.action_mask,

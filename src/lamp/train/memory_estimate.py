@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,19 +126,22 @@ def step_memory(
         processes: How many train together.
     """
     kind = torch.device(device or training.loop.device).type
-    with _without_values(kind) as place:
+    place = torch.device("cpu" if kind == "cpu" else "meta")
+    with FakeTensorMode() if kind == "cpu" else nullcontext():  # a CPU's own operators, or those of any other device
         model = _model(training, place)
-        batch = _batch(training, model, shape, place)
+        batch, loss = _batch(training, model, shape, place)
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         held = [*model.parameters(), *model.buffers()]
         tracker = AllocationTracker([*held, *batch.tensors()], place)
         with tracker, torch.autograd.set_multithreading_enabled(False):
-            for _ in range(
-                min(training.loop.accumulate, 2)
-            ):  # in the second part all gradients are there from the start
-                _forward_and_backward(training, model, batch, kind)
-        numbers = [tracker.number_of(value.grad) for value in trained.values() if value.grad is not None]
-        gradients, others = tracker.fullest({number for number in numbers if number is not None})
+            # In the second part all gradients are there from the start.
+            for _ in range(min(training.loop.accumulate, 2)):
+                with _precision(training.loop, kind):
+                    total = loss(torch.Generator().manual_seed(0))
+                total.backward()
+                del total
+        made = tracker.numbers_of(value.grad for value in trained.values() if value.grad is not None)
+        gradients, others = tracker.fullest(made)
     weights = _bytes(list(trained.values()))
     states, update = _update(training.loop, trained)
     found = Memory(
@@ -155,15 +158,6 @@ def step_memory(
         return found
     gathered = _gathered(model, sharding)
     return _shared_out(found, gathered, processes, exchanged_at_once=training.loop.accumulate == 1)
-
-
-def _forward_and_backward(
-    training: MotionTraining | PolicyTraining, model: LaMP, batch: MotionBatch | PolicyBatch, kind: str
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with _precision(training.loop, kind):
-        total = _loss(training, model, batch, generator)
-    total.backward()
 
 
 def _gathered(model: LaMP, sharding: FullySharded) -> int:
@@ -264,7 +258,8 @@ def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> La
 
 def _batch(
     training: MotionTraining | PolicyTraining, model: LaMP, shape: BatchShape, place: torch.device
-) -> MotionBatch | PolicyBatch:
+) -> tuple[TokenBatch, Callable[[torch.Generator], Tensor]]:
+    """A batch without values, and its loss."""
     b, config = shape.samples, training.model
 
     def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -277,39 +272,20 @@ def _batch(
     )
     kept = empty(shape.tokens, dtype=torch.bool) if training.token_dropout else None
     if isinstance(training, MotionTraining):
-        assert model.motion_shape is not None
-        motion = Motion(values=empty(*model.motion_shape), mask=empty(*model.motion_shape, dtype=torch.bool))
-        return MotionBatch(encoded=encoded, kept=kept, motion=motion)
-    assert config.action is not None
-    assert model.action_shape is not None
+        shape_of_flow = training.motion.shape
+        motion = Motion(values=empty(*shape_of_flow), mask=empty(*shape_of_flow, dtype=torch.bool))
+        flows = MotionBatch(encoded=encoded, kept=kept, motion=motion)
+        return flows, lambda generator: model.motion_loss(flows, generator, training.draws).total
     hidden = config.motion is not None and shape.hidden
-    return PolicyBatch(
+    actions = PolicyBatch(
         encoded=encoded,
         kept=kept,
-        state=empty(config.action.state_dim),
-        actions=empty(*model.action_shape),
-        action_mask=empty(config.action.chunk, dtype=torch.bool),
+        state=empty(training.action.state_dim),
+        actions=empty(*training.action.shape),
+        action_mask=empty(training.action.chunk, dtype=torch.bool),
         motion_hidden=empty(config.motion.tokens, config.motion.width) if config.motion and hidden else None,
     )
-
-
-def _loss(
-    training: MotionTraining | PolicyTraining, model: LaMP, batch: MotionBatch | PolicyBatch, generator: torch.Generator
-) -> Tensor:
-    if isinstance(training, MotionTraining):
-        assert isinstance(batch, MotionBatch)
-        return model.motion_loss(batch, generator, training.draws).total
-    assert isinstance(batch, PolicyBatch)
-    return model.action_loss(batch, generator, training.noise_draws).total
-
-
-@contextmanager
-def _without_values(kind: str) -> Iterator[torch.device]:
-    """Gives the device for tensors without values: a CPU's own operators, or those of any other device."""
-    with ExitStack() as stack:
-        if kind == "cpu":
-            stack.enter_context(FakeTensorMode())
-        yield torch.device("cpu" if kind == "cpu" else "meta")
+    return actions, lambda generator: model.action_loss(actions, generator, training.noise_draws).total
 
 
 def _precision(loop: LoopConfig, kind: str) -> AbstractContextManager[object]:
@@ -340,9 +316,9 @@ class AllocationTracker(TorchDispatchMode):
                 self._note(leaf)
         return out
 
-    def number_of(self, tensor: Tensor) -> int | None:
-        """The number of a tensor's storage; None where it is not on record."""
-        return self._number.get(tensor.untyped_storage()._cdata)
+    def numbers_of(self, tensors: Iterable[Tensor]) -> set[int]:
+        """The numbers of the storages of some tensors, of those on record."""
+        return {self._number[key] for x in tensors if (key := x.untyped_storage()._cdata) in self._number}
 
     def fullest(self, apart: Collection[int] = ()) -> tuple[int, int]:
         """Returns what was held at the fullest moment: in the storages that are looked at apart, and in all others. [bytes]"""

@@ -29,7 +29,7 @@ from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
 from lamp.files import read_json, to_line, write_json
-from lamp.model.lamp import LaMP, LaMPConfig
+from lamp.model.lamp import LaMP, LaMPConfig, required
 from lamp.seeding import generator_at
 from lamp.train.config import LoopConfig, PolicyTraining
 
@@ -150,9 +150,7 @@ class HiddenWork:
 
 def motion_noise(model: LaMP, *address: int | str) -> Float[Tensor, "k t 3"]:
     """Draws the initial motion noise m^0 of one sample."""
-    shape = model.motion_shape
-    assert shape is not None
-    return torch.randn(shape, generator=generator_at(*address))
+    return model.motion_noise(1, generator_at(*address))[0]
 
 
 def make_hidden(
@@ -175,8 +173,7 @@ def make_hidden(
     Raises:
         DataError: What is to be made does not fit on the disk, or a value into 16-bit floats.
     """
-    store, motion = work.store, work.model.config.motion
-    assert motion is not None
+    store, motion = work.store, required(work.model.config.motion, "Motion Expert")
     todo = [episode for episode in episodes if not store.is_current(episode)]
     frames = {episode: int(store.dataset.fresh(episode).sum()) for episode in episodes}
     count, views = sum(frames[episode] for episode in todo), store.augmentation.views

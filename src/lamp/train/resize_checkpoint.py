@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.lamp import LaMPConfig
+from lamp.model.lamp import LaMPConfig, required
 from lamp.model.motion_expert import MotionExpertConfig, ReferenceGrid
 from lamp.sceneflow.normalization import MotionBounds
 from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
@@ -44,8 +44,8 @@ def resize_checkpoint(
     if (out / CHECKPOINT).exists():
         raise ConfigError(f"{out} holds a checkpoint already; expected a folder for a new one.")
     model, found = load_checkpoint(source, expected=Expected(kind="motion"))
-    before, training, flow = found.model.motion, found.training, found.flow
-    assert before is not None and flow is not None
+    before, training = required(found.model.motion, "Motion Expert"), found.training
+    flow = required(found.flow, "record of the scene flow")
     motion = resized(before, grid=grid, horizon=horizon, pace=pace)
     weights = carried_over(model.state_dict(), before, motion)
     config = replace(found.model, motion=motion)

@@ -199,7 +199,7 @@ def _continued(
     previous = read_description(path)
     longer = _is_longer(previous, description)
     _check_same(path, previous, description, longer=longer)
-    if not distributed.broadcast(distributed.on_main(lambda: check_files(path))):
+    if not distributed.from_main(lambda: check_files(path)):
         _say(distributed, f"{path} was written without checksums, by an earlier version: it is continued as it is.")
     weights = load_weights(path, previous, stage.model)
     weights |= {PART + name: value for name, value in load_adapter(path, previous).items()}

@@ -16,7 +16,7 @@ from lamp.data.dataloader import WHOLE, BatchShare, BatchSource, DataLoader, Sam
 from lamp.data.feature_cache.cache import Features
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, PolicySamples, mixture_weights
-from lamp.model.lamp import LaMP, recompute
+from lamp.model.lamp import LaMP, recompute, required
 from lamp.seeding import Source, normal, uniform
 from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, by_tau, clamped
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes
@@ -182,8 +182,7 @@ class MotionStage(Stage[MotionBatch]):
         return with_fewer_tokens(self.loader.next_batch(), self.config.token_dropout, self.loader.noise("tokens", step))
 
     def counts(self, batch: MotionBatch) -> Counts:
-        assert self.model.motion_expert is not None
-        supervised = self.model.motion_expert.supervised(batch.motion.mask).flatten(1, 2)
+        supervised = required(self.model.motion_expert, "Motion Expert").supervised(batch.motion.mask).flatten(1, 2)
         rows = torch.tensor(float(len(supervised))).double()
         return {
             "loss": supervised.flatten(1).any(1).sum().double(),

@@ -18,8 +18,7 @@ from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import AnyMotionSamples, MixedMotionSamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
-from lamp.model.lamp import LaMP
-from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.lamp import LaMP, required
 from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, check_current, find_store, store_folders
@@ -85,8 +84,9 @@ def train_motion(
         tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
     scaled = _with_kept_bounds(config, datasets[0], tuned)
     samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, distributed)
-    held_out = [one for one in datasets if one.sources.split.validation]
-    validation = _mixed([one.samples(config, one.sources.split.validation, samples.bounds) for one in held_out])
+    held_out = [(one, one.sources.split.validation) for one in datasets if one.sources.split.validation]
+    parts = [one.samples(config, episodes, samples.bounds) for one, episodes in held_out]
+    validation = _mixed(parts) if parts else None
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model)
     if tuned is not None:
@@ -195,8 +195,8 @@ def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
     )
 
 
-def _mixed(parts: Sequence[MotionSamples]) -> AnyMotionSamples | None:
-    return MixedMotionSamples(parts) if len(parts) > 1 else next(iter(parts), None)
+def _mixed(parts: Sequence[MotionSamples]) -> AnyMotionSamples:
+    return MixedMotionSamples(parts) if len(parts) > 1 else parts[0]
 
 
 def _with_kept_bounds(config: MotionTraining, own: _Dataset, tuned: FineTune | None) -> MotionTraining:
@@ -272,8 +272,10 @@ def evaluate_flow(
         raise MismatchError(
             f"{checkpoint} was imported, and its scene flow's sampling is not known; expected one that `lamp train motion` wrote."
         )
-    key = description.backbone.key
-    assert description.flow is not None and key is not None
+    key, recorded = (
+        required(description.backbone.key, "the backbone's key"),
+        required(description.flow, "scene flow's record"),
+    )
     settings = loop or config.loop
     live = None if config.cache_features else live_backbone(config.backbone, settings.device)
     sources = Sources.open(
@@ -287,13 +289,12 @@ def evaluate_flow(
         if not 0 <= episode <= last:
             raise ConfigError(f"episode {episode} is not in {data}; it has 0 to {last}.")
     # Another dataset's flow steps are brought to the time that those of the training took.
-    recorded = description.flow
     store = flow_store(replace(config, flow_frames=recorded.stride), sources, config.scene_flow, own=False)
     steps, rest = divmod(recorded.stride, store.description.sampling.stride)
     here = _Dataset(sources=sources, store=store, stride=config.flow_stride if rest else steps)
     if config.also:
-        here = _paced(here, description.flow.stride / description.flow.fps, "resampled")
-    samples = here.samples(config, chosen, description.flow.bounds)
+        here = _paced(here, recorded.stride / recorded.fps, "resampled")
+    samples = here.samples(config, chosen, recorded.bounds)
     indices = spread(len(samples), frames or len(samples))
     return measure_flow(model.to(settings.device), samples, indices, loop=settings)
 
@@ -314,7 +315,7 @@ def flow_store(
         DataError: There is none at all.
         MismatchError: None of several fits, or the dataset has changed since it was made.
     """
-    motion, data = _motion(config), sources.dataset.root
+    motion, data = config.motion, sources.dataset.root
     needs = FlowRequirements(
         grid=motion.grid,
         horizon=motion.horizon,
@@ -346,7 +347,7 @@ def motion_samples(
         DataError: There is no scene flow, or not of all episodes.
         MismatchError: It has another grid or camera, or is too short.
     """
-    motion = _motion(config)
+    motion = config.motion
     store.check(grid=motion.grid, span=motion.horizon * config.flow_stride)
     camera = sources.features.cameras[0]
     if camera not in store.description.cameras:
@@ -366,12 +367,6 @@ def motion_samples(
     )
 
 
-def _motion(config: MotionTraining) -> MotionExpertConfig:
-    if config.model.motion is None:
-        raise ConfigError("model.motion is None; Stage 1 needs a MotionExpertConfig.")
-    return config.model.motion
-
-
 def _with_bounds(
     config: MotionTraining, datasets: Sequence[_Dataset], distributed: DistributedContext
 ) -> tuple[AnyMotionSamples, tuple[float, float, float]]:
@@ -386,12 +381,10 @@ def _with_bounds(
     def fitted() -> MotionBounds:
         return rule.fit(chain.from_iterable(part.flows() for part in parts)) if isinstance(rule, BoundsRule) else rule
 
-    bounds = distributed.broadcast(distributed.on_main(fitted))
-    assert bounds is not None
+    bounds = distributed.from_main(fitted)
     for part in parts:
         part.bounds = bounds
     found = _mixed(parts)
-    assert found is not None
     if distributed.is_main and isinstance(rule, BoundsRule) and (floored := rule.floored(bounds)):
         moved = "image fractions" if "depth" not in floored else "image fractions, metres in depth"
         print(
@@ -400,9 +393,7 @@ def _with_bounds(
             f"--bounds.smallest and --bounds.moving-threshold (now {rule.moving_threshold:g}) of their size",
             file=sys.stderr,
         )
-    clamped = distributed.broadcast(distributed.on_main(found.clamp_rate))
-    assert clamped is not None
-    return found, clamped
+    return found, distributed.from_main(found.clamp_rate)
 
 
 def _describe(
@@ -411,7 +402,7 @@ def _describe(
     samples: AnyMotionSamples,
     clamped: tuple[float, float, float],
 ) -> Description:
-    motion = _motion(config)
+    motion = config.motion
     parts = samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
     stores = [to_line(to_json(one.store.description)) for one in datasets]
     own, *others = [

@@ -20,15 +20,15 @@ from lamp.data.image_dataset import ImageSamples
 from lamp.data.normalizers import ByDeviation, NoState, floors
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.lamp import LaMP
+from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.seeding import seed_everything
 from lamp.train.backbones import BuildProgressPrinter, find_backbone
 from lamp.train.breakdown import action_names
-from lamp.train.checkpoint import Expected, load_checkpoint, lora_of, motion_weights
+from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.config import PolicyTraining, UnseenEpisodes
-from lamp.train.datasets import Sources, TrainedOn, adaptable, cached_parts, mixed, open_datasets, parts_of
+from lamp.train.datasets import Sources, TrainedOn, adapted_backbone, cached_parts, mixed, open_datasets
 from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.lora import AdaptedStage
@@ -76,25 +76,26 @@ def train_policy(
     datasets = open_datasets(here, data, backbone, features, _kept_scalings(tuned))
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint, tuned)
-    samples = mixed([one.samples(config, one.sources.split.train, augmented=True) for one in datasets])
-    validation = mixed([one.samples(config, one.sources.split.validation) for one in datasets])
-    assert samples is not None
+    parts = [one.samples(config, one.sources.split.train, augmented=True) for one in datasets]
+    held_out = [(one, one.sources.split.validation) for one in datasets if one.sources.split.validation]
+    samples = mixed(parts)
+    validation = mixed([one.samples(config, episodes) for one, episodes in held_out]) if held_out else None
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
         for one, part in zip(datasets, cached_parts(samples), strict=True):
             part.show_prior_in(_unseen(one.sources, motion))
-    description = _describe(config, datasets, parts_of(samples), motion)
+    description = _describe(config, datasets, parts, motion)
     description = replace(description, started_from=tuned.record if tuned else None)
     if distributed.is_main:
         for one in datasets:
             _tell_floors(one, config)
     model = model.to(here.loop.device)
-    if isinstance(samples, ImageSamples):
-        assert validation is None or isinstance(validation, ImageSamples)
-        stage = AdaptedStage(model, _adapted(here, backbone), here, samples, validation, distributed.share)
+    if (adapted := adapted_backbone(here, backbone)) is not None:
+        seed_everything(config.loop.seed, "adapters")  # they change nothing yet, and are the same in every process
+        vlm = backbone if isinstance(backbone, Qwen3VLBackbone) else adapted.load()
+        stage = AdaptedStage(model, vlm.to(here.loop.device), here, samples, validation, distributed.share)
         for name, value in (tuned.adapter if tuned else {}).items():
             stage.parameters()[name].data.copy_(value)
     else:
-        assert not isinstance(validation, ImageSamples)
         stage = PolicyStage(model, here, samples, validation, distributed.share)
 
     def prepare() -> None:
@@ -114,8 +115,7 @@ def _fine_tuned(
 ) -> FineTune | None:
     if start is None:
         return None
-    found = adaptable(config, backbone) if lora_of(config.backbone) is not None else None
-    found = found or backbone or find_backbone(config.backbone)
+    found = adapted_backbone(config, backbone) or backbone or find_backbone(config.backbone)
     return FineTune.read(start, normalizers, kind="policy", key=found.key, backbone=found.description)
 
 
@@ -142,13 +142,6 @@ def _tell_floors(one: TrainedOn, config: PolicyTraining) -> None:
             "`lamp recipe fit` makes a recipe for these"
         )
     print(told, file=sys.stderr)
-
-
-def _adapted(config: PolicyTraining, backbone: FrozenBackbone | None) -> Qwen3VLBackbone:
-    """The backbone with adapters that change nothing yet, the same in every process."""
-    seed_everything(config.loop.seed, "adapters")
-    made = backbone if isinstance(backbone, Qwen3VLBackbone) else adaptable(config, backbone).load()
-    return made.to(config.loop.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +222,8 @@ def read_motion(
         horizon=wanted.horizon,
     )
     trained, description = load_checkpoint(motion_checkpoint, expected=expected)
-    assert description.model.motion is not None
     # Which layer z_m is read from is Stage 2's choice: Stage 1 trains them all alike.
-    given = replace(description.model.motion, hidden_layer=wanted.hidden_layer)
+    given = replace(required(description.model.motion, "Motion Expert"), hidden_layer=wanted.hidden_layer)
     found = first_difference(to_json(given), to_json(wanted), "model.motion")
     if found is not None:
         name, have, asked = found
@@ -239,9 +231,8 @@ def read_motion(
             f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {asked!r}."
         )
     weights = motion_weights(trained.state_dict())
-    assert description.flow is not None
     source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
-    return weights, MotionOrigin(source=source, flow=description.flow)
+    return weights, MotionOrigin(source=source, flow=required(description.flow, "record of the scene flow"))
 
 
 def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
@@ -257,8 +248,8 @@ def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
 def _cache_hidden(
     model: LaMP, samples: PolicySamples, draws: int, config: PolicyTraining, description: Description, out: Path
 ) -> None:
-    assert description.motion_source is not None
-    settings = hidden_settings(config, description.motion_source.sha256, samples.features.key)
+    motion = required(description.motion_source, "record of the Motion Expert")
+    settings = hidden_settings(config, motion.sha256, samples.features.key)
     with BuildProgressPrinter(f"motion hidden states, {draws} draws of each") as build_progress:
         samples.motion_hidden = samples_hidden(
             model, samples, settings, draws=draws, run=out / HIDDEN, progress=build_progress.progress
@@ -278,7 +269,6 @@ def _describe(
     parts: Sequence[PolicySamples | ImageSamples],
     motion: MotionOrigin | None,
 ) -> Description:
-    assert config.model.action is not None
     own, *others = [
         OtherDataset(
             root=str(one.sources.dataset.root),
@@ -294,7 +284,7 @@ def _describe(
     policy = PolicyRecord(
         state_width=own.state_width,
         scaling=own.scaling,
-        chunk=config.model.action.chunk,
+        chunk=config.action.chunk,
         execute=config.execute,
         fps=own.fps,
         embodiment=own.embodiment,

@@ -204,8 +204,7 @@ class Trainer:
         )
 
     def _restore(self, state: TrainingState) -> None:
-        if state.shards is not None:
-            state = state.read_shards(self.parameters, self.distributed.group)
+        state = state.read_shards(self.parameters, self.distributed.group)
         self.strategy.restore(state.raw, state.optimiser)
         if self.ema is not None and state.average is not None:
             self.ema.restore(state.average)

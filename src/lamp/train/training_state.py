@@ -97,8 +97,9 @@ class TrainingState:
         )
 
     def read_shards(self, parameters: Mapping[str, nn.Parameter], group: ProcessGroup | None) -> TrainingState:
-        """Reads what `write_shards` has written, whole or sharded as these parameters are."""
-        assert self.shards is not None
+        """Reads what `write_shards` has written, if anything, whole or sharded as these parameters are."""
+        if self.shards is None:
+            return self
         found: dict[str, dict[str, Tensor]] = {"raw": {}, "average": {}, "optimiser": {}}
         for key in shard_names(self.shards):
             kind, _, name = key.partition("/")

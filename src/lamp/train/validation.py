@@ -13,9 +13,10 @@ from torch import Tensor
 from lamp.data.dataloader import BatchSource
 from lamp.data.image_dataset import ImageSamples
 from lamp.data.policy_dataset import MixedSamples, PolicySamples
+from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress
-from lamp.seeding import Source, WholeBatch, generator_at, normal
+from lamp.seeding import Source, WholeBatch, generator_at
 from lamp.train.breakdown import AnyBatch, Counts, StepLoss, added, weighted
 from lamp.train.config import LoopConfig
 from lamp.train.metrics import Value
@@ -118,12 +119,10 @@ def measure_actions(
 
 
 def _sample_actions(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Tensor, "b h a"]:
-    assert model.action_shape is not None
-    count, device = len(batch.state), batch.state.device
     hidden = batch.motion_hidden
-    if hidden is None and model.motion_shape is not None:
-        hidden = model.motion_hidden(batch.for_prior, normal((count, *model.motion_shape), source).to(device))
-    noise = normal((count, *model.action_shape), source).to(device)
+    if hidden is None and model.motion_expert is not None:
+        hidden = model.motion_hidden(batch.for_prior, model.motion_noise(len(batch.state), source, batch.state.device))
+    noise = gaussian(batch.actions.shape, source, batch.state.device)
     return model.decode(model.guide(batch.encoded, hidden, batch.prior_seen), batch.state, noise)
 
 

@@ -107,9 +107,7 @@ class Foreseer:
         seen = Observations(images=batch, instructions=(instruction,))
         read = self.encoder.encode_for_prior(seen)
         encoded = self.encoder.encode(seen) if read is None else read
-        shape = self.model.motion_shape
-        assert shape is not None
-        noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
+        noise = self.model.motion_noise(samples, torch.Generator().manual_seed(seed))
         drawn = [self.model.foresee(encoded, one[None]) for one in noise]
         increments = self.flow.bounds.denormalise(torch.cat(drawn).mean(0).float())
         grid = grid_points(*self.flow.grid).float()

@@ -1,7 +1,8 @@
 # make setup   the environment in .venv, and the system's GL libraries
 # make demo    everything once, small: collect, scene flow, train, evaluate, report (outputs/demo)
 # make simpler-env   ManiSkill3 in .venv-simpler, for `lamp evaluate simpler`, and Vulkan on the CPU
-# make test    the tests that need neither minutes, a GPU nor a model hub
+# make test    the quick tests, each of a few seconds at most
+# make test-long   the tests of whole runs, up to minutes each; neither needs a GPU or a model hub
 # make test-lerobot  the tests of the policy plugin, in LeRobot's own environment (.venv-lerobot, make lerobot-env)
 # make check   lint, formatting, types, import layers, the documents' site
 # make docs    the documents as a site (site/)
@@ -31,10 +32,10 @@ export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo simpler-env lerobot-env test test-lerobot check docs bench-gpu clean
+.PHONY: help setup demo simpler-env lerobot-env test test-long test-lerobot check docs bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -9
+	@sed -n 's/^# //p' Makefile | head -10
 
 setup: $(SYSTEM) $(INSTALLED)
 
@@ -75,8 +76,13 @@ $(SIMPLER)/.installed: packages/lamp-client/pyproject.toml constraints-simpler.t
 $(SIMPLER)/.vulkan: scripts/simpler-vulkan $(SIMPLER)/.installed
 	@scripts/simpler-vulkan $(SIMPLER) && touch $@
 
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/pytest -m "not slow and not hub and not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long and not slow and not hub and not gpu"
+
+test-long: setup
+	$(PYTEST) -m "long and not slow and not hub and not gpu"
 
 lerobot-env: $(LEROBOT)/.installed
 

@@ -17,6 +17,8 @@ from lamp.files import locked, read_lines_json
 from lamp.recipes import Recipe, experiment
 from lamp.recipes.kinds import without_motion
 
+pytestmark = pytest.mark.long
+
 
 def tiny() -> Recipe:
     """The demo with every number as small as it can be."""

@@ -115,6 +115,7 @@ def test_files_in_place_of_names(tmp_path: Path, data: Path) -> None:
         training(str(tmp_path / "other.json"))
 
 
+@pytest.mark.slow
 def test_it_trains_and_acts_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The command line, from somebody's dataset to actions."""
     data = shutil.copytree(FIXTURES / "v30", tmp_path / "mine")

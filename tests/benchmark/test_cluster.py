@@ -24,6 +24,8 @@ from lamp.benchmark.worker_pool import SimulationStoppedError
 from lamp.data.lerobot.video import video_info
 from lamp.errors import ConfigError, MissingDependencyError
 
+pytestmark = pytest.mark.long
+
 
 class FakeRay:
     """Runs tasks in processes of this machine."""
@@ -117,6 +119,7 @@ def test_an_evaluation_on_a_cluster_is_the_same_as_here(ray: Any, tmp_path: Path
         assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.mark.slow
 def test_a_simulator_that_hangs_on_the_cluster_is_replaced(
     ray: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def _until(root: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "blow", [signal.SIGKILL, *(pytest.param(blow, marks=pytest.mark.slow) for blow in (signal.SIGINT, signal.SIGTERM))]
 )
@@ -181,6 +182,7 @@ def test_a_killed_evaluation_goes_on_without_loss_or_repetition(tmp_path: Path, 
     assert 40 <= len(begun) <= 40 + 2 * 2
 
 
+@pytest.mark.long
 def test_a_dead_worker_is_reported_and_its_episode_redone(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "policy")
     process = _start(tmp_path, 0.005)
@@ -203,6 +205,7 @@ def test_an_episode_that_raises_stops_the_run_with_its_error(tmp_path: Path) -> 
     assert {record.task for record in read_records(tmp_path)} == {0, 1}
 
 
+@pytest.mark.long
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "policy")
     process = _start(tmp_path, 0.02)
@@ -262,6 +265,7 @@ def test_progress_tells_rate_pace_and_time_left(tmp_path: Path, capsys: pytest.C
     )
 
 
+@pytest.mark.long
 def test_an_episode_past_its_deadline_is_stopped_and_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

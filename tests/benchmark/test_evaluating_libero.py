@@ -52,6 +52,7 @@ class Downwards(PolicyDefaults):
         ]
 
 
+@pytest.mark.long
 @pytest.mark.sim
 def test_conditions_meet_the_same_scene_in_libero(tmp_path: Path) -> None:
     opened: list[Downwards] = []
@@ -114,6 +115,7 @@ def test_foresight_is_measured_in_the_evaluated_episode_itself() -> None:
         env.close()
 
 
+@pytest.mark.long
 @pytest.mark.sim
 def test_the_scripted_expert_is_a_control(tmp_path: Path) -> None:
     config = EvaluateConfig(states="0", task=(3,), controls=("expert", "zero"), out=tmp_path, workers=1)

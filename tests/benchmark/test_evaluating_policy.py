@@ -23,6 +23,8 @@ from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
 from lamp.view.overlay import ForesightArtist
 
+pytestmark = pytest.mark.long
+
 
 def load(path: Path, device: str, threads: int) -> BatchPolicy:
     return LaMPPolicy.from_checkpoint(path, device=device, backbone=PatchBackbone())

@@ -86,6 +86,7 @@ def run(root: Path, out: str, made: SimplerSimulators, opened: list[Stepping] | 
     return evaluate(config.evaluation(made.suite), load=load, simulators=made, settings=config.settings)
 
 
+@pytest.mark.long
 def test_episodes_go_to_the_limit_and_both_rules_are_recorded(tmp_path: Path) -> None:
     """From -s a policy needs 2 s + 2 steps to the goal, and leaves it after one more: from -2 it is there at the end."""
     opened: list[Stepping] = []
@@ -114,6 +115,7 @@ def test_episodes_go_to_the_limit_and_both_rules_are_recorded(tmp_path: Path) ->
     assert len([r for r in records if r.video]) == 2
 
 
+@pytest.mark.long
 def test_without_an_ensemble_chunks_are_executed_in_the_open(tmp_path: Path) -> None:
     for execute, calls in ((None, 2), (1, 6)):  # the checkpoint says 3 of each
         summary = run(
@@ -123,6 +125,7 @@ def test_without_an_ensemble_chunks_are_executed_in_the_open(tmp_path: Path) -> 
         assert [record.policy_calls for record in summary.records] == [calls]
 
 
+@pytest.mark.long
 def test_a_folder_belongs_to_one_set_of_settings(tmp_path: Path) -> None:
     run(tmp_path, "out", simulators())
     before = (tmp_path / "out" / "episodes.jsonl").read_bytes()
@@ -134,6 +137,7 @@ def test_a_folder_belongs_to_one_set_of_settings(tmp_path: Path) -> None:
         run(tmp_path, "out", simulators(suite=WITH_STAND_INS))
 
 
+@pytest.mark.long
 def test_a_simulator_that_dies_is_started_again_and_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     trouble = json.dumps({"trouble": {"1": "die"}, "once": str(tmp_path / "died")})
     made = simulators(launch=Launch(command=(sys.executable, str(FAKES), trouble)))

@@ -23,6 +23,8 @@ from lamp.errors import DataError, MismatchError
 from lamp.files import locked, read_lines_json, write_json
 from lamp.sceneflow.sim_states import SIMULATION_PATH
 
+pytestmark = pytest.mark.long
+
 CREAM_CHEESE = 1
 """libero_object's shortest task."""
 

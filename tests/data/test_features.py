@@ -49,6 +49,7 @@ def test_cached_tokens_are_the_backbones(dataset: LeRobotDataset, backbone: Plai
         )
 
 
+@pytest.mark.long
 def test_workers_give_the_same(dataset: LeRobotDataset, tmp_path: Path) -> None:
     other = write(tmp_path / "other")
     seen: list[BuildProgress] = []

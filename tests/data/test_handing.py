@@ -66,6 +66,7 @@ def test_contents_are_not_in_what_goes_through_the_pipe_and_may_take_many_calls(
         block.take(PackedBatch(packed.head, (*packed.sizes, 4)))
 
 
+@pytest.mark.long
 def test_a_batch_that_was_given_up_does_not_overwrite_another(tmp_path: Path) -> None:
     """One worker still makes it when the loader has gone elsewhere."""
     order = [pick.indices.tolist() for pick, _ in zip(Sampler(1000, 50), range(10), strict=False)]

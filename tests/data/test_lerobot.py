@@ -142,6 +142,7 @@ class Killed(BaseException):
     """Stands for the process's end."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [True, False])
 def test_a_killed_finalize_leaves_the_old_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool

@@ -308,9 +308,10 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 300), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("version", ["v30", "v21"])
-def test_random_wrong_values_end_in_words(sound: dict[str, Path], tmp_path: Path, version: str) -> None:
-    for seed in range(100):
+def test_random_wrong_values_end_in_words(sound: dict[str, Path], tmp_path: Path, version: str, seeds: range) -> None:
+    for seed in seeds:
         root = shutil.copytree(sound[version], tmp_path / f"{version}-{seed}", symlinks=True)
         where = spoil(root, seed)
         found = check_dataset(root, quick=True)  # raises nothing

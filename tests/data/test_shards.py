@@ -261,6 +261,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(dataset: LeRobotDataset, tmp_path: Path) -> None:
     """Each time it is killed between the writing of a shard and its taking its place, one shard further on."""
     whole = FeatureCache.build(write(tmp_path / "whole"), Compact(), augmentation=AUGMENTED)
@@ -281,6 +282,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(dataset: LeRobotDatas
     assert not list(cache.folder.rglob(".tmp-*/episode-*"))
 
 
+@pytest.mark.long
 def test_what_two_processes_make_is_what_one_makes(dataset: LeRobotDataset, tmp_path: Path) -> None:
     seen: list[BuildProgress] = []
     one = FeatureCache.build(write(tmp_path / "other"), Reader(), augmentation=AUGMENTED)

@@ -81,6 +81,7 @@ def check_equal(ours: Observation, theirs: dict[str, Any]) -> None:
     np.testing.assert_array_equal(ours.state, state.astype(np.float32))
 
 
+@pytest.mark.long
 def test_images_state_and_physics_are_liberos_own(env: LiberoEnv, reference: Any, task: LiberoTask) -> None:
     env.reset(2)
     reference.set_init_state(task.initial_states[2])

@@ -51,6 +51,7 @@ def started(env: PerturbedLibero, draw: Any, placement_seed: int | None = 3) -> 
     return env.observe().images["agentview"], env.snapshot().state
 
 
+@pytest.mark.long
 def test_an_unchanged_scene_is_liberos_and_changes_are_taken_back(env: PerturbedLibero, task: LiberoTask) -> None:
     with LiberoEnv(task, image_size=128, render="fast") as plain:
         plain.reset(1)

@@ -41,6 +41,7 @@ def test_a_build_covers_every_fresh_frame_and_is_not_repeated(tmp_path: Path) ->
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sceneflow").rglob("*")} == stamps
 
 
+@pytest.mark.long
 def test_a_killed_build_says_so_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "one", 2, length=8)
     write_dataset(tmp_path / "other", 2, length=8)

@@ -113,6 +113,7 @@ def test_the_command(
     )
 
 
+@pytest.mark.long
 def test_the_measurement_with_a_trained_policy(policy: LaMPPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     from lamp.bench import serve as serving
     from lamp.bench.serve import SCENES, CheckpointWorkload

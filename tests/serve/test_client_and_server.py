@@ -102,6 +102,7 @@ def test_a_busy_server_is_asked_again() -> None:
             assert list(pool.map(one, [8] * 4)) == [(10, 7)] * 4
 
 
+@pytest.mark.long
 def test_refusals_are_told_in_the_server_s_words(tmp_path: Path) -> None:
     with running(max_clients=1) as server, WebsocketPolicy("127.0.0.1", server.port) as first:
         assert first.metadata["policy"] == "lamp"

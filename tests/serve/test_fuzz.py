@@ -105,6 +105,7 @@ def settled(process: subprocess.Popen[str], port: int, clients: int) -> int:
     return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the server's memory from /proc")
 @pytest.mark.parametrize("messages", [1200, pytest.param(MESSAGES, marks=pytest.mark.slow)])
 def test_attacks_harm_nobody_and_leave_nothing_behind(messages: int, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ async def leave_unfinished(port: int, size: int, number: int) -> None:
         pass  # it was sent away
 
 
+@pytest.mark.long
 @linux
 @pytest.mark.parametrize(
     ("rounds", "clients", "megabytes"), [(4, 10, 2.9), pytest.param(20, 120, 15.9, marks=pytest.mark.slow)]

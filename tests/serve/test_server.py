@@ -318,6 +318,7 @@ def test_clients_that_vanish_are_forgotten_and_not_computed_for() -> None:
         assert len(policy.batches) - done <= 3
 
 
+@pytest.mark.long
 def test_truncated_frames_hold_up_nobody() -> None:
     with running(ping_timeout_s=0.6) as server:
         half = raw(server)

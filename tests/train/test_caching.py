@@ -100,6 +100,7 @@ def from_pictures(self: FeatureCache, rows: np.ndarray, views: np.ndarray | None
     return Encoded(tokens=torch.cat([*tokens, text], 1), mask=torch.cat([seen, mask], 1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, AUGMENTED], ids=["plain", "augmented"])
 def test_training_with_the_cache_is_training_without(
     data: Path, prior: Path, tmp_path: Path, augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +117,7 @@ def test_training_with_the_cache_is_training_without(
     assert rounded == pytest.approx(losses, rel=1e-3) and rounded != losses, "float16 is near, and not the same"
 
 
+@pytest.mark.long
 def test_each_sample_is_seen_in_another_view_at_another_epoch_and_validation_in_none(
     data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +151,7 @@ def request(config: PolicyTraining, data: Path, prior: Path | None, processes: i
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, AUGMENTED], ids=["plain", "augmented"])
 def test_stored_z_m_is_what_the_run_would_compute(
     data: Path, prior: Path, tmp_path: Path, augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
@@ -178,6 +181,7 @@ def test_stored_z_m_is_what_the_run_would_compute(
     train(fewer, data, tmp_path / "fewer", prior)
 
 
+@pytest.mark.long
 def test_two_processes_make_the_z_m_that_one_makes(data: Path, prior: Path, tmp_path: Path) -> None:
     config = policy_training(loop=SHORT, cached_hidden_draws=2)
     _, one = fill_caches(request(config, data, prior))

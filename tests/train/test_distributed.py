@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from lamp.model.qwen_lora import LoRA
 from lamp.seeding import PerSample
 from lamp.train.checkpoint import ADAPTER_WEIGHTS, load_checkpoint
 from lamp.train.config import FullySharded
+
+pytestmark = pytest.mark.long
 
 WAYS: dict[str, dict[str, Any]] = {
     "replicated": {},
@@ -84,30 +86,38 @@ def prior(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(launcher: Launcher, data: Path, prior: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every way on two processes, and on one."""
+def runs(
+    launcher: Launcher, data: Path, prior: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Both stages in a way, on two processes, or "alone" on one: trained when first asked for."""
     root = tmp_path_factory.mktemp("runs")
-    made = []
-    for name, changes in {"alone": {}, **WAYS}.items():
-        config = settings(**changes)
-        made.append(Run(config=exact_motion(config=config), data=data, out=root / f"motion-{name}"))
-        policy = exact_policy(config=config, prior_dropout=0.6)
-        made.append(Run(config=policy, data=data, out=root / f"policy-{name}", motion=prior))
-    alone = [run for run in made if run.out.name.endswith("-alone")]
-    launch = launcher.start([run for run in made if run not in alone])
-    for run in alone:
-        run.train()
-    launch.wait()
-    return root
+
+    def train(way: str) -> Path:
+        if not (root / way).exists():
+            config = settings(**WAYS.get(way, {}))
+            motion = Run(config=exact_motion(config=config), data=data, out=root / way / "motion")
+            policy = exact_policy(config=config, prior_dropout=0.6)
+            both = [motion, Run(config=policy, data=data, out=root / way / "policy", motion=prior)]
+            if way == "alone":
+                for run in both:
+                    run.train()
+            else:
+                launcher.start(both).wait()
+        return root / way
+
+    return train
 
 
-@pytest.mark.parametrize("way", WAYS)
+# Those in parts hold what the plain ones do, and that parts change nothing.
+@pytest.mark.parametrize(
+    "way", [name if name.endswith("parts") else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
+)
 @pytest.mark.parametrize("stage", ["motion", "policy"])
-def test_two_processes_train_what_one_does(runs: Path, stage: str, way: str) -> None:
-    alike(runs / f"{stage}-alone", runs / f"{stage}-{way}")
+def test_two_processes_train_what_one_does(runs: Callable[[str], Path], stage: str, way: str) -> None:
+    alike(runs("alone") / stage, runs(way) / stage)
 
 
-@pytest.mark.parametrize("way", ["replicated", "sharded"])
+@pytest.mark.parametrize("way", ["replicated", pytest.param("sharded", marks=pytest.mark.slow)])
 def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(
     launcher: Launcher, data: Path, prior: Path, tmp_path: Path, way: str
 ) -> None:
@@ -123,8 +133,8 @@ def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(
     assert way == "sharded" or sums[3] == sums[1] == {"last": 2, "others": 0}
 
 
-def test_only_the_main_process_says_something(runs: Path) -> None:
-    main, other = (runs / f"log-{rank}.txt" for rank in (0, 1))
+def test_only_the_main_process_says_something(runs: Callable[[str], Path]) -> None:
+    main, other = (runs("replicated_in_parts") / f"log-{rank}.txt" for rank in (0, 1))
     assert "policy  10/10 steps" in main.read_text()
     told = [
         line for line in other.read_text().splitlines() if "steps" in line or "continuing" in line or "saved" in line
@@ -132,6 +142,7 @@ def test_only_the_main_process_says_something(runs: Path) -> None:
     assert told == []
 
 
+@pytest.mark.slow
 def test_several_processes_plan_together(launcher: Launcher, data: Path, prior: Path, tmp_path: Path) -> None:
     """Held-out samples and motion hidden states are measured while weights are shared out."""
     made = []

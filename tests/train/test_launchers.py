@@ -17,6 +17,8 @@ from torch import Tensor
 from lamp.cli import main
 from lamp.files import read_lines_json
 
+pytestmark = pytest.mark.long
+
 TINY = "--model.motion.width 16 --model.motion.layers 1 --model.motion.heads 2 --model.motion.grid 4 4 --model.motion.horizon 4"
 MOTION = f"train motion --recipe demo --flow-stride 2 {TINY} --model.motion.frames-per-token 4 --final-samples 4"
 POLICY = (

@@ -46,6 +46,8 @@ from lamp.train.train_policy import train_policy
 from lamp.types import Observations
 from lamp_client.types import Observation
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("peft")
 
 MODEL = LaMPConfig(
@@ -197,7 +199,7 @@ def test_peft_reads_the_adapter_for_the_published_model(run: Path, demonstration
 
 @pytest.mark.parametrize(
     "change",
-    [{}, *(pytest.param(c, marks=pytest.mark.slow) for c in ({"workers": 1}, {"recompute": True, "accumulate": 2}))],
+    [pytest.param(c, marks=pytest.mark.slow) for c in ({}, {"workers": 1}, {"recompute": True, "accumulate": 2})],
 )
 def test_a_broken_off_run_goes_on_bit_for_bit(
     demonstrations: Path,

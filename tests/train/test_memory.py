@@ -22,6 +22,8 @@ from lamp.train.config import BFloat16, Float32, MotionTraining, PolicyTraining,
 from lamp.train.memory_estimate import GIB, GPU_RESERVE, BatchShape, largest_batch, step_memory
 from lamp.types import PolicyBatch
 
+pytestmark = pytest.mark.long
+
 LIBERO_TOKENS = 164
 """Two views of 66 tokens and 32 of the instruction."""
 
@@ -61,6 +63,7 @@ def test_the_estimate_is_within_15_percent_of_what_the_process_takes(precision: 
     assert estimate.total == pytest.approx(grown, rel=0.15)
 
 
+@pytest.mark.slow
 def test_shared_out_weights_are_within_15_percent_of_what_the_allocator_records() -> None:
     """Whole gradients while a step is taken in parts; whole weights between the passes, where they are kept."""
     program = [sys.executable, str(Path(__file__).with_name("measured_shards.py"))]

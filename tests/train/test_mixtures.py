@@ -119,6 +119,7 @@ def test_relative_actions_come_back_in_the_robots_frame(two: tuple[Path, Path], 
     assert scaling.actions.binary == (6,)
 
 
+@pytest.mark.long
 def test_weights_change_the_run_and_a_broken_off_one_continues_bit_for_bit(
     two: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.long
 def test_a_policy_s_plan_says_what_the_training_then_needs(
     data: Path, prior: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_run_that_would_be_continued_is_left_alone_and_counted(
     assert contents(prior) == before
 
 
+@pytest.mark.long
 def test_for_a_gpu_that_is_not_here_memory_is_told_and_no_time(
     data: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,7 @@ def test_the_text_names_every_part(data: Path, recipe: str, tmp_path: Path, caps
     assert "8 samples" in shown and "exchange" not in shown and "nothing was trained or written" in shown
 
 
+@pytest.mark.long
 def test_a_run_says_what_it_is_about_to_train_and_a_finished_one_does_not(
     data: Path,
     prior: Path,
@@ -185,6 +188,7 @@ def test_a_run_says_what_it_is_about_to_train_and_a_finished_one_does_not(
     )
 
 
+@pytest.mark.long
 def test_a_plan_says_which_gpus_a_step_fits(data: Path, tmp_path: Path) -> None:
     trained = motion_training(loop=loop(steps=3, batch_size=8))
     planner = Planner("cuda")

@@ -52,6 +52,8 @@ from lamp.types import LeftPadding
 from lamp.view.foresight import Foreseer
 from lamp_client.types import Observation
 
+pytestmark = pytest.mark.long
+
 REQUIRED = ("--recipe", "demo", "--data", "data", "--out", "out")
 SHORT = loop(steps=3, batch_size=4)
 MODEL = LaMPConfig(

@@ -103,6 +103,7 @@ def test_hidden_tokens_are_drawn_anew_at_every_step_and_never_shown_where_there_
     assert with_fewer_tokens(batch, 0.0, generator_at(0)) is batch
 
 
+@pytest.mark.long
 def test_dropouts_are_settings_of_the_run_and_change_it(data: Path, prior: Path, tmp_path: Path) -> None:
     plain, fewer = tmp_path / "plain", tmp_path / "fewer"
     motion(data, plain, motion_training(loop=loop(steps=2)))
@@ -236,6 +237,7 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
     assert sorted(shapes) == [1, 1, 2, 2, 2, 2]
 
 
+@pytest.mark.long
 def test_workers_reshuffle_every_epoch_and_change_nothing(data: Path, prior: Path, tmp_path: Path) -> None:
     """Three epochs and a bit with the same worker, on scene flow, and on states of the Motion Expert that are cached."""
     for workers in (0, 1):
@@ -326,6 +328,7 @@ def test_two_processes_do_not_train_in_one_folder(data: Path, tmp_path: Path) ->
             policy(data, tmp_path, policy_training(with_motion=False))
 
 
+@pytest.mark.long
 def test_one_batch_is_overfitted(data: Path, tmp_path: Path) -> None:
     settings = loop(steps=150, batch_size=64, ema=None, optimiser=AdamW(lr=1e-2), log_every=5, checkpoint_every=150)
     config = policy_training(
@@ -341,6 +344,7 @@ def test_one_batch_is_overfitted(data: Path, tmp_path: Path) -> None:
     assert curve[-1] < 0.2 * curve[0]
 
 
+@pytest.mark.long
 def test_stage_one_learns_and_measures_itself(data: Path, tmp_path: Path) -> None:
     settings = loop(steps=150, batch_size=16, optimiser=AdamW(lr=1e-2), log_every=5, checkpoint_every=150)
     motion(data, tmp_path, motion_training(loop=replace(settings, validate_every=150)))
@@ -394,6 +398,7 @@ train_policy(config, Path(sys.argv[2]), Path(sys.argv[4]), Path(sys.argv[3]), ba
 """
 
 
+@pytest.mark.long
 def test_a_run_killed_with_kill_9_continues_bit_for_bit(data: Path, prior: Path, tmp_path: Path) -> None:
     def command(out: Path, pause: float) -> list[str]:
         return [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(data), str(prior), str(out), str(pause)]

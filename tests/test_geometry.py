@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from lamp.errors import ConfigError
 from lamp.geometry import (
     apply,
-    change_camera,
-    compose,
     intrinsics_from_fovy,
     inverse,
     pose_from_mujoco_camera,
     project,
     rigid,
-    rotation_from_quaternion,
     to_image,
     to_world,
     unproject,
@@ -32,7 +28,8 @@ seeds = st.integers(0, 2**31)
 def random_poses(seed: int, count: int = 5) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     quaternion = torch.randn(count, 4, generator=generator, dtype=torch.float64)
-    return rigid(rotation_from_quaternion(quaternion), torch.randn(count, 3, generator=generator, dtype=torch.float64))
+    rotation = torch.from_numpy(Rotation.from_quat(quaternion.numpy(), scalar_first=True).as_matrix())
+    return rigid(rotation, torch.randn(count, 3, generator=generator, dtype=torch.float64))
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -41,13 +38,11 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @settings(max_examples=30, deadline=None)
 @given(seeds)
-def test_rigid_motions_form_a_group(seed: int) -> None:
-    a, b, c = (random_poses(seed + i) for i in range(3))
+def test_rigid_motions_have_inverses(seed: int) -> None:
+    a, b = (random_poses(seed + i) for i in range(2))
     identity = torch.eye(4, dtype=torch.float64).expand(5, 4, 4)
-    assert close(compose(compose(a, b), c), compose(a, compose(b, c)))
-    assert close(compose(a, inverse(a)), identity) and close(compose(inverse(a), a), identity)
-    assert close(inverse(compose(a, b)), compose(inverse(b), inverse(a)))
-    assert close(compose(a, b), a @ b)
+    assert close(a @ inverse(a), identity) and close(inverse(a) @ a, identity)
+    assert close(inverse(a @ b), inverse(b) @ inverse(a))
 
 
 @settings(max_examples=30, deadline=None)
@@ -58,15 +53,7 @@ def test_rigid_motions_keep_distances_and_act_like_matrices(seed: int) -> None:
     assert close(moved, (pose @ torch.cat([points, torch.ones(5, 1)], dim=-1)[..., None])[..., :3, 0])
     assert close(torch.cdist(apply(pose[0], points), apply(pose[0], points)), torch.cdist(points, points))
     assert close(torch.linalg.det(pose[:, :3, :3]), torch.ones(5, dtype=torch.float64))
-    assert close(apply(pose[0], apply(pose[1], points)), apply(compose(pose[0], pose[1]), points))
-
-
-def test_quaternions_turn_as_mujoco_says() -> None:
-    quarter_about_z = torch.tensor([math.cos(math.pi / 4), 0, 0, math.sin(math.pi / 4)], dtype=torch.float64)
-    x = torch.tensor([1.0, 0, 0], dtype=torch.float64)
-    expected = torch.tensor([0, 1.0, 0], dtype=torch.float64)
-    for scale in (1, -3):
-        assert close(rotation_from_quaternion(scale * quarter_about_z) @ x, expected)
+    assert close(apply(pose[0], apply(pose[1], points)), apply(pose[0] @ pose[1], points))
 
 
 def test_projection_by_hand() -> None:
@@ -105,7 +92,7 @@ def test_a_static_scene_has_no_flow_under_a_moving_camera(seed: int) -> None:
     reference = Camera(intrinsics=intrinsics, world_from_cam=random_poses(seed)[:1].expand(5, 4, 4))
     world = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).expand(5, 6, 3)
     seen = to_image(world, cameras)
-    held = change_camera(seen, cameras, reference)
+    held = to_image(to_world(seen, cameras), reference)
     sane = (seen[..., 2].abs() > 0.05) & (held[..., 2].abs() > 0.05)
     assert (held - held[:1])[sane & sane[:1]].abs().max() < 1e-9
     assert torch.allclose(to_world(seen, cameras)[sane], world[sane], atol=1e-9)

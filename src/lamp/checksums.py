@@ -21,14 +21,14 @@ OWN = "checksum"
 
 @dataclass(frozen=True, kw_only=True)
 class Checksum:
-    """What a file was when it was written."""
+    """A file's size and hash when it was written."""
 
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class ChecksumFault:
     """A file that is not as it was written."""
 
     file: Path
@@ -43,7 +43,7 @@ Listed = Mapping[str, Checksum]
 
 
 def checksum_of(path: Path) -> Checksum:
-    """Reads a file and says what it is."""
+    """Reads a file for its checksum."""
     return Checksum(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
@@ -91,15 +91,9 @@ def _entry(obj: Any) -> Checksum | None:
     return Checksum(bytes=size, sha256=digest)
 
 
-def write_checksums(path: Path, listed: Listed, **said: Any) -> None:
-    """Writes a list to a file of its own.
-
-    Args:
-        path: The file.
-        listed: What it lists, relative to a folder that the reader knows.
-        said: Further entries.
-    """
-    write_json(path, with_own({"format": FORMAT, "version": VERSION, **said, "files": to_json(listed)}))
+def write_checksums(path: Path, listed: Listed, **entries: Any) -> None:
+    """Writes a list, and further entries, to a file of its own."""
+    write_json(path, with_own({"format": FORMAT, "version": VERSION, **entries, "files": to_json(listed)}))
 
 
 def read_checksums(path: Path) -> dict[str, Checksum]:
@@ -116,12 +110,10 @@ def read_checksums(path: Path) -> dict[str, Checksum]:
     return parse(obj.get("files"), path)
 
 
-def compare(folder: Path, listed: Listed, *, hash_below: int | None = None) -> list[Fault]:
+def compare(folder: Path, listed: Listed, *, hash_below: int | None = None) -> list[ChecksumFault]:
     """Compares files with a list.
 
     Args:
-        folder: That the list is relative to.
-        listed: What they were.
         hash_below: Only the sizes of larger files are compared. [bytes]
     """
     faults = []
@@ -130,16 +122,16 @@ def compare(folder: Path, listed: Listed, *, hash_below: int | None = None) -> l
         try:
             size = path.stat().st_size if path.is_file() else None
             if size is None:
-                faults.append(Fault(file=path, problem="is missing"))
+                faults.append(ChecksumFault(file=path, problem="is missing"))
             elif size != wanted.bytes:
-                faults.append(Fault(file=path, problem=f"has {size:,} bytes, {wanted.bytes:,} were written"))
+                faults.append(ChecksumFault(file=path, problem=f"has {size:,} bytes, {wanted.bytes:,} were written"))
             elif hash_below is None or size < hash_below:
                 found = sha256_of(path)
                 if found != wanted.sha256:
                     what = f"is not as it was written (sha256 {found[:12]}, was {wanted.sha256[:12]})"
-                    faults.append(Fault(file=path, problem=what))
+                    faults.append(ChecksumFault(file=path, problem=what))
         except OSError as error:
-            faults.append(Fault(file=path, problem=f"cannot be read ({error.strerror})"))
+            faults.append(ChecksumFault(file=path, problem=f"cannot be read ({error.strerror})"))
     return faults
 
 

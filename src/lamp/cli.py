@@ -19,7 +19,15 @@ from typing import TextIO
 
 import lamp
 from lamp.commands import COMMANDS, Command
-from lamp.errors import ConfigError, FailedElsewhereError, LampError, TerminatedError, system_error, told, unknown
+from lamp.errors import (
+    ConfigError,
+    FailedElsewhereError,
+    LampError,
+    TerminatedError,
+    describe_system_error,
+    system_error,
+    unknown,
+)
 from lamp_client.errors import LampClientError
 
 EXIT_MISTAKE = 2
@@ -49,9 +57,8 @@ def find(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
     near = [
         name for first in difflib.get_close_matches(words[0], firsts) for name in COMMANDS if name.split()[0] == first
     ]
-    asked = " ".join(words[:2])
     if near:
-        best = difflib.get_close_matches(asked, near, n=1, cutoff=0.0)[0]
+        best = difflib.get_close_matches(" ".join(words[:2]), near, n=1, cutoff=0.0)[0]
         raise ConfigError(f"unknown command {words[0]!r}; did you mean {best!r}? `lamp --help` lists all commands.")
     raise unknown("command", words[0], COMMANDS)
 
@@ -114,14 +121,14 @@ def _orderly_end() -> Iterator[None]:
 
     The handler raises wherever the main thread happens to be, and there a library may make another error of it, or nothing.
     """
-    asked: list[int] = []
+    received: list[int] = []
     over = threading.Event()
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        if not asked:
+        if not received:
             words = (threading.main_thread().ident, number, over)
             threading.Thread(target=_insist, args=words, name="lamp-end", daemon=True).start()
-        asked.append(number)
+        received.append(number)
         raise TerminatedError(number)
 
     numbers = []
@@ -132,8 +139,8 @@ def _orderly_end() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if asked:
-            raise TerminatedError(asked[-1]) from error
+        if received:
+            raise TerminatedError(received[-1]) from error
         if (stop := _interrupt_behind(error)) is not None:
             raise stop from error
         raise
@@ -204,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if found is None:
             raise
         with contextlib.suppress(ConfigError):
-            print(f"lamp: {told(found, find(words)[0].elsewhere)}", file=sys.stderr)
+            print(f"lamp: {describe_system_error(found, find(words)[0].elsewhere)}", file=sys.stderr)
         return EXIT_MISTAKE
 
 

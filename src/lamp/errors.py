@@ -16,19 +16,15 @@ from pathlib import Path
 
 _HASH = re.compile(r"(?<![\w/.-])[0-9a-f]{40,}(?![\w/])")
 """Of contents; those within a path stay as they are."""
-_SHOWN = 12
 
 
 class LampError(Exception):
     """Something the user can put right."""
 
-    def __init__(self, *said: object) -> None:
+    def __init__(self, *args: object) -> None:
         # Whole hashes make a line unreadable, and their first digits tell them apart.
-        super().__init__(*(_HASH.sub(_shortened, text) if isinstance(text, str) else text for text in said))
-
-
-def _shortened(found: re.Match[str]) -> str:
-    return found[0][:_SHOWN]
+        shortened = (_HASH.sub(lambda match: match[0][:12], text) if isinstance(text, str) else text for text in args)
+        super().__init__(*shortened)
 
 
 class ConfigError(LampError):
@@ -51,10 +47,6 @@ class TerminatedError(KeyboardInterrupt):
     """The system has asked this process to end (SIGTERM, SIGHUP): it tidies up as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
-        """
-        Args:
-            number: The signal's.
-        """
         super().__init__(number)
         self.number = number
 
@@ -63,7 +55,7 @@ class TerminatedError(KeyboardInterrupt):
 
 
 class FailedElsewhereError(LampError):
-    """Another process of the same training has failed and says why; this one ends without a word."""
+    """Another process of the same training has failed and says why; this one ends without a message."""
 
 
 _ROOM = "free some{or_elsewhere}; what is finished stays, and the same command continues"
@@ -104,7 +96,7 @@ def system_error(error: BaseException | None) -> OSError | None:
     if isinstance(error, MemoryError):
         return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     text = str(error)
-    found = [int(number) for number in _NUMBER.findall(text)] or [_TEXTS[said] for said in _TEXTS if said in text]
+    found = [int(number) for number in _NUMBER.findall(text)] or [_TEXTS[known] for known in _TEXTS if known in text]
     if found and found[0] in _REMEDIES:
         return OSError(found[0], os.strerror(found[0]), getattr(error, "filename", None))
     return system_error(error.__cause__)
@@ -118,11 +110,10 @@ def unreadable(path: Path, error: Exception, otherwise: LampError) -> Exception:
     return OSError(found.errno, found.strerror, str(path))
 
 
-def told(error: OSError, elsewhere: str = "") -> str:
+def describe_system_error(error: OSError, elsewhere: str = "") -> str:
     """One line: what went wrong, with which path, and what helps.
 
     Args:
-        error: What the system says.
         elsewhere: The flags that choose another place, such as `--out FOLDER`.
     """
     what = error.strerror or str(error)
@@ -136,8 +127,7 @@ def missing(path: Path, what: str, expected: str, *, folder: bool = False) -> Da
     """Builds the error for a file or folder that does not exist, with what is there under a like name.
 
     Args:
-        path: As it was given.
-        what: It should be, such as "dataset".
+        what: What it should be, such as "dataset".
         expected: What to give, in words.
         folder: Whether it should be a folder.
     """

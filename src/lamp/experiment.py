@@ -160,12 +160,14 @@ def plan(recipe: Recipe, out: Path, spent: Mapping[str, float]) -> str:
         "evaluate": len(recipe.evaluations) / len(demo.evaluations),
     }
     seconds = {name: DEMO_S[name] * more.get(name, 1.0) / cores for name in STAGES}
-    told = [
+    stages = [
         f"{name.replace('_', ' ')} {elapsed(seconds[name])}"
         + (f" ({elapsed(spent[name])} spent)" if name in spent else "")
         for name in STAGES
     ]
-    return f"{recipe.name} into {out}, about {elapsed(sum(seconds.values()))} with little beside it: {', '.join(told)}"
+    return (
+        f"{recipe.name} into {out}, about {elapsed(sum(seconds.values()))} with little beside it: {', '.join(stages)}"
+    )
 
 
 @contextmanager

@@ -48,9 +48,9 @@ def _one_line(box: str) -> str:
         elif line.strip("│╭╮╰╯─|+ \t"):
             # How far it is indented tells a flag from its description.
             sections[-1].append(line.strip("│╭╮╰╯─|+").rstrip())
-    told = [" ".join(_without_descriptions(section)) for section in sections if section]
-    told = [text for text in told if not text.startswith(("For full helptext", "Argument helptext"))]
-    return "; ".join(told) or "the flags could not be read"
+    messages = [" ".join(_without_descriptions(section)) for section in sections if section]
+    messages = [text for text in messages if not text.startswith(("For full helptext", "Argument helptext"))]
+    return "; ".join(messages) or "the flags could not be read"
 
 
 def _without_descriptions(section: list[str]) -> list[str]:

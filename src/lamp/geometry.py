@@ -1,4 +1,4 @@
-"""Rigid motions, the pinhole camera in image fractions, and the change of reference camera.
+"""Rigid motions, and the pinhole camera in image fractions.
 
 Transforms are 4x4 matrices named after their frames: ``target_from_source`` maps points of `source` to `target`. Cameras
 look along z with x to the right and y down. Everything is written as explicit sums of products, element by element, so that
@@ -25,26 +25,6 @@ def rigid(rotation: Float[Tensor, "*#b 3 3"], translation: Float[Tensor, "*#b 3"
     matrix[..., :3, 3] = translation
     matrix[..., 3, 3] = 1
     return matrix
-
-
-def rotation_from_quaternion(quaternion: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 3 3"]:
-    """Turns (w, x, y, z) quaternions of any length but zero into rotation matrices."""
-    w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
-    entries = [
-        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
-
-
-def compose(first: Float[Tensor, "*#b 4 4"], *others: Float[Tensor, "*#b 4 4"]) -> Float[Tensor, "*b 4 4"]:
-    """Chains transforms: ``compose(a_from_b, b_from_c)`` is ``a_from_c``."""
-    result = first
-    for other in others:
-        rotation = torch.stack([rotate(result[..., :3, :3], other[..., :3, i]) for i in range(3)], dim=-1)
-        result = rigid(rotation, apply(result, other[..., :3, 3]))
-    return result
 
 
 def inverse(transform: Float[Tensor, "*b 4 4"]) -> Float[Tensor, "*b 4 4"]:
@@ -127,8 +107,3 @@ def to_image(points: Float[Tensor, "*b k 3"], camera: Camera) -> Float[Tensor, "
     """(u, v, d) in `camera` of world points (m)."""
     cam_from_world = inverse(camera.world_from_cam)[..., None, :, :]
     return project(apply(cam_from_world, points), camera.intrinsics[..., None, :, :])
-
-
-def change_camera(points: Float[Tensor, "*b k 3"], source: Camera, target: Camera) -> Float[Tensor, "*b k 3"]:
-    """Re-expresses (u, v, d) points seen by `source` in the camera `target` (Section III-C: the reference camera)."""
-    return to_image(to_world(points, source), target)

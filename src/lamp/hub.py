@@ -148,9 +148,9 @@ def _note_of(hub: HubId, commit: str, wanted: Fetch) -> Path:
     """A file that is there while a copy is being made, and stays where that is interrupted."""
     from huggingface_hub import constants
 
-    asked = hashlib.sha256(repr((wanted.kind, hub.name, commit, wanted.patterns)).encode()).hexdigest()[:24]
+    digest = hashlib.sha256(repr((wanted.kind, hub.name, commit, wanted.patterns)).encode()).hexdigest()[:24]
     # Beside the hub's own cache, whose folders other programs list.
-    return Path(constants.HF_HUB_CACHE).expanduser().parent / "lamp-unfinished" / asked
+    return Path(constants.HF_HUB_CACHE).expanduser().parent / "lamp-unfinished" / digest
 
 
 @contextmanager
@@ -189,12 +189,12 @@ def unavailable(hub: HubId, wanted: Fetch, error: Exception) -> DataError:
     elif isinstance(error, errors.RepositoryNotFoundError):
         why = f"there is no {wanted.kind} at {web}, or it is private: log in with `hf auth login` or HF_TOKEN"
     else:
-        why = told(error)
+        why = message_of(error)
     return DataError(f"{lead} ({why}). {wanted.instead}")
 
 
-def told(error: BaseException) -> str:
-    """What an error of the hub's client says, on one line."""
+def message_of(error: BaseException) -> str:
+    """The message of an error of the hub's client, on one line."""
     # An answer of the hub's has its number on the first line and what it means on the next.
     lines = [line.strip(" .") for line in str(error).splitlines() if line.strip()][:2]
     return ". ".join(lines) or type(error).__name__
@@ -260,11 +260,11 @@ def check_card(text: str, instead: str) -> None:
     try:
         package.ModelCard(text).validate()
     except Exception as error:
-        raise DataError(f"the hub does not accept the model card ({told(error)}). {instead}") from error
+        raise DataError(f"the hub does not accept the model card ({message_of(error)}). {instead}") from error
 
 
 def _refusal(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"{told(error)}: log in with `hf auth login` or HF_TOKEN, with a token that may write there"
-    return told(error)
+        return f"{message_of(error)}: log in with `hf auth login` or HF_TOKEN, with a token that may write there"
+    return message_of(error)

@@ -61,21 +61,21 @@ def _describe_dataset(path: Path) -> dict[str, Any]:
 
 def cache_line(entry: CacheEntry) -> dict[str, Any]:
     """One cache for people: its name, size, and what it is of."""
-    said, line = entry.description, {"name": entry.name, "kind": entry.kind, "episodes": entry.episodes}
+    described, line = entry.description, {"name": entry.name, "kind": entry.kind, "episodes": entry.episodes}
     line["megabytes"] = round(entry.size / 1e6, 1)
     if entry.kind == "features":
-        cameras = ", ".join(f"{name} at {size} px" for name, size in said.get("cameras", []))
-        layer = f", {said['layer']}" if "layer" in said else ""
-        line["of"] = f"{said.get('model') or said.get('kind')}{layer}, {cameras}"
-        line["recipes"] = ", ".join(recipes_served(said)) or "none by name"
+        cameras = ", ".join(f"{name} at {size} px" for name, size in described.get("cameras", []))
+        layer = f", {described['layer']}" if "layer" in described else ""
+        line["of"] = f"{described.get('model') or described.get('kind')}{layer}, {cameras}"
+        line["recipes"] = ", ".join(recipes_served(described)) or "none by name"
     elif entry.kind == "scene flow":
         from lamp.sceneflow.stores import settings_of
 
-        line["of"] = settings_of(said) if said else "damaged: it cannot be read"
+        line["of"] = settings_of(described) if described else "damaged: it cannot be read"
     elif entry.kind == "augmented views":
-        line["of"] = f"{said.get('views')} views, seed {said.get('seed')}"
+        line["of"] = f"{described.get('views')} views, seed {described.get('seed')}"
     else:
-        settings = said.get("settings", {})
+        settings = described.get("settings", {})
         line["of"] = f"Motion Expert {str(settings.get('motion weights'))[:12]}, seed {settings.get('seed')}"
     return line
 
@@ -102,8 +102,8 @@ def recipes_served(backbone: Mapping[str, Any]) -> list[str]:
     for name in RECIPES:
         made = recipe(name)
         if isinstance(made, Recipe | TrainingRecipe):
-            asked = settings_said(made.backbone)
-            if all(backbone.get(key) == value for key, value in asked.items()):
+            settings = settings_said(made.backbone)
+            if all(backbone.get(key) == value for key, value in settings.items()):
                 found.append(name)
     return found
 

@@ -1,4 +1,4 @@
-"""How far something long is, said in one way everywhere: how much is done, at which rate, and how long it will take.
+"""Progress of long operations, shown in one way everywhere: how much is done, the rate, and the time left.
 
 On a terminal there is a bar; elsewhere there are lines, at most one every ten seconds, and one at least every fifteen, also
 where nothing moves meanwhile. All of it goes to the error stream, and none of it is there under `--quiet` (LAMP_QUIET=1).
@@ -28,12 +28,12 @@ SILENCE_S = 15.0
 
 
 def quiet() -> bool:
-    """Whether nobody wants to know how far things are; of the processes of a launcher, the main one tells."""
+    """Whether progress is not to be shown; of the processes of a launcher, only the main one shows it."""
     return os.environ.get(QUIET, "").lower() not in ("", "0", "false", "no") or os.environ.get("RANK", "0") != "0"
 
 
 def say(text: str) -> None:
-    """Says something about what is going on, unless nobody wants to know."""
+    """Prints a line on the error stream, unless under `--quiet`."""
     if not quiet():
         _display.write(text)
 
@@ -46,14 +46,14 @@ def clock(seconds: int | float) -> str:
 
 
 class Progress:
-    """How far one thing is.
+    """The progress of one operation.
 
     Args:
-        name: What is going on.
-        total: How much there is to do; None: nobody knows.
-        unit: Of what, in the plural, such as "episodes".
-        done: How much was there before; it does not count for the rate.
-        brief: It may be over in a moment, and is then not worth a line.
+        name: Of the operation.
+        total: How much there is to do; None: not known.
+        unit: In the plural, such as "episodes".
+        done: How much was done before; it does not count for the rate.
+        brief: Print no line if it is over in a moment.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Progress:
     ) -> None:
         self.name, self.total, self.unit, self.done, self.note = name, total, unit, done, ""
         self.left_s: float | None = None
-        """How long it will take, where it is known better than by the rate. [s]"""
+        """The time left, where it is known better than by the rate. [s]"""
         self.started = time.monotonic()
         self._since: tuple[float, float] = self.started, done
         self._moved = False
@@ -76,7 +76,7 @@ class Progress:
         self.close()
 
     def advance(self, by: int | float = 1, note: str | None = None) -> None:
-        """Counts what has been done since."""
+        """Adds to what has been done."""
         self.update(self.done + by, note=note)
 
     def update(
@@ -88,13 +88,12 @@ class Progress:
         left_s: int | float | None = None,
         now: bool = False,
     ) -> None:
-        """Says how far it is.
+        """Sets the progress.
 
         Args:
-            done: How much is done.
-            total: Of how much, if that has changed.
-            note: What else there is to say.
-            left_s: How long it will take, where that is known better. [s]
+            total: How much there is to do, if that has changed.
+            note: Shown at the end of the line.
+            left_s: The time left, where it is known better than by the rate. [s]
             now: Show it at once, however lately something was shown.
         """
         if done > self.done and not self._moved:
@@ -107,23 +106,23 @@ class Progress:
         _display.show(self, now=now or over)
 
     def say(self, text: str) -> None:
-        """Says something once."""
+        """Prints a message under the operation's name."""
         self.tell(f"{self.name}  {text}")
 
     def tell(self, text: str) -> None:
-        """Says something that needs no name before it."""
+        """Prints a message without the operation's name."""
         say(text)
         self._last, self._shown = time.monotonic(), (self.done, self.note)
 
     def close(self) -> None:
-        """Ends it; what was not said yet is said now."""
+        """Ends it, and shows what was not shown yet."""
         if self._open:
             self._open = False
             _display.remove(self)
 
     @property
     def rate(self) -> float:
-        """How much is done a second."""
+        """Units done a second."""
         now = time.monotonic()
         since, before = self._since
         if self.done > before and now > since:
@@ -132,7 +131,7 @@ class Progress:
 
     @property
     def line(self) -> str:
-        """What is shown."""
+        """The text that is shown."""
         parts = []
         if self.total is not None or self.done:
             of = "" if self.total is None else f"/{self.total:g}"
@@ -150,7 +149,7 @@ class Progress:
 
 
 def _rate(a_second: float, unit: str) -> str:
-    """In the unit of time that leaves a number people can read."""
+    """A rate in the unit of time that leaves a readable number."""
     for factor, name in ((1, "s"), (60, "min"), (3600, "h")):
         if a_second * factor >= 1 or name == "h":
             return f"{a_second * factor:,.1f} {unit}/{name}".replace(" /", "/")
@@ -158,7 +157,7 @@ def _rate(a_second: float, unit: str) -> str:
 
 
 class _Display:
-    """Everything that is going on in this process, on the error stream."""
+    """All operations of this process, on the error stream."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -186,9 +185,9 @@ class _Display:
     def remove(self, progress: Progress) -> None:
         with self._lock:
             self._running.remove(progress)
-            drawn = self._tasks.pop(id(progress), None)
-            if self._bars is not None and drawn is not None:
-                self._bars[0].remove_task(drawn)
+            task = self._tasks.pop(id(progress), None)
+            if self._bars is not None and task is not None:
+                self._bars[0].remove_task(task)
             new = progress._shown != (progress.done, progress.note)
             if new and (progress._last > progress.started or not progress._brief) and not quiet():
                 self._line(progress)
@@ -204,7 +203,7 @@ class _Display:
             try:
                 sys.stderr.write(f"{text}\n")
                 sys.stderr.flush()
-            except (OSError, ValueError):  # who listened has gone away, and the work goes on
+            except (OSError, ValueError):  # the reader of the stream has gone; the work goes on
                 pass
 
     def stop(self) -> None:
@@ -227,20 +226,20 @@ class _Display:
             return self._bars[0] if sys.stderr is not sys.__stderr__ else None
         if parent_process() is not None or not sys.stderr.isatty():
             return None
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
         bars = Bars(*columns, console=Console(file=sys.stderr), redirect_stdout=False)
         self._bars = bars, sys.stderr
         bars.start()
         return bars
 
     def _draw(self, bars: Bars, progress: Progress) -> None:
-        told, name = progress.line.replace("[", r"\["), progress.name.replace("[", r"\[")
+        status, name = progress.line.replace("[", r"\["), progress.name.replace("[", r"\[")
         if id(progress) not in self._tasks:
-            self._tasks[id(progress)] = bars.add_task(name, total=progress.total, told=told)
-        bars.update(self._tasks[id(progress)], completed=progress.done, total=progress.total, told=told)
+            self._tasks[id(progress)] = bars.add_task(name, total=progress.total, status=status)
+        bars.update(self._tasks[id(progress)], completed=progress.done, total=progress.total, status=status)
 
     def _watch(self) -> None:
-        """Breaks silences."""
+        """Shows something where nothing has been shown for long."""
         while True:
             time.sleep(0.5)
             with self._lock:

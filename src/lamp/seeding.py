@@ -35,8 +35,8 @@ class WholeBatch:
         """The draws of some rows, for one pass through the model."""
         return self.generator if count == self.rows else PartOfBatch(self, first, count)
 
-    def drawn(self, place: int, entries: int, draw: Draw) -> Tensor:
-        """What is drawn at this place of the order; drawn now where no part has been there."""
+    def draw_once(self, place: int, entries: int, draw: Draw) -> Tensor:
+        """The draw at this place of the order; made now where no part has been there."""
         if place == len(self._drawn):
             self._drawn.append(draw(entries, self.generator))
         return self._drawn[place]
@@ -50,7 +50,7 @@ class PartOfBatch:
 
     def draw(self, entries: int, draw: Draw) -> Tensor:
         each = entries // self._count
-        found = self._whole.drawn(self._place, each * self._whole.rows, draw)
+        found = self._whole.draw_once(self._place, each * self._whole.rows, draw)
         self._place += 1
         return found[each * self._first : each * (self._first + self._count)]
 
@@ -70,19 +70,19 @@ Source = torch.Generator | PartOfBatch | EachRow
 """Where noise and flow times come from; a plain generator belongs to nobody else's rows."""
 
 
-def drawn(source: Source, entries: int, draw: Draw) -> Tensor:
+def draw_rows(source: Source, entries: int, draw: Draw) -> Tensor:
     """Returns so many leading entries of whatever `draw` draws, for the rows of `source`."""
     return draw(entries, source) if isinstance(source, torch.Generator) else source.draw(entries, draw)
 
 
 def normal(shape: tuple[int, ...], source: Source) -> Tensor:
     """Draws standard noise, where the generator lives."""
-    return drawn(source, shape[0], lambda n, g: torch.randn((n, *shape[1:]), generator=g, device=g.device))
+    return draw_rows(source, shape[0], lambda n, g: torch.randn((n, *shape[1:]), generator=g, device=g.device))
 
 
 def uniform(shape: tuple[int, ...], source: Source) -> Tensor:
     """Draws numbers in [0, 1), where the generator lives."""
-    return drawn(source, shape[0], lambda n, g: torch.rand((n, *shape[1:]), generator=g, device=g.device))
+    return draw_rows(source, shape[0], lambda n, g: torch.rand((n, *shape[1:]), generator=g, device=g.device))
 
 
 def beta(alpha: float, beta: float, entries: int, source: Source) -> Tensor:
@@ -93,7 +93,7 @@ def beta(alpha: float, beta: float, entries: int, source: Source) -> Tensor:
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         return torch.from_numpy(np.random.default_rng(seed).beta(alpha, beta, n)).float()
 
-    return drawn(source, entries, draw)
+    return draw_rows(source, entries, draw)
 
 
 def seed_of(*address: int | str) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lamp import checksums
-from lamp.checksums import CHECKSUMS, Fault
+from lamp.checksums import CHECKSUMS, ChecksumFault
 from lamp.errors import DataError, LampError
 from lamp.files import read_json_object, read_lines_json
 
@@ -19,7 +19,7 @@ class Verification:
     files: int = 0
     """Number of files read."""
     bytes: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[ChecksumFault] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     """What has no checksum to compare with."""
 
@@ -34,7 +34,7 @@ class Verification:
         try:
             read()
         except (LampError, OSError) as error:
-            self.faults.append(Fault(file=file, problem=" ".join(str(error).split())))
+            self.faults.append(ChecksumFault(file=file, problem=" ".join(str(error).split())))
 
     def count(self, file: Path) -> None:
         """Counts a file that is read without a list of checksums."""
@@ -173,7 +173,7 @@ def verify_recording(path: Path, found: Verification) -> None:
             if not read_episode(path, file.stem).complete:
                 found.unchecked.append(f"{file} has no end: the program was killed, or the file is cut")
         except Exception as error:
-            found.faults.append(Fault(file=file, problem=f"{type(error).__name__}: {error}"))
+            found.faults.append(ChecksumFault(file=file, problem=f"{type(error).__name__}: {error}"))
 
 
 def verify_other(path: Path, found: Verification) -> None:

@@ -16,7 +16,7 @@ from demonstrations import numbered
 
 from lamp.bench.data import SYNTHETIC_FRAMES, write_synthetic_dataset
 from lamp.cli import main
-from lamp.data.check import Fault, check_dataset
+from lamp.data.check import DatasetFault, check_dataset
 from lamp.data.check import values as check_values
 from lamp.data.lerobot.statistics import aggregate, moments_of, statistics_of
 from lamp.data.lerobot.video import write_video
@@ -42,7 +42,7 @@ def faults_of(root: Path) -> set[tuple[str, int | None, int | None, str | None]]
     return {(fault.file, fault.episode, fault.frame, fault.key) for fault in check_dataset(root).faults}
 
 
-def one_of(root: Path, key: str | None = None) -> Fault:
+def one_of(root: Path, key: str | None = None) -> DatasetFault:
     """The only fault, or the only one of a key."""
     found = [fault for fault in check_dataset(root).faults if key is None or fault.key == key]
     assert len(found) == 1, "\n".join(map(str, found))
@@ -255,7 +255,7 @@ def test_all_faults_are_told_and_workers_find_the_same(v21: Path) -> None:
     (v21 / "data/chunk-000/episode_000007.parquet").write_bytes(b"")
     found = check_dataset(v21)
     keys = {fault.key for fault in found.faults}
-    assert {"action", "observation.images.front", "task"} <= keys and found.faulty_episodes() == (0, 1, 2)
+    assert {"action", "observation.images.front", "task"} <= keys and found.faulty == (0, 1, 2)
     assert any("episode_000007" in fault.file for fault in found.faults)
     assert set(check_dataset(v21, workers=2).faults) == set(found.faults)
 

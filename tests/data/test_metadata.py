@@ -145,7 +145,7 @@ def test_faults_of_one_kind_are_counted_beyond_twenty(tmp_path: Path, capsys: py
     root = write_v30(tmp_path / "many", tasks_of=[(0,) * 2] * 50)
     change_column(root / DATA30, "action", lambda rows: [[float("nan"), 0.0, 0.0] for _ in rows])
     found = check_dataset(root, quick=True)
-    assert len(found.faults) == 20 and found.alike == 30 and found.faulty_episodes() == tuple(range(50))
+    assert len(found.faults) == 20 and found.alike == 30 and found.faulty == tuple(range(50))
     assert main(["data", "check", str(root), "--quick"]) == 1
     shown = capsys.readouterr().out
     assert "... and 30 more like those above" in shown and "50 faults" in shown and len(shown.splitlines()) == 22

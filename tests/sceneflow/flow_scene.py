@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from lamp.sceneflow import store
-from lamp.sceneflow.rendering import Scene
+from lamp.sceneflow.rendering import SimulationScene
 from lamp.sceneflow.sim_states import Recording
 from lamp_client.envs.rendering import import_mujoco
 
@@ -55,7 +55,7 @@ XML = """
 """
 
 
-def load_scene(metadata: Mapping[str, Any]) -> Scene:
+def load_scene(metadata: Mapping[str, Any]) -> SimulationScene:
     """The scene; writing the episode of the task that the environment names ("task:dataset") kills the process halfway.
 
     What temporary folders there were is left in the dataset's `killed`: another worker may remove them at once.
@@ -68,7 +68,7 @@ def load_scene(metadata: Mapping[str, Any]) -> Scene:
 
     if task == str(metadata["task"]):
         store.Crc32cCodec = killed  # pyright: ignore[reportAttributeAccessIssue]
-    return Scene(model=mujoco.MjModel.from_xml_string(XML), cameras=CAMERAS)
+    return SimulationScene(model=mujoco.MjModel.from_xml_string(XML), cameras=CAMERAS)
 
 
 def motion(length: int, *, moving_arm: bool = True, moving_bodies: bool = True) -> np.ndarray:

@@ -12,7 +12,7 @@ from flow_scene import write_recording
 
 from lamp.geometry import to_world
 from lamp.sceneflow.build import FlowBuildConfig, build
-from lamp.sceneflow.rendering import BodyDepthRenderer, View
+from lamp.sceneflow.rendering import BodyDepthRenderer, RenderedView
 from lamp.sceneflow.sim_states import Playback, Recording
 from lamp.sceneflow.store import SceneFlowStore
 from lamp_client.envs.libero import LiberoEnv, load_task
@@ -65,7 +65,7 @@ def built(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Sce
     return SceneFlowStore(root / "sceneflow")
 
 
-def look(playback: Playback, renderer: BodyDepthRenderer, frame: int) -> View:
+def look(playback: Playback, renderer: BodyDepthRenderer, frame: int) -> RenderedView:
     playback.restore(frame)
     return renderer.render(playback.data, "agentview")
 

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
-from lamp.geometry import rigid, rotation_from_quaternion
+from lamp.geometry import rigid
 from lamp.sceneflow.exact_flow import TOLERANCE, PointPaths, Sampling, in_image, seen_by_rays, track_points
-from lamp.sceneflow.rendering import BodyDepthRenderer, View
+from lamp.sceneflow.rendering import BodyDepthRenderer, RenderedView
 from lamp.sceneflow.sim_states import Playback, Recording
 from lamp_client.envs.libero import LiberoEnv, load_task
 from lamp_client.envs.rendering import import_mujoco
@@ -51,7 +52,9 @@ def drawn(libero: Playback) -> Iterator[BodyDepthRenderer]:
         yield made
 
 
-def hidden_by_brute_force(playback: Playback, renderer: BodyDepthRenderer, view: View, paths: PointPaths) -> np.ndarray:
+def hidden_by_brute_force(
+    playback: Playback, renderer: BodyDepthRenderer, view: RenderedView, paths: PointPaths
+) -> np.ndarray:
     """MuJoCo's ray to every point of the image at every moment, at all geoms drawn."""
     cast, geom = import_mujoco().mj_ray, np.empty(1, np.int32)
     eye, asked = view.camera.world_from_cam[:3, 3].numpy(), (in_image(paths.image) & paths.valid).numpy()
@@ -88,12 +91,13 @@ def test_geoms_outside_the_image_are_left_out_and_no_pixel_changes(
     """Also for poses in the midst of the scene, where geoms reach from behind the camera into the image."""
     poses = [libero.camera_poses(env.camera_names["wrist"])[frame] for frame in range(0, FRAMES, 2)]
     middle = libero.geom_positions[0][libero.model.geom_group == 1].mean(axis=0)
-    turns = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    poses += list(rigid(rotation_from_quaternion(turns / turns.norm(dim=1, keepdim=True)), torch.from_numpy(middle)))
+    turns = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).numpy()
+    rotations = Rotation.from_quat(turns, scalar_first=True).as_matrix()
+    poses += list(rigid(torch.from_numpy(rotations), torch.from_numpy(middle)))
     libero.restore(14)
     groups = libero.model.geom_group.copy()
 
-    def look() -> tuple[list[View], list[int]]:
+    def look() -> tuple[list[RenderedView], list[int]]:
         views, counts = [], []
         for pose in poses:
             views.append(drawn.render(libero.data, env.camera_names["wrist"], pose))

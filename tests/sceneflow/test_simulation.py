@@ -20,7 +20,7 @@ from lamp.sceneflow.exact_flow import (
     seen_by_rays,
     track_points,
 )
-from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, View
+from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, RenderedView
 from lamp.sceneflow.sim_states import Playback, read_recording
 from lamp.types import Camera, Tracks
 from lamp_client.envs.rendering import import_mujoco
@@ -33,13 +33,13 @@ def body_id(playback: Playback, name: str) -> int:
     return playback.model.body(name).id
 
 
-def start_bodies(view: View, tracks: Tracks) -> torch.Tensor:
+def start_bodies(view: RenderedView, tracks: Tracks) -> torch.Tensor:
     height, width = view.body.shape
     u, v, _ = tracks.points[:, 0].unbind(-1)
     return view.body[(v * height).long(), (u * width).long()]
 
 
-def look(playback: Playback, renderer: BodyDepthRenderer, camera: str, frame: int) -> View:
+def look(playback: Playback, renderer: BodyDepthRenderer, camera: str, frame: int) -> RenderedView:
     playback.restore(frame)
     return renderer.render(playback.data, camera)
 

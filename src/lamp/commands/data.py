@@ -246,12 +246,12 @@ class DataCheckFlags:
 def _data_check(arguments: Sequence[str]) -> None:
     flags = parse(DataCheckFlags, arguments, "data check")
     from lamp.data.check import check_dataset
-    from lamp.data.check.faults import Fault
+    from lamp.data.check.faults import DatasetFault
 
     report = check_dataset(flags.data, workers=flags.workers, quick=flags.quick)
     unread = _unreadable_instructions(flags)
     if flags.recipe is not None:
-        faults = [Fault(problem=problem, file="meta", key="task") for problem in unread]
+        faults = [DatasetFault(problem=problem, file="meta", key="task") for problem in unread]
         report = replace(report, faults=(*report.faults, *faults))
     if flags.json:
         content = dict(report.to_json()) | ({} if flags.recipe is not None else {"remarks": unread})

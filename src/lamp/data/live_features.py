@@ -1,4 +1,4 @@
-"""The frozen backbone's tokens without a cache: pictures are decoded, drawn in a view and encoded as batches need them.
+"""The frozen backbone's tokens without a cache: pictures are decoded, augmented in a view and encoded as batches need them.
 
 Loading workers decode, which is processors' work; the process that trains encodes, where the backbone is. With the same views
 the tokens are those of a cache, but for what its number format rounds off and how a backbone's batches are put together.
@@ -115,8 +115,8 @@ class LiveFeatures(Features):
                 some: dict[str, UInt8[np.ndarray, "..."]] = {
                     camera: of[place.reshape(-1)[chosen]] for camera, of in decoded.items()
                 }
-                drawn = self.augmentation.view(view, some, episode=episode, frames=frames[inside[chosen]])
-                for camera, of in drawn.items():
+                augmented = self.augmentation.view(view, some, episode=episode, frames=frames[inside[chosen]])
+                for camera, of in augmented.items():
                     images[camera][inside[chosen]] = of
         instructions = tuple(self.index.texts[place] for place in self.index.text[rows].tolist())
         return Observations(

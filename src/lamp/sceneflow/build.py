@@ -22,7 +22,7 @@ from lamp.files import locked, remove_leftovers
 from lamp.progress import Progress
 from lamp.sceneflow.exact_flow import Occlusion, RayCast, Sampling, episode_flow
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
-from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, Scene, load_libero_scene
+from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, SimulationScene, load_libero_scene
 from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of, remove
 from lamp.sceneflow.stores import changed_episodes, folder_for, made_from, only_folder
@@ -74,7 +74,7 @@ class FlowBuildConfig:
 
     @property
     def description(self) -> StoreDescription:
-        """What the store will say about itself."""
+        """The description of the store to build."""
         return StoreDescription(
             sampling=self.sampling,
             cameras=self.cameras,
@@ -88,7 +88,7 @@ class FlowBuildConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowBuildReport:
-    """What a build did, and measures of what the store holds."""
+    """What a build did, and statistics of the store."""
 
     built: int
     """Episodes built by this call."""
@@ -133,8 +133,7 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
     """Builds what is missing of a dataset's scene-flow store.
 
     Args:
-        config: What to build.
-        load_scene: Gives the simulator of a recording; a function of a module, for it runs in other processes.
+        load_scene: Builds the simulator of a recording; a module's function, since it is pickled for worker processes.
 
     Raises:
         DataError: There is no recorded simulation, or another build is at work.
@@ -155,10 +154,10 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         frames = reference_frames(
             config.data, {episode: length for episode, (_, length) in headers.items()}, config.every
         )
-        said = {episode: metadata for episode, (metadata, _) in headers.items()}
-        jobs = _jobs(config, load_scene, said, frames, path)
+        metadata = {episode: own for episode, (own, _) in headers.items()}
+        jobs = _jobs(config, load_scene, metadata, frames, path)
         start = time.perf_counter()
-        busy = _run(jobs, store, frames, min(config.workers, len(jobs)))
+        cpu_s = _run(jobs, store, frames, min(config.workers, len(jobs)))
         seconds = time.perf_counter() - start
         for camera in config.cameras:
             store.all_frames(store.episodes, camera)  # for the index, so that whoever opens the store need not
@@ -168,7 +167,7 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         kept=len(recordings) - len(missing),
         frames=count,
         seconds=seconds,
-        frames_per_core_second=count / max(busy, 1e-9),
+        frames_per_core_second=count / max(cpu_s, 1e-9),
         **_measures(store),
     )
     print(report)
@@ -218,11 +217,11 @@ def _run(jobs: list[_BuildJob], store: SceneFlowStore, frames: dict[int, np.ndar
     """Does the jobs and returns the processor time they took in s."""
     with Progress("scene flow", sum(map(len, frames.values())), "frames") as progress:
         if workers <= 1:
-            done, busy = 0, time.process_time()
+            done, start = 0, time.process_time()
             for job in jobs:
                 for count in _episodes(job):
                     progress.update(done := done + count)
-            return time.process_time() - busy
+            return time.process_time() - start
         with ProcessPool(workers, torch.set_num_threads, (1,)) as pool:
             pending = all_futures = {pool.submit(_work, job) for job in jobs}
             try:
@@ -274,7 +273,7 @@ def _episodes(job: _BuildJob) -> Iterator[int]:
 def _flow(
     playback: Playback,
     renderer: BodyDepthRenderer,
-    scene: Scene,
+    scene: SimulationScene,
     camera: str,
     frames: np.ndarray,
     config: FlowBuildConfig,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lamp.errors import ConfigError
 from lamp.geometry import apply, inverse, project, unproject
-from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, Boxes, MjModel, View, boxes, outlines
+from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, Boxes, MjModel, RenderedView, boxes, outlines
 from lamp.sceneflow.sim_states import Playback
 from lamp.sceneflow.tracks import grid_pixels, hold_last, pixel_centres
 from lamp.types import Camera, Tracks
@@ -64,7 +64,9 @@ class PointPaths:
     valid: Bool[Tensor, "t1 k"]
 
 
-def track_points(playback: Playback, view: View, frame: int, sampling: Sampling, *, nearest: float) -> PointPaths:
+def track_points(
+    playback: Playback, view: RenderedView, frame: int, sampling: Sampling, *, nearest: float
+) -> PointPaths:
     """Attaches the grid points seen at `frame` to their bodies and moves them with the recording.
 
     Points on no geometry, moments past the end, and points nearer to the camera's plane than `nearest` (m) are not valid.
@@ -124,9 +126,9 @@ class _Views:
 
     def __init__(self, playback: Playback, renderer: BodyDepthRenderer, camera: str) -> None:
         self._playback, self._renderer, self._camera = playback, renderer, camera
-        self._views: dict[int, View] = {}
+        self._views: dict[int, RenderedView] = {}
 
-    def at(self, frame: int) -> View:
+    def at(self, frame: int) -> RenderedView:
         if frame not in self._views:
             self._playback.restore(frame)
             self._views[frame] = self._renderer.render(self._playback.data, self._camera)
@@ -190,7 +192,7 @@ def in_image(image: Float[Tensor, "*b 3"]) -> Bool[Tensor, "*b"]:
 
 
 def seen_by_rendering(
-    playback: Playback, renderer: BodyDepthRenderer, camera: str, view: View, paths: PointPaths
+    playback: Playback, renderer: BodyDepthRenderer, camera: str, view: RenderedView, paths: PointPaths
 ) -> Bool[Tensor, "t1 k"]:
     """Compares depths with renderings from the reference camera's pose at every moment."""
     depths = {paths.frame: view.depth}
@@ -231,7 +233,7 @@ class OcclusionCandidates:
     rays: Rays
 
 
-def rays_to(paths: PointPaths, view: View, *, nearest: float) -> Rays:
+def rays_to(paths: PointPaths, view: RenderedView, *, nearest: float) -> Rays:
     """Rays from the reference camera to every point at every moment."""
     eye, depth = view.camera.world_from_cam[:3, 3].numpy(), paths.image[..., 2].numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -239,7 +241,7 @@ def rays_to(paths: PointPaths, view: View, *, nearest: float) -> Rays:
 
 
 def seen_by_rays(
-    playback: Playback, renderer: BodyDepthRenderer, view: View, paths: PointPaths
+    playback: Playback, renderer: BodyDepthRenderer, view: RenderedView, paths: PointPaths
 ) -> Bool[Tensor, "t1 k"]:
     """Casts rays from the reference camera to the points inside its image.
 
@@ -265,7 +267,7 @@ def _drawn(model: MjModel, groups: tuple[int, ...]) -> Int[np.ndarray, " g"]:
 
 
 def _outlined(
-    around: Boxes, view: View, paths: PointPaths, *, nearest: float, visible: Bool[np.ndarray, "t1 k"]
+    around: Boxes, view: RenderedView, paths: PointPaths, *, nearest: float, visible: Bool[np.ndarray, "t1 k"]
 ) -> tuple[np.ndarray, ...]:
     """Moment, point and box wherever a visible point is within or behind the box's outline and one of the two has moved."""
     corners, world, image = around.corners, paths.world.numpy(), paths.image.numpy()

@@ -101,9 +101,9 @@ class StoreIndex:
             lists = table["frames"].combine_chunks()
             values, ends = lists.flatten().to_numpy().astype(np.int32), lists.value_lengths().to_numpy().cumsum()
             frames = np.split(values, ends[:-1]) if len(ends) else []
-            said: dict[str, Any] = {text: json.loads(text) for text in set(columns["made_from"])}
+            origins: dict[str, Any] = {text: json.loads(text) for text in set(columns["made_from"])}
             return {
-                (episode, camera): IndexEntry(stamp=(size, time), frames=of_entry, made_from=said[text])
+                (episode, camera): IndexEntry(stamp=(size, time), frames=of_entry, made_from=origins[text])
                 for episode, camera, size, time, of_entry, text in zip(
                     *(columns[name] for name in ("episode", "camera", "bytes", "mtime_ns")),
                     frames,

@@ -30,8 +30,8 @@ NO_BODY = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """What a camera sees at one moment, in the orientation of the policy's images."""
+class RenderedView:
+    """Depth and bodies as a camera sees them at one moment, in the orientation of the policy's images."""
 
     depth: Float[Tensor, "h w"]
     """m along the optical axis; infinite where there is no geometry."""
@@ -93,26 +93,28 @@ class BodyDepthRenderer:
         self._colours = np.empty((height, width, 3), np.uint8)
         self._depth = np.empty((height, width), np.float32)
 
-    def render(self, data: MjData, camera: str, world_from_cam: Float[Tensor, "4 4"] | None = None) -> View:
+    def render(self, data: MjData, camera: str, world_from_cam: Float[Tensor, "4 4"] | None = None) -> RenderedView:
         """Renders the present state through a camera of the model, or through the same camera held at another pose."""
         mujoco, scene = self._mujoco, self._scene
         index = camera_id(self.model, camera)
         intrinsics = camera_intrinsics(self.model, camera, self.width, self.height, mirrored=self.mirrored)
-        pose = camera_pose(data, index) if world_from_cam is None else world_from_cam
-        looking = Camera(intrinsics=intrinsics, world_from_cam=pose)
-        eye = mujoco.MjvCamera()
-        eye.type, eye.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
-        with self._nothing_beside(data, looking):
-            mujoco.mjv_updateScene(self.model, data, self._options, None, eye, mujoco.mjtCatBit.mjCAT_ALL, scene)
+        own_pose = camera_pose(data, index) if world_from_cam is None else world_from_cam
+        viewpoint = Camera(intrinsics=intrinsics, world_from_cam=own_pose)
+        fixed = mujoco.MjvCamera()
+        fixed.type, fixed.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
+        with self._hide_outside(data, viewpoint):
+            mujoco.mjv_updateScene(self.model, data, self._options, None, fixed, mujoco.mjtCatBit.mjCAT_ALL, scene)
         if world_from_cam is not None:
-            _hold(scene, world_from_cam)
+            pose = world_from_cam.numpy()
+            for eye in scene.camera:  # the left and the right one
+                eye.pos[:], eye.forward[:], eye.up[:] = pose[:3, 3], pose[:3, 2], -pose[:3, 1]
         scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
         self._gl.make_current()
         mujoco.mjr_render(self._rect, scene, self._context)
         mujoco.mjr_readPixels(self._colours, self._depth, self._rect, self._context)
         body = self._upright(self._bodies())
         depth = torch.where(body == NO_BODY, torch.inf, self._upright(self._metres()))
-        return View(depth=depth, body=body, camera=looking)
+        return RenderedView(depth=depth, body=body, camera=viewpoint)
 
     def close(self) -> None:
         """Frees the OpenGL context; further calls do nothing."""
@@ -129,7 +131,7 @@ class BodyDepthRenderer:
         self.close()
 
     @contextmanager
-    def _nothing_beside(self, data: MjData, camera: Camera) -> Iterator[None]:
+    def _hide_outside(self, data: MjData, camera: Camera) -> Iterator[None]:
         """Leaves geoms that are wholly outside the image out of a scene, for every one costs its vertices; pixels stay the same.
 
         They are put into a group that is not drawn, if there is one, and back.
@@ -158,17 +160,10 @@ class BodyDepthRenderer:
         scene = self._scene
         numbers = self._colours.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
         body_of = np.full(scene.ngeom + 1, NO_BODY, np.int32)
-        for drawn in scene.geoms[: scene.ngeom]:
-            if drawn.segid >= 0 and drawn.objtype == self._mujoco.mjtObj.mjOBJ_GEOM:
-                body_of[drawn.segid + 1] = self.model.geom_bodyid[drawn.objid]
+        for geom in scene.geoms[: scene.ngeom]:
+            if geom.segid >= 0 and geom.objtype == self._mujoco.mjtObj.mjOBJ_GEOM:
+                body_of[geom.segid + 1] = self.model.geom_bodyid[geom.objid]
         return body_of[np.where(numbers <= scene.ngeom, numbers, 0)]
-
-
-def _hold(scene: Any, world_from_cam: Tensor) -> None:
-    """Puts the scene's camera (both eyes of it) at a pose of ours."""
-    pose = world_from_cam.numpy()
-    for eye in scene.camera:
-        eye.pos[:], eye.forward[:], eye.up[:] = pose[:3, 3], pose[:3, 2], -pose[:3, 1]
 
 
 def _gl_context(mujoco: Any, width: int, height: int) -> Any:
@@ -196,7 +191,7 @@ def _plain_offscreen_buffer(model: MjModel, width: int, height: int) -> Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SimulationScene:
     """A simulator's model and how the dataset's images show it."""
 
     model: MjModel
@@ -206,11 +201,11 @@ class Scene:
     """Groups of geoms that the images show."""
 
 
-LoadScene = Callable[[Mapping[str, Any]], Scene]
+LoadScene = Callable[[Mapping[str, Any]], SimulationScene]
 """Builds the simulator of a recording from its metadata."""
 
 
-def load_libero_scene(metadata: Mapping[str, Any]) -> Scene:
+def load_libero_scene(metadata: Mapping[str, Any]) -> SimulationScene:
     """The model of a LIBERO task; collision shapes (group 0) are not drawn.
 
     Raises:
@@ -224,7 +219,7 @@ def load_libero_scene(metadata: Mapping[str, Any]) -> Scene:
             f"a recorded simulation names no suite and task in its metadata {dict(metadata)}; collect it again"
         )
     env = LiberoEnv(load_task(metadata["suite"], metadata["task"]))
-    return Scene(model=env.simulation[0], cameras=env.camera_names, geom_groups=(1, 2))
+    return SimulationScene(model=env.simulation[0], cameras=env.camera_names, geom_groups=(1, 2))
 
 
 MARGIN = 1e-6

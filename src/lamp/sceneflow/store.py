@@ -144,7 +144,6 @@ class SceneFlowStore:
         """Tracks of some reference frames of an episode, in the order asked for, and their reference cameras (float32).
 
         Args:
-            episode: Episode index.
             frames: Reference frames, all of them stored.
             camera: Name of the camera; the store's first by default.
 
@@ -169,9 +168,8 @@ class SceneFlowStore:
         """Adds or replaces an episode; a reader sees it whole or not at all.
 
         Args:
-            episode: Episode index.
             flows: Its scene flow, by camera.
-            made_from: What tells the episode of the dataset that it was made from (`lamp.sceneflow.stores.made_from`).
+            made_from: Identifies the recording that it was made from (`lamp.sceneflow.stores.made_from`).
         """
         if tuple(flows) != self.description.cameras:
             raise ConfigError(f"scene flow in {tuple(flows)}; expected {self.description.cameras}")
@@ -249,10 +247,10 @@ class SceneFlowStore:
 
     def _check_same(self, wanted: StoreDescription) -> None:
         # A dataset that was copied or renamed keeps its store.
-        found, asked = (to_json(replace(one, source="")) for one in (self.description, wanted))
-        other = [name for name in asked if found[name] != asked[name]]
+        stored, requested = (to_json(replace(one, source="")) for one in (self.description, wanted))
+        other = [name for name in requested if stored[name] != requested[name]]
         if other:
-            values = "; ".join(f"{name} {found[name]} there, {asked[name]} asked for" for name in other)
+            values = "; ".join(f"{name} {stored[name]} there, {requested[name]} asked for" for name in other)
             raise MismatchError(
                 f"the scene-flow store {self.path} was built otherwise ({values}); ask for the same, or --overwrite"
             )
@@ -275,7 +273,7 @@ def _no_store(path: Path) -> DataError:
 
 
 def lock_of(path: Path) -> Path:
-    """Is locked while a store is built."""
+    """The file that is locked while a store is built."""
     return path.with_name(f".{path.name}.lock")
 
 

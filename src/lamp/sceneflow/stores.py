@@ -40,7 +40,7 @@ class FlowRequirements:
         """Stored flow steps that the model's horizon covers."""
         return self.horizon * (self.stride if self.frames is None else self.frames // stored.sampling.stride)
 
-    def fit(self, stored: StoreDescription) -> bool:
+    def met_by(self, stored: StoreDescription) -> bool:
         """Whether a store has what is needed."""
         sampling = stored.sampling
         return (
@@ -50,8 +50,8 @@ class FlowRequirements:
             and (self.camera is None or self.camera in stored.cameras)
         )
 
-    def are(self, stored: StoreDescription) -> bool:
-        """Whether a store that fits holds nothing more, either: no finer steps, no longer horizon, no other camera."""
+    def exactly_met_by(self, stored: StoreDescription) -> bool:
+        """Whether a store that fits holds nothing more: no finer steps, no longer horizon, no other camera."""
         return (
             self.span(stored) == stored.sampling.horizon
             and self.frames in (None, stored.sampling.stride)
@@ -80,20 +80,18 @@ def settings(stored: StoreDescription) -> str:
     )
 
 
-def settings_of(said: Mapping[str, Any]) -> str:
+def settings_of(description: Mapping[str, Any]) -> str:
     """The same, of a description as JSON."""
-    return settings(from_json(StoreDescription, said, where="description of scene flow"))
+    return settings(from_json(StoreDescription, description, where="description of scene flow"))
 
 
 def find_store(data: Path, needs: FlowRequirements, name: str | None = None) -> SceneFlowStore:
     """The store of a dataset that has what is needed.
 
-    Of several that do, the one that was made for just this is taken. A dataset's only store is taken whatever it holds, for who
-    asks to say what it lacks.
+    Of several that do, the one that was made for just this is taken. A dataset's only store is taken whatever it holds: the
+    caller reports what it lacks.
 
     Args:
-        data: The dataset.
-        needs: What is needed.
         name: The store's folder, as `lamp cache list` gives it; None: found by what is needed.
 
     Raises:
@@ -114,8 +112,8 @@ def find_store(data: Path, needs: FlowRequirements, name: str | None = None) -> 
             stores.append(SceneFlowStore(folder))
         except LampError as error:
             damaged.append(f"{folder.name} (damaged: {error})")
-    fitting = [store for store in stores if needs.fit(store.description)]
-    exact = [store for store in fitting if needs.are(store.description)]
+    fitting = [store for store in stores if needs.met_by(store.description)]
+    exact = [store for store in fitting if needs.exactly_met_by(store.description)]
     if len(exact) == 1 or len(fitting) == 1:
         return (exact if len(exact) == 1 else fitting)[0]
     listed = [f"{store.path.name} ({settings(store.description)})" for store in fitting or stores]
@@ -170,15 +168,15 @@ def changed_episodes(store: SceneFlowStore, data: Path, episodes: Iterable[int])
     found = []
     for episode in episodes:
         try:
-            said = store.made_from(episode).get("recording")
+            noted = store.made_from(episode).get("recording")
         except DataError:
-            continue  # damaged, which is said when it is read
+            continue  # damaged, which is reported when it is read
         recording = data / SIMULATION_PATH.format(episode_index=episode)
-        if not isinstance(said, dict) or not recording.is_file():
+        if not isinstance(noted, dict) or not recording.is_file():
             continue
         state = recording.stat()
-        if state.st_size != said.get("bytes") or (
-            state.st_mtime_ns != said.get("mtime_ns") and sha256_of(recording) != said.get("sha256")
+        if state.st_size != noted.get("bytes") or (
+            state.st_mtime_ns != noted.get("mtime_ns") and sha256_of(recording) != noted.get("sha256")
         ):
             found.append(episode)
     return found
@@ -194,17 +192,17 @@ def check_current(store: SceneFlowStore, data: Path, episodes: int) -> None:
     changed = changed_episodes(store, data, present)
     store.keep_index()
     if changed:
-        told = ", ".join(map(str, changed[:5])) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        listed = ", ".join(map(str, changed[:5])) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise MismatchError(
             f"{data / SIMULATION_PATH.format(episode_index=changed[0])} has changed since the scene flow {store.path} was made "
-            f"(episodes {told}); make theirs again with `{build_command(store, data)}`"
+            f"(episodes {listed}); make theirs again with `{build_command(store, data)}`"
         )
 
 
 def build_command(store: SceneFlowStore, data: Path) -> str:
     """The command that continues a store."""
-    said = store.description
-    words: list[object] = ["lamp", "flow", "build", data, "--grid", *said.sampling.grid]
-    words += ["--horizon", said.sampling.horizon, "--stride", said.sampling.stride, "--every", said.every]
-    words += ["--cameras", *said.cameras, "--image-size", *said.image_size]
-    return shlex.join(map(str, [*words, *([] if said.mirrored else ["--no-mirrored"])]))
+    stored = store.description
+    words: list[object] = ["lamp", "flow", "build", data, "--grid", *stored.sampling.grid]
+    words += ["--horizon", stored.sampling.horizon, "--stride", stored.sampling.stride, "--every", stored.every]
+    words += ["--cameras", *stored.cameras, "--image-size", *stored.image_size]
+    return shlex.join(map(str, [*words, *([] if stored.mirrored else ["--no-mirrored"])]))

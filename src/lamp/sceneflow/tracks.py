@@ -107,14 +107,6 @@ def integrate(start: Float[Tensor, "*b k 3"], increments: Float[Tensor, "*b k t 
     return torch.cat([start[..., None, :], start[..., None, :] + increments.cumsum(dim=-2)], dim=-2)
 
 
-def tracks_from_flow(flow: SceneFlow) -> Tracks:
-    """Inverts `flow_from_tracks` up to rounding; moments that nothing supervises count as unknown."""
-    first = flow.mask[..., :1, :].any(dim=-1)
-    valid = torch.cat([first, flow.mask.any(dim=-1)], dim=-1)
-    visible = torch.cat([first, flow.visible], dim=-1)
-    return Tracks(points=integrate(flow.start, flow.increments), visible=visible, valid=valid)
-
-
 def known_steps(mask: Bool[Tensor, "*b k t 3"], *, depth: bool) -> Bool[Tensor, "*b k t"]:
     """Whether all steps up to and including this one are known, in the image or, with `depth`, in space."""
     needed = mask if depth else mask[..., :2]

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lamp.data.check.faults import DatasetReport, Fault, faults_from_error, faults_from_problems
+from lamp.data.check.faults import DatasetFault, DatasetReport, faults_from_error, faults_from_problems
 from lamp.data.check.images import PictureFile, check_pictures
 from lamp.data.check.values import CheckContext, DataFile, check_rows, check_statistics
 from lamp.data.lerobot.episodes import EpisodeMetadata
@@ -21,7 +21,7 @@ from lamp.errors import ConfigError, DataError
 from lamp.progress import Progress
 from lamp_client.child_processes import ProcessPool
 
-__all__ = ["DatasetReport", "Fault", "check_dataset"]
+__all__ = ["DatasetFault", "DatasetReport", "check_dataset"]
 
 Unit = TypeVar("Unit")
 Found = TypeVar("Found")
@@ -154,25 +154,27 @@ def _by_path(
     return found
 
 
-def _duplicate_episodes(content: Mapping[int, str]) -> Iterator[Fault]:
+def _duplicate_episodes(content: Mapping[int, str]) -> Iterator[DatasetFault]:
     """Episodes whose numbers are those of an earlier one, to the bit."""
     first: dict[str, int] = {}
     for index in sorted(content):
         earlier = first.setdefault(content[index], index)
         if earlier != index:
-            yield Fault(
+            yield DatasetFault(
                 problem=f"is a copy of episode {earlier}: all its numbers are the same", file="data", episode=index
             )
 
 
-def _unlisted_files(dataset: LeRobotDataset, episodes: Sequence[EpisodeMetadata]) -> Iterator[Fault]:
+def _unlisted_files(dataset: LeRobotDataset, episodes: Sequence[EpisodeMetadata]) -> Iterator[DatasetFault]:
     """Data files of no listed episode, where each episode has its own: a v3.0 writer that was stopped may leave some."""
     if not dataset.meta.one_file_per_episode:
         return
     known = set(_by_path(dataset, episodes, None))
     for path in sorted((dataset.root / "data").rglob("*.parquet")):
         if path not in known:
-            yield Fault(problem="no listed episode refers to this file", file=str(path.relative_to(dataset.root)))
+            yield DatasetFault(
+                problem="no listed episode refers to this file", file=str(path.relative_to(dataset.root))
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ class EpisodeListing:
     episodes: tuple[EpisodeMetadata, ...]
     """Every episode that is listed, once, by index."""
     tasks: Mapping[int, str]
-    faults: tuple[Fault, ...]
+    faults: tuple[DatasetFault, ...]
 
 
 def check_listing(dataset: LeRobotDataset) -> EpisodeListing:
@@ -190,7 +192,7 @@ def check_listing(dataset: LeRobotDataset) -> EpisodeListing:
     one_file = dataset.meta.one_file_per_episode
     tasks_file = TASKS_LINES if one_file else TASKS_PATH
     episodes_file = EPISODES_LINES if one_file else "meta/episodes"
-    faults: list[Fault] = []
+    faults: list[DatasetFault] = []
     table = replace(dataset.table, cameras=dataset.meta.pictures)
     try:
         tasks, problems = table.read_tasks()
@@ -214,27 +216,33 @@ def check_listing(dataset: LeRobotDataset) -> EpisodeListing:
     return EpisodeListing(episodes=tuple(episodes), tasks=tasks, faults=tuple(faults))
 
 
-def _check_tasks(tasks: Mapping[int, str], dataset: LeRobotDataset, file: str) -> Iterator[Fault]:
+def _check_tasks(tasks: Mapping[int, str], dataset: LeRobotDataset, file: str) -> Iterator[DatasetFault]:
     if not tasks and len(dataset):
-        yield Fault(problem="lists no task; expected an instruction in words for each", file=file, key="task")
+        yield DatasetFault(problem="lists no task; expected an instruction in words for each", file=file, key="task")
     for index, text in tasks.items():
         if not text.strip():
-            yield Fault(problem=f"task {index} has no text; expected an instruction in words", file=file, key="task")
+            yield DatasetFault(
+                problem=f"task {index} has no text; expected an instruction in words", file=file, key="task"
+            )
     for text, times in Counter(text for text in tasks.values() if text.strip()).items():
         if times > 1:
-            yield Fault(problem=f"the task {text!r} is listed {times} times; expected once", file=file, key="task")
+            yield DatasetFault(
+                problem=f"the task {text!r} is listed {times} times; expected once", file=file, key="task"
+            )
     for first, last in _runs(sorted(set(range(len(tasks))) - tasks.keys())):
         listed = f"{first} is" if first == last else f"{first} to {last} are"
         problem = f"task_index {listed} not listed; expected 0 to {len(tasks) - 1}"
-        yield Fault(problem=problem, file=file, key="task_index")
+        yield DatasetFault(problem=problem, file=file, key="task_index")
     total = dataset.info.get("total_tasks", len(tasks))
     if tasks and total != len(tasks):
-        yield Fault(problem=f"total_tasks is {total}; {file} lists {len(tasks)}", file=INFO_PATH, key="total_tasks")
+        yield DatasetFault(
+            problem=f"total_tasks is {total}; {file} lists {len(tasks)}", file=INFO_PATH, key="total_tasks"
+        )
 
 
 def _check_numbers(
     rows: Sequence[Mapping[str, Any]], faulty: Collection[int | None], dataset: LeRobotDataset, file: str
-) -> Iterator[Fault]:
+) -> Iterator[DatasetFault]:
     """Duplicates and gaps. A v3.0 table may go on after the last episode that counts: a writer was stopped there.
 
     Args:
@@ -247,7 +255,7 @@ def _check_numbers(
     times = Counter(row["episode_index"] for row in rows)
     for index, count in sorted(times.items()):
         if count > 1 and index < total:
-            yield Fault(
+            yield DatasetFault(
                 problem=f"is listed {count} times; expected once", file=file, episode=index, key="episode_index"
             )
     known = sorted({*(index for index in times if index < total), *(index for index in faulty if index is not None)})
@@ -255,13 +263,13 @@ def _check_numbers(
     for before, after in pairwise([-1, *known, total]) if None not in faulty else ():
         if after - before > 1:
             more = f", nor are the {after - before - 2} after it up to {after - 1}" if after - before > 2 else ""
-            yield Fault(
+            yield DatasetFault(
                 problem=f"is not listed{more}; expected episodes 0 to {total - 1}", file=file, episode=before + 1
             )
     beyond = sorted(index for index in times if index >= total)
     if beyond and dataset.meta.one_file_per_episode:
         problem = f"total_episodes is {total}; {file} also lists episode {beyond[0]}"
-        yield Fault(problem=problem, file=INFO_PATH, episode=beyond[0], key="total_episodes")
+        yield DatasetFault(problem=problem, file=INFO_PATH, episode=beyond[0], key="total_episodes")
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -280,21 +288,21 @@ def _check_episodes(
     file: str,
     *,
     complete: bool,
-) -> Iterator[Fault]:
+) -> Iterator[DatasetFault]:
     known, frames = set(tasks.values()), sum(episode.length for episode in episodes)
     if complete and frames != dataset.info["total_frames"]:
         problem = f"total_frames is {dataset.info['total_frames']}; the listed episodes add up to {frames}"
-        yield Fault(problem=problem, file=INFO_PATH, key="total_frames")
+        yield DatasetFault(problem=problem, file=INFO_PATH, key="total_frames")
     start = 0
     for episode in episodes:
         if episode.length < 1:
             problem = f"has a length of {episode.length}; expected at least 1"
-            yield Fault(problem=problem, file=file, episode=episode.index, key="length")
+            yield DatasetFault(problem=problem, file=file, episode=episode.index, key="length")
         for text in episode.tasks:
             if tasks and text not in known:
                 problem = f"has the task {text!r}, which is not among the dataset's tasks"
-                yield Fault(problem=problem, file=file, episode=episode.index, key="tasks")
+                yield DatasetFault(problem=problem, file=file, episode=episode.index, key="tasks")
         if complete and episode.start != start:
             problem = f"starts at row {episode.start}; the episodes before it end at {start}"
-            yield Fault(problem=problem, file=file, episode=episode.index, key="dataset_from_index")
+            yield DatasetFault(problem=problem, file=file, episode=episode.index, key="dataset_from_index")
         start = episode.start + episode.length

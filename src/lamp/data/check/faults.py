@@ -17,7 +17,7 @@ ALIKE = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class DatasetFault:
     """One fault of a dataset."""
 
     problem: str
@@ -44,10 +44,10 @@ class Fault:
         return asdict(self)
 
 
-def faults_from_problems(problems: Iterable[Problem], root: Path) -> list[Fault]:
+def faults_from_problems(problems: Iterable[Problem], root: Path) -> list[DatasetFault]:
     """The faults that reading metadata has shown."""
     return [
-        Fault(
+        DatasetFault(
             problem=problem.words
             if problem.row is None or problem.episode is not None
             else f"row {problem.row}: {problem.words}",
@@ -59,12 +59,12 @@ def faults_from_problems(problems: Iterable[Problem], root: Path) -> list[Fault]
     ]
 
 
-def faults_from_error(error: DataError, root: Path, file: str) -> list[Fault]:
+def faults_from_error(error: DataError, root: Path, file: str) -> list[DatasetFault]:
     """The faults behind an error of reading a file."""
     return (
         faults_from_problems(error.problems, root)
         if isinstance(error, MetadataError)
-        else [Fault(problem=str(error), file=file)]
+        else [DatasetFault(problem=str(error), file=file)]
     )
 
 
@@ -79,7 +79,7 @@ class DatasetReport:
     frames: int
     pictures: int
     """Frames of all cameras that were decoded or, in a quick check, counted."""
-    faults: tuple[Fault, ...]
+    faults: tuple[DatasetFault, ...]
     """Those that are listed: at most `ALIKE` of one kind."""
     alike: int = 0
     """How many more there are."""
@@ -87,9 +87,9 @@ class DatasetReport:
     """The episodes that faults were found in, listed or not."""
 
     @classmethod
-    def of(cls, faults: Iterable[Fault], **read: Any) -> DatasetReport:
+    def of(cls, faults: Iterable[DatasetFault], **read: Any) -> DatasetReport:
         """A report of any number of faults, of which those of one kind are cut short: one wrong value may spoil every episode."""
-        kept, kinds, episodes = list[Fault](), Counter[tuple[str | None, str]](), set[int]()
+        kept, kinds, episodes = list[DatasetFault](), Counter[tuple[str | None, str]](), set[int]()
         for fault in faults:
             # The same words of the same column, whatever the numbers and names in them.
             kind = fault.key, re.sub(r"'[^']*'|\"[^\"]*\"|\S*[\d/]\S*", "", fault.problem)
@@ -105,10 +105,6 @@ class DatasetReport:
     def ok(self) -> bool:
         """Whether nothing was found."""
         return not self.faults
-
-    def faulty_episodes(self) -> tuple[int, ...]:
-        """The episodes that faults were found in."""
-        return self.faulty
 
     def to_json(self) -> Mapping[str, Any]:
         """For machines."""

@@ -12,7 +12,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from lamp.data.check.faults import Fault
+from lamp.data.check.faults import DatasetFault
 from lamp.data.lerobot.episodes import EpisodeMetadata
 from lamp.data.lerobot.format import CameraFeature, DepthFeature
 from lamp.data.lerobot.video import naming_video_errors, open_video
@@ -35,14 +35,14 @@ class PictureFile:
     """Whether the file holds these episodes and nothing else."""
     decode: bool
 
-    def fault(self, problem: str, number: int | None = None) -> Fault:
+    def fault(self, problem: str, number: int | None = None) -> DatasetFault:
         """A fault at one of the file's pictures, or of the file."""
         name = str(self.path.relative_to(self.root))
         place = None if number is None else self._place(number)
         if place is None:
             episode = self.episodes[0].index if len(self.episodes) == 1 else None
-            return Fault(problem=problem, file=name, episode=episode, key=self.camera.key)
-        return Fault(problem=problem, file=name, episode=place[0], frame=place[1], key=self.camera.key)
+            return DatasetFault(problem=problem, file=name, episode=episode, key=self.camera.key)
+        return DatasetFault(problem=problem, file=name, episode=place[0], frame=place[1], key=self.camera.key)
 
     def _place(self, number: int) -> tuple[int, int] | None:
         for episode, first in zip(self.episodes, self.firsts, strict=True):
@@ -55,7 +55,7 @@ class PictureFile:
 class PictureFileResult:
     """What one file holds."""
 
-    faults: tuple[Fault, ...]
+    faults: tuple[DatasetFault, ...]
     count: int
 
 
@@ -77,7 +77,7 @@ def check_pictures(file: PictureFile) -> PictureFileResult:
     return PictureFileResult(faults=tuple(faults), count=len(numbers))
 
 
-def _check_stream(file: PictureFile, stream: VideoStream) -> Iterator[Fault]:
+def _check_stream(file: PictureFile, stream: VideoStream) -> Iterator[DatasetFault]:
     context, camera = stream.codec_context, file.camera
     if (context.height, context.width) != (camera.height, camera.width):
         problem = f"is {context.height}x{context.width}; the description says {camera.height}x{camera.width}"
@@ -87,7 +87,7 @@ def _check_stream(file: PictureFile, stream: VideoStream) -> Iterator[Fault]:
         yield file.fault(f"runs at {rate:.4g} fps; the description says {file.fps:g}")
 
 
-def _check_depth(file: PictureFile, stream: VideoStream) -> Iterator[Fault]:
+def _check_depth(file: PictureFile, stream: VideoStream) -> Iterator[DatasetFault]:
     """Depth of which nobody knows the metres."""
     kind = stream.codec_context.format
     if isinstance(file.camera, DepthFeature) and kind is not None:
@@ -97,7 +97,7 @@ def _check_depth(file: PictureFile, stream: VideoStream) -> Iterator[Fault]:
             yield file.fault(str(error))
 
 
-def _check_spans(file: PictureFile) -> Iterator[Fault]:
+def _check_spans(file: PictureFile) -> Iterator[DatasetFault]:
     spans = sorted(zip(file.firsts, (episode.length for episode in file.episodes), strict=True))
     for (first, length), (later, _) in pairwise(spans):
         if later < first + length:
@@ -110,7 +110,7 @@ def _numbers(container: InputContainer, stream: VideoStream, fps: float) -> list
     return sorted(round(time * fps) for time in times)
 
 
-def _check_numbers(file: PictureFile, numbers: Sequence[int]) -> Iterator[Fault]:
+def _check_numbers(file: PictureFile, numbers: Sequence[int]) -> Iterator[DatasetFault]:
     present, needed = (
         np.array(numbers, np.int64),
         max((first + episode.length for first, episode in zip(file.firsts, file.episodes, strict=True)), default=0),
@@ -125,7 +125,7 @@ def _check_numbers(file: PictureFile, numbers: Sequence[int]) -> Iterator[Fault]
         have = max(0, min(len(present) - first, episode.length))
         if have < episode.length:
             problem = f"the video ends after {have} pictures of the episode; expected {episode.length}"
-            yield Fault(
+            yield DatasetFault(
                 problem=problem,
                 file=str(file.path.relative_to(file.root)),
                 episode=episode.index,
@@ -136,7 +136,7 @@ def _check_numbers(file: PictureFile, numbers: Sequence[int]) -> Iterator[Fault]
         yield file.fault(f"the video has {len(present)} pictures; expected {needed}")
 
 
-def _check_decoding(file: PictureFile, count: int) -> Iterator[Fault]:
+def _check_decoding(file: PictureFile, count: int) -> Iterator[DatasetFault]:
     """Decodes everything; a frame that the decoder repaired or dropped is a fault too."""
     decoded = 0
     container, stream = open_video(file.path)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
-from lamp.data.check.faults import Fault
+from lamp.data.check.faults import DatasetFault
 from lamp.data.lerobot.episodes import EpisodeMetadata, column_names, read_parquet
 from lamp.data.lerobot.format import (
     BOOKKEEPING,
@@ -64,7 +64,7 @@ class DataFile:
 class DataFileResult:
     """What one data file holds."""
 
-    faults: tuple[Fault, ...]
+    faults: tuple[DatasetFault, ...]
     statistics: Mapping[str, Moments]
     """Per feature, of the episodes where it has no fault."""
     content: Mapping[int, str]
@@ -82,10 +82,10 @@ def check_rows(file: DataFile, rules: CheckContext) -> DataFileResult:
         present = column_names(file.path)
         table = read_parquet(file.path, [key for key in features if key in present])
     except DataError as error:
-        faults = tuple(Fault(problem=str(error), file=name, episode=episode.index) for episode in file.episodes)
+        faults = tuple(DatasetFault(problem=str(error), file=name, episode=episode.index) for episode in file.episodes)
         return DataFileResult(faults=faults, statistics={}, content={})
     faults = [
-        Fault(problem=f"the column is missing; the file has {', '.join(present)}", file=name, key=key)
+        DatasetFault(problem=f"the column is missing; the file has {', '.join(present)}", file=name, key=key)
         for key in features
         if key not in present
     ]
@@ -93,7 +93,7 @@ def check_rows(file: DataFile, rules: CheckContext) -> DataFileResult:
     end = max((episode.row + episode.length for episode in file.episodes), default=0)
     if rules.listed and table.num_rows > end:
         problem = f"the file has {table.num_rows} rows; the list of episodes accounts for {end}"
-        faults.append(Fault(problem=problem, file=name, episode=_last(file.episodes), key="length"))
+        faults.append(DatasetFault(problem=problem, file=name, episode=_last(file.episodes), key="length"))
     episodes = sorted(file.episodes, key=lambda episode: episode.row)
     whole = _FileColumns.of(table, features, episodes, rules)
     parts: dict[str, list[Moments]] = {key: [found] for key, found in whole.moments().items()}
@@ -225,7 +225,7 @@ def _widths_differ(column: pa.ChunkedArray, feature: Feature) -> bool:
     return bool((pc.call_function("list_value_length", [column]).to_numpy() != feature.shape[0]).any())
 
 
-def _check_other_features(path: Path, rules: CheckContext, present: Sequence[str]) -> Iterator[Fault]:
+def _check_other_features(path: Path, rules: CheckContext, present: Sequence[str]) -> Iterator[DatasetFault]:
     """Features whose type is none of ours, though their columns hold numbers or are not there at all."""
     if not rules.meta.other_features:
         return
@@ -236,10 +236,10 @@ def _check_other_features(path: Path, rules: CheckContext, present: Sequence[str
             kind = kind.value_type
         if kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             problem = f"has the type {shown(dtype)} in {INFO_PATH}; its column holds numbers ({kind})"
-            yield Fault(problem=problem, file=str(path.relative_to(rules.root)), key=key)
+            yield DatasetFault(problem=problem, file=str(path.relative_to(rules.root)), key=key)
         elif kind is None and dtype not in ELSEWHERE:
             problem = f"has the type {shown(dtype)} and no column; expected one such as float32, video, image or string"
-            yield Fault(problem=problem, file=INFO_PATH, key=key)
+            yield DatasetFault(problem=problem, file=INFO_PATH, key=key)
 
 
 def _last(episodes: Sequence[EpisodeMetadata]) -> int | None:
@@ -255,7 +255,9 @@ class _EpisodeColumns:
     meta: DatasetMetadata
     tasks: Mapping[int, str]
 
-    def read(self, table: pa.Table, features: Mapping[str, Feature]) -> tuple[list[Fault], dict[str, np.ndarray]]:
+    def read(
+        self, table: pa.Table, features: Mapping[str, Feature]
+    ) -> tuple[list[DatasetFault], dict[str, np.ndarray]]:
         """Returns the faults, and the values of the columns that have none."""
         faults, numbers = [], {}
         if table.num_rows != self.episode.length:
@@ -269,10 +271,10 @@ class _EpisodeColumns:
         faults += self._check_bookkeeping(numbers)
         return faults, numbers
 
-    def _fault(self, problem: str, key: str, frame: int | None = None) -> Fault:
-        return Fault(problem=problem, file=self.file, episode=self.episode.index, frame=frame, key=key)
+    def _fault(self, problem: str, key: str, frame: int | None = None) -> DatasetFault:
+        return DatasetFault(problem=problem, file=self.file, episode=self.episode.index, frame=frame, key=key)
 
-    def _check_column(self, column: pa.ChunkedArray, feature: Feature, key: str) -> Iterator[Fault]:
+    def _check_column(self, column: pa.ChunkedArray, feature: Feature, key: str) -> Iterator[DatasetFault]:
         """Missing values, widths, and values that are not finite."""
         empty = column.is_null().to_numpy().astype(bool)
         if empty.any():
@@ -299,7 +301,7 @@ class _EpisodeColumns:
                 problem = f"is {bad[places[0]]} in dimension {places[0]}; expected finite numbers{_likewise(wrong)}"
                 yield self._fault(problem, key, int(wrong.argmax()))
 
-    def _check_bookkeeping(self, numbers: Mapping[str, np.ndarray]) -> Iterator[Fault]:
+    def _check_bookkeeping(self, numbers: Mapping[str, np.ndarray]) -> Iterator[DatasetFault]:
         length = min((len(values) for values in numbers.values()), default=0)
         count = np.arange(length)
         expected = {
@@ -318,7 +320,7 @@ class _EpisodeColumns:
         elif not self.episode.tasks:
             yield self._no_instruction()
 
-    def _check_timestamps(self, times: np.ndarray) -> Iterator[Fault]:
+    def _check_timestamps(self, times: np.ndarray) -> Iterator[DatasetFault]:
         fps = self.meta.fps
         wrong = np.abs(times - np.arange(len(times)) / fps) > CLOCK_TOLERANCE_S
         if wrong.any():
@@ -328,12 +330,12 @@ class _EpisodeColumns:
             problem = f"is {times[first]:.6g} s; expected {first / fps:.6g} s" + ("" if same else rate)
             yield self._fault(problem, "timestamp", first)
 
-    def _no_instruction(self) -> Fault:
+    def _no_instruction(self) -> DatasetFault:
         file = EPISODES_LINES if self.meta.one_file_per_episode else "meta/episodes"
         problem = "has no task text; expected an instruction in words"
-        return Fault(problem=problem, file=file, episode=self.episode.index, key="tasks")
+        return DatasetFault(problem=problem, file=file, episode=self.episode.index, key="tasks")
 
-    def _check_tasks(self, indices: np.ndarray) -> Iterator[Fault]:
+    def _check_tasks(self, indices: np.ndarray) -> Iterator[DatasetFault]:
         """Each frame's task is listed, has a text, and is among those that the list of episodes gives the episode."""
         numbers = np.unique(indices).tolist()
         unknown = np.isin(indices, [number for number in numbers if number not in self.tasks])
@@ -370,7 +372,7 @@ TOLERANCE = 1e-3
 """Relative to the larger of the value's range and size: statistics are written in float32 by some."""
 
 
-def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> Iterator[Fault]:
+def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> Iterator[DatasetFault]:
     """Compares what is stored with what was found. Files that are not there are no fault: they are optional.
 
     Args:
@@ -393,13 +395,15 @@ def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> I
                 if key in recorded and episode in row:
                     yield from _compare(recorded[key], of_key, row[episode], EPISODE_STATISTICS_LINES, key, episode)
     except DataError as error:
-        yield Fault(problem=str(error), file=STATISTICS_PATH)
+        yield DatasetFault(problem=str(error), file=STATISTICS_PATH)
 
 
-def _compare(stored: Any, found: Moments, row: int, file: str, key: str, episode: int | None = None) -> Iterator[Fault]:
+def _compare(
+    stored: Any, found: Moments, row: int, file: str, key: str, episode: int | None = None
+) -> Iterator[DatasetFault]:
     if not isinstance(stored, Mapping):
         problem = f"is {shown(stored)}; expected an object with the feature's statistics"
-        yield Fault(problem=problem, file=file, episode=episode, key=key)
+        yield DatasetFault(problem=problem, file=file, episode=episode, key=key)
         return
     data = {name: found.of(name)[row].reshape(-1) for name in COMPARED}
     size = np.maximum(np.maximum(np.abs(data["max"]), np.abs(data["min"])), 1e-6)
@@ -407,20 +411,20 @@ def _compare(stored: Any, found: Moments, row: int, file: str, key: str, episode
     if wrong:
         mismatch = f"{wrong[0]} is {shown(stored[wrong[0]])}; the data's is {_short(data[wrong[0]])}"
         more = f" (and {', '.join(wrong[1:])})" if wrong[1:] else ""
-        yield Fault(
+        yield DatasetFault(
             problem=f"the stored statistics do not match: {mismatch}{more}", file=file, episode=episode, key=key
         )
 
 
 def _alike(stored: Any, found: np.ndarray, name: str, size: np.ndarray) -> bool:
     try:
-        given = np.asarray(stored, np.float64).reshape(-1)
+        array = np.asarray(stored, np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return False
-    if given.shape != found.shape:
+    if array.shape != found.shape:
         return False
     allowed = 0.5 if name == "count" else TOLERANCE * size
-    return bool((np.abs(given - found) <= allowed).all())
+    return bool((np.abs(array - found) <= allowed).all())
 
 
 def _short(values: np.ndarray) -> str:

@@ -120,8 +120,8 @@ class FeatureShardBuilder:
         texts, which = self.store.dataset.instructions(episode)
         instructions = [texts[place] for place in which[frames].tolist()]
         for place, number in enumerate(numbers):
-            drawn = self.store.augmentation.view(number, images, episode=episode, frames=frames)
-            seen = {camera: torch.from_numpy(of_camera) for camera, of_camera in drawn.items()}
+            augmented = self.store.augmentation.view(number, images, episode=episode, frames=frames)
+            seen = {camera: torch.from_numpy(of_camera) for camera, of_camera in augmented.items()}
             try:
                 tokens = encode_episode(self.backbone, seen, instructions, self.storage, rounding)
             except DataError as error:

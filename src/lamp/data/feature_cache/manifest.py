@@ -109,12 +109,12 @@ def _no_cache(
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """How what is stored differs from what is asked, a line for each entry."""
     # As JSON has it: what is stored has no tuples.
-    asked = json.loads(json.dumps(dict(wanted)))
-    names = [*asked, *(name for name in stored if name not in asked)]
+    requested = json.loads(json.dumps(dict(wanted)))
+    names = [*requested, *(name for name in stored if name not in requested)]
     return [
-        f"{name} is {stored.get(name)!r} stored, {asked.get(name)!r} asked"
+        f"{name} is {stored.get(name)!r} stored, {requested.get(name)!r} asked"
         for name in names
-        if stored.get(name) != asked.get(name)
+        if stored.get(name) != requested.get(name)
     ]
 
 

@@ -390,10 +390,10 @@ def _pictures(features: Mapping[str, FeatureEntry], file: Path) -> dict[str, Cam
 
 
 def _is_depth(key: str, entry: FeatureEntry) -> bool:
-    """What the description says; where it says nothing, a single channel under a name with the word."""
-    said = [entry.picture_info[name] for name in ("is_depth_map", "video.is_depth_map") if name in entry.picture_info]
-    return any(value is True or value == 1 for value in said) or (
-        not said and 1 in entry.shape and "depth" in key.lower()
+    """Whether the description marks depth; where it has no mark, a single channel under a name with the word."""
+    marks = [entry.picture_info[name] for name in ("is_depth_map", "video.is_depth_map") if name in entry.picture_info]
+    return any(value is True or value == 1 for value in marks) or (
+        not marks and 1 in entry.shape and "depth" in key.lower()
     )
 
 

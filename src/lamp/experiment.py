@@ -146,8 +146,6 @@ def plan(recipe: Recipe, out: Path, spent: Mapping[str, float]) -> str:
     """What a run is going to do, and about how long it will take: from the demo's times and how much more there is to do.
 
     Args:
-        recipe: What is run.
-        out: Where.
         spent: Time that stages have taken already, where the run is continued. [s]
     """
     demo = experiment("demo")

@@ -71,10 +71,7 @@ def intrinsics_from_fovy(
 
     Args:
         fovy_deg: Vertical field of view in degrees.
-        width: Image width in pixels.
-        height: Image height in pixels.
         mirrored: Whether the image is mirrored left to right: the horizontal focal length is then negative.
-        dtype: Of the result.
 
     Raises:
         ConfigError: The field of view is not between 0 and 180 degrees, or the image is empty.

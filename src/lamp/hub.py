@@ -84,9 +84,7 @@ def fetch(hub: HubId, wanted: Fetch, check: Callable[[Sequence[str]], None] | No
     A copy that was interrupted is never returned: it is completed, or the error says that it is not whole.
 
     Args:
-        hub: The repository.
-        wanted: What of it.
-        check: Is called with the names of all files of the repository before any of them is copied, and may raise.
+        check: Called with the names of all files of the repository before any of them is copied, and may raise.
 
     Raises:
         DataError: The hub does not give it, and there is no whole copy of it.
@@ -221,8 +219,7 @@ def upload(hub: HubId, files: Mapping[str, Path | bytes], *, message: str, priva
 
     Args:
         hub: The repository; its revision is a branch.
-        files: What lies where in it.
-        message: Of the commit.
+        files: Contents, or local files, by path in the repository.
         private: Whether a new repository is for its owner only; one that is there stays as it is.
         instead: What the user can do where it fails, for the error.
 

@@ -78,8 +78,6 @@ class LaMPPolicy:
         """Opens a policy checkpoint (its folder, or the run that holds it).
 
         Args:
-            path: The checkpoint.
-            device: Where to compute.
             backbone: The frozen backbone, where the caller has it, or where those of several policies are kept; None loads the
                 one that the checkpoint names.
             expected: What else the checkpoint has to be, such as its cameras or its chunk.

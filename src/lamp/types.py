@@ -235,7 +235,6 @@ def padded(sequences: Sequence[Float[Tensor, "_ d"]], padding: Padding, length: 
 
     Args:
         sequences: Real tokens, at least one sequence.
-        padding: The side of the zeros.
         length: Tokens of each padded sequence; None: as many as the longest has.
 
     Raises:
@@ -262,7 +261,6 @@ def placed(
     Args:
         tokens: What stands past a sequence's end does not matter.
         real: Tokens of each sequence, at most `length`.
-        padding: The side of the zeros.
         length: Tokens of each padded sequence.
         whole: Whether every sequence fills it, where the caller knows.
     """

@@ -111,10 +111,8 @@ class Augmentation:
         """Draws a view of some frames.
 
         Args:
-            view: Which, from 1; 0 is the pictures themselves.
+            view: Number of the view, from 1; 0 is the pictures themselves.
             images: The frames of each camera, at any size.
-            episode: Whose.
-            frames: Which of its frames they are.
         """
         if view == 0:
             return dict(images)

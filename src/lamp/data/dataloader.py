@@ -262,8 +262,7 @@ class DataLoader(Generic[Batch]):
     def __init__(self, samples: BatchSource[Batch], sampler: Sampler, *, workers: int = 0, ahead: int = 2):
         """
         Args:
-            samples: What to collate.
-            sampler: Which samples come next; the loader's own from now on.
+            sampler: Owned by the loader from now on.
             workers: Processes, of one thread each; 0 makes batches in this one.
             ahead: Batches that each worker makes before they are asked for.
 

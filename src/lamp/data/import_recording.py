@@ -97,9 +97,6 @@ def import_recording(
     and takes up what was recorded since. Everything is compared before anything is written.
 
     Args:
-        recording: The recorder's folder.
-        out: The dataset's folder.
-        robot_type: As written in the dataset's description.
         successes_only: Leave out episodes that nobody called a success.
         fps: Frames per second of the dataset, whatever the recording declares; None: what it declares, which the frames' times
             must confirm.

@@ -43,12 +43,9 @@ class MotionSamples:
         """
         Args:
             features: The backbone's tokens of all fresh frames of the dataset.
-            store: The dataset's scene flow.
-            episodes: Which episodes to take.
             horizon: Flow steps of a sample.
             stride: Stored flow steps per flow step of a sample.
             bounds: What maps to [-1, 1], or the rule to find it from these episodes.
-            supervision: Which increments supervise.
             camera: The reference camera; the store's first by default.
             memory_limit: Bytes of scene flow to keep.
 

@@ -256,7 +256,6 @@ class HardlyMoved:
         """Gives such dimensions their scale.
 
         Args:
-            fitted: What was fitted to the values.
             values: One frame after another.
         """
         spread = np.array(fitted._affine()[1], np.float64)

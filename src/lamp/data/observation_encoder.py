@@ -82,7 +82,6 @@ def unreadable(backbone: object, instructions: Iterable[str]) -> InstructionRepo
     """Compares instructions as a backbone sees them; None where it does not say what it sees.
 
     Args:
-        backbone: The backbone, or its identity.
         instructions: Those of a dataset, or of several that are trained on together.
     """
     if not isinstance(backbone, InstructionTokenizer):
@@ -154,11 +153,7 @@ log = logging.getLogger("lamp")
 
 
 class ObservationEncoder:
-    """Encodes observations; instructions that are read apart from images are read once and kept.
-
-    Args:
-        backbone: The frozen backbone.
-    """
+    """Encodes observations; instructions that are read apart from images are read once and kept."""
 
     def __init__(self, backbone: FrozenBackbone) -> None:
         self.backbone = backbone

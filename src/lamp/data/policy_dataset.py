@@ -40,10 +40,8 @@ def split_episodes(tasks: Sequence[str], *, validation_share: float, seed: int =
     """Holds out a share of every task's episodes, chosen by the seed.
 
     Args:
-        tasks: Each episode's task.
         validation_share: Above 0, at least one episode is held out (of a task with more than one), and of each task about
             this share; but never all of a task's.
-        seed: Of the choice.
 
     Raises:
         ConfigError: The share is not in [0, 1).
@@ -301,7 +299,6 @@ def mixture_weights(lengths: Sequence[int], weights: Sequence[float] | None) -> 
     """How often to take each sample, for the `Sampler`.
 
     Args:
-        lengths: Samples of each dataset.
         weights: The share of each dataset's samples, relative to the others'. None: by length, so that every sample comes up
             once an epoch.
 

@@ -88,9 +88,7 @@ def metres_of_codes(
 
     Args:
         codes: As `luma` gives them.
-        depth: How they were made.
         bits: Of the video's format.
-        where: Of which file, for errors.
 
     Raises:
         DataError: Nothing says what the codes mean, or they are no codes.
@@ -178,8 +176,6 @@ def image_digests(path: Path, key: str, root: Path) -> list[bytes]:
     """Hashes of the encoded images in a column of a data file, row by row, without decoding.
 
     Args:
-        path: The data file.
-        key: The column.
         root: The dataset's folder, to which names of files are relative.
 
     Raises:

@@ -99,10 +99,6 @@ class FitConfig:
 def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     """Writes the recipe and returns it, and in words what it says.
 
-    Args:
-        config: Which dataset, and how it is to be read.
-        base: What everything else is taken from.
-
     Raises:
         ConfigError: The base is a model alone, or something that is asked for is not in the dataset.
         DataError: The dataset cannot be read.

@@ -246,10 +246,7 @@ def _check_numbers(
     """Duplicates and gaps. A v3.0 table may go on after the last episode that counts: a writer was stopped there.
 
     Args:
-        rows: What is listed.
-        faulty: Episodes that are listed with a wrong value, which has been said; None among them: nobody knows which.
-        dataset: The dataset.
-        file: Of the list.
+        faulty: Episodes with a wrong value in the list, which has its own fault; None stands for one whose number is not known.
     """
     total = len(dataset)
     times = Counter(row["episode_index"] for row in rows)

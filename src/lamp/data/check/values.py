@@ -376,7 +376,6 @@ def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> I
     """Compares what is stored with what was found. Files that are not there are no fault: they are optional.
 
     Args:
-        dataset: The dataset.
         found: Per feature, of the episodes where it has no fault.
     """
     try:

@@ -42,7 +42,6 @@ def check_store(store: FeatureStore, *, apart_from: tuple[int, ...] = ()) -> Cac
     """Reads all of a cache's shards and compares them with their checksums and with the dataset.
 
     Args:
-        store: The cache.
         apart_from: Episodes that it need not have.
     """
     left_out = {*store.left_out(), *apart_from}
@@ -131,7 +130,6 @@ def remove_caches(caches: Path, names: Sequence[str], data: Path | None = None) 
     """Removes some caches with all their parts, or single parts; nothing, where one of the names is wrong.
 
     Args:
-        caches: The folder of a dataset's caches.
         data: The dataset, whose scene-flow stores can then be named too.
         names: As `list_caches` gives them; of each, the beginning is enough where it is the only one that begins so.
 

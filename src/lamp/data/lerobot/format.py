@@ -309,7 +309,6 @@ class DatasetMetadata:
         """Reads a dataset's description.
 
         Args:
-            root: Its folder.
             cameras: Names of cameras to give to features of the dataset; None: all that it has, under their own short names.
 
         Raises:

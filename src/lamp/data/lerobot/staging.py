@@ -147,8 +147,6 @@ def stage_episode(root: str | os.PathLike[str], name: str, episode: EpisodeData,
     Args:
         root: The dataset's folder; it need not exist.
         name: Unique in the dataset; episodes are put in the order of their names.
-        episode: What was recorded.
-        fps: Frames per second.
 
     Raises:
         ConfigError: The name cannot be a folder's name.

@@ -208,8 +208,6 @@ class VideoReader:
     def __init__(self, path: Path, fps: float, *, depth: bool = False):
         """
         Args:
-            path: The file.
-            fps: Its rate.
             depth: Whether its frames are codes of depth, rather than pictures.
 
         Raises:

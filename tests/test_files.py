@@ -33,6 +33,7 @@ from lamp.files import (
     locked,
     path_inside,
     read_json,
+    read_json_object,
     read_lines_json,
     remove_folder,
     remove_leftovers,
@@ -117,6 +118,16 @@ def test_json_errors_name_the_file_and_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "lamp.json").write_text('{"a": 1')
     with pytest.raises(DataError, match=r"checkpoint description .*lamp\.json is not valid JSON"):
         read_json(tmp_path / "lamp.json", "checkpoint description")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"text"'])
+def test_json_of_another_kind_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(
+        DataError, match=r"the feature cache's description .*manifest\.json is not a JSON object; restore"
+    ):
+        read_json_object(path, "feature cache's description")
 
 
 def test_log_appends_and_reads(tmp_path: Path) -> None:

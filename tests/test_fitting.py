@@ -52,6 +52,11 @@ def test_the_dataset_is_found_out(data: Path) -> None:
     assert made.motion.backbone == made.policy.backbone
 
 
+def test_a_recipe_without_a_motion_prior_fits_too(data: Path) -> None:
+    made = fitted(data, like="small_no_motion")
+    assert made.motion is None and made.policy.embodiment.fps == 10
+
+
 def test_what_is_said_comes_first(data: Path) -> None:
     made = fitted(
         data,

@@ -53,6 +53,16 @@ def test_feature_cache(dataset: Path) -> None:
     assert (found["kind"], found["episodes"], found["megabytes"], found["width"]) == ("feature cache", 1, 2.0, 400)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "run.json", "seconds.json", "hidden.json"])
+def test_a_description_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "features" / "abc"
+    folder.mkdir(parents=True)
+    (folder / name).write_text("[]")
+    with pytest.raises(DataError) as refused:
+        describe(folder)
+    assert str(folder) in str(refused.value)
+
+
 def test_evaluation_that_is_not_finished(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"planned": 20, "config": {"suite": "libero_object"}, "conditions": {"zero": ""}})
     (tmp_path / "episodes.jsonl").touch()

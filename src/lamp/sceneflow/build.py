@@ -25,7 +25,7 @@ from lamp.sceneflow.normalization import BoundsRule, MotionBounds
 from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, SimulationScene, load_libero_scene
 from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of, remove
-from lamp.sceneflow.stores import changed_episodes, folder_for, made_from, only_folder
+from lamp.sceneflow.stores import changed_episodes, folder_for, made_from, store_folders
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, moving_points
 from lamp.types import Camera, SceneFlow, Tracks
 from lamp_client.child_processes import ProcessPool, available_cores
@@ -141,7 +141,8 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
     """
     recordings = recording_paths(config.data)
     if config.overwrite:
-        old = only_folder(config.data) or folder_for(config.data, config.description)
+        folders = store_folders(config.data)
+        old = folders[0] if len(folders) == 1 else folder_for(config.data, config.description)
         with locked(lock_of(old), _busy(old)):
             remove(old)
     path = folder_for(config.data, config.description)

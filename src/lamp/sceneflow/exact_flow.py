@@ -118,7 +118,9 @@ def episode_flow(
         else:
             visible = seen_by_rays(playback, renderer, view, paths)
         views.forget(before=frame)
-        yield _tracks(paths, visible & paths.valid), view.camera
+        valid = paths.valid.T.contiguous()
+        points = hold_last(torch.where(paths.image.isfinite(), paths.image, 0.0).transpose(0, 1), valid).float()
+        yield Tracks(points=points, visible=(visible & paths.valid).T.contiguous(), valid=valid), view.camera
 
 
 class _Views:
@@ -136,12 +138,6 @@ class _Views:
 
     def forget(self, *, before: int) -> None:
         self._views = {frame: view for frame, view in self._views.items() if frame >= before}
-
-
-def _tracks(paths: PointPaths, visible: Bool[Tensor, "t1 k"]) -> Tracks:
-    valid = paths.valid.T.contiguous()
-    points = torch.where(paths.image.isfinite(), paths.image, 0.0).transpose(0, 1)
-    return Tracks(points=hold_last(points, valid).float(), visible=visible.T.contiguous(), valid=valid)
 
 
 TOLERANCE = 0.002
@@ -233,13 +229,6 @@ class OcclusionCandidates:
     rays: Rays
 
 
-def rays_to(paths: PointPaths, view: RenderedView, *, nearest: float) -> Rays:
-    """Rays from the reference camera to every point at every moment."""
-    eye, depth = view.camera.world_from_cam[:3, 3].numpy(), paths.image[..., 2].numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return Rays(eye=eye, along=paths.world.numpy() - eye, start=nearest / depth, end=1 - TOLERANCE / depth)
-
-
 def seen_by_rays(
     playback: Playback, renderer: BodyDepthRenderer, view: RenderedView, paths: PointPaths
 ) -> Bool[Tensor, "t1 k"]:
@@ -252,7 +241,10 @@ def seen_by_rays(
     moments = paths.moments.numpy()
     around = boxes(playback.model, geoms, playback.geom_positions[moments], playback.geom_rotations[moments])
     moment, point, box = _outlined(around, view, paths, nearest=renderer.near, visible=visible)
-    rays = rays_to(paths, view, nearest=renderer.near)[moment, point]
+    eye, depth = view.camera.world_from_cam[:3, 3].numpy(), paths.image[..., 2].numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        start, end = renderer.near / depth, 1 - TOLERANCE / depth
+    rays = Rays(eye=eye, along=paths.world.numpy() - eye, start=start, end=end)[moment, point]
     meet = _meet(around, moment, box, rays)
     candidates = OcclusionCandidates(moment=moment[meet], point=point[meet], geom=geoms[box[meet]], rays=rays[meet])
     hidden = _hidden(playback, renderer, candidates, moments.tolist(), visible.shape[1])

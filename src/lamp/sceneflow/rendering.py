@@ -52,18 +52,6 @@ def camera_id(model: MjModel, name: str) -> int:
     return names.index(name)
 
 
-def camera_intrinsics(model: MjModel, name: str, width: int, height: int, *, mirrored: bool) -> Float[Tensor, "3 3"]:
-    """Intrinsics of a model's camera in image fractions."""
-    fovy = float(model.cam_fovy[camera_id(model, name)])
-    return intrinsics_from_fovy(fovy, width, height, mirrored=mirrored)
-
-
-def camera_pose(data: MjData, index: int) -> Float[Tensor, "4 4"]:
-    """``world_from_cam`` of a camera in the present state."""
-    position = torch.from_numpy(data.cam_xpos[index].copy())
-    return pose_from_mujoco_camera(position, torch.from_numpy(data.cam_xmat[index].reshape(3, 3).copy()))
-
-
 class BodyDepthRenderer:
     """Renders body ids and depth in one pass, without the multisampling that would blend ids.
 
@@ -97,9 +85,11 @@ class BodyDepthRenderer:
         """Renders the present state through a camera of the model, or through the same camera held at another pose."""
         mujoco, scene = self._mujoco, self._scene
         index = camera_id(self.model, camera)
-        intrinsics = camera_intrinsics(self.model, camera, self.width, self.height, mirrored=self.mirrored)
-        own_pose = camera_pose(data, index) if world_from_cam is None else world_from_cam
-        viewpoint = Camera(intrinsics=intrinsics, world_from_cam=own_pose)
+        fovy = float(self.model.cam_fovy[index])
+        intrinsics = intrinsics_from_fovy(fovy, self.width, self.height, mirrored=self.mirrored)
+        position, rotation = (torch.from_numpy(array[index].copy()) for array in (data.cam_xpos, data.cam_xmat))
+        present = pose_from_mujoco_camera(position, rotation.reshape(3, 3))
+        viewpoint = Camera(intrinsics=intrinsics, world_from_cam=present if world_from_cam is None else world_from_cam)
         fixed = mujoco.MjvCamera()
         fixed.type, fixed.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
         with self._hide_outside(data, viewpoint):
@@ -113,7 +103,10 @@ class BodyDepthRenderer:
         mujoco.mjr_render(self._rect, scene, self._context)
         mujoco.mjr_readPixels(self._colours, self._depth, self._rect, self._context)
         body = self._upright(self._bodies())
-        depth = torch.where(body == NO_BODY, torch.inf, self._upright(self._metres()))
+        # The buffer is 1 at the near plane and 0 at the far plane.
+        near, far = self.near, self._far
+        metres = (near * far / (self._depth.astype(np.float64) * (far - near) + near)).astype(np.float32)
+        depth = torch.where(body == NO_BODY, torch.inf, self._upright(metres))
         return RenderedView(depth=depth, body=body, camera=viewpoint)
 
     def close(self) -> None:
@@ -149,11 +142,6 @@ class BodyDepthRenderer:
     def _upright(self, buffer: np.ndarray) -> Tensor:
         """Turns a bottom-up buffer into the policy's image: upright, and mirrored where the images are."""
         return torch.from_numpy(np.ascontiguousarray(buffer[::-1, ::-1] if self.mirrored else buffer[::-1]))
-
-    def _metres(self) -> np.ndarray:
-        """Depth in m from the buffer, which is 1 at the near plane and 0 at the far plane."""
-        near, far = self.near, self._far
-        return (near * far / (self._depth.astype(np.float64) * (far - near) + near)).astype(np.float32)
 
     def _bodies(self) -> np.ndarray:
         """Body ids from the colours, which hold the drawn object's number plus one."""

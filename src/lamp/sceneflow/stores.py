@@ -145,12 +145,6 @@ def folder_for(data: Path, description: StoreDescription) -> Path:
     return data / (f"{FOLDER}-{key}" if taken else FOLDER)
 
 
-def only_folder(data: Path) -> Path | None:
-    """The folder of a dataset's store, where it has just one."""
-    folders = store_folders(data)
-    return folders[0] if len(folders) == 1 else None
-
-
 def made_from(recording: Path) -> dict[str, Any]:
     """What tells a recorded episode from another: what a store notes of the one that it made scene flow from."""
     found = recording.stat()

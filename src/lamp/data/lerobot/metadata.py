@@ -365,11 +365,6 @@ def _expected(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Input should be ").join(("expected ", ""))
 
 
-def problems_of(error: ValidationError, file: Path) -> list[Problem]:
-    """What pydantic found, in our words."""
-    return [_problem(entry["loc"], entry, file) for entry in error.errors(include_url=False)]
-
-
 def _problem(place: Sequence[int | str], entry: Any, file: Path) -> Problem:
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if part != "[key]"]
     key = "".join(parts).removeprefix(".").encode("utf-8", "backslashreplace").decode()[:200]
@@ -386,7 +381,8 @@ def checked(adapter: TypeAdapter, value: object, file: Path) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        raise MetadataError(problems_of(error, file)) from None
+        problems = [_problem(entry["loc"], entry, file) for entry in error.errors(include_url=False)]
+        raise MetadataError(problems) from None
 
 
 def checked_rows(adapter: TypeAdapter, rows: Sequence[Any], file: Path) -> tuple[dict[int, Any], list[Problem]]:

@@ -106,7 +106,7 @@ def test_geoms_outside_the_image_are_left_out_and_no_pixel_changes(
 
     culled, fewer = look()
     assert (libero.model.geom_group == groups).all()
-    monkeypatch.setattr(drawn, "_nothing_beside", lambda *_: nullcontext())
+    monkeypatch.setattr(drawn, "_hide_outside", lambda *_: nullcontext())
     whole, all_of_them = look()
     assert min(all_of_them) - min(fewer) > 20
     for one, other in zip(culled, whole, strict=True):

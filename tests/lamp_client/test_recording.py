@@ -281,7 +281,7 @@ def test_a_loop_that_cannot_keep_its_rate_says_so(caplog: pytest.LogCaptureFixtu
     told = drive(Slow(), POLICY, Replan(every=1), instruction="go", fps=100, steps=25)
     assert 5 < told.rate < 60 and told.late > 10
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "steps a second, not 100" in line
+    assert "steps per second, not 100" in line
 
 
 @pytest.mark.parametrize("damage", ["shape", "deep", "time", "head"])

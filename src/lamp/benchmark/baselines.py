@@ -20,30 +20,42 @@ from lamp_client.types import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The policy of a checkpoint, as it is meant to be used."""
+class PolicyCondition:
+    """A condition that looks, and asks a checkpoint's policy."""
 
-    name: str
     path: Path
-    blind = False
+    """The checkpoint, or the run that holds it."""
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether the motion prior is given another task's observation."""
+        return False
 
     def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
         """Returns what the policy is shown."""
         return observation
 
+    def prior_instruction(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> str | None:
+        """Returns what the Motion Expert is told in place of the instruction; None: the same as the policy."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
-class WrongInstruction:
+class Checkpoint(PolicyCondition):
+    """The policy of a checkpoint, as it is meant to be used."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongInstruction(PolicyCondition):
     """The same policy, told the instruction of the suite's next task: near the policy's rate, language is not used."""
 
-    path: Path
     name: str = "wrong_instruction"
     among: tuple[int, ...] = ()
     """Tasks whose instructions come first, such as those that are evaluated: a policy may not know the words of others."""
-    blind = False
 
     def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
-        """Returns what the policy is shown."""
         other = wrong_instruction(observation.instruction, task, instructions, self.among)
         return dataclasses.replace(observation, instruction=other)
 
@@ -62,30 +74,22 @@ def wrong_instruction(right: str, task: int, instructions: tuple[str, ...], amon
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervened:
+class Intervened(PolicyCondition):
     """The same policy, its motion prior changed while it acts: near the policy's rate, that is not what success depends on."""
 
-    path: Path
     intervention: Intervention
     among: tuple[int, ...] = ()
     """Tasks whose instructions come first where the prior is told a wrong one."""
-    blind = False
 
     @property
     def name(self) -> str:
         return self.intervention.name
 
-    def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
-        """Returns what the policy is shown."""
-        return observation
-
     @property
     def shuffles(self) -> bool:
-        """Whether the prior is another task's."""
         return isinstance(self.intervention, Shuffled)
 
     def prior_instruction(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> str | None:
-        """Returns what the Motion Expert is told in place of the instruction; None: nothing else."""
         if not isinstance(self.intervention, ToldWrong):
             return None
         return wrong_instruction(observation.instruction, task, instructions, self.among)
@@ -134,10 +138,8 @@ class PriorBank:
         """Shows some tasks of a suite as they begin, those that are evaluated first.
 
         Args:
-            simulators: The suite's.
-            tasks: Those that are evaluated.
-            states: Initial states that are evaluated; the first few are shown.
-            seed: The evaluation's.
+            tasks: The tasks that are evaluated.
+            states: The initial states that are evaluated; the first few are shown.
         """
         instructions, found = simulators.instructions(), []
         for task in bank_tasks(instructions, tasks):
@@ -203,15 +205,12 @@ def _spelling(instruction: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blank:
+class Blank(PolicyCondition):
     """The same policy, shown grey images: near the policy's rate, the scene does not need to be seen."""
 
-    path: Path
     name: str = "blank"
-    blind = False
 
     def altered(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> Observation:
-        """Returns what the policy is shown."""
         grey = {camera: np.full_like(image, 127) for camera, image in observation.images.items()}
         return dataclasses.replace(observation, images=grey)
 
@@ -222,7 +221,6 @@ class Replay:
 
     data: Path
     name: str = "replay"
-    blind = True
 
     def actions(self, task: int) -> np.ndarray:
         """Returns the expert's actions (steps, 7) in dataset units (gripper 1 = open).
@@ -238,7 +236,6 @@ class Zero:
     """No motion at all, gripper open: what the task gives away for free."""
 
     name: str = "zero"
-    blind = True
 
     def actions(self, task: int) -> np.ndarray:
         """Returns a single action, which is repeated to the step limit."""
@@ -250,12 +247,9 @@ class Scripted:
     """The suite's scripted expert, which is told where everything is: what the tasks allow, and that they can be solved here."""
 
     name: str = "expert"
-    blind = True
 
 
-Asking = Checkpoint | WrongInstruction | Blank | Intervened
-"""Conditions that look, and ask a checkpoint."""
-Condition = Asking | Replay | Zero | Scripted
+Condition = Checkpoint | WrongInstruction | Blank | Intervened | Replay | Zero | Scripted
 CONTROLS = ("expert", "replay", "zero", "wrong_instruction", "blank")
 ORDER = ("with_motion", "policy", "without_motion", *CONTROLS)
 """The order of conditions in tables; others follow the policies by name."""

@@ -154,11 +154,8 @@ def plan(
 
     Args:
         conditions: Pairs of a condition's name and its checkpoint's hash (empty where it has none).
-        suite: Name of the suite.
-        tasks: Task numbers.
-        states: Initial states.
-        repeats: Episodes a state.
-        seed: What the placements are derived from.
+        repeats: Episodes of each initial state.
+        seed: The placements of objects are derived from it.
     """
     return [
         EvaluationEpisode(

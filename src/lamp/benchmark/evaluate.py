@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamp.benchmark import episodes as episode_lines
-from lamp.benchmark.baselines import Checkpoint, Condition, Intervened, PriorBank, Replay, Zero, bank_tasks
+from lamp.benchmark.baselines import Checkpoint, Condition, PolicyCondition, PriorBank, Replay, Zero, bank_tasks
 from lamp.benchmark.episodes import EpisodeRecord, EvaluationEpisode
 from lamp.benchmark.launchers import Launcher, LocalLauncher
 from lamp.benchmark.perturbed import described, perturbed
@@ -39,7 +39,7 @@ WITHOUT_EFFECT = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What every evaluation can be told, whatever the benchmark: who acts, and how it is run."""
+    """Settings of every evaluation, whatever the benchmark: which policies and controls act, and how it is run."""
 
     checkpoint: Path | None = None
     """The policy's checkpoint folder; None evaluates controls only."""
@@ -106,10 +106,7 @@ class RunSettings:
         return 0.0
 
     def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
-        """Says what is to be visited.
-
-        Args:
-            simulators: In place of the benchmark's own.
+        """The suites, tasks and initial states to run; `simulators` takes the place of the benchmark's own.
 
         Raises:
             ConfigError: A setting names what does not exist.
@@ -174,7 +171,6 @@ def evaluate(
     """Runs, or continues, an evaluation.
 
     Args:
-        config: What to evaluate.
         artist: Draws the policy's foresight over film frames.
         load: Opens the policy of (a checkpoint folder, a device, a number of threads); None takes LaMP's.
         simulators: Where the tasks come from; None takes LIBERO's.
@@ -192,7 +188,7 @@ def evaluate(
     conditions = policies.conditions(
         checkpoints, config.controls, config.data, evaluation_plan.tasks, parse_interventions(config.intervene)
     )
-    shuffled = [name for name, one in conditions.items() if isinstance(one, Intervened) and one.shuffles]
+    shuffled = [name for name, one in conditions.items() if isinstance(one, PolicyCondition) and one.shuffles]
     if shuffled:
         policies.banks = _banks_of_data(config, evaluation_plan)
     hashes = policies.hashes(conditions)

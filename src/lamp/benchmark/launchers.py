@@ -77,23 +77,18 @@ class LocalProcess:
     process: ChildProcess
 
     def alive(self) -> bool:
-        """See `Process`."""
         return self.process.is_alive()
 
     def terminate(self) -> None:
-        """See `Process`."""
         self.process.terminate()
 
     def kill(self) -> None:
-        """See `Process`."""
         self.process.kill()
 
     def join(self, timeout: float) -> None:
-        """See `Process`."""
         self.process.join(timeout=timeout)
 
     def cause(self) -> str:
-        """See `Process`."""
         code = self.process.exitcode
         return "killed, often for lack of memory" if code == -9 else f"exit code {code}"
 
@@ -103,7 +98,6 @@ class LocalLauncher:
     """This machine."""
 
     def launch(self, numbers: Sequence[int], setup: WorkerSetup) -> list[LaunchedWorker]:
-        """See `Launcher`."""
         return [self._launched(number, setup) for number in numbers]
 
     def _launched(self, number: int, setup: WorkerSetup) -> LaunchedWorker:
@@ -137,22 +131,18 @@ class RayProcess:
     task: Any
 
     def alive(self) -> bool:
-        """See `lamp.benchmark.launchers.Process`."""
         return not self.ray.wait([self.task], timeout=0)[0]
 
     def terminate(self) -> None:
         """Nothing: the end of its connection, which comes first, ends it too."""
 
     def kill(self) -> None:
-        """See `lamp.benchmark.launchers.Process`."""
         self.ray.cancel(self.task, force=True)
 
     def join(self, timeout: float) -> None:
-        """See `lamp.benchmark.launchers.Process`."""
         self.ray.wait([self.task], timeout=timeout)
 
     def cause(self) -> str:
-        """See `lamp.benchmark.launchers.Process`."""
         try:
             self.ray.get(self.task, timeout=5)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""LIBERO-Plus: which of its 10,030 tasks an evaluation suites, and which cannot run for want of assets."""
+"""LIBERO-Plus: which of its 10,030 tasks an evaluation covers, and which cannot run because assets are missing."""
 
 from __future__ import annotations
 
@@ -70,9 +70,10 @@ class PlusConfig(RunSettings):
         chosen = choose(self)
         missing = {task: paths for task in chosen.tasks if (paths := chosen.plus.missing(task))}
         if missing and not self.leave_out_missing:
+            lacking = ", ".join(f"{category} {count}" for category, count in _counted(list(missing)).items())
             raise ConfigError(
                 f"{len(missing)} of {len(chosen.tasks)} tasks need assets that {chosen.plus.files.assets} does not have "
-                f"({_per_category(list(missing))}); the first is {next(iter(missing.values()))[0]}. Unpack the benchmark's asset "
+                f"({lacking}); the first is {next(iter(missing.values()))[0]}. Unpack the benchmark's asset "
                 "archive there or name it with --plus-assets; or give --leave-out-missing. --list shows what is missing."
             )
         runnable = [task for task in chosen.tasks if task not in missing]
@@ -97,7 +98,7 @@ class PlusConfig(RunSettings):
                 for suite in SUITES
                 if any(task.suite == suite for task in runnable)
             ),
-            # ChosenTasks, not left: when the assets come later, the same command goes on with the rest.
+            # Of all chosen tasks: when the missing assets come later, the same command goes on with the rest.
             settings={"benchmark": LIBERO_PLUS, "chosen": hashlib.sha256(names.encode()).hexdigest()[:16]},
             facts={
                 "plus_root": str(chosen.plus.files.root),
@@ -266,7 +267,3 @@ def _ids(texts: Sequence[str]) -> set[int] | None:
 def _counted(tasks: Sequence[PlusTask]) -> dict[str, int]:
     counts = Counter(task.category for task in tasks)
     return {category: counts[category] for category in CATEGORIES if counts[category]}
-
-
-def _per_category(tasks: Sequence[PlusTask]) -> str:
-    return ", ".join(f"{category} {count}" for category, count in _counted(tasks).items())

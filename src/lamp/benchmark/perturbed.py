@@ -25,7 +25,7 @@ class PerturbedSimulators(Simulators):
     standard: LiberoSimulators
     perturbation: Perturbation
     label: str
-    """How it was asked for, such as `camera=3`."""
+    """As it was written, such as `camera=3`."""
 
     suite: str = field(init=False)
     """Different from the standard suite's name, so that no table counts both together."""
@@ -73,8 +73,8 @@ def perturbed(standard: Simulators, perturbations: Sequence[str]) -> tuple[Simul
     """Makes the suites that an evaluation visits.
 
     Args:
-        standard: The suite as it is.
-        asked: Such as `camera=3`, `camera=2+light=4`, `all=3`, `none`, or a JSON file; nothing: the suite as it is.
+        standard: The unperturbed suite.
+        perturbations: Such as `camera=3`, `camera=2+light=4`, `all=3`, `none`, or a JSON file; nothing: the suite as it is.
 
     Raises:
         ConfigError: Two are the same, or the suite cannot be perturbed.

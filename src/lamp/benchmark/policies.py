@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lamp.benchmark.baselines import Asking, Checkpoint, Condition, Intervened, PriorBank, control
+from lamp.benchmark.baselines import Checkpoint, Condition, Intervened, PolicyCondition, PriorBank, control
 from lamp.benchmark.flow_errors import FlowProbe
 from lamp.benchmark.run_manifest import checkpoint_hash, model_kind
 from lamp.benchmark.sim_worker import ActionRequest
@@ -69,7 +69,7 @@ class Policies:
     def __init__(self, load: Callable[[Path], BatchPolicy]) -> None:
         self._load = load
         self._opened: dict[Path, BatchPolicy] = {}
-        self._asking: dict[str, Asking] = {}
+        self._asking: dict[str, PolicyCondition] = {}
         self._intervened: dict[str, BatchPolicy] = {}
         self.banks: Mapping[str, PriorBank] = {}
         """Suite -> the observations that shuffled priors are of."""
@@ -88,8 +88,7 @@ class Policies:
             checkpoints: Folders and names; where a name is None, the checkpoint's own is taken: with or without motion.
             controls: Names of controls; those that ask a policy ask the first checkpoint.
             data: The dataset that the replay control repeats.
-            tasks: Those that are evaluated.
-            interventions: What is done to the first checkpoint's motion prior, a condition each.
+            interventions: Changes of the first checkpoint's motion prior, a condition each.
 
         Raises:
             ConfigError: Two conditions have the same name, or a control or an intervention lacks what it needs.
@@ -97,7 +96,10 @@ class Policies:
         """
         named = [(path, name) for path, name in checkpoints if path is not None]
         first = named[0][0] if named else None
-        built: list[Condition] = [Checkpoint(name=name or self._own_name(path), path=path) for path, name in named]
+        built: list[Condition] = [
+            Checkpoint(name=name or ("with_motion" if self._policy(path).uses_motion else "without_motion"), path=path)
+            for path, name in named
+        ]
         if interventions and first is None:
             raise ConfigError("interventions need --checkpoint: they change its motion prior")
         built += [Intervened(path=first, intervention=one, among=tasks) for one in interventions if first is not None]
@@ -107,7 +109,7 @@ class Policies:
             raise ConfigError(
                 f"conditions {', '.join(names)}: expected different names; give --label and --against-label"
             )
-        self._asking = {c.name: c for c in built if isinstance(c, Asking)}
+        self._asking = {c.name: c for c in built if isinstance(c, PolicyCondition)}
         for condition in built:
             if isinstance(condition, Intervened):
                 self._of(condition)  # a policy without what is to be changed is refused now
@@ -155,7 +157,7 @@ class Policies:
                 {} if prior_instructions[0] is None else {"prior_instructions": prior_instructions}
             )
             condition = self._asking[group[0].episode.condition]
-            if isinstance(condition, Intervened) and condition.shuffles:
+            if condition.shuffles:
                 overrides["prior_observations"] = [
                     self.banks[request.episode.suite].other(request.episode.task, request.noise_seed)
                     for request in group
@@ -169,10 +171,7 @@ class Policies:
             chunks.update(zip(indices, group_chunks, strict=True))
         return [chunks[index] for index in range(len(requests))]
 
-    def _own_name(self, path: Path) -> str:
-        return "with_motion" if self._policy(path).uses_motion else "without_motion"
-
-    def _of(self, condition: Asking) -> BatchPolicy:
+    def _of(self, condition: PolicyCondition) -> BatchPolicy:
         policy = self._policy(condition.path)
         if not isinstance(condition, Intervened):
             return policy

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from lamp.benchmark.baselines import Condition, Intervened, Replay, Scripted, Zero
+from lamp.benchmark.baselines import Condition, PolicyCondition, Scripted
 from lamp.benchmark.episodes import EvaluationEpisode
 from lamp.benchmark.flow_errors import FlowProbe, FlowRecorder
 from lamp.benchmark.suites import Simulator, Simulators
@@ -38,7 +38,7 @@ def default_workers() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeTask:
-    """Main process to worker: run this episode."""
+    """Main process to worker: an episode to run."""
 
     episode: EvaluationEpisode
     actions: np.ndarray | None
@@ -50,7 +50,7 @@ class EpisodeTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionRequest:
-    """Worker to main process: what shall I do? The reply is an `ActionChunk`."""
+    """Worker to main process: an observation. The reply is an `ActionChunk`."""
 
     episode: EvaluationEpisode
     observation: Observation
@@ -82,7 +82,7 @@ class EpisodeOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFailure:
-    """Worker to main process: the episode raised; that is a mistake to be mended, not to be tried again."""
+    """Worker to main process: the episode raised; an error in the code, so that it is not tried again."""
 
     episode: EvaluationEpisode
     error: str
@@ -93,7 +93,7 @@ class EpisodeFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
-    """What a worker is told at its start."""
+    """What a worker needs to run episodes, sent at its start."""
 
     simulators: Mapping[str, Simulators]
     """Suite -> its simulators."""
@@ -132,14 +132,11 @@ class RemotePolicy:
     def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
         """Sends the observation and waits for the chunk."""
         condition = self._setup.conditions[self._task.episode.condition]
-        if isinstance(condition, Replay | Zero | Scripted):
+        if not isinstance(condition, PolicyCondition):
             raise TypeError(f"the condition {condition.name} does not look, so it cannot ask a policy")
         episode = self._task.episode
         where = {"task": episode.task, "instructions": self._setup.instructions[episode.suite]}
         visible = condition.altered(observation, **where)
-        prior_instruction = (
-            condition.prior_instruction(observation, **where) if isinstance(condition, Intervened) else None
-        )
         self.instruction = visible.instruction
         seeds = noise_seed if noise_seed is not None else (*self._task.episode.noise_seed, self.calls)
         started = time.perf_counter()
@@ -149,7 +146,7 @@ class RemotePolicy:
                 observation=visible,
                 noise_seed=seeds,
                 foresight=self._task.filmed or self._task.probed,
-                prior_instruction=prior_instruction,
+                prior_instruction=condition.prior_instruction(observation, **where),
             )
         )
         chunk: ActionChunk = self._connection.recv()

@@ -157,7 +157,6 @@ def evaluate_simpler(
     """Runs, or continues, an evaluation on SimplerEnv's WidowX tasks.
 
     Args:
-        config: What to evaluate.
         artist: Draws the policy's foresight over film frames.
         load: Opens a policy; None takes LaMP's.
 

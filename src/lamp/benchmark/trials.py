@@ -1,4 +1,4 @@
-"""Trials on a real robot: a person says how far each came, and progress is averaged as the paper does (Section V-B).
+"""Trials on a real robot: a person enters how far each came, and progress is averaged as the paper does (Section V-B).
 
 A task is a list of stages, and the progress of a trial is the share of them that was completed. Trials are lines of a log, so
 that an evening's work survives whatever happens to it.
@@ -148,7 +148,7 @@ def score(config: ScoreConfig) -> str:
     """Adds a trial, or takes the last one back, and returns what all trials say so far.
 
     Raises:
-        ConfigError: What happened is not said, or cannot be.
+        ConfigError: The method, task or number of stages is missing or invalid.
         DataError: A file is missing or damaged.
     """
     path = config.out / TRIALS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamp.commands.command import Command, found_checkpoint
@@ -13,6 +14,7 @@ from lamp.flags import parse
 
 if TYPE_CHECKING:
     from lamp.benchmark.evaluate import RunSettings
+    from lamp.benchmark.simpler import SimplerConfig
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -39,14 +41,16 @@ def _evaluate_plus(arguments: Sequence[str]) -> None:
         _run_evaluation(config)
 
 
+def _checkpoints(config: RunSettings | SimplerConfig) -> dict[str, Path]:
+    """The folders of the checkpoints that a configuration names, which may be hub ids."""
+    return {name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+
+
 def _run_evaluation(config: RunSettings) -> None:
     from lamp.benchmark.evaluate import evaluate
     from lamp.view.overlay import ForesightArtist
 
-    checkpoints = {
-        name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))
-    }
-    print(evaluate(replace(config, **checkpoints), artist=ForesightArtist()).text)
+    print(evaluate(replace(config, **_checkpoints(config)), artist=ForesightArtist()).text)
 
 
 def _evaluate_simpler(arguments: Sequence[str]) -> None:
@@ -54,10 +58,7 @@ def _evaluate_simpler(arguments: Sequence[str]) -> None:
     from lamp.view.overlay import ForesightArtist
 
     config = parse(SimplerConfig, arguments, "evaluate simpler")
-    checkpoints = {
-        name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))
-    }
-    print(evaluate_simpler(replace(config, **checkpoints), artist=ForesightArtist()).text)
+    print(evaluate_simpler(replace(config, **_checkpoints(config)), artist=ForesightArtist()).text)
 
 
 def _merge_evaluations(arguments: Sequence[str]) -> None:

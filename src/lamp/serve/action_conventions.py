@@ -73,7 +73,7 @@ class LiberoUnits(EnvironmentUnits):
 
 @dataclass(frozen=True, kw_only=True)
 class WidowXUnits(EnvironmentUnits):
-    """SimplerEnv's WidowXUnits: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
+    """SimplerEnv's WidowX: the gripper becomes +1 = open, -1 = close; roll, pitch and yaw become an axis-angle."""
 
     @property
     def sent(self) -> tuple[GripperUnits, ...]:

@@ -52,13 +52,13 @@ class Batcher:
     """Answers requests in the order of their arrival, several at a time.
 
     Args:
-        policy: PolicyRequest in one thread of its own, so that the event loop goes on meanwhile.
+        policy: Called in one thread of its own, so that the event loop goes on meanwhile.
         gather_s: How long the first of a batch waits for others [s].
         max_batch: Observations computed together at most.
         max_queue: Observations that may wait; more are refused.
         active_clients: How many clients may be expected to ask soon. Once that many wait, waiting longer would bring nobody, so a
             lone robot never waits.
-        on_done: Told of every batch, after its answers are out.
+        on_done: Called with every batch, after its replies are out.
     """
 
     def __init__(

@@ -103,7 +103,9 @@ class ReceiveBudget:
             return None
         candidates = [each for each in self.connections if each.held and not each.dismissed]
         begun = [each for each in candidates if each.begun is not None]
-        return min(begun, key=lambda each: each.begun or 0.0) if begun else max(candidates, key=_held, default=None)
+        if begun:
+            return min(begun, key=lambda each: each.begun or 0.0)
+        return max(candidates, key=lambda each: each.held, default=None)
 
     async def sweep(self) -> None:
         """Sends those away whose message takes too long; runs as long as the server does."""
@@ -128,10 +130,6 @@ def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _held(connection: ClientConnection) -> int:
-    return connection.held
 
 
 class TlsHandshake(asyncio.Protocol):

@@ -49,7 +49,6 @@ class LivePage:
     """Keeps what the page shows.
 
     Args:
-        spec: The policy's.
         artist: Draws predicted points over the reference camera's image; None leaves images as they are.
     """
 

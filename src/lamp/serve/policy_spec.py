@@ -66,7 +66,7 @@ class PolicySpec:
     foresees: bool = False
     """Whether it can predict scene flow."""
     about: dict[str, Any] = field(default_factory=dict)
-    """What else a client is told, as plain values."""
+    """Further metadata for clients, as plain values."""
 
     @property
     def reference(self) -> str:
@@ -299,7 +299,6 @@ class FakePolicy:
     def act_batch(
         self, observations: Sequence[Observation], noise_seeds: Sequence[tuple[int, ...]], foresight: bool = False
     ) -> list[ActionChunk]:
-        """See `lamp.serve.policy_spec.ServedPolicy`."""
         self.threads.add(threading.get_ident())
         self.batches.append(len(observations))
         if len(self.batches) > 10_000:

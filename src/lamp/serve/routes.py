@@ -28,13 +28,13 @@ class Routes:
     """Answers what is no websocket, and decides who may open one.
 
     Args:
-        keys: Who is let in.
+        keys: API keys that let a client in.
         live: Gives the page's data; None: there is no page.
-        metrics: The figures' text.
+        metrics: Returns the metrics as text.
         clients: How many are connected, and how many may be.
         state: ready, or why requests are not answered: loading, stopping.
-        refused: Told of every refusal's reason.
-        counts: Clients and observations waiting, for the page.
+        refused: Called with the reason of every refusal.
+        waiting: How many observations wait, for the page.
     """
 
     def __init__(

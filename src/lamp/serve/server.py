@@ -272,10 +272,11 @@ class PolicyServer:
         for request in done.requests:
             self.metrics.queue.add(max(begun - request.arrived, 0.0))
         request, chunk = done.requests[-1], done.chunks[-1]
-        if isinstance(chunk, ActionChunk):
-            self.live.note(request, chunk, infer_ms=1000 * done.infer_s, batch=len(done.requests))
+        if not isinstance(chunk, ActionChunk):
+            return
+        self.live.note(request, chunk, infer_ms=1000 * done.infer_s, batch=len(done.requests))
         drawing = self._picture is not None and not self._picture.done()
-        if self.live.wants_flow and not self.batcher.waiting and not drawing and chunk_without_flow(chunk):
+        if self.live.wants_flow and not self.batcher.waiting and not drawing and chunk.foresight is None:
             self._picture = asyncio.get_running_loop().create_task(self._foresee(done))
 
     async def _foresee(self, done: ComputedBatch) -> None:
@@ -284,11 +285,6 @@ class PolicyServer:
         chunk, self.live.picture_s = seen.chunks[0], seen.infer_s
         if isinstance(chunk, ActionChunk):
             self.live.note(request, chunk, infer_ms=1000 * done.infer_s, batch=len(done.requests))
-
-
-def chunk_without_flow(chunk: Any) -> bool:
-    """Whether a chunk came without a prediction."""
-    return isinstance(chunk, ActionChunk) and chunk.foresight is None
 
 
 @asynccontextmanager

@@ -70,36 +70,35 @@ class Asynchronous:
         Raises:
             InvalidValueError: the policy's chunks are too short for `every` and `delay`.
         """
-        if self.chunk is None:
-            self._ask(observe, policy, noise_seed)
-            self._take()
-        elif self._next is None and self._step - self._taken >= self.every:
-            self._ask(observe, policy, noise_seed)
-        if self._next is not None and self._due():
-            self._take()
-        action = self._action()
+        chunk = self.chunk
+        if chunk is None:
+            chunk = self._take(*self._ask(observe, policy, noise_seed))
+        else:
+            if self._next is None and self._step - self._taken >= self.every:
+                self._next = self._ask(observe, policy, noise_seed)
+            if self._next is not None and self._due(chunk, *self._next):
+                chunk = self._take(*self._next)
+        action = self._blended(chunk)
         self._step += 1
         return action
 
-    def _ask(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> None:
+    def _ask(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> tuple[Future[ActionChunk], int]:
+        """Asks for a chunk; returns it, once computed, and the step of its observation."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lamp-ask")
         seed, seen = (*noise_seed, self.calls), observe()
-        self._next = (self._thread.submit(policy.act, seen, noise_seed=seed), self._step)
+        future = self._thread.submit(policy.act, seen, noise_seed=seed)
         self.calls += 1
+        return future, self._step
 
-    def _due(self) -> bool:
+    def _due(self, chunk: ActionChunk, future: Future[ActionChunk], asked: int) -> bool:
         """Whether the next chunk takes over now: it is there, its time has come, or the present chunk has ended."""
-        assert self._next is not None and self.chunk is not None
-        future, asked = self._next
-        if self._step - self._from >= len(self.chunk.actions):
+        if self._step - self._from >= len(chunk.actions):
             self.waits += not future.done()
             return True
         return future.done() if self.delay is None else self._step - asked >= self.delay
 
-    def _take(self) -> None:
-        assert self._next is not None
-        future, asked = self._next
+    def _take(self, future: Future[ActionChunk], asked: int) -> ActionChunk:
         self._next = None
         chunk = future.result()
         if self._step - asked >= len(chunk.actions):
@@ -109,10 +108,11 @@ class Asynchronous:
             )
         self._old = None if self.chunk is None else (self.chunk.actions, self._from)
         self.chunk, self._from, self._taken = chunk, asked, self._step
+        return chunk
 
-    def _action(self) -> np.ndarray:
-        assert self.chunk is not None
-        new = self.chunk.actions[self._step - self._from]
+    def _blended(self, chunk: ActionChunk) -> np.ndarray:
+        """The chunk's action for this step, faded over from the one before."""
+        new = chunk.actions[self._step - self._from]
         since = self._step - self._taken
         if self._old is None or since >= self.blend:
             return new

@@ -185,9 +185,8 @@ class ProcessPool(ProcessPoolExecutor):
     """Workers that end with this process. A block that fails or is interrupted ends them at once, whatever they are doing.
 
     Args:
-        workers: How many.
-        initializer: Is called in each, at its start.
-        initargs: With these.
+        workers: Number of processes.
+        initializer: Called in each at its start, with `initargs`.
         single_threaded: See `ChildProcess`.
         patience_s: How long one that was asked to end (SIGTERM) may take. [s]
     """

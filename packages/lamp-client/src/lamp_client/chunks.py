@@ -78,12 +78,16 @@ class OpenLoop(_ChunkExecutor):
         Raises:
             InvalidValueError: if the policy's chunks are shorter than `execute`.
         """
-        if self.chunk is None or self._next >= (self.execute or len(self.chunk.actions)):
+        chunk = self.chunk
+        if chunk is None or self._next >= (self.execute or len(chunk.actions)):
             chunk = self._ask(observe, policy, noise_seed)
-            _check_length(self.execute, chunk)
+            if self.execute is not None and self.execute > len(chunk.actions):
+                raise InvalidValueError(
+                    f"{self.execute} actions are to be executed of each chunk, but the policy's have {len(chunk.actions)}.",
+                    hint=f"Expected 1 to {len(chunk.actions)}.",
+                )
             self._next = 0
-        assert self.chunk is not None
-        action = self.chunk.actions[self._next]
+        action = chunk.actions[self._next]
         self._next += 1
         return action
 
@@ -166,11 +170,3 @@ class SimilarityEnsemble(_Averaging):
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise InvalidValueError(f"{name} is {value}; expected at least 1.")
-
-
-def _check_length(execute: int | None, chunk: ActionChunk) -> None:
-    if execute is not None and execute > len(chunk.actions):
-        raise InvalidValueError(
-            f"{execute} actions are to be executed of each chunk, but the policy's have {len(chunk.actions)}.",
-            hint=f"Expected 1 to {len(chunk.actions)}.",
-        )

@@ -215,11 +215,7 @@ class Connection:
         )
 
     def _receive(self, connection: Any, timeout_s: float | None = None) -> Any:
-        """
-        Args:
-            connection: Of whom.
-            timeout_s: Until the greeting; None: until a reply.
-        """
+        """Waits for a message: for the greeting, where `timeout_s` is given; for a reply, where it is None."""
         try:
             reply = connection.recv(timeout=self._reply_timeout_s if timeout_s is None else timeout_s)
         except TimeoutError as error:

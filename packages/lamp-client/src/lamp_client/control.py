@@ -68,12 +68,8 @@ def drive(
     Actions are sent a period apart, however long choosing them takes; one that is late is not made up for by hurrying the next.
 
     Args:
-        robot: What acts.
-        policy: What chooses.
-        executor: Between them; reset here.
-        instruction: In words.
+        executor: Turns chunks into actions; reset here.
         fps: Steps per second: those of the data that the policy was trained on.
-        steps: How many.
         noise_seed: Identifies the run.
         recorder: Records every step; its episode is begun and ended here.
         stop: Asked before every step; the run ends where it says so.
@@ -122,7 +118,9 @@ def drive(
             last = now
             if done == _SAY_AFTER_STEPS and (rate := _rate(done, last - first)) < (1 - _SLOW) * fps:
                 log.warning(
-                    "the loop makes %.1f steps a second, not %g: looking, asking or sending is too slow", rate, fps
+                    "the loop runs at %.1f steps per second, not %g: observing, inference or sending is too slow",
+                    rate,
+                    fps,
                 )
             due = (due if on_time else now) + period
     finally:

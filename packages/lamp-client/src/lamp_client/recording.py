@@ -54,7 +54,7 @@ class RecordedEpisode:
     """Per step: `images`, `state`, `action`, `time_s`, `instruction`, and where there are: `executed`, `call`, `chunk`, `gate`,
     `timing_ms`."""
     metadata: Mapping[str, Any]
-    """What the recorder was told: robot, policy ..."""
+    """Metadata that the recorder was given: robot, policy ..."""
     policy: Mapping[str, Any]
     """What the policy said about itself; empty where nobody told the recorder."""
     success: bool | None
@@ -108,8 +108,8 @@ class Recorder:
         """Begins an episode and returns its name, by default the time of day.
 
         Args:
-            instruction: What the robot is told.
-            name: The episode's.
+            instruction: The task in words.
+            name: Name of the episode; None: made of the date and time.
             policy: What the policy says about itself: with it, an import knows in which units its actions are.
         """
         if self._thread is not None:
@@ -358,8 +358,6 @@ def read_episode(folder: Path, name: str, *, pixels: bool = True) -> RecordedEpi
     """Reads an episode; one whose end is missing is read as far as it goes.
 
     Args:
-        folder: The recording.
-        name: The episode's.
         pixels: Whether to decompress the images; otherwise they have their shapes, and nothing in them.
 
     Raises:

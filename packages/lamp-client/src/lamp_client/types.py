@@ -1,4 +1,4 @@
-"""What an environment and a policy hand to each other, in NumPy, checked when built."""
+"""The data that environments and policies exchange, as NumPy arrays, checked when built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamp_client.errors import InvalidValueError
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What the robot sees and feels at one moment, and what it was told to do.
+    """What the robot observes at one moment: images, proprioception, and the instruction.
 
     Raises:
         InvalidValueError: if an array has another shape or type.

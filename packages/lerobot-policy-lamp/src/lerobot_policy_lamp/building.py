@@ -213,9 +213,8 @@ def observations_of(batch: Mapping[str, Any], cameras: Sequence[CameraKey], inst
     """Images as they were recorded, and instructions.
 
     Args:
-        batch: LeRobot's.
-        cameras: Which images, in order.
-        instruction: For samples that have none.
+        cameras: The images to take, in this order.
+        instruction: Of samples that have none.
 
     Raises:
         MismatchError: A camera or the instruction is missing, or an image has another form.

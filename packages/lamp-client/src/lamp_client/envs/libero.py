@@ -70,7 +70,6 @@ class LiberoEnv:
     Args:
         task: From `load_task`.
         image_size: Width and height of both images [px].
-        render: See `RenderQuality`.
         placement_shift: Objects standing freely on the table are displaced by up to this much along x and along y [m] at
             reset. What they are to be put on or into (basket, plate), and objects on or in something, stay.
         seed: Seeds, with the initial state's index, where the fixtures are, and the displacements.
@@ -133,7 +132,6 @@ class LiberoEnv:
         """Goes to a stored initial state and lets everything settle; displaces objects, if so configured, and settles again.
 
         Args:
-            initial_state: Index of the stored state.
             placement_seed: Tells displacements of one initial state apart; None displaces nothing.
 
         Raises:
@@ -207,7 +205,6 @@ class LiberoEnv:
         return StepResult(success=success, done=success)
 
     def action_from_policy(self, action: np.ndarray) -> np.ndarray:
-        """See the module's function of the same name."""
         return action_from_policy(action)
 
     def snapshot(self) -> Snapshot:

@@ -40,11 +40,7 @@ class PerturbedLibero(LiberoEnv):
     so that an episode does not depend on what ran before.
 
     Args:
-        task: From `load_task`.
-        draw: What is changed; may be exchanged between episodes.
-        image_size: Width and height of both images [px].
-        render: See `RenderQuality`.
-        placement_shift: As for `LiberoEnv`.
+        draw: Draws the change of each episode; may be replaced between episodes.
         seed: Seeds the draws too, with the initial state's index and the placement's seed.
     """
 
@@ -81,7 +77,6 @@ class PerturbedLibero(LiberoEnv):
 
         Args:
             task: Its definition, or what is equal to it but for the instruction, must be this one's.
-            draw: What is changed.
         """
         if (task.bddl_path, task.scene_assets) != (self.task.bddl_path, self.task.scene_assets):
             raise InvalidValueError(f"{task.name} has another scene than {self.task.name}: {task.bddl_path}.")
@@ -96,7 +91,6 @@ class PerturbedLibero(LiberoEnv):
         """Takes back the last change, draws one, and goes to a stored initial state as `LiberoEnv.reset` does.
 
         Args:
-            initial_state: Index of the stored state.
             placement_seed: Tells draws, and displacements, of one initial state apart; None displaces nothing.
 
         Raises:
@@ -125,7 +119,6 @@ class PerturbedLibero(LiberoEnv):
         self._steps = 0
 
     def step(self, action: np.ndarray) -> StepResult:
-        """Executes one action, as `LiberoEnv.step` does."""
         self._steps += 1
         return super().step(action)
 

@@ -109,17 +109,12 @@ def reset_to(env: Any, state: np.ndarray, seed: tuple[int, ...], arm: ArmStart |
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
     env.sim.set_state_from_flattened(state)
     if arm is not None and arm.moved:
-        place_arm(env, arm.joints)
+        robot = env.robots[0]
+        env.sim.data.qpos[robot._ref_joint_pos_indexes] = arm.joints
+        env.sim.data.qvel[robot._ref_joint_vel_indexes] = 0.0
     env.sim.forward()
     env._check_success()
     env._post_process()
-
-
-def place_arm(env: Any, joints: np.ndarray) -> None:
-    """Puts the arm's joints somewhere, at rest."""
-    robot = env.robots[0]
-    env.sim.data.qpos[robot._ref_joint_pos_indexes] = joints
-    env.sim.data.qvel[robot._ref_joint_vel_indexes] = 0.0
 
 
 def arm_touches(env: Any) -> bool:
@@ -229,11 +224,14 @@ def draw_placement(env: Any, names: Iterable[str], shift: float, generator: np.r
     for name in names:
         placement[name] = [0.0, 0.0]
         touched = _bodies_touching(model, data, bodies[name])
+        distances = {other: np.linalg.norm(original[name] - original[other]) for other in bodies if other != name}
         for _ in range(_TRIES_PER_OBJECT):
             offset = generator.uniform(-shift, shift, size=2)
             place = original[name] + offset
-            others = (other for other in bodies if other != name)
-            if not all(_apart(name, place, other, places, original, radii) for other in others):
+            if not all(
+                np.linalg.norm(place - places[other]) >= min(radii[name] + radii[other] + _CLEARANCE, distance)
+                for other, distance in distances.items()
+            ):
                 continue
             _move_object(env, name, offset)
             if _bodies_touching(model, data, bodies[name]) <= touched:
@@ -267,19 +265,6 @@ def _owner(problem: dict[str, Any], place: str) -> str:
     return problem["regions"][place]["target"] if place in problem["regions"] else place
 
 
-def _apart(
-    name: str,
-    place: np.ndarray,
-    other: str,
-    places: dict[str, np.ndarray],
-    original: dict[str, np.ndarray],
-    radii: dict[str, float],
-) -> bool:
-    started = float(np.linalg.norm(original[name] - original[other]))
-    needed = min(radii[name] + radii[other] + _CLEARANCE, started)
-    return float(np.linalg.norm(place - places[other])) >= needed
-
-
 def _move_object(env: Any, name: str, offset: np.ndarray) -> None:
     joint = env.objects_dict[name].joints[-1]
     pose = np.array(env.sim.data.get_joint_qpos(joint))
@@ -288,16 +273,11 @@ def _move_object(env: Any, name: str, offset: np.ndarray) -> None:
     env.sim.forward()
 
 
-def _members(model: Any, body: int) -> np.ndarray:
-    """Ids of the geoms that move with a free body."""
-    return np.flatnonzero(model.body_rootid[model.geom_bodyid] == model.body_rootid[body])
-
-
 def _bounding_radius(model: Any, data: Any, body: int) -> float:
     """Radius of the upright cylinder about the body's origin that holds its collision shapes [m]."""
     corners = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij"), axis=-1).reshape(8, 3)
     radius = 0.0
-    for geom in _members(model, body):
+    for geom in np.flatnonzero(model.body_rootid[model.geom_bodyid] == model.body_rootid[body]):
         if model.geom_contype[geom] == 0 and model.geom_conaffinity[geom] == 0:
             continue
         local = model.geom_aabb[geom, :3] + corners * model.geom_aabb[geom, 3:]

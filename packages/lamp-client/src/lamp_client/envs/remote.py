@@ -174,7 +174,7 @@ class RemoteEnv:
             self._process.wait(_CLOSING_S)
         self._output.seek(0)
         words = self._output.read().decode(errors="replace").strip()[-_MAX_OUTPUT:]
-        text = f"the simulator's process died (exit code {self._process.returncode}); its last words: {words or 'none'}"
+        text = f"the simulator's process died (exit code {self._process.returncode}); the end of its output: {words or 'none'}"
         print(text, file=sys.stderr, flush=True)
         return text
 
@@ -200,8 +200,8 @@ def host(descriptor: int, open_env: Callable[[dict[str, Any]], HostedEnv]) -> No
     """Answers the questions of a `RemoteEnv` until it is gone.
 
     Args:
-        descriptor: The number of this end of the socket.
-        opened: Opens an environment by its settings.
+        descriptor: File descriptor of this end of the socket.
+        open_env: Opens an environment by its settings.
     """
     messages = MessageSocket(socket.socket(fileno=descriptor))
     answering = _Host(open_env)
@@ -226,24 +226,27 @@ class _Host:
     def __call__(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if question["do"] == "open":
             return self._open(question["settings"])
-        assert self._env is not None
+        env = self._env
+        if env is None:
+            raise ValueError(f"{question['do']!r} was requested before any environment was opened")
         match question["do"]:
             case "reset":
-                self._env.reset(question["initial_state"])
+                env.reset(question["initial_state"])
                 return {}
             case "observe":
-                seen = self._env.observe()
+                seen = env.observe()
                 return {"images": dict(seen.images), "state": seen.state, "instruction": seen.instruction}
             case "step":
-                result = self._env.step(question["action"])
+                result = env.step(question["action"])
                 return {"success": bool(result.success), "done": bool(result.done)}
             case "expert":
-                self._expert = self._env.expert()
+                self._expert = env.expert()
                 return {}
             case "expert_action":
-                assert self._expert is not None
+                if self._expert is None:
+                    raise ValueError("an action of the expert was requested before the expert")
                 return {"action": self._expert()}
-        raise ValueError(f"nobody knows how to {question['do']!r}")
+        raise ValueError(f"unknown request {question['do']!r}")
 
     def _open(self, settings: dict[str, Any]) -> dict[str, Any]:
         self._env = env = self._opened(settings)

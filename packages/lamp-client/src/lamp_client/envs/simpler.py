@@ -219,11 +219,9 @@ class SimplerEnv:
     about turning axes. `step` takes SimplerEnv's and gives the controller the angles of the same rotation.
 
     Args:
-        task: One of `SIMPLER_TASKS`.
         view: What the policy is shown.
         step_limit: Actions allowed; None: the task's own, as SimplerEnv has it.
         renderer: Where Vulkan renders.
-        scene: The simulation; None opens it.
 
     Raises:
         MissingSoftwareError: ManiSkill3 is not installed.
@@ -293,7 +291,6 @@ class SimplerEnv:
         return StepResult(success=success, done=success)
 
     def action_from_policy(self, action: np.ndarray) -> np.ndarray:
-        """See the function of the same name."""
         return action_from_policy(action)
 
     def expert(self) -> Callable[[], np.ndarray]:

@@ -1,4 +1,4 @@
-"""A scripted expert for the WidowX tasks: it is told where everything is, and picks and places it.
+"""A scripted expert for the WidowX tasks: it knows where everything is, and picks and places it.
 
 It shows that the tasks can be solved through the adapter; nothing is trained on it.
 """
@@ -31,7 +31,7 @@ LOST = 0.06
 
 
 class PickPlaceScene(Protocol):
-    """What the expert is told; lengths in metres, in the robot's frame."""
+    """The state of the scene that the expert acts on; lengths in metres, in the robot's frame."""
 
     @property
     def hand(self) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +183,7 @@ class SimplerExpert:
         """The phase that the present state calls for."""
         hand, rotation = self._scene.hand
         away = np.abs(hand - self._wanted())
+        lost = self._steps > 1 and np.linalg.norm(self._scene.source_mass - hand) > LOST
         match self.phase:
             case SimplerPhase.REACH:
                 turned = np.linalg.norm(self.grasp.rotation - rotation) < 0.1
@@ -193,7 +194,7 @@ class SimplerExpert:
                 return SimplerPhase.CLOSE if away[2] < 0.004 or self._steps > 6 else SimplerPhase.DESCEND
             case SimplerPhase.CLOSE:
                 return SimplerPhase.LIFT if self._steps >= CLOSE_STEPS else SimplerPhase.CLOSE
-            case SimplerPhase.LIFT | SimplerPhase.CARRY | SimplerPhase.LOWER if self._lost(hand):
+            case SimplerPhase.LIFT | SimplerPhase.CARRY | SimplerPhase.LOWER if lost:
                 return SimplerPhase.REACH
             case SimplerPhase.LIFT:
                 return SimplerPhase.CARRY if self._height() > CLEARANCE - 0.015 else SimplerPhase.LIFT
@@ -217,9 +218,6 @@ class SimplerExpert:
     def _height(self) -> float:
         """Of the object's lowest point over the goal's highest [m]."""
         return float(self._scene.source[:, 2].min()) - self._top()
-
-    def _lost(self, hand: np.ndarray) -> bool:
-        return self._steps > 1 and float(np.linalg.norm(self._scene.source_mass - hand)) > LOST
 
 
 def limited_turn(turn: np.ndarray, limit: float) -> np.ndarray:

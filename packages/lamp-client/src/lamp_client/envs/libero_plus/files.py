@@ -306,11 +306,9 @@ class PlusFiles:
         return ()
 
     def instruction(self, suite: str, task: PlusName, *, raw: bool = False) -> str:
-        """What the policy is told.
+        """The instruction that the policy is given.
 
         Args:
-            suite: The task's suite.
-            task: The task.
             raw: As the benchmark's library derives it, with the perturbation's numbers in it; else without them.
         """
         from lamp_client.envs.libero_plus.names import instruction_from_name

@@ -111,11 +111,7 @@ class PlusObject:
 
 
 class Scenery:
-    """The scenes and objects that a copy of LIBERO-Plus defines.
-
-    Args:
-        envs: Its folder `envs`.
-    """
+    """The scenes and objects that a copy of LIBERO-Plus defines in its folder `envs`."""
 
     def __init__(self, envs: Path) -> None:
         self._envs = envs
@@ -156,10 +152,10 @@ class Scenery:
     def objects(self) -> dict[str, PlusObject]:
         """Category -> object, of those that LIBERO does not have."""
         path = self._envs / "objects" / "custom_objects.py"
-        by_category = {}
-        module = self._module(path) if path.is_file() else None
-        for name in module.spans if module is not None else ():
-            assert module is not None
+        if not path.is_file():
+            return {}
+        by_category, module = {}, self._module(path)
+        for name in module.spans:
             node = module.parsed(name)
             texts = [str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant)]
             file = next((text for text in texts if text.startswith("assets/") and text.endswith(".xml")), None)

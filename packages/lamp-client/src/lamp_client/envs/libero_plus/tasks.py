@@ -133,11 +133,7 @@ class PlusTask:
 
 
 class PlusTasks:
-    """The tasks of a copy of LIBERO-Plus.
-
-    Args:
-        files: The copy.
-    """
+    """The tasks of a copy of LIBERO-Plus."""
 
     def __init__(self, files: PlusFiles) -> None:
         self.files = files
@@ -186,7 +182,6 @@ class PlusTasks:
         """Reads a task's definition and initial states; builds no simulation.
 
         Args:
-            task: From this list.
             raw_prompt: Give the instruction with the perturbation's numbers in it, as the benchmark's library does.
 
         Raises:

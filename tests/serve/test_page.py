@@ -102,7 +102,7 @@ def test_flow_is_predicted_for_lookers_only(asking: PolicyServer) -> None:
     time.sleep(0.4)
     shown = asking.live.shown
     assert shown is not None and shown.foresight is None
-    asking.live.news(clients=0, waiting=0)
+    asking.live.snapshot(clients=0, waiting=0)
     deadline = time.monotonic() + 5
     while asking.live.shown is None or asking.live.shown.foresight is None:
         assert time.monotonic() < deadline
@@ -128,7 +128,7 @@ def test_an_observation_with_flow_stays_a_while(monkeypatch: pytest.MonkeyPatch)
     numbers = []
     for chunk, seconds in ((plain, 0.0), (foreseen, 0.1), (plain, 0.5), (plain, 3.0)):
         clock[0] += seconds
-        live.news(clients=1, waiting=0)
+        live.snapshot(clients=1, waiting=0)
         live.note(request, chunk, infer_ms=1.0, batch=1)
         assert live.shown is not None
         numbers.append(live.shown.number)
@@ -138,6 +138,6 @@ def test_an_observation_with_flow_stays_a_while(monkeypatch: pytest.MonkeyPatch)
     due = []
     for _ in range(4):
         clock[0] += 1.0
-        live.news(clients=1, waiting=0)
+        live.snapshot(clients=1, waiting=0)
         due.append(live.wants_flow)
     assert due == [False, True, True, True]  # the last one was 3.5 s ago when this began

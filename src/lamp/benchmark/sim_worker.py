@@ -249,7 +249,7 @@ def play(simulator: Simulator, task: EpisodeTask, policy: RemotePolicy, setup: W
         _executor(simulator, task, setup),
         noise_seed=episode.noise_seed,
         stop_on_success=simulators.stop_on_success,
-        on_frame=film.shoot if film else None,
+        on_frame=film.add_frame if film else None,
         frame_every=simulators.film_every,
     )
     video = f"videos/{episode.name}.mp4" if film else None
@@ -306,7 +306,7 @@ class Film:
         self.frames: list[np.ndarray] = []
         self._artist = artist
 
-    def shoot(self, frame: Frame) -> None:
+    def add_frame(self, frame: Frame) -> None:
         """Takes a picture of a moment; to be passed to `run_episode`."""
         image = next(iter(frame.observation.images.values()))
         foresight = frame.chunk.foresight if frame.chunk is not None and not frame.success else None

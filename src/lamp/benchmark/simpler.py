@@ -259,7 +259,7 @@ def find_environment(python: Path | None, assets: Path | None, renderer: str) ->
             f"with --python or ${VARIABLE}"
         )
     else:
-        checked = _checked(python_path, data.parent, renderer)
+        checked = _check_interpreter(python_path, data.parent, renderer)
         versions = checked["versions"]
         problems += [checked["problem"]] if checked["problem"] else []
     problems += _missing_assets(data, python_path)
@@ -289,7 +289,7 @@ def _variables(assets: Path) -> dict[str, str]:
     return {"MS_ASSET_DIR": str(assets.absolute()), "PYTHONWARNINGS": "ignore"}
 
 
-def _checked(python: Path, assets: Path, renderer: str) -> dict[str, Any]:
+def _check_interpreter(python: Path, assets: Path, renderer: str) -> dict[str, Any]:
     """Asks the interpreter itself what it has."""
     command = [str(python), "-m", MODULE, "check", renderer]
     done = None

@@ -33,9 +33,9 @@ SKILLS = {
     Phase.APPROACH: pick_and_place.reach,
     Phase.CLOSE: pick_and_place.close,
     Phase.CARRY: pick_and_place.carry,
-    Phase.RELEASE: pick_and_place.let_go,
-    Phase.RETREAT: pick_and_place.withdraw,
-    Phase.DONE: pick_and_place.withdraw,
+    Phase.RELEASE: pick_and_place.release_object,
+    Phase.RETREAT: pick_and_place.retreat,
+    Phase.DONE: pick_and_place.retreat,
 }
 
 
@@ -64,15 +64,15 @@ class Expert:
 
     def decide(self) -> Decision:
         """Looks at the present state, moves on to the phase it calls for, and returns the action."""
-        now = pick_and_place.look(self.scene, self.grasp)
+        now = pick_and_place.read_state(self.scene, self.grasp)
         if self.phase is Phase.APPROACH and not self._grasp_fits(now):
             self.grasp = pick_and_place.choose_grasp(self.scene, now) or self.grasp
-            now = pick_and_place.look(self.scene, self.grasp)
+            now = pick_and_place.read_state(self.scene, self.grasp)
         phase = self._next(now)
         if phase is Phase.APPROACH and self.phase is not Phase.APPROACH:
             self.retries += 1
             self.grasp = pick_and_place.choose_grasp(self.scene, now)
-            now = pick_and_place.look(self.scene, self.grasp)
+            now = pick_and_place.read_state(self.scene, self.grasp)
         self.phase = phase
         return Decision(action=SKILLS[phase](now), phase=phase, precision=_precision(phase, now), reach=now.reach)
 
@@ -108,7 +108,7 @@ class Expert:
                     return Phase.RETREAT if now.success else Phase.APPROACH
                 return Phase.RELEASE if pick_and_place.over_goal(now) else Phase.CARRY
             case Phase.RELEASE:
-                return Phase.RETREAT if pick_and_place.is_off(now) else Phase.RELEASE
+                return Phase.RETREAT if pick_and_place.has_released(now) else Phase.RELEASE
             case Phase.RETREAT if not pick_and_place.is_clear(now):
                 return Phase.RETREAT
             case Phase.RETREAT | Phase.DONE:

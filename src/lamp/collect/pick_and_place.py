@@ -88,7 +88,7 @@ class PickPlaceState:
         return max(along / free, across / 0.012, abs(nearest_turn(self.yaw - self.turn)) / 0.15, shut)
 
 
-def look(scene: LiberoScene, grasp: Grasp | None) -> PickPlaceState:
+def read_state(scene: LiberoScene, grasp: Grasp | None) -> PickPlaceState:
     """Reads the present situation."""
     volumes, rotation = scene.volumes(), scene.hand_rotation
     place = find_place(volumes.goal, scene.target_position[:2])
@@ -165,18 +165,18 @@ def over_goal(now: PickPlaceState) -> bool:
     return bool((near and down) or (now.success and now.resting and height < 0.03))
 
 
-def let_go(now: PickPlaceState) -> Action:
+def release_object(now: PickPlaceState) -> Action:
     """Opens, and keeps the object in the middle between the fingers."""
     return move(now, now.hand + _recentre(now), now.turn, OPEN)
 
 
-def withdraw(now: PickPlaceState) -> Action:
+def retreat(now: PickPlaceState) -> Action:
     """Up until the finger tips are above the object, then still; slowly while a finger still touches it."""
     rise = 0.0 if is_clear(now) else 0.01 if any(now.touching) else 0.05
     return move(now, now.hand + _recentre(now) + [0.0, 0.0, rise], now.turn, OPEN)
 
 
-def is_off(now: PickPlaceState) -> bool:
+def has_released(now: PickPlaceState) -> bool:
     """Whether the fingers are off the object, or as far open as they go."""
     return now.opening > (0.077 if any(now.touching) else min(0.07, 2 * now.half_width + 0.008))
 

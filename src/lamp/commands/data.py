@@ -306,13 +306,13 @@ def _import_recording(arguments: Sequence[str]) -> None:
     from lamp.data.import_recording import import_recording
     from lamp.progress import Progress
 
-    with Progress("import", unit="episodes") as told:
+    with Progress("import", unit="episodes") as bar:
         imported = import_recording(
             flags.recording,
             flags.out,
             robot_type=flags.robot_type,
             successes_only=flags.successes_only,
-            progress=lambda done, total: told.update(done, total=total),
+            progress=lambda done, total: bar.update(done, total=total),
             fps=flags.fps,
             resample=flags.resample,
         )

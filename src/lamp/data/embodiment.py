@@ -192,7 +192,7 @@ class Embodiment:
         """What a client has to know about states and actions, as plain values; `gripper` only where it is known, a list where
         there are several."""
         kind = type(self.kind).__name__.lower()
-        return {"actions": kind, "embodiment": to_json(self), **Gripper.told(self.grippers)}
+        return {"actions": kind, "embodiment": to_json(self), **Gripper.metadata_entry(self.grippers)}
 
     @property
     def per_frame(self) -> bool:

@@ -71,7 +71,7 @@ class Batcher:
         active_clients: Callable[[], int],
         on_done: Callable[[ComputedBatch], None] = lambda done: None,
     ) -> None:
-        self._policy, self._talking, self._on_done = policy, active_clients, on_done
+        self._policy, self._active_clients, self._on_done = policy, active_clients, on_done
         self.gather_s, self.max_batch, self.max_queue = gather_s, max_batch, max_queue
         self._waiting: deque[QueuedRequest] = deque()
         self._changed = asyncio.Event()
@@ -145,7 +145,7 @@ class Batcher:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = await self._gathered()
+            batch = await self._gather_batch()
             if not batch:
                 continue
             started = time.perf_counter()
@@ -164,27 +164,27 @@ class Batcher:
             except Exception:
                 log.exception("noting a batch failed")
 
-    async def _gathered(self) -> tuple[QueuedRequest, ...]:
+    async def _gather_batch(self) -> tuple[QueuedRequest, ...]:
         """Waits for the first request, then for company."""
         while not self._waiting:
             self._changed.clear()
             await self._changed.wait()
         # Who waited for the last batch has waited enough.
         deadline = self._waiting[0].arrived + self.gather_s
-        while self._expecting() and (left := deadline - time.perf_counter()) > 0:
+        while self._may_grow() and (left := deadline - time.perf_counter()) > 0:
             self._changed.clear()
             try:
                 async with asyncio.timeout(left):
                     await self._changed.wait()
             except TimeoutError:
                 break
-        return self._taken()
+        return self._take_batch()
 
-    def _expecting(self) -> bool:
+    def _may_grow(self) -> bool:
         """Whether somebody may still join the batch."""
-        return len(self._waiting) < self.max_batch and len({q.client for q in self._waiting}) < self._talking()
+        return len(self._waiting) < self.max_batch and len({q.client for q in self._waiting}) < self._active_clients()
 
-    def _taken(self) -> tuple[QueuedRequest, ...]:
+    def _take_batch(self) -> tuple[QueuedRequest, ...]:
         """The next batch: requests with the same wish for flow, which costs far more than actions alone."""
         taken: list[QueuedRequest] = []
         left: deque[QueuedRequest] = deque()

@@ -336,13 +336,13 @@ class AcceptErrorHandler:
     every_s: float = 60.0
     otherwise: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
     """What handled errors before."""
-    _said: float = field(default=-1e9, init=False)
+    _warned_at: float = field(default=-1e9, init=False)
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            if time.monotonic() - self._said >= self.every_s:
-                self._said = time.monotonic()
+            if time.monotonic() - self._warned_at >= self.every_s:
+                self._warned_at = time.monotonic()
                 log.warning(
                     "no new connections for now: %s; those that are open are served. Raise the limit: ulimit -n",
                     error.strerror,

@@ -104,7 +104,7 @@ class LivePage:
         """Seconds between two predictions for the page."""
         return max(PICTURE_EVERY_S, self.picture_s / PICTURE_SHARE)
 
-    def news(self, *, clients: int, waiting: int) -> dict[str, Any]:
+    def snapshot(self, *, clients: int, waiting: int) -> dict[str, Any]:
         """The page's data, as JSON values; asking for it counts as looking."""
         self._watched = time.monotonic()
         metrics = self.metrics

@@ -268,7 +268,7 @@ def greeting(spec: PolicySpec, units: Units, limits: Mapping[str, int]) -> dict[
         "lamp": {"protocol": PROTOCOL_VERSION},
         "policy": "lamp",
         "action_units": units.action_units,
-        **GripperUnits.told(units.sent),
+        **GripperUnits.metadata_entry(units.sent),
         "cameras": {camera.name: [camera.height, camera.width] for camera in spec.cameras},
         "state_width": spec.state_width,
         "recorded_state_width": spec.recorded_state_width,

@@ -62,50 +62,50 @@ class Routes:
         try:
             path = urlsplit(request.path).path
         except ValueError:
-            return text(f"The address {request.path[:80]!r} cannot be read.\n", HTTPStatus.BAD_REQUEST)
+            return text_response(f"The address {request.path[:80]!r} cannot be read.\n", HTTPStatus.BAD_REQUEST)
         upgrade = not head and "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
         if path == "/healthz" and not upgrade:
-            return text("OK") if self.state() == "ready" else later(self.state())
-        if not self.keys.admit(single(request.headers, "Authorization")):
+            return text_response("OK") if self.state() == "ready" else unavailable(self.state())
+        if not self.keys.admit(single_header(request.headers, "Authorization")):
             self.refused("key")
-            response = text("An API key is needed: Authorization: Api-Key KEY\n", HTTPStatus.UNAUTHORIZED)
+            response = text_response("An API key is needed: Authorization: Api-Key KEY\n", HTTPStatus.UNAUTHORIZED)
             response.headers["WWW-Authenticate"] = 'Basic realm="LaMP: any name, the API key as the password"'
             return response
         if upgrade:
             return self._admission(request)
-        return later("The policy is being loaded.\n") if self.state() == "loading" else await self._page(path)
+        return unavailable("The policy is being loaded.\n") if self.state() == "loading" else await self._page(path)
 
     def _admission(self, request: Request) -> Response | None:
-        if not same_origin(single(request.headers, "Origin"), single(request.headers, "Host")):
+        if not same_origin(single_header(request.headers, "Origin"), single_header(request.headers, "Host")):
             self.refused("origin")
-            return text("Pages of other origins may not connect.\n", HTTPStatus.FORBIDDEN)
+            return text_response("Pages of other origins may not connect.\n", HTTPStatus.FORBIDDEN)
         connected, most = self.clients()
         if connected >= most:
             self.refused("clients")
-            return later(f"The server has {connected} clients, as many as it takes; try again later.\n")
+            return unavailable(f"The server has {connected} clients, as many as it takes; try again later.\n")
         try:
             seed_of(request.path)
         except LampClientError as error:
             self.refused("seed")
-            return text(f"{error}\n", HTTPStatus.BAD_REQUEST)
+            return text_response(f"{error}\n", HTTPStatus.BAD_REQUEST)
         return None
 
     async def _page(self, path: str) -> Response:
         if path == "/metrics":
-            return content(self.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
+            return full_response(self.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
         if self.live is not None:
             if path == "/":
-                return content(page(), "text/html; charset=utf-8")
+                return full_response(page(), "text/html; charset=utf-8")
             live = self.live()
             if path == "/live.json":
-                news = live.news(clients=self.clients()[0], waiting=self.waiting())
-                return content(json.dumps(news, allow_nan=False).encode(), "application/json")
+                snapshot = live.snapshot(clients=self.clients()[0], waiting=self.waiting())
+                return full_response(json.dumps(snapshot, allow_nan=False).encode(), "application/json")
             if path.startswith("/image/") and path.endswith(".jpg"):
                 picture = await live.picture(unquote(path.removeprefix("/image/").removesuffix(".jpg")))
                 if picture is not None:
-                    return content(picture, "image/jpeg")
+                    return full_response(picture, "image/jpeg")
         known = PATHS if self.live is not None else PATHS[:2]
-        return text(
+        return text_response(
             f"There is nothing at {path[:80]!r}. Known: {', '.join(known)}; and the websocket.\n", HTTPStatus.NOT_FOUND
         )
 
@@ -127,25 +127,25 @@ def seed_of(path: str) -> NoiseSeed | None:
     return seed_from(parts, "seed")
 
 
-def single(headers: Headers, name: str) -> str | None:
+def single_header(headers: Headers, name: str) -> str | None:
     """A header that must come once; several are none."""
     values = headers.get_all(name)
     return values[0] if len(values) == 1 else None
 
 
-def text(words: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+def text_response(words: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """A response of plain text."""
-    return content(words.encode(), "text/plain; charset=utf-8", status)
+    return full_response(words.encode(), "text/plain; charset=utf-8", status)
 
 
-def later(words: str) -> Response:
+def unavailable(words: str) -> Response:
     """A response to what can be answered in a moment."""
-    response = text(words, HTTPStatus.SERVICE_UNAVAILABLE)
+    response = text_response(words, HTTPStatus.SERVICE_UNAVAILABLE)
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
 
 
-def content(body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+def full_response(body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """A response that is complete and not to be kept."""
     headers = Headers(
         {

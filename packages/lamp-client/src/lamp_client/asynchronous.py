@@ -39,7 +39,7 @@ class Asynchronous:
     _step: int = field(default=0, init=False, repr=False, compare=False)
     _from: int = field(default=0, init=False, repr=False, compare=False)
     """Step of the present chunk's observation."""
-    _taken: int = field(default=0, init=False, repr=False, compare=False)
+    _taken_over: int = field(default=0, init=False, repr=False, compare=False)
     """Step at which the present chunk took over."""
     _old: tuple[np.ndarray, int] | None = field(default=None, init=False, repr=False, compare=False)
     """Actions of the chunk before, and the step of its observation."""
@@ -74,7 +74,7 @@ class Asynchronous:
         if chunk is None:
             chunk = self._take(*self._ask(observe, policy, noise_seed))
         else:
-            if self._next is None and self._step - self._taken >= self.every:
+            if self._next is None and self._step - self._taken_over >= self.every:
                 self._next = self._ask(observe, policy, noise_seed)
             if self._next is not None and self._due(chunk, *self._next):
                 chunk = self._take(*self._next)
@@ -107,13 +107,13 @@ class Asynchronous:
                 hint="Expected longer chunks, a faster policy, or a smaller `every`.",
             )
         self._old = None if self.chunk is None else (self.chunk.actions, self._from)
-        self.chunk, self._from, self._taken = chunk, asked, self._step
+        self.chunk, self._from, self._taken_over = chunk, asked, self._step
         return chunk
 
     def _blended(self, chunk: ActionChunk) -> np.ndarray:
         """The chunk's action for this step, faded over from the one before."""
         new = chunk.actions[self._step - self._from]
-        since = self._step - self._taken
+        since = self._step - self._taken_over
         if self._old is None or since >= self.blend:
             return new
         actions, begun = self._old

@@ -185,14 +185,14 @@ def resize(image: np.ndarray, height: int, width: int | None = None) -> np.ndarr
     size = (height, height if width is None else width)
     if image.shape[:2] == size:
         return image
-    rows, columns = (_weights(source, target) for source, target in zip(image.shape[:2], size, strict=True))
+    rows, columns = (_resize_weights(source, target) for source, target in zip(image.shape[:2], size, strict=True))
     resized = np.einsum("yh,hwc->ywc", rows, image.astype(np.float32))
     resized = np.einsum("xw,ywc->yxc", columns, resized)
     return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=16)
-def _weights(source: int, target: int) -> np.ndarray:
+def _resize_weights(source: int, target: int) -> np.ndarray:
     """(target, source) rows that sum to 1: how much each source pixel contributes."""
     scale = source / target
     reach = max(scale, 1.0)

@@ -104,7 +104,7 @@ class GripperUnits:
         return {name: asdict(self)[name] for name in ("dim", "opened", "closed")}
 
     @staticmethod
-    def told(grippers: Sequence[GripperUnits]) -> dict[str, Any]:
+    def metadata_entry(grippers: Sequence[GripperUnits]) -> dict[str, Any]:
         """The entry of a policy's metadata that `all_of` reads: a map, a list of maps where there are several, or none."""
         entries = [gripper.plain for gripper in grippers]
         return {"gripper": entries[0] if len(entries) == 1 else entries} if entries else {}

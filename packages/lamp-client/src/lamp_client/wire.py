@@ -102,7 +102,7 @@ class Reader:
         self._items += 1
         if self._items > self._limits.items:
             raise WireError(f"the message has more than {self._limits.items} values, the limit.")
-        tag = self._taken(1)[0]
+        tag = self._take(1)[0]
         if tag <= 0x7F:
             return tag
         if tag >= 0xE0:
@@ -117,12 +117,12 @@ class Reader:
             return _CONSTANTS[tag]
         if tag in _NUMBERS:
             form = _NUMBERS[tag]
-            return form.unpack(self._taken(form.size))[0]
+            return form.unpack(self._take(form.size))[0]
         return self._counted(tag, depth)
 
     def _counted(self, tag: int, depth: int) -> Any:
         if tag in _BYTES:
-            return self._taken(self._count(_BYTES[tag]))
+            return self._take(self._count(_BYTES[tag]))
         if tag in _TEXTS:
             return self._text(self._count(_TEXTS[tag]))
         if tag in _LISTS:
@@ -133,7 +133,7 @@ class Reader:
             f"byte {self._at - 1}, 0x{tag:02x}, cannot be decoded: an extension type, or no msgpack at all."
         )
 
-    def _taken(self, size: int) -> memoryview:
+    def _take(self, size: int) -> memoryview:
         """The next bytes, not copied."""
         start, self._at = self._at, self._at + size
         if self._at > self._end:
@@ -141,7 +141,7 @@ class Reader:
         return self._data[start : self._at]
 
     def _count(self, width: int) -> int:
-        return _SIZES[width].unpack(self._taken(width))[0]
+        return _SIZES[width].unpack(self._take(width))[0]
 
     def _room(self, values: int, depth: int) -> None:
         """Checks that so many values can follow: each takes a byte at least."""
@@ -154,7 +154,7 @@ class Reader:
 
     def _text(self, size: int) -> str:
         try:
-            return str(self._taken(size), "utf-8")
+            return str(self._take(size), "utf-8")
         except UnicodeDecodeError as error:
             raise WireError("a text is not UTF-8.") from error
 

@@ -113,14 +113,14 @@ def make_plan(
         if isinstance(backbone, SmallBackboneConfig):
             raise ConfigError(f"recipe {recipe!r} has no vision-language model to replace by {vlm}; expected no vlm.")
         backbone = replace(backbone, model=vlm, commit=None)
-    asked = [name for name, _ in backbone.cameras]
-    if missing := [name for name in asked if name not in named]:
+    camera_names = [name for name, _ in backbone.cameras]
+    if missing := [name for name in camera_names if name not in named]:
         raise MismatchError(
-            f"the motion prior was trained with the cameras {asked}; {missing[0]!r} is not among {list(named)}. Say which image "
-            f"it is: cameras = {{{missing[0]!r}: one of {list(images)}}}."
+            f"the motion prior was trained with the cameras {camera_names}; {missing[0]!r} is not among {list(named)}. Say which "
+            f"image it is: cameras = {{{missing[0]!r}: one of {list(images)}}}."
         )
     model = _fitted(policy, found, state_width=state_width, action_width=action_width, chunk=chunk)
-    keys = tuple(CameraKey(name=name, key=named[name]) for name in asked)
+    keys = tuple(CameraKey(name=name, key=named[name]) for name in camera_names)
     return Plan(model=_with_room(model, backbone), backbone=backbone, cameras=keys)
 
 
@@ -222,22 +222,22 @@ def observations_of(batch: Mapping[str, Any], cameras: Sequence[CameraKey], inst
     images = {camera.name: _pictures(batch, camera.key) for camera in cameras}
     size = len(next(iter(images.values())))
     tasks = batch.get(TASK) or [""] * size
-    told = [text or instruction for text in ([tasks] * size if isinstance(tasks, str) else tasks)]
-    if len(told) != size or not all(isinstance(text, str) and text.strip() for text in told):
+    texts = [text or instruction for text in ([tasks] * size if isinstance(tasks, str) else tasks)]
+    if len(texts) != size or not all(isinstance(text, str) and text.strip() for text in texts):
         raise MismatchError(
             f"the batch's {TASK!r} is {tasks!r}; expected an instruction for each of its {size} samples: from the dataset's "
             "episodes, from the environment's task_description, or for all of them with --policy.instruction."
         )
-    return Observations(images=images, instructions=tuple(told))
+    return Observations(images=images, instructions=tuple(texts))
 
 
 def _pictures(batch: Mapping[str, Any], key: str) -> UInt8[Tensor, "b h w 3"]:
     picture = batch.get(key)
     if not isinstance(picture, Tensor) or picture.ndim != 4 or picture.shape[1] != 3:
-        found = list(picture.shape) if isinstance(picture, Tensor) else "missing"
+        shape = list(picture.shape) if isinstance(picture, Tensor) else "missing"
         have = ", ".join(name for name in batch if "image" in name) or "none"
         raise MismatchError(
-            f"images {key!r}: {found}; expected (batch, 3, height, width). The batch has the images {have}."
+            f"images {key!r}: {shape}; expected (batch, 3, height, width). The batch has the images {have}."
         )
     if picture.dtype != torch.uint8:
         picture = (picture.float() * 255).round().clamp(0, 255).to(torch.uint8)
@@ -254,8 +254,8 @@ def state_of(batch: Mapping[str, Any], width: int, size: int) -> Float[Tensor, "
         return torch.zeros(size, 0)
     state = batch.get(STATE)
     if not isinstance(state, Tensor) or state.shape != (size, width):
-        found = list(state.shape) if isinstance(state, Tensor) else "missing"
-        raise MismatchError(f"{STATE}: {found}; expected ({size}, {width}), as the policy was made for.")
+        actual = list(state.shape) if isinstance(state, Tensor) else "missing"
+        raise MismatchError(f"{STATE}: {actual}; expected ({size}, {width}), as the policy was made for.")
     return state.float()
 
 

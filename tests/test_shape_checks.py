@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from lamp.data.policy_dataset import MixedSamples
-from lamp.train.dry_run import Zeros
+from lamp.train.dry_run import ZeroHiddenStates
 from lamp.train.validation import batches
 from lamp.view.overlay import moving_points
 
@@ -25,8 +25,8 @@ INDICES = np.arange(3)
     "call",
     [
         lambda indices: list(batches(indices, 2)),
-        lambda indices: Zeros(8, 2, 4).take(indices, INDICES, None),
-        lambda indices: Zeros(8, 2, 4).take(INDICES, INDICES, indices),
+        lambda indices: ZeroHiddenStates(8, 2, 4).take(indices, INDICES, None),
+        lambda indices: ZeroHiddenStates(8, 2, 4).take(INDICES, INDICES, indices),
         lambda indices: MixedSamples.part_of(None, indices),  # pyright: ignore[reportArgumentType]
     ],
 )
@@ -40,7 +40,7 @@ def test_indices_of_another_type_or_shape_are_refused(call: Callable[[Any], obje
 
 def test_axes_that_share_a_name_share_a_length() -> None:
     with pytest.raises(TypeCheckError):
-        Zeros(8, 2, 4).take(INDICES, INDICES[:2], None)
+        ZeroHiddenStates(8, 2, 4).take(INDICES, INDICES[:2], None)
 
 
 def test_points_of_another_type_or_shape_are_refused() -> None:

@@ -216,7 +216,7 @@ def test_a_random_qwen_sees_views_and_words() -> None:
 def test_the_whole_step_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the pixels on, with a stand-in for the CUDA graph: the experts read what the model gives."""
     pytest.importorskip("transformers")
-    monkeypatch.setattr(fast_module, "Recorded", Replayed)
+    monkeypatch.setattr(fast_module, "CudaGraph", Replayed)
     qwen = RandomQwen(
         views=1, text_tokens=7, batch=3, device=CPU, dtype=torch.float32, config=qwen_config(**SMALL_QWEN), side=64
     )

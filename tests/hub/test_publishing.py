@@ -185,14 +185,14 @@ class TestRefusals:
     def test_something_else_on_the_hub(self, hub: Hub) -> None:
         hub.repo("me/other").commit({"config.json": b"{}", "model.safetensors": b""})
         with pytest.raises(
-            DataError, match=r"me/other is no checkpoint: it lacks lamp\.json and has config\.json, model"
+            DataError, match=r"me/other is not a checkpoint: it lacks lamp\.json and has config\.json, model"
         ):
             find_checkpoint("me/other")
 
     def test_a_folder_has_no_revisions(self, hub: Hub, runs: Path) -> None:
         with pytest.raises(DataError, match="a folder on this machine, which has no revisions"):
             find_checkpoint(runs / "policy", "v1")
-        with pytest.raises(DataError, match=r"is no hub id; expected OWNER/NAME with revision v1"):
+        with pytest.raises(DataError, match=r"is not a hub id; expected OWNER/NAME with revision v1"):
             find_checkpoint("/nowhere/at/all", "v1")
         assert find_checkpoint("/nowhere/at/all") == Path("/nowhere/at/all")
 
@@ -210,7 +210,7 @@ class TestRefusals:
         weights.write_bytes(weights.read_bytes()[:-4])
         with pytest.raises(DataError, match="is not a whole safetensors file"):
             push(tmp_path / "damaged", "me/policy", Publication())
-        with pytest.raises(DataError, match="'policy' is no hub id"):
+        with pytest.raises(DataError, match="'policy' is not a hub id"):
             push(runs / "policy", "policy", Publication())
         assert not hub.repos and not hub.asked
 

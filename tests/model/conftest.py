@@ -71,7 +71,7 @@ def spread(model: LaMP) -> LaMP:
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, torch.Size]]:
     """Has stand-ins recorded instead of CUDA graphs; says the shapes of each."""
     monkeypatch.setattr(Replayed, "made", [])
-    monkeypatch.setattr(fast, "Recorded", Replayed)
+    monkeypatch.setattr(fast, "CudaGraph", Replayed)
     return Replayed.made
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lamp.model.fast import Recorded
+from lamp.model.fast import CudaGraph
 
 ASKING = (
     "lift_fresh",
@@ -42,7 +42,7 @@ class NothingAsked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Replayed(Recorded):
+class Replayed(CudaGraph):
     """Stands in for a recording: keeps the inputs' shapes."""
 
     made: ClassVar[list[Mapping[str, torch.Size]]] = []
@@ -61,7 +61,7 @@ class Replayed(Recorded):
 
 
 class FakeCuda:
-    """`torch.cuda`, as far as `Recorded` knows it: a replay computes again what was recorded, in the same places."""
+    """`torch.cuda`, as far as `CudaGraph` knows it: a replay computes again what was recorded, in the same places."""
 
     def __init__(self) -> None:
         self.events: list[str] = []

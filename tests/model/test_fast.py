@@ -21,7 +21,7 @@ from torch.nn import functional
 from lamp.flow_matching import Preconditioning
 from lamp.model import onednn
 from lamp.model.action_expert import Joint
-from lamp.model.fast import WARM_UP, FastActor, Graphs, Recorded, prepared, with_twins
+from lamp.model.fast import WARM_UP, CudaGraph, CudaGraphs, FastActor, prepared, with_twins
 from lamp.model.guidance import AddFusion, ConcatFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
@@ -169,7 +169,7 @@ def test_what_is_recorded_reads_the_same_places_and_outlives_its_maker(monkeypat
         return x * weight
 
     given = {"x": torch.ones(1), "nothing": None}
-    recorded = Recorded(function, given)
+    recorded = CudaGraph(function, given)
     del function, weight
     assert [capturing for capturing, _ in calls] == [False] * WARM_UP + [True]
     assert watched() is not None, "a replay would read what somebody else has there by now"
@@ -184,7 +184,7 @@ def test_what_is_recorded_reads_the_same_places_and_outlives_its_maker(monkeypat
 
 
 def test_another_type_is_another_recording(replayed):
-    graphs = Graphs()
+    graphs = CudaGraphs()
     for dtype in (torch.float32, torch.bfloat16, torch.float32):
         assert graphs.run(torch.neg, {"input": torch.ones(3, dtype=dtype)}).dtype == dtype
     assert len(replayed) == 2

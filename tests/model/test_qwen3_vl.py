@@ -336,7 +336,7 @@ def test_a_folder_that_is_no_whole_qwen_is_refused(
 def test_observations_that_do_not_fit_are_refused(backbone: Qwen3VLBackbone, observations: Observations) -> None:
     with pytest.raises(DataError, match=r"'and and .*' has 13 tokens, text_tokens is 12; raise it"):
         backbone.encode(replace(observations, instructions=("pick up the milk", "and" + " and" * 12)))
-    with pytest.raises(MismatchError, match=r"cameras \['agentview'\] expected and not given; given: wrist"):
+    with pytest.raises(MismatchError, match=r"cameras \['agentview'\] are missing; the observation has: wrist"):
         backbone.encode(replace(observations, images={"wrist": observations.images["wrist"]}))
 
 

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.nn import functional
 
 from lamp.errors import MismatchError
-from lamp.model.fast import GRAPHS_KEPT, FastActor, Graphs
+from lamp.model.fast import GRAPHS_KEPT, CudaGraphs, FastActor
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import PostNorm, PreNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenInputs
 from lamp.model.qwen_fast import FastQwen, StaticQwen
@@ -196,7 +196,7 @@ def test_flash_attention_is_torch_s_own_on_the_fast_path(qwen_folder: Path) -> N
 
 
 def test_the_graph_used_longest_ago_is_dropped(replayed: list[Mapping[str, torch.Size]]) -> None:
-    graphs = Graphs()
+    graphs = CudaGraphs()
     for length in [*range(GRAPHS_KEPT), 0, GRAPHS_KEPT, 0, 1]:
         assert graphs.run(torch.neg, {"input": torch.ones(length)}).sum() == -length
     assert [shapes["input"][0] for shapes in replayed] == [*range(GRAPHS_KEPT), GRAPHS_KEPT, 1]

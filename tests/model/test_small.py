@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused(backbone, observations):
     with pytest.raises(ConfigError, match="unknown camera 'wirst'; did you mean 'wrist'"):
         backbone.constant_tokens("wirst")
     one = Observations(images={"wrist": observations.images["wrist"]}, instructions=observations.instructions)
-    with pytest.raises(MismatchError, match=r"\['agentview'\] expected and not given; given: wrist"):
+    with pytest.raises(MismatchError, match=r"\['agentview'\] are missing; the observation has: wrist"):
         backbone.encode(one)
     with pytest.raises(DataError, match="text_tokens is 16"):
         backbone.text_tokens(["and " * 20])

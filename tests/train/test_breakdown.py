@@ -21,7 +21,7 @@ from lamp.sceneflow.normalization import MotionBounds
 from lamp.train import validation
 from lamp.train.breakdown import action_names, by_tau, clamped, labelled
 from lamp.train.memory_estimate import BatchShape, step_memory
-from lamp.train.metrics import Interval
+from lamp.train.metrics import LogInterval
 from lamp.train.optimizer import Gradients
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
@@ -36,7 +36,7 @@ def draws(seed: int, count: int) -> Draws:
 
 def test_losses_by_flow_time_are_means_over_the_draws_of_all_steps() -> None:
     steps = [draws(1, 64), draws(2, 64), draws(3, 64)]
-    interval = Interval()
+    interval = LogInterval()
     for step in steps:
         interval.add({"per_tau": by_tau(step)}, samples=64, waited_s=0.0)
     found = labelled(interval.read(), {"per_tau": ("a", "b", "c", "d", "e")})["per_tau"]
@@ -105,7 +105,7 @@ def test_nothing_is_asked_of_the_device_between_two_log_lines() -> None:
         loss.mean().backward()
         norms = Gradients(dict(network.named_parameters())).clip(1.0)
         values = {"loss": loss.mean(), "per_tau": by_tau(drawn), "clamped": clamped(motion), "norm": norms.total}
-        interval = Interval()
+        interval = LogInterval()
         for _ in range(2):
             interval.add({**values, "norms": norms.by_module}, samples=8, waited_s=0.1)
         with pytest.raises((DataDependentOutputException, RuntimeError)):

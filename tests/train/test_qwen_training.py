@@ -157,7 +157,7 @@ def test_on_a_gpu_the_whole_step_is_one_recording(
     runs: Path, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `compile` makes it there, with a stand-in for the CUDA graph."""
-    monkeypatch.setattr(fast_module, "Recorded", Replayed)
+    monkeypatch.setattr(fast_module, "CudaGraph", Replayed)
     monkeypatch.setattr(Replayed, "made", [])
     policy = LaMPPolicy.from_checkpoint(runs / "policy")
     seen = [observed(demonstrations, episode, 4) for episode in (0, 1, 2)]

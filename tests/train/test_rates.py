@@ -94,7 +94,7 @@ def test_flow_steps_of_different_length_are_refused_or_brought_together(
     trained(replace(config, rates="recorded"), data, tmp_path / "recorded")
     assert f"{faster} 0.2 s" in capsys.readouterr().err
     odd = at_rate(tmp_path / "odd", 15)
-    with pytest.raises(MismatchError, match="is no whole number of its stored steps of 1 frames"):
+    with pytest.raises(MismatchError, match="is not a whole number of its stored steps of 1 frames"):
         uneven = replace(config, also=(MixedIn(data=str(odd)),), rates="resampled")
         trained(uneven, data, tmp_path / "uneven")
 

@@ -15,7 +15,7 @@ from training_fakes import (  # pyright: ignore[reportMissingImports]
 
 from lamp.errors import DataError, MismatchError
 from lamp.sceneflow.store import SceneFlowStore
-from lamp.view.foresight import Foreseer, Looking, ViewConfig, view
+from lamp.view.foresight import Foreseer, ForesightRenderer, ViewConfig, view
 
 
 def test_without_a_checkpoint_the_true_motion_is_drawn(root: Path, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_without_a_checkpoint_the_true_motion_is_drawn(root: Path, tmp_path: Pat
 
 
 def test_the_true_paths_are_those_of_the_store(root: Path) -> None:
-    looking = Looking(root / "data", root / "motion", backbone=PatchBackbone())
+    looking = ForesightRenderer(root / "data", root / "motion", backbone=PatchBackbone())
     paths = looking.truth(2, 4)
     assert paths.shape == (GRID[0] * GRID[1], HORIZON + 1, 3)
     tracks, _ = SceneFlowStore(root / "data" / "sceneflow").read(2, [4])
@@ -40,13 +40,13 @@ def test_the_true_paths_are_those_of_the_store(root: Path) -> None:
 
 
 def test_the_liveliest_frame_leaves_time_to_move(root: Path) -> None:
-    frame = Looking(root / "data").liveliest(0)
+    frame = ForesightRenderer(root / "data").liveliest(0)
     assert frame + HORIZON * STRIDE < 24
 
 
 @pytest.mark.parametrize("run", ["motion", "guided"])
 def test_either_stage_foresees_and_repeats_itself(root: Path, run: str) -> None:
-    looking = Looking(root / "data", root / run, samples=2, backbone=PatchBackbone())
+    looking = ForesightRenderer(root / "data", root / run, samples=2, backbone=PatchBackbone())
     shown = looking.draw(0)
     assert shown.image.shape[1] == 3 * 2 * SIDE + 2 * 8
     np.testing.assert_array_equal(shown.image, looking.draw(0).image)
@@ -63,6 +63,6 @@ def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="no motion prior"):
         Foreseer(root / "plain", backbone=PatchBackbone())
     with pytest.raises(DataError, match=r"episode 9 is not in the scene-flow store .* \(4 episodes are\)"):
-        Looking(root / "data").draw(9)
+        ForesightRenderer(root / "data").draw(9)
     with pytest.raises(DataError, match="not a LeRobot dataset"):
         view(ViewConfig(data=tmp_path))

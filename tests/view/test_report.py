@@ -184,7 +184,7 @@ def test_a_damaged_picture_is_named(run: Path, tmp_path: Path) -> None:
     picture.parent.mkdir()
     for damaged in (b"", b"no picture", whole[: len(whole) // 2], whole[:40] + bytes(40) + whole[80:]):
         picture.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"a\.png is no picture that can be read"):
+        with pytest.raises(DataError, match=r"a\.png is not a readable picture"):
             report(ReportConfig(run=(tmp_path,)))
     assert not (tmp_path / "report.html").exists()
 

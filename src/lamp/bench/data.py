@@ -57,10 +57,8 @@ def measure_loading(
     """Measures every source in one run, and how much faster cached features are than decoding and encoding.
 
     Args:
-        config: the backbone's settings.
         data: a dataset with the backbone's cameras, whose missing features are computed; None for a synthetic one.
         workers: number of loading processes; 0 loads in this one.
-        batch_size: samples per batch.
         seconds: time to measure each source, beyond the batches that fill the workers' queues.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lamp.bench.models import BenchModel, ReleaseArrangement, build_bench_model
 from lamp.bench.timing import Ceilings, Timing, check_settings, describe_machine, heading, measure
-from lamp.model.fast import FastActor, Recorded
+from lamp.model.fast import CudaGraph, FastActor
 from lamp.model.lamp import LaMP
 
 Run = Callable[[], Any]
@@ -26,7 +26,7 @@ class InferConfig:
     """Measures one chunk of actions with random weights: each stage's time and arithmetic, against the machine's limits."""
 
     recipe: str = "bench_mid"
-    """Whose policy: a name that `lamp recipe list` shows."""
+    """The policy's recipe: a name that `lamp recipe list` shows."""
     batch: int = 1
     """Observations at a time."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -68,7 +68,8 @@ def bench_infer(config: InferConfig) -> dict[str, Any]:
         ours = _ours(bench, actor)
         ours()
         on_gpu = device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(device) if on_gpu else _resident_peak()
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = torch.cuda.max_memory_allocated(device) if on_gpu else resident
         fast, plain = actor.act(**bench.inputs), bench.model.act(**bench.inputs)
         vlm_cosine = None
         if bench.encode is not None and bench.encode_fast is not None:
@@ -139,10 +140,6 @@ def _reference(bench: BenchModel, dtype: torch.dtype) -> Run:
     return lambda: model.act(z, state, motion, actions)
 
 
-def _resident_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _least_cosine(one: Tensor, other: Tensor) -> float:
     return float(cosine_similarity(one.float(), other.float(), dim=-1).min())
 
@@ -168,7 +165,7 @@ def stage_runs(bench: BenchModel, model: LaMP) -> dict[str, Run]:
 def _recorded(function: Callable[..., Tensor], **inputs: Any) -> Run:
     if next(iter(inputs.values())).device.type != "cuda":
         return lambda: function(**inputs)
-    graph = Recorded(function, inputs)
+    graph = CudaGraph(function, inputs)
     return lambda: graph(inputs)
 
 

@@ -81,7 +81,6 @@ class RandomQwen:
     Args:
         views: number of images of one observation.
         text_tokens: number of text tokens beside them.
-        batch: number of observations.
         config: transformers' configuration; Qwen3-VL-4B's if None.
         side: height and width of an image after the model's own enlargement [px].
 

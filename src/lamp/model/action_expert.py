@@ -129,7 +129,6 @@ class ActionExpert(nn.Module):
     def __init__(self, config: ActionExpertConfig, joined_width: int = 0) -> None:
         """
         Args:
-            config: Sizes.
             joined_width: Width of the motion that is joined to each action token; 0: none is.
         """
         super().__init__()

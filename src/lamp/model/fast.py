@@ -37,7 +37,6 @@ def prepared(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
     """Returns a model that acts as `model` does, faster, on the device where it is. It shares parameters, and cannot be trained.
 
     Args:
-        model: A model whose weights no longer change.
         dtype: Of the weights; another than theirs makes a copy. Time and noise stay in float32.
     """
     same = all(parameter.dtype == dtype for parameter in model.parameters())
@@ -89,7 +88,6 @@ class FastActor:
     def __init__(self, model: LaMP, dtype: torch.dtype = torch.float32, *, compiled: bool = True) -> None:
         """
         Args:
-            model: A trained model.
             dtype: In which to compute.
             compiled: Use torch's compiler on a GPU; False: a CUDA graph of the kernels as they are.
         """
@@ -97,7 +95,7 @@ class FastActor:
         self.device = _device(self.model)
         if compiled and self.device.type == "cuda":
             compile_blocks(self.model)
-        self._graphs = Graphs()
+        self._graphs = CudaGraphs()
 
     @torch.inference_mode()
     def act(
@@ -158,7 +156,7 @@ def with_twins(tensor: Shaped[Tensor, " b *shape"]) -> Shaped[Tensor, " c *shape
     return tensor if room == b else torch.cat([tensor, tensor[-1:].expand(room - b, *tensor.shape[1:])])
 
 
-class Recorded:
+class CudaGraph:
     """A function of tensors on a GPU, recorded once as a CUDA graph and replayed: one launch, whatever it holds."""
 
     def __init__(self, function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> None:
@@ -189,11 +187,11 @@ class Recorded:
         return self._output.clone()
 
 
-class Graphs:
+class CudaGraphs:
     """CUDA graphs of functions of tensors, one for each shape."""
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, Recorded] = {}
+        self._kept: dict[Hashable, CudaGraph] = {}
 
     def run(
         self, function: Callable[..., Tensor], given: Mapping[str, Tensor | None], *, key: Hashable = None
@@ -203,7 +201,7 @@ class Graphs:
         Args:
             function: Does nothing that depends on the tensors' values.
             given: Its arguments by name.
-            key: Says which function it is, where there are several.
+            key: Identifies the function, where there are several.
         """
         kinds = ((name, tensor if tensor is None else (tensor.shape, tensor.dtype)) for name, tensor in given.items())
         shapes = (key, *kinds)
@@ -214,7 +212,7 @@ class Graphs:
         return graph(given)
 
 
-def _record(function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> Recorded:
+def _record(function: Callable[..., Tensor], given: Mapping[str, Tensor | None]) -> CudaGraph:
     # The compiler makes a version of a block for each shape, and by default refuses the ninth.
     with torch._dynamo.config.patch(cache_size_limit=COMPILED_KEPT):
-        return Recorded(function, given)
+        return CudaGraph(function, given)

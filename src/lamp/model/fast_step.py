@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamp.model.fast import FastActor, Graphs, with_twins
+from lamp.model.fast import CudaGraphs, FastActor, with_twins
 from lamp.model.lamp import required
 from lamp.model.qwen3_vl import QwenInputs
 from lamp.model.qwen_fast import LENGTH_STEP, FastQwen, by_observation, filled_up
@@ -17,15 +17,13 @@ class FastStep:
     """`FastQwen`, then `FastActor`, without the host in between.
 
     Args:
-        qwen: The model's fast path.
-        actor: The experts'.
         padding: On which side the experts see padding.
         length: Tokens of every padded sequence; None: as many as the longest of a batch has, or a few more.
     """
 
     def __init__(self, qwen: FastQwen, actor: FastActor, *, padding: Padding, length: int | None) -> None:
         self._qwen, self._actor, self._padding, self._length = qwen, actor, padding, length
-        self._graphs = Graphs()
+        self._graphs = CudaGraphs()
 
     @torch.inference_mode()
     def act(

@@ -58,9 +58,6 @@ class InterveningActor:
 
         Args:
             encoded: What the Action Expert is guided from.
-            state: As for `LaMP.act`.
-            motion_noise: As for `LaMP.act`.
-            action_noise: As for `LaMP.act`.
             prior: What the Motion Expert reads in place of `encoded`: another task's observation for `Shuffled`, the same one
                 with another instruction for `ToldWrong`.
 

@@ -157,7 +157,6 @@ class LaMP(nn.Module):
         """Stage 1: the Motion Expert learns the velocity from noise to the observed scene flow.
 
         Args:
-            batch: Tokens and the scene flow that follows.
             source: Of noise and flow times.
             draws: Noise draws per sample.
         """
@@ -291,8 +290,6 @@ class LaMP(nn.Module):
         """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10).
 
         Args:
-            guided: What the Action Expert is conditioned on.
-            state: Normalised robot state.
             action_noise: Where the solver starts.
             steps: Euler steps; None takes the configuration's.
         """
@@ -377,7 +374,6 @@ def recompute(model: nn.Module, again: Callable[[], AbstractContextManager[objec
     """Activation checkpointing: the experts' blocks compute their activations again in the backward pass, dropout included.
 
     Args:
-        model: The model, or an expert.
         again: The context of the second time, besides autocast, which comes back by itself.
     """
     options = {} if again is None else {"context_fn": lambda: (nullcontext(), again())}

@@ -93,8 +93,8 @@ def parse(names: Sequence[str]) -> tuple[Intervention, ...]:
     Raises:
         ConfigError: There is no such intervention, or its value is impossible.
     """
-    asked = [_one(name) for given in names for name in (EVERY if given == "all" else (given,))]
-    return tuple(dict.fromkeys(asked))
+    expanded = [each for name in names for each in (EVERY if name == "all" else (name,))]
+    return tuple(dict.fromkeys(map(_one, expanded)))
 
 
 def is_intervention(name: str) -> bool:

@@ -29,9 +29,9 @@ REVISION = 1
 """Raised whenever the same weights and settings would give other tokens."""
 INSTRUCTIONS_KEPT = 1024
 PROVENANCE = ("model", "commit")
-"""What of a description says where the weights came from; what they are is told by their content."""
+"""Entries of a description that name where the weights came from; their content identifies them."""
 CONTENT = "content"
-"""What of a description says it."""
+"""The entry of a description with that content's hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,6 @@ class Qwen3VLBackboneConfig:
 
         Args:
             content: Hash of the model's files; None where they are not at hand.
-            commit: On the hub.
         """
         adapted = {} if self.lora is None else {"lora": to_json(self.lora)}
         # What the Motion Expert reads changes no token.
@@ -119,7 +118,7 @@ class Qwen3VLBackboneConfig:
         return replace(self, commit=self.commit or recorded.get("commit"))
 
     def find(self) -> QwenIdentity:
-        """Finds the model's files, downloading them where they are not there, and says what backbone they make."""
+        """Finds the model's files, downloading them where they are missing, and returns the backbone that they make."""
         return QwenIdentity(config=self, folder=find_model(self.model, self.commit))
 
 
@@ -143,8 +142,8 @@ class QwenIdentity:
     @property
     def key(self) -> str:
         """SHA-256 over the files and the settings; a copy of the model elsewhere has the same."""
-        said = {name: value for name, value in self.description.items() if name not in PROVENANCE}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        identifying = {name: value for name, value in self.description.items() if name not in PROVENANCE}
+        return hashlib.sha256(json.dumps(identifying, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def rule(self) -> PatchRule:
@@ -226,7 +225,6 @@ class Qwen3VLBackbone(nn.Module):
     """z_t = phi_vl(O_t, l): tokens of each camera's image and of the chat around them, in the order they are read.
 
     Args:
-        config: Which model, and how it is used.
         identity: What `config.find()` gave, where it has been called already.
 
     Raises:
@@ -307,7 +305,7 @@ class Qwen3VLBackbone(nn.Module):
         absent = [name for name, _ in self.config.cameras if name not in observations.images]
         if absent:
             given = ", ".join(observations.images) or "none"
-            raise MismatchError(f"Qwen3-VL: cameras {absent} expected and not given; given: {given}.")
+            raise MismatchError(f"Qwen3-VL: cameras {absent} are missing; the observation has: {given}.")
         device, turns = self.vlm.device, [self._turn(text) for text in observations.instructions]
         lengths = tuple(len(ids) for ids, _ in turns)
         ids = nn.utils.rnn.pad_sequence([ids for ids, _ in turns], batch_first=True)

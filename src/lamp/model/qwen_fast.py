@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lamp.errors import MismatchError
-from lamp.model.fast import Graphs, with_twins
+from lamp.model.fast import CudaGraphs, with_twins
 
 LENGTH_STEP = 16
 """Sequences are filled up to a multiple of it, so that few lengths need a graph of their own."""
@@ -51,8 +51,10 @@ class StaticQwen:
         places = (ids == vlm.config.image_token_id).nonzero()[:, 0]
         sizes = [rows * columns for _, rows, columns in grid.tolist()]
         if len(places) != sum(sizes) // unit:
-            told = f"{sum(sizes) // unit} tokens expected for images of {sizes} patches"
-            raise MismatchError(f"Qwen3-VL: the sequence has {len(places)} image tokens; {told}.")
+            raise MismatchError(
+                f"Qwen3-VL: the sequence has {len(places)} image tokens; {sum(sizes) // unit} tokens expected for images of "
+                f"{sizes} patches."
+            )
         # Images of the same size come together; the order of their patches matters to nothing else.
         self._order = sorted(range(len(sizes)), key=lambda image: grid[image].tolist())
         self._sizes, self._groups = sizes, _groups(grid[self._order].tolist())
@@ -107,15 +109,12 @@ class FastQwen:
     """`StaticQwen`; on a GPU with compiled blocks and recorded. The first call of each shape then takes a while.
 
     Args:
-        vlm: As for `StaticQwen`.
-        ids: As for `StaticQwen`.
-        grid: As for `StaticQwen`.
         compiled: Use torch's compiler on a GPU; False: a CUDA graph of the kernels as they are.
     """
 
     def __init__(self, vlm: Any, ids: Int[Tensor, " n"], grid: Int[Tensor, "i 3"], *, compiled: bool = True) -> None:
         self.device: torch.device = vlm.device
-        self.static, self._graphs = StaticQwen(vlm, ids, grid), Graphs()
+        self.static, self._graphs = StaticQwen(vlm, ids, grid), CudaGraphs()
         if compiled and self.device.type == "cuda":
             self.static.compile()
 

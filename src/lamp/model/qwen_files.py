@@ -17,7 +17,7 @@ from lamp.hub import Fetch, HubId, fetch
 
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer.json", "preprocessor_config.json"
 DESCRIBING = (CONFIG, TOKENIZER, IMAGES)
-"""What says how the weights are used."""
+"""Files that describe how the weights are used."""
 WEIGHTS = "*.safetensors"
 MODEL_TYPE = "qwen3_vl"
 MODELS_VARIABLE = "LAMP_MODELS"
@@ -105,7 +105,6 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
     """Finds a model's folder: `model` itself, a copy under $LAMP_MODELS, or the hub's, downloaded when first needed.
 
     Args:
-        model: A folder, or a name on the hub.
         revision: Commit, tag or branch on the hub; None: its newest.
 
     Raises:

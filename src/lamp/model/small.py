@@ -104,9 +104,6 @@ class Lite0(nn.Module):
 class SmallReader:
     """MiniLM's word pieces: what the small backbone sees of an instruction, known without any weights.
 
-    Args:
-        config: The backbone's.
-
     Raises:
         MissingDependencyError: Where a package that carries weights is not installed.
     """
@@ -259,7 +256,7 @@ class SmallBackbone(nn.Module):
         missing = [camera for camera in self._cameras if camera not in observations.images]
         if missing:
             given = ", ".join(observations.images) or "none"
-            raise MismatchError(f"small backbone: cameras {missing} expected and not given; given: {given}.")
+            raise MismatchError(f"small backbone: cameras {missing} are missing; the observation has: {given}.")
         images = [self.image_tokens(camera, observations.images[camera]) for camera in self._cameras]
         text, text_mask = self.text_tokens(observations.instructions)
         tokens = torch.cat([*images, text], dim=1)

@@ -36,11 +36,10 @@ RANK = "LOCAL_RANK"
 def find_backbone(
     config: BackboneConfig, *, recorded: Mapping[str, Any] | None = None
 ) -> FrozenBackbone | QwenIdentity:
-    """Says which backbone the settings describe: its key, description and width, without loading gigabytes for it.
+    """The backbone that the settings describe: its key, description and width, without loading gigabytes for it.
 
     Args:
-        config: The settings.
-        recorded: What a checkpoint says of the backbone that it was trained on: pins a revision that the settings leave open.
+        recorded: The description in a checkpoint: pins a revision that the settings leave open.
     """
     if isinstance(config, Qwen3VLBackboneConfig):
         return config.pinned(recorded or {}).find()
@@ -48,7 +47,7 @@ def find_backbone(
 
 
 def instruction_reader(config: BackboneConfig) -> InstructionTokenizer | None:
-    """What says how the backbone reads instructions, without its weights; None where nothing does, or a download would."""
+    """The backbone's tokenizer, without its weights; None where it has none, or it would have to be downloaded."""
     if isinstance(config, Qwen3VLBackboneConfig):
         return config.find() if Path(config.model).is_dir() else None
     reader = config.reader()
@@ -66,13 +65,7 @@ def loaded(found: FrozenBackbone | QwenIdentity) -> FrozenBackbone:
 
 
 def live_backbone(config: BackboneConfig, device: str, at_hand: FrozenBackbone | None = None) -> FrozenBackbone:
-    """Loads a frozen backbone on the device of a training that caches no features.
-
-    Args:
-        config: The settings.
-        device: Where the training computes.
-        at_hand: The backbone, where the caller has it.
-    """
+    """Loads a frozen backbone on the device of a training that caches no features; `at_hand` is taken instead, if given."""
     found = at_hand or build_backbone(config)
     return found.to(device) if isinstance(found, torch.nn.Module) else found  # pyright: ignore[reportReturnType]
 
@@ -83,11 +76,11 @@ def backbone_key(config: BackboneConfig) -> str:
 
 
 def settings_said(config: BackboneConfig) -> dict[str, Any]:
-    """What a backbone says of its settings, as JSON values, without its weights or a hub being asked."""
+    """The settings in a backbone's description, as JSON values, without reading its weights or asking a hub."""
     if not isinstance(config, Qwen3VLBackboneConfig):
         return json.loads(json.dumps(asdict(config)))
-    said = config.describe(None, None)
-    return {name: value for name, value in said.items() if name not in ("commit", "content")}
+    described = config.describe(None, None)
+    return {name: value for name, value in described.items() if name not in ("commit", "content")}
 
 
 @dataclass(frozen=True)
@@ -124,18 +117,15 @@ def ensure_features(
     root: Path | None = None,
     caching: Caching | None = None,
 ) -> None:
-    """Computes what the dataset's feature cache lacks for a backbone, and says how large it will be and how far it is.
+    """Computes what the dataset's feature cache lacks for a backbone, and prints its size and progress.
 
     Any number of processes and commands may do so at once: each makes the episodes that no other is making.
 
     Args:
-        data: The dataset's folder.
-        config: The backbone's settings.
-        token_width: Of the model that will read the features; None: it does not matter.
+        token_width: Of the model that will read the features; None: any.
         on_corrupt: What to do about pictures that cannot be read; None: as `caching` says.
         augmentation: Which views of the pictures to encode besides themselves.
         root: The folder that caches are in; None: the dataset's own.
-        caching: How.
 
     Raises:
         ConfigError: The backbone has adapters, with which its tokens change.
@@ -180,18 +170,14 @@ def ensure_features(
 
 
 def default_workers(config: BackboneConfig) -> Workers:
-    """Who encodes where nobody says."""
+    """The processes that encode by default."""
     if isinstance(config, Qwen3VLBackboneConfig):
         return gpu_workers(without=1)
     return Workers(processes=1 if RANK in os.environ else available_cores())
 
 
 def gpu_workers(*, without: int) -> Workers:
-    """A process a GPU; under torchrun or accelerate launch, each rank by itself, on its own.
-
-    Args:
-        without: How many processes there are to be where there is no GPU.
-    """
+    """One process per GPU, or `without` processes where there is none; under torchrun or accelerate launch, each rank its own."""
     gpus = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
     if RANK in os.environ:
         return Workers(devices=gpus and (gpus[int(os.environ[RANK]) % len(gpus)],))
@@ -199,7 +185,7 @@ def gpu_workers(*, without: int) -> Workers:
 
 
 class BuildProgressPrinter:
-    """Says what is going to be made, how far it is, at which rate, and how long it will take."""
+    """Prints the plan of a build, then its progress, rate and remaining time."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -212,13 +198,13 @@ class BuildProgressPrinter:
         self.close()
 
     def plan(self, plan: BuildPlan) -> None:
-        """Says what is going to be made."""
+        """Prints the plan."""
         size = "of a size not known yet" if plan.size is None else f"about {in_bytes(plan.size)}"
         views = f" and {plan.views} augmented views of each" if plan.views else ""
         self.say(f"{plan.frames} frames of {plan.episodes} episodes{views}, {size}, to {plan.folder}")
 
     def progress(self, now: BuildProgress) -> None:
-        """Says how far it is."""
+        """Updates the progress."""
         if self._line is None:
             self._line = Progress(self._name, now.of_frames, "frames")
         note = f"{now.episodes} of {now.of_episodes} episodes"
@@ -227,7 +213,7 @@ class BuildProgressPrinter:
         self._line.update(now.frames, note=note)
 
     def say(self, text: str) -> None:
-        """Says something once."""
+        """Prints a message."""
         say(f"{self._name}  {text}")
 
     def close(self) -> None:

@@ -108,7 +108,6 @@ def weighted(value: Tensor, name: str, count: Counts, totals: Counts, *, parts: 
 
     Args:
         value: The mean over the part.
-        name: Of the loss.
         count: Of the part.
         totals: Of the whole.
         parts: How many there are; a single one's mean is left as it is.

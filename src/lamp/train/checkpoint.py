@@ -45,7 +45,7 @@ class Expected:
     kind: str | None = None
     backbone_key: str | None = None
     backbone: Mapping[str, Any] | None = None
-    """What the expected backbone says of itself: where keys differ, the message names how."""
+    """Description of the expected backbone: where keys differ, the message names how."""
     grid: tuple[int, int] | None = None
     horizon: int | None = None
     stride: int | None = None
@@ -179,17 +179,21 @@ def read_committed(folder: Path) -> dict[str, checksums.Checksum] | None:
     path = folder / TRAINING / COMMITTED
     if not path.is_file():
         return None
-    said = read_json(path, "list of a checkpoint's files")
-    if isinstance(said, dict) and set(said) == {"step"}:
+    committed = read_json(path, "list of a checkpoint's files")
+    if isinstance(committed, dict) and set(committed) == {"step"}:
         return None
-    if not isinstance(said, dict) or set(said) != {"step", "files", checksums.OWN} or not checksums.is_intact(said):
+    if (
+        not isinstance(committed, dict)
+        or set(committed) != {"step", "files", checksums.OWN}
+        or not checksums.is_intact(committed)
+    ):
         raise DataError(f"{path} is damaged; restore the checkpoint, or start again with --fresh.")
-    listed = checksums.parse(said["files"], path)
+    listed = checksums.parse(committed["files"], path)
     missing = sorted({path.relative_to(folder).as_posix() for path in _own_files(folder)} - listed.keys())
     if missing:
         raise DataError(f"{folder / missing[0]} is not among the files that {path} lists; restore the checkpoint.")
-    if said["step"] != read_json(folder / TRAINING / "state.json", "training state").get("step"):
-        raise DataError(f"{path} and the state beside it speak of different steps; restore the checkpoint.")
+    if committed["step"] != read_json(folder / TRAINING / "state.json", "training state").get("step"):
+        raise DataError(f"{path} and the state beside it are of different steps; restore the checkpoint.")
     return listed
 
 
@@ -197,7 +201,6 @@ def check_files(path: Path, *, hash_below: int | None = None) -> bool:
     """Compares all files of a checkpoint with what they were when it was written.
 
     Args:
-        path: The checkpoint's folder.
         hash_below: Of larger files only the size is compared. [bytes]
 
     Returns:
@@ -281,7 +284,7 @@ def load_adapter(folder: Path, description: Description) -> dict[str, Tensor]:
     """
     if not description.adapter_sha256:
         return {}
-    weights = read_adapter(folder)
+    weights = from_files(read_tensors(folder / FOLDER / ADAPTER_WEIGHTS))
     _check_hash(folder, "adapter's weights", content_hash(weights), description.adapter_sha256)
     return weights
 
@@ -350,17 +353,8 @@ def write_adapter(
     describe(folder / FOLDER, backbone.lora, backbone.model, backbone.commit)
 
 
-def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """Reads the adapters' weights of a checkpoint.
-
-    Raises:
-        DataError: They are missing or damaged.
-    """
-    return from_files(read_tensors(folder / FOLDER / ADAPTER_WEIGHTS))
-
-
 class Backbones:
-    """Loads the backbones of checkpoints; those that were trained on the same one share it."""
+    """Loads the backbones of checkpoints; checkpoints that were trained on the same one share it."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, FrozenBackbone] = {}

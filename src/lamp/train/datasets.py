@@ -53,7 +53,7 @@ GRIPPER_MARGIN_TOLD = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedOn:
+class TrainingDataset:
     """One of the datasets of a run."""
 
     sources: Sources
@@ -87,7 +87,7 @@ def open_datasets(
     backbone: FrozenBackbone | None,
     features: Path | None = None,
     scalings: Callable[[Sources, Embodiment, bool], PolicyScaling | None] = lambda sources, embodiment, own: None,
-) -> list[TrainedOn]:
+) -> list[TrainingDataset]:
     """Opens all datasets, the policy's own first, and fits the normalisers of each to its training episodes.
 
     Args:
@@ -95,7 +95,7 @@ def open_datasets(
         features: The folder that feature caches are in; None: each dataset's own.
         scalings: Gives the normalisers of a dataset (whether it is the policy's own comes last) where they are not to be fitted.
     """
-    found: list[TrainedOn] = []
+    found: list[TrainingDataset] = []
     own = MixedIn(data=str(data), embodiment=config.embodiment)
     adapted, live = adapted_backbone(config, backbone), None
     if adapted is not None:
@@ -107,23 +107,25 @@ def open_datasets(
     names = dataset_names([part.data for part in parts], features)
     steps = _steps(config, parts)
     for part, name, step in zip(parts, names, steps, strict=True):
-        how: dict[str, Any] = {"token_width": config.model.token_width, "embodiment": part.embodiment, "name": name}
-        if adapted is not None:
-            sources = Sources.adapted(Path(part.data), adapted, config.split, **how)
-        else:
-            how |= {
-                "augmentation": config.augmentation,
-                "features": features,
-                "wanted": frozen.description,
-                "live": live,
-            }
-            sources = Sources.open(Path(part.data), frozen.key, config.split, **how)
+        sources = Sources.open(
+            Path(part.data),
+            frozen.key,
+            config.split,
+            token_width=config.model.token_width,
+            name=name,
+            embodiment=part.embodiment,
+            augmentation=config.augmentation,
+            features=features,
+            wanted=frozen.description,
+            live=live,
+            adapted=adapted,
+        )
         scaling = scalings(sources, part.embodiment, part is own)
         if scaling is None:
             scaling = fit_scaling(config, sources, part.embodiment, step)
         else:
             _check_widths(scaling, sources, part.embodiment)
-        found.append(TrainedOn(sources=sources, embodiment=part.embodiment, scaling=scaling, step=step))
+        found.append(TrainingDataset(sources=sources, embodiment=part.embodiment, scaling=scaling, step=step))
         # Together with those before it: a policy has to tell the instructions of all its datasets apart.
         instructions = [text for one in found for text in one.sources.dataset.tasks]
         check_instructions(frozen, instructions, ", ".join(str(one.sources.dataset.root) for one in found))
@@ -324,6 +326,7 @@ class Sources:
         features: Path | None = None,
         wanted: Mapping[str, Any] | None = None,
         live: FrozenBackbone | None = None,
+        adapted: QwenIdentity | None = None,
     ) -> Sources:
         """Opens a dataset and its cached features.
 
@@ -335,60 +338,48 @@ class Sources:
             features: The folder that feature caches are in; None: the dataset's own.
             wanted: The backbone's description, to name how it differs from what is stored.
             live: Encodes pictures as they are needed, instead of a cache.
+            adapted: The backbone, where it is trained along; no tokens are cached then.
 
         Raises:
             DataError: The dataset or the features are not there.
             MismatchError: The features are others, or have another width than the model's tokens.
         """
         dataset = embodiment.open(data)
-        cache: Features
-        if live is not None:
-            cache = LiveFeatures(dataset, live, augmentation=augmentation, root=features)
+        if adapted is not None:
+            cache, left_out = None, ()
+            frozen_key = replace(adapted, config=replace(adapted.config, lora=None)).key
+            width, description = adapted.width, adapted.description
+            cameras = tuple(camera for camera, _ in adapted.config.cameras)
         else:
-            cache = FeatureCache(dataset, key, augmentation=augmentation, root=features, wanted=wanted)
-        if cache.width != token_width:
-            raise MismatchError(
-                f"the features of {key} are {cache.width} wide, the model's token_width is {token_width}; expected the same."
+            how: dict[str, Any] = {"augmentation": augmentation, "root": features}
+            cache = (
+                LiveFeatures(dataset, live, **how)
+                if live is not None
+                else FeatureCache(dataset, key, wanted=wanted, **how)
             )
-        return cls(
-            dataset=dataset,
-            cache=cache,
-            backbone=_record(dataset, key, cache.manifest["backbone"], cache.cameras),
-            frozen_key=key,
-            split=_split(dataset, split).without(cache.left_out),
-            name=name,
-        )
-
-    @classmethod
-    def adapted(
-        cls, data: Path, identity: QwenIdentity, split: Split, *, token_width: int, embodiment: Embodiment, name: str
-    ) -> Sources:
-        """Opens a dataset whose pictures go through a backbone that is trained along.
-
-        Raises:
-            DataError: The dataset is not there.
-            MismatchError: The backbone's tokens have another width than the model's.
-        """
-        dataset, frozen = embodiment.open(data), replace(identity, config=replace(identity.config, lora=None))
-        if identity.width != token_width:
+            frozen_key, left_out = key, cache.left_out
+            width, description, cameras = cache.width, cache.manifest["backbone"], cache.cameras
+        if width != token_width:
             raise MismatchError(
-                f"the backbone's tokens are {identity.width} wide, the model's token_width is {token_width}; expected the same."
+                f"the backbone's tokens are {width} wide, the model's token_width is {token_width}; expected the same."
             )
-        cameras = tuple(name for name, _ in identity.config.cameras)
-        return cls(
-            dataset=dataset,
-            cache=None,
-            backbone=_record(dataset, identity.key, identity.description, cameras),
-            frozen_key=frozen.key,
-            split=_split(dataset, split),
-            name=name,
+        sizes = ((camera, *dataset.image_sizes[camera]) for camera in cameras)
+        record = BackboneRecord(
+            key=key,
+            description=dict(description),
+            cameras=tuple(CameraInput(name=camera, height=rows, width=columns) for camera, rows, columns in sizes),
+            prompt=description.get("prompt", "{instruction}"),
         )
+        dataset.check_episodes()
+        # An episode of several instructions is held out among those of the same ones.
+        tasks = [" / ".join(dataset.instructions(episode)[0]) for episode in range(len(dataset))]
+        parts = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed).without(left_out)
+        return cls(dataset=dataset, cache=cache, backbone=record, frozen_key=frozen_key, split=parts, name=name)
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
         """Describes what is trained on.
 
         Args:
-            samples: Number of training samples.
             also: Further content that the run depends on, such as the scene flow's.
         """
         kept = self.cache.kept_otherwise if self.cache is not None else ()
@@ -452,21 +443,3 @@ def dataset_names(datasets: Sequence[str | os.PathLike[str]], features: Path | N
         name if name not in names[:place] else f"{name} ({names[:place].count(name) + 1})"
         for place, name in enumerate(names)
     ]
-
-
-def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:
-    dataset.check_episodes()
-    # An episode of several instructions is held out among those of the same ones.
-    tasks = [" / ".join(dataset.instructions(episode)[0]) for episode in range(len(dataset))]
-    return split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
-
-
-def _record(
-    dataset: LeRobotDataset, key: str, description: Mapping[str, Any], cameras: Sequence[str]
-) -> BackboneRecord:
-    sizes = [dataset.image_sizes[name] for name in cameras]
-    seen = tuple(
-        CameraInput(name=name, height=height, width=width) for name, (height, width) in zip(cameras, sizes, strict=True)
-    )
-    prompt = description.get("prompt", "{instruction}")
-    return BackboneRecord(key=key, description=dict(description), cameras=seen, prompt=prompt)

@@ -32,7 +32,7 @@ from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.memory_estimate import GIB, GPU_RESERVE, BatchShape, Memory, largest_batch, step_memory
 from lamp.train.motion_feature_cache import SAMPLES_AT_ONCE
 from lamp.train.run_folder import CHECKPOINT, TrainingResult, run_stage
-from lamp.train.run_plan import Amount, DiskPlan, MemoryPlan, Plan, TimePlan, size
+from lamp.train.run_plan import Amount, DiskPlan, MemoryPlan, RunPlan, TimePlan, size
 from lamp.train.stages import MotionStage, PolicyStage
 from lamp.train.trainer import Outcome, Trainer
 from lamp.types import TokenBatch
@@ -40,7 +40,7 @@ from lamp.types import TokenBatch
 AnyStage = MotionStage | PolicyStage
 
 GPU_SIZES_GIB = (24, 40, 80)
-"""For which the largest batch is told."""
+"""GPUs for which the largest batch is worked out."""
 
 
 def parts_of(stage: AnyStage) -> list[MotionSamples | PolicySamples]:
@@ -126,12 +126,12 @@ def batch_shape(stage: AnyStage, count: int) -> BatchShape:
 
 def outline(stage: AnyStage, description: Description, done: int, count: int) -> str:
     """What is about to be trained, in one line."""
-    told = amount(stage, description, done, count)
-    trained, frozen = (_told(sum(counts.values())) for counts in (told.trained, told.frozen))
+    planned = amount(stage, description, done, count)
+    trained, frozen = (_count_text(sum(counts.values())) for counts in (planned.trained, planned.frozen))
     shared = f" over {count} processes" if count > 1 else ""
     line = (
-        f"{trained} parameters trained, {frozen} frozen; {told.steps - done:,} steps of "
-        f"{stage.batch_samples} samples{shared}, {told.epochs * (1 - done / told.steps):.1f} epochs"
+        f"{trained} parameters trained, {frozen} frozen; {planned.steps - done:,} steps of "
+        f"{stage.batch_samples} samples{shared}, {planned.epochs * (1 - done / planned.steps):.1f} epochs"
     )
     if isinstance(stage.samples, ImageSamples):
         return line
@@ -140,13 +140,14 @@ def outline(stage: AnyStage, description: Description, done: int, count: int) ->
     return f"{line}; a step holds about {size(held)} on {device} (--plan says more)"
 
 
-def _told(count: int) -> str:
+def _count_text(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
 
 
 def _data(stage: AnyStage) -> dict[str, int]:
     folders = {part.features.folder for part in parts_of(stage) if not isinstance(part.features, LiveFeatures)}
-    found = {"features (mapped)": sum(map(_folder_bytes, folders))} if folders else {}
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    found = {"features (mapped)": sum(file.stat().st_size for file in files)} if folders else {}
     if isinstance(stage, MotionStage):
         rows, columns = stage.samples.store.description.sampling.grid
         steps = stage.samples.horizon
@@ -167,10 +168,6 @@ def hidden_bytes(stage: AnyStage) -> int:
     return (len(stage.samples) * stage.config.cached_hidden_draws + held_out) * motion.tokens * motion.width * 2
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 WARM_UP, MEASURED = 2, 7
 """Steps."""
 PATIENCE_S = 90.0
@@ -188,7 +185,7 @@ class Planner:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.plan: Plan | None = None
+        self.plan: RunPlan | None = None
         self.main = True
         """Whether this process is the one that prints."""
 
@@ -208,10 +205,11 @@ class Planner:
         self.main = distributed.is_main
         done = _done(out, fresh=fresh)
         _stand_in_hidden(stage)
-        seconds = _time(stage, loop, out, done, distributed) if self._is_here(loop) else None
+        is_here = torch.device(loop.device).type == torch.device(self.device).type
+        seconds = _time(stage, loop, out, done, distributed) if is_here else None
         held = memory(stage, self.device, distributed.world_size)
         disk = _disk(stage, out)
-        self.plan = Plan(
+        self.plan = RunPlan(
             stage=stage.name,
             out=str(out),
             amount=amount(stage, description, done, distributed.world_size),
@@ -222,9 +220,6 @@ class Planner:
         )
         outcome = Outcome(reason="planned", step=done, elapsed_s=0.0, samples_per_s=0.0)
         return TrainingResult(checkpoint=out / CHECKPOINT, description=description, outcome=outcome)
-
-    def _is_here(self, loop: LoopConfig) -> bool:
-        return torch.device(loop.device).type == torch.device(self.device).type
 
     def _notes(self, stage: AnyStage, held: MemoryPlan | None, seconds: TimePlan | None, disk: DiskPlan) -> list[str]:
         notes = ["the backbone is not loaded: its features are cached"]
@@ -269,7 +264,7 @@ def _done(out: Path, *, fresh: bool) -> int:
     return read_description(out / CHECKPOINT).step if there else 0
 
 
-class Zeros(HiddenStates):
+class ZeroHiddenStates(HiddenStates):
     """Stands for hidden states that are not computed yet."""
 
     def __init__(self, samples: int, tokens: int, width: int) -> None:
@@ -295,7 +290,7 @@ def _stand_in_hidden(stage: AnyStage) -> None:
     held_out = () if validation is None else validation.parts if isinstance(validation, MixedSamples) else (validation,)
     for part in (*parts, *held_out):
         if isinstance(part, PolicySamples):
-            part.motion_hidden = Zeros(len(part), motion.tokens, motion.width)
+            part.motion_hidden = ZeroHiddenStates(len(part), motion.tokens, motion.width)
 
 
 def _disk(stage: AnyStage, out: Path) -> DiskPlan:

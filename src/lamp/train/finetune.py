@@ -42,11 +42,9 @@ class FineTune:
         """Reads a checkpoint.
 
         Args:
-            path: The checkpoint or run.
-            normalizers: What to normalise with.
             kind: Which stage's it has to be.
-            key: Of the backbone that it has to be of.
-            backbone: What that says of itself.
+            key: Of the expected backbone.
+            backbone: Description of the expected backbone.
 
         Raises:
             DataError: There is no checkpoint, or it is damaged.
@@ -79,9 +77,9 @@ class FineTune:
         """
         found = first_difference(_fixed(self.description.model), _fixed(model.config), "model")
         if found is not None:
-            name, have, asked = found
+            name, have, wanted = found
             raise MismatchError(
-                f"checkpoint {self.path} has {name} = {have!r}, the recipe asks for {asked!r}; expected the same to begin with "
+                f"checkpoint {self.path} has {name} = {have!r}, the recipe asks for {wanted!r}; expected the same to begin with "
                 f"its weights: choose the recipe it was trained with, or set --{name.replace('_', '-')} as it has it"
             )
         model.load_state_dict(dict(self.weights))
@@ -90,8 +88,6 @@ class FineTune:
         """The checkpoint's normalisers for a dataset; None where they are to be fitted.
 
         Args:
-            name: The dataset's.
-            embodiment: How it records its robot.
             own: Whether it is the policy's own dataset, not one that is mixed in.
 
         Raises:

@@ -87,16 +87,16 @@ class AdaptedStage(PolicyStage[ObservedBatch]):
 def check_adaptable(config: PolicyTraining) -> None:
     """
     Raises:
-        ConfigError: The training needs what there is not where tokens change.
+        ConfigError: A setting is given that needs tokens that do not change.
     """
-    what = {
+    excluded = {
         "cached_hidden_draws": bool(config.cached_hidden_draws),
         "prior_on": isinstance(config.prior_on, UnseenEpisodes),
         "also": bool(config.also),
     }
-    asked = [name for name, given in what.items() if given]
-    if asked:
-        raise ConfigError(
-            f"{asked[0]} is set, and the backbone has adapters (lora); expected one of both: leave {asked[0]} as it is by "
-            "default, or train without adapters."
-        )
+    for name, is_set in excluded.items():
+        if is_set:
+            raise ConfigError(
+                f"{name} is set, and the backbone has adapters (lora); expected one of the two: leave {name} as it is by "
+                "default, or train without adapters."
+            )

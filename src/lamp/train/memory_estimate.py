@@ -59,7 +59,7 @@ class BatchShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StepPeak:
     """What is held for a while only, when most of it is. [bytes]"""
 
     name: str
@@ -87,13 +87,13 @@ class Memory:
     exchange: int
     """For several processes: copies of the gradients to exchange, or, where weights are shared out, what is gathered of them."""
     batch: int
-    moments: tuple[Moment, ...]
+    moments: tuple[StepPeak, ...]
     """The fullest moment of each part of a step."""
     backbone: int = 0
     """Weights of a frozen backbone that encodes in the step; what it needs while it does is gone before the rest begins."""
 
     @property
-    def fullest(self) -> Moment:
+    def fullest(self) -> StepPeak:
         """The fullest moment of all."""
         return max(self.moments, key=lambda moment: moment.total)
 
@@ -119,7 +119,6 @@ def step_memory(
     """Estimates the memory of a training step on one device.
 
     Args:
-        training: What is trained and how.
         shape: Of what a device computes at once.
         device: Where; the training's by default. A GPU is reckoned without its context and what its allocator wastes; see
             `GPU_RESERVE`.
@@ -151,7 +150,7 @@ def step_memory(
         average=weights if training.loop.ema is not None else 0,
         exchange=weights if processes > 1 else 0,
         batch=_bytes(batch.tensors()),
-        moments=(Moment(name=COMPUTING, gradients=gradients, activations=others), update),
+        moments=(StepPeak(name=COMPUTING, gradients=gradients, activations=others), update),
     )
     sharding = training.loop.sharding
     if processes == 1 or not isinstance(sharding, FullySharded):
@@ -218,7 +217,7 @@ def largest_batch(
     return found
 
 
-def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, Moment]:
+def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, StepPeak]:
     """Returns the bytes of the optimizer's state, and the fullest moment of the update; clipping needs nothing."""
     parameters = {name: nn.Parameter(torch.empty_like(value, device="meta")) for name, value in trained.items()}
     optimiser = loop.optimiser.build(parameters)
@@ -236,7 +235,7 @@ def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, Momen
         optimiser.step()
         if average is not None:
             average.update(1)
-    moment = Moment(name="optimizer", gradients=_bytes(gradients), activations=tracker.fullest()[1])
+    moment = StepPeak(name="optimizer", gradients=_bytes(gradients), activations=tracker.fullest()[1])
     return _bytes(states), moment
 
 

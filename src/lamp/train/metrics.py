@@ -159,8 +159,8 @@ class Trackers:
 
     def _drop(self, name: str, error: Exception) -> None:
         del self._sinks[name]
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        say(f"tracker {name} is left out from now on ({told}); metrics.jsonl has everything.")
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        say(f"tracker {name} is left out from now on ({reason}); metrics.jsonl has everything.")
 
 
 def _by_name(trackers: Sequence[Tracker]) -> dict[str, Tracker]:
@@ -228,7 +228,7 @@ GIB = 2**30
 Value = float | int | str | list[float] | list[list[float]] | dict[str, float]
 
 
-class Interval:
+class LogInterval:
     """Sums of what the steps since the last log line reported; tensors stay on their device until they are read."""
 
     def __init__(self) -> None:

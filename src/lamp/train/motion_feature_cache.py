@@ -50,8 +50,8 @@ class HiddenSettings:
     """Key of the backbone."""
 
     @property
-    def said(self) -> dict[str, Any]:
-        """The same as JSON values, to compare what is stored with what is asked."""
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values, to compare with those that are stored."""
         return {
             "motion weights": self.motion,
             "motion_expert": to_json(self.model.motion),
@@ -64,15 +64,14 @@ class HiddenSettings:
 
     @property
     def key(self) -> str:
-        """Identifies them."""
-        return hashlib.sha256(to_line(self.said).encode()).hexdigest()[:16]
+        """A hash of them."""
+        return hashlib.sha256(to_line(self.as_json).encode()).hexdigest()[:16]
 
 
 def hidden_settings(config: PolicyTraining, motion: str, features: str) -> HiddenSettings:
     """What z_m depends on in a training.
 
     Args:
-        config: The training's.
         motion: Hash of the Motion Expert's weights.
         features: Key of the backbone.
     """
@@ -164,11 +163,9 @@ def make_hidden(
     """Computes z_m of some episodes where it is not there yet. Other processes may do the same at the same time.
 
     Args:
-        work: What computes it.
-        episodes: Of which.
-        workers: Who works.
-        planned: Is told what is going to be made, before it is.
-        progress: Is told how far it is.
+        workers: Number of processes, or their devices.
+        planned: Called with the plan before anything is made.
+        progress: Called as episodes are done.
 
     Raises:
         DataError: What is to be made does not fit on the disk, or a value into 16-bit floats.
@@ -183,7 +180,7 @@ def make_hidden(
     check_space(store.folder, size)
     with one_error_when_full(store.folder):
         write_json(
-            store.folder / HIDDEN_MANIFEST, {"format": FORMAT, "version": VERSION, "settings": work.settings.said}
+            store.folder / HIDDEN_MANIFEST, {"format": FORMAT, "version": VERSION, "settings": work.settings.as_json}
         )
     build_with_progress(work, todo, frames, workers, progress)
 
@@ -208,12 +205,9 @@ def samples_hidden(
     """z_m of some samples: what is stored beside the features, or what is computed now and kept in the run's folder.
 
     Args:
-        model: With the Motion Expert.
-        samples: Whose.
-        settings: What it depends on.
-        draws: Noise draws of each.
+        draws: Noise draws of each sample.
         run: The folder for what is computed now.
-        progress: Is told how far that is.
+        progress: Called as episodes are done.
 
     Raises:
         DataError: What is stored is corrupt; or a value does not fit into 16-bit floats.
@@ -225,7 +219,7 @@ def samples_hidden(
     if (store.folder / HIDDEN_MANIFEST).exists():
         store.check(episodes=samples.episodes)
     else:
-        _tell_of_others(features.folder / HIDDEN, settings, features)
+        _warn_of_others(features.folder / HIDDEN, settings, features)
         folder = run / hashlib.sha256(str(features.folder).encode()).hexdigest()[:8]
         store = hidden_store(folder, features, settings, draws, augmentation)
         device = settings.loop.device
@@ -235,16 +229,16 @@ def samples_hidden(
     return HiddenStates(store, episode=samples.episode, place=place, draws=draws)
 
 
-def _tell_of_others(kept: Path, settings: HiddenSettings, features: Features) -> None:
+def _warn_of_others(kept: Path, settings: HiddenSettings, features: Features) -> None:
     """Says that z_m is stored, but with other settings only: what is computed anew had perhaps been meant to be read."""
     found: list[tuple[Path, list[str]]] = []
     for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):
         stored: Mapping[str, Any] = read_json(path, "description of hidden states")["settings"]
-        found.append((path.parent, differences(stored, settings.said)))
+        found.append((path.parent, differences(stored, settings.as_json)))
     if found:
-        folder, told = min(found, key=lambda one: len(one[1]))
+        folder, changes = min(found, key=lambda one: len(one[1]))
         print(
-            f"z_m is computed for this run alone; {folder} holds another: {'; '.join(told)}. "
+            f"z_m is computed for this run alone; {folder} holds another: {'; '.join(changes)}. "
             f"{advice(features.dataset, MOTION)} keeps this run's for those that follow.",
             file=sys.stderr,
         )

@@ -157,7 +157,7 @@ def build_strategy(stage: Stage[Any], loop: LoopConfig, distributed: Distributed
     for variable, (kind, name) in LAUNCHER_CHOICES.items():
         if os.environ.get(variable, "").lower() == "true" and not isinstance(loop.sharding, kind):
             raise ConfigError(
-                f"accelerate was told to use {name}, and this run's sharding is {type(loop.sharding).__name__}; leave it out "
+                f"accelerate is set to use {name}, and this run's sharding is {type(loop.sharding).__name__}; leave it out "
                 "there, and choose here: --sharding replicated or --sharding full (FSDP)."
             )
     if isinstance(loop.sharding, FullySharded):

@@ -48,7 +48,7 @@ def find_checkpoint(source: Path | str, revision: str | None = None) -> Path:
     if hub is not None:
         return fetch(hub, Fetch(patterns=PUBLISHED, instead=INSTEAD), lambda names: _check_files(hub, names))
     if revision is not None:
-        there = "a folder on this machine, which has no revisions" if path.exists() else "no hub id"
+        there = "a folder on this machine, which has no revisions" if path.exists() else "not a hub id"
         raise DataError(f"{text} is {there}; expected OWNER/NAME with revision {revision}, or a folder alone.")
     return path
 
@@ -67,7 +67,7 @@ def _check_files(hub: HubId, names: Sequence[str]) -> None:
     lacking = [name for name in (FILE_NAME, WEIGHTS) if name not in names]
     if lacking:
         have = ", ".join(sorted(names)[:6]) or "nothing"
-        raise DataError(f"{hub} is no checkpoint: it lacks {' and '.join(lacking)} and has {have}. {INSTEAD}")
+        raise DataError(f"{hub} is not a checkpoint: it lacks {' and '.join(lacking)} and has {have}. {INSTEAD}")
 
 
 def describe_remote(hub: HubId) -> tuple[Path, str]:
@@ -120,7 +120,6 @@ def push(path: Path, repository: str, about: Publication, *, private: bool = Fal
     """Publishes a checkpoint, or the one that a run holds, with its card, in one commit.
 
     Args:
-        path: Its folder.
         repository: OWNER/NAME, made where there is none, or OWNER/NAME@BRANCH.
         about: What the card says beside the checkpoint's own record.
         private: Whether a new repository is for its owner only.
@@ -135,15 +134,15 @@ def push(path: Path, repository: str, about: Publication, *, private: bool = Fal
     """
     hub = HubId.parse(repository)
     if hub is None:
-        raise DataError(f"{repository!r} is no hub id; expected OWNER/NAME, or OWNER/NAME@BRANCH.")
+        raise DataError(f"{repository!r} is not a hub id; expected OWNER/NAME, or OWNER/NAME@BRANCH.")
     folder = checkpoint_folder(path)
     # Damaged weights are found here, and not by whoever takes them from the hub.
     _, found = load_checkpoint(folder)
     card = model_card(found, replace(about, repository=hub.name))
     files: dict[str, Path | bytes] = {**published_files(folder), CARD: card.encode()}
     check_card(card, PUSH_INSTEAD)
-    told = message or f"LaMP {found.kind}, step {found.step}"
-    return upload(hub, files, message=told, private=private, instead=PUSH_INSTEAD)
+    message = message or f"LaMP {found.kind}, step {found.step}"
+    return upload(hub, files, message=message, private=private, instead=PUSH_INSTEAD)
 
 
 def copy_vlm(source: Path, target: Path) -> None:

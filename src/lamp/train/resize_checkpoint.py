@@ -32,8 +32,6 @@ def resize_checkpoint(
     Stage 2 takes it for a model whose Motion Expert is `resized` in the same way, see `following`.
 
     Args:
-        source: The checkpoint or run.
-        out: The folder of the new one.
         grid: Rows and columns of grid points over the same image; the same by default.
         horizon: Flow steps; the same number by default.
         pace: Old flow steps in each new one. The bounds of the increments grow with it, since a point goes as much farther.
@@ -108,8 +106,8 @@ def carried_over(
         MismatchError: The two differ in more than grid, horizon and `hidden_layer`, or count positions from different grids.
     """
     fitting = _placed(trained, wanted.grid, wanted.horizon, wanted.reference.pace if wanted.reference else 1.0)
-    have, asked = to_json(replace(fitting, hidden_layer=wanted.hidden_layer)), to_json(wanted)
-    for name, value in asked.items():
+    have, want = to_json(replace(fitting, hidden_layer=wanted.hidden_layer)), to_json(wanted)
+    for name, value in want.items():
         if have[name] != value:
             raise MismatchError(
                 f"Motion Expert: {name} = {have[name]!r} with these weights, {value!r} asked for; "

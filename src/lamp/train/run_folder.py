@@ -95,13 +95,10 @@ def run_stage(
     """Trains a stage in `out`, from where an earlier call stopped.
 
     Args:
-        stage: What is trained.
-        loop: How.
         description: What the checkpoint will say; the step is filled in.
-        out: The run's folder.
         fresh: Remove an earlier run first.
         prepare: Called before the first step of this call, if there is one; by the main process first.
-        distributed: Who trains together.
+        distributed: The processes that train together.
 
     Raises:
         MismatchError: `out` holds a run with other settings or data.

@@ -80,7 +80,7 @@ class DiskPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """What a run will need."""
 
     stage: str
@@ -99,7 +99,7 @@ def size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
 
 
-def to_text(plan: Plan) -> str:
+def to_text(plan: RunPlan) -> str:
     """A plan for a terminal."""
     amount, memory, disk = plan.amount, plan.memory, plan.disk
     lines = [f"plan of {plan.stage}, {plan.out}", ""]
@@ -114,14 +114,14 @@ def to_text(plan: Plan) -> str:
     })]  # fmt: skip
     lines += _memory_lines(memory) if memory is not None else []
     if plan.time is not None:
-        told = plan.time
+        time = plan.time
         rows = {
-            "step": f"{1e3 * told.step:.0f} ms, median of {told.measured}; {told.samples_per_s:.1f} samples/s",
-            "hidden states": clock(told.hidden) if told.hidden else "",
-            "training": clock(told.training),
-            "validation": clock(told.validation) if told.validation else "",
+            "step": f"{1e3 * time.step:.0f} ms, median of {time.measured}; {time.samples_per_s:.1f} samples/s",
+            "hidden states": clock(time.hidden) if time.hidden else "",
+            "training": clock(time.training),
+            "validation": clock(time.validation) if time.validation else "",
         }
-        lines += ["", f"time: {clock(told.total)}", *_table({name: text for name, text in rows.items() if text})]
+        lines += ["", f"time: {clock(time.total)}", *_table({name: text for name, text in rows.items() if text})]
     lines += ["", f"disk: up to {size(disk.total)} of {size(disk.free)} free", *_table({
         "checkpoint": f"{size(disk.checkpoint)}, twice while it is written",
         **({"hidden states": size(disk.hidden)} if disk.hidden else {}),

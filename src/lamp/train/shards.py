@@ -54,7 +54,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], group: ProcessGrou
     Args:
         folder: The same for all, and empty.
         tensors: By names that are the same for all.
-        group: Who writes; None: this process alone.
+        group: The processes that write; None: this one alone.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageWriter

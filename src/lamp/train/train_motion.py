@@ -57,11 +57,9 @@ def train_motion(
     Continues the unfinished run that `out` holds.
 
     Args:
-        config: Everything about the run.
         data: The dataset's folder, with scene flow (`lamp flow build`) and the backbone's features (`lamp cache features`).
-        out: Where the run is kept.
         fresh: Start again, and remove what an earlier run left in `out`.
-        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        backbone: The frozen backbone, where the caller has it; only its key, width and description are read.
         features: The folder that feature caches are in; None: the dataset's own.
         start: A motion checkpoint to begin with (fine-tuning).
         normalizers: Whether a fine-tune keeps the checkpoint's bounds or finds them in the new data.
@@ -159,11 +157,11 @@ def _open_datasets(
         now = _Dataset(sources=sources, store=store, stride=stride)
         opened.append(_paced(now, opened[0].step_s, config.rates) if opened else now)
         # Together with those before it: the instructions of all datasets have to be told apart.
-        told = [text for one in opened for text in one.sources.dataset.tasks]
-        check_instructions(found, told, ", ".join(str(one.sources.dataset.root) for one in opened))
+        instructions = [text for one in opened for text in one.sources.dataset.tasks]
+        check_instructions(found, instructions, ", ".join(str(one.sources.dataset.root) for one in opened))
     if len(opened) > 1 and distributed_context(config.loop.device).is_main:
-        told = ", ".join(f"{one.sources.dataset.root} {one.step_s:.3g} s" for one in opened)
-        print(f"a flow step takes, in {told}", file=sys.stderr)
+        durations = ", ".join(f"{one.sources.dataset.root} {one.step_s:.3g} s" for one in opened)
+        print(f"a flow step takes, in {durations}", file=sys.stderr)
     return opened
 
 
@@ -180,17 +178,20 @@ def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
     found = replace(one, stride=stride)
     if rates == "resampled" and abs(found.step_s - step_s) <= SAME_RATE * step_s:
         return found
-    said = f"a flow step of {root} ({fps:g} frames a second) takes {one.step_s:.3g} s, one of the first dataset {step_s:.3g} s"
+    difference = (
+        f"a flow step of {root} ({fps:g} frames a second) takes {one.step_s:.3g} s, "
+        f"one of the first dataset {step_s:.3g} s"
+    )
     if rates == "resampled":
         frames = step_s * fps
         built = f"`lamp flow build {root} --stride {round(frames)}`" if abs(frames - round(frames)) < 0.01 else ""
         raise MismatchError(
-            f"{said}, which is no whole number of its stored steps of {stored} frames; "
+            f"{difference}, which is not a whole number of its stored steps of {stored} frames; "
             f"expected one: {f'build its scene flow with {built}' if built else 'no stride of whole frames makes it'}, "
             "or give --rates recorded to mix them as they are"
         )
     raise MismatchError(
-        f"{said}; expected the same: give --rates resampled to take as many stored steps as make up that time, or --rates "
+        f"{difference}; expected the same: give --rates resampled to take as many stored steps as make up that time, or --rates "
         "recorded to mix them as they are"
     )
 
@@ -305,8 +306,6 @@ def flow_store(
     """The store of a dataset that has what a training needs.
 
     Args:
-        config: The training.
-        sources: Of the dataset.
         name: Its name, where one was chosen.
         own: It was chosen for this dataset, and not for another: it then settles only which of several that fit is taken.
 

@@ -28,7 +28,7 @@ from lamp.train.breakdown import action_names
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.config import PolicyTraining, UnseenEpisodes
-from lamp.train.datasets import Sources, TrainedOn, adapted_backbone, cached_parts, mixed, open_datasets
+from lamp.train.datasets import Sources, TrainingDataset, adapted_backbone, cached_parts, mixed, open_datasets
 from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.lora import AdaptedStage
@@ -53,12 +53,10 @@ def train_policy(
     """Trains guidance and Action Expert; continues the unfinished run that `out` holds.
 
     Args:
-        config: Everything about the run.
         data: The dataset's folder, with the backbone's features (`lamp cache features`), as those that are mixed in have.
-        out: Where the run is kept.
         motion_checkpoint: Stage 1's; None together with `config.model.motion = None` trains the policy without motion.
         fresh: Start again, and remove what an earlier run left in `out`.
-        backbone: The frozen backbone, where the caller has it; only what it says of itself is asked.
+        backbone: The frozen backbone, where the caller has it; only its key, width and description are read.
         features: The folder that feature caches are in; None: each dataset's own.
         start: A policy's checkpoint to begin with (fine-tuning); its Motion Expert then need not be given.
         normalizers: Whether a fine-tune keeps the checkpoint's normalisers or fits them to the new data.
@@ -87,7 +85,7 @@ def train_policy(
     description = replace(description, started_from=tuned.record if tuned else None)
     if distributed.is_main:
         for one in datasets:
-            _tell_floors(one, config)
+            _warn_of_floors(one, config)
     model = model.to(here.loop.device)
     if (adapted := adapted_backbone(here, backbone)) is not None:
         seed_everything(config.loop.seed, "adapters")  # they change nothing yet, and are the same in every process
@@ -128,20 +126,21 @@ def _kept_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, boo
     return kept
 
 
-def _tell_floors(one: TrainedOn, config: PolicyTraining) -> None:
-    """Says which actions are not divided by their own spread, and where that is a number made for other data."""
+def _warn_of_floors(one: TrainingDataset, config: PolicyTraining) -> None:
+    """Warns of actions that are not divided by their own spread, and of a floor that was made for other data."""
     fitted = one.scaling.actions
     if not fitted.floored:
         return
     names = action_names(one.sources.dataset.features, one.embodiment, fitted.width)
-    told = f"{one.sources.dataset.root.name}: actions that hardly move are divided by more than they do: {floors(fitted, names)}"
+    root = one.sources.dataset.root
+    message = f"{root.name}: actions that hardly move are divided by more than they do: {floors(fitted, names)}"
     least = config.action_fit.least if isinstance(config.action_fit, ByDeviation) else 0.0
     if least and 2 * len(fitted.floored) > fitted.width - len(fitted.binary):
-        told += (
+        message += (
             f". Most do, as the recipe's action_fit.least of {least:g} is for other units: small motions are learnt badly; "
             "`lamp recipe fit` makes a recipe for these"
         )
-    print(told, file=sys.stderr)
+    print(message, file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ def build_model(
         )
         raise ConfigError(
             f"there is {has} but no {lacks}: give --motion CHECKPOINT with a recipe that has a motion prior, "
-            "or neither of both for a policy without motion."
+            "or neither for a policy without motion."
         )
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model)
@@ -188,7 +187,7 @@ def _tuned_model(
     tuned.load_into(model)
     if found.model.motion is None or found.flow is None:
         if motion_checkpoint is not None:
-            raise MismatchError(f"checkpoint {tuned.path} has no motion prior; expected none here: leave --motion away")
+            raise MismatchError(f"checkpoint {tuned.path} has no motion prior; expected none here: leave out --motion")
         return model, None
     expert = content_hash(motion_weights(tuned.weights))
     source = found.motion_source or MotionSource(sha256=expert, step=found.step, data=found.data)
@@ -197,7 +196,7 @@ def _tuned_model(
         if origin.source.sha256 != source.sha256:
             raise MismatchError(
                 f"motion checkpoint {motion_checkpoint} has another Motion Expert than {tuned.path}, whose guidance and Action "
-                "Expert have learnt from its own; leave --motion away, or train without --from"
+                "Expert have learnt from its own; leave out --motion, or train without --from"
             )
     return model, MotionOrigin(source=source, flow=found.flow)
 
@@ -226,9 +225,9 @@ def read_motion(
     given = replace(required(description.model.motion, "Motion Expert"), hidden_layer=wanted.hidden_layer)
     found = first_difference(to_json(given), to_json(wanted), "model.motion")
     if found is not None:
-        name, have, asked = found
+        name, have, needed = found
         raise MismatchError(
-            f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {asked!r}."
+            f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {needed!r}."
         )
     weights = motion_weights(trained.state_dict())
     source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
@@ -256,7 +255,7 @@ def _cache_hidden(
         )
 
 
-def _state_width(config: PolicyTraining, one: TrainedOn) -> int:
+def _state_width(config: PolicyTraining, one: TrainingDataset) -> int:
     """How many values of a state the policy has to be given; none where neither it nor its actions look at them."""
     if isinstance(config.state_transform, NoState) and one.embodiment.per_frame:
         return 0
@@ -265,7 +264,7 @@ def _state_width(config: PolicyTraining, one: TrainedOn) -> int:
 
 def _describe(
     config: PolicyTraining,
-    datasets: Sequence[TrainedOn],
+    datasets: Sequence[TrainingDataset],
     parts: Sequence[PolicySamples | ImageSamples],
     motion: MotionOrigin | None,
 ) -> Description:

@@ -1,4 +1,4 @@
-"""The training loop, the same for both stages (a stage says what is trained on what), and how it is stopped."""
+"""The training loop, the same for both stages, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lamp.seeding import global_states, restore_global_states, seed_everything
 from lamp.train.breakdown import AnyBatch, added, labelled, weighted
 from lamp.train.config import LoopConfig
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
-from lamp.train.metrics import Interval, Journal, device_memory
+from lamp.train.metrics import Journal, LogInterval, device_memory
 from lamp.train.optimizer import Ema, set_learning_rates
 from lamp.train.parallel import build_strategy
 from lamp.train.stages import Stage
@@ -93,7 +93,7 @@ class Trainer:
         self.elapsed_s = self.elapsed_before_s
         """Time spent on this run, earlier calls included, by the main process's clock after the last step. [s]"""
 
-    def train_step(self, interval: Interval) -> None:
+    def train_step(self, interval: LogInterval) -> None:
         """Takes one optimizer step: forward and backward of each micro-batch, then clipping and the update."""
         config, stage, strategy = self.config, self.stage, self.strategy
         stage.train_mode()
@@ -143,7 +143,7 @@ class Trainer:
         main = self.distributed.is_main
         progress = Progress(self.stage.name, self.config.steps, "steps", done=self.step) if main else None
         journal = Journal(self.out, from_step=self.step, trackers=self.config.trackers) if main else None
-        interval = Interval()
+        interval = LogInterval()
         try:
             with stop_request() as stop:
                 reason = self._stop_reason(stop)
@@ -174,7 +174,7 @@ class Trainer:
         """Takes some real steps and returns the seconds of each; nothing is logged or saved."""
         seconds = []
         for _ in range(steps):
-            interval, started = Interval(), time.perf_counter()
+            interval, started = LogInterval(), time.perf_counter()
             self.train_step(interval)
             interval.read(self.distributed)  # waits for the device
             seconds.append(time.perf_counter() - started)
@@ -226,8 +226,8 @@ class Trainer:
         return "time limit" if agreed["late"] else None
 
     def _report(
-        self, interval: Interval, journal: Journal | None, progress: Progress | None, reason: Reason | None
-    ) -> Interval:
+        self, interval: LogInterval, journal: Journal | None, progress: Progress | None, reason: Reason | None
+    ) -> LogInterval:
         """Writes what is due after this step; returns the interval that the next step adds to."""
         config = self.config
         validate = reason == "finished" or self.step % config.validate_every == 0
@@ -246,7 +246,7 @@ class Trainer:
             journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
         if validate:
             self._validate(journal, progress)
-        return Interval()
+        return LogInterval()
 
     def _validate(self, journal: Journal | None, progress: Progress | None) -> None:
         with nullcontext() if self.ema is None else self.ema.applied(), self.strategy.unsharded():

@@ -44,9 +44,6 @@ def held_out_loss(
     Args:
         loss: A stage's, of a batch.
         counts: How many samples each loss of a batch is a mean over.
-        samples: Of held-out episodes.
-        indices: The samples to measure.
-        loop: Batch size, precision, device and seed.
         at_once: Samples that go through the model together; a batch by default. The noise does not depend on it.
     """
     sums: dict[str, Tensor] = {}
@@ -86,11 +83,7 @@ def measure_actions(
     """Draws one action chunk for each sample, with the same noise every time, and compares it with the demonstrated one.
 
     Args:
-        model: The policy's.
         encode: Adds the backbone's tokens to a batch.
-        samples: Of held-out episodes.
-        indices: The samples to measure.
-        loop: Batch size, precision, device and seed.
         at_once: Samples that go through the model together; the noise does not depend on it.
 
     Returns:

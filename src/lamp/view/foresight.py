@@ -51,7 +51,7 @@ class ViewConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class ForesightPicture:
     """A drawn frame."""
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -60,14 +60,14 @@ class View:
     caption: str
 
 
-def view(config: ViewConfig) -> View:
+def view(config: ViewConfig) -> ForesightPicture:
     """Draws a frame and writes the PNG file.
 
     Raises:
         DataError: The dataset, its scene flow or the checkpoint is missing.
         ConfigError: There is no such episode.
     """
-    looking = Looking(
+    looking = ForesightRenderer(
         config.data, config.checkpoint, samples=config.samples, seed=config.seed, scene_flow=config.scene_flow
     )
     shown = looking.draw(config.episode, config.frame)
@@ -79,7 +79,6 @@ class Foreseer:
     """The motion prior of a checkpoint of either stage.
 
     Args:
-        checkpoint: Its folder, or the run that holds it.
         backbone: The frozen backbone, where the caller has it.
 
     Raises:
@@ -108,13 +107,13 @@ class Foreseer:
         read = self.encoder.encode_for_prior(seen)
         encoded = self.encoder.encode(seen) if read is None else read
         noise = self.model.motion_noise(samples, torch.Generator().manual_seed(seed))
-        drawn = [self.model.foresee(encoded, one[None]) for one in noise]
-        increments = self.flow.bounds.denormalise(torch.cat(drawn).mean(0).float())
+        predicted = [self.model.foresee(encoded, one[None]) for one in noise]
+        increments = self.flow.bounds.denormalise(torch.cat(predicted).mean(0).float())
         grid = grid_points(*self.flow.grid).float()
         return integrate(torch.cat([grid, torch.zeros(len(grid), 1)], dim=1), increments).numpy()
 
 
-class Looking:
+class ForesightRenderer:
     """Draws frames of a dataset; the checkpoint is opened once, when first needed."""
 
     def __init__(
@@ -151,7 +150,7 @@ class Looking:
         """The motion prior; None where no checkpoint was given."""
         return None if self._checkpoint is None else Foreseer(self._checkpoint, backbone=self._backbone)
 
-    def draw(self, episode: int, frame: int | None = None) -> View:
+    def draw(self, episode: int, frame: int | None = None) -> ForesightPicture:
         """Draws the frame, its true scene flow and, with a checkpoint, the predicted one, beside each other."""
         stored = self.store.frames(episode)
         frame = self.liveliest(episode) if frame is None else int(stored[np.abs(stored - frame).argmin()])
@@ -168,7 +167,7 @@ class Looking:
             pictures.append(draw_foresight(image, paths, STYLE))
             captions.append("predicted motion" + (f", mean of {self.samples}" if self.samples > 1 else ""))
         caption = f"{task} (episode {episode}, frame {frame})"
-        return View(image=row_of(pictures, captions), episode=episode, frame=frame, caption=caption)
+        return ForesightPicture(image=row_of(pictures, captions), episode=episode, frame=frame, caption=caption)
 
     def truth(self, episode: int, frame: int) -> Float[np.ndarray, "k t1 3"]:
         """Returns the true paths, as long as the motion prior's where there is one; not-a-number where unknown."""

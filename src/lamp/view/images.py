@@ -76,7 +76,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no picture that can be read ({error}); expected a whole PNG or JPEG file") from None
+        raise DataError(f"{path} is not a readable picture ({error}); expected a whole PNG or JPEG file") from None
 
 
 def read_caption(path: Path) -> str:

@@ -85,8 +85,8 @@ def _by_suite(results: RunResults) -> dict[tuple[str, float], list[_Method]]:
             if kind is None:
                 continue
             flow, fusion = kind
-            told = f"{FLOWS.get(flow, flow)}" + (f", {FUSIONS.get(fusion, fusion)}" if flow else "")
-            name = f"{folder_label(folder)}: {words(condition)}" + (f" ({told})" if told != words(condition) else "")
+            label = f"{FLOWS.get(flow, flow)}" + (f", {FUSIONS.get(fusion, fusion)}" if flow else "")
+            name = f"{folder_label(folder)}: {words(condition)}" + (f" ({label})" if label != words(condition) else "")
             suites.setdefault(key, []).append(_Method(name=name, flow=flow, fusion=fusion, records=chosen))
     return suites
 
@@ -145,8 +145,8 @@ def _bars(records: Sequence[EpisodeRecord], tasks: Sequence[int], *, last: bool)
             yield Bar(value=None, text="no episode")
             continue
         rate = Rate(successes=sum(won), trials=len(won))
-        said = f"{rate.successes}/{rate.trials} · {percent(rate.value)}"
-        yield Bar(value=rate.value, interval=rate.interval, text=said)
+        text = f"{rate.successes}/{rate.trials} · {percent(rate.value)}"
+        yield Bar(value=rate.value, interval=rate.interval, text=text)
 
 
 def _published(value: float | None) -> Bar:
@@ -184,8 +184,8 @@ def robot(results: RunResults) -> Section | None:
 def _progress(progress: TaskProgress | None) -> Bar:
     if progress is None:
         return Bar(value=None, text="no trial")
-    said = f"{100 * progress.mean:.1f} · {progress.counted}"
-    return Bar(value=progress.mean, interval=progress.interval, text=said)
+    text = f"{100 * progress.mean:.1f} · {progress.counted}"
+    return Bar(value=progress.mean, interval=progress.interval, text=text)
 
 
 def departures(trials: Sequence[Trial]) -> list[str]:

@@ -55,8 +55,8 @@ def sheet(config: SheetConfig) -> Path:
     from lamp_client.envs.libero_perturbed import PerturbedLibero, unchanged
 
     standard = LiberoSimulators(suite=config.suite, image_size=config.size)
-    asked = config.perturb or tuple(f"{aspect}={config.level}" for aspect in ASPECTS)
-    variants = [variant for variant in perturbed(standard, asked) if isinstance(variant, PerturbedSimulators)]
+    levels = config.perturb or tuple(f"{aspect}={config.level}" for aspect in ASPECTS)
+    variants = [variant for variant in perturbed(standard, levels) if isinstance(variant, PerturbedSimulators)]
     draws = {"standard": unchanged, **{variant.label: variant.draw for variant in variants}}
     seed = placement_seed(config.seed, config.suite, config.task, config.state)
     pictures = []
@@ -65,14 +65,14 @@ def sheet(config: SheetConfig) -> Path:
             env.draw = draw
             env.reset(config.state, seed)
             image = next(iter(env.observe().images.values()))
-            told = env.instruction if env.effects.instruction else ""
-            pictures.append(_told(image, told) if told else image)
+            instruction = env.instruction if env.effects.instruction else ""
+            pictures.append(_with_instruction(image, instruction) if instruction else image)
     caption = f"Plus-style perturbations of {config.suite}, task {config.task}, made by LaMP; not LIBERO-Plus."
     write_png(config.out, _arranged(pictures, list(draws), config.columns), caption)
     return config.out
 
 
-def _told(image: UInt8[np.ndarray, "h w 3"], instruction: str) -> UInt8[np.ndarray, "h w 3"]:
+def _with_instruction(image: UInt8[np.ndarray, "h w 3"], instruction: str) -> UInt8[np.ndarray, "h w 3"]:
     """Writes an instruction over the lower part of an image."""
     sheet = Image.fromarray(image)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
@@ -89,7 +89,7 @@ def _arranged(pictures: list[UInt8[np.ndarray, "h w 3"]], names: list[str], colu
     blank = np.full_like(pictures[0], 250)
     rows = []
     for first in range(0, len(pictures), columns):
-        shown, said = pictures[first : first + columns], names[first : first + columns]
+        shown, captions = pictures[first : first + columns], names[first : first + columns]
         lacking = columns - len(shown) if rows else 0
-        rows.append(row_of([*shown, *[blank] * lacking], [*said, *[""] * lacking], gap=_GAP))
+        rows.append(row_of([*shown, *[blank] * lacking], [*captions, *[""] * lacking], gap=_GAP))
     return np.concatenate(rows)

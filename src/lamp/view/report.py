@@ -166,7 +166,7 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     flows = _by_name(run, FLOW)
     data = run / "data" if (run / "data" / "meta" / "info.json").is_file() else None
     pictures = tuple(
-        Picture(path=path, caption=_caption(path))
+        Picture(path=path, caption=read_caption(path) or path.stem.replace("-", " ").replace("_", " "))
         for path in sorted(run.glob("pictures/*"))
         if path.suffix in (".png", ".jpg")
     )
@@ -194,7 +194,7 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """What a run says of itself; each part is empty where it does not."""
+    """The run's own summary; a part that it lacks is empty."""
     values = _json(path) or {}
     with as_written(path, "summary of a run"):
         seconds = {name: float(value) for name, value in values.get("seconds", {}).items() if name != "total"}
@@ -229,20 +229,16 @@ def _by_name(run: Path, file: str) -> dict[str, Path]:
 
 
 def _stage(folder: Path) -> str:
-    """Which stage a run trained, by what it says of itself, or its checkpoint; else by its folder's name."""
+    """Which stage a run trained, by its own record or its checkpoint's; else by its folder's name."""
     for path, key in ((folder / "lamp.json", "stage"), (folder / "checkpoint" / "lamp.json", "kind")):
-        said = _json(path)
-        if isinstance(said, dict) and said.get(key) in ("motion", "policy"):
-            return said[key]
+        record = _json(path)
+        if isinstance(record, dict) and record.get(key) in ("motion", "policy"):
+            return record[key]
     return "motion" if "motion" in folder.name and not folder.name.startswith("policy") else "policy"
 
 
 def together(runs: Sequence[tuple[Path, ReportInputs]]) -> ReportInputs:
-    """The parts of several runs as those of one; the title, the lead and the dataset are the first one's that has them.
-
-    Args:
-        runs: Each folder, and what was found in it.
-    """
+    """The parts of several runs as those of one; the title, the lead and the dataset are the first one's that has them."""
     if len(runs) == 1:
         return runs[0][1]
 
@@ -278,7 +274,3 @@ def _configurations(run: Path, evaluations: tuple[Path, ...]) -> dict[str, Any]:
 
 def _json(path: Path) -> Any:
     return read_json(path, "file") if path.is_file() else None
-
-
-def _caption(path: Path) -> str:
-    return read_caption(path) or path.stem.replace("-", " ").replace("_", " ")

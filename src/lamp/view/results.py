@@ -203,7 +203,7 @@ def load_results(
 
 @contextmanager
 def as_written(path: Path, what: str) -> Iterator[None]:
-    """Says which file it is whose JSON has another shape than LaMP gives it.
+    """Turns errors at JSON of another shape than LaMP writes into one that names the file.
 
     Raises:
         DataError: It has.
@@ -212,13 +212,13 @@ def as_written(path: Path, what: str) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
         found = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} is no {what} as LaMP writes it ({found}); restore or remove it") from None
+        raise DataError(f"{path} is not a {what} as LaMP writes it ({found}); restore or remove it") from None
 
 
 def _manifest(path: Path) -> tuple[int, dict[str, dict[str, str | None]]]:
     """How many episodes were planned, and each condition's kind of policy."""
     manifest = read_json(path, "evaluation manifest")
-    with as_written(path, "evaluation manifest"):
+    with as_written(path, "manifest of an evaluation"):
         models = manifest.get("facts", {}).get("models", {})
         return int(manifest["planned"]), {
             name: {key: _text(model.get(key)) for key in ("flow", "fusion")} for name, model in models.items()

@@ -42,7 +42,7 @@ WIDE = 2.4
 
 
 def lead(results: RunResults) -> str:
-    """A sentence that says what the page is about."""
+    """What the page is about, in a sentence."""
     parts = []
     if results.data:
         parts.append(f"{results.data.get('episodes')} demonstrations")
@@ -89,11 +89,7 @@ def time(seconds: Mapping[str, float | int]) -> Section:
 
 
 def foresight(pictures: Sequence[tuple[Path, str]]) -> Section:
-    """What the motion prior expects to happen.
-
-    Args:
-        pictures: Each file and its caption.
-    """
+    """What the motion prior expects to happen."""
     if not pictures:
         missing = absent("This run has no pictures of predicted motion.")
         return Section(anchor="foresight", title="Foresight", blocks=[missing])

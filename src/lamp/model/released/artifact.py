@@ -140,7 +140,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     )
     unique = {str(record): record for record in records} if isinstance(records, list) else {}
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{file}: {records!r} is no list of files; expected records of name, size and sha256.")
+        raise DataError(f"{file}: {records!r} is not a list of files; expected records of name, size and sha256.")
     for check in (_check_size, _check_sha256):  # a size is known at once, a sum takes minutes
         for record in unique.values():
             check(folder, record)

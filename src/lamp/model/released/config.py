@@ -155,7 +155,8 @@ def read_config(obj: Mapping[str, Any], where: str) -> ReleasedConfig:
     """
     read = _Reader(obj, where)
     _check(read)
-    sizes = {name: read.whole(path, _default(name)) for name, path in SIZES.items()}
+    # Of the state's width alone, the published code's default is not the published weights' value.
+    sizes = {name: read.whole(path, 0 if name == "S" else getattr(ReleasedSizes, name)) for name, path in SIZES.items()}
     sizes["H"] = read.whole(LAST_ACTION, ReleasedSizes.H - 1) + 1
     steps, hidden_at = _solver(read)
     return ReleasedConfig(
@@ -177,11 +178,6 @@ def read_config(obj: Mapping[str, Any], where: str) -> ReleasedConfig:
         bounds_low=read.axes("framework.motion_expert.action_min", RELEASED_BOUNDS.low),
         bounds_high=read.axes("framework.motion_expert.action_max", RELEASED_BOUNDS.high),
     )
-
-
-def _default(size: str) -> int:
-    # Of the state's width alone, the published code's default is not the published weights' value.
-    return 0 if size == "S" else getattr(ReleasedSizes, size)
 
 
 def _check(read: _Reader) -> None:

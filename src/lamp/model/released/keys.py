@@ -226,7 +226,7 @@ def _action(sizes: ReleasedSizes, theirs: str, ours: str) -> Iterator[Pair]:
 
 
 def parts_of(names: Iterable[str], where: str) -> frozenset[Part]:
-    """Tells from the names of its tensors which model a file holds.
+    """Which parts of the model a file holds, by the names of its tensors.
 
     Raises:
         MismatchError: It holds neither the Motion Expert alone nor a whole policy.

@@ -14,7 +14,6 @@ from lamp.errors import MismatchError, MissingDependencyError
 from lamp.files import atomic_path, sha256_of, write_json
 from lamp.flow_matching import Beta
 from lamp.model.guidance import GuidanceConfig
-from lamp.model.lamp import LaMPConfig
 from lamp.model.qwen3_vl import PreNorm
 from lamp.model.qwen_processor import BARE_PROMPT
 from lamp.model.released.artifact import CONFIG_FILE, MANIFEST_FILE, STATISTICS_FILE
@@ -49,7 +48,6 @@ def export_released(checkpoint: Path, out: Path, *, vlm: Path | None = None) -> 
 
     Args:
         checkpoint: A policy whose arithmetic the release has, or a Motion Expert.
-        out: The new folder.
         vlm: A folder of the VLM's weights, as transformers saves them; None: those in the checkpoint.
 
     Raises:
@@ -129,7 +127,8 @@ def to_config(description: Description) -> ReleasedConfig:
         steps=model.solver_steps,
         hidden_at=model.hidden_at,
         dropout=model.guidance.dropout if isinstance(model.guidance, GuidanceConfig) else 0.1,
-        action_tau=_action_tau(model),
+        # The release's code trains with nothing else; what it samples has no part in acting.
+        action_tau=model.action_tau if isinstance(model.action_tau, Beta) else Beta(),
         mask_z=policy is not None and _ranges(policy)[0].hidden == (HEIGHT,),
         bounds_low=flow.bounds.low,
         bounds_high=flow.bounds.high,
@@ -165,11 +164,6 @@ def _ranges(policy: PolicyRecord) -> tuple[ClampedRange, ClampedRange]:
     if state.hidden not in ((), (HEIGHT,)) or actions.hidden:
         raise MismatchError(f"this policy hides the values {state.hidden} of the state; the release none, or {HEIGHT}.")
     return state, actions
-
-
-def _action_tau(model: LaMPConfig) -> Beta:
-    # The release's code trains with nothing else; what it samples has no part in acting.
-    return model.action_tau if isinstance(model.action_tau, Beta) else Beta()
 
 
 def _manifest(

@@ -61,7 +61,6 @@ def import_released(source: str, out: Path, *, revision: str | None = None, vlm:
 
     Args:
         source: A folder with `config.yaml`, `dataset_statistics.json` and one `.pt`, or a hub id.
-        out: The new checkpoint's folder.
         revision: The hub's branch or commit.
         vlm: A folder of the VLM. Where the release brings the VLM's weights, its `config.json`, tokenizer and preprocessor
             settings are taken from there; None looks for them under the hub id in `config.yaml`. Where it does not, it says
@@ -186,7 +185,7 @@ def describe(
 
 
 def backbone_settings(config: ReleasedConfig) -> Qwen3VLBackboneConfig:
-    """Says how the release uses its VLM.
+    """How the release uses its VLM.
 
     Deviation: the release pads a batch on the left, and takes the padding for real tokens, so that an observation's actions
     depend on what else is in the batch. It is evaluated on one observation at a time, without padding; on the right and masked,

@@ -28,7 +28,7 @@ def description_files(config: ReleasedConfig, given: Path | None, notes: list[st
     Args:
         config: Names the VLM's hub id.
         given: A folder that has them.
-        notes: Is told where they are missing, and what to do.
+        notes: Gets a line where they are missing, with the remedy.
 
     Returns:
         The files; None where the hub cannot be reached, which leaves the weights without.

@@ -21,10 +21,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_training
+from training_fakes import ACTION, PatchBackbone, loop, motion_training, policy_training, write_dataset
 
+from lamp.data.check import check_dataset
+from lamp.data.episode_selection import EpisodeSelection
+from lamp.data.lerobot import LeRobotDataset
 from lamp.data.policy_dataset import PolicySamples
-from lamp.errors import ConfigError, LampError, MismatchError
+from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.files import read_lines_json
 from lamp.flow_matching import interpolate, velocity_target
 from lamp.model.layers import Mlp
@@ -140,6 +143,35 @@ def test_the_prior_is_shown_only_where_stage_one_did_not_look(data: Path, tmp_pa
     held_out = set(source.data.validation_episodes) - set(result.description.data.validation_episodes)
     assert 0 < len(held_out) < result.description.data.episodes
     assert share == pytest.approx(len(held_out) / result.description.data.episodes, abs=0.2)
+
+
+def test_each_stage_has_episodes_of_its_own(data: Path, tmp_path: Path) -> None:
+    held_out = EpisodeSelection(episodes="4:6")
+    first = Split(episodes=EpisodeSelection(episodes="0:3"), held_out=held_out)
+    motion(data, tmp_path / "motion", motion_training(loop=loop(steps=2), split=first))
+    second = Split(episodes=EpisodeSelection(episodes="2:4"), held_out=held_out)
+    config = policy_training(loop=loop(steps=2), split=second, prior_on=UnseenEpisodes())
+    policy(data, tmp_path / "policy", config, tmp_path / "motion")
+    description = read_description(tmp_path / "policy" / "checkpoint")
+    assert description.data.train_episodes == (2, 3) and description.data.validation_episodes == (4, 5)
+    assert description.motion_source is not None
+    assert description.motion_source.data.train_episodes == (0, 1, 2), "episode 3 alone is new to the prior"
+    with pytest.raises(ConfigError, match=r"episodes 4:6: no episode of .* meets that; it has 6, 2 of them held out"):
+        policy(
+            data, tmp_path / "none", replace(config, split=replace(second, episodes=EpisodeSelection(episodes="4:6")))
+        )
+
+
+def test_stage_one_needs_no_actions(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", motion_only=True)
+    assert not any(name.startswith("action") for name in LeRobotDataset(root).features)
+    motion(root, tmp_path / "motion", motion_training(loop=loop(steps=2)))
+    assert (tmp_path / "motion" / "flow.json").is_file()
+    assert check_dataset(root).faults == ()
+    with pytest.raises(
+        DataError, match=r"has no actions; expected demonstrations with actions. `lamp train motion` can"
+    ):
+        policy(root, tmp_path / "policy", policy_training(loop=loop(steps=2)), tmp_path / "motion")
 
 
 def test_a_prior_that_saw_every_episode_cannot_be_shown_on_unseen_ones(data: Path, tmp_path: Path) -> None:

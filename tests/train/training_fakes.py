@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,14 @@ def episode(seed: int, length: int = 24) -> EpisodeData:
     )
 
 
-def write_dataset(root: Path, episodes: int = 6) -> Path:
-    """Makes a dataset with the features of `PatchBackbone` and a scene flow."""
+def write_dataset(root: Path, episodes: int = 6, *, motion_only: bool = False) -> Path:
+    """Makes a dataset with the features of `PatchBackbone` and a scene flow; where it is of motion only, without actions."""
     for seed in range(episodes):
-        stage_episode(root, f"episode-{seed}", episode(seed))
+        made = episode(seed)
+        if motion_only:
+            kept = {name: values for name, values in made.frames.items() if not name.startswith("action")}
+            made = dataclasses.replace(made, frames=kept)
+        stage_episode(root, f"episode-{seed}", made)
     LeRobotWriter(root).finalize({"suite": "made up", "render_every": 2})
     dataset = LeRobotDataset(root)
     FeatureCache.build(dataset, PatchBackbone())

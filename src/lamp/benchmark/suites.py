@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from lamp.data.episode_selection import parse_numbers
 from lamp.errors import ConfigError, unknown
 from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.envs import Env
@@ -159,30 +160,7 @@ def parse_states(text: str, available: int = 50) -> tuple[int, ...]:
     Raises:
         ConfigError: The text is no such list, names a state twice, or one that the suite does not have.
     """
-    states: list[int] = []
-    for part in text.split(","):
-        pieces = part.strip().split(":")
-        try:
-            numbers = [int(piece) if piece.strip() else None for piece in pieces]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1 and numbers[0] is not None:
-            states.append(numbers[0])
-        elif len(numbers) in (2, 3) and all(number is None or number >= 0 for number in numbers) and numbers[2:] != [0]:
-            stop = numbers[1] if numbers[1] is not None else available
-            states.extend(range(numbers[0] or 0, stop, (numbers[2] if numbers[2:] else None) or 1))
-        else:
-            raise ConfigError(
-                f"initial states {text!r}: expected numbers or slices such as '30:50', '0:50:5' or '0,3,40:50'"
-            )
-    outside = [state for state in states if not 0 <= state < available]
-    if outside:
-        raise ConfigError(
-            f"initial states {text!r}: there is no state {outside[0]}; the suite has 0 to {available - 1}"
-        )
-    if not states or len(set(states)) != len(states):
-        raise ConfigError(f"initial states {text!r}: expected at least one state and none twice")
-    return tuple(states)
+    return parse_numbers(text, available, "initial states")
 
 
 def noise_seed(suite: str, task: int, state: int, repeat: int = 0) -> int:

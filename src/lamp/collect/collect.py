@@ -119,7 +119,10 @@ def collect(config: CollectConfig) -> CollectReport:
 
 
 def _settings(config: CollectConfig) -> dict[str, Any]:
-    return {key: value for key, value in to_json(config).items() if key not in FREE_TO_CHANGE}
+    settings = {key: value for key, value in to_json(config).items() if key not in FREE_TO_CHANGE}
+    if not config.motion_only:  # collections that an earlier version began do not note it
+        settings.pop("motion_only")
+    return settings
 
 
 def _check_settings(root: Path, config: CollectConfig) -> None:
@@ -315,14 +318,18 @@ def episode_data(
 ) -> EpisodeData:
     """Renders a trajectory and puts it into the dataset's terms."""
     positions, quaternions = env.model_poses()
-    return EpisodeData(
-        frames={
-            "observation.state": trajectory.proprioception.astype(np.float32),
-            "observation.fresh": fresh_frames(trajectory.length, config.render_every),
+    frames = {
+        "observation.state": trajectory.proprioception.astype(np.float32),
+        "observation.fresh": fresh_frames(trajectory.length, config.render_every),
+    }
+    if not config.motion_only:
+        frames |= {
             "action": trajectory.clean.astype(np.float32),
             "action.executed": trajectory.executed.astype(np.float32),
             "action.overridden": trajectory.overridden,
-        },
+        }
+    return EpisodeData(
+        frames=frames,
         images=render(env, trajectory, config.render_every),
         task=env.instruction,
         extra={

@@ -54,6 +54,8 @@ class CollectConfig:
     """Render every n-th frame; the frames between repeat the image and are marked as not fresh."""
     image_size: int = 256
     """Width and height of the images [px]."""
+    motion_only: bool = False
+    """Record no actions: data that Stage 1 learns motion from, and no policy can be trained on."""
     workers: int = 0
     """Processes; 0: one per processor."""
     seed: int = 0

@@ -11,6 +11,7 @@ from lamp.errors import ConfigError
 from lamp.flags import value_of
 
 if TYPE_CHECKING:
+    from lamp.data.episode_selection import EpisodeSelection
     from lamp.recipes import Recipe, TrainingRecipe
 
 
@@ -24,6 +25,38 @@ class Command:
     """It waits for somebody, for as long as that takes."""
     elsewhere: str = "--out FOLDER"
     """The flags that choose another place for what it writes, said where it cannot write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionFlags:
+    """Which episodes of the dataset are used; an episode has to meet all that is given."""
+
+    episodes: str | None = None
+    """Episode numbers: 0:40, 0:40:2 or 3,7,20:30; all by default."""
+    tasks: str | None = None
+    """Task numbers of the dataset, 0,3 or 0:5, or one instruction in its words."""
+    states: str | None = None
+    """Initial states, as `lamp collect` records them: 0:10."""
+    per_task: int | None = None
+    """At most so many episodes of each task; those of a smaller number are among those of a larger one."""
+    share: float | None = None
+    """This share of each task's episodes."""
+    selection_seed: int = 0
+    """Of the choice by --per-task or --share."""
+
+    @property
+    def selection(self) -> EpisodeSelection:
+        """What the flags select."""
+        from lamp.data.episode_selection import EpisodeSelection
+
+        return EpisodeSelection(
+            episodes=self.episodes,
+            tasks=self.tasks,
+            states=self.states,
+            per_task=self.per_task,
+            share=self.share,
+            seed=self.selection_seed,
+        )
 
 
 def need(flag: str, arguments: Sequence[str], command: str) -> None:
@@ -92,7 +125,7 @@ def ensure_features(
     from lamp.train.backbones import Caching, ensure_features
 
     ensure_features(
-        embodiment.open(data),
+        embodiment.open(data, pictures_only=True),
         config,
         token_width=token_width,
         augmentation=augmentation or NO_AUGMENTATION,

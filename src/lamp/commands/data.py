@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lamp.commands.command import Command, experiment_named, following, mixed_in, need, training_named
+from lamp.commands.command import Command, SelectionFlags, experiment_named, following, mixed_in, need, training_named
 from lamp.errors import ConfigError
 from lamp.flags import parse, parse_beside, value_of, with_flag
 
@@ -44,7 +44,7 @@ def _collect(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowFlags:
+class FlowFlags(SelectionFlags):
     """Computes a dataset's 3-D scene flow from its recorded simulation; a stopped build goes on where it was."""
 
     recipe: str | None = None
@@ -58,7 +58,11 @@ def _flow_build(arguments: Sequence[str]) -> None:
     if name := value_of("--recipe", arguments):
         need("--data", words, "flow build")
         settings = _flow_settings(name)
-    _, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings, leading="--data")
+    flags, config = parse_beside(FlowFlags, FlowBuildConfig, words, "flow build", settings, leading="--data")
+    if not flags.selection.is_everything:
+        from lamp.data.lerobot.reader import LeRobotDataset
+
+        config = replace(config, only=flags.selection.select(LeRobotDataset(config.data)))
     build(config)
 
 

@@ -52,7 +52,7 @@ def fill_caches(request: CacheRequest) -> list[Path]:
     folders, settings = [], request.settings
     key = find_backbone(settings.backbone).key
     for one in request.datasets:
-        dataset = one.embodiment.open(Path(one.data))
+        dataset = one.embodiment.open(Path(one.data), pictures_only=True)
         ensure_features(
             dataset, settings.backbone, augmentation=settings.augmentation, root=request.root, caching=request.caching
         )
@@ -71,7 +71,7 @@ def check_caches(request: CacheRequest) -> Iterator[CacheReport]:
     """
     backbone = find_backbone(request.settings.backbone)
     for one in request.datasets:
-        dataset = one.embodiment.open(Path(one.data))
+        dataset = one.embodiment.open(Path(one.data), pictures_only=True)
         folder = cache_folder(dataset, backbone.key, request.root)
         read_manifest(folder, backbone.key, dataset, backbone.description)
         store = FeatureStore(dataset, folder, request.settings.augmentation)

@@ -13,6 +13,7 @@ import tyro
 
 from lamp.commands.command import (
     Command,
+    SelectionFlags,
     embodiment,
     ensure_features,
     following,
@@ -26,7 +27,7 @@ from lamp.progress import say
 
 if TYPE_CHECKING:
     from lamp.recipes import Recipe
-    from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining
+    from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, Split
     from lamp.train.run_folder import RunStage, TrainingResult
 
 ELSEWHERE = "--out FOLDER for the run, --features FOLDER for feature caches"
@@ -35,7 +36,7 @@ ANY_RECIPE = "demo"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionFlags:
+class MotionFlags(SelectionFlags):
     """Stage 1: trains the Motion Expert on the dataset's scene flow."""
 
     recipe: str
@@ -48,6 +49,9 @@ class MotionFlags:
     embodiment: str | None = None
     """How the dataset records its robot: lamp, libero, bridge, droid ..., or a JSON file; by default, as the recipe says
     (docs/data.md)."""
+    hold_out: str | None = None
+    """Episodes that are measured and never trained on, in place of a share of each task: states=10:15, or conditions such as
+    tasks=0;episodes=3,7 (docs/data.md)."""
     fresh: bool = False
     """Start again, and remove an earlier run."""
     sharding: Literal["replicated", "full"] | None = None
@@ -87,6 +91,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
         training = replace(training, flow_stride=stride, scene_flow=name)
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
     training = replace(training, also=tuple(mixed_in(text) for text in flags.also)) if flags.also else training
+    training = replace(training, split=_with_selection(training.split, flags))
     training = replace(training, loop=_with_trackers(_with_sharding(training.loop, flags.sharding), flags))
 
     def train(now: LoopConfig, run: RunStage) -> TrainingResult:
@@ -126,6 +131,14 @@ def _print_result(result: TrainingResult, loop: LoopConfig, *next_commands: Sequ
         return
     commands = " or ".join(shlex.join(map(str, words)) for words in next_commands)
     print(f"saved in {result.checkpoint}; next: {commands}")
+
+
+def _with_selection(split: Split, flags: MotionFlags) -> Split:
+    """The split, with the episodes that are selected and held out."""
+    from lamp.data.episode_selection import parse_selection
+
+    chosen = split if flags.selection.is_everything else replace(split, episodes=flags.selection)
+    return chosen if flags.hold_out is None else replace(chosen, held_out=parse_selection(flags.hold_out))
 
 
 def _with_trackers(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
@@ -267,6 +280,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     if flags.also:
         training = replace(training, also=tuple(mixed_in(text) for text in flags.also))
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
+    training = replace(training, split=_with_selection(training.split, flags))
     loop = _with_trackers(_with_sharding(training.loop, flags.sharding), flags)
     training = _with_lora(replace(training, loop=loop), flags.lora)
 

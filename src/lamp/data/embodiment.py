@@ -82,11 +82,18 @@ class Embodiment:
             return ()
         return (self.gripper,) if isinstance(self.gripper, Gripper) else self.gripper
 
-    def open(self, source: str | os.PathLike[str]) -> LeRobotDataset:
+    @property
+    def action_keys(self) -> tuple[str, ...]:
+        """The features that the action is made of."""
+        return tuple(part.key for part in self.action)
+
+    def open(self, source: str | os.PathLike[str], *, pictures_only: bool = False) -> LeRobotDataset:
         """Opens a dataset, with its cameras under the policy's names.
 
+        `pictures_only`: neither states nor actions are read, as in Stage 1, and need not be there.
+
         Raises:
-            DataError: It cannot be read.
+            DataError: It cannot be read, or has no actions at all.
             ConfigError: It lacks a camera or a feature.
             MismatchError: It runs at another rate, or a feature is too narrow.
         """
@@ -94,6 +101,13 @@ class Embodiment:
         if self.fps is not None and abs(dataset.fps - self.fps) > 0.01 * self.fps:
             raise MismatchError(
                 f"{dataset.root} runs at {dataset.fps:g} fps; the embodiment {self.name!r} at {self.fps:g}"
+            )
+        if pictures_only:
+            return dataset
+        if not any(name.split(".")[0] == "action" or name in self.action_keys for name in dataset.features):
+            raise DataError(
+                f"{dataset.root} has no actions; expected demonstrations with actions. `lamp train motion` can learn "
+                "from its motion, a policy cannot"
             )
         for part in (*self.state, *self.action):
             if part.key not in dataset.features:

@@ -10,12 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import tyro
 
 from lamp.errors import ConfigError, DataError, unknown, unreadable
 from lamp.files import locked, remove_leftovers
@@ -57,6 +58,8 @@ class FlowBuildConfig:
     """The images are mirrored left to right, as LIBERO's customarily are."""
     workers: int = field(default_factory=available_cores)
     """Processes."""
+    only: Annotated[tuple[int, ...] | None, tyro.conf.Suppress] = None
+    """Episodes whose scene flow is built; that of others stays as it is. None: all."""
     overwrite: bool = False
     """Remove the store of these settings first; or the dataset's only store, whatever its settings."""
 
@@ -140,6 +143,12 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         MismatchError: A store is there that was built otherwise, or the recording does not fit the simulator.
     """
     recordings = recording_paths(config.data)
+    if config.only is not None:
+        recordings = {episode: path for episode, path in recordings.items() if episode in config.only}
+        if not recordings:
+            raise DataError(
+                f"none of the {len(config.only)} selected episodes of {config.data} has a recorded simulation"
+            )
     if config.overwrite:
         folders = store_folders(config.data)
         old = folders[0] if len(folders) == 1 else folder_for(config.data, config.description)

@@ -60,6 +60,8 @@ class DataRecord:
     """Training samples; like `episodes`, 0 for imported weights, which do not say."""
     tasks: tuple[str, ...]
     validation_episodes: tuple[int, ...]
+    train_episodes: tuple[int, ...] | None = None
+    """None where an earlier version did not note them."""
     dataset: str = ""
     """Content hash of the whole dataset, held-out episodes included; empty where it was not noted."""
 

@@ -12,6 +12,7 @@ import tyro
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
+from lamp.data.episode_selection import ALL_EPISODES, EpisodeSelection
 from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
@@ -148,6 +149,10 @@ class Split:
     validation_share: float = 0.1
     """At least one episode where this is above 0; 0 trains on everything."""
     seed: int = 0
+    episodes: Annotated[EpisodeSelection, tyro.conf.Suppress] = ALL_EPISODES
+    """Which of the run's own dataset are used at all."""
+    held_out: Annotated[EpisodeSelection | None, tyro.conf.Suppress] = None
+    """Which are held out, in place of a share; none of them is trained on."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.validation_share < 1.0:
@@ -170,6 +175,11 @@ class MixedIn:
     data: str
     """Its folder, or a hub id."""
     embodiment: Embodiment = OWN
+    episodes: EpisodeSelection = ALL_EPISODES
+
+    def split(self, run: Split, *, own: bool) -> Split:
+        """How its episodes are split: as the run says, whose selection is of the run's own dataset."""
+        return run if own else replace(run, episodes=self.episodes, held_out=None)
 
 
 RateMixing = Literal["equal", "resampled", "recorded"]

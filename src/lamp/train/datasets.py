@@ -110,7 +110,7 @@ def open_datasets(
         sources = Sources.open(
             Path(part.data),
             frozen.key,
-            config.split,
+            part.split(config.split, own=part is own),
             token_width=config.model.token_width,
             name=name,
             embodiment=part.embodiment,
@@ -327,6 +327,7 @@ class Sources:
         wanted: Mapping[str, Any] | None = None,
         live: FrozenBackbone | None = None,
         adapted: QwenIdentity | None = None,
+        pictures_only: bool = False,
     ) -> Sources:
         """Opens a dataset and its cached features.
 
@@ -339,12 +340,13 @@ class Sources:
             wanted: The backbone's description, to name how it differs from what is stored.
             live: Encodes pictures as they are needed, instead of a cache.
             adapted: The backbone, where it is trained along; no tokens are cached then.
+            pictures_only: States and actions are not read (Stage 1).
 
         Raises:
             DataError: The dataset or the features are not there.
             MismatchError: The features are others, or have another width than the model's tokens.
         """
-        dataset = embodiment.open(data)
+        dataset = embodiment.open(data, pictures_only=pictures_only)
         if adapted is not None:
             cache, left_out = None, ()
             frozen_key = replace(adapted, config=replace(adapted.config, lora=None)).key
@@ -370,10 +372,7 @@ class Sources:
             cameras=tuple(CameraInput(name=camera, height=rows, width=columns) for camera, rows, columns in sizes),
             prompt=description.get("prompt", "{instruction}"),
         )
-        dataset.check_episodes()
-        # An episode of several instructions is held out among those of the same ones.
-        tasks = [" / ".join(dataset.instructions(episode)[0]) for episode in range(len(dataset))]
-        parts = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed).without(left_out)
+        parts = _split(dataset, split).without(left_out)
         return cls(dataset=dataset, cache=cache, backbone=record, frozen_key=frozen_key, split=parts, name=name)
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
@@ -394,6 +393,7 @@ class Sources:
             frames=samples,
             tasks=tuple(task for task in self.dataset.tasks if task in trained),
             validation_episodes=self.split.validation,
+            train_episodes=self.split.train,
             dataset=self.content,
         )
 
@@ -408,8 +408,9 @@ class Sources:
         same = next((other for other in others if other.dataset == self.content), None)
         if same is None:
             return self.split.train
-        held_out = set(same.validation_episodes)
-        return tuple(episode for episode in self.split.train if episode in held_out)
+        if same.train_episodes is not None:
+            return tuple(episode for episode in self.split.train if episode not in same.train_episodes)
+        return tuple(episode for episode in self.split.train if episode in same.validation_episodes)
 
 
 def dataset_names(datasets: Sequence[str | os.PathLike[str]], features: Path | None = None) -> list[str]:
@@ -443,3 +444,16 @@ def dataset_names(datasets: Sequence[str | os.PathLike[str]], features: Path | N
         name if name not in names[:place] else f"{name} ({names[:place].count(name) + 1})"
         for place, name in enumerate(names)
     ]
+
+
+def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:
+    dataset.check_episodes()
+    if split.held_out is not None:
+        validation = split.held_out.select(dataset)
+        return EpisodeSplit(train=split.episodes.select(dataset, leave_out=validation), validation=validation)
+    chosen = split.episodes.select(dataset)
+    # An episode of several instructions is held out among those of the same ones.
+    tasks = [" / ".join(dataset.instructions(episode)[0]) for episode in chosen]
+    parts = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
+    train, validation = (tuple(chosen[place] for place in part) for part in (parts.train, parts.validation))
+    return EpisodeSplit(train=train, validation=validation)

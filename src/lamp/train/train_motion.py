@@ -12,6 +12,7 @@ import torch
 
 import lamp.version
 from lamp.configuration import to_json
+from lamp.data.episode_selection import ALL_EPISODES
 from lamp.data.feature_cache.encode import BackboneIdentity, FrozenBackbone
 from lamp.data.motion_dataset import MotionSamples
 from lamp.data.observation_encoder import check_instructions
@@ -140,12 +141,13 @@ def _open_datasets(
         sources = Sources.open(
             Path(part.data),
             found.key,
-            config.split,
+            part.split(config.split, own=not opened),
             token_width=config.model.token_width,
             embodiment=part.embodiment,
             features=features,
             wanted=found.description,
             live=live,
+            pictures_only=True,
         )
         sources = replace(sources, name=name)
         needed = config
@@ -279,8 +281,15 @@ def evaluate_flow(
     )
     settings = loop or config.loop
     live = None if config.cache_features else live_backbone(config.backbone, settings.device)
+    everything = replace(config.split, episodes=ALL_EPISODES, held_out=None)
     sources = Sources.open(
-        data, key, config.split, token_width=config.model.token_width, embodiment=config.embodiment, live=live
+        data,
+        key,
+        everything,
+        token_width=config.model.token_width,
+        embodiment=config.embodiment,
+        live=live,
+        pictures_only=True,
     )
     chosen = tuple(description.data.validation_episodes if episodes is None else episodes)
     last = len(sources.dataset) - 1

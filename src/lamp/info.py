@@ -30,7 +30,7 @@ from lamp.verification import (
 
 if TYPE_CHECKING:
     from lamp.data.feature_cache.report import CacheEntry
-    from lamp.train.checkpoint_metadata import Description
+    from lamp.train.checkpoint_metadata import Description, StageEpisodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +117,35 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 def _describe_metadata(found: Description) -> dict[str, Any]:
     from lamp.configuration import to_json
     from lamp.model.parameter_count import expected_parameters
+    from lamp.train.checkpoint_metadata import stage_episodes
 
     described = to_json(found)
+    for record in (described["data"], (described["motion_source"] or {}).get("data", {})):
+        record.pop("train_episodes", None)  # they are in `episodes`, in fewer words
     shown = ("step", "averaged", "exactly_reproducible", "flow", "policy", "backbone", "data", "motion_source")
     return {
         "trained": {"motion": "Motion Expert (Stage 1)", "policy": "guidance and Action Expert (Stage 2)"}[found.kind],
         "parameters": dict(expected_parameters(found.model)),
+        "episodes": [_stage_line(one, found.kind) for one in stage_episodes(found)],
         **{key: described[key] for key in (*shown, "started_from", "code")},
         "time convention": found.time_convention,
         "model": described["model"],
         "training": described["training"],
+    }
+
+
+def _stage_line(one: StageEpisodes, kind: str) -> dict[str, Any]:
+    """The episodes of a dataset that each stage was trained on, for people."""
+    from lamp.data.episode_selection import counted_ranges
+
+    stages = {"stage 1 (motion)": one.stage_1, "stage 2 (actions)": one.stage_2}
+    if kind == "policy":
+        stages["in both"] = one.in_both
+    stages["held out"] = one.held_out
+    return {"dataset": one.name} | {
+        name: counted_ranges(numbers)
+        for name, numbers in stages.items()
+        if kind == "policy" or name != "stage 2 (actions)"
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from demonstrations import write
@@ -31,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
     ],
 )
 def test_conditions_are_met_together(
-    dataset: LeRobotDataset, conditions: dict[str, str], episodes: tuple[int, ...]
+    dataset: LeRobotDataset, conditions: dict[str, Any], episodes: tuple[int, ...]
 ) -> None:
     assert EpisodeSelection(**conditions).select(dataset) == episodes
 
@@ -67,7 +68,7 @@ def test_what_is_left_out_is_not_counted(dataset: LeRobotDataset) -> None:
         ({"episodes": "0:1000000000000"}, "more than 4,194,304 numbers"),
     ],
 )
-def test_slips_are_named(dataset: LeRobotDataset, conditions: dict[str, str], message: str) -> None:
+def test_slips_are_named(dataset: LeRobotDataset, conditions: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EpisodeSelection(**conditions).select(dataset)
 

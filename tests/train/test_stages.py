@@ -30,10 +30,11 @@ from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.files import read_lines_json
 from lamp.flow_matching import interpolate, velocity_target
+from lamp.info import describe
 from lamp.model.layers import Mlp
 from lamp.seeding import generator_at
 from lamp.train.checkpoint import load_checkpoint
-from lamp.train.checkpoint_metadata import read_description
+from lamp.train.checkpoint_metadata import read_description, stage_episodes
 from lamp.train.config import BFloat16, LoopConfig, MotionTraining, PolicyTraining, Split, UnseenEpisodes
 from lamp.train.optimizer import AdamW
 from lamp.train.run_folder import TrainingResult
@@ -41,6 +42,7 @@ from lamp.train.stages import PolicyStage, with_fewer_tokens
 from lamp.train.train_motion import evaluate_flow, train_motion
 from lamp.train.train_policy import train_policy
 from lamp.types import Encoded, PolicyBatch, TokenBatch
+from lamp.view.report import ReportInputs, render
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_losses.json"
 BACKBONE = PatchBackbone()
@@ -156,6 +158,14 @@ def test_each_stage_has_episodes_of_its_own(data: Path, tmp_path: Path) -> None:
     assert description.data.train_episodes == (2, 3) and description.data.validation_episodes == (4, 5)
     assert description.motion_source is not None
     assert description.motion_source.data.train_episodes == (0, 1, 2), "episode 3 alone is new to the prior"
+    (row,) = stage_episodes(description)
+    assert (row.stage_1, row.stage_2, row.in_both, row.held_out) == ((0, 1, 2), (2, 3), (2,), (4, 5))
+    assert row.stage_1_saw_held_out == ()
+    shown = describe(tmp_path / "policy")["checkpoint"]["episodes"]
+    wanted = {"stage 1 (motion)": "3: 0-2", "stage 2 (actions)": "2: 2-3", "in both": "1: 2", "held out": "2: 4-5"}
+    assert shown == [{"dataset": data.name} | wanted]
+    page = render(ReportInputs(policies={"policy": tmp_path / "policy" / "metrics.jsonl"}))
+    assert "Episodes of each stage" in page and "2: 2-3" in page
     with pytest.raises(ConfigError, match=r"episodes 4:6: no episode of .* meets that; it has 6, 2 of them held out"):
         policy(
             data, tmp_path / "none", replace(config, split=replace(second, episodes=EpisodeSelection(episodes="4:6")))

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from view_fakes import make_run
 
+from lamp.data.episode_selection import number_ranges
 from lamp.errors import DataError
 from lamp.files import append_line
 from lamp.view.page import render_section
 from lamp.view.paper_tables import libero_rows, paper_tables, plus_rows, read_published, widowx_rows
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report, together
-from lamp.view.results import Curves, RunResults, load_results, number_ranges
+from lamp.view.results import Curves, RunResults, load_results
 from lamp_client.envs.libero_plus.names import SIZES
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}

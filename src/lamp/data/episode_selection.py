@@ -102,6 +102,8 @@ ALL_EPISODES = EpisodeSelection()
 
 LONGEST = 1 << 22
 """Numbers that one slice may stand for."""
+MOST_SPANS = 16
+"""Ranges of numbers that are written out."""
 
 
 def parse_selection(text: str) -> EpisodeSelection:
@@ -165,6 +167,25 @@ def parse_numbers(text: str, available: int | None, what: str, *, strict: bool =
     if len(set(numbers)) != len(numbers) or (not numbers and available is not None and strict):
         raise ConfigError(f"{what} {text!r}: expected at least one number and none twice")
     return tuple(numbers)
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Writes sorted whole numbers shortly, `0-4, 7, 30-49`, and of very many ranges the first."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in spans[:MOST_SPANS]]
+    return ", ".join([*shown, f"and {len(spans) - MOST_SPANS} more ranges"] if len(spans) > MOST_SPANS else shown)
+
+
+def counted_ranges(numbers: Sequence[int] | None) -> str:
+    """How many episodes, and which: `12: 0-9, 14, 20`; None where that was not noted."""
+    if numbers is None:
+        return "not noted by that version"
+    return f"{len(numbers)}: {number_ranges(sorted(numbers))}" if numbers else "none"
 
 
 def _instructions(text: str, dataset: LeRobotDataset) -> list[str]:

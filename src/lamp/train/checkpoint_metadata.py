@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -256,3 +257,57 @@ def parse_description(file: Path) -> Description:
         return from_json(Description, obj, where=str(file))
     except ConfigError as error:
         raise DataError(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEpisodes:
+    """The episodes of one dataset that each stage behind a policy was trained on; None where a stage did not note them."""
+
+    name: str
+    stage_1: tuple[int, ...] | None
+    stage_2: tuple[int, ...] | None
+    held_out: tuple[int, ...]
+    """By the policy's training."""
+
+    @property
+    def in_both(self) -> tuple[int, ...] | None:
+        """What both stages saw: of these the prior knows nothing that the policy does not."""
+        if self.stage_1 is None or self.stage_2 is None:
+            return None
+        return tuple(sorted({*self.stage_1} & {*self.stage_2}))
+
+    @property
+    def stage_1_saw_held_out(self) -> tuple[int, ...]:
+        """Held-out episodes that Stage 1 was trained on: errors on them flatter the prior."""
+        return tuple(sorted({*(self.stage_1 or ())} & {*self.held_out}))
+
+
+def stage_episodes(found: Description) -> list[StageEpisodes]:
+    """Which stage saw which episodes of which dataset, the checkpoint's own first."""
+    first = [] if found.motion_source is None else [found.motion_source.data]
+    if found.kind == "motion":
+        first = [found.data]
+    first += [] if found.flow is None else [record for record in found.flow.also if record not in first]
+    others = found.policy.others if found.policy is not None else ()
+    second = [] if found.kind == "motion" else [found.data, *(other.data for other in others)]
+    rows = []
+    for record in [*second, *(one for one in first if not _among(one, second))]:
+        motion = next((one for one in first if _same_dataset(one, record)), None)
+        policy = record if record in second else None
+        rows.append(
+            StageEpisodes(
+                name=record.name,
+                stage_1=() if motion is None else motion.train_episodes,
+                stage_2=() if policy is None else policy.train_episodes,
+                held_out=record.validation_episodes,
+            )
+        )
+    return rows
+
+
+def _same_dataset(one: DataRecord, other: DataRecord) -> bool:
+    return bool(one.dataset) and one.dataset == other.dataset
+
+
+def _among(one: DataRecord, others: Sequence[DataRecord]) -> bool:
+    return any(_same_dataset(one, other) for other in others)

@@ -44,7 +44,7 @@ from lamp.train.training_state import TrainingState
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
 FLOW = "flow.json"
-NOTES = ("floored", "state_features", "scene_flow", "rotations")
+NOTES = ("floored", "state_features", "scene_flow", "rotations", "train_episodes")
 LENGTH = ("steps", "time_budget_s")
 """Loop settings that a finished run may raise: it then goes on, with the schedule of a run of the new length from there on."""
 MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, FLOW)
@@ -244,7 +244,7 @@ def _comparable(value: Any, what: str) -> Any:
         plain["loop"] = _without(plain["loop"], FREE_TO_CHANGE)
         plain["backbone"] = _without(plain["backbone"], PROVENANCE)
         plain = {**plain, **{name: _without_reports(plain[name]) for name in ("embodiment", "also") if name in plain}}
-    if what == "policy":
+    if what in ("policy", "data", "flow", "motion_source", "started_from"):
         return _without_reports(plain)
     if what == "backbone":
         plain["description"] = _without(plain["description"], PROVENANCE)

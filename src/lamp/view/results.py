@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from lamp.benchmark.robustness import RobustnessTable, robustness
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import SuccessRow, SuccessTable, tabulate
 from lamp.benchmark.trials import Trial, read_trials
+from lamp.data.episode_selection import number_ranges
 from lamp.errors import DataError
 from lamp.files import read_json, read_lines_json
+from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
+from lamp.train.checkpoint_metadata import StageEpisodes, read_description, stage_episodes
+from lamp.train.run_folder import CHECKPOINT
 
 SHOWN_ELSEWHERE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
 UNITS: dict[str, str] = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
@@ -43,17 +47,6 @@ def words(name: str) -> str:
 def colour_of(name: str, index: int = 0) -> int:
     """The style sheet's colour of a condition or predictor; controls are grey."""
     return COLOURS.get(name, 7 if name in CONTROLS else 2 + index % 5)
-
-
-def number_ranges(numbers: Sequence[int]) -> str:
-    """Writes sorted whole numbers shortly: `0-4, 7, 30-49`."""
-    parts: list[list[int]] = []
-    for value in numbers:
-        if parts and value == parts[-1][-1] + 1:
-            parts[-1].append(value)
-        else:
-            parts.append([value])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +133,8 @@ class RunResults:
     data: Mapping[str, Any]
     trials: tuple[Trial, ...] = ()
     """On a real robot."""
+    stages: Mapping[str, Sequence[StageEpisodes]] = field(default_factory=dict)
+    """Name of a policy -> the episodes that each stage behind it was trained on."""
 
     @property
     def tables(self) -> list[SuccessTable]:
@@ -198,6 +193,11 @@ def load_results(
         flows={name: _flow_errors(path) for name, path in flows.items() if path.is_file()},
         data=_dataset(data),
         trials=tuple(trial for folder in trials for trial in read_trials(folder)),
+        stages={
+            name: stage_episodes(read_description(path.parent / CHECKPOINT))
+            for name, path in policies.items()
+            if (path.parent / CHECKPOINT / DESCRIPTION).is_file()
+        },
     )
 
 

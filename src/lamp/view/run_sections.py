@@ -11,6 +11,7 @@ import numpy as np
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.sim_worker import FILM_FPS
 from lamp.benchmark.tables import percent
+from lamp.data.episode_selection import counted_ranges, number_ranges
 from lamp.data.lerobot.video import read_frames, video_info
 from lamp.errors import DataError
 from lamp.files import path_inside
@@ -35,7 +36,7 @@ from lamp.view.page import (
     absent,
     duration,
 )
-from lamp.view.results import Curves, FlowErrors, RunResults, colour_of, number_ranges, words
+from lamp.view.results import Curves, FlowErrors, RunResults, colour_of, words
 
 WIDE = 2.4
 """A picture at least this many times as wide as high takes the page's whole width."""
@@ -156,7 +157,23 @@ def _strip(path: Path) -> str:
 def data(results: RunResults) -> Section:
     """Facts of the demonstrations."""
     missing = absent("The dataset is not part of this run's folder.")
-    return Section(anchor="data", title="Data", blocks=[Panel([Facts(results.data)]) if results.data else missing])
+    blocks: list[Block] = [Panel([Facts(results.data)]) if results.data else missing]
+    rows = [
+        [
+            words(name),
+            one.name,
+            *map(counted_ranges, (one.stage_1, one.stage_2)),
+            counted_ranges(one.in_both),
+            counted_ranges(one.held_out),
+        ]
+        for name, stages in results.stages.items()
+        for one in stages
+    ]
+    if rows:
+        head = ["policy", "dataset", "stage 1 (motion)", "stage 2 (actions)", "in both", "held out"]
+        about = "Episodes that each stage was trained on: of those in both, the prior knows nothing that the policy does not."
+        blocks.append(Panel([Table(head, rows), Paragraph(about, "about")], "Episodes of each stage"))
+    return Section(anchor="data", title="Data", blocks=blocks)
 
 
 def configuration(named: Mapping[str, Any], results: RunResults, facts: Mapping[str, Any]) -> Section:

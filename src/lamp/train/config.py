@@ -13,7 +13,9 @@ import tyro
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.episode_selection import ALL_EPISODES, EpisodeSelection
+from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit, StateTransform
+from lamp.data.policy_dataset import EpisodeSplit, split_episodes
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.lamp import LaMPConfig
@@ -157,6 +159,23 @@ class Split:
     def __post_init__(self) -> None:
         if not 0.0 <= self.validation_share < 1.0:
             raise ConfigError(f"validation_share is {self.validation_share}; it must lie in [0, 1), such as 0.1.")
+
+    def of(self, dataset: LeRobotDataset) -> EpisodeSplit:
+        """Splits a dataset's selected episodes.
+
+        Raises:
+            ConfigError: Nothing meets a selection.
+        """
+        dataset.check_episodes()
+        if self.held_out is not None:
+            validation = self.held_out.select(dataset)
+            return EpisodeSplit(train=self.episodes.select(dataset, leave_out=validation), validation=validation)
+        chosen = self.episodes.select(dataset)
+        # An episode of several instructions is held out among those of the same ones.
+        tasks = [" / ".join(dataset.instructions(episode)[0]) for episode in chosen]
+        parts = split_episodes(tasks, validation_share=self.validation_share, seed=self.seed)
+        train, validation = (tuple(chosen[place] for place in part) for part in (parts.train, parts.validation))
+        return EpisodeSplit(train=train, validation=validation)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,6 @@ from lamp.data.policy_dataset import (
     MixedSamples,
     PolicySamples,
     PolicyScaling,
-    split_episodes,
     states_and_actions,
 )
 from lamp.errors import ConfigError, MismatchError
@@ -372,7 +371,7 @@ class Sources:
             cameras=tuple(CameraInput(name=camera, height=rows, width=columns) for camera, rows, columns in sizes),
             prompt=description.get("prompt", "{instruction}"),
         )
-        parts = _split(dataset, split).without(left_out)
+        parts = split.of(dataset).without(left_out)
         return cls(dataset=dataset, cache=cache, backbone=record, frozen_key=frozen_key, split=parts, name=name)
 
     def record(self, *, samples: int, also: Sequence[str] = ()) -> DataRecord:
@@ -444,16 +443,3 @@ def dataset_names(datasets: Sequence[str | os.PathLike[str]], features: Path | N
         name if name not in names[:place] else f"{name} ({names[:place].count(name) + 1})"
         for place, name in enumerate(names)
     ]
-
-
-def _split(dataset: LeRobotDataset, split: Split) -> EpisodeSplit:
-    dataset.check_episodes()
-    if split.held_out is not None:
-        validation = split.held_out.select(dataset)
-        return EpisodeSplit(train=split.episodes.select(dataset, leave_out=validation), validation=validation)
-    chosen = split.episodes.select(dataset)
-    # An episode of several instructions is held out among those of the same ones.
-    tasks = [" / ".join(dataset.instructions(episode)[0]) for episode in chosen]
-    parts = split_episodes(tasks, validation_share=split.validation_share, seed=split.seed)
-    train, validation = (tuple(chosen[place] for place in part) for part in (parts.train, parts.validation))
-    return EpisodeSplit(train=train, validation=validation)

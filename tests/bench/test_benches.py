@@ -99,6 +99,7 @@ def test_the_arithmetic_is_counted_as_by_hand() -> None:
     assert found["guidance"] == pytest.approx(2 * guidance)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
 def test_prefix_and_departure_need_less_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     made = models.build_bench_model("tiny", batch=1, device=CPU, dtype=torch.float32)

@@ -92,6 +92,7 @@ def test_conditions_meet_the_same_scene_in_libero(tmp_path: Path) -> None:
     assert (info.frames, info.height) == (7, 512)
 
 
+@pytest.mark.long
 @pytest.mark.sim
 def test_foresight_is_measured_in_the_evaluated_episode_itself() -> None:
     """The hand goes down for two flow steps: a foresight of no motion errs as no motion does, a perfect one not at all."""

@@ -138,6 +138,7 @@ class TwoSuites(RunSettings):
         )
 
 
+@pytest.mark.long
 def test_suites_of_one_evaluation_have_their_own_simulators_and_tables(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "policy")
     config = TwoSuites(checkpoint=checkpoint, controls=("zero",), out=tmp_path / "out", workers=2, videos=3)

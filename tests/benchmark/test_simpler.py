@@ -210,7 +210,7 @@ def test_the_command_ends_with_2_before_anything_starts(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"states": "20:25"}, "the suite has 0 to 23"),
+        ({"states": "20:25"}, "there are 0 to 23"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"ensemble": -1}, "ensemble is -1"),
         ({"execute": 4}, "expected --ensemble 0 with it"),

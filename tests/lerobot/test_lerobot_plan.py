@@ -96,6 +96,7 @@ class TestPlan:
             Plan.from_text(plan.to_text()[:-5])
 
 
+@pytest.mark.long
 class TestPrior:
     """A Stage-1 checkpoint in LeRobot's policy."""
 

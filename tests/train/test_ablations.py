@@ -111,6 +111,7 @@ def observation() -> Observation:
     return Observation(images=images, state=random.normal(size=8).astype(np.float32), instruction="task 0")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_a_variant_trains_and_acts(name: str, data: Path, tmp_path: Path) -> None:
     policy = trained(name, data, tmp_path)

@@ -105,6 +105,7 @@ class WithWeights(PatchBackbone, nn.Module):
         self.register_buffer("mean", torch.zeros(1000))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["motion", "policy"])
 def test_a_backbone_that_encodes_in_the_step_is_counted(stage: str, data: Path, prior: Path, tmp_path: Path) -> None:
     planners = []

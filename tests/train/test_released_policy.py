@@ -148,6 +148,7 @@ def unclamped(policy: LaMPPolicy, seen: list[Observation], seeds: list[tuple[int
     return policy.model.act(policy._encode(seen), state, motion_noise=noise[0], action_noise=noise[1]).numpy()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cond", [150, 64, 20], ids=["repeated and filled", "one cut, one filled", "both cut"])
 def test_it_acts_as_the_release_alone_and_in_a_batch(
     cond: int, imported: Imports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

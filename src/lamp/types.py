@@ -138,13 +138,22 @@ class JoinedMotion(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MotionTokens(OnDevice):
+    """The motion prior as tokens of the Action Expert's context, after z; their positions are in them."""
+
+    values: Float[Tensor, "b c d"]
+    seen: Bool[Tensor, " b"] | None = None
+    """False where a sample's are withheld; None: nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guided(OnDevice):
     """What the Action Expert is conditioned on: z_guided (Eq. 4), tokens of the same shape as `Encoded`."""
 
     tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
-    motion: AddedMotion | JoinedMotion | None = None
-    """The motion prior where it does not enter through the tokens but at the actions."""
+    motion: AddedMotion | JoinedMotion | MotionTokens | None = None
+    """The motion prior where it does not enter through z's tokens but beside them, or at the actions."""
     t_1: Float[Tensor, " b"] | None = None
     """The solver's first time after 0, for an Action Expert that sees it."""
     whole: bool | None = None

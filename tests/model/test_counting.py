@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lamp.model.action_expert import ActionExpertConfig, Prefix
-from lamp.model.guidance import GuidanceConfig
+from lamp.model.guidance import GuidanceConfig, TokenFusion
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig, RepeatAndPad
 from lamp.model.parameter_count import expected_parameters
@@ -29,7 +29,9 @@ PAPER = LaMPConfig(
 )
 
 
-@pytest.mark.parametrize("size", ["tiny", "demo", "paper", "no motion", "stage 1", "released conditioning"])
+@pytest.mark.parametrize(
+    "size", ["tiny", "demo", "paper", "no motion", "stage 1", "released conditioning", "tokens", "all tokens"]
+)
 def test_modules_and_formula_agree(config, size):
     assert DEMO.motion is not None
     config = {
@@ -38,6 +40,8 @@ def test_modules_and_formula_agree(config, size):
         "paper": PAPER,
         "no motion": replace(PAPER, motion=None),
         "stage 1": replace(PAPER, action=None),
+        "tokens": replace(PAPER, guidance=TokenFusion(tokens=8)),
+        "all tokens": replace(DEMO, guidance=TokenFusion(motion_width=192, heads=4, tokens=None)),
         "released conditioning": replace(DEMO, motion=replace(DEMO.motion, conditioning=RepeatAndPad(tokens=17))),
     }[size]
     with torch.device("meta"):

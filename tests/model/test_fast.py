@@ -22,7 +22,7 @@ from lamp.flow_matching import Preconditioning
 from lamp.model import onednn
 from lamp.model.action_expert import Joint
 from lamp.model.fast import WARM_UP, CudaGraph, CudaGraphs, FastActor, prepared, with_twins
-from lamp.model.guidance import AddFusion, ConcatFusion
+from lamp.model.guidance import AddFusion, ConcatFusion, TokenFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, RepeatAndPad
@@ -42,6 +42,10 @@ VARIANTS: dict[str, Callable[[Any], LaMPConfig]] = {
         c, guidance=AddFusion(motion_width=32, heads=2), action=replace(c.action, attention=Joint())
     ),
     "concat": lambda c: replace(c, guidance=ConcatFusion(motion_width=32, heads=2)),
+    "tokens": lambda c: replace(c, guidance=TokenFusion(motion_width=32, heads=2, tokens=3)),
+    "tokens, joint": lambda c: replace(
+        c, guidance=TokenFusion(motion_width=32, heads=2, tokens=None), action=replace(c.action, attention=Joint())
+    ),
     "first layer": lambda c: replace(c, motion=replace(c.motion, hidden_layer=0)),
     "dropout": lambda c: replace(c, action=replace(c.action, dropout=0.5)),
     "t_1": lambda c: replace(c, action=replace(c.action, sees_t_1=True)),

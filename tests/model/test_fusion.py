@@ -13,9 +13,9 @@ from torch.nn import functional
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.action_expert import ActionExpert, Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, MotionPool
+from lamp.model.guidance import AddFusion, ConcatFusion, GuidanceConfig, MotionPool, TokenFusion
 from lamp.model.lamp import LaMP, LaMPConfig
-from lamp.types import AddedMotion, Guided, JoinedMotion
+from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion, MotionTokens
 
 DRAWS = 3
 ATTENTIONS = [Joint(), Prefix(), Prefix(context_layers=1)]
@@ -25,10 +25,16 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(params=["gated", "add", "concat_mlp"])
+@pytest.fixture(params=["gated", "add", "concat_mlp", "tokens", "tokens_all"])
 def fused(request, config) -> LaMPConfig:
     small = {"motion_width": 32, "heads": 4}
-    kinds = {"gated": config.guidance, "add": AddFusion(**small), "concat_mlp": ConcatFusion(**small)}
+    kinds = {
+        "gated": config.guidance,
+        "add": AddFusion(**small),
+        "concat_mlp": ConcatFusion(**small),
+        "tokens": TokenFusion(**small, tokens=3),
+        "tokens_all": TokenFusion(**small, tokens=None),
+    }
     return replace(config, guidance=kinds[request.param])
 
 
@@ -56,6 +62,8 @@ def naive(expert: ActionExpert, guided: Guided, actions, tau, state) -> torch.Te
         real = guided.mask[b]
         for r in range(actions.shape[1]):
             c = (expert.context_in(guided.tokens[b]) + expert.positions[5 : 5 + len(real)])[real][None]
+            if isinstance(guided.motion, MotionTokens):
+                c = torch.cat([guided.motion.values[b : b + 1], c], dim=1)
             x = expert.embed(actions[b : b + 1, r : r + 1], expert._times(tau[b : b + 1, r : r + 1]), state[b : b + 1])[
                 0
             ]
@@ -90,7 +98,7 @@ def test_the_action_expert_equals_a_twin_that_writes_the_motion_out(fused, batch
 
 
 def test_the_pool_is_attention_with_a_query_for_each_action():
-    pool, z_m = MotionPool(chunk=5, width=32, heads=4), torch.randn(2, 24, 32, generator=seeded(6)) * 30
+    pool, z_m = MotionPool(5, width=32, heads=4), torch.randn(2, 24, 32, generator=seeded(6)) * 30
     nn.init.normal_(pool.queries, generator=seeded(1))
     twin, norm = nn.MultiheadAttention(32, 4, batch_first=True), nn.LayerNorm(32)
     with torch.no_grad():
@@ -163,6 +171,62 @@ def test_a_sample_that_has_not_seen_the_prior_has_none_of_it(fused, batch):
     assert (partly.motion.values[1] == 0).all() and whole.motion.values[1].abs().max() > 0
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
+@pytest.mark.parametrize("count", [3, None], ids=["pooled", "all"])
+def test_motion_tokens_stand_beside_z(config, batch, attention, count):
+    fusion = TokenFusion(motion_width=32, heads=4, tokens=count)
+    model = built(replace(config, guidance=fusion, action=replace(config.action, attention=attention)))
+    expert, z_m = model.action_expert, torch.randn(2, 24, 32, generator=seeded(6))
+    guided = model.guide(batch.encoded, z_m)
+    assert guided.tokens is batch.encoded.tokens and guided.mask is batch.encoded.mask
+    module = model.guidance
+    pooled = module.pool(z_m) if count else functional.layer_norm(z_m, (32,), module.pool.weight, module.pool.bias)
+    expected = pooled @ module.project.weight.T + module.project.bias + module.positions
+    torch.testing.assert_close(guided.motion.values, expected)
+    assert guided.motion.values.shape == (2, count or 24, 48)
+
+    start = torch.randn(2, 5, 7, generator=seeded(2))
+    without = model.decode(Guided.of(batch.encoded), batch.state, start)
+    assert (model.decode(guided, batch.state, start) - without).abs().max() > 1e-4
+    # Withheld, they are not there at all: the same actions as where there is no prior, and no trace of its values.
+    none = model.decode(model.guide(batch.encoded, z_m, torch.zeros(2).bool()), batch.state, start)
+    torch.testing.assert_close(none, without)
+    half = model.decode(model.guide(batch.encoded, z_m, torch.tensor([False, True])), batch.state, start)
+    torch.testing.assert_close(half[0], without[0])
+    torch.testing.assert_close(half[1], model.decode(guided, batch.state, start)[1])
+
+    # Without padding there is no mask, and the actions are those with one.
+    z = batch.encoded.tokens
+    whole = Encoded(tokens=z, mask=torch.ones(2, 11, dtype=torch.bool), whole=True)
+    assert expert.context(model.guide(whole, z_m)).mask is None
+    asked = expert.context(model.guide(replace(whole, whole=None), z_m))
+    assert asked.mask.shape == (2, 11 + (count or 24)) and asked.mask.all()
+    found = [model.decode(model.guide(one, z_m), batch.state, start) for one in (whole, replace(whole, whole=None))]
+    torch.testing.assert_close(*found)
+
+
+def test_motion_tokens_need_no_position_of_the_action_experts(config, batch):
+    """More of z_m's tokens than the Action Expert has room for beside z."""
+    crowded = replace(config.action, positions=16)
+    model = built(replace(config, guidance=TokenFusion(motion_width=32, heads=4, tokens=None), action=crowded))
+    noise = gaussian((2, *model.motion_shape), seeded(1), "cpu")
+    actions = model.act(batch.encoded, batch.state, motion_noise=noise, action_noise=torch.zeros(2, 5, 7))
+    assert actions.isfinite().all()
+
+
+def test_a_step_that_sees_no_prior_computes_none(config, batch):
+    model = built(replace(config, guidance=TokenFusion(motion_width=32, heads=4)))
+    model.motion_expert.register_forward_pre_hook(lambda *_: pytest.fail("the Motion Expert was asked"))
+    hidden = replace(batch, motion_hidden=torch.randn(2, 24, 32, generator=seeded(6)))
+    unseen = torch.zeros(2, dtype=torch.bool)
+    for seen in (batch, hidden):
+        loss = model.action_loss(replace(seen, prior_seen=unseen), seeded(7)).total
+        loss.backward()
+        assert all(p.grad is None for p in model.guidance.parameters())
+    computed = model.action_loss(replace(hidden, prior_seen=unseen, guided=True), seeded(7)).total
+    torch.testing.assert_close(computed, loss)
+
+
 def test_every_parameter_learns_but_the_frozen_and_the_unused(fused, batch):
     model = built(fused)
     model.action_loss(batch, seeded()).total.backward()
@@ -174,7 +238,7 @@ def test_every_parameter_learns_but_the_frozen_and_the_unused(fused, batch):
 
 def test_only_eq_4_has_a_gate(fused):
     model = LaMP(fused)
-    assert (model.gate is None) == isinstance(fused.guidance, AddFusion | ConcatFusion)
+    assert (model.gate is None) == (not isinstance(fused.guidance, GuidanceConfig))
 
 
 def test_bfloat16_fuses_too(fused, batch):
@@ -192,10 +256,14 @@ def test_motion_at_the_wrong_place_is_refused(config, batch):
     guided = Guided(tokens=batch.encoded.tokens, mask=batch.encoded.mask)
     with pytest.raises(MismatchError, match="motion of type NoneType given, JoinedMotion expected"):
         concat.action_expert.context(guided)
-    with pytest.raises(MismatchError, match="motion of type JoinedMotion given, none or AddedMotion expected"):
+    with pytest.raises(
+        MismatchError, match="motion of type JoinedMotion given, none, AddedMotion or MotionTokens expected"
+    ):
         joined = replace(guided, motion=JoinedMotion(values=torch.zeros(2, 5, 32)))
         ActionExpert(config.action).context(joined)
     with pytest.raises(ConfigError, match="5 heads do not divide width 32"):
         AddFusion(motion_width=32, heads=5)
+    with pytest.raises(ConfigError, match="token fusion: 0 tokens given, at least 1 expected"):
+        TokenFusion(motion_width=32, heads=4, tokens=0)
     with pytest.raises(ConfigError, match="guidance expects motion_width 31"):
         replace(config, guidance=ConcatFusion(motion_width=31, heads=1))

@@ -13,7 +13,7 @@ from lamp.configuration import from_json, to_json
 from lamp.errors import MismatchError
 from lamp.flow_matching import Preconditioning
 from lamp.model.action_expert import ActionExpert, Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, Tanh, ZeroOut
+from lamp.model.guidance import AddFusion, ConcatFusion, Tanh, TokenFusion, ZeroOut
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, MotionExpert, ReferenceGrid
 from lamp.model.parameter_count import expected_parameters
@@ -53,6 +53,8 @@ def variants(config: Any) -> dict[str, LaMPConfig]:
             config, motion=None, guidance=ConcatFusion(motion_width=32, heads=2), hidden_at=Departure()
         ),
         "add in stage 1": replace(config, action=None, guidance=AddFusion(motion_width=32, heads=2)),
+        "tokens": replace(config, guidance=TokenFusion(motion_width=32, heads=2, tokens=3)),
+        "tokens_all": replace(config, guidance=TokenFusion(motion_width=32, heads=2, tokens=None)),
         "tanh": replace(config, guidance=replace(config.guidance, gate=Tanh())),
         "zero_out": replace(config, guidance=replace(config.guidance, gate=ZeroOut())),
         "t_1": replace(config, action=replace(config.action, sees_t_1=True)),

@@ -41,6 +41,7 @@ from lamp_client.types import Observation
 
 BACKBONE = PatchBackbone()
 SMALL = [name for name in ABLATIONS if name.startswith("small_")]
+UNGATED = {"small_no_motion", "small_add", "small_concat_mlp", "small_tokens", "small_tokens_all"}
 SHORT = loop(steps=2, batch_size=4, log_every=1, checkpoint_every=2, validate_every=2)
 BARE = {"loop": SHORT, "split": Split(validation_share=0.3), "validation_samples": 2}
 
@@ -118,7 +119,7 @@ def test_a_variant_trains_and_acts(name: str, data: Path, tmp_path: Path) -> Non
     (chunk,) = policy.act_batch([observation()], [(1,)], foresight=True)
     assert chunk.actions.shape == (5, 7) and np.isfinite(chunk.actions).all()
     assert policy.uses_motion == (name != "small_no_motion") == (chunk.foresight is not None)
-    assert (chunk.gate is None) == (name in {"small_no_motion", "small_add", "small_concat_mlp"})
+    assert (chunk.gate is None) == (name in UNGATED)
     if name == "small_flow_2d":
         assert chunk.foresight is not None and (chunk.foresight[..., 2] == 0).all()
         assert np.abs(np.diff(chunk.foresight[..., :2], axis=1)).max() > 0

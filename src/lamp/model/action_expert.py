@@ -1,8 +1,8 @@
 """The Action Expert (Section III-E, Eq. 5): a transformer that predicts the velocity of an action chunk.
 
 The state and the embedded flow time are concatenated to every noisy action token; the guided tokens z_guided are the context.
-Where the motion prior does not come through z_guided (the ablations of `lamp.model.guidance`), it is added or joined to the
-action tokens.
+Where the motion prior does not come through z_guided (the other fusions of `lamp.model.guidance`), it is added or joined to
+the action tokens, or has context tokens of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import flow_times
 from lamp.model.layers import Block, KeyValue, check_dropout, check_heads, sinusoid
-from lamp.types import AddedMotion, Guided, JoinedMotion
+from lamp.types import AddedMotion, Guided, JoinedMotion, MotionTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,17 +154,20 @@ class ActionExpert(nn.Module):
             room = self.config.positions - chunk
             raise MismatchError(f"Action Expert: {n} context tokens given, at most {room} expected; raise `positions`.")
         if (self.join is not None) != isinstance(guided.motion, JoinedMotion):
-            given, expected = type(guided.motion).__name__, "JoinedMotion" if self.join else "none or AddedMotion"
+            given = type(guided.motion).__name__
+            expected = "JoinedMotion" if self.join else "none, AddedMotion or MotionTokens"
             raise MismatchError(f"Action Expert: motion of type {given} given, {expected} expected.")
         if self.config.sees_t_1 and guided.t_1 is None:
             raise MismatchError("Action Expert: sees_t_1 is set and no t_1 was given; use LaMP.guide.")
         tokens = self.context_in(guided.tokens.to(self.context_in.weight.dtype)) + self.positions[chunk : chunk + n]
-        real = guided.padding_mask
+        real, motion = guided.padding_mask, guided.motion
+        if isinstance(motion, MotionTokens):
+            # After z, whose positions stay what they are without a prior; these have positions of their own.
+            tokens = torch.cat([tokens, motion.values.to(tokens.dtype)], dim=1)
+            real, motion = _with_motion(real, n, motion), None
         if isinstance(self.config.attention, Joint):
             query, first = self._block(0).project(tokens)
-            return JointContext(
-                tokens=tokens, query=query, first=first, mask=real, motion=guided.motion, t_1=guided.t_1
-            )
+            return JointContext(tokens=tokens, query=query, first=first, mask=real, motion=motion, t_1=guided.t_1)
         depth = self.config.attention.context_layers
         # No block reads what the last one makes of the context.
         depth = self.config.layers - 1 if depth is None else min(depth, self.config.layers - 1)
@@ -174,7 +177,7 @@ class ActionExpert(nn.Module):
             layers.append(key_value)
             if index < depth:
                 tokens = self._block(index).attend(tokens, query, key_value, mask)
-        return PrefixContext(layers=layers, mask=real, motion=guided.motion, t_1=guided.t_1)
+        return PrefixContext(layers=layers, mask=real, motion=motion, t_1=guided.t_1)
 
     def forward(
         self,
@@ -266,3 +269,13 @@ class ActionExpert(nn.Module):
                 tokens, query = tokens[:, :h], query[:, :, :h]
             tokens = block.attend(tokens, query, offered, mask)
         return tokens.unflatten(0, (b, r))
+
+
+def _with_motion(real: Bool[Tensor, "b n"] | None, n: int, motion: MotionTokens) -> Bool[Tensor, "b m"] | None:
+    """Which context tokens are real where the motion's follow z's; None where all are."""
+    if real is None and motion.seen is None:
+        return None
+    b, c = motion.values.shape[:2]
+    ones = torch.ones(b, 1, dtype=torch.bool, device=motion.values.device)
+    seen = ones if motion.seen is None else motion.seen[:, None]
+    return torch.cat([ones.expand(-1, n) if real is None else real, seen.expand(-1, c)], dim=1)

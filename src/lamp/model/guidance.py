@@ -1,4 +1,5 @@
-"""How the motion prior reaches the Action Expert: gated guidance (Section III-E, Eq. 4), or an ablation of Section IV-B.
+"""How the motion prior reaches the Action Expert: gated guidance (Section III-E, Eq. 4), an ablation of Section IV-B, or as
+tokens of the Action Expert's context.
 
 Deviation: in the ablations z_m has a token for each patch of the scene and the Action Expert one for each action, and the
 paper does not say which correspond. There each action has a learned query that gathers what it needs from all of z_m.
@@ -12,9 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.layers import CrossAttention, check_dropout, check_heads
-from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion
+from lamp.model.motion_expert import MotionExpertConfig
+from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion, MotionTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +119,34 @@ class ConcatFusion:
         check_heads("concat fusion", self.motion_width, self.heads)
 
 
-FusionConfig = GuidanceConfig | AddFusion | ConcatFusion
+@dataclass(frozen=True, kw_only=True)
+class TokenFusion:
+    """z_m as tokens of the Action Expert's context beside z, each with a learned position of its own; there is no gate."""
+
+    motion_width: int = 1024
+    """d_m: width of z_m."""
+    heads: int = 16
+    """Of the attention that pools z_m."""
+    tokens: int | None = 8
+    """How many tokens learned queries pool z_m to; None: each token of z_m is one, and nothing is pooled."""
+
+    def __post_init__(self) -> None:
+        check_heads("token fusion", self.motion_width, self.heads)
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(
+                f"token fusion: {self.tokens} tokens given, at least 1 expected, or None for as many as z_m has."
+            )
+
+
+FusionConfig = GuidanceConfig | AddFusion | ConcatFusion | TokenFusion
 
 
 class MotionPool(nn.Module):
-    """Pools z_m to one vector for each action, by attention with a learned query an action."""
+    """Pools z_m by attention with learned queries, one an action or token that it is for."""
 
-    def __init__(self, chunk: int, width: int, heads: int) -> None:
+    def __init__(self, queries: int, width: int, heads: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(chunk, width) * 0.02)
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.norm = nn.LayerNorm(width)
         self.cross_attention = CrossAttention(width, heads, dropout=0.0)
 
@@ -162,11 +184,31 @@ class MotionConcatenation(nn.Module):
         )
 
 
-Fusion = MotionGuidance | MotionAddition | MotionConcatenation
+class MotionTokenizer(nn.Module):
+    """z_m as context tokens (`TokenFusion`), of the Action Expert's width."""
+
+    def __init__(self, config: TokenFusion, action: ActionExpertConfig, motion: MotionExpertConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, count = config.motion_width, config.tokens
+        self.pool = nn.LayerNorm(width) if count is None else MotionPool(count, width, config.heads)
+        self.project = nn.Linear(width, action.width)
+        self.positions = nn.Parameter(torch.randn(motion.tokens if count is None else count, action.width) * 0.02)
+
+    def guide(self, encoded: Encoded, z_m: Float[Tensor, "b m dm"]) -> Guided:
+        """Returns z as it is, and the tokens that the context has besides."""
+        pooled = self.pool(z_m.to(self.project.weight.dtype))
+        tokens = MotionTokens(values=self.project(pooled) + self.positions)
+        return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=tokens)
 
 
-def build_fusion(config: FusionConfig, action: ActionExpertConfig) -> Fusion:
-    """Builds the fusion that `config` describes, for an Action Expert of these sizes."""
+Fusion = MotionGuidance | MotionAddition | MotionConcatenation | MotionTokenizer
+
+
+def build_fusion(config: FusionConfig, action: ActionExpertConfig, motion: MotionExpertConfig) -> Fusion:
+    """Builds the fusion that `config` describes, between experts of these sizes."""
+    if isinstance(config, TokenFusion):
+        return MotionTokenizer(config, action, motion)
     if isinstance(config, AddFusion):
         return MotionAddition(config, action)
     if isinstance(config, ConcatFusion):
@@ -180,10 +222,14 @@ def joined_width(config: FusionConfig | None) -> int:
 
 
 def withheld(guided: Guided, encoded: Encoded, seen: Bool[Tensor, " b"]) -> Guided:
-    """Takes the motion prior away from the samples that have not `seen` it: they keep z, and nothing is added or joined."""
+    """Takes the motion prior away from the samples that have not `seen` it: they keep z, and nothing is added or joined
+    or stands beside it."""
     tokens = guided.tokens.where(seen[:, None, None], encoded.tokens.to(guided.tokens.dtype))
     if guided.motion is None:
         return replace(guided, tokens=tokens)
     values = guided.motion.values
     values = values.masked_fill(~seen.reshape(-1, *(1,) * (values.ndim - 1)), 0.0)
-    return replace(guided, tokens=tokens, motion=replace(guided.motion, values=values))
+    motion = replace(guided.motion, values=values)
+    return replace(
+        guided, tokens=tokens, motion=replace(motion, seen=seen) if isinstance(motion, MotionTokens) else motion
+    )

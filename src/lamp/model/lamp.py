@@ -31,7 +31,15 @@ from lamp.flow_matching import (
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
-from lamp.model.guidance import FusionConfig, GuidanceConfig, MotionGuidance, build_fusion, joined_width, withheld
+from lamp.model.guidance import (
+    FusionConfig,
+    GuidanceConfig,
+    MotionGuidance,
+    MotionTokenizer,
+    build_fusion,
+    joined_width,
+    withheld,
+)
 from lamp.model.layers import Block
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
 from lamp.seeding import Source
@@ -150,7 +158,7 @@ class LaMP(nn.Module):
         self.config = config
         fusion, action = config.fusion, config.action
         self.motion_expert = MotionExpert(config.motion) if config.motion else None
-        self.guidance = build_fusion(fusion, action) if fusion and action else None
+        self.guidance = build_fusion(fusion, action, config.motion) if fusion and action and config.motion else None
         self.action_expert = ActionExpert(action, joined_width(fusion)) if action else None
 
     def motion_loss(self, batch: MotionBatch, source: Source, draws: int = 1) -> MotionLoss:
@@ -206,8 +214,8 @@ class LaMP(nn.Module):
     ) -> Guided:
         """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it.
 
-        In the ablations that bring the prior to the actions, z stays as it is and the prior comes beside it. Where the whole
-        batch is `unguided`, guidance is not computed.
+        In every fusion but Eq. 4, z stays as it is and the prior comes beside it. Where the whole batch is `unguided`, guidance
+        is not computed.
         """
         guided = Guided.of(encoded)
         if self.guidance is not None and not unguided:
@@ -220,7 +228,7 @@ class LaMP(nn.Module):
 
     def _unguided(self, batch: PolicyBatch) -> bool:
         """Whether no sample of the step sees the prior, so that guidance need not be computed."""
-        if not isinstance(self.guidance, MotionGuidance) or batch.prior_seen is None:
+        if not isinstance(self.guidance, MotionGuidance | MotionTokenizer) or batch.prior_seen is None:
             return False
         return not (bool(batch.prior_seen.any()) if batch.guided is None else batch.guided)
 

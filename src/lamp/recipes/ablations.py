@@ -13,7 +13,7 @@ from typing import Any
 
 from lamp.flow_matching import Beta, LiteralBeta, Uniform
 from lamp.model.action_expert import Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, Sigmoid, Tanh, ZeroOut
+from lamp.model.guidance import AddFusion, ConcatFusion, Sigmoid, Tanh, TokenFusion, ZeroOut
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
@@ -46,13 +46,13 @@ def guidance(**changes: Any) -> Change:
     return lambda config: replace(config, guidance=replace(config.guidance, **changes)) if config.guidance else config
 
 
-def fusion(kind: type[AddFusion | ConcatFusion]) -> Change:
+def fusion(kind: type[AddFusion | ConcatFusion | TokenFusion], **more: Any) -> Change:
     """Replaces the gated guidance."""
 
     def change(config: LaMPConfig) -> LaMPConfig:
         if config.guidance is None or config.motion is None:
             return config
-        return replace(config, guidance=kind(motion_width=config.motion.width, heads=config.motion.heads))
+        return replace(config, guidance=kind(motion_width=config.motion.width, heads=config.motion.heads, **more))
 
     return change
 
@@ -70,6 +70,13 @@ VARIANTS: dict[str, Variant] = {
     "gated": Variant(summary="gated cross-attention (Eq. 4), as it is by default", change=guidance()),
     "add": Variant(summary="z_m added to the action tokens at every layer", change=fusion(AddFusion)),
     "concat_mlp": Variant(summary="z_m joined to the action tokens by a two-layer MLP", change=fusion(ConcatFusion)),
+    "tokens": Variant(
+        summary="z_m pooled to eight context tokens of the Action Expert, beside z", change=fusion(TokenFusion)
+    ),
+    "tokens_all": Variant(
+        summary="every token of z_m a context token of the Action Expert, beside z",
+        change=fusion(TokenFusion, tokens=None),
+    ),
     "gate_sigmoid": Variant(summary="gate sigma(g), half open at first (Eq. 4)", change=guidance(gate=Sigmoid())),
     "gate_tanh": Variant(summary="gate tanh(g), closed at first", change=guidance(gate=Tanh())),
     "gate_zero_out": Variant(summary="gate sigma(g), output projection zero at first", change=guidance(gate=ZeroOut())),

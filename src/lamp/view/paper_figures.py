@@ -25,6 +25,7 @@ FUSIONS: Mapping[str | None, str] = {
     "GuidanceConfig": "gated cross-attention",
     "AddFusion": "Add",
     "ConcatFusion": "Concat+MLP",
+    "TokenFusion": "context tokens",
 }
 COLOURS: Mapping[tuple[str | None, str | None], int] = {
     ("SpatialFlow", "GuidanceConfig"): 0,

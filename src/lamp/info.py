@@ -76,7 +76,8 @@ def cache_line(entry: CacheEntry) -> dict[str, Any]:
         line["of"] = f"{described.get('views')} views, seed {described.get('seed')}"
     else:
         settings = described.get("settings", {})
-        line["of"] = f"Motion Expert {str(settings.get('motion weights'))[:12]}, seed {settings.get('seed')}"
+        kind = "of the TRUE motion (oracle)" if settings.get("prior") == "oracle" else f"seed {settings.get('seed')}"
+        line["of"] = f"Motion Expert {str(settings.get('motion weights'))[:12]}, {kind}"
     return line
 
 
@@ -114,6 +115,13 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     return _describe_metadata(read_description(path))
 
 
+PRIORS = {
+    None: "none",
+    "predicted": "predicted by the Motion Expert",
+    "oracle": "oracle: trained with the TRUE motion to come; a ceiling, and no policy to be used",
+}
+
+
 def _describe_metadata(found: Description) -> dict[str, Any]:
     from lamp.configuration import to_json
     from lamp.model.parameter_count import expected_parameters
@@ -125,6 +133,7 @@ def _describe_metadata(found: Description) -> dict[str, Any]:
     shown = ("step", "averaged", "exactly_reproducible", "flow", "policy", "backbone", "data", "motion_source")
     return {
         "trained": {"motion": "Motion Expert (Stage 1)", "policy": "guidance and Action Expert (Stage 2)"}[found.kind],
+        **({"prior": PRIORS[found.prior]} if found.kind == "policy" else {}),
         "parameters": dict(expected_parameters(found.model)),
         "episodes": [_stage_line(one, found.kind) for one in stage_episodes(found)],
         **{key: described[key] for key in (*shown, "started_from", "code")},

@@ -15,7 +15,7 @@ from lamp.train.config import MixedIn, PolicyTraining, Seen
 from lamp.train.datasets import Sources, dataset_names
 from lamp.train.motion_feature_cache import HiddenWork, hidden_settings, hidden_store, make_hidden
 from lamp.train.run_folder import check_device
-from lamp.train.train_policy import read_motion
+from lamp.train.train_policy import read_motion, true_motion
 from lamp_client.child_processes import available_cores
 
 
@@ -102,7 +102,7 @@ def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenWo
     """
     config = request.settings
     assert isinstance(config, PolicyTraining)
-    if config.cached_hidden_draws < 1:
+    if config.stored_draws < 1:
         raise ConfigError(
             "--motion is given and no draws of z_m are asked for; expected --cached-hidden-draws 4 or so."
         )
@@ -120,8 +120,9 @@ def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenWo
     weights, origin = read_motion(config, sources, motion)
     model = LaMP(replace(config.model, guidance=None, action=None)).requires_grad_(False).eval()
     model.load_state_dict(weights)
-    settings, features = hidden_settings(config, origin.source.sha256, backbone.key), sources.features
-    draws = config.cached_hidden_draws
+    known = true_motion(config, sources, origin.flow) if config.prior == "oracle" else None
+    settings, features = hidden_settings(config, origin.source.sha256, backbone.key, known), sources.features
+    draws = config.stored_draws
     return HiddenWork(
         store=hidden_store(features.folder / HIDDEN, features, settings, draws, config.augmentation),
         features=features,

@@ -3,19 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lamp.configuration import to_json
 from lamp.data.feature_cache.cache import Features
+from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
 from lamp.types import Encoded, MotionBatch, SceneFlow
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueMotion:
+    """The scene flow that follows each frame of a dataset, as the Motion Expert would see it: what an oracle knows."""
+
+    store: SceneFlowStore
+    camera: str
+    horizon: int
+    """Flow steps."""
+    stride: int
+    """Stored flow steps for each of them."""
+    bounds: MotionBounds
+    supervision: Supervision
+
+    def of(self, episode: int, frames: Int64[np.ndarray, " f"]) -> Float[Tensor, "f k t 3"]:
+        """Normalised increments from some frames on, 0 where they are not known (past the episode's end, hidden)."""
+        tracks, camera = self.store.read(episode, frames, self.camera)
+        retimed = retime(tracks, stride=self.stride, horizon=self.horizon)
+        return self.bounds.motion(flow_from_tracks(retimed, camera, supervision=self.supervision)).values
+
+    def check(self, dataset: LeRobotDataset, episodes: Sequence[int]) -> None:
+        """
+        Raises:
+            DataError: The store lacks an episode, or a frame with a picture of its own.
+        """
+        stored = self.store.all_frames(episodes, self.camera)
+        for episode, frames in zip(episodes, stored, strict=True):
+            lacking = np.setdiff1d(np.flatnonzero(dataset.fresh(episode)), frames)
+            if len(lacking):
+                raise DataError(
+                    f"{self.store.path} has no scene flow from frame {lacking[0]} of episode {episode} on; an oracle needs that "
+                    f"of every frame with a picture of its own: `lamp flow build {dataset.root} --every 1` with the store's "
+                    "other settings makes another beside it"
+                )
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """What the motion of a frame depends on, but the recording."""
+        described = {"store": to_json(replace(self.store.description, source="")), "camera": self.camera}
+        settings = {"horizon": self.horizon, "stride": self.stride, "bounds": to_json(self.bounds)}
+        return described | settings | {"supervision": to_json(self.supervision)}
+
 
 MEMORY_LIMIT = 6 << 30
 """Scene flow is kept in memory up to this many bytes, and read again each time beyond."""

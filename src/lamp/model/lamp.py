@@ -48,6 +48,10 @@ from lamp.types import Encoded, Guided, MotionBatch, PolicyBatch
 Present = TypeVar("Present")
 
 
+ORACLE_TAU = 0.99
+"""The flow time at which an oracle's z_m is read: the motion is the true one, with no noise in it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
     """z_m is read where the first step lands, tau = 1/N: two evaluations of the Motion Expert (as the release does)."""
@@ -199,6 +203,17 @@ class LaMP(nn.Module):
         steps, condition = self.config.solver_steps, expert.condition(encoded)
         partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
         return expert.hidden(partial, step_times(steps)[taken], encoded, condition)
+
+    @torch.no_grad()
+    def oracle_hidden(self, encoded: Encoded, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
+        """Returns the z_m of an oracle: the hidden state on the true motion that follows, instead of on partly denoised noise.
+
+        Args:
+            encoded: What the Motion Expert is conditioned on.
+            motion: Normalised scene flow, 0 where it is not known.
+        """
+        expert = required(self.motion_expert, "Motion Expert")
+        return expert.hidden(expert.within(motion), ORACLE_TAU, encoded)
 
     def motion_noise(self, count: int, source: Source, device: torch.device | str = "cpu") -> Float[Tensor, "b k t 3"]:
         """Draws m^0, where the solver of so many samples' scene flow starts."""

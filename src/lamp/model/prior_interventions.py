@@ -5,8 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lamp.errors import ConfigError, unknown
+
+PriorKind = Literal["predicted", "oracle"]
+"""Where z_m comes from: the Motion Expert's prediction; or, as an oracle, the TRUE motion that follows. Where a policy acts
+nobody knows that: an oracle says how much the best of priors could give, and is no result."""
 
 
 @dataclass(frozen=True, kw_only=True)

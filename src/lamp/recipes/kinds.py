@@ -87,5 +87,11 @@ def without_motion(policy: PolicyTraining) -> PolicyTraining:
     """Returns the same training without the motion prior: the No-Motion ablation."""
     plain = replace(policy.model, motion=None, guidance=None)
     return replace(
-        policy, model=plain, cached_hidden_draws=0, prior_dropout=0.0, prior_from=0.0, prior_on=AllEpisodes()
+        policy,
+        model=plain,
+        cached_hidden_draws=0,
+        prior_dropout=0.0,
+        prior_from=0.0,
+        prior_on=AllEpisodes(),
+        prior="predicted",
     )

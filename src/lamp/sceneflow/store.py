@@ -12,6 +12,7 @@ An episode's folder appears whole or not at all, and lists the sizes of its file
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +29,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
-from lamp.files import atomic_path, read_json_object, remove_folder, safe_file_name
+from lamp.files import atomic_path, read_json_object, remove_folder, safe_file_name, sha256_of, to_line
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.index import IndexEntry, StoreIndex
 from lamp.types import Camera, Tracks
@@ -183,6 +184,14 @@ class SceneFlowStore:
             group.update_attributes({"episode": episode, "files": sizes, "made_from": dict(made_from or {})})
             write_checksums(staged / CHECKSUMS, checksums_of(staged, files_in(staged)))
         self._episode.cache_clear()
+
+    def fingerprint(self, episode: int) -> str:
+        """A hash of what is stored of an episode, by the checksums of its files."""
+        folder = self._folder(episode)
+        if (folder / CHECKSUMS).is_file():
+            return sha256_of(folder / CHECKSUMS)[:16]
+        found = checksums_of(folder, files_in(folder))  # written by somebody else
+        return hashlib.sha256(to_line({name: one.sha256 for name, one in found.items()}).encode()).hexdigest()[:16]
 
     def is_whole(self, episode: int) -> bool:
         """Whether an episode is stored with all its files."""

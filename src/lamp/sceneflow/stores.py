@@ -35,6 +35,8 @@ class FlowRequirements:
     frames: int | None = None
     """Frames of the dataset per step of the model; `stride` then follows from the store."""
     camera: str | None = None
+    every: int | None = None
+    """At least every n-th frame that has an image of its own is a reference frame."""
 
     def span(self, stored: StoreDescription) -> int:
         """Stored flow steps that the model's horizon covers."""
@@ -48,6 +50,7 @@ class FlowRequirements:
             and (self.frames is None or self.frames % sampling.stride == 0)
             and self.span(stored) <= sampling.horizon
             and (self.camera is None or self.camera in stored.cameras)
+            and (self.every is None or self.every % stored.every == 0)
         )
 
     def exactly_met_by(self, stored: StoreDescription) -> bool:
@@ -62,7 +65,8 @@ class FlowRequirements:
         step = f"{self.frames} frames" if self.frames is not None else f"{self.stride} stored ones"
         grid = "any grid" if self.grid is None else f"a {self.grid[0]}x{self.grid[1]} grid"
         camera = "" if self.camera is None else f" in {self.camera}"
-        return f"{grid} over {self.horizon} flow steps of {step}{camera}"
+        every = "" if self.every is None else f", every {self.every}"
+        return f"{grid} over {self.horizon} flow steps of {step}{camera}{every}"
 
 
 def store_folders(data: Path) -> list[Path]:

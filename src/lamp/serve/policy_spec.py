@@ -172,17 +172,19 @@ def open_checkpoint(
     Raises:
         ConfigError: There is no such device, or it was not trained on such a dataset.
         DataError: There is no checkpoint, or it is damaged.
-        MismatchError: It is no policy.
+        MismatchError: It is no policy, or an oracle's.
     """
     import torch
 
     from lamp.policy import LaMPPolicy
+    from lamp.train.checkpoint_metadata import read_description
     from lamp.train.config import BFloat16, Float32
     from lamp.train.run_folder import check_device
 
     check_device(device, "--device")
     if threads is not None:
         torch.set_num_threads(threads)
+    read_description(path).check_usable(path)
     dtype = {"float32": Float32(), "bfloat16": BFloat16()}.get(precision)
     policy = LaMPPolicy.from_checkpoint(path, device=device, precision=dtype)
     policy = policy if dataset is None else policy.of_dataset(dataset)

@@ -16,7 +16,9 @@ from lamp.data.policy_dataset import PolicyScaling
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
 from lamp.files import read_json, write_json
 from lamp.model.lamp import LaMPConfig
+from lamp.model.prior_interventions import PriorKind
 from lamp.sceneflow.normalization import MotionBounds
+from lamp.sceneflow.tracks import Supervision
 from lamp.train.config import Imported, MotionTraining, PolicyTraining
 
 FILE_NAME = "lamp.json"
@@ -81,6 +83,8 @@ class FlowRecord:
     bounds: MotionBounds
     clamped: tuple[float, float, float]
     """Share of the training increments beyond the bounds, per axis."""
+    supervision: Supervision = field(default_factory=Supervision)
+    """Which steps supervised it; the others are 0 in a true motion."""
     also: tuple[DataRecord, ...] = ()
     """What else the Motion Expert was trained on; `stride` and `fps` are the first dataset's."""
 
@@ -174,6 +178,8 @@ class StartedFrom:
     data: DataRecord
     normalizers: Literal["keep", "refit"]
     """Whether its normalisers (of a motion prior, its bounds) were kept, or fitted to the new data."""
+    prior: PriorKind = "predicted"
+    """What its z_m were of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +209,28 @@ class Description:
     """Of the weights of the backbone's adapters; empty where it has none."""
     started_from: StartedFrom | None = None
     """None: the run began with weights drawn at random."""
+
+    @property
+    def prior(self) -> PriorKind | None:
+        """What a policy's z_m were of in training; None where it has no motion prior."""
+        if self.kind != "policy" or self.model.motion is None:
+            return None
+        return self.training.prior if isinstance(self.training, PolicyTraining) else "predicted"
+
+    def check_usable(self, path: Path | str) -> None:
+        """Checks that the policy can act where nobody knows the future.
+
+        Args:
+            path: Where it is, for the message.
+
+        Raises:
+            MismatchError: It is an oracle's.
+        """
+        if self.prior == "oracle":
+            raise MismatchError(
+                f"{path} was trained with --prior oracle: it needs the TRUE motion to come, which nobody has where a policy "
+                "acts; evaluate it with `lamp evaluate --prior oracle`, or train one without --prior."
+            )
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE_NAME, to_json(self))

@@ -20,6 +20,7 @@ from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.prior_interventions import PriorKind
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
@@ -312,6 +313,11 @@ class PolicyTraining:
     answer is learnt sooner than a fine one from the tokens; the Action Expert then never learns to look closely."""
     prior_on: AllEpisodes | UnseenEpisodes = field(default_factory=AllEpisodes)
     """In which episodes training samples see the motion prior at all."""
+    prior: PriorKind = "predicted"
+    """`oracle`: z_m is of the TRUE motion that followed, from the dataset's scene flow. That is a ceiling for any prior; such a
+    policy can be evaluated with `lamp evaluate --prior oracle` alone."""
+    scene_flow: str | None = None
+    """The dataset's scene-flow store of the true motion, by its name in `lamp cache list`, where several have what is needed."""
     state_transform: StateTransform = field(default_factory=ContinuousRotation)
     state_fit: NormaliserFit = field(default_factory=ByDeviation)
     action_fit: NormaliserFit = field(default_factory=ByDeviation)
@@ -328,6 +334,11 @@ class PolicyTraining:
         """The Action Expert's settings, which are there in Stage 2."""
         return cast(ActionExpertConfig, self.model.action)
 
+    @property
+    def stored_draws(self) -> int:
+        """How many z_m of every training sample are computed before the loop: an oracle's, which has no noise, once; 0: none."""
+        return 1 if self.prior == "oracle" else self.cached_hidden_draws
+
     def gripper_dims(self, width: int) -> tuple[int, ...]:
         """Where the grippers are in an action of so many values."""
         dims = (self.gripper,) if isinstance(self.gripper, int) else self.gripper or ()
@@ -341,6 +352,11 @@ class PolicyTraining:
         if not 1 <= self.execute <= self.model.action.chunk:
             raise ConfigError(
                 f"execute is {self.execute}; it must lie between 1 and the chunk, {self.model.action.chunk}."
+            )
+        if self.prior == "oracle" and self.model.motion is None:
+            raise ConfigError(
+                "prior is 'oracle', but model.motion is None: z_m of the true motion is the Motion Expert's; give --motion "
+                "CHECKPOINT with a recipe that has a motion prior, or leave out --prior."
             )
         if self.cached_hidden_draws and self.model.motion is None:
             raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")

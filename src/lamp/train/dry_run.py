@@ -120,7 +120,7 @@ def batch_shape(stage: AnyStage, count: int) -> BatchShape:
     at_once = math.ceil(stage.batch_samples / (count * stage.config.loop.accumulate))
     batch = stage.samples.batch(np.arange(at_once))
     assert isinstance(batch, TokenBatch)
-    hidden = isinstance(stage, PolicyStage) and stage.config.cached_hidden_draws > 0
+    hidden = isinstance(stage, PolicyStage) and stage.config.stored_draws > 0
     return replace(BatchShape.of(batch), hidden=hidden)
 
 
@@ -164,8 +164,8 @@ def hidden_bytes(stage: AnyStage) -> int:
     motion = stage.model.config.motion
     if not isinstance(stage, PolicyStage) or motion is None:
         return 0
-    held_out = len(stage.validation) if stage.validation is not None and stage.config.cached_hidden_draws else 0
-    return (len(stage.samples) * stage.config.cached_hidden_draws + held_out) * motion.tokens * motion.width * 2
+    held_out = len(stage.validation) if stage.validation is not None and stage.config.stored_draws else 0
+    return (len(stage.samples) * stage.config.stored_draws + held_out) * motion.tokens * motion.width * 2
 
 
 WARM_UP, MEASURED = 2, 7
@@ -283,7 +283,7 @@ class ZeroHiddenStates(HiddenStates):
 def _stand_in_hidden(stage: AnyStage) -> None:
     """Lets batches come with hidden states, as they will where those are computed beforehand."""
     motion = stage.model.config.motion
-    if not isinstance(stage, PolicyStage) or motion is None or not stage.config.cached_hidden_draws:
+    if not isinstance(stage, PolicyStage) or motion is None or not stage.config.stored_draws:
         return
     parts = [part for part in parts_of(stage) if isinstance(part, PolicySamples)]
     validation = stage.validation
@@ -345,7 +345,7 @@ def _hidden_time(stage: AnyStage) -> float:
         _hidden(stage.config.loop, model, first.batch(indices))
         times.append(time.perf_counter() - started)
     held_out = 0 if stage.validation is None else len(stage.validation)
-    return times[-1] / len(indices) * (len(stage.samples) * stage.config.cached_hidden_draws + held_out)
+    return times[-1] / len(indices) * (len(stage.samples) * stage.config.stored_draws + held_out)
 
 
 @torch.inference_mode()

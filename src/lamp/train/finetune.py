@@ -66,7 +66,11 @@ class FineTune:
         """What a checkpoint says of where its run began."""
         found = self.description
         return StartedFrom(
-            weights_sha256=found.weights_sha256, step=found.step, data=found.data, normalizers=self.normalizers
+            weights_sha256=found.weights_sha256,
+            step=found.step,
+            data=found.data,
+            normalizers=self.normalizers,
+            prior=found.prior or "predicted",
         )
 
     def load_into(self, model: LaMP) -> None:

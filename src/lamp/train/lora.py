@@ -91,6 +91,7 @@ def check_adaptable(config: PolicyTraining) -> None:
     """
     excluded = {
         "cached_hidden_draws": bool(config.cached_hidden_draws),
+        "prior": config.prior == "oracle",
         "prior_on": isinstance(config.prior_on, UnseenEpisodes),
         "also": bool(config.also),
     }

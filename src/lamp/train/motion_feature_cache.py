@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,17 @@ from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.build import BuildPlan, build_with_progress
 from lamp.data.feature_cache.cache import Features, HiddenStates
 from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, FeatureStore, advice, differences
-from lamp.data.feature_cache.shards import ShardState, check_space, one_error_when_full
+from lamp.data.feature_cache.shards import EpisodeFingerprints, ShardState, check_space, one_error_when_full
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
+from lamp.data.motion_dataset import TrueMotion
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
 from lamp.files import read_json, to_line, write_json
-from lamp.model.lamp import LaMP, LaMPConfig, required
+from lamp.model.lamp import ORACLE_TAU, LaMP, LaMPConfig, required
+from lamp.sceneflow.store import SceneFlowStore
 from lamp.seeding import generator_at
 from lamp.train.config import LoopConfig, PolicyTraining
+from lamp.types import Encoded
 
 SAMPLES_AT_ONCE = 32
 MOTION = " --motion CHECKPOINT"
@@ -48,19 +51,18 @@ class HiddenSettings:
     loop: LoopConfig
     features: str
     """Key of the backbone."""
+    true_motion: TrueMotion | None = None
+    """Of which an oracle's z_m is; None: it is of noise."""
 
     @property
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values, to compare with those that are stored."""
-        return {
-            "motion weights": self.motion,
-            "motion_expert": to_json(self.model.motion),
-            "hidden_at": to_json(self.model.hidden_at),
-            "solver_steps": self.model.solver_steps,
-            "precision": to_json(self.loop.precision),
-            "seed": self.loop.seed,
-            "features": self.features,
-        }
+        expert = {"motion weights": self.motion, "motion_expert": to_json(self.model.motion)}
+        rest = {"precision": to_json(self.loop.precision), "features": self.features}
+        if self.true_motion is not None:
+            return expert | rest | {"prior": "oracle", "tau": ORACLE_TAU, "scene flow": self.true_motion.as_json}
+        noise = {"hidden_at": to_json(self.model.hidden_at), "solver_steps": self.model.solver_steps}
+        return expert | noise | rest | {"seed": self.loop.seed}
 
     @property
     def key(self) -> str:
@@ -68,14 +70,19 @@ class HiddenSettings:
         return hashlib.sha256(to_line(self.as_json).encode()).hexdigest()[:16]
 
 
-def hidden_settings(config: PolicyTraining, motion: str, features: str) -> HiddenSettings:
+def hidden_settings(
+    config: PolicyTraining, motion: str, features: str, true_motion: TrueMotion | None = None
+) -> HiddenSettings:
     """What z_m depends on in a training.
 
     Args:
         motion: Hash of the Motion Expert's weights.
         features: Key of the backbone.
+        true_motion: What an oracle knows.
     """
-    return HiddenSettings(motion=motion, model=config.model, loop=config.loop, features=features)
+    return HiddenSettings(
+        motion=motion, model=config.model, loop=config.loop, features=features, true_motion=true_motion
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +124,10 @@ class HiddenWork:
                 continue
             found = torch.stack([self._of_view(episode, frames, rows, view) for view in numbers])
             if not found.isfinite().all():
+                otherwise = "train without --prior" if self.settings.true_motion else "set cached_hidden_draws to 0"
                 raise DataError(
                     f"episode {episode} of {self.store.dataset.root}: a hidden state of the Motion Expert does not fit into "
-                    "16-bit floats; set cached_hidden_draws to 0."
+                    f"16-bit floats; {otherwise}."
                 )
             values = found[0] if shards is self.store.pictures else found
             shards.write(episode, {HIDDEN: values}, draws=str(self.draws), views=str(len(numbers)))
@@ -128,8 +136,12 @@ class HiddenWork:
         parts = []
         for start in range(0, len(frames), SAMPLES_AT_ONCE):
             some = slice(start, start + SAMPLES_AT_ONCE)
-            noise = [self._noise(draw, episode, frames[some], view) for draw in range(self.draws)]
-            parts.append(self._of_rows(rows[some], view, noise))
+            if self.settings.true_motion is not None:
+                motions, find = [self.settings.true_motion.of(episode, frames[some])], self.model.oracle_hidden
+            else:
+                motions = [self._noise(draw, episode, frames[some], view) for draw in range(self.draws)]
+                find = self.model.motion_hidden
+            parts.append(self._of_rows(rows[some], view, motions, find))
         return torch.cat(parts, dim=1)
 
     def _noise(self, draw: int, episode: int, frames: np.ndarray, view: int) -> Float[Tensor, "b k t 3"]:
@@ -138,12 +150,14 @@ class HiddenWork:
         return torch.stack([motion_noise(self.model, *address) for address in addresses])
 
     @torch.inference_mode()
-    def _of_rows(self, rows: np.ndarray, view: int, noise: Sequence[Tensor]) -> Float16[Tensor, "draws b m d"]:
-        """Computes z_m of some rows exactly as inference does."""
+    def _of_rows(
+        self, rows: np.ndarray, view: int, motions: Sequence[Tensor], find: Callable[[Encoded, Tensor], Tensor]
+    ) -> Float16[Tensor, "draws b m d"]:
+        """Computes z_m of some rows exactly as inference does, from each of some motions."""
         device = self.device[0]
         encoded = self.features.encoded(rows, np.full(len(rows), view)).to(device)
         with self.settings.loop.precision.autocast(device):
-            found = [self.model.motion_hidden(encoded, of_draw.to(device)).float().cpu() for of_draw in noise]
+            found = [find(encoded, motion.to(device)).float().cpu() for motion in motions]
         return torch.stack(found).half()
 
 
@@ -189,8 +203,24 @@ def hidden_store(
     folder: Path, features: Features, settings: HiddenSettings, draws: int, augmentation: Augmentation
 ) -> FeatureStore:
     """The shards of z_m with these settings, in a folder for z_m with any."""
-    least = {"draws": draws}
-    return FeatureStore(features.dataset, folder / settings.key, augmentation, least, MOTION, features.fingerprints)
+    least, known, flags = {"draws": draws}, features.fingerprints, MOTION
+    if settings.true_motion is not None:
+        known, flags = FingerprintsWithFlow(known, settings.true_motion.store), MOTION + " --prior oracle"
+    return FeatureStore(features.dataset, folder / settings.key, augmentation, least, flags, known)
+
+
+class FingerprintsWithFlow(EpisodeFingerprints):
+    """Hashes of a dataset's episodes together with their stored scene flow."""
+
+    def __init__(self, pictures: EpisodeFingerprints, flow: SceneFlowStore) -> None:
+        self._pictures, self._flow = pictures, flow
+
+    def __getitem__(self, episode: int) -> str:
+        return f"{self._pictures[episode]}-{self._flow.fingerprint(episode)}"
+
+    def find(self, episodes: Collection[int]) -> None:
+        """Finds the hashes of some episodes' pictures."""
+        self._pictures.find(episodes)
 
 
 def samples_hidden(
@@ -234,11 +264,14 @@ def _warn_of_others(kept: Path, settings: HiddenSettings, features: Features) ->
     found: list[tuple[Path, list[str]]] = []
     for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):
         stored: Mapping[str, Any] = read_json(path, "description of hidden states")["settings"]
+        if stored.get("prior") != settings.as_json.get("prior"):
+            continue  # nobody takes an oracle's for another
         found.append((path.parent, differences(stored, settings.as_json)))
     if found:
         folder, changes = min(found, key=lambda one: len(one[1]))
+        flags = MOTION if settings.true_motion is None else MOTION + " --prior oracle"
         print(
             f"z_m is computed for this run alone; {folder} holds another: {'; '.join(changes)}. "
-            f"{advice(features.dataset, MOTION)} keeps this run's for those that follow.",
+            f"{advice(features.dataset, flags)} keeps this run's for those that follow.",
             file=sys.stderr,
         )

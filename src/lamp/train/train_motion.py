@@ -323,7 +323,7 @@ def flow_store(
         DataError: There is none at all.
         MismatchError: None of several fits, or the dataset has changed since it was made.
     """
-    motion, data = config.motion, sources.dataset.root
+    motion = config.motion
     needs = FlowRequirements(
         grid=motion.grid,
         horizon=motion.horizon,
@@ -331,6 +331,17 @@ def flow_store(
         frames=config.flow_frames,
         camera=sources.features.cameras[0],
     )
+    return current_store(needs, sources, name, own=own)
+
+
+def current_store(
+    needs: FlowRequirements, sources: Sources, name: str | None = None, *, own: bool = True
+) -> SceneFlowStore:
+    """The store of a dataset that has what is needed, made from the recordings that are there now.
+
+    Arguments and errors are those of `flow_store`.
+    """
+    data = sources.dataset.root
     try:
         store = find_store(data, needs, name if own else None)
     except ConfigError:
@@ -426,6 +437,7 @@ def _describe(
         fps=sources.dataset.fps,
         bounds=samples.bounds,
         clamped=clamped,
+        supervision=config.supervision,
         also=tuple(others),
     )
     return Description(

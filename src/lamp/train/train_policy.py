@@ -17,17 +17,19 @@ from lamp.data.embodiment import Embodiment
 from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.data.feature_cache.shards import content_hash
 from lamp.data.image_dataset import ImageSamples
+from lamp.data.motion_dataset import TrueMotion
 from lamp.data.normalizers import ByDeviation, NoState, floors
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.sceneflow.stores import FlowRequirements
 from lamp.seeding import seed_everything
 from lamp.train.backbones import BuildProgressPrinter, find_backbone
 from lamp.train.breakdown import action_names
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
-from lamp.train.config import PolicyTraining, UnseenEpisodes
+from lamp.train.config import MotionTraining, PolicyTraining, UnseenEpisodes
 from lamp.train.datasets import Sources, TrainingDataset, adapted_backbone, cached_parts, mixed, open_datasets
 from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
@@ -35,6 +37,7 @@ from lamp.train.lora import AdaptedStage
 from lamp.train.motion_feature_cache import hidden_settings, samples_hidden
 from lamp.train.run_folder import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.stages import PolicyStage
+from lamp.train.train_motion import SAME_RATE, current_store
 
 
 def train_policy(
@@ -86,6 +89,9 @@ def train_policy(
     if distributed.is_main:
         for one in datasets:
             _warn_of_floors(one, config)
+    true_motions: list[TrueMotion | None] = [None] * len(datasets)
+    if config.prior == "oracle" and motion is not None:
+        true_motions = [true_motion(config, one.sources, motion.flow, own=one is datasets[0]) for one in datasets]
     model = model.to(here.loop.device)
     if (adapted := adapted_backbone(here, backbone)) is not None:
         seed_everything(config.loop.seed, "adapters")  # they change nothing yet, and are the same in every process
@@ -97,10 +103,11 @@ def train_policy(
         stage = PolicyStage(model, here, samples, validation, distributed.share)
 
     def prepare() -> None:
-        if config.cached_hidden_draws:
-            for of_all, draws in ((samples, config.cached_hidden_draws), (validation, 1)):
+        if config.stored_draws:
+            known = {id(one.sources.cache): motion for one, motion in zip(datasets, true_motions, strict=True)}
+            for of_all, draws in ((samples, config.stored_draws), (validation, 1)):
                 for part in cached_parts(of_all):
-                    _cache_hidden(model, part, draws, here, description, out)
+                    _cache_hidden(model, part, draws, here, description, out, known[id(part.features)])
 
     result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, distributed=distributed)
     if result.outcome.finished and distributed.is_main:
@@ -231,7 +238,10 @@ def read_motion(
         )
     weights = motion_weights(trained.state_dict())
     source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
-    return weights, MotionOrigin(source=source, flow=required(description.flow, "record of the scene flow"))
+    flow = required(description.flow, "record of the scene flow")
+    if isinstance(description.training, MotionTraining):  # earlier versions noted it there alone
+        flow = replace(flow, supervision=description.training.supervision)
+    return weights, MotionOrigin(source=source, flow=flow)
 
 
 def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
@@ -244,12 +254,61 @@ def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
     return episodes
 
 
+def true_motion(config: PolicyTraining, sources: Sources, flow: FlowRecord, *, own: bool = True) -> TrueMotion:
+    """The true motion of a dataset, as a Motion Expert would have predicted it.
+
+    Args:
+        flow: What the Motion Expert predicts.
+        own: The dataset is the training's own, whose store `config.scene_flow` names.
+
+    Raises:
+        ConfigError: There is no store of the name that was chosen, or several fit and none is named.
+        DataError: There is no scene flow, or not of every frame.
+        MismatchError: None fits, or the flow steps take another time than the Motion Expert's.
+    """
+    dataset, camera = sources.dataset, sources.features.cameras[0]
+    exact = flow.stride * dataset.fps / flow.fps
+    frames = max(1, round(exact))
+    if abs(frames - exact) > SAME_RATE * exact:
+        raise MismatchError(
+            f"a flow step of the motion checkpoint takes {flow.stride / flow.fps:.3g} s, {exact:.3g} frames of {dataset.root}; "
+            "expected a whole number of them: an oracle needs a dataset of a rate that fits"
+        )
+    needs = FlowRequirements(grid=flow.grid, horizon=flow.horizon, frames=frames, camera=camera, every=1)
+    store = current_store(needs, sources, config.scene_flow, own=own)
+    stored = store.description.sampling.stride
+    if frames % stored or camera not in store.description.cameras:
+        raise MismatchError(
+            f"{store.path} has a flow step every {stored} frames, in {', '.join(store.description.cameras)}; the motion "
+            f"checkpoint predicts one every {frames}, in {camera}: `lamp flow build {dataset.root} --stride {frames} --cameras "
+            f"{camera}` makes another beside it"
+        )
+    store.check(grid=flow.grid, span=flow.horizon * (frames // stored))
+    found = TrueMotion(
+        store=store,
+        camera=camera,
+        horizon=flow.horizon,
+        stride=frames // stored,
+        bounds=flow.bounds,
+        supervision=flow.supervision,
+    )
+    found.check(dataset, (*sources.split.train, *sources.split.validation))
+    return found
+
+
 def _cache_hidden(
-    model: LaMP, samples: PolicySamples, draws: int, config: PolicyTraining, description: Description, out: Path
+    model: LaMP,
+    samples: PolicySamples,
+    draws: int,
+    config: PolicyTraining,
+    description: Description,
+    out: Path,
+    known: TrueMotion | None,
 ) -> None:
     motion = required(description.motion_source, "record of the Motion Expert")
-    settings = hidden_settings(config, motion.sha256, samples.features.key)
-    with BuildProgressPrinter(f"motion hidden states, {draws} draws of each") as build_progress:
+    settings = hidden_settings(config, motion.sha256, samples.features.key, known)
+    what = f"{draws} draws of each" if known is None else "of the TRUE motion (oracle)"
+    with BuildProgressPrinter(f"motion hidden states, {what}") as build_progress:
         samples.motion_hidden = samples_hidden(
             model, samples, settings, draws=draws, run=out / HIDDEN, progress=build_progress.progress
         )

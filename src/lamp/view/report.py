@@ -214,7 +214,8 @@ def _trainings(run: Path) -> tuple[dict[str, Path], dict[str, Path]]:
         if _stage(path.parent) == "motion":
             motions[name] = path
         else:
-            policies[{"policy_with": "with_motion", "policy_without": "without_motion"}.get(name, name)] = path
+            called = {"policy_with": "with_motion", "policy_without": "without_motion"}.get(name, name)
+            policies[f"{called} (oracle)" if _is_oracle(path.parent) else called] = path
     return motions, policies
 
 
@@ -235,6 +236,13 @@ def _stage(folder: Path) -> str:
         if isinstance(record, dict) and record.get(key) in ("motion", "policy"):
             return record[key]
     return "motion" if "motion" in folder.name and not folder.name.startswith("policy") else "policy"
+
+
+def _is_oracle(folder: Path) -> bool:
+    """Whether a policy was trained with the true motion to come, by its own record or its checkpoint's."""
+    records = [_json(folder / "lamp.json"), _json(folder / "checkpoint" / "lamp.json")]
+    trainings = [record.get("training") for record in records if isinstance(record, dict)]
+    return any(isinstance(training, dict) and training.get("prior") == "oracle" for training in trainings)
 
 
 def together(runs: Sequence[tuple[Path, ReportInputs]]) -> ReportInputs:

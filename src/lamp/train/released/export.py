@@ -61,6 +61,7 @@ def export_released(checkpoint: Path, out: Path, *, vlm: Path | None = None) -> 
         raise MissingDependencyError(f"writing {CONFIG_FILE} needs PyYAML: pip install pyyaml.") from None
     refuse_used(out)
     description = read_description(checkpoint)
+    description.check_usable(checkpoint)
     config, statistics = to_config(description), to_statistics(description)
     raw = description.training.config if isinstance(description.training, Imported) else {}
     model, _ = load_checkpoint(checkpoint)

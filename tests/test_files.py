@@ -77,6 +77,17 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     assert names(tmp_path) == ["weights.npy"]
 
 
+def test_neither_a_file_nor_a_folder_takes_the_other_s_place(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "data" / "years.txt", "of work")
+    with pytest.raises(IsADirectoryError) as caught:
+        atomic_write_text(tmp_path / "data", "a recipe")
+    assert caught.value.filename == str(tmp_path / "data")
+    with pytest.raises(NotADirectoryError), atomic_path(tmp_path / "data" / "years.txt") as staged:
+        staged.mkdir()
+    assert (tmp_path / "data" / "years.txt").read_text() == "of work"
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["years.txt"]
+
+
 @pytest.mark.parametrize("system_call", [True, False])
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_call: bool) -> None:
     if not system_call:

@@ -17,7 +17,9 @@ from safetensors.numpy import load_file
 from lamp.cli import main
 from lamp.data.actions import Absolute, Delta, Gripper, Relative
 from lamp.data.embodiment import Part, embodiment
+from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.data.normalizers import ByDeviation, ContinuousRotation, HardlyMoved, NoState, RawState
+from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError, DataError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.policy import LaMPPolicy
@@ -91,6 +93,13 @@ def test_rotations_are_six_values_and_a_gripper_must_be_told(data: Path) -> None
         (["--state", "observation.pose"], "observation.pose"),
         (["--state", "observation.state[0:9]"], "has 3 values"),
         (["--action", "action[a:b]"], "KEY[START:STOP]"),
+        (["--state", "observation.state[0:0]"], "observation.state[0:0] holds no values"),
+        (["--state", "observation.state[2:1]"], "observation.state[2:1] holds no values"),
+        (["--rotation-at", "-1"], "a rotation of the state starts at -1"),
+        (["--rotation-at", "1"], "no rotation of three values at 1; expected at least 4 values"),
+        (["--gripper-at", "0", "-2"], "--gripper-at 0 -2 names a value twice"),
+        (["--cameras", "a/b=observation.images.front"], "a camera cannot be called 'a/b'"),
+        (["--cameras", "a\nb=observation.images.front"], "a camera cannot be called 'a\\nb'"),
         (["--like", "bench_mid"], "expected one with training"),
         (["--like", "demoo"], "demo"),
         (["--embodiment", "droid"], "observation.images.exterior_1_left"),
@@ -103,6 +112,34 @@ def test_a_slip_is_one_line_and_writes_nothing(
     assert main(["recipe", "fit", str(FIXTURES / "v30"), "--out", str(out), *words]) == 2
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error and not out.exists()
+
+
+def test_a_recipe_never_takes_the_place_of_a_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(data.parent.rglob("*"))
+    assert main(["recipe", "fit", str(data), "--out", str(data.parent)]) == 2
+    error = capsys.readouterr().err
+    assert f"Is a directory: {data.parent}" in error and "a file was expected" in error
+    assert sorted(data.parent.rglob("*")) == before
+
+
+def test_demonstrations_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stateless = EpisodeData(
+        frames={"action": np.linspace(0, 1, 18, dtype=np.float32).reshape(6, 3)},
+        images={"front": np.zeros((6, 64, 64, 3), np.uint8)},
+        task="wave",
+    )
+    stage_episode(tmp_path / "data", "one", stateless)
+    LeRobotWriter(tmp_path / "data").finalize()
+    words = ["recipe", "fit", str(tmp_path / "data"), "--out", str(tmp_path / "robot.json")]
+    assert main(words) == 2
+    assert "has no observation.state, but action; expected --state with its own names, or --state none" in (
+        capsys.readouterr().err
+    )
+    assert main([*words, "--state", "none"]) == 0
+    made = training(str(tmp_path / "robot.json"))
+    assert made.policy.embodiment.state == () and made.policy.state_transform == NoState()
+    states, actions = states_and_actions(LeRobotDataset(tmp_path / "data"), [0], 2, made.policy.embodiment)
+    assert states.shape == (6, 0) and actions.shape == (6, 3)
 
 
 def test_files_in_place_of_names(tmp_path: Path, data: Path) -> None:

@@ -238,6 +238,8 @@ def _apply_umask(path: Path) -> None:
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Gives a temporary path to write a file or folder to; it replaces `path` if the block succeeds, else `path` stays as it was.
 
+    A file never takes the place of a folder, nor a folder that of a file.
+
     Raises:
         DataError: The block wrote nothing.
         OSError: It could not be written, whichever way a library reports that; `filename` is the path.
@@ -257,6 +259,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             _apply_umask(staged)
             sync(staged)
             if target.is_dir():
+                if not staged.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
                 _exchange(staged, target)
             else:
                 os.replace(staged, target)

@@ -34,7 +34,7 @@ from lamp.train.checkpoint import Backbones, Expected, load_checkpoint, motion_w
 from lamp.train.checkpoint_metadata import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
 from lamp.train.config import BFloat16, Float32, Precision
 from lamp.train.model_card import Publication
-from lamp.train.publishing import copy_vlm, find_checkpoint, push, write_card
+from lamp.train.publishing import check_replaceable, copy_vlm, find_checkpoint, push, write_card
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
 
@@ -114,9 +114,10 @@ class LaMPPolicy:
         return cls.from_checkpoint(find_checkpoint(source, revision), **settings)
 
     def save_pretrained(self, folder: Path | str, about: Publication | None = None) -> Path:
-        """Writes the policy as a checkpoint of its own, with a card, in place of one that is there.
+        """Writes the policy as a checkpoint of its own, with a card, in place of an earlier copy that is there.
 
         Raises:
+            DataError: Something else is there, such as a run or a dataset.
             MismatchError: The Motion Expert's weights are no longer those of Stage 1, so that no one could load them.
         """
         weights, source = self.model.state_dict(), self.description.motion_source
@@ -124,6 +125,7 @@ class LaMPPolicy:
             raise MismatchError(
                 "the Motion Expert's weights are not those of its Stage 1 any more; expected them frozen, as Stage 2 has them."
             )
+        check_replaceable(Path(folder))
         with atomic_path(folder) as staged:
             save_checkpoint(staged, self.description, weights)
             write_card(staged, about or Publication())

@@ -306,3 +306,9 @@ def test_moments_of_many_episodes_are_those_of_each() -> None:
     whole, wanted = found.together(), aggregate(parts)
     for name in ("min", "max", "mean", "std", "count"):
         np.testing.assert_allclose(whole.of(name)[0], getattr(wanted, name), atol=1e-12)
+
+
+def test_a_dataset_without_episodes(v30: Path) -> None:
+    info = json.loads((v30 / "meta/info.json").read_text())
+    (v30 / "meta/info.json").write_text(json.dumps({**info, "total_episodes": 0, "total_frames": 0}))
+    assert ("meta/info.json", None, None, "total_episodes") in faults_of(v30)

@@ -190,7 +190,7 @@ def test_rotation_by_hand_and_as_tensor() -> None:
     np.testing.assert_allclose(ContinuousRotation().apply(state), expected, atol=1e-6)
     assert ContinuousRotation().width(8) == 11 and RawState().width(8) == 8
     np.testing.assert_array_equal(RawState().apply(state), state)
-    with pytest.raises(MismatchError, match="no axis-angle at 3"):
+    with pytest.raises(MismatchError, match="5 values has no rotation of three values at 3; expected at least 6"):
         ContinuousRotation().apply(np.zeros(5, np.float32))
 
 

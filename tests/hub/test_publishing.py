@@ -101,9 +101,25 @@ class TestRoundTrip:
         assert pull("me/policy", out) == out
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "thesis.txt").write_text("years of work")
-        with pytest.raises(DataError, match="is there and holds no checkpoint"):
+        with pytest.raises(DataError, match=r"is there and holds no checkpoint alone, but also 'thesis\.txt'"):
             pull("me/policy", tmp_path / "full")
         assert (tmp_path / "full" / "thesis.txt").exists()
+
+    def test_neither_a_copy_nor_a_saved_policy_takes_the_place_of_a_run(
+        self, hub: Hub, runs: Path, tmp_path: Path
+    ) -> None:
+        push(runs / "policy", "me/policy", Publication())
+        policy = LaMPPolicy.from_pretrained(runs / "policy", backbone=PatchBackbone())
+        shutil.copytree(runs / "motion", tmp_path / "run")
+        for place in (tmp_path / "run", tmp_path / "run" / "checkpoint"):
+            before = sorted(path for path in place.rglob("*"))
+            with pytest.raises(DataError, match="holds no checkpoint alone"):
+                pull("me/policy", place)
+            with pytest.raises(DataError, match="holds no checkpoint alone"):
+                policy.save_pretrained(place)
+            assert sorted(path for path in place.rglob("*")) == before
+        saved = policy.save_pretrained(tmp_path / "saved")
+        assert policy.save_pretrained(saved) == saved, "an earlier copy is replaced"
 
     def test_what_was_pulled_is_verified_its_description_too(self, hub: Hub, runs: Path, tmp_path: Path) -> None:
         push(runs / "policy", "me/policy", Publication())

@@ -40,6 +40,7 @@ from lamp.train.config import PolicyTraining, UnseenEpisodes
 from lamp.train.dry_run import Planner
 from lamp.train.lora import AdaptedStage
 from lamp.train.optimizer import AdamW, Rates
+from lamp.train.publishing import published_files
 from lamp.train.run_plan import to_text
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
@@ -173,6 +174,17 @@ def test_a_policy_acts_with_its_adapters(run: Path, demonstrations: Path, frozen
     assert apart[apart != 0].min() > 0.99
     with pytest.raises(MismatchError, match="its lora is"):
         LaMPPolicy.from_checkpoint(run, backbone=build_backbone(replace(frozen, lora=LoRA(rank=5))))
+
+
+def test_a_copy_takes_its_adapters_along(run: Path, demonstrations: Path, tmp_path: Path) -> None:
+    policy = LaMPPolicy.from_checkpoint(run)
+    saved = policy.save_pretrained(tmp_path / "saved")
+    assert {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"} <= published_files(saved).keys()
+    chunk, copied = (
+        one.act(observed(demonstrations), noise_seed=(1,)).actions
+        for one in (policy, LaMPPolicy.from_checkpoint(saved))
+    )
+    np.testing.assert_array_equal(copied, chunk)
 
 
 def test_peft_reads_the_adapter_for_the_published_model(run: Path, demonstrations: Path) -> None:

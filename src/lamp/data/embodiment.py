@@ -40,6 +40,13 @@ class Part:
     stop: int | None = None
     """None: to the end."""
 
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.stop is not None and self.stop <= self.start):
+            raise ConfigError(
+                f"{self.key}[{self.start}:{'' if self.stop is None else self.stop}] holds no values; expected "
+                "KEY[START:STOP] with START from 0 on and STOP above it"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateRotation:
@@ -49,6 +56,10 @@ class StateRotation:
     """Where they are in the state."""
     rotation: RotationFormat = field(default_factory=AxisAngle)
     """What they are."""
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ConfigError(f"a rotation of the state starts at {self.start}; expected its place, from 0 on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +236,8 @@ def _names(dataset: LeRobotDataset, parts: Sequence[Part]) -> tuple[str, ...]:
 
 
 def _joined(dataset: LeRobotDataset, episode: int, parts: Sequence[Part]) -> Float32[np.ndarray, "l d"]:
+    if not parts:
+        return np.zeros((dataset.episode(episode).length, 0), np.float32)
     values = []
     for part in parts:
         column = dataset.column(part.key, episode).astype(np.float32)

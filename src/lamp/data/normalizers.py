@@ -404,7 +404,8 @@ class ContinuousRotation:
         """
         if state.shape[-1] < self.start + 3:
             raise MismatchError(
-                f"a state of {state.shape[-1]} values has no axis-angle at {self.start}; expected 8 for LIBERO"
+                f"a state of {state.shape[-1]} values has no rotation of three values at {self.start}; expected at least "
+                f"{self.start + 3} values, or another place"
             )
         if isinstance(state, Tensor):
             return torch.as_tensor(self.apply(state.detach().cpu().numpy()), dtype=state.dtype, device=state.device)

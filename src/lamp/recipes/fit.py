@@ -42,7 +42,7 @@ from lamp.data.normalizers import (
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
-from lamp.files import read_json_object, write_json
+from lamp.files import is_file_name, read_json_object, write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
@@ -141,7 +141,6 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
         policy=replace(policy, model=replace(policy.model, action=expert), backbone=seen),
         gpus=getattr(base, "gpus", 1),
     )
-    write_json(config.out, to_json(fitted))
     cameras = ", ".join(f"{name} <- {feature}" for name, feature in (robot.cameras or {}).items())
     report = {
         "cameras": cameras,
@@ -155,6 +154,7 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     if motion is not None and motion.model.motion is not None:
         steps, frames = motion.model.motion.horizon, motion.flow_frames or 1
         report["motion"] = f"{steps} flow steps of {frames} frames: {steps * frames / dataset.fps:.2g} s ahead"
+    write_json(config.out, to_json(fitted))
     return fitted, "\n".join(f"{name:<8} {value}" for name, value in report.items())
 
 
@@ -166,7 +166,7 @@ def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
         robot = Embodiment(
             name=config.out.stem,
             cameras=_cameras(config.cameras) or None,
-            state=tuple(map(_part, (STATE,) if config.state == WITHOUT else config.state)),
+            state=tuple(map(_part, _state(config))),
             action=tuple(map(_part, config.action)),
             rotations=None
             if config.rotation_at is None
@@ -178,7 +178,31 @@ def _robot(config: FitConfig) -> tuple[Embodiment, LeRobotDataset]:
     if not named:
         raise ConfigError(f"{dataset.root} has no camera; a policy needs one")
     robot = replace(robot, cameras=robot.cameras or named, fps=robot.fps or config.fps or dataset.fps)
+    for name, feature in (robot.cameras or {}).items():
+        if not is_file_name(name):  # folders of scene flow and files of recordings are called so
+            raise ConfigError(
+                f"a camera cannot be called {name!a}; expected a name that a file can have, such as --cameras front={feature}"
+            )
     return robot, robot.open(config.data)
+
+
+def _state(config: FitConfig) -> tuple[str, ...]:
+    """The features of the state. A policy without one still has its actions compared with the recorded state, where there is one.
+
+    Raises:
+        ConfigError: The dataset records no state, and the policy is to see one.
+    """
+    if config.state not in (WITHOUT, (STATE,)):
+        return config.state
+    features = LeRobotDataset(config.data).features
+    if STATE in features:
+        return (STATE,)
+    if config.state == WITHOUT:
+        return ()
+    raise ConfigError(
+        f"{config.data} has no {STATE}, but {', '.join(features)}; expected --state with its own names, or --state none for a "
+        "policy that sees pictures only"
+    )
 
 
 def _camera(text: str) -> tuple[str, str]:
@@ -265,6 +289,8 @@ def _grippers(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset) -> 
     for dim in dims:
         if not -width <= dim < width:
             raise ConfigError(f"--gripper-at {dim} given, and an action has {width} values; expected 0 to {width - 1}")
+    if len({dim % width for dim in dims}) < len(dims):
+        raise ConfigError(f"--gripper-at {' '.join(map(str, dims))} names a value twice; expected each gripper once")
     found = [_gripper(robot, recorded[:, dim], dim, width) for dim in dims]
     return tuple(dim for dim, (one, _) in zip(dims, found, strict=True) if one), "; ".join(text for _, text in found)
 

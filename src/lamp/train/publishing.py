@@ -12,7 +12,8 @@ from lamp import checksums
 from lamp.errors import DataError
 from lamp.files import atomic_path, atomic_write_text
 from lamp.hub import Fetch, HubId, check_card, fetch, upload
-from lamp.train.checkpoint import WEIGHTS, load_checkpoint
+from lamp.train.checkpoint import FOLDER as ADAPTER
+from lamp.train.checkpoint import WEIGHTS, load_adapter, load_checkpoint
 from lamp.train.checkpoint_metadata import FILE_NAME, checkpoint_folder, parse_description, read_description
 from lamp.train.config import Imported
 from lamp.train.model_card import Publication, model_card
@@ -20,7 +21,9 @@ from lamp.train.model_card import Publication, model_card
 CARD = "README.md"
 VLM = tuple(f"vlm/{pattern}" for pattern in ("*.safetensors", "*.json", "*.txt", "*.jinja"))
 """Of an imported policy that holds its own vision-language model."""
-PUBLISHED = (FILE_NAME, WEIGHTS, CARD, *VLM)
+ADAPTERS = (f"{ADAPTER}/*.safetensors", f"{ADAPTER}/*.json")
+"""Of a policy that was trained with adapters in its vision-language model."""
+PUBLISHED = (FILE_NAME, WEIGHTS, CARD, *VLM, *ADAPTERS)
 """All that is published and copied: the state that continues a run stays where it is."""
 PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pt2", ".pth")
 """Endings of files that run code when they are read the usual way."""
@@ -87,9 +90,9 @@ def pull(source: str, out: Path, revision: str | None = None) -> Path:
         DataError: The hub does not give it, it is damaged, or something else is in the folder's place.
     """
     folder = checkpoint_folder(find_checkpoint(source, revision))
-    load_checkpoint(folder)
-    if out.exists() and not (out / FILE_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is there and holds no checkpoint; expected a new folder, or an earlier copy.")
+    _, found = load_checkpoint(folder)
+    load_adapter(folder, found)
+    check_replaceable(out)
     with atomic_path(out) as staged:
         staged.mkdir()
         for name, file in published_files(folder).items():
@@ -98,6 +101,22 @@ def pull(source: str, out: Path, revision: str | None = None) -> Path:
         copied = checksums.files_in(staged, without=[CARD])  # the card is its owner's to change
         checksums.write_checksums(staged / checksums.CHECKSUMS, checksums.checksums_of(staged, copied))
     return out
+
+
+def check_replaceable(out: Path) -> None:
+    """Makes sure that what a copy would take the place of is nothing, or an earlier copy.
+
+    Raises:
+        DataError: Anything else is there: a run, a checkpoint that a training continues from, somebody's files.
+    """
+    if not out.exists():
+        return
+    own = {Path(pattern).parts[0] for pattern in PUBLISHED} | {checksums.CHECKSUMS}
+    others = sorted({path.name for path in out.iterdir()} - own) if out.is_dir() else [out.name]
+    if others:
+        raise DataError(
+            f"{out} is there and holds no checkpoint alone, but also {others[0]!a}; expected a new folder, or an earlier copy."
+        )
 
 
 def published_files(folder: Path) -> dict[str, Path]:
@@ -138,6 +157,7 @@ def push(path: Path, repository: str, about: Publication, *, private: bool = Fal
     folder = checkpoint_folder(path)
     # Damaged weights are found here, and not by whoever takes them from the hub.
     _, found = load_checkpoint(folder)
+    load_adapter(folder, found)
     card = model_card(found, replace(about, repository=hub.name))
     files: dict[str, Path | bytes] = {**published_files(folder), CARD: card.encode()}
     check_card(card, PUSH_INSTEAD)
@@ -146,7 +166,9 @@ def push(path: Path, repository: str, about: Publication, *, private: bool = Fal
 
 
 def copy_vlm(source: Path, target: Path) -> None:
-    """Takes along the vision-language model that an imported checkpoint holds."""
-    training = read_description(source).training
-    if isinstance(training, Imported) and training.vlm.folder is not None:
-        shutil.copytree(checkpoint_folder(source) / training.vlm.folder, target / training.vlm.folder)
+    """Takes along the vision-language model that an imported checkpoint holds, or the adapters that were trained in it."""
+    description = read_description(source)
+    folders = [description.training.vlm.folder] if isinstance(description.training, Imported) else []
+    for folder in (*folders, ADAPTER if description.adapter_sha256 else None):
+        if folder is not None:
+            shutil.copytree(checkpoint_folder(source) / folder, target / folder)

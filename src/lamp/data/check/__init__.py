@@ -249,6 +249,8 @@ def _check_numbers(
         faulty: Episodes with a wrong value in the list, which has its own fault; None stands for one whose number is not known.
     """
     total = len(dataset)
+    if total == 0:
+        yield DatasetFault(problem="there are no episodes; expected at least one", file=INFO_PATH, key="total_episodes")
     times = Counter(row["episode_index"] for row in rows)
     for index, count in sorted(times.items()):
         if count > 1 and index < total:

@@ -13,8 +13,16 @@ from torch.nn import functional
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.action_expert import ActionExpert, Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, GuidanceConfig, MotionPool, TokenFusion
-from lamp.model.lamp import LaMP, LaMPConfig
+from lamp.model.guidance import (
+    AddFusion,
+    ConcatFusion,
+    GuidanceConfig,
+    MotionPool,
+    PathFusion,
+    TokenFusion,
+    pooled_path,
+)
+from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion, MotionTokens
 
 DRAWS = 3
@@ -25,7 +33,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(params=["gated", "add", "concat_mlp", "tokens", "tokens_all"])
+@pytest.fixture(params=["gated", "add", "concat_mlp", "tokens", "tokens_all", "path"])
 def fused(request, config) -> LaMPConfig:
     small = {"motion_width": 32, "heads": 4}
     kinds = {
@@ -34,6 +42,7 @@ def fused(request, config) -> LaMPConfig:
         "concat_mlp": ConcatFusion(**small),
         "tokens": TokenFusion(**small, tokens=3),
         "tokens_all": TokenFusion(**small, tokens=None),
+        "path": PathFusion(cells=(2, 3), steps=4),
     }
     return replace(config, guidance=kinds[request.param])
 
@@ -45,6 +54,11 @@ def built(config: LaMPConfig) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
+
+
+def handed_over(config: LaMPConfig) -> torch.Tensor:
+    """Something of the shape of what the Motion Expert hands over."""
+    return torch.randn(2, *(config.hidden_shape or ()), generator=seeded(6))
 
 
 @pytest.fixture
@@ -92,7 +106,7 @@ def naive(expert: ActionExpert, guided: Guided, actions, tau, state) -> torch.Te
 def test_the_action_expert_equals_a_twin_that_writes_the_motion_out(fused, batch, inputs, attention):
     model = built(replace(fused, action=replace(fused.action, attention=attention)))
     assert model.action_expert
-    guided = model.guide(batch.encoded, torch.randn(2, 24, 32, generator=seeded(6)))
+    guided = model.guide(batch.encoded, handed_over(fused))
     ours = model.action_expert(*inputs, model.action_expert.context(guided))
     torch.testing.assert_close(ours, naive(model.action_expert, guided, *inputs), atol=1e-5, rtol=1e-4)
 
@@ -158,7 +172,7 @@ def test_the_motion_prior_matters_and_padding_does_not(fused, batch, with_other_
 
 def test_a_sample_that_has_not_seen_the_prior_has_none_of_it(fused, batch):
     model = built(fused)
-    hidden = torch.randn(2, 24, 32, generator=seeded(6))
+    hidden = handed_over(fused)
     seen = torch.tensor([True, False])
     whole, partly = model.guide(batch.encoded, hidden), model.guide(batch.encoded, hidden, seen)
     assert torch.equal(partly.tokens[0], whole.tokens[0])
@@ -214,10 +228,12 @@ def test_motion_tokens_need_no_position_of_the_action_experts(config, batch):
     assert actions.isfinite().all()
 
 
-def test_a_step_that_sees_no_prior_computes_none(config, batch):
-    model = built(replace(config, guidance=TokenFusion(motion_width=32, heads=4)))
+@pytest.mark.parametrize("fusion", [TokenFusion(motion_width=32, heads=4), PathFusion()], ids=["tokens", "path"])
+def test_a_step_that_sees_no_prior_computes_none(config, batch, fusion):
+    config = replace(config, guidance=fusion)
+    model = built(config)
     model.motion_expert.register_forward_pre_hook(lambda *_: pytest.fail("the Motion Expert was asked"))
-    hidden = replace(batch, motion_hidden=torch.randn(2, 24, 32, generator=seeded(6)))
+    hidden = replace(batch, motion_hidden=handed_over(config))
     unseen = torch.zeros(2, dtype=torch.bool)
     for seen in (batch, hidden):
         loss = model.action_loss(replace(seen, prior_seen=unseen), seeded(7)).total
@@ -225,6 +241,88 @@ def test_a_step_that_sees_no_prior_computes_none(config, batch):
         assert all(p.grad is None for p in model.guidance.parameters())
     computed = model.action_loss(replace(hidden, prior_seen=unseen, guided=True), seeded(7)).total
     torch.testing.assert_close(computed, loss)
+
+
+def moved(
+    points: dict[int, tuple[float, float, float]], grid: tuple[int, int] = (4, 6), horizon: int = 8
+) -> torch.Tensor:
+    """Scene flow in which these points move by so much in each step, and all others hold still."""
+    flow = torch.zeros(1, grid[0] * grid[1], horizon, 3)
+    for point, step in points.items():
+        flow[0, point] = torch.tensor(step)
+    return flow
+
+
+def test_a_path_says_what_moves_where_and_how_far():
+    config = PathFusion(cells=(2, 2), steps=4)
+    # Point 2 is in the first row and third of six columns, point 22 in the last row and second to last column.
+    path = pooled_path(moved({2: (0.3, 0.0, 0.0), 22: (0.0, -0.6, 0.6)}), (4, 6), config)[0]
+    assert path.shape == (5, 15) == (config.tokens, config.values)
+    whole, upper_left, upper_right, lower_left, lower_right = path
+    each = torch.tensor([0.6, 0.0, 0.0])  # two of the eight steps
+    torch.testing.assert_close(upper_left[:12], each.repeat(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(upper_left[12:14], torch.tensor([-1 / 6, -0.75]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(lower_right[:12], torch.tensor([0.0, -1.2, 1.2]).repeat(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(lower_right[12:14], torch.tensor([0.5, 0.75]), atol=1e-3, rtol=0)
+    # Excursions of 2.4, and of 4.8 along two axes: the second counts eight times as much.
+    torch.testing.assert_close(upper_left[14].exp(), torch.tensor(2.4**2 + 1e-3))
+    torch.testing.assert_close(lower_right[14].exp() - 1e-3, 8 * torch.tensor(2.4**2))
+    mean = (upper_left[:14] + 8 * lower_right[:14]) / 9
+    torch.testing.assert_close(whole[:14], mean, atol=1e-3, rtol=0)
+    for still in (upper_right, lower_left):
+        torch.testing.assert_close(still, torch.cat([torch.zeros(14), torch.tensor([1e-3]).log()]))
+    alone = pooled_path(moved({2: (0.3, 0.0, 0.0)}), (4, 6), PathFusion(cells=(1, 1), steps=8))
+    assert alone.shape == (1, 1, 27)
+
+
+def test_a_path_is_one_evaluation_from_the_noise(config, batch):
+    fusion = PathFusion(cells=(2, 3), steps=4)
+    model = built(replace(config, guidance=fusion))
+    asked = []
+    model.motion_expert.register_forward_pre_hook(lambda _, given: asked.append(given[1]))
+    noise = torch.randn(2, 24, 8, 3, generator=seeded(1))
+    expected = pooled_path(noise + model.motion_expert(noise, 0.0, batch.encoded), (4, 6), fusion)
+    asked.clear()
+    torch.testing.assert_close(model.motion_hidden(batch.encoded, noise), expected)
+    assert asked == [0.0] and model.config.evaluations["motion"] == 1
+    assert model.config.hidden_shape == expected.shape[1:] == (7, 15)
+    true = batch.motion.values
+    torch.testing.assert_close(model.oracle_hidden(batch.encoded, true), pooled_path(true, (4, 6), fusion))
+    # Further along, the rest of the way is one step; at the end there is none.
+    last = pooled_path(model.foresee(batch.encoded, noise), (4, 6), fusion)
+    torch.testing.assert_close(model.motion_hidden(batch.encoded, noise, taken=10), last)
+    assert replace(config, guidance=fusion, hidden_at=Departure()).evaluations["motion"] == 1
+
+
+def test_a_path_is_standardised_by_what_training_samples_have(config, batch):
+    model = built(replace(config, guidance=PathFusion(cells=(2, 3), steps=4)))
+    guidance, path = model.guidance, torch.randn(2, 7, 15, generator=seeded(6))
+    assert not guidance.fitted
+    before = model.guide(batch.encoded, path).motion.values
+    mean, std = torch.randn(7, 15, generator=seeded(1)), torch.rand(7, 15, generator=seeded(2)) + 0.1
+    std[0, 0] = 0.0  # the depth of a 2-D flow
+    guidance.fit(mean, std)
+    assert guidance.fitted and guidance.scale[0, 0] == 1.0
+    raw = path * guidance.scale + mean
+    torch.testing.assert_close(model.guide(batch.encoded, raw).motion.values, before)
+    far = model.guide(batch.encoded, raw + 1e6 * std).motion.values
+    assert torch.equal(far, model.guide(batch.encoded, raw + 2e6 * std).motion.values)
+
+
+def test_noise_on_what_is_handed_over_is_of_the_size_asked_for(fused, batch):
+    model, seen = built(fused), []
+    guide = model.guide
+    model.guide = lambda *args, **more: seen.append(args[1]) or guide(*args, **more)
+    hidden = handed_over(fused)
+    many = replace(batch, motion_hidden=hidden)
+    scale = torch.rand(hidden.shape[-1], generator=seeded(8)) + 0.5
+    exact = model.action_loss(many, seeded(7)).total
+    for seed in range(1 + 1200 // hidden[..., 0].numel()):
+        model.action_loss(many, seeded(seed), 1, hidden_noise=scale)
+    assert torch.equal(seen[0], hidden)
+    added = torch.stack([one - hidden for one in seen[1:]]).flatten(0, 2)
+    torch.testing.assert_close(added.std(0), scale, rtol=0.1, atol=0)
+    assert torch.equal(model.action_loss(many, seeded(7)).total, exact)
 
 
 def test_every_parameter_learns_but_the_frozen_and_the_unused(fused, batch):
@@ -265,5 +363,13 @@ def test_motion_at_the_wrong_place_is_refused(config, batch):
         AddFusion(motion_width=32, heads=5)
     with pytest.raises(ConfigError, match="token fusion: 0 tokens given, at least 1 expected"):
         TokenFusion(motion_width=32, heads=4, tokens=0)
+    with pytest.raises(ConfigError, match=r"path fusion: cells \(0, 2\), steps 8 given, positive numbers expected"):
+        PathFusion(cells=(0, 2))
+    with pytest.raises(ConfigError, match=r"path fusion: cells \(3, 3\) do not divide the grid \(4, 6\)"):
+        replace(config, guidance=PathFusion(cells=(3, 3)))
+    with pytest.raises(
+        ConfigError, match=r"path fusion: steps 3 do not divide the horizon 8; these do: \[1, 2, 4, 8\]"
+    ):
+        replace(config, guidance=PathFusion(steps=3))
     with pytest.raises(ConfigError, match="guidance expects motion_width 31"):
         replace(config, guidance=ConcatFusion(motion_width=31, heads=1))

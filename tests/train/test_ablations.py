@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from training_fakes import (
 from lamp import cli
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import FusionConfig, GuidanceConfig
+from lamp.model.guidance import FusionConfig, GuidanceConfig, PathFusion
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import ImageFlow, MotionExpertConfig
 from lamp.policy import LaMPPolicy
@@ -35,13 +36,14 @@ from lamp.train.checkpoint import load_checkpoint
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MotionTraining, PolicyTraining, Split
 from lamp.train.resize_checkpoint import following, resize_checkpoint, resized
+from lamp.train.stages import PolicyStage
 from lamp.train.train_motion import evaluate_flow, train_motion
 from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation
 
 BACKBONE = PatchBackbone()
 SMALL = [name for name in ABLATIONS if name.startswith("small_")]
-UNGATED = {"small_no_motion", "small_add", "small_concat_mlp", "small_tokens", "small_tokens_all"}
+UNGATED = {"small_no_motion", "small_add", "small_concat_mlp", "small_tokens", "small_tokens_all", "small_path"}
 SHORT = loop(steps=2, batch_size=4, log_every=1, checkpoint_every=2, validate_every=2)
 BARE = {"loop": SHORT, "split": Split(validation_share=0.3), "validation_samples": 2}
 
@@ -68,6 +70,8 @@ def tiny_motion(config: MotionExpertConfig) -> MotionExpertConfig:
 def tiny_fusion(config: FusionConfig) -> FusionConfig:
     if isinstance(config, GuidanceConfig):
         return replace(config, token_width=WIDTH, motion_width=16, heads=2)
+    if isinstance(config, PathFusion):
+        return replace(config, steps=HORIZON)
     return replace(config, motion_width=16, heads=2)
 
 
@@ -161,6 +165,74 @@ def test_one_stage_1_serves_every_layer_of_z_m(data: Path, prior: Path, tmp_path
         MismatchError, match=r"model\.motion\.flow\.type = 'SpatialFlow'; the recipe asks for 'ImageFlow'"
     ):
         train_policy(flat, data, tmp_path / "flat", prior, backbone=BACKBONE)
+
+
+def path_training(**changes: Any) -> PolicyTraining:
+    """Stage 2 on a path, z_m's place in the cache taken by it."""
+    policy = policy_training(**BARE, cached_hidden_draws=3, **changes)
+    model = replace(policy.model, guidance=PathFusion(cells=(1, 2), steps=2))
+    return replace(policy, model=model)
+
+
+def test_a_path_is_cached_standardised_and_kept(
+    data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a path is distributed is found once: it is the checkpoint's from then on."""
+    motion = read_description(prior).model.motion
+    assert motion is not None
+    stages: list[Any] = []
+    fit = PolicyStage.fit_hand_over
+    monkeypatch.setattr(PolicyStage, "fit_hand_over", lambda self: (fit(self), stages.append(self))[0])
+    train_policy(path_training(), data, tmp_path / "path", prior, backbone=BACKBONE)
+    (stage,) = stages
+    batch = stage.samples.batch(np.arange(len(stage.samples)))
+    assert batch.motion_hidden.shape == (len(stage.samples), 3, 9)
+    trained = load_file(tmp_path / "path" / "checkpoint" / "model.safetensors")
+    std, mean = torch.std_mean(batch.motion_hidden, dim=0, correction=0)
+    torch.testing.assert_close(trained["guidance.centre"], mean, atol=1e-5, rtol=1e-4)
+    still = std <= 1e-3
+    torch.testing.assert_close(trained["guidance.scale"], std.where(~still, 1.0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(stage.hidden_noise, 0.4 * trained["guidance.scale"])
+    assert not still.all()
+    # A fine-tune on a part of the data keeps what the weights have learnt with.
+    fewer = path_training(hidden_noise=0.5)
+    fewer = replace(fewer, split=Split(validation_share=0.6))
+    train_policy(fewer, data, tmp_path / "tuned", backbone=BACKBONE, start=tmp_path / "path")
+    tuned = load_file(tmp_path / "tuned" / "checkpoint" / "model.safetensors")
+    assert torch.equal(tuned["guidance.scale"], trained["guidance.scale"])
+    torch.testing.assert_close(stages[1].hidden_noise, 0.5 * trained["guidance.scale"])
+    acting = LaMPPolicy.from_checkpoint(tmp_path / "path", backbone=BACKBONE)
+    (chunk,) = acting.act_batch([observation()], [(1,)], foresight=True)
+    assert np.isfinite(chunk.actions).all() and chunk.foresight is not None
+
+
+def test_noise_on_z_m_is_matched_and_for_training_alone(
+    data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[Any] = []
+    fit = PolicyStage.fit_hand_over
+    monkeypatch.setattr(PolicyStage, "fit_hand_over", lambda self: (fit(self), stages.append(self))[0])
+    for name, changes in {"plain": {}, "noisy": {"hidden_noise": 0.5}}.items():
+        policy = policy_training(**BARE, cached_hidden_draws=1, **changes)
+        train_policy(policy, data, tmp_path / name, prior, backbone=BACKBONE)
+    plain, noisy = stages
+    hidden = plain.samples.batch(np.arange(len(plain.samples))).motion_hidden
+    spread = hidden.var(0, correction=0).mean(0).sqrt()
+    assert plain.hidden_noise is None
+    torch.testing.assert_close(noisy.hidden_noise, 0.5 * spread, atol=1e-5, rtol=1e-4)
+    noisy.model.load_state_dict(plain.model.state_dict())
+    batch = plain.samples.batch(np.arange(4))
+    losses = {}
+    for mode in ("train_mode", "eval"):
+        for name, stage in (("plain", plain), ("noisy", noisy)):
+            stage.train_mode() if mode == "train_mode" else stage.model.eval()
+            losses[mode, name] = stage.loss(batch, torch.Generator().manual_seed(0)).total
+    assert losses["eval", "plain"] == losses["eval", "noisy"]
+    assert losses["train_mode", "plain"] != losses["train_mode", "noisy"]
+    with pytest.raises(ConfigError, match=r"hidden_noise is -0\.1; it must not be negative"):
+        policy_training(hidden_noise=-0.1)
+    with pytest.raises(ConfigError, match=r"hidden_noise is set, but model\.motion is None"):
+        policy_training(with_motion=False, hidden_noise=0.1)
 
 
 def test_a_motion_checkpoint_serves_another_grid_and_horizon(data: Path, prior: Path, tmp_path: Path) -> None:

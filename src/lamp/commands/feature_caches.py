@@ -118,7 +118,7 @@ def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenWo
         wanted=backbone.description,
     )
     weights, origin = read_motion(config, sources, motion)
-    model = LaMP(replace(config.model, guidance=None, action=None)).requires_grad_(False).eval()
+    model = LaMP(replace(config.model, action=None)).requires_grad_(False).eval()
     model.load_state_dict(weights)
     known = true_motion(config, sources, origin.flow) if config.prior == "oracle" else None
     settings, features = hidden_settings(config, origin.source.sha256, backbone.key, known), sources.features

@@ -1,5 +1,5 @@
 """How the motion prior reaches the Action Expert: gated guidance (Section III-E, Eq. 4), an ablation of Section IV-B, or as
-tokens of the Action Expert's context.
+tokens of the Action Expert's context, be it z_m or a decoded path.
 
 Deviation: in the ablations z_m has a token for each patch of the scene and the Action Expert one for each action, and the
 paper does not say which correspond. There each action has a learned query that gathers what it needs from all of z_m.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
@@ -138,7 +139,79 @@ class TokenFusion:
             )
 
 
-FusionConfig = GuidanceConfig | AddFusion | ConcatFusion | TokenFusion
+@dataclass(frozen=True, kw_only=True)
+class PathFusion:
+    """A decoded path as tokens of the Action Expert's context: not z_m, but the few numbers that the whole scene flow comes to.
+
+    One evaluation of the Motion Expert at tau = 0 gives an estimate of the flow, which `pooled_path` reduces to a token for the
+    whole image and one for each coarse cell.
+    """
+
+    cells: tuple[int, int] = (2, 2)
+    """Rows and columns of coarse cells; (1, 1): the whole image alone."""
+    steps: int = 8
+    """Equal parts of the horizon whose motion is told apart."""
+
+    def __post_init__(self) -> None:
+        if min(*self.cells, self.steps) < 1:
+            given = f"cells {self.cells}, steps {self.steps}"
+            raise ConfigError(f"path fusion: {given} given, positive numbers expected, such as (2, 2) and 8.")
+
+    @property
+    def tokens(self) -> int:
+        """The whole image's, and where there are several cells, each one's."""
+        cells = self.cells[0] * self.cells[1]
+        return 1 + (cells if cells > 1 else 0)
+
+    @property
+    def values(self) -> int:
+        """Of each token: (du, dv, dd) of each part of the horizon, (u, v) of the start, and how much moves."""
+        return 3 * self.steps + 3
+
+    def check(self, grid: tuple[int, int], horizon: int) -> None:
+        """
+        Raises:
+            ConfigError: Cells or steps do not divide the flow.
+        """
+        if any(side % count for side, count in zip(grid, self.cells, strict=True)):
+            raise ConfigError(f"path fusion: cells {self.cells} do not divide the grid {grid}; expected some that do.")
+        if horizon % self.steps:
+            fitting = [n for n in range(1, horizon + 1) if horizon % n == 0]
+            raise ConfigError(
+                f"path fusion: steps {self.steps} do not divide the horizon {horizon}; these do: {fitting}."
+            )
+
+
+FusionConfig = GuidanceConfig | AddFusion | ConcatFusion | TokenFusion | PathFusion
+
+
+LEAST_MOTION = 1e-3
+"""What a cell's summed squares of excursions have to be well above to count as motion; a still cell's path tends to zero."""
+
+
+def pooled_path(flow: Float[Tensor, "b k t 3"], grid: tuple[int, int], config: PathFusion) -> Float[Tensor, "b p c"]:
+    """Returns the path of what moves, in the whole image and in each cell of it: (`config.tokens`, `config.values`).
+
+    Points count by the square of how far they get from their start, so that the many that hold still hardly do.
+
+    Args:
+        flow: Normalised increments.
+        grid: Rows and columns of the points.
+    """
+    flow = flow.float()
+    (rows, columns), (cell_rows, cell_columns) = grid, config.cells
+    weight = flow.cumsum(2).abs().amax(2).square().sum(-1, keepdim=True)
+    paths = flow.unflatten(2, (config.steps, -1)).sum(3).flatten(2)
+    v = torch.arange(rows, device=flow.device).add(0.5).mul(2 / rows).sub(1)[:, None].expand(rows, columns)
+    u = torch.arange(columns, device=flow.device).add(0.5).mul(2 / columns).sub(1).expand(rows, columns)
+    place = torch.stack([u, v], dim=-1).flatten(0, 1).expand(len(flow), -1, -1)
+    weighed = torch.cat([weight * paths, weight * place, weight], dim=-1)
+    cells = weighed.reshape(len(flow), cell_rows, rows // cell_rows, cell_columns, columns // cell_columns, -1)
+    sums = cells.sum((2, 4)).flatten(1, 2)
+    if config.tokens > 1:
+        sums = torch.cat([sums.sum(1, keepdim=True), sums], dim=1)
+    total = sums[..., -1:] + LEAST_MOTION
+    return torch.cat([sums[..., :-1] / total, total.log()], dim=-1)
 
 
 class MotionPool(nn.Module):
@@ -202,13 +275,50 @@ class MotionTokenizer(nn.Module):
         return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=tokens)
 
 
-Fusion = MotionGuidance | MotionAddition | MotionConcatenation | MotionTokenizer
+class PathTokenizer(nn.Module):
+    """A path as context tokens (`PathFusion`), of the Action Expert's width: standardised, then a two-layer MLP."""
+
+    LARGEST = 5.0
+    """Standardised values are clamped to so many standard deviations."""
+
+    def __init__(self, config: PathFusion, action: ActionExpertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.path_in = nn.Linear(config.values, action.width)
+        self.positions = nn.Parameter(torch.randn(config.tokens, action.width) * 0.02)
+        self.out = nn.Linear(action.width, action.width)
+        self.centre: Tensor
+        self.scale: Tensor
+        self.register_buffer("centre", torch.zeros(config.tokens, config.values))
+        self.register_buffer("scale", torch.ones(config.tokens, config.values))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` was called, or what it found was loaded."""
+        return bool((self.scale != 1).any())
+
+    def fit(self, mean: Float[Tensor, "p c"], std: Float[Tensor, "p c"]) -> None:
+        """Takes over how the values of training samples are distributed; those that do not vary are left as they are."""
+        self.centre.copy_(mean)
+        self.scale.copy_(std.where(std > LEAST_MOTION, 1.0))
+
+    def guide(self, encoded: Encoded, path: Float[Tensor, "b p c"]) -> Guided:
+        """Returns z as it is, and the tokens that the context has besides."""
+        standard = ((path.float() - self.centre) / self.scale).clamp(-self.LARGEST, self.LARGEST)
+        inner = self.path_in(standard.to(self.path_in.weight.dtype)) + self.positions
+        tokens = MotionTokens(values=self.out(functional.gelu(inner, approximate="tanh")))
+        return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=tokens)
+
+
+Fusion = MotionGuidance | MotionAddition | MotionConcatenation | MotionTokenizer | PathTokenizer
 
 
 def build_fusion(config: FusionConfig, action: ActionExpertConfig, motion: MotionExpertConfig) -> Fusion:
     """Builds the fusion that `config` describes, between experts of these sizes."""
     if isinstance(config, TokenFusion):
         return MotionTokenizer(config, action, motion)
+    if isinstance(config, PathFusion):
+        return PathTokenizer(config, action)
     if isinstance(config, AddFusion):
         return MotionAddition(config, action)
     if isinstance(config, ConcatFusion):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lamp.errors import MismatchError
-from lamp.model.guidance import MotionGuidance
+from lamp.model.guidance import MotionGuidance, PathTokenizer
 from lamp.model.lamp import LaMP, required
 from lamp.model.prior_interventions import (
     ActionSteps,
@@ -78,7 +78,11 @@ class InterveningActor:
             noise = noise.roll((noise.shape[1] // 2 + 1, 1), dims=(1, 2)).flip(-1)
         taken = self.intervention.steps if isinstance(self.intervention, Denoised) else None
         hidden = self.model.motion_hidden(encoded, noise, taken=taken)
-        return torch.zeros_like(hidden) if isinstance(self.intervention, Zeroed) else hidden
+        if not isinstance(self.intervention, Zeroed):
+            return hidden
+        # A path's zero, once it is standardised.
+        guidance = self.model.guidance
+        return guidance.centre.expand_as(hidden) if isinstance(guidance, PathTokenizer) else torch.zeros_like(hidden)
 
     def _guided(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"]) -> Guided:
         guided, guidance = self.model.guide(encoded, hidden), self.model.guidance

@@ -36,8 +36,11 @@ from lamp.model.guidance import (
     GuidanceConfig,
     MotionGuidance,
     MotionTokenizer,
+    PathFusion,
+    PathTokenizer,
     build_fusion,
     joined_width,
+    pooled_path,
     withheld,
 )
 from lamp.model.layers import Block
@@ -101,7 +104,10 @@ class LaMPConfig:
             if part is not None and part.token_width != self.token_width:
                 message = f"token_width {part.token_width} in {type(part).__name__}, {self.token_width} in LaMPConfig"
                 raise ConfigError(f"LaMP: {message}; both are the width of the backbone's tokens.")
-        if self.guidance and self.motion and self.guidance.motion_width != self.motion.width:
+        if isinstance(self.guidance, PathFusion):
+            if self.motion:
+                self.guidance.check(self.motion.grid, self.motion.horizon)
+        elif self.guidance and self.motion and self.guidance.motion_width != self.motion.width:
             message = f"guidance expects motion_width {self.guidance.motion_width}"
             raise ConfigError(f"LaMP: {message}, the Motion Expert's width is {self.motion.width}.")
         if self.solver_steps < 1:
@@ -110,12 +116,26 @@ class LaMPConfig:
     @property
     def evaluations(self) -> dict[str, int]:
         """How often a chunk of actions asks each network."""
-        motion = self.hidden_at.STEPS + 1 if self.motion else 0
+        motion = self.hidden_steps + 1 if self.motion else 0
         return {
             "motion": motion,
             "guidance": int(self.fusion is not None),
             "action": self.solver_steps if self.action else 0,
         }
+
+    @property
+    def hidden_steps(self) -> int:
+        """Steps of the solver that are taken before what is handed over is read: none where that is a path."""
+        return 0 if isinstance(self.guidance, PathFusion) else self.hidden_at.STEPS
+
+    @property
+    def hidden_shape(self) -> tuple[int, int] | None:
+        """Tokens and width of what the Motion Expert hands over: z_m's, or a path's; None without a Motion Expert."""
+        if self.motion is None:
+            return None
+        if isinstance(self.guidance, PathFusion):
+            return self.guidance.tokens, self.guidance.values
+        return self.motion.tokens, self.motion.width
 
     @property
     def fusion(self) -> FusionConfig | None:
@@ -190,29 +210,37 @@ class LaMP(nn.Module):
     def motion_hidden(
         self, encoded: Encoded, noise: Float[Tensor, "b k t 3"], *, taken: int | None = None
     ) -> Float[Tensor, "b m dm"]:
-        """Returns z_m, the hidden state of one step of the solver: the same in Stage 2 and at inference, without gradient.
+        """Returns z_m, the hidden state of one step of the solver, or, where a path is handed over (`PathFusion`), that of the
+        flow which the step points at: the same in Stage 2 and at inference, without gradient.
 
         Args:
             encoded: What the Motion Expert is conditioned on.
             noise: Where the solver starts.
-            taken: Steps of the solver before z_m is read; None takes the configuration's.
+            taken: Steps of the solver before that; None takes the configuration's.
         """
         expert = required(self.motion_expert, "Motion Expert")
         noise = expert.within(noise)
-        taken = self.config.hidden_at.STEPS if taken is None else taken
+        taken = self.config.hidden_steps if taken is None else taken
         steps, condition = self.config.solver_steps, expert.condition(encoded)
         partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
+        if isinstance(self.config.guidance, PathFusion):
+            if taken < steps:  # the rest of the way in one step
+                tau = step_times(steps)[taken]
+                partial = partial + (1 - tau) * expert(partial, tau, encoded, condition).to(partial.dtype)
+            return pooled_path(partial, expert.config.grid, self.config.guidance)
         return expert.hidden(partial, step_times(steps)[taken], encoded, condition)
 
     @torch.no_grad()
     def oracle_hidden(self, encoded: Encoded, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
-        """Returns the z_m of an oracle: the hidden state on the true motion that follows, instead of on partly denoised noise.
+        """Returns what an oracle hands over: z_m of the true motion that follows, instead of partly denoised noise, or its path.
 
         Args:
             encoded: What the Motion Expert is conditioned on.
             motion: Normalised scene flow, 0 where it is not known.
         """
         expert = required(self.motion_expert, "Motion Expert")
+        if isinstance(self.config.guidance, PathFusion):
+            return pooled_path(expert.within(motion), expert.config.grid, self.config.guidance)
         return expert.hidden(expert.within(motion), ORACLE_TAU, encoded)
 
     def motion_noise(self, count: int, source: Source, device: torch.device | str = "cpu") -> Float[Tensor, "b k t 3"]:
@@ -243,17 +271,25 @@ class LaMP(nn.Module):
 
     def _unguided(self, batch: PolicyBatch) -> bool:
         """Whether no sample of the step sees the prior, so that guidance need not be computed."""
-        if not isinstance(self.guidance, MotionGuidance | MotionTokenizer) or batch.prior_seen is None:
+        if not isinstance(self.guidance, MotionGuidance | MotionTokenizer | PathTokenizer) or batch.prior_seen is None:
             return False
         return not (bool(batch.prior_seen.any()) if batch.guided is None else batch.guided)
 
-    def action_loss(self, batch: PolicyBatch, source: Source, noise_draws: int = 2) -> ActionLoss:
+    def action_loss(
+        self,
+        batch: PolicyBatch,
+        source: Source,
+        noise_draws: int = 2,
+        *,
+        hidden_noise: Float[Tensor, "*m dm"] | None = None,
+    ) -> ActionLoss:
         """Stage 2 (Algorithm 1): guidance and Action Expert learn the velocity from noise to the expert's actions.
 
         Args:
             batch: Tokens, state and actions; its `motion_hidden` spares the Motion Expert's evaluation.
             source: Of motion noise, action noise and flow times.
             noise_draws: Action-noise draws per sample, which share z_guided.
+            hidden_noise: Standard deviation of the noise that is added to what the Motion Expert hands over; None: nothing is.
         """
         expert, actions = required(self.action_expert, "Action Expert"), batch.actions
         hidden = batch.motion_hidden
@@ -262,6 +298,8 @@ class LaMP(nn.Module):
             noise = self.motion_noise(len(actions), source, actions.device)
             # Of all tokens, `kept` or not: where a policy acts nothing is hidden, and z_m is the same (Section III-G).
             hidden = self.motion_hidden(batch.for_prior, noise)
+        if hidden is not None and hidden_noise is not None and not unguided:
+            hidden = hidden + hidden_noise * gaussian(hidden.shape, source, hidden.device)
         context = expert.context(self.guide(batch.seen, hidden, batch.prior_seen, unguided=unguided))
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)

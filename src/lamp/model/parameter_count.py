@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import AddFusion, ConcatFusion, FusionConfig, TokenFusion, joined_width
+from lamp.model.guidance import AddFusion, ConcatFusion, FusionConfig, PathFusion, TokenFusion, joined_width
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, MotionExpertConfig, RepeatAndPad
 
@@ -39,7 +39,11 @@ def motion_expert_parameters(config: MotionExpertConfig) -> int:
 
 def guidance_parameters(config: FusionConfig, action: ActionExpertConfig, motion: MotionExpertConfig) -> int:
     """Eq. 4: W_proj, two norms, cross-attention, and the scalar gate. Add and Concat+MLP: queries, a norm, cross-attention; then
-    a map to every layer (Add). Tokens: the same, where they are pooled; then one map, and positions."""
+    a map to every layer (Add). Tokens: the same, where they are pooled; then one map, and positions. A path: two maps, and
+    positions."""
+    if isinstance(config, PathFusion):
+        d = action.width
+        return _linear(config.values, d) + _linear(d, d) + config.tokens * d
     if isinstance(config, TokenFusion):
         d, tokens = config.motion_width, motion.tokens if config.tokens is None else config.tokens
         pool = 0 if config.tokens is None else tokens * d + _attention(d)

@@ -16,7 +16,7 @@ nobody knows that: an oracle says how much the best of priors could give, and is
 
 @dataclass(frozen=True, kw_only=True)
 class Zeroed:
-    """z_m is zero; the guidance still adds what it makes of zeros."""
+    """z_m is zero (a path: the mean one); the guidance still adds what it makes of that."""
 
     name = "prior_zeroed"
 

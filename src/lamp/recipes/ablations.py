@@ -13,7 +13,7 @@ from typing import Any
 
 from lamp.flow_matching import Beta, LiteralBeta, Uniform
 from lamp.model.action_expert import Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, Sigmoid, Tanh, TokenFusion, ZeroOut
+from lamp.model.guidance import AddFusion, ConcatFusion, PathFusion, Sigmoid, Tanh, TokenFusion, ZeroOut
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
@@ -76,6 +76,10 @@ VARIANTS: dict[str, Variant] = {
     "tokens_all": Variant(
         summary="every token of z_m a context token of the Action Expert, beside z",
         change=fusion(TokenFusion, tokens=None),
+    ),
+    "path": Variant(
+        summary="a decoded path (one evaluation of the Motion Expert) as context tokens, with noise in training",
+        change=lambda config: replace(config, guidance=PathFusion()) if config.guidance and config.motion else config,
     ),
     "gate_sigmoid": Variant(summary="gate sigma(g), half open at first (Eq. 4)", change=guidance(gate=Sigmoid())),
     "gate_tanh": Variant(summary="gate tanh(g), closed at first", change=guidance(gate=Tanh())),

@@ -90,6 +90,7 @@ def without_motion(policy: PolicyTraining) -> PolicyTraining:
         policy,
         model=plain,
         cached_hidden_draws=0,
+        hidden_noise=None,
         prior_dropout=0.0,
         prior_from=0.0,
         prior_on=AllEpisodes(),

@@ -18,6 +18,7 @@ from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit
 from lamp.data.policy_dataset import EpisodeSplit, split_episodes
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
+from lamp.model.guidance import PathFusion
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.prior_interventions import PriorKind
@@ -275,6 +276,10 @@ class UnseenEpisodes:
     """
 
 
+PATH_NOISE = 0.4
+"""Of a path's standard deviation: without it, a few hundred frames are told apart by their paths and learnt by heart."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyTraining:
     """Stage 2 (Section III-G, Algorithm 1): guidance and Action Expert; backbone and Motion Expert are frozen."""
@@ -302,6 +307,10 @@ class PolicyTraining:
     """Noise draws of the action loss per sample, sharing one guided context."""
     cached_hidden_draws: int = 0
     """0 computes z_m at every step; n > 0 computes n draws for every training sample before the loop and picks one a step."""
+    hidden_noise: float | None = None
+    """Standard deviation of the noise added in training to what the Motion Expert hands over, as a share of the standard
+    deviation that each of its values has over the training samples, so that its exact values cannot be learnt by heart. None:
+    0.4 where a path is handed over (`PathFusion`), else 0."""
     state_noise: float = 0.0
     """Standard deviation of the noise added to the normalised state in training."""
     token_dropout: float = 0.0
@@ -339,6 +348,13 @@ class PolicyTraining:
         """How many z_m of every training sample are computed before the loop: an oracle's, which has no noise, once; 0: none."""
         return 1 if self.prior == "oracle" else self.cached_hidden_draws
 
+    @property
+    def hidden_noise_share(self) -> float:
+        """`hidden_noise`, or what stands for None."""
+        if self.hidden_noise is not None:
+            return self.hidden_noise
+        return PATH_NOISE if isinstance(self.model.fusion, PathFusion) else 0.0
+
     def gripper_dims(self, width: int) -> tuple[int, ...]:
         """Where the grippers are in an action of so many values."""
         dims = (self.gripper,) if isinstance(self.gripper, int) else self.gripper or ()
@@ -360,14 +376,14 @@ class PolicyTraining:
             )
         if self.cached_hidden_draws and self.model.motion is None:
             raise ConfigError("cached_hidden_draws is set, but model.motion is None: there is no z_m; set it to 0.")
-        for name in ("prior_dropout", "prior_from"):
+        for name in ("prior_dropout", "prior_from", "hidden_noise"):
             if getattr(self, name) and self.model.motion is None:
                 raise ConfigError(f"{name} is set, but model.motion is None: there is no prior; set it to 0.")
         _check_share("token_dropout", self.token_dropout)
         _check_share("prior_dropout", self.prior_dropout)
         _check_share("prior_from", self.prior_from)
-        for name in ("cached_hidden_draws", "state_noise"):
-            if getattr(self, name) < 0:
+        for name in ("cached_hidden_draws", "state_noise", "hidden_noise"):
+            if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
 

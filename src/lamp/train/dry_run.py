@@ -161,11 +161,11 @@ def _data(stage: AnyStage) -> dict[str, int]:
 
 def hidden_bytes(stage: AnyStage) -> int:
     """Of the motion hidden states, where they are computed before."""
-    motion = stage.model.config.motion
-    if not isinstance(stage, PolicyStage) or motion is None:
+    shape = stage.model.config.hidden_shape
+    if not isinstance(stage, PolicyStage) or shape is None:
         return 0
     held_out = len(stage.validation) if stage.validation is not None and stage.config.stored_draws else 0
-    return (len(stage.samples) * stage.config.stored_draws + held_out) * motion.tokens * motion.width * 2
+    return (len(stage.samples) * stage.config.stored_draws + held_out) * math.prod(shape) * 2
 
 
 WARM_UP, MEASURED = 2, 7
@@ -282,15 +282,15 @@ class ZeroHiddenStates(HiddenStates):
 
 def _stand_in_hidden(stage: AnyStage) -> None:
     """Lets batches come with hidden states, as they will where those are computed beforehand."""
-    motion = stage.model.config.motion
-    if not isinstance(stage, PolicyStage) or motion is None or not stage.config.stored_draws:
+    shape = stage.model.config.hidden_shape
+    if not isinstance(stage, PolicyStage) or shape is None or not stage.config.stored_draws:
         return
     parts = [part for part in parts_of(stage) if isinstance(part, PolicySamples)]
     validation = stage.validation
     held_out = () if validation is None else validation.parts if isinstance(validation, MixedSamples) else (validation,)
     for part in (*parts, *held_out):
         if isinstance(part, PolicySamples):
-            part.motion_hidden = ZeroHiddenStates(len(part), motion.tokens, motion.width)
+            part.motion_hidden = ZeroHiddenStates(len(part), *shape)
 
 
 def _disk(stage: AnyStage, out: Path) -> DiskPlan:

@@ -275,16 +275,20 @@ def _batch(
         motion = Motion(values=empty(*shape_of_flow), mask=empty(*shape_of_flow, dtype=torch.bool))
         flows = MotionBatch(encoded=encoded, kept=kept, motion=motion)
         return flows, lambda generator: model.motion_loss(flows, generator, training.draws).total
-    hidden = config.motion is not None and shape.hidden
+    handed = config.hidden_shape
     actions = PolicyBatch(
         encoded=encoded,
         kept=kept,
         state=empty(training.action.state_dim),
         actions=empty(*training.action.shape),
         action_mask=empty(training.action.chunk, dtype=torch.bool),
-        motion_hidden=empty(config.motion.tokens, config.motion.width) if config.motion and hidden else None,
+        motion_hidden=empty(*handed) if handed and shape.hidden else None,
     )
-    return actions, lambda generator: model.action_loss(actions, generator, training.noise_draws).total
+    noise = torch.empty(handed[1], device=place) if handed and training.hidden_noise_share else None
+    return (
+        actions,
+        lambda generator: model.action_loss(actions, generator, training.noise_draws, hidden_noise=noise).total,
+    )
 
 
 def _precision(loop: LoopConfig, kind: str) -> AbstractContextManager[object]:

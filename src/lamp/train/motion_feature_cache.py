@@ -30,6 +30,7 @@ from lamp.data.motion_dataset import TrueMotion
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
 from lamp.files import read_json, to_line, write_json
+from lamp.model.guidance import PathFusion
 from lamp.model.lamp import ORACLE_TAU, LaMP, LaMPConfig, required
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.seeding import generator_at
@@ -58,6 +59,8 @@ class HiddenSettings:
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values, to compare with those that are stored."""
         expert = {"motion weights": self.motion, "motion_expert": to_json(self.model.motion)}
+        if isinstance(self.model.guidance, PathFusion):
+            expert |= {"path": to_json(self.model.guidance)}
         rest = {"precision": to_json(self.loop.precision), "features": self.features}
         if self.true_motion is not None:
             return expert | rest | {"prior": "oracle", "tau": ORACLE_TAU, "scene flow": self.true_motion.as_json}
@@ -184,11 +187,11 @@ def make_hidden(
     Raises:
         DataError: What is to be made does not fit on the disk, or a value into 16-bit floats.
     """
-    store, motion = work.store, required(work.model.config.motion, "Motion Expert")
+    store, (tokens, width) = work.store, required(work.model.config.hidden_shape, "Motion Expert")
     todo = [episode for episode in episodes if not store.is_current(episode)]
     frames = {episode: int(store.dataset.fresh(episode).sum()) for episode in episodes}
     count, views = sum(frames[episode] for episode in todo), store.augmentation.views
-    size = count * (1 + views) * work.draws * motion.tokens * motion.width * torch.float16.itemsize
+    size = count * (1 + views) * work.draws * tokens * width * torch.float16.itemsize
     if planned is not None and todo:
         planned(BuildPlan(folder=store.folder, episodes=len(todo), frames=count, views=views, size=size))
     check_space(store.folder, size)

@@ -10,12 +10,13 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from lamp.data.dataloader import WHOLE, BatchShare, BatchSource, DataLoader, Sampler
 from lamp.data.feature_cache.cache import Features
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, PolicySamples, mixture_weights
+from lamp.model.guidance import PathTokenizer
 from lamp.model.lamp import LaMP, recompute, required
 from lamp.seeding import Source, normal, uniform
 from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, by_tau, clamped
@@ -28,6 +29,10 @@ from lamp.types import MotionBatch, PolicyBatch, TokenBatch
 B = TypeVar("B", MotionBatch, PolicyBatch, ObservedBatch)
 ActionBatch = TypeVar("ActionBatch", PolicyBatch, ObservedBatch)
 Tokens = TypeVar("Tokens", bound=TokenBatch)
+
+
+HANDED_OVER = 256
+"""Training samples over which it is measured how what the Motion Expert hands over is distributed."""
 
 
 class StageLoader(Generic[B]):
@@ -231,8 +236,47 @@ class PolicyStage(Stage[ActionBatch]):
         self.labels: Labels = {"per_dim": names, "per_tau": TAU_NAMES, "action_error_per_dim": names}
         batches: Any = samples  # images where the backbone is trained along, tokens elsewhere
         self.loader = StageLoader(batches, config.loop, share, mixture_weights(lengths, config.weights))
+        self.hidden_noise: Tensor | None = None
         if config.loop.recompute:
             recompute(model)
+
+    def fit_hand_over(self) -> None:
+        """Measures how what the Motion Expert hands over is distributed: a path is standardised by that, and noise is matched
+        to it. What a path has been standardised by stays, in a run that goes on and in a fine-tune."""
+        share, guidance = self.config.hidden_noise_share, self.model.guidance
+        is_path = isinstance(guidance, PathTokenizer)
+        if guidance is None or not (share or is_path):
+            return
+        if is_path and guidance.fitted:
+            self.hidden_noise = share * guidance.scale if share else None
+            return
+        mean, std = self._hidden_spread()
+        if is_path:
+            guidance.fit(mean, std)
+            std = guidance.scale
+        else:
+            std = std.square().mean(0).sqrt()  # of a channel, whichever token
+        self.hidden_noise = share * std if share else None
+
+    @torch.no_grad()
+    def _hidden_spread(self) -> tuple[Float[Tensor, "m dm"], Float[Tensor, "m dm"]]:
+        """Mean and standard deviation of each value that is handed over, over a few hundred training samples."""
+        self.model.eval()
+        loop, at_once = self.config.loop, 32  # whatever the number of processes, for the same noise
+        indices, found = spread(len(self.samples), HANDED_OVER), []
+        for number, start in enumerate(range(0, len(indices), at_once)):
+            part = indices[start : start + at_once]
+            seen = cast(ActionBatch, self.samples.batch(part).to(loop.device))
+            noise = loop.noise.at(loop.seed, "hand-over", number, rows=len(part)).part(0, len(part))
+            with loop.precision.autocast(loop.device):
+                batch = self.encoded(seen)
+                hidden = batch.motion_hidden
+                if hidden is None:
+                    start_of = self.model.motion_noise(len(part), noise, loop.device)
+                    hidden = self.model.motion_hidden(batch.for_prior, start_of)
+            found.append(hidden.float())
+        std, mean = torch.std_mean(torch.cat(found), dim=0, correction=0)
+        return mean, std
 
     @property
     def may_skip(self) -> bool:
@@ -269,7 +313,9 @@ class PolicyStage(Stage[ActionBatch]):
 
     def action_loss(self, batch: PolicyBatch, source: Source) -> StepLoss:
         """L_action (Eq. 5) and its parts."""
-        loss = self.model.action_loss(batch, source, self.config.noise_draws)
+        guidance = self.model.guidance
+        noise = self.hidden_noise if guidance is not None and guidance.training else None
+        loss = self.model.action_loss(batch, source, self.config.noise_draws, hidden_noise=noise)
         return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws)})
 
     def encoded(self, batch: ActionBatch) -> PolicyBatch:

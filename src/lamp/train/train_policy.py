@@ -108,6 +108,7 @@ def train_policy(
             for of_all, draws in ((samples, config.stored_draws), (validation, 1)):
                 for part in cached_parts(of_all):
                     _cache_hidden(model, part, draws, here, description, out, known[id(part.features)])
+        stage.fit_hand_over()
 
     result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, distributed=distributed)
     if result.outcome.finished and distributed.is_main:

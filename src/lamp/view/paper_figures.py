@@ -26,6 +26,7 @@ FUSIONS: Mapping[str | None, str] = {
     "AddFusion": "Add",
     "ConcatFusion": "Concat+MLP",
     "TokenFusion": "context tokens",
+    "PathFusion": "decoded path",
 }
 COLOURS: Mapping[tuple[str | None, str | None], int] = {
     ("SpatialFlow", "GuidanceConfig"): 0,

@@ -24,7 +24,7 @@ from lamp.errors import MismatchError
 from lamp.files import atomic_path
 from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
-from lamp.model.intervene import InterveningActor
+from lamp.model.intervene import InterveningActor, OracleActor
 from lamp.model.lamp import LaMP
 from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
 from lamp.model.qwen3_vl import Qwen3VLBackbone
@@ -61,7 +61,7 @@ class LaMPPolicy:
         self.record: PolicyRecord = description.policy
         self.dataset = description.data.name
         """The name of the dataset whose robot it acts as, and whose units its states and actions have."""
-        self._actor: LaMP | FastActor | InterveningActor = self.model
+        self._actor: LaMP | FastActor | InterveningActor | OracleActor = self.model
         self._step: tuple[FastStep, Qwen3VLBackbone] | None = None
         self._source: Path | None = None
 
@@ -190,6 +190,17 @@ class LaMPPolicy:
         other._actor, other._step = InterveningActor(model, intervention), None
         return other
 
+    def oracle(self) -> LaMPPolicy:
+        """The same policy, told in every call of `act_batch` the true motion to come in place of predicting it.
+
+        Raises:
+            MismatchError: It has no motion prior.
+        """
+        other = copy.copy(self)
+        model = self._actor.model if isinstance(self._actor, FastActor) else self.model
+        other._actor, other._step = OracleActor(model), None
+        return other
+
     @property
     def uses_motion(self) -> bool:
         """Whether the motion prior guides the actions."""
@@ -242,6 +253,7 @@ class LaMPPolicy:
         foresight: bool = False,
         prior_instructions: Sequence[str] | None = None,
         prior_observations: Sequence[Observation] | None = None,
+        true_motion: Sequence[Float[np.ndarray, "k t 3"]] | None = None,
     ) -> list[ActionChunk]:
         """Returns the next actions for several observations in one pass.
 
@@ -254,15 +266,24 @@ class LaMPPolicy:
                 with a depth of 0, so their depth is RELATIVE to the unknown depth of the start. None for a policy without motion.
             prior_instructions: For `ToldWrong`, the Motion Expert's instruction in place of each observation's.
             prior_observations: For `Shuffled`, the Motion Expert's observation in place of each; the states do not matter.
+            true_motion: For an `oracle`, the increments of the true scene flow to come, in image fractions and metres, NaN where
+                they are not known.
 
         Raises:
             MismatchError: An observation does not fit the policy, or what the Motion Expert is given instead is missing or not
-                asked for.
+                asked for; or the policy was trained as an oracle, and acts as none.
         """
         if len(observations) != len(noise_seeds):
             raise MismatchError(
                 f"{len(noise_seeds)} noise seeds for {len(observations)} observations; expected one for each."
             )
+        told = isinstance(self._actor, OracleActor)
+        if told != (true_motion is not None):
+            raise MismatchError(
+                f"true_motion is {'missing' if told else 'given'}; expected for a policy's `oracle()` and for that alone."
+            )
+        if not told:
+            self.description.check_usable(self._source or "this policy")
         if not observations:
             return []
         for observation in observations:
@@ -271,10 +292,14 @@ class LaMPPolicy:
         watch = Stopwatch(self.device)
         prior = self._prior(observations, prior_instructions, prior_observations)
         # Brought to the device beforehand: between the stages, the host waits for nothing.
-        motion_noise = self._noise(self.model.motion_shape, noise_seeds, "motion")
+        motion = (
+            self._noise(self.model.motion_shape, noise_seeds, "motion")
+            if true_motion is None
+            else self._known(true_motion, len(observations))
+        )
         inputs = {
             "state": torch.from_numpy(self.record.scaling.scaled_state(states)).to(self.device),
-            "motion_noise": motion_noise,
+            "true_motion" if told else "motion_noise": motion,
             "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
         }
         pictures: Sequence[np.ndarray | None] = [None] * len(observations)
@@ -286,11 +311,12 @@ class LaMPPolicy:
             watch.note("encode")
             with self.precision.autocast(self.device):
                 acted = self._actor.act(encoded, **inputs, **prior)  # pyright: ignore[reportArgumentType]
-                if foresight and motion_noise is not None and (flow := self.foresees) is not None:
+                if foresight and motion is not None and (flow := self.foresees) is not None:
                     watch.note("act")
                     changed = prior_instructions is not None or prior_observations is not None
                     read = self._for_prior(observations) if changed else prior.get("prior")
-                    pictures = list(self._foresee(flow, encoded if read is None else read, motion_noise))
+                    seen = encoded if read is None else read
+                    pictures = list(_paths(flow, motion if told else self.model.foresee(seen, motion)))
         watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
         timing = watch.times_ms()
@@ -385,13 +411,26 @@ class LaMPPolicy:
             return None
         return torch.stack([torch.randn(shape, generator=generator_at(*seed, use)) for seed in seeds]).to(self.device)
 
-    def _foresee(
-        self, flow: FlowRecord, encoded: Encoded, noise: Float[Tensor, "b k t 3"]
-    ) -> Float[np.ndarray, "b k t1 3"]:
-        increments = flow.bounds.denormalise(self.model.foresee(encoded, noise).float().cpu())
-        grid = grid_points(*flow.grid).float()
-        start = torch.cat([grid, torch.zeros(len(grid), 1)], dim=1).expand(len(increments), -1, -1)
-        return integrate(start, increments).numpy().astype(np.float32)
+    def _known(self, true_motion: Sequence[Float[np.ndarray, "k t 3"]], count: int) -> Float[Tensor, "b k t 3"]:
+        """The true motion as the Motion Expert sees it: normalised, 0 where it is not known.
+
+        Raises:
+            MismatchError: It is not there for each observation, or of another grid or horizon.
+        """
+        shapes = [one.shape for one in true_motion]
+        flow = self.foresees
+        if flow is None or shapes != [self.model.motion_shape] * count:
+            raise MismatchError(f"true_motion of shapes {shapes}; expected {count} of {self.model.motion_shape}.")
+        increments = torch.from_numpy(np.stack(true_motion)).float()
+        return torch.where(increments.isfinite(), flow.bounds.normalise(increments), 0.0).to(self.device)
+
+
+def _paths(flow: FlowRecord, motion: Float[Tensor, "b k t 3"]) -> Float[np.ndarray, "b k t1 3"]:
+    """The paths that normalised increments make from the grid on, with a depth of 0 at the start."""
+    increments = flow.bounds.denormalise(motion.float().cpu())
+    grid = grid_points(*flow.grid).float()
+    start = torch.cat([grid, torch.zeros(len(grid), 1)], dim=1).expand(len(increments), -1, -1)
+    return integrate(start, increments).numpy().astype(np.float32)
 
 
 class Stopwatch:

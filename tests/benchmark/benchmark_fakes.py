@@ -102,6 +102,9 @@ class PolicyDefaults:
     def intervened(self, intervention: Any) -> Any:
         raise MismatchError("there is no motion prior")
 
+    def oracle(self) -> Any:
+        raise MismatchError("there is no motion prior")
+
 
 class FakePolicy(PolicyDefaults):
     """Moves by 1 a step if it sees something and is told the instruction of the task; else stands still."""

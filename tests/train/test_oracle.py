@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_fakes import PatchBackbone, loop, motion_training, policy_training
+from training_fakes import CAMERAS, HORIZON, SIDE, PatchBackbone, loop, motion_training, policy_training
 
 from lamp import cli, info
 from lamp.commands import feature_caches as caching
@@ -21,6 +21,7 @@ from lamp.data.feature_cache.cache import FeatureCache, HiddenStates
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.model.lamp import LaMP
+from lamp.policy import LaMPPolicy
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
 from lamp.serve.policy_spec import open_checkpoint
@@ -32,6 +33,7 @@ from lamp.train.released.export import export_released
 from lamp.train.run_folder import TrainingResult
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
+from lamp_client.types import Observation
 
 BACKBONE = PatchBackbone()
 SHORT = loop(steps=4, checkpoint_every=2, validate_every=4)
@@ -208,6 +210,38 @@ def test_hidden_steps_count_as_in_stage_1(data: Path, tmp_path: Path) -> None:
     train_motion(config, data, seen, backbone=BACKBONE)
     result = train(ORACLE, data, tmp_path / "run", seen)
     assert result.description.flow is not None and result.description.flow.supervision.hidden_points
+
+
+def test_it_acts_on_the_true_motion_alone(data: Path, prior: Path, tmp_path: Path) -> None:
+    train(ORACLE, data, tmp_path / "run", prior)
+    policy = LaMPPolicy.from_checkpoint(tmp_path / "run", backbone=BACKBONE)
+    random = np.random.default_rng(0)
+    images = {camera: random.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8) for camera in CAMERAS}
+    seen = Observation(images=images, state=np.zeros(8, np.float32), instruction="task 0")
+    motion = random.uniform(-0.01, 0.01, (16, HORIZON, 3)).astype(np.float32)
+    motion[3, 2:] = np.nan
+    with pytest.raises(MismatchError, match=r"run was trained with --prior oracle: it needs the TRUE motion"):
+        policy.act(seen)
+    with pytest.raises(MismatchError, match="true_motion is given; expected for a policy's `oracle"):
+        policy.act_batch([seen], [(1,)], true_motion=[motion])
+    for told in (policy.oracle(), policy.compile().oracle()):
+        with pytest.raises(MismatchError, match="true_motion is missing"):
+            told.act_batch([seen], [(1,)])
+        with pytest.raises(MismatchError, match=r"true_motion of shapes \[\(16, 3, 3\)\]; expected 1 of \(16, 4, 3\)"):
+            told.act_batch([seen], [(1,)], true_motion=[motion[:, :3]])
+        both = told.act_batch([seen, seen], [(1,), (1,)], true_motion=[motion, np.zeros_like(motion)], foresight=True)
+        again = told.act_batch([seen], [(1,)], true_motion=[motion])[0]
+        np.testing.assert_allclose(both[0].actions, again.actions, atol=1e-5)
+        assert not np.allclose(both[0].actions, both[1].actions, atol=1e-5), "another motion, other actions"
+        # What is drawn is the motion that was told, as far as the bounds go.
+        assert policy.foresees is not None and both[0].foresight is not None and both[1].foresight is not None
+        bounds = policy.foresees.bounds
+        clamped = np.clip(np.nan_to_num(motion), bounds.low, bounds.high)
+        np.testing.assert_allclose(np.diff(both[0].foresight, axis=1), clamped, atol=1e-5)
+        assert not np.diff(both[1].foresight, axis=1).any()
+    with pytest.raises(MismatchError, match="this policy has none"):
+        train(policy_training(with_motion=False, loop=SHORT), data, tmp_path / "plain", None)
+        LaMPPolicy.from_checkpoint(tmp_path / "plain", backbone=BACKBONE).oracle()
 
 
 def test_the_command_line(data: Path, prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,25 @@ class Checkpoint(PolicyCondition):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Oracle(Checkpoint):
+    """The policy of a checkpoint, told the true motion to come."""
+
+
+ORACLE = "oracle"
+"""How a policy that was trained with the true motion is called where it is told it."""
+
+
+def oracle_name(name: str) -> str:
+    """What another policy is called where it is told the true motion."""
+    return name if is_oracle(name) else f"{name} ({ORACLE})"
+
+
+def is_oracle(condition: str) -> bool:
+    """Whether a condition of an evaluation was told the true motion to come, by its name."""
+    return condition == ORACLE or condition.endswith(f"({ORACLE})")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrongInstruction(PolicyCondition):
     """The same policy, told the instruction of the suite's next task: near the policy's rate, language is not used."""
 
@@ -249,15 +268,15 @@ class Scripted:
     name: str = "expert"
 
 
-Condition = Checkpoint | WrongInstruction | Blank | Intervened | Replay | Zero | Scripted
+Condition = Checkpoint | Oracle | WrongInstruction | Blank | Intervened | Replay | Zero | Scripted
 CONTROLS = ("expert", "replay", "zero", "wrong_instruction", "blank")
 ORDER = ("with_motion", "policy", "without_motion", *CONTROLS)
 """The order of conditions in tables; others follow the policies by name."""
 
 
 def is_policy(condition: str) -> bool:
-    """Whether a condition is a policy that acts as it is meant to: no control, and no change of its prior."""
-    return condition not in CONTROLS and not is_intervention(condition)
+    """Whether a condition is a policy that acts as it is meant to: no control, no change of its prior, and no oracle."""
+    return condition not in CONTROLS and not is_intervention(condition) and not is_oracle(condition)
 
 
 def rank(condition: str) -> tuple[int, str, float]:

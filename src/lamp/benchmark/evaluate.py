@@ -23,9 +23,9 @@ from lamp.benchmark.suites import EvaluationPlan, LiberoSimulators, Simulators, 
 from lamp.benchmark.summary import Summary, summarise
 from lamp.benchmark.worker_pool import WorkerPool
 from lamp.configuration import to_json as config_to_json
-from lamp.errors import ConfigError, unknown
+from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import atomic_path
-from lamp.model.prior_interventions import Shuffled
+from lamp.model.prior_interventions import PriorKind, Shuffled
 from lamp.model.prior_interventions import parse as parse_interventions
 from lamp.progress import Progress, clock, say
 from lamp.version import code_version, package_versions
@@ -52,6 +52,11 @@ class RunSettings:
     intervene: tuple[str, ...] = ()
     """Changes of the policy's motion prior, each on the same episodes: `prior_zeroed`, `prior_shuffled`, `prior_told_wrong`,
     `prior_redrawn`, `gate=0.5`, `denoised=3`, `action_steps=1`, or `all`."""
+    prior: PriorKind = "predicted"
+    """`oracle`: the motion prior is the TRUE motion to come, which the scripted expert would make from the present state. That
+    is a ceiling and no result, and every table calls it an oracle."""
+    against_prior: PriorKind | None = None
+    """The same for `against`; None: as `prior`."""
     flow_errors: bool = False
     """Also measure, in every episode of policies with a motion prior, how far what they foresaw is from what then happened."""
     data: Path | None = None
@@ -94,6 +99,18 @@ class RunSettings:
         parse_shard(self.shard)
         if self.checkpoint is None and (self.against is not None or not self.controls):
             raise ConfigError("nothing to evaluate: expected --checkpoint, or --controls with expert, replay or zero")
+        if self.against_prior is not None and self.against is None:
+            raise ConfigError(f"against_prior is {self.against_prior!r} and there is no --against; expected both")
+        if self.prior == "oracle":
+            if self.checkpoint is None:
+                raise ConfigError("--prior oracle needs --checkpoint: a policy that is told the true motion")
+            asked = [name for name in self.controls if name in ("wrong_instruction", "blank")]
+            for name, given in (("intervene", self.intervene), ("controls", asked), ("flow_errors", self.flow_errors)):
+                if given:
+                    what = "" if isinstance(given, bool) else f" {', '.join(given)}"
+                    raise ConfigError(
+                        f"{name}{what} asks how the PREDICTED prior is used, and --prior oracle has none; expected one of the two"
+                    )
 
     def _check_counts(self, *names: str) -> None:
         for name in names:
@@ -186,8 +203,20 @@ def evaluate(
     policies = Policies(lambda path: open_policy(path, config.device, config.threads))
     checkpoints = ((config.checkpoint, config.label), (config.against, config.against_label))
     conditions = policies.conditions(
-        checkpoints, config.controls, config.data, evaluation_plan.tasks, parse_interventions(config.intervene)
+        checkpoints,
+        config.controls,
+        config.data,
+        evaluation_plan.tasks,
+        parse_interventions(config.intervene),
+        (config.prior, config.against_prior or config.prior),
     )
+    oracles = policies.oracles()
+    if oracles:
+        for suite_plan in evaluation_plan.suites:
+            for task in suite_plan.tasks:
+                suite_plan.simulators.check_oracle(task)
+    elif "oracle" in (config.prior, config.against_prior):
+        raise MismatchError("--prior oracle, and none of the policies has a motion prior; expected one that has")
     shuffled = [name for name, one in conditions.items() if isinstance(one, PolicyCondition) and one.shuffles]
     if shuffled:
         policies.banks = _banks_of_data(config, evaluation_plan)
@@ -235,6 +264,7 @@ def evaluate(
                     artist=artist,
                     policies=policies.metadata(),
                     probes=policies.probes() if config.flow_errors else {},
+                    oracles=oracles,
                 )
                 pool = WorkerPool(
                     size=config.workers,
@@ -312,6 +342,9 @@ def _manifest(
         if not decisive.get(name):
             decisive.pop(name, None)
     decisive |= {**evaluation_plan.settings, **settings}
+    for name, usual in (("prior", "predicted"), ("against_prior", None)):
+        if decisive.get(name) == usual:
+            decisive.pop(name, None)
     shuffled = any(one.name == Shuffled.name for one in parse_interventions(config.intervene))
     if shuffled:
         decisive["prior_bank"] = "data" if config.data is not None else "simulators"

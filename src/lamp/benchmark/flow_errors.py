@@ -27,6 +27,8 @@ class FlowProbe:
     horizon: int
     stride: int
     """Simulation steps a flow step."""
+    hidden_points: bool = False
+    """Whether steps that begin or end hidden count."""
 
 
 class FlowRecorder:

@@ -35,19 +35,21 @@ class Lookahead:
     def __init__(self, twin: Simulator, probe: FlowProbe) -> None:
         from lamp.sceneflow.rendering import BodyDepthRenderer
 
-        self.probe, self._twin = probe, _open(twin)
+        self.probe, self._twin = probe, _told(twin)
         size = self._twin.image_size
         # Collision shapes (group 0) are not drawn.
         self._renderer = BodyDepthRenderer(
             self._twin.simulation[0], width=size, height=size, mirrored=True, geom_groups=(1, 2)
         )
 
-    def reset(self, initial_state: int, placement_seed: int | None) -> None:
-        """Goes where the evaluated simulator goes, so that fixtures and cameras are the same."""
+    def follow(self, simulator: Simulator, initial_state: int, placement_seed: int | None) -> FollowedSimulator:
+        """Follows a simulator that has just been reset to this state, which it goes to as well: fixtures and cameras are the
+        same then."""
         self._twin.reset(initial_state, placement_seed)
         if self._twin.simulation[0] is not self._renderer.model:
             raise RuntimeError("a reset has built another model; expected the one that is rendered")
-        self._scene = LiberoScene(*self._twin.simulation, self._twin.robosuite)
+        self._scene = _scene(self._twin)
+        return FollowedSimulator(simulator, self)
 
     def flow(self, simulator: Any, expert: Expert, held: int) -> Float32[np.ndarray, "k t 3"]:
         """Increments of the scene flow from the present state on, in fractions of the image and metres; NaN where not known.
@@ -105,12 +107,13 @@ class FollowedSimulator:
     """A simulator whose expert watches what a policy does, and knows the motion to come; it passes everything else on.
 
     Args:
-        simulator: Has just been reset, and so has the lookahead.
+        simulator: What is evaluated, as it has just been reset.
+        lookahead: Has been reset alike.
     """
 
     def __init__(self, simulator: Simulator, lookahead: Lookahead) -> None:
-        self._simulator, self._lookahead = _open(simulator), lookahead
-        self._expert = Expert(LiberoScene(*self._simulator.simulation, self._simulator.robosuite))
+        self._simulator, self._lookahead = _told(simulator), lookahead
+        self._expert = Expert(_scene(self._simulator))
         self._command, self._held = OPEN, 0
 
     def __getattr__(self, name: str) -> Any:
@@ -138,7 +141,12 @@ class FollowedSimulator:
         return expert
 
 
-def _open(simulator: Any) -> Any:
+def _scene(simulator: Any) -> LiberoScene:
+    model, data = simulator.simulation
+    return LiberoScene(model, data, simulator.robosuite)
+
+
+def _told(simulator: Any) -> Any:
     """The simulator itself.
 
     Raises:

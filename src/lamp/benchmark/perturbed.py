@@ -64,6 +64,10 @@ class PerturbedSimulators(Simulators):
             seed=standard.seed,
         )
 
+    def check_oracle(self, task: int) -> None:
+        """As in the standard suite."""
+        self.standard.check_oracle(task)
+
     def expert(self, simulator: Simulator) -> Callable[[], np.ndarray]:
         """The standard suite's expert: it knows where everything is, whatever the cameras show."""
         return self.standard.expert(simulator)

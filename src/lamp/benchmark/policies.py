@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lamp.benchmark.baselines import Checkpoint, Condition, Intervened, PolicyCondition, PriorBank, control
+from lamp.benchmark.baselines import (
+    ORACLE,
+    Checkpoint,
+    Condition,
+    Intervened,
+    Oracle,
+    PolicyCondition,
+    PriorBank,
+    control,
+    is_oracle,
+    oracle_name,
+)
 from lamp.benchmark.flow_errors import FlowProbe
-from lamp.benchmark.run_manifest import checkpoint_hash, model_kind
+from lamp.benchmark.run_manifest import checkpoint_hash, model_kind, trained_with
 from lamp.benchmark.sim_worker import ActionRequest
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.prior_interventions import Intervention
+from lamp.model.prior_interventions import Intervention, PriorKind
 from lamp_client.types import ActionChunk
 
 if TYPE_CHECKING:
     from lamp.train.checkpoint_metadata import FlowRecord
+
+SIMULATION_FPS = 20
+"""Steps a second of LIBERO's simulators, the only ones in which an oracle can be told."""
 
 
 @runtime_checkable
@@ -46,7 +61,16 @@ class BatchPolicy(Protocol):
     def act_batch(self) -> Callable[..., list[ActionChunk]]:
         """(observations, noise seeds, foresight=whether to predict points too) -> a chunk for each observation.
 
-        With `prior_instructions`, the Motion Expert is told those; with `prior_observations`, it sees those.
+        With `prior_instructions`, the Motion Expert is told those; with `prior_observations`, it sees those. An oracle needs
+        `true_motion`.
+        """
+        ...
+
+    def oracle(self) -> BatchPolicy:
+        """The same policy, told the true motion to come.
+
+        Raises:
+            MismatchError: It has no motion prior.
         """
         ...
 
@@ -81,6 +105,7 @@ class Policies:
         data: Path | None,
         tasks: tuple[int, ...] = (),
         interventions: Sequence[Intervention] = (),
+        priors: Sequence[PriorKind] = (),
     ) -> dict[str, Condition]:
         """Builds the conditions by name, policies first.
 
@@ -89,17 +114,20 @@ class Policies:
             controls: Names of controls; those that ask a policy ask the first checkpoint.
             data: The dataset that the replay control repeats.
             interventions: Changes of the first checkpoint's motion prior, a condition each.
+            priors: What z_m of each checkpoint is of; predicted where it is not given.
 
         Raises:
             ConfigError: Two conditions have the same name, or a control or an intervention lacks what it needs.
-            MismatchError: The first checkpoint's policy has no motion prior, or not what an intervention changes.
+            MismatchError: The first checkpoint's policy has no motion prior, or not what an intervention changes; or a policy
+                that was trained as an oracle is to act without the true motion.
         """
-        named = [(path, name) for path, name in checkpoints if path is not None]
-        first = named[0][0] if named else None
-        built: list[Condition] = [
-            Checkpoint(name=name or ("with_motion" if self._policy(path).uses_motion else "without_motion"), path=path)
-            for path, name in named
+        named: list[tuple[Path, str | None, PriorKind]] = [
+            (path, name, priors[place] if place < len(priors) else "predicted")
+            for place, (path, name) in enumerate(checkpoints)
+            if path is not None
         ]
+        first = named[0][0] if named else None
+        built: list[Condition] = [self._condition(path, name, prior=prior) for path, name, prior in named]
         if interventions and first is None:
             raise ConfigError("interventions need --checkpoint: they change its motion prior")
         built += [Intervened(path=first, intervention=one, among=tasks) for one in interventions if first is not None]
@@ -115,6 +143,44 @@ class Policies:
                 self._of(condition)  # a policy without what is to be changed is refused now
         return {condition.name: condition for condition in built}
 
+    def _condition(self, path: Path, name: str | None, *, prior: PriorKind) -> Condition:
+        trained = trained_with(path)
+        if prior == "predicted":
+            if trained == "oracle":
+                raise MismatchError(
+                    f"{path} was trained with --prior oracle, on the TRUE motion to come; expected --prior oracle here, too "
+                    "(it is then called an oracle in every table), or another checkpoint"
+                )
+            if name is not None and is_oracle(name):
+                raise ConfigError(
+                    f"label {name!r} says that the policy is told the true motion; expected another, or --prior oracle"
+                )
+            kind = "with_motion" if self._policy(path).uses_motion else "without_motion"
+            return Checkpoint(name=name or kind, path=path)
+        if not self._policy(path).uses_motion:
+            return Checkpoint(name=name or "without_motion", path=path)
+        own = ORACLE if trained == "oracle" else oracle_name("with_motion")
+        return Oracle(name=own if name is None else oracle_name(name), path=path)
+
+    def oracles(self) -> dict[str, FlowProbe]:
+        """Returns the scene flow that each oracle has to be told.
+
+        Raises:
+            MismatchError: It is of another rate than the simulators'.
+        """
+        found = {}
+        for name, asking in self._asking.items():
+            flow = self._policy(asking.path).foresees
+            if isinstance(asking, Oracle) and flow is not None:
+                steps = flow.stride * SIMULATION_FPS / flow.fps
+                if abs(steps - round(steps)) > 0.01 * steps or round(steps) < 1:
+                    raise MismatchError(
+                        f"{asking.path}: a flow step takes {flow.stride / flow.fps:.3g} s, {steps:.3g} steps of the simulator; "
+                        "expected a whole number of them"
+                    )
+                found[name] = replace(_probe(flow), stride=round(steps))
+        return found
+
     def hashes(self, conditions: Iterable[str]) -> dict[str, str]:
         """Returns the content hash of the checkpoint that each condition asks; empty where it asks none."""
         by_path = {path: checkpoint_hash(path) for path in {condition.path for condition in self._asking.values()}}
@@ -122,7 +188,12 @@ class Policies:
 
     def kinds(self) -> dict[str, dict[str, str | None]]:
         """Returns what kind of policy each condition is that acts as its checkpoint is meant to."""
-        return {name: model_kind(one.path) for name, one in self._asking.items() if isinstance(one, Checkpoint)}
+        return {
+            name: model_kind(one.path)
+            | ({"prior": "oracle", "trained_with": trained_with(one.path)} if isinstance(one, Oracle) else {})
+            for name, one in self._asking.items()
+            if isinstance(one, Checkpoint)
+        }
 
     def execute(self, override: int | None) -> dict[str, int]:
         """Returns how many actions of a chunk each asking condition executes: the checkpoint's number, unless overridden."""
@@ -138,8 +209,8 @@ class Policies:
         for name, asking in self._asking.items():
             policy = self._policy(asking.path)
             flow = policy.foresees
-            if isinstance(asking, Checkpoint) and flow is not None:
-                probes[name] = FlowProbe(camera=flow.camera, grid=flow.grid, horizon=flow.horizon, stride=flow.stride)
+            if isinstance(asking, Checkpoint) and not isinstance(asking, Oracle) and flow is not None:
+                probes[name] = replace(_probe(flow), hidden_points=False)
         return probes
 
     def answer(self, requests: Sequence[ActionRequest]) -> list[ActionChunk]:
@@ -147,7 +218,7 @@ class Policies:
         groups: dict[tuple[Path, str, bool], list[int]] = {}
         for index, request in enumerate(requests):
             condition = self._asking[request.episode.condition]
-            changed = condition.name if isinstance(condition, Intervened) else ""
+            changed = condition.name if isinstance(condition, Intervened | Oracle) else ""
             groups.setdefault((condition.path, changed, request.foresight), []).append(index)
         chunks: dict[int, ActionChunk] = {}
         for (_, _, foresight), indices in groups.items():
@@ -157,6 +228,8 @@ class Policies:
                 {} if prior_instructions[0] is None else {"prior_instructions": prior_instructions}
             )
             condition = self._asking[group[0].episode.condition]
+            if isinstance(condition, Oracle):
+                overrides["true_motion"] = [request.true_motion for request in group]
             if condition.shuffles:
                 overrides["prior_observations"] = [
                     self.banks[request.episode.suite].other(request.episode.task, request.noise_seed)
@@ -173,16 +246,27 @@ class Policies:
 
     def _of(self, condition: PolicyCondition) -> BatchPolicy:
         policy = self._policy(condition.path)
-        if not isinstance(condition, Intervened):
+        if not isinstance(condition, Intervened | Oracle):
             return policy
         if condition.name not in self._intervened:
-            self._intervened[condition.name] = policy.intervened(condition.intervention)
+            told = policy.oracle() if isinstance(condition, Oracle) else policy.intervened(condition.intervention)
+            self._intervened[condition.name] = told
         return self._intervened[condition.name]
 
     def _policy(self, path: Path) -> BatchPolicy:
         if path not in self._opened:
             self._opened[path] = self._load(path)
         return self._opened[path]
+
+
+def _probe(flow: FlowRecord) -> FlowProbe:
+    return FlowProbe(
+        camera=flow.camera,
+        grid=flow.grid,
+        horizon=flow.horizon,
+        stride=flow.stride,
+        hidden_points=flow.supervision.hidden_points,
+    )
 
 
 class PolicyOpener:

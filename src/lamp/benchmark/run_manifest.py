@@ -27,6 +27,7 @@ from lamp.files import (
     to_line,
     write_json,
 )
+from lamp.model.prior_interventions import PriorKind
 
 MANIFEST = "run.json"
 SESSIONS = "sessions.jsonl"
@@ -177,6 +178,13 @@ def model_kind(checkpoint: Path) -> dict[str, str | None]:
     model = read_json(_folder(checkpoint) / "lamp.json", "checkpoint description").get("model") or {}
     motion, fusion = model.get("motion"), model.get("guidance")
     return {"flow": motion["flow"]["type"] if motion else None, "fusion": fusion["type"] if fusion else None}
+
+
+def trained_with(checkpoint: Path) -> PriorKind:
+    """Returns what a checkpoint's z_m were of in training."""
+    file = _folder(checkpoint) / "lamp.json"
+    training = (read_json(file, "checkpoint description").get("training") or {}) if file.is_file() else {}
+    return "oracle" if training.get("prior") == "oracle" else "predicted"
 
 
 def _folder(checkpoint: Path) -> Path:

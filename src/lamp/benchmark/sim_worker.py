@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
@@ -29,6 +29,9 @@ from lamp_client.child_processes import available_cores
 from lamp_client.chunks import Executor
 from lamp_client.rollout import Frame, run_episode
 from lamp_client.types import ActionChunk, Observation
+
+if TYPE_CHECKING:
+    from lamp.benchmark.oracle import FollowedSimulator, Lookahead
 
 
 def default_workers() -> int:
@@ -58,6 +61,8 @@ class ActionRequest:
     foresight: bool
     prior_instruction: str | None = None
     """What the Motion Expert is told in place of the observation's instruction."""
+    true_motion: np.ndarray | None = None
+    """(k, t, 3) increments of the true scene flow to come, NaN where not known, for an oracle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,8 @@ class WorkerSetup:
     """Condition -> what its policy says about itself, such as the units of its gripper."""
     probes: Mapping[str, FlowProbe] = field(default_factory=dict)
     """Condition -> the scene flow that it foresees."""
+    oracles: Mapping[str, FlowProbe] = field(default_factory=dict)
+    """Condition -> the true scene flow that it is told."""
 
 
 class RemotePolicy:
@@ -123,6 +130,7 @@ class RemotePolicy:
         self.foresight: np.ndarray | None = None
         self.instruction: str | None = None
         self.recorder: FlowRecorder | None = None
+        self.followed: FollowedSimulator | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -147,6 +155,7 @@ class RemotePolicy:
                 noise_seed=seeds,
                 foresight=self._task.filmed or self._task.probed,
                 prior_instruction=condition.prior_instruction(observation, **where),
+                true_motion=None if self.followed is None else self.followed.flow(),
             )
         )
         chunk: ActionChunk = self._connection.recv()
@@ -163,6 +172,7 @@ def work(connection: Connection, setup: WorkerSetup) -> None:
     # On other machines too (here it has been from the start): only the main process decides what Ctrl-C means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     simulator: Simulator | None = None
+    lookaheads: dict[FlowProbe, Lookahead] = {}
     opened: tuple[str, int] | None = None
     try:
         while True:
@@ -171,11 +181,14 @@ def work(connection: Connection, setup: WorkerSetup) -> None:
                 return
             try:
                 if simulator is None or opened != task.episode.simulator_key:
+                    while lookaheads:
+                        lookaheads.popitem()[1].close()
                     if simulator is not None:
                         simulator.close()
                     opened = task.episode.simulator_key
                     simulator = setup.simulators[task.episode.suite].make(task.episode.task)
-                outcome = play(simulator, task, RemotePolicy(connection, setup, task), setup)
+                lookahead = _lookahead(setup, task.episode, lookaheads)
+                outcome = play(simulator, task, RemotePolicy(connection, setup, task), setup, lookahead)
             except (EOFError, ConnectionError):
                 raise
             except Exception as error:
@@ -189,6 +202,14 @@ def work(connection: Connection, setup: WorkerSetup) -> None:
     except (EOFError, ConnectionError):
         # The main process is gone. Leave without the interpreter's clean-up, which may wait for graphics libraries.
         os._exit(1)
+
+
+def _lookahead(setup: WorkerSetup, episode: EvaluationEpisode, opened: dict[FlowProbe, Lookahead]) -> Lookahead | None:
+    """What tells an oracle the motion to come, with a second simulator of the task; None where the condition is no oracle."""
+    probe = setup.oracles.get(episode.condition)
+    if probe is not None and probe not in opened:
+        opened[probe] = setup.simulators[episode.suite].lookahead(episode.task, probe)
+    return None if probe is None else opened[probe]
 
 
 class ReplayExecutor:
@@ -235,16 +256,27 @@ def _executor(simulator: Simulator, task: EpisodeTask, setup: WorkerSetup) -> Ex
     return ExpertExecutor(simulators.expert(simulator))
 
 
-def play(simulator: Simulator, task: EpisodeTask, policy: RemotePolicy, setup: WorkerSetup) -> EpisodeOutcome:
-    """Runs one episode: at most `step_limit` actions after settling; the first success ends it, if the suite's rules are so."""
+def play(
+    simulator: Simulator,
+    task: EpisodeTask,
+    policy: RemotePolicy,
+    setup: WorkerSetup,
+    lookahead: Lookahead | None = None,
+) -> EpisodeOutcome:
+    """Runs one episode: at most `step_limit` actions after settling; the first success ends it, if the suite's rules are so.
+
+    `lookahead` tells an oracle the motion to come.
+    """
     simulators = setup.simulators[task.episode.suite]
     started = time.perf_counter()
     episode = task.episode
     simulator.reset(episode.state, episode.placement_seed)
     film = Film(setup.artist) if task.filmed else None
     policy.recorder = recorder = FlowRecorder(simulator) if task.probed else None
+    if lookahead is not None:
+        policy.followed = lookahead.follow(simulator, episode.state, episode.placement_seed)
     result = run_episode(
-        cast(Simulator, recorder or simulator),
+        cast(Simulator, policy.followed or recorder or simulator),
         policy,
         _executor(simulator, task, setup),
         noise_seed=episode.noise_seed,

@@ -19,6 +19,7 @@ from lamp.benchmark.policies import BatchPolicy
 from lamp.benchmark.sim_worker import Artist, default_workers, plain
 from lamp.benchmark.suites import Simulator, Simulators, parse_states
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
+from lamp.model.prior_interventions import PriorKind
 from lamp_client.child_processes import run_program
 from lamp_client.chunks import Executor, OpenLoop, SimilarityEnsemble
 from lamp_client.envs import simpler_tasks
@@ -57,6 +58,8 @@ class SimplerConfig:
     """What else acts on the same episodes."""
     intervene: tuple[str, ...] = ()
     """Changes of the policy's motion prior, each on the same episodes: `prior_zeroed`, `gate=0.5`, ... or `all`."""
+    prior: PriorKind = "predicted"
+    """`oracle` is refused: SimplerEnv's simulator does not tell the true motion to come."""
     python: Path | None = None
     """ManiSkill3's interpreter; None looks for `.venv-simpler`, which `make simpler-env` builds."""
     assets: Path | None = None

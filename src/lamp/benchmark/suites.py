@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from lamp.data.episode_selection import parse_numbers
 from lamp.errors import ConfigError, unknown
 from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.envs import Env
+
+if TYPE_CHECKING:
+    from lamp.benchmark.flow_errors import FlowProbe
+    from lamp.benchmark.oracle import Lookahead
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The four LIBERO suites in the order that numbers them in the noise seed."""
@@ -81,6 +85,23 @@ class Simulators(ABC):
             ConfigError: The suite has none.
         """
         raise ConfigError(f"{self.suite} has no scripted expert; expected one of LIBERO's or SimplerEnv's")
+
+    def lookahead(self, task: int, probe: FlowProbe) -> Lookahead:
+        """Opens what tells an oracle the true motion to come in a task for which `check_oracle` finds nothing to refuse."""
+        from lamp.benchmark.oracle import Lookahead
+
+        return Lookahead(self.make(task), probe)
+
+    def check_oracle(self, task: int) -> None:
+        """Checks that the true motion to come can be known in a task: an expert that makes it, in a simulator that tells it.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        raise ConfigError(
+            f"--prior oracle needs a scripted expert in a simulator that tells its state, and {self.suite} has none; expected "
+            "LIBERO's own suites, as they are or with --perturb"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +173,23 @@ class LiberoSimulators(Simulators):
         from lamp.collect.episode_recording import act_of_expert
 
         return act_of_expert(simulator)
+
+    def check_oracle(self, task: int) -> None:
+        """The expert knows pick-and-place tasks.
+
+        Raises:
+            ConfigError: This is none.
+        """
+        from lamp.collect.scene_state import check_goals
+        from lamp_client.envs.bddl import goals_of, read_definition
+        from lamp_client.envs.libero import load_task
+
+        try:
+            check_goals(goals_of(read_definition(load_task(self.suite, task).bddl_path)))
+        except ConfigError as error:
+            raise ConfigError(
+                f"--prior oracle needs a scripted expert, and {self.suite} task {task} has none: {error}"
+            ) from None
 
 
 def parse_states(text: str, available: int = 50) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp.benchmark import robustness
-from lamp.benchmark.baselines import CONTROLS
+from lamp.benchmark.baselines import is_policy
 from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable
 from lamp.benchmark.run_manifest import FORMAT, MANIFEST, RunSession, checkpoint_hash, read_sessions
@@ -80,7 +80,7 @@ SETTINGS_ON_CARD = ("states", "episodes_per_state", "placement_shift", "render",
 
 
 def checkpoint_results(folder: Path, checkpoint: Path) -> list[Measured]:
-    """The successes of one checkpoint in an evaluation, one entry a suite; controls are left out.
+    """The successes of one checkpoint in an evaluation, one entry a suite; controls, changed priors and oracles are left out.
 
     Raises:
         DataError: The folder is no evaluation, or it is not finished.
@@ -92,7 +92,7 @@ def checkpoint_results(folder: Path, checkpoint: Path) -> list[Measured]:
             f"{folder / MANIFEST} is not the manifest of an evaluation; expected the --out of `lamp evaluate`."
         )
     content_hash, conditions = checkpoint_hash(checkpoint), dict(manifest["conditions"])
-    own = {name for name, content in conditions.items() if content == content_hash and name not in CONTROLS}
+    own = {name for name, content in conditions.items() if content == content_hash and is_policy(name)}
     if not own:
         have = ", ".join(f"{name} {content}" for name, content in conditions.items() if content) or "none"
         raise MismatchError(

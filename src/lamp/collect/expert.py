@@ -76,6 +76,27 @@ class Expert:
         self.phase = phase
         return Decision(action=SKILLS[phase](now), phase=phase, precision=_precision(phase, now), reach=now.reach)
 
+    def follow(self, *, closing: bool) -> None:
+        """Looks at the present state as `decide` does, while somebody else acts.
+
+        Args:
+            closing: Whether the gripper was last told to close.
+        """
+        self.recognise_grasp(closing=closing)
+        self.decide()
+
+    def recognise_grasp(self, *, closing: bool) -> None:
+        """Goes on to carry what somebody else has grasped, whichever grasp that was.
+
+        Args:
+            closing: Whether the gripper was last told to close.
+        """
+        if not closing or self.phase not in (Phase.APPROACH, Phase.CLOSE):
+            return
+        stalled = abs(self.scene.closing_speed) < 0.01 and self.scene.opening < pick_and_place.WIDE_OPEN
+        if stalled and all(self.scene.touching):
+            self.phase = Phase.CARRY
+
     @property
     def done(self) -> bool:
         """Whether the goal is reached, the object let go, and the hand clear of it."""

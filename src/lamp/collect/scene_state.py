@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,15 @@ class Volumes:
         return float(self.object[:, 2].min())
 
 
+def check_goals(goals: Sequence[Sequence[str]]) -> None:
+    """
+    Raises:
+        ConfigError: A task's goal is not a single `in` or `on` relation, which is all that the scripted expert can do.
+    """
+    if len(goals) != 1 or len(goals[0]) != 3 or goals[0][0] not in ("in", "on"):
+        raise ConfigError(f"the scripted expert brings one object to one place; this task's goal is {goals}.")
+
+
 class LiberoScene:
     """A privileged, read-only view of a LIBERO environment whose goal is to bring one object to one place.
 
@@ -69,8 +79,7 @@ class LiberoScene:
     def __init__(self, model: Any, data: Any, robosuite: Any) -> None:
         self.model, self.data, self.robosuite = model, data, robosuite
         goals = robosuite.parsed_problem["goal_state"]
-        if len(goals) != 1 or len(goals[0]) != 3 or goals[0][0] not in ("in", "on"):
-            raise ConfigError(f"the scripted expert brings one object to one place; this task's goal is {goals}.")
+        check_goals(goals)
         _, self.object_name, self.target_name = goals[0]
         self.object_body = int(model.body_rootid[robosuite.obj_body_id[self.object_name]])
         self._site = model.site("gripper0_grip_site").id

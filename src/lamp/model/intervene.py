@@ -27,6 +27,33 @@ from lamp.model.prior_interventions import (
 from lamp.types import Encoded, Guided
 
 
+class OracleActor:
+    """Acts like `LaMP.act`, but for z_m, which is of the true motion to come.
+
+    Raises:
+        MismatchError: The model has no motion prior.
+    """
+
+    def __init__(self, model: LaMP) -> None:
+        if model.motion_expert is None or model.guidance is None:
+            raise MismatchError("an oracle tells the motion prior the true motion, and this policy has none")
+        self.model = model
+
+    @torch.no_grad()
+    def act(
+        self,
+        encoded: Encoded,
+        state: Float[Tensor, "b s"],
+        *,
+        true_motion: Float[Tensor, "b k t 3"],
+        action_noise: Float[Tensor, "b h a"],
+        prior: Encoded | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """Returns a normalised action chunk; `true_motion` is normalised, too."""
+        hidden = self.model.oracle_hidden(encoded if prior is None else prior, true_motion)
+        return self.model.decode(self.model.guide(encoded, hidden), state, action_noise)
+
+
 class InterveningActor:
     """Acts like `LaMP.act`, but for one intervention.
 

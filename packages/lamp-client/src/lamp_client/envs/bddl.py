@@ -119,6 +119,12 @@ def read_definition(path: Path) -> Words:
         raise InvalidValueError(f"{path}: {error.problem}", hint=error.hint) from None
 
 
+def goals_of(definition: Words) -> list[Words]:
+    """The conditions of a task's goal, such as `["in", "butter_1", "basket_1_contain_region"]`, of what was read."""
+    goal = next(group[1] for group in definition if isinstance(group, list) and group and group[0] == ":goal")
+    return goal[1:] if goal and goal[0] == "and" else [goal]
+
+
 @contextlib.contextmanager
 def checked_copy(path: Path) -> Iterator[Path]:
     """A copy of a task's definition that holds nothing but what `read_definition` let through; gone afterwards.

@@ -238,6 +238,10 @@ class LiberoEnv:
         self.robosuite.sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
         self._mujoco.mj_forward(model, data)
 
+    def copy_state(self, other: LiberoEnv) -> None:
+        """Goes to the very state of another environment of the same task, reset alike: equal actions lead to equal states."""
+        libero_simulation.copy_state(other.robosuite, self.robosuite)
+
     def close(self) -> None:
         """Frees the renderer and the simulation."""
         if self._renderer is not None:

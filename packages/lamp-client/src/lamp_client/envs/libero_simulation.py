@@ -117,6 +117,25 @@ def reset_to(env: Any, state: np.ndarray, seed: tuple[int, ...], arm: ArmStart |
     env._post_process()
 
 
+def copy_state(source: Any, target: Any) -> None:
+    """Puts an environment into the state of another of the same model: the simulation, controllers and grippers.
+
+    Raises:
+        InvalidValueError: The models differ.
+    """
+    (model, data), (other, copied) = ((env.sim.model._model, env.sim.data._data) for env in (source, target))
+    for name in ("body_pos", "body_quat", "cam_pos", "cam_quat", "cam_fovy", "geom_size"):
+        if not np.array_equal(getattr(model, name), getattr(other, name)):
+            raise InvalidValueError(f"the two simulations differ in {name}; expected the same task, reset alike.")
+    import_mujoco().mj_copyData(copied, other, data)
+    for one, twin in zip(source.robots, target.robots, strict=True):
+        for name, value in vars(one.controller).items():
+            if isinstance(value, bool | int | float | np.ndarray):
+                setattr(twin.controller, name, np.array(value) if isinstance(value, np.ndarray) else value)
+        twin.gripper.current_action = np.array(one.gripper.current_action)
+    target.timestep, target.cur_time = source.timestep, source.cur_time
+
+
 def arm_touches(env: Any) -> bool:
     """Whether any part of the robot is in contact with anything that is no part of it."""
     model, data = env.sim.model._model, env.sim.data._data

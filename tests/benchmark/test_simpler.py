@@ -216,6 +216,7 @@ def test_the_command_ends_with_2_before_anything_starts(
         ({"execute": 4}, "expected --ensemble 0 with it"),
         ({"controls": ()}, "nothing to evaluate"),
         ({"workers": 0}, "workers is 0"),
+        ({"prior": "oracle"}, "--prior oracle needs a simulator that tells its state, and SimplerEnv's does not"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:

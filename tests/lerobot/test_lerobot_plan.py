@@ -17,6 +17,7 @@ from lamp.model.small import SmallBackboneConfig
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.config import PolicyTraining
 from lamp.types import Encoded
+from lerobot_policy_lamp import building
 from lerobot_policy_lamp.building import (
     CameraKey,
     Plan,
@@ -200,3 +201,11 @@ class TestBatches:
         assert torch.equal(again.state, made.state) and torch.equal(again.seen.mask, made.seen.mask)
         other = self.made(self.settings(state_noise=0.5), seed=1)
         assert not torch.equal(other.state, made.state)
+
+
+def test_an_oracle_s_recipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = building.training("demo")
+    oracle = replace(demo, policy=replace(demo.policy, prior="oracle"))  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(building, "training", lambda name: oracle)
+    with pytest.raises(ConfigError, match="recipe 'mine' trains an oracle"):
+        settings_of("mine", motion=True)

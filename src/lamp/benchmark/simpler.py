@@ -88,6 +88,10 @@ class SimplerConfig:
     """CPU threads of the policy; the simulators need the other cores."""
 
     def __post_init__(self) -> None:
+        if self.prior == "oracle":
+            raise ConfigError(
+                "--prior oracle needs a simulator that tells its state, and SimplerEnv's does not; expected a suite of LIBERO"
+            )
         parse_states(self.states, EPISODES)
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps is {self.max_steps}; expected at least 1, or nothing for the protocol's")

@@ -71,9 +71,13 @@ def settings_of(recipe: str, *, motion: bool) -> PolicyTraining:
     """How a recipe trains the policy, with a motion prior or without.
 
     Raises:
-        ConfigError: There is no such recipe, or it has no training.
+        ConfigError: There is no such recipe, or it has no training, or trains an oracle.
     """
     made = training(recipe)
+    if made.policy.prior == "oracle":
+        raise ConfigError(
+            f"recipe {recipe!r} trains an oracle, with prior 'oracle': `lamp train policy` does that; expected a recipe without."
+        )
     return made.policy if motion and made.policy.model.motion is not None else made.without_motion
 
 

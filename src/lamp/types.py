@@ -217,6 +217,8 @@ class PolicyBatch(TokenBatch):
     """z_m precomputed for this sample (one of several cached noise draws); None: the model computes it."""
     prior_seen: Bool[Tensor, " b"] | None = None
     """False where the motion prior is withheld from a sample; None: nowhere."""
+    motion: Motion | None = None
+    """The normalised scene flow that follows, for a policy that learns to predict it along (`FlowHead`)."""
     guided: bool | None = None
     """Whether any sample of the optimizer step sees the prior, those computed elsewhere included; None: this batch is all."""
 

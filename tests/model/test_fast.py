@@ -22,7 +22,7 @@ from lamp.flow_matching import Preconditioning
 from lamp.model import onednn
 from lamp.model.action_expert import Joint
 from lamp.model.fast import WARM_UP, CudaGraph, CudaGraphs, FastActor, prepared, with_twins
-from lamp.model.guidance import AddFusion, ConcatFusion, PathFusion, TokenFusion
+from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, TokenFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, RepeatAndPad
@@ -47,6 +47,7 @@ VARIANTS: dict[str, Callable[[Any], LaMPConfig]] = {
         c, guidance=TokenFusion(motion_width=32, heads=2, tokens=None), action=replace(c.action, attention=Joint())
     ),
     "path": lambda c: replace(c, guidance=PathFusion(cells=(2, 3), steps=4)),
+    "flow head": lambda c: replace(c, motion=None, guidance=FlowHead(grid=(4, 6), horizon=8)),
     "first layer": lambda c: replace(c, motion=replace(c.motion, hidden_layer=0)),
     "dropout": lambda c: replace(c, action=replace(c.action, dropout=0.5)),
     "t_1": lambda c: replace(c, action=replace(c.action, sees_t_1=True)),

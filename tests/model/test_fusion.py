@@ -16,6 +16,7 @@ from lamp.model.action_expert import ActionExpert, Joint, Prefix
 from lamp.model.guidance import (
     AddFusion,
     ConcatFusion,
+    FlowHead,
     GuidanceConfig,
     MotionPool,
     PathFusion,
@@ -334,6 +335,76 @@ def test_every_parameter_learns_but_the_frozen_and_the_unused(fused, batch):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
 
 
+def with_flow_head(config: Any, attention: Any = ATTENTIONS[1], **changes: Any) -> Any:
+    head = FlowHead(grid=(4, 6), horizon=8, data_std=(0.5, 1.0, 2.0), **changes)
+    return built(replace(config, motion=None, guidance=head, action=replace(config.action, attention=attention)))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
+def test_a_flow_head_learns_from_the_tokens_that_actions_are_told_from(config, batch, attention, with_other_padding):
+    model = with_flow_head(config, attention, weight=0.3).train()
+    assert model.config.evaluations == {"motion": 0, "guidance": 0, "action": 10} and model.config.hidden_shape is None
+    loss = model.action_loss(batch, seeded(7))
+    predicted = model.guidance(
+        model.action_expert.states(model.action_expert.context(model.guide(batch.encoded, None))), batch.encoded.mask
+    )
+    errors = []
+    for b in range(2):
+        error = (predicted[b] - batch.motion.values[b] / torch.tensor([0.5, 1.0, 2.0])).square()
+        errors.append(error[batch.motion.mask[b]].mean())
+    torch.testing.assert_close(loss.flow, torch.stack(errors).mean())
+    other = model.action_loss(replace(batch, encoded=with_other_padding(batch.encoded)), seeded(7))
+    torch.testing.assert_close(other.flow, loss.flow)
+
+    loss.total.backward()
+    for part in (model.guidance, model.action_expert):
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
+    through = torch.autograd.grad(model.action_loss(batch, seeded(7)).total, model.action_expert.context_in.weight)[0]
+    alone = model.eval().action_loss(batch, seeded(7))
+    torch.testing.assert_close(alone.flow, loss.flow)
+    torch.testing.assert_close(loss.total, alone.total + 0.3 * loss.flow)
+    apart = torch.autograd.grad(alone.total, model.action_expert.context_in.weight)[0]
+    assert (through - apart).abs().max() > 1e-6, "the flow teaches the context"
+    assert model.action_loss(replace(batch, motion=None), seeded(7)).flow is None
+    with pytest.raises(MismatchError, match="scene flow of the batch, which the flow head learns, is missing"):
+        model.train().action_loss(replace(batch, motion=None), seeded(7))
+
+
+def test_a_flow_head_acts_as_the_policy_without_it(config, batch):
+    model = with_flow_head(config)
+    plain: Any = LaMP(replace(model.config, guidance=None)).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("guidance.")})
+    model.guidance.register_forward_pre_hook(lambda *_: pytest.fail("the head was asked"))
+    start = torch.randn(2, 5, 7, generator=seeded(2))
+    ours, theirs = (m.act(batch.encoded, batch.state, motion_noise=None, action_noise=start) for m in (model, plain))
+    assert torch.equal(ours, theirs)
+
+
+def test_parts_of_a_batch_weigh_alike_in_both_losses(config, batch):
+    """The mean over the parts, each by its samples that have actions, is that over the whole."""
+    model = with_flow_head(config).train()
+    none = replace(batch, action_mask=torch.zeros_like(batch.action_mask))
+    assert model.action_loss(none, seeded(7)).flow == 0
+    unknown = batch.motion.mask.clone()
+    unknown[0] = False
+    partly = replace(batch, motion=replace(batch.motion, mask=unknown))
+    parts = [model.action_loss(partly.rows(row, 1), seeded(7)).flow for row in range(2)]
+    assert parts[0] == 0 and parts[1] > 0
+    torch.testing.assert_close(model.action_loss(partly, seeded(7)).flow, torch.stack(parts).mean())
+
+
+def test_a_flow_head_predicts_each_patch_where_it_is(config, batch):
+    model = with_flow_head(config)
+    head = model.guidance
+    with torch.no_grad():
+        head.flow_out.weight.zero_()
+        head.flow_out.bias.copy_(torch.arange(96.0))
+    flow = head(torch.randn(2, 11, 48))
+    # Of a patch: (row, column, flow step, axis); every second row and column begins a new one.
+    expected = torch.arange(96.0).reshape(2, 2, 8, 3)
+    torch.testing.assert_close(flow[1].reshape(4, 6, 8, 3), expected.repeat(2, 3, 1, 1))
+
+
 def test_only_eq_4_has_a_gate(fused):
     model = LaMP(fused)
     assert (model.gate is None) == (not isinstance(fused.guidance, GuidanceConfig))
@@ -371,5 +442,13 @@ def test_motion_at_the_wrong_place_is_refused(config, batch):
         ConfigError, match=r"path fusion: steps 3 do not divide the horizon 8; these do: \[1, 2, 4, 8\]"
     ):
         replace(config, guidance=PathFusion(steps=3))
+    with pytest.raises(ConfigError, match="a flow head and a Motion Expert are configured; expected one of them"):
+        replace(config, guidance=FlowHead(grid=(4, 6), horizon=8))
+    with pytest.raises(
+        ConfigError, match=r"flow head: grid \(5, 6\), horizon 8, patch 2 given, positive numbers and a"
+    ):
+        FlowHead(grid=(5, 6), horizon=8)
+    with pytest.raises(ConfigError, match=r"flow head: weight 0\.0 given, a number above 0 expected"):
+        FlowHead(weight=0.0)
     with pytest.raises(ConfigError, match="guidance expects motion_width 31"):
         replace(config, guidance=ConcatFusion(motion_width=31, heads=1))

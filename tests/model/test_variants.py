@@ -13,7 +13,7 @@ from lamp.configuration import from_json, to_json
 from lamp.errors import MismatchError
 from lamp.flow_matching import Preconditioning
 from lamp.model.action_expert import ActionExpert, Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, PathFusion, Tanh, TokenFusion, ZeroOut
+from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, Tanh, TokenFusion, ZeroOut
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, MotionExpert, ReferenceGrid
 from lamp.model.parameter_count import expected_parameters
@@ -57,6 +57,7 @@ def variants(config: Any) -> dict[str, LaMPConfig]:
         "tokens_all": replace(config, guidance=TokenFusion(motion_width=32, heads=2, tokens=None)),
         "path": replace(config, guidance=PathFusion(cells=(2, 3), steps=4)),
         "path without motion": replace(config, motion=None, guidance=PathFusion()),
+        "flow_head": replace(config, motion=None, guidance=FlowHead(grid=(4, 6), horizon=8)),
         "tanh": replace(config, guidance=replace(config.guidance, gate=Tanh())),
         "zero_out": replace(config, guidance=replace(config.guidance, gate=ZeroOut())),
         "t_1": replace(config, action=replace(config.action, sees_t_1=True)),

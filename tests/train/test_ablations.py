@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from training_fakes import (
 from lamp import cli
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import FusionConfig, GuidanceConfig, PathFusion
+from lamp.model.guidance import FlowHead, FusionConfig, GuidanceConfig, PathFusion
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import ImageFlow, MotionExpertConfig
 from lamp.policy import LaMPPolicy
@@ -34,16 +36,17 @@ from lamp.recipes import training
 from lamp.recipes.ablations import ABLATIONS
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.checkpoint_metadata import read_description
-from lamp.train.config import MotionTraining, PolicyTraining, Split
+from lamp.train.config import FlowTargets, MixedIn, MotionTraining, PolicyTraining, Split
 from lamp.train.resize_checkpoint import following, resize_checkpoint, resized
-from lamp.train.stages import PolicyStage
+from lamp.train.stages import MotionStage, PolicyStage
 from lamp.train.train_motion import evaluate_flow, train_motion
 from lamp.train.train_policy import train_policy
 from lamp_client.types import Observation
 
 BACKBONE = PatchBackbone()
 SMALL = [name for name in ABLATIONS if name.startswith("small_")]
-UNGATED = {"small_no_motion", "small_add", "small_concat_mlp", "small_tokens", "small_tokens_all", "small_path"}
+UNMOVED = {"small_no_motion", "small_flow_head"}
+UNGATED = UNMOVED | {f"small_{name}" for name in ("add", "concat_mlp", "tokens", "tokens_all", "path")}
 SHORT = loop(steps=2, batch_size=4, log_every=1, checkpoint_every=2, validate_every=2)
 BARE = {"loop": SHORT, "split": Split(validation_share=0.3), "validation_samples": 2}
 
@@ -70,6 +73,8 @@ def tiny_motion(config: MotionExpertConfig) -> MotionExpertConfig:
 def tiny_fusion(config: FusionConfig) -> FusionConfig:
     if isinstance(config, GuidanceConfig):
         return replace(config, token_width=WIDTH, motion_width=16, heads=2)
+    if isinstance(config, FlowHead):
+        return replace(config, grid=GRID, horizon=HORIZON)
     if isinstance(config, PathFusion):
         return replace(config, steps=HORIZON)
     return replace(config, motion_width=16, heads=2)
@@ -95,7 +100,7 @@ def tiny(name: str) -> tuple[MotionTraining | None, PolicyTraining]:
     motion, policy = made.motion, replace(made.policy, model=tiny_model(made.policy.model), **BARE, execute=3)
     if motion is not None:
         motion = replace(motion, model=tiny_model(motion.model), **BARE, final_samples=2, flow_stride=STRIDE)
-    return motion, replace(policy, noise_draws=2)
+    return motion, replace(policy, noise_draws=2, flow=FlowTargets(stride=STRIDE))
 
 
 def trained(name: str, data: Path, out: Path) -> LaMPPolicy:
@@ -122,7 +127,7 @@ def test_a_variant_trains_and_acts(name: str, data: Path, tmp_path: Path) -> Non
     policy = trained(name, data, tmp_path)
     (chunk,) = policy.act_batch([observation()], [(1,)], foresight=True)
     assert chunk.actions.shape == (5, 7) and np.isfinite(chunk.actions).all()
-    assert policy.uses_motion == (name != "small_no_motion") == (chunk.foresight is not None)
+    assert policy.uses_motion == (name not in UNMOVED) == (chunk.foresight is not None)
     assert (chunk.gate is None) == (name in UNGATED)
     if name == "small_flow_2d":
         assert chunk.foresight is not None and (chunk.foresight[..., 2] == 0).all()
@@ -204,6 +209,58 @@ def test_a_path_is_cached_standardised_and_kept(
     acting = LaMPPolicy.from_checkpoint(tmp_path / "path", backbone=BACKBONE)
     (chunk,) = acting.act_batch([observation()], [(1,)], foresight=True)
     assert np.isfinite(chunk.actions).all() and chunk.foresight is not None
+
+
+def with_flow_head(**changes: Any) -> PolicyTraining:
+    policy = policy_training(**BARE, with_motion=False, **({"flow": FlowTargets(stride=STRIDE)} | changes))
+    return replace(policy, model=replace(policy.model, guidance=FlowHead(grid=GRID, horizon=HORIZON)))
+
+
+def test_a_flow_head_learns_stage_1s_targets(
+    data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same increments, on the same scale, for the same frames as the Motion Expert learns."""
+    stages: list[Any] = []
+    for kind in (MotionStage, PolicyStage):
+        monkeypatch.setattr(kind, "train_mode", partialmethod(noted, stages, kind.train_mode))
+    config = with_flow_head()
+    train_motion(motion_training(**BARE, final_samples=2), data, tmp_path / "motion", backbone=BACKBONE)
+    train_policy(config, data, tmp_path / "policy", backbone=BACKBONE)
+    theirs, ours = stages[0], stages[-1]
+    assert [type(stage) for stage in (theirs, ours)] == [MotionStage, PolicyStage]
+    assert ours.samples.scene_flow.bounds == theirs.samples.bounds
+    frames = {(e, f): i for i, (e, f) in enumerate(zip(theirs.samples.episode, theirs.samples.frame, strict=True))}
+    batch = ours.samples.batch(np.arange(len(ours.samples))[::-1].copy())
+    for row, (e, f) in enumerate(zip(ours.samples.episode[::-1], ours.samples.frame[::-1], strict=True)):
+        if (e, f) in frames:
+            wanted = theirs.samples.batch(np.array([frames[e, f]])).motion
+            assert torch.equal(batch.motion.values[row], wanted.values[0])
+            assert torch.equal(batch.motion.mask[row], wanted.mask[0])
+        else:
+            assert not batch.motion.mask[row].any()
+    assert len(frames) > 0 and ours.samples.batch(np.array([0])).motion.mask.any()
+    rows = [json.loads(line) for line in (tmp_path / "policy" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["flow"]) for row in rows if "loss" in row)
+    assert any("flow" in str(key) for row in rows for key in row)
+
+
+def noted(stage: Any, stages: list[Any], then: Any) -> None:
+    stages.append(stage)
+    then(stage)
+
+
+def test_a_flow_head_that_cannot_be_taught_is_refused(data: Path, prior: Path, tmp_path: Path) -> None:
+    def train(config: PolicyTraining, **more: Any) -> None:
+        train_policy(config, data, tmp_path / "out", backbone=BACKBONE, **more)
+
+    with pytest.raises(ConfigError, match="a checkpoint but no Motion Expert"):
+        train(with_flow_head(), motion_checkpoint=prior)
+    with pytest.raises(MismatchError, match="horizon"):
+        train(with_flow_head(flow=FlowTargets(stride=50)))
+    with pytest.raises(ConfigError, match="also is given, and the model has a flow head"):
+        with_other = with_flow_head()
+        replace(with_other, also=(MixedIn(data=str(data)),))
+    assert not (tmp_path / "out").exists()
 
 
 def test_noise_on_z_m_is_matched_and_for_training_alone(

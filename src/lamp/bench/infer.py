@@ -156,7 +156,7 @@ def stage_runs(bench: BenchModel, model: LaMP) -> dict[str, Run]:
         hidden = model.motion_hidden(encoded, bench.motion_noise)
         stages["motion"] = _recorded(lambda noise: model.motion_hidden(encoded, noise), noise=bench.motion_noise)
     guided = model.guide(encoded, hidden)
-    if model.guidance is not None:
+    if model.guidance is not None and hidden is not None:
         stages["guidance"] = _recorded(lambda hidden: model.guide(encoded, hidden).tokens, hidden=hidden)
     stages["action"] = _recorded(lambda noise: model.decode(guided, bench.state, noise), noise=bench.action_noise)
     return stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ from lamp.bench.models import BenchModel, ReleaseArrangement, build_bench_model,
 from lamp.bench.timing import check_settings, describe_machine, heading, measure, wait_for
 from lamp.data.feature_cache.shards import load_mapped
 from lamp.errors import ConfigError
+from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP
 from lamp.recipes import training
 from lamp.train.config import MotionTraining, PolicyTraining
@@ -189,17 +191,25 @@ def bench_train_step(config: TrainStepConfig) -> dict[str, Any]:
 
 def _make_batch(bench: BenchModel, model: LaMP, settings: MotionTraining | PolicyTraining) -> AnyBatch:
     """A batch as the data pipeline gives it, with z_m only where the recipe caches that too."""
+
+    def motion(*shape: int) -> Motion:
+        values = torch.rand((len(bench.state), *shape), device=bench.state.device) * 2 - 1
+        return Motion(values=values, mask=torch.ones_like(values).bool())
+
     if isinstance(settings, MotionTraining):
-        shape = (len(bench.state), *settings.motion.shape)
-        values = torch.rand(shape, device=bench.state.device) * 2 - 1
-        return MotionBatch(encoded=bench.encoded, motion=Motion(values=values, mask=torch.ones_like(values).bool()))
-    hidden = None
+        return MotionBatch(encoded=bench.encoded, motion=motion(*settings.motion.shape))
+    hidden, fusion = None, settings.model.fusion
     if settings.cached_hidden_draws and bench.motion_noise is not None:
         hidden = model.motion_hidden(bench.encoded, bench.motion_noise)
     actions = torch.randn_like(bench.action_noise)
     mask = torch.ones_like(actions[..., 0]).bool()
     return PolicyBatch(
-        encoded=bench.encoded, state=bench.state, actions=actions, action_mask=mask, motion_hidden=hidden
+        encoded=bench.encoded,
+        state=bench.state,
+        actions=actions,
+        action_mask=mask,
+        motion_hidden=hidden,
+        motion=motion(math.prod(fusion.grid), fusion.horizon, 3) if isinstance(fusion, FlowHead) else None,
     )
 
 

@@ -19,7 +19,7 @@ from lamp.data.live_features import concatenate_encoded
 from lamp.data.motion_dataset import MotionSamples, clamp_rate, concatenate_flow
 from lamp.data.normalizers import Normaliser, StateTransform
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.types import Encoded, MotionBatch, PolicyBatch, SceneFlow
+from lamp.types import Encoded, Motion, MotionBatch, PolicyBatch, SceneFlow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +244,9 @@ class PolicySamples(PolicyTargets):
         self._hidden: HiddenStates | None = None
         self.motion_hidden = motion_hidden
         self._prior_seen: Bool[Tensor, " n"] | None = None
+        self.scene_flow: MotionSamples | None = None
+        """The scene flow of the same dataset, where batches are to bring it (`with_flow`)."""
+        self._flow_at: Int64[np.ndarray, " n"] | None = None
 
     @property
     def motion_hidden(self) -> HiddenStates | None:
@@ -259,6 +262,27 @@ class PolicySamples(PolicyTargets):
         if hidden is not None and (len(hidden) != len(self) or hidden.draws < 1):
             raise MismatchError(f"the hidden states cover {len(hidden)} samples; expected {len(self)}, one entry each")
         self._hidden = hidden
+
+    def with_flow(self, flow: MotionSamples) -> None:
+        """Lets batches bring the scene flow that follows; where a frame has none, nothing supervises.
+
+        Raises:
+            DataError: No frame has any.
+        """
+        ours, theirs = ((one.episode << 32) + one.frame for one in (self, flow))
+        order = np.argsort(theirs)
+        at = order[np.minimum(np.searchsorted(theirs, ours, sorter=order), len(theirs) - 1)]
+        self.scene_flow, self._flow_at = flow, np.where(theirs[at] == ours, at, -1)
+        if (self._flow_at < 0).all():
+            raise DataError(f"{flow.store.path} holds scene flow of none of the frames that are trained on")
+
+    def _motion(self, indices: Int64[np.ndarray, " b"]) -> Motion | None:
+        if self.scene_flow is None or self._flow_at is None:
+            return None
+        at = self._flow_at[indices]
+        motion = self.scene_flow.bounds.motion(self.scene_flow.flow(np.maximum(at, 0)))
+        known = torch.from_numpy(at >= 0)[:, None, None, None]
+        return Motion(values=motion.values.where(known, 0.0), mask=motion.mask & known)
 
     def show_prior_in(self, episodes: Sequence[int]) -> None:
         """Lets only the samples of these episodes see the motion prior."""
@@ -291,6 +315,7 @@ class PolicySamples(PolicyTargets):
             actions=actions,
             action_mask=mask,
             motion_hidden=hidden,
+            motion=self._motion(indices),
             prior_seen=None if self._prior_seen is None else self._prior_seen[torch.from_numpy(indices)],
         )
 

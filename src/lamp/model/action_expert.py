@@ -108,6 +108,8 @@ class PrefixContext(Context):
     """The context as each block's keys and values."""
 
     layers: list[KeyValue]
+    tokens: Float[Tensor, "b n d"]
+    """As the last block that it passes through leaves it."""
 
 
 class JoinMotion(nn.Module):
@@ -177,7 +179,19 @@ class ActionExpert(nn.Module):
             layers.append(key_value)
             if index < depth:
                 tokens = self._block(index).attend(tokens, query, key_value, mask)
-        return PrefixContext(layers=layers, mask=real, motion=motion, t_1=guided.t_1)
+        return PrefixContext(layers=layers, tokens=tokens, mask=real, motion=motion, t_1=guided.t_1)
+
+    def states(self, context: JointContext | PrefixContext) -> Float[Tensor, "b n d"]:
+        """Returns the context's tokens as the blocks leave them, without any action: what else is learnt from is told from."""
+        if isinstance(context, PrefixContext):
+            return context.tokens
+        tokens, query, seen = context.tokens, context.query, context.first
+        mask = None if context.mask is None else context.mask[:, None, None]
+        for index in range(self.config.layers):
+            if index:
+                query, seen = self._block(index).project(tokens)
+            tokens = self._block(index).attend(tokens, query, seen, mask)
+        return tokens
 
     def forward(
         self,

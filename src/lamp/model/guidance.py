@@ -1,5 +1,6 @@
 """How the motion prior reaches the Action Expert: gated guidance (Section III-E, Eq. 4), an ablation of Section IV-B, or as
-tokens of the Action Expert's context, be it z_m or a decoded path.
+tokens of the Action Expert's context, be it z_m or a decoded path. `FlowHead` has none
+of it where a policy acts: it teaches the Action Expert about motion in training.
 
 Deviation: in the ablations z_m has a token for each patch of the scene and the Action Expert one for each action, and the
 paper does not say which correspond. There each action has a learned query that gathers what it needs from all of z_m.
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lamp.errors import ConfigError
+from lamp.flow_matching import velocity_errors
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.layers import CrossAttention, check_dropout, check_heads
+from lamp.model.layers import CrossAttention, Mlp, check_dropout, check_heads
 from lamp.model.motion_expert import MotionExpertConfig
-from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion, MotionTokens
+from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion, Motion, MotionTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,43 @@ class PathFusion:
             )
 
 
-FusionConfig = GuidanceConfig | AddFusion | ConcatFusion | TokenFusion | PathFusion
+@dataclass(frozen=True, kw_only=True)
+class FlowHead:
+    """No Motion Expert at all: in Stage 2, a head predicts the scene flow from the Action Expert's own context, so that what
+    moves is told from the tokens that actions are told from. Acting does not use it."""
+
+    grid: tuple[int, int] = (20, 20)
+    """Rows and columns of grid points."""
+    horizon: int = 32
+    """Flow steps."""
+    patch: int = 2
+    """Grid points along each side of what one query of the head predicts, over the whole horizon."""
+    weight: float = 0.5
+    """Of its loss, beside that of the actions."""
+    data_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Standard deviation of normalised increments: the unit of its loss, in which it is about 1 before anything is learnt."""
+
+    def __post_init__(self) -> None:
+        if min(*self.grid, self.horizon, self.patch) < 1 or any(side % self.patch for side in self.grid):
+            given = f"grid {self.grid}, horizon {self.horizon}, patch {self.patch}"
+            raise ConfigError(f"flow head: {given} given, positive numbers and a patch that divides the grid expected.")
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(f"flow head: weight {self.weight} given, a number above 0 expected, such as 0.5.")
+        if not min(self.data_std) > 0:
+            raise ConfigError(f"flow head: data_std {self.data_std} given, positive numbers expected.")
+
+    @property
+    def tokens(self) -> int:
+        """Queries of the head."""
+        return self.grid[0] * self.grid[1] // self.patch**2
+
+    @property
+    def values(self) -> int:
+        """What each of them predicts."""
+        return 3 * self.horizon * self.patch**2
+
+
+FusionConfig = GuidanceConfig | AddFusion | ConcatFusion | TokenFusion | PathFusion | FlowHead
 
 
 LEAST_MOTION = 1e-3
@@ -310,11 +348,51 @@ class PathTokenizer(nn.Module):
         return Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole, motion=tokens)
 
 
-Fusion = MotionGuidance | MotionAddition | MotionConcatenation | MotionTokenizer | PathTokenizer
+class FlowPredictor(nn.Module):
+    """`FlowHead`: learned queries, one a patch of the grid, attend to the context; then an MLP, and the patch's increments."""
+
+    def __init__(self, config: FlowHead, action: ActionExpertConfig) -> None:
+        super().__init__()
+        self.config, width = config, action.width
+        self.queries = nn.Parameter(torch.randn(config.tokens, width) * 0.02)
+        self.norm_states = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, action.heads, dropout=0.0)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+        self.norm = nn.LayerNorm(width)
+        self.flow_out = nn.Linear(width, config.values)
+        nn.init.zeros_(self.flow_out.weight)
+        nn.init.zeros_(self.flow_out.bias)
+
+    def forward(
+        self, states: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b k t 3"]:
+        """Returns the scene flow in units of `data_std`."""
+        queries = self.queries.expand(len(states), -1, -1)
+        x = queries + self.cross_attention(queries, self.norm_states(states), mask)
+        predicted = self.flow_out(self.norm(x + self.mlp(self.norm_mlp(x)))).float()
+        (rows, columns), patch = self.config.grid, self.config.patch
+        patches = predicted.reshape(-1, rows // patch, columns // patch, patch, patch, self.config.horizon, 3)
+        return patches.transpose(2, 3).reshape(-1, rows * columns, self.config.horizon, 3)
+
+    def errors(
+        self, states: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None, motion: Motion
+    ) -> Float[Tensor, " b"]:
+        """Returns each sample's mean squared error over what supervises, in units of `data_std`; 0 where nothing does."""
+        predicted = self(states, mask)
+        std = torch.cat([torch.full((1,), std, device=predicted.device) for std in self.config.data_std])
+        return velocity_errors(predicted, motion.values / std, motion.mask)[0]
 
 
-def build_fusion(config: FusionConfig, action: ActionExpertConfig, motion: MotionExpertConfig) -> Fusion:
+Fusion = MotionGuidance | MotionAddition | MotionConcatenation | MotionTokenizer | PathTokenizer | FlowPredictor
+
+
+def build_fusion(config: FusionConfig, action: ActionExpertConfig, motion: MotionExpertConfig | None) -> Fusion:
     """Builds the fusion that `config` describes, between experts of these sizes."""
+    if isinstance(config, FlowHead):
+        return FlowPredictor(config, action)
+    if motion is None:
+        raise ConfigError(f"{type(config).__name__} hands over what a Motion Expert knows, and there is none.")
     if isinstance(config, TokenFusion):
         return MotionTokenizer(config, action, motion)
     if isinstance(config, PathFusion):

@@ -32,6 +32,8 @@ from lamp.flow_matching import (
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
 from lamp.model.guidance import (
+    FlowHead,
+    FlowPredictor,
     FusionConfig,
     GuidanceConfig,
     MotionGuidance,
@@ -104,7 +106,12 @@ class LaMPConfig:
             if part is not None and part.token_width != self.token_width:
                 message = f"token_width {part.token_width} in {type(part).__name__}, {self.token_width} in LaMPConfig"
                 raise ConfigError(f"LaMP: {message}; both are the width of the backbone's tokens.")
-        if isinstance(self.guidance, PathFusion):
+        if isinstance(self.guidance, FlowHead):
+            if self.motion:
+                raise ConfigError(
+                    "LaMP: a flow head and a Motion Expert are configured; expected one of them: motion=None."
+                )
+        elif isinstance(self.guidance, PathFusion):
             if self.motion:
                 self.guidance.check(self.motion.grid, self.motion.horizon)
         elif self.guidance and self.motion and self.guidance.motion_width != self.motion.width:
@@ -119,7 +126,7 @@ class LaMPConfig:
         motion = self.hidden_steps + 1 if self.motion else 0
         return {
             "motion": motion,
-            "guidance": int(self.fusion is not None),
+            "guidance": int(self.fusion is not None and self.motion is not None),
             "action": self.solver_steps if self.action else 0,
         }
 
@@ -139,8 +146,8 @@ class LaMPConfig:
 
     @property
     def fusion(self) -> FusionConfig | None:
-        """The guidance that is built: None where one of the two that it connects is missing."""
-        return self.guidance if self.motion and self.action else None
+        """The guidance that is built: None where one of the two that it connects is missing. A flow head needs but one."""
+        return self.guidance if self.action and (self.motion or isinstance(self.guidance, FlowHead)) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +179,8 @@ class ActionLoss:
     per_dim: Float[Tensor, " a"]
     """The same over each action value alone, detached."""
     draws: Draws
+    flow: Float[Tensor, ""] | None = None
+    """That of the flow head, which `total` has its weight of in training, detached; None where there is none."""
 
 
 class LaMP(nn.Module):
@@ -182,7 +191,7 @@ class LaMP(nn.Module):
         self.config = config
         fusion, action = config.fusion, config.action
         self.motion_expert = MotionExpert(config.motion) if config.motion else None
-        self.guidance = build_fusion(fusion, action, config.motion) if fusion and action and config.motion else None
+        self.guidance = build_fusion(fusion, action, config.motion) if fusion and action else None
         self.action_expert = ActionExpert(action, joined_width(fusion)) if action else None
 
     def motion_loss(self, batch: MotionBatch, source: Source, draws: int = 1) -> MotionLoss:
@@ -261,7 +270,7 @@ class LaMP(nn.Module):
         is not computed.
         """
         guided = Guided.of(encoded)
-        if self.guidance is not None and not unguided:
+        if self.guidance is not None and not isinstance(self.guidance, FlowPredictor) and not unguided:
             guided = self.guidance.guide(encoded, required(hidden, "motion hidden state"))
             guided = guided if seen is None else withheld(guided, encoded, seen)
         if self.config.action is None or not self.config.action.sees_t_1:
@@ -311,8 +320,17 @@ class LaMP(nn.Module):
             velocity_target(noise, data),
         )
         mask = batch.action_mask[:, None, :, None].expand(data.shape)
+        total, flow = masked_velocity_loss(predicted, target, mask), None
+        if isinstance(self.guidance, FlowPredictor) and (batch.motion is not None or self.guidance.training):
+            motion = required(batch.motion, "scene flow of the batch, which the flow head learns,")
+            errors = self.guidance.errors(expert.states(context), context.mask, motion)
+            # A mean over the same samples as the actions' loss, so that parts of a batch weigh alike in both.
+            counted = batch.action_mask.any(1)
+            flow = (errors * counted).sum() / counted.sum().clamp(min=1)
+            total = total + self.guidance.config.weight * flow if self.guidance.training else total
         return ActionLoss(
-            total=masked_velocity_loss(predicted, target, mask),
+            total=total,
+            flow=None if flow is None else flow.detach(),
             per_dim=_each(predicted, target, mask),
             draws=_draws(predicted, target, mask, tau),
         )

@@ -156,10 +156,14 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b n d"], other: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], other: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """`mask` says which of the other sequence's tokens are real; None: all."""
         query = split_heads(self.query(x), self.heads)
         key, value = (split_heads(part, self.heads) for part in self.key_value(other).chunk(2, dim=-1))
-        return self.out(merge_heads(attention(query, key, value, dropout=self.dropout if self.training else 0.0)))
+        seen = None if mask is None else mask[:, None, None]
+        return self.out(merge_heads(attention(query, key, value, seen, self.dropout if self.training else 0.0)))
 
 
 class Modulation(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import AddFusion, ConcatFusion, FusionConfig, PathFusion, TokenFusion, joined_width
+from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, FusionConfig, PathFusion, TokenFusion, joined_width
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, MotionExpertConfig, RepeatAndPad
 
@@ -13,7 +13,7 @@ def expected_parameters(config: LaMPConfig) -> dict[str, int]:
     table = {}
     if config.motion:
         table["motion_expert"] = motion_expert_parameters(config.motion)
-    if config.fusion and config.action and config.motion:
+    if config.fusion and config.action:
         table["guidance"] = guidance_parameters(config.fusion, config.action, config.motion)
     if config.action:
         table["action_expert"] = action_expert_parameters(config.action, joined_width(config.fusion))
@@ -37,15 +37,18 @@ def motion_expert_parameters(config: MotionExpertConfig) -> int:
     return inputs + time + config.layers * block + outputs
 
 
-def guidance_parameters(config: FusionConfig, action: ActionExpertConfig, motion: MotionExpertConfig) -> int:
+def guidance_parameters(config: FusionConfig, action: ActionExpertConfig, motion: MotionExpertConfig | None) -> int:
     """Eq. 4: W_proj, two norms, cross-attention, and the scalar gate. Add and Concat+MLP: queries, a norm, cross-attention; then
     a map to every layer (Add). Tokens: the same, where they are pooled; then one map, and positions. A path: two maps, and
-    positions."""
+    positions. A flow head: queries, three norms, cross-attention, an MLP and a map."""
+    if isinstance(config, FlowHead):
+        d = action.width
+        return config.tokens * d + 3 * _norm(d) + _attention(d) + _mlp(d) + _linear(d, config.values)
     if isinstance(config, PathFusion):
         d = action.width
         return _linear(config.values, d) + _linear(d, d) + config.tokens * d
     if isinstance(config, TokenFusion):
-        d, tokens = config.motion_width, motion.tokens if config.tokens is None else config.tokens
+        d, tokens = config.motion_width, (motion.tokens if motion else 0) if config.tokens is None else config.tokens
         pool = 0 if config.tokens is None else tokens * d + _attention(d)
         return pool + _norm(d) + _linear(d, action.width) + tokens * action.width
     if isinstance(config, AddFusion | ConcatFusion):

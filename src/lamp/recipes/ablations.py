@@ -13,7 +13,7 @@ from typing import Any
 
 from lamp.flow_matching import Beta, LiteralBeta, Uniform
 from lamp.model.action_expert import Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, PathFusion, Sigmoid, Tanh, TokenFusion, ZeroOut
+from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, Sigmoid, Tanh, TokenFusion, ZeroOut
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
@@ -132,6 +132,21 @@ def small_no_motion() -> TrainingRecipe:
     )
 
 
+def small_flow_head() -> TrainingRecipe:
+    """No Motion Expert: the policy learns to predict the scene flow along, and acts without that."""
+    base = libero_object_small()
+    motion, policy = base.policy.model.motion, base.without_motion
+    assert motion is not None
+    std = motion.preconditioning.data_std if motion.preconditioning else (1.0, 1.0, 1.0)
+    head = FlowHead(grid=motion.grid, horizon=motion.horizon, patch=motion.patch, data_std=(std[0], std[1], std[2]))
+    return TrainingRecipe(
+        name="small_flow_head",
+        summary=f"{base.name} without a Motion Expert: a head of the policy predicts the scene flow in training only",
+        motion=None,
+        policy=replace(policy, model=replace(policy.model, guidance=head)),
+    )
+
+
 def resized_variant(
     name: str, what: str, *, grid: tuple[int, int] = (20, 20), horizon: int = 8, pace: float = 1.0
 ) -> Recipe:
@@ -179,6 +194,7 @@ def paper_simpler_no_motion() -> TrainingRecipe:
 
 ABLATIONS: dict[str, Callable[[], AnyRecipe]] = {
     "small_no_motion": small_no_motion,
+    "small_flow_head": small_flow_head,
     **{f"small_{name}": partial(small_variant, name) for name in VARIANTS},
     # A quarter of the points, at the coordinates that they have on 20x20.
     "small_grid_10x10": partial(resized_variant, "grid_10x10", "10x10 points", grid=(10, 10)),

@@ -18,7 +18,7 @@ from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit
 from lamp.data.policy_dataset import EpisodeSplit, split_episodes
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import PathFusion
+from lamp.model.guidance import FlowHead, PathFusion
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.prior_interventions import PriorKind
@@ -276,6 +276,19 @@ class UnseenEpisodes:
     """
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowTargets:
+    """Which scene flow a policy's flow head learns to predict; as for Stage 1 (`MotionTraining`)."""
+
+    stride: int = 1
+    """Stored flow steps per step of the head."""
+    frames: int | None = None
+    """Frames of the dataset per step of the head, whatever the store's steps are; `stride` then follows from the store."""
+    bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
+    """How increments are mapped to [-1, 1]: fitted to the training episodes, or given."""
+    supervision: Supervision = field(default_factory=Supervision)
+
+
 PATH_NOISE = 0.4
 """Of a path's standard deviation: without it, a few hundred frames are told apart by their paths and learnt by heart."""
 
@@ -326,7 +339,10 @@ class PolicyTraining:
     """`oracle`: z_m is of the TRUE motion that followed, from the dataset's scene flow. That is a ceiling for any prior; such a
     policy can be evaluated with `lamp evaluate --prior oracle` alone."""
     scene_flow: str | None = None
-    """The dataset's scene-flow store of the true motion, by its name in `lamp cache list`, where several have what is needed."""
+    """The dataset's scene-flow store that an oracle or a flow head reads, by its name in `lamp cache list`, where several have
+    what is needed."""
+    flow: FlowTargets = field(default_factory=FlowTargets)
+    """The scene flow that a flow head learns from; read only where the model has one (`FlowHead`)."""
     state_transform: StateTransform = field(default_factory=ContinuousRotation)
     state_fit: NormaliserFit = field(default_factory=ByDeviation)
     action_fit: NormaliserFit = field(default_factory=ByDeviation)
@@ -379,6 +395,14 @@ class PolicyTraining:
         for name in ("prior_dropout", "prior_from", "hidden_noise"):
             if getattr(self, name) and self.model.motion is None:
                 raise ConfigError(f"{name} is set, but model.motion is None: there is no prior; set it to 0.")
+        if isinstance(self.model.fusion, FlowHead):
+            lora = isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None
+            for name, is_set in {"also": bool(self.also), "backbone.lora": lora}.items():
+                if is_set:
+                    raise ConfigError(
+                        f"{name} is given, and the model has a flow head, which learns from one dataset's scene flow and a "
+                        f"frozen backbone; expected one of the two: leave {name} out, or model.guidance None."
+                    )
         _check_share("token_dropout", self.token_dropout)
         _check_share("prior_dropout", self.prior_dropout)
         _check_share("prior_from", self.prior_from)

@@ -148,12 +148,13 @@ def _data(stage: AnyStage) -> dict[str, int]:
     folders = {part.features.folder for part in parts_of(stage) if not isinstance(part.features, LiveFeatures)}
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     found = {"features (mapped)": sum(file.stat().st_size for file in files)} if folders else {}
-    if isinstance(stage, MotionStage):
-        rows, columns = stage.samples.store.description.sampling.grid
-        steps = stage.samples.horizon
-        # Start and increments in float32; visibility, and a mask for each axis.
-        each = rows * columns * (12 + steps * (12 + 1 + 3))
-        found["scene flow"] = min(each * len(stage.samples), MEMORY_LIMIT)
+    policies = [part.scene_flow for part in parts_of(stage) if isinstance(part, PolicySamples)]
+    for flow in [stage.samples] if isinstance(stage, MotionStage) else policies:
+        if flow is not None:
+            rows, columns = flow.store.description.sampling.grid
+            # Start and increments in float32; visibility, and a mask for each axis.
+            each = rows * columns * (12 + flow.horizon * (12 + 1 + 3))
+            found["scene flow"] = min(each * len(flow), MEMORY_LIMIT)
     if hidden := hidden_bytes(stage):
         found["motion hidden states (mapped)"] = hidden
     return found

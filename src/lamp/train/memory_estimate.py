@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lamp.flow_matching import Uniform
+from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, recompute
 from lamp.train.config import BFloat16, FullySharded, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import Ema
@@ -275,13 +276,17 @@ def _batch(
         motion = Motion(values=empty(*shape_of_flow), mask=empty(*shape_of_flow, dtype=torch.bool))
         flows = MotionBatch(encoded=encoded, kept=kept, motion=motion)
         return flows, lambda generator: model.motion_loss(flows, generator, training.draws).total
-    handed = config.hidden_shape
+    handed, flow = config.hidden_shape, None
+    if isinstance(config.fusion, FlowHead):
+        shape_of_flow = (math.prod(config.fusion.grid), config.fusion.horizon, 3)
+        flow = Motion(values=empty(*shape_of_flow), mask=empty(*shape_of_flow, dtype=torch.bool))
     actions = PolicyBatch(
         encoded=encoded,
         kept=kept,
         state=empty(training.action.state_dim),
         actions=empty(*training.action.shape),
         action_mask=empty(training.action.chunk, dtype=torch.bool),
+        motion=flow,
         motion_hidden=empty(*handed) if handed and shape.hidden else None,
     )
     noise = torch.empty(handed[1], device=place) if handed and training.hidden_noise_share else None

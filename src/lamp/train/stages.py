@@ -316,7 +316,8 @@ class PolicyStage(Stage[ActionBatch]):
         guidance = self.model.guidance
         noise = self.hidden_noise if guidance is not None and guidance.training else None
         loss = self.model.action_loss(batch, source, self.config.noise_draws, hidden_noise=noise)
-        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws)})
+        flow = {} if loss.flow is None else {"flow": loss.flow}
+        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws), **flow})
 
     def encoded(self, batch: ActionBatch) -> PolicyBatch:
         """The batch with the backbone's tokens, which are there where the backbone is frozen."""

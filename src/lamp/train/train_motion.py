@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import AnyMotionSamples, MixedMotionSamples
 from lamp.errors import ConfigError, MismatchError
 from lamp.files import to_line
-from lamp.model.lamp import LaMP, required
+from lamp.model.guidance import FlowHead
+from lamp.model.lamp import LaMP, LaMPConfig, required
+from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, check_current, find_store, store_folders
@@ -28,7 +31,7 @@ from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
 from lamp.train.checkpoint_metadata import Description, FlowRecord, read_description
-from lamp.train.config import LoopConfig, MixedIn, MotionTraining, RateMixing
+from lamp.train.config import LoopConfig, MixedIn, MotionTraining, PolicyTraining, RateMixing
 from lamp.train.datasets import Sources, dataset_names
 from lamp.train.distributed import DistributedContext, distributed_context
 from lamp.train.finetune import FineTune, Normalizers
@@ -384,6 +387,43 @@ def motion_samples(
         supervision=config.supervision,
         camera=camera,
     )
+
+
+def flow_of_policy(
+    config: PolicyTraining, sources: Sources, distributed: DistributedContext
+) -> Callable[[Sequence[int]], MotionSamples]:
+    """Reads the scene flow that a policy's flow head learns: of some episodes, normalised by what the training episodes have.
+
+    Raises:
+        ConfigError: The model has no flow head, or which store is meant is not clear.
+        DataError: There is no scene flow, or not of all episodes.
+        MismatchError: It has another grid or camera, or is too short.
+    """
+    head, flow = config.model.fusion, config.flow
+    if not isinstance(head, FlowHead):
+        raise ConfigError("the model has no flow head, so there is no scene flow to read.")
+    shape = MotionExpertConfig(
+        token_width=config.model.token_width,
+        grid=head.grid,
+        horizon=head.horizon,
+        patch=head.patch,
+        frames_per_token=1,
+    )
+    wanted = MotionTraining(
+        model=LaMPConfig(token_width=config.model.token_width, motion=shape, guidance=None, action=None),
+        loop=config.loop,
+        flow_stride=flow.stride,
+        flow_frames=flow.frames,
+        supervision=flow.supervision,
+    )
+    store = flow_store(wanted, sources, config.scene_flow)
+    wanted = at_stride(wanted, store)
+
+    def samples(episodes: Sequence[int], bounds: BoundsRule | MotionBounds) -> MotionSamples:
+        return motion_samples(wanted, sources, episodes, bounds, store=store)
+
+    bounds = distributed.from_main(lambda: samples(sources.split.train, flow.bounds).bounds)
+    return partial(samples, bounds=bounds)
 
 
 def _with_bounds(

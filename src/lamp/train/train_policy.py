@@ -21,6 +21,8 @@ from lamp.data.motion_dataset import TrueMotion
 from lamp.data.normalizers import ByDeviation, NoState, floors
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling
 from lamp.errors import ConfigError, MismatchError
+from lamp.files import to_line
+from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.sceneflow.stores import FlowRequirements
@@ -37,7 +39,7 @@ from lamp.train.lora import AdaptedStage
 from lamp.train.motion_feature_cache import hidden_settings, samples_hidden
 from lamp.train.run_folder import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.stages import PolicyStage
-from lamp.train.train_motion import SAME_RATE, current_store
+from lamp.train.train_motion import SAME_RATE, current_store, flow_of_policy
 
 
 def train_policy(
@@ -84,7 +86,14 @@ def train_policy(
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
         for one, part in zip(datasets, cached_parts(samples), strict=True):
             part.show_prior_in(_unseen(one.sources, motion))
-    description = _describe(config, datasets, parts, motion)
+    flow_read: tuple[str, ...] = ()
+    if isinstance(config.model.fusion, FlowHead):
+        flow_of = flow_of_policy(config, sources, distributed)
+        for part in (*cached_parts(samples), *cached_parts(validation)):
+            flow = flow_of(part.episodes)
+            part.with_flow(flow)
+            flow_read = (to_line(to_json(flow.store.description)),)
+    description = _describe(config, datasets, parts, motion, flow_read)
     description = replace(description, started_from=tuned.record if tuned else None)
     if distributed.is_main:
         for one in datasets:
@@ -327,6 +336,7 @@ def _describe(
     datasets: Sequence[TrainingDataset],
     parts: Sequence[PolicySamples | ImageSamples],
     motion: MotionOrigin | None,
+    flow_read: Sequence[str],
 ) -> Description:
     own, *others = [
         OtherDataset(
@@ -359,7 +369,9 @@ def _describe(
         policy=policy,
         motion_source=motion.source if motion else None,
         training=config,
-        data=sources.record(samples=sum(map(len, parts)), also=[other.data.fingerprint for other in others]),
+        data=sources.record(
+            samples=sum(map(len, parts)), also=[*(other.data.fingerprint for other in others), *flow_read]
+        ),
         step=0,
         averaged=config.loop.ema is not None,
         exactly_reproducible=config.loop.time_budget_s is None,

@@ -27,6 +27,7 @@ FUSIONS: Mapping[str | None, str] = {
     "ConcatFusion": "Concat+MLP",
     "TokenFusion": "context tokens",
     "PathFusion": "decoded path",
+    "FlowHead": "flow head in training only",
 }
 COLOURS: Mapping[tuple[str | None, str | None], int] = {
     ("SpatialFlow", "GuidanceConfig"): 0,
@@ -87,7 +88,7 @@ def _by_suite(results: RunResults) -> dict[tuple[str, float], list[_Method]]:
             if kind is None:
                 continue
             flow, fusion = kind
-            label = f"{FLOWS.get(flow, flow)}" + (f", {FUSIONS.get(fusion, fusion)}" if flow else "")
+            label = f"{FLOWS.get(flow, flow)}" + (f", {FUSIONS.get(fusion, fusion)}" if flow or fusion else "")
             name = f"{folder_label(folder)}: {words(condition)}" + (f" ({label})" if label != words(condition) else "")
             suites.setdefault(key, []).append(_Method(name=name, flow=flow, fusion=fusion, records=chosen))
     return suites

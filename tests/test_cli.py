@@ -52,6 +52,29 @@ def test_flags_are_read_from_the_dataclass() -> None:
     assert parse(Example, flags, "example") == Example(suite="libero_object", task=(0, 3), out=Path("x/y"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeededLoop:
+    """Holds a seed."""
+
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """Holds a seed, and one further down."""
+
+    selection_seed: int = 0
+    loop: SeededLoop = SeededLoop()
+
+
+@pytest.mark.parametrize("flag", ["--selection-seed", "--loop.seed"])
+@pytest.mark.parametrize("seed", ["-1", str(1 << 64)])
+def test_seeds_that_no_generator_takes(flag: str, seed: str) -> None:
+    assert parse(Seeded, [flag, "7"], "example") != Seeded()
+    with pytest.raises(ConfigError, match=f"seed {seed} is no seed; expected a whole number from 0 to"):
+        parse(Seeded, [flag, seed], "example")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

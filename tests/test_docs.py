@@ -246,8 +246,9 @@ def test_commands_in_sentences_have_these_flags(document: str, line: str) -> Non
     command, rest = cli.find(words)
     flags = [word.split("=")[0] for word in rest if word.startswith("--") and word != "--help"]
     chosen = value_of("--recipe", words)
-    # Which flags there are may depend on the recipe.
+    # Which flags there are may depend on the recipe, and on whether there is a Motion Expert.
     recipe = ("--recipe", chosen) if chosen and chosen.islower() else ()
+    recipe += ("--motion", "CKPT") if "--motion" in words else ()
     name = next(name for name, known in COMMANDS.items() if known is command)
     shown = help_of((*name.split(), *recipe)) if flags else ""
     assert [flag for flag in flags if f" {flag}" not in shown] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, make_dataclass
+from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -14,6 +14,8 @@ from lamp.errors import ConfigError
 
 T = TypeVar("T")
 Own = TypeVar("Own")
+SEEDS = 1 << 63
+"""Seeds are from 0 up to this."""
 
 
 def parse(
@@ -31,11 +33,27 @@ def parse(
         named["description"] = f"{' '.join((kind.__doc__ or '').split())} {short}"
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, prog=f"lamp {command}", args=arguments, **named)
+            found = tyro.cli(kind, prog=f"lamp {command}", args=arguments, **named)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
         raise ConfigError(f"{_one_line(complaint.getvalue())} (lamp {command} --help lists the flags)") from None
+    if is_dataclass(found):
+        _check_seeds(found)
+    return found
+
+
+def _check_seeds(values: Any) -> None:
+    """
+    Raises:
+        ConfigError: A seed, however deep in the values, is none that all generators of random numbers take.
+    """
+    for field in fields(values):
+        value = getattr(values, field.name)
+        if is_dataclass(value):
+            _check_seeds(value)
+        elif f"_{field.name}".endswith("_seed") and isinstance(value, int) and not 0 <= value < SEEDS:
+            raise ConfigError(f"{field.name} {value} is no seed; expected a whole number from 0 to {SEEDS - 1}")
 
 
 def _one_line(box: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from lamp.benchmark.baselines import Blank, WrongInstruction, Zero, control, expert_actions
 from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.tables import paired, percent, tabulate, to_json, to_markdown, to_text
+from lamp.data.lerobot import EpisodeData, LeRobotWriter, stage_episode
 from lamp.errors import ConfigError, DataError
 from lamp.files import append_line
 from lamp_client.types import Observation
@@ -103,6 +104,18 @@ def test_replay_says_which_tasks_it_has(tmp_path: Path) -> None:
     append_line(tmp_path / "meta" / "lamp_episodes.jsonl", '{"episode_index": 0, "task": 4}')
     with pytest.raises(DataError, match="no episode of task 2 to replay; it has tasks 4"):
         expert_actions(tmp_path, 2)
+
+
+def test_replay_needs_actions_and_the_suites_tasks(tmp_path: Path) -> None:
+    images = {"agentview": np.zeros((3, 64, 64, 3), np.uint8)}
+    frames = {"observation.state": np.zeros((3, 2), np.float32)}
+    stage_episode(tmp_path, "seen", EpisodeData(frames=frames, images=images, task="wave", extra={"task": 2}))
+    stage_episode(tmp_path, "there", EpisodeData(frames=frames, images=images, task="wave"))
+    LeRobotWriter(tmp_path).finalize()
+    with pytest.raises(DataError, match=r"records no action\.executed to replay"):
+        expert_actions(tmp_path, 2)
+    with pytest.raises(DataError, match="no episode of task 4 to replay; it has tasks 2"):
+        expert_actions(tmp_path, 4)
 
 
 def test_repeats_of_an_initial_state_are_one_cluster() -> None:

@@ -62,6 +62,8 @@ def test_what_is_left_out_is_not_counted(dataset: LeRobotDataset) -> None:
         ({"tasks": "2"}, "there is no 2; there are 0 to 1"),
         ({"tasks": "task 7"}, "unknown task 'task 7'; did you mean 'task"),
         ({"states": "40:50"}, "no episode of .* meets that; it has 10"),
+        ({"episodes": "-1"}, "episodes '-1': there is no -1; expected numbers from 0 on"),
+        ({"per_task": 1, "seed": -1}, "the seed of a selection is -1; expected a whole number from 0 on"),
         ({"per_task": 0}, "per_task is 0; expected at least 1"),
         ({"share": 1.5}, r"share is 1.5; expected a share above 0"),
         ({"share": 0.5, "per_task": 2}, "expected one of the two"),
@@ -79,6 +81,11 @@ def test_states_that_were_not_recorded(dataset: LeRobotDataset, monkeypatch: pyt
         EpisodeSelection(states="0:2").select(dataset)
 
 
+def test_nothing_is_left_where_all_is_held_out(dataset: LeRobotDataset) -> None:
+    with pytest.raises(ConfigError, match=r"all 10 episodes of .* are held out; expected some to be left"):
+        EpisodeSelection().select(dataset, leave_out=range(10))
+
+
 def test_a_selection_in_one_argument() -> None:
     wanted = EpisodeSelection(states="10:15", tasks="0,3", per_task=8, seed=2)
     assert parse_selection("states=10:15; tasks=0,3;per-task=8;seed=2") == wanted
@@ -87,6 +94,7 @@ def test_a_selection_in_one_argument() -> None:
         ("states", "expected NAME=VALUE"),
         ("per_task=many", "per_task is 'many'; expected a number"),
         (" ; ", "unknown condition|expected a condition"),
+        ("seed=3", "expected a condition"),
     ):
         with pytest.raises(ConfigError, match=message):
             parse_selection(text)

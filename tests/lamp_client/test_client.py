@@ -127,7 +127,13 @@ def test_the_api_key_is_sent_and_its_refusal_is_named() -> None:
             policy.act(observation())
         with pytest.raises(ConnectionFailedError, match=r"refused the API key \(HTTP 401\)"):
             WebsocketPolicy("127.0.0.1", port, api_key="wrong").act(observation())
-    assert keys == ["Api-Key secret", "Api-Key wrong"]
+        with pytest.raises(ConnectionFailedError, match=r"asks for an API key \(HTTP 401\)"):
+            WebsocketPolicy("127.0.0.1", port).act(observation())
+        with WebsocketPolicy("127.0.0.1", port, api_key=" secret\r\n") as policy:
+            policy.act(observation())
+        with pytest.raises(InvalidValueError, match="the API key holds a line break"):
+            WebsocketPolicy("127.0.0.1", port, api_key="secret\nother")
+    assert keys == ["Api-Key secret", "Api-Key wrong", None, "Api-Key secret"]
 
 
 def test_nobody_listening() -> None:

@@ -309,20 +309,30 @@ def control(name: str, *, checkpoint: Path | None, data: Path | None, tasks: tup
     raise unknown("control", name, CONTROLS)
 
 
+EXECUTED = "action.executed"
+"""What was sent to the robot."""
+
+
 def expert_actions(data: Path, task: int) -> np.ndarray:
     """Reads the executed actions of the dataset's first episode of a task, in dataset units (gripper 1 = open).
 
     Raises:
-        DataError: The dataset has no episode of the task.
+        DataError: The dataset has no episode of the task, or no actions.
     """
     from lamp.data.lerobot import LeRobotDataset
     from lamp.files import read_lines_json
 
-    lines = read_lines_json(data / "meta" / "lamp_episodes.jsonl")
+    # Of recordings that were imported, no line says which of the suite's tasks it is.
+    lines = [line for line in read_lines_json(data / "meta" / "lamp_episodes.jsonl") if "task" in line]
     found = sorted(line["episode_index"] for line in lines if line["task"] == task)
     if not found:
         tasks = sorted({line["task"] for line in lines})
         raise DataError(
             f"{data} has no episode of task {task} to replay; it has tasks {', '.join(map(str, tasks)) or 'none'}"
         )
-    return np.asarray(LeRobotDataset(data).column("action.executed", found[0]), dtype=np.float32)
+    dataset = LeRobotDataset(data)
+    if EXECUTED not in dataset.features:
+        raise DataError(
+            f"{data} records no {EXECUTED} to replay; expected a dataset of `lamp collect` without --motion-only"
+        )
+    return np.asarray(dataset.column(EXECUTED, found[0]), dtype=np.float32)

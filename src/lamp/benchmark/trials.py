@@ -24,6 +24,8 @@ from lamp.files import append_line, read_json, read_lines_json
 from lamp.version import code_version
 
 TRIALS = "trials.jsonl"
+LONGEST_NAME = 120
+"""Characters of a method's name."""
 IN_DOMAIN = "in_domain"
 Setting = Literal["in_domain", "unseen_layout", "unseen_object", "unseen_background"]
 OUT_OF_DOMAIN = "Out of domain"
@@ -164,6 +166,11 @@ def _trial(config: ScoreConfig) -> Trial:
     tasks = read_tasks(config.tasks)
     if config.method is None or config.task is None:
         raise ConfigError(f"a trial needs --method NAME and --task, one of {', '.join(tasks)}")
+    if not config.method.strip() or not config.method.isprintable() or len(config.method) > LONGEST_NAME:
+        raise ConfigError(
+            f"--method {config.method[:LONGEST_NAME]!a} names nothing that a table can show; expected one line of up to "
+            f"{LONGEST_NAME} characters"
+        )
     if config.task not in tasks:
         raise unknown("task of the robot", config.task, tasks)
     task = tasks[config.task]

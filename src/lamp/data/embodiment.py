@@ -225,6 +225,11 @@ class Embodiment:
         return not isinstance(self.kind, Relative)
 
 
+def collected_in_libero(dataset: LeRobotDataset) -> bool:
+    """Whether `lamp collect` recorded the dataset in LIBERO, with actions in [-1, 1]."""
+    return str(dataset.lamp.get("suite")).startswith("libero")
+
+
 def _names(dataset: LeRobotDataset, parts: Sequence[Part]) -> tuple[str, ...]:
     names: list[str] = []
     for part in parts:

@@ -43,6 +43,8 @@ class EpisodeSelection:
             raise ConfigError(f"per_task is {self.per_task}; expected at least 1 episode of each task")
         if self.share is not None and not 0.0 < self.share <= 1.0:
             raise ConfigError(f"share is {self.share}; expected a share above 0 and up to 1, such as 0.5")
+        if self.seed < 0:
+            raise ConfigError(f"the seed of a selection is {self.seed}; expected a whole number from 0 on")
         for name in ("episodes", "states"):
             if getattr(self, name) is not None:
                 parse_numbers(getattr(self, name), None, name)
@@ -76,6 +78,10 @@ class EpisodeSelection:
         if self.per_task is not None or self.share is not None:
             found = self._of_each_task(found, dataset)
         if not found:
+            if len(gone) >= len(dataset):
+                raise ConfigError(
+                    f"all {len(dataset)} episodes of {dataset.root} are held out; expected some to be left"
+                )
             rest = f", {len(gone)} of them held out" if gone else ""
             raise ConfigError(f"{self}: no episode of {dataset.root} meets that; it has {len(dataset)}{rest}")
         return tuple(found)
@@ -125,7 +131,7 @@ def parse_selection(text: str) -> EpisodeSelection:
             values[name] = types.get(name, str)(value.strip())
         except ValueError:
             raise ConfigError(f"selection {text!r}: {name} is {value!r}; expected a number") from None
-    if not values:
+    if not values.keys() - {"seed"}:
         raise ConfigError(f"selection {text!r}: expected a condition, such as states=10:15 or tasks=0,3;per_task=8")
     return EpisodeSelection(**values)
 
@@ -163,7 +169,8 @@ def parse_numbers(text: str, available: int | None, what: str, *, strict: bool =
             raise ConfigError(f"{what} {text!r}: expected numbers or slices such as '30:50', '0:50:5' or '0,3,40:50'")
     outside = [number for number in numbers if number < 0 or (strict and available is not None and number >= available)]
     if outside:
-        raise ConfigError(f"{what} {text!r}: there is no {outside[0]}; there are 0 to {limit - 1}")
+        there = "expected numbers from 0 on" if available is None else f"there are 0 to {limit - 1}"
+        raise ConfigError(f"{what} {text!r}: there is no {outside[0]}; {there}")
     if len(set(numbers)) != len(numbers) or (not numbers and available is not None and strict):
         raise ConfigError(f"{what} {text!r}: expected at least one number and none twice")
     return tuple(numbers)

@@ -25,8 +25,17 @@ from lamp.data.actions import (
     RotationFormat,
     compare_with_state,
 )
-from lamp.data.embodiment import ACTION, LIBERO, LIBERO_OPENPI, STATE, Embodiment, Part, StateRotation, embodiment
-from lamp.data.lerobot.format import LAMP_PATH
+from lamp.data.embodiment import (
+    ACTION,
+    LIBERO,
+    LIBERO_OPENPI,
+    STATE,
+    Embodiment,
+    Part,
+    StateRotation,
+    collected_in_libero,
+    embodiment,
+)
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.normalizers import (
     ByDeviation,
@@ -42,7 +51,7 @@ from lamp.data.normalizers import (
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
-from lamp.files import is_file_name, read_json_object, write_json
+from lamp.files import is_file_name, write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
@@ -395,9 +404,7 @@ def _own_spread(rule: NormaliserFit, hardly_moved: HardlyMoved, least: float | N
 
 def _is_libero(config: FitConfig, dataset: LeRobotDataset) -> bool:
     """Whether actions are LIBERO's, in [-1, 1], for which the recipes with a collection are made."""
-    collected = dataset.root / LAMP_PATH
-    suite = read_json_object(collected, "description of the collection").get("suite") if collected.is_file() else None
-    return config.embodiment in (LIBERO.name, LIBERO_OPENPI.name) or str(suite).startswith("libero")
+    return config.embodiment in (LIBERO.name, LIBERO_OPENPI.name) or collected_in_libero(dataset)
 
 
 def _scaling(policy: PolicyTraining, chunk: int, dataset: LeRobotDataset) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.data.embodiment import Embodiment
+from lamp.data.embodiment import Embodiment, collected_in_libero
 from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.data.feature_cache.shards import content_hash
 from lamp.data.image_dataset import ImageSamples
@@ -152,7 +152,11 @@ def _warn_of_floors(one: TrainingDataset, config: PolicyTraining) -> None:
     root = one.sources.dataset.root
     message = f"{root.name}: actions that hardly move are divided by more than they do: {floors(fitted, names)}"
     least = config.action_fit.least if isinstance(config.action_fit, ByDeviation) else 0.0
-    if least and 2 * len(fitted.floored) > fitted.width - len(fitted.binary):
+    if (
+        least
+        and not collected_in_libero(one.sources.dataset)
+        and 2 * len(fitted.floored) > fitted.width - len(fitted.binary)
+    ):
         message += (
             f". Most do, as the recipe's action_fit.least of {least:g} is for other units: small motions are learnt badly; "
             "`lamp recipe fit` makes a recipe for these"

@@ -172,7 +172,7 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     )
     if not (motions or policies or evaluations or pictures or data or trials):
         raise DataError(
-            f"{run} holds nothing to report: expected {METRICS}, {EPISODES}, {TRIALS}, pictures/ or a dataset, here or "
+            f"{run} holds nothing to report: expected {METRICS}, {EPISODES}, {TRIALS}, pictures/ or a dataset in data/, here or "
             "in its folders"
         )
     return ReportInputs(

@@ -17,6 +17,7 @@ from lamp_client import wire
 from lamp_client.errors import (
     ConnectionFailedError,
     ConnectionLostError,
+    InvalidValueError,
     LampClientError,
     MissingSoftwareError,
     ServerBusyError,
@@ -73,6 +74,11 @@ class Connection:
         limits: wire.Limits,
         ca_file: str | os.PathLike[str] | None,
     ) -> None:
+        api_key = api_key and api_key.strip()  # as it is read from a file, with the end of its line
+        if api_key and not api_key.isprintable():
+            raise InvalidValueError(
+                "the API key holds a line break or another character that cannot be sent.", hint="Pass one key alone."
+            )
         self.address, self._api_key, self._ca_file = address, api_key, ca_file
         self._connect_timeout_s, self._reply_timeout_s, self._limits = connect_timeout_s, reply_timeout_s, limits
         self._socket: Any = None
@@ -174,7 +180,7 @@ class Connection:
         if int(version.split(".")[0]) >= 15:
             # A policy may think longer than the default patience of keepalive, and is reached without a proxy.
             options.update(ping_interval=None, proxy=None)
-        if self._api_key is not None:
+        if self._api_key:
             options["additional_headers"] = {"Authorization": f"Api-Key {self._api_key}"}
         if self._ca_file is not None and self.address.startswith("wss:"):
             try:
@@ -189,8 +195,9 @@ class Connection:
         status = _status(error)
         within = f" within {self._connect_timeout_s:g} s" if _not_yet(error) else ""
         if status in (401, 403):
+            what = "asks for an API key" if status == 401 and not self._api_key else "refused the API key"
             return ConnectionFailedError(
-                f"the policy server at {self.address} refused the API key (HTTP {status}).", hint="Pass its api_key."
+                f"the policy server at {self.address} {what} (HTTP {status}).", hint="Pass its api_key."
             )
         if status is not None and status not in (502, 504):
             return ConnectionFailedError(

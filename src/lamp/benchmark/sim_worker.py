@@ -147,6 +147,7 @@ class RemotePolicy:
         visible = condition.altered(observation, **where)
         self.instruction = visible.instruction
         seeds = noise_seed if noise_seed is not None else (*self._task.episode.noise_seed, self.calls)
+        true_motion = None if self.followed is None else self.followed.flow()
         started = time.perf_counter()
         self._connection.send(
             ActionRequest(
@@ -155,7 +156,7 @@ class RemotePolicy:
                 noise_seed=seeds,
                 foresight=self._task.filmed or self._task.probed,
                 prior_instruction=condition.prior_instruction(observation, **where),
-                true_motion=None if self.followed is None else self.followed.flow(),
+                true_motion=true_motion,
             )
         )
         chunk: ActionChunk = self._connection.recv()

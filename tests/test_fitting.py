@@ -119,6 +119,7 @@ def test_a_recipe_never_takes_the_place_of_a_folder(data: Path, capsys: pytest.C
     assert main(["recipe", "fit", str(data), "--out", str(data.parent)]) == 2
     error = capsys.readouterr().err
     assert f"Is a directory: {data.parent}" in error and "a file was expected" in error
+    assert "(--out FILE)" in error
     assert sorted(data.parent.rglob("*")) == before
 
 

@@ -80,6 +80,8 @@ def _recipe_show(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Command] = {
     "demo": Command(summary="run everything once, small, from demonstrations to a report", run=_demo),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
-    "recipe fit": Command(summary="write a recipe that fits your own dataset into a file", run=_recipe_fit),
+    "recipe fit": Command(
+        summary="write a recipe that fits your own dataset into a file", run=_recipe_fit, elsewhere="--out FILE"
+    ),
     "recipe show": Command(summary="print a recipe's configuration", run=_recipe_show),
 }

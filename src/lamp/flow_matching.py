@@ -138,11 +138,18 @@ class Preconditioning:
 
     def coefficients(self, tau: Float[Tensor, " b"], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (scale_in, skip, out) for flow times `tau`, shaped to multiply tensors such as `like`."""
-        tau = tau.float().reshape(-1, *(1,) * (like.ndim - 1))
         # Filled in on the device: a tensor of the host's numbers would be copied there, which no CUDA graph can record.
-        s = torch.cat([torch.full((1,), std, device=like.device) for std in self.data_std])
-        variance = (1 - tau) ** 2 + (tau * s) ** 2
-        return variance.rsqrt(), (tau * s**2 - (1 - tau)) / variance, s * variance.rsqrt()
+        std = torch.cat([torch.full((1,), std, device=like.device) for std in self.data_std])
+        return preconditioning(tau.reshape(-1, *(1,) * (like.ndim - 2)), std)
+
+
+def preconditioning(
+    tau: Float[Tensor, "*lead"], std: Float[Tensor, "*data"]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Returns (scale_in, skip, out) of `Preconditioning` at flow times `tau`, for data whose values have these deviations."""
+    tau = tau.float().reshape(tau.shape + (1,) * std.ndim)
+    variance = (1 - tau) ** 2 + (tau * std) ** 2
+    return variance.rsqrt(), (tau * std**2 - (1 - tau)) / variance, std * variance.rsqrt()
 
 
 def flow_times(tau: Float[Tensor, "*lead"] | float, axes: int, device: torch.device) -> Float[Tensor, "*lead"]:

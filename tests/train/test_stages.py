@@ -31,6 +31,7 @@ from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.files import read_lines_json
 from lamp.flow_matching import interpolate, velocity_target
 from lamp.info import describe
+from lamp.model.action_expert import RidgeBaseline
 from lamp.model.layers import Mlp
 from lamp.seeding import generator_at
 from lamp.train.checkpoint import load_checkpoint
@@ -170,6 +171,21 @@ def test_each_stage_has_episodes_of_its_own(data: Path, tmp_path: Path) -> None:
         policy(
             data, tmp_path / "none", replace(config, split=replace(second, episodes=EpisodeSelection(episodes="4:6")))
         )
+
+
+def test_a_baseline_is_fitted_saved_and_kept_by_a_continued_run(data: Path, tmp_path: Path) -> None:
+    base = policy_training(with_motion=False)
+    model = replace(base.model, action=replace(base.action, baseline=RidgeBaseline()))
+    settings = loop(steps=6, checkpoint_every=3, log_every=1)
+    config = replace(base, model=model, loop=settings)
+    policy(data, tmp_path / "whole", config)
+    stopped = replace(config, loop=replace(settings, time_limit_s=0.0))
+    policy(data, tmp_path / "parts", stopped)
+    policy(data, tmp_path / "parts", config)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    loaded, _ = load_checkpoint(tmp_path / "whole")
+    assert loaded.action_expert is not None and (fitted := loaded.action_expert.baseline) is not None
+    assert fitted.weight.abs().max() > 0 and not torch.equal(fitted.std, torch.ones_like(fitted.std))
 
 
 def test_stage_one_needs_no_actions(tmp_path: Path) -> None:

@@ -94,10 +94,18 @@ def _bench_data(arguments: Sequence[str]) -> None:
     _print(figures, to_text, as_json=flags.json, indent=None)
 
 
+def _bench_learn(arguments: Sequence[str]) -> None:
+    from lamp.bench.learn import LearnBench, bench_learn, to_text
+
+    bench = parse(LearnBench, arguments, "bench learn")
+    _print(bench_learn(bench), to_text, as_json=bench.json)
+
+
 COMMANDS: dict[str, Command] = {
     "bench data": Command(summary="measure the loader: videos, decoded frames, cached features", run=_bench_data),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "bench infer": Command(summary="measure what a chunk of actions costs, stage by stage", run=_bench_infer),
     "bench evaluate": Command(summary="measure the evaluation's runner: episodes an hour", run=_bench_evaluate),
     "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
+    "bench learn": Command(summary="measure how soon an Action Expert reaches a held-out error", run=_bench_learn),
 }

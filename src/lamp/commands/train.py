@@ -172,11 +172,14 @@ def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, Run
 def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
     """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
     from lamp.train.checkpoint import lora_of
+    from lamp.train.config import BFloat16, multiplies_bfloat16
     from lamp.train.datasets import dataset_names
     from lamp.train.distributed import distributed_context
     from lamp.train.run_folder import check_device
 
     check_device(training.loop.device)
+    if isinstance(training.loop.precision, BFloat16) and not multiplies_bfloat16(training.loop.device):
+        say("this processor has no bfloat16 instructions: products are computed in float32")
     dataset_names([data, *(part.data for part in training.also)], root)
 
     def features() -> None:

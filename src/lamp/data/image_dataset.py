@@ -74,7 +74,7 @@ class ImageSamples:
         for camera in self.cameras:
             self.dataset.camera_key(camera)
         frames = [np.flatnonzero(self.dataset.fresh(episode)) for episode in self.episodes]
-        self._targets = PolicyTargets(
+        self.targets = PolicyTargets(
             self.dataset,
             episodes=self.episodes,
             frames=frames,
@@ -82,7 +82,7 @@ class ImageSamples:
             scaling=self.scaling,
             embodiment=self.embodiment,
         )
-        self.frame, self.episode = self._targets.frame, self._targets.episode
+        self.frame, self.episode = self.targets.frame, self.targets.episode
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -105,13 +105,13 @@ class ImageSamples:
                 camera: torch.from_numpy(np.stack([of[index] for index in kept.tolist()]))
                 for camera, of in images.items()
             },
-            instructions=tuple(self._targets.texts[place] for place in self._targets.text[kept].tolist()),
+            instructions=tuple(self.targets.texts[place] for place in self.targets.text[kept].tolist()),
         )
-        actions, mask = self._targets.chunks(kept)
+        actions, mask = self.targets.chunks(kept)
         return ObservedBatch(
             observations=observations if self.encode is None else None,
             encoded=self.encode(observations) if self.encode is not None else None,
-            state=self._targets.states(kept),
+            state=self.targets.states(kept),
             actions=actions,
             action_mask=mask,
             left_out=tuple(left_out),

@@ -183,6 +183,11 @@ class PolicyTargets:
         """Number of samples."""
         return len(self.frame)
 
+    @property
+    def targets(self) -> PolicyTargets:
+        """States and actions."""
+        return self
+
     def states(self, indices: Int64[np.ndarray, " b"]) -> Float[Tensor, "b s"]:
         """The states of some samples, as the model sees them."""
         return self._states[torch.from_numpy(indices)]

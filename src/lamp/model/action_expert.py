@@ -12,14 +12,19 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lamp.errors import ConfigError, MismatchError
-from lamp.flow_matching import flow_times
+from lamp.flow_matching import flow_times, preconditioning
 from lamp.model.layers import Block, KeyValue, check_dropout, check_heads, sinusoid
 from lamp.types import AddedMotion, Guided, JoinedMotion, MotionTokens
+
+FOLDS = 8
+"""Parts of the episodes, one of which is left out at a time when the baseline's penalty is chosen."""
+PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+"""Of the squared slopes, in units of the states' variance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,24 @@ class Prefix:
 
     context_layers: int | None = None
     """Blocks that the context passes through; later blocks read the context as the last of these left it. None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeBaseline:
+    """The velocity starts as the one that a linear regression of the actions on the state gives, at every flow time.
+
+    For actions of mean m(s) and deviation sigma given the state, x^tau tells v = m + skip (x^tau - tau m) + out F, and the
+    network is left with F, of unit scale (`lamp.flow_matching.Preconditioning`). Eq. 2 and Eq. 5 stay as they are.
+
+    Deviation: the paper's network predicts v itself, and has to learn even that from its data.
+    """
+
+    least_std: float = 0.05
+    """Smallest sigma, in units of the normalised actions."""
+
+    def __post_init__(self) -> None:
+        if self.least_std <= 0:
+            raise ConfigError(f"RidgeBaseline: least_std {self.least_std} given, a positive number expected.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +82,8 @@ class ActionExpertConfig:
     sees_t_1: bool = False
     """Whether t_1, the solver's first time after 0, is embedded beside tau (Algorithms 1 and 2). Deviation: it does not by
     default, since it is a constant."""
+    baseline: RidgeBaseline | None = None
+    """What the velocity starts at; None: at nothing, as in the paper."""
     dropout: float = 0.0
     """In training, the share that is dropped of the attention's weights, of its output, and in and after the MLP (the release:
     0.1); acting drops nothing."""
@@ -125,6 +150,78 @@ class JoinMotion(nn.Module):
         return self.out(functional.gelu(self.mix(both), approximate="tanh"))
 
 
+class ActionBaseline(nn.Module):
+    """A ridge regression from the normalised state to the action chunk, and what it leaves unexplained."""
+
+    weight: Tensor
+    bias: Tensor
+    std: Tensor
+
+    def __init__(self, config: ActionExpertConfig) -> None:
+        super().__init__()
+        values = config.chunk * config.action_dim
+        self.register_buffer("weight", torch.zeros(config.state_dim, values))
+        self.register_buffer("bias", torch.zeros(values))
+        self.register_buffer("std", torch.ones(config.chunk, config.action_dim))
+
+    def forward(self, state: Float[Tensor, "b s"]) -> Float[Tensor, "b h a"]:
+        with torch.autocast(state.device.type, enabled=False):
+            return (state.float() @ self.weight + self.bias).unflatten(-1, self.std.shape)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        states: Float[Tensor, "n s"],
+        actions: Float[Tensor, "n h a"],
+        mask: Bool[Tensor, "n h"],
+        episodes: Int64[Tensor, " n"],
+        least_std: float,
+    ) -> float:
+        """Fits the regression by least squares; its penalty is the one with the smallest error on left-out episodes.
+
+        Args:
+            mask: Which actions count.
+            episodes: Of each sample; an eighth of them is left out at a time.
+
+        Returns:
+            The mean squared error on left-out episodes.
+        """
+        x, y = states.double(), actions.double().flatten(1)
+        weight = mask.double().repeat_interleave(actions.shape[2], dim=1)
+        fold = torch.unique(episodes, return_inverse=True)[1] % FOLDS
+        left_out = [fold == number for number in range(FOLDS) if bool((fold == number).any())]
+        if len(left_out) < 2:  # one episode: halves of its frames stand for episodes
+            half = torch.arange(len(x)) < len(x) // 2
+            left_out = [half, ~half]
+
+        def errors(penalty: float) -> Float[Tensor, "n v"]:
+            found = torch.zeros_like(y)
+            for rows in left_out:
+                slope, offset = _ridge(x[~rows], y[~rows], weight[~rows], penalty)
+                found[rows] = (y[rows] - x[rows] @ slope - offset).square() * weight[rows]
+            return found
+
+        tried = {penalty: errors(penalty) for penalty in PENALTIES}
+        penalty = min(tried, key=lambda one: float(tried[one].sum()))
+        slope, offset = _ridge(x, y, weight, penalty)
+        self.weight.copy_(slope)
+        self.bias.copy_(offset)
+        variance = tried[penalty].sum(0) / weight.sum(0).clamp(min=1)
+        self.std.copy_(variance.sqrt().clamp(min=least_std).unflatten(0, actions.shape[1:]))
+        return float(tried[penalty].sum() / weight.sum().clamp(min=1))
+
+
+def _ridge(
+    x: Float[Tensor, "n s"], y: Float[Tensor, "n v"], weight: Float[Tensor, "n v"], penalty: float
+) -> tuple[Float[Tensor, "s v"], Float[Tensor, " v"]]:
+    """Slope and offset; what does not count is taken for the mean."""
+    mean_x, mean_y = x.mean(0), (y * weight).sum(0) / weight.sum(0).clamp(min=1)
+    centred = x - mean_x
+    gram = centred.T @ centred + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    slope = torch.linalg.solve(gram, centred.T @ ((y - mean_y) * weight))
+    return slope, mean_y - mean_x @ slope
+
+
 class ActionExpert(nn.Module):
     """v_phi(a^tau, tau, z_guided, s_t), and t_1 where the configuration says so."""
 
@@ -143,6 +240,10 @@ class ActionExpert(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.velocity_out = nn.Linear(config.width, config.action_dim)
         self.join = JoinMotion(config.width, joined_width) if joined_width else None
+        self.baseline = ActionBaseline(config) if config.baseline is not None else None
+        if self.baseline is not None:
+            nn.init.zeros_(self.velocity_out.weight)
+            nn.init.zeros_(self.velocity_out.bias)
         self._fixed: dict[float, Tensor] = {}
 
     def context(self, guided: Guided) -> JointContext | PrefixContext:
@@ -204,6 +305,27 @@ class ActionExpert(nn.Module):
 
         `tau` may be one flow time for all.
         """
+        if self.baseline is None:
+            return self._predict(actions, tau, state, context)
+        mean = self.baseline(state)[:, None]
+        time = flow_times(tau, 2, actions.device)
+        scale_in, skip, out = preconditioning(time, self.baseline.std)
+        rest = actions.float() - time[..., None, None] * mean
+        return mean + skip * rest + out * self._predict(scale_in * rest, tau, state, context).float()
+
+    def error_scale(self, tau: Float[Tensor, "b r"]) -> Float[Tensor, "..."]:
+        """The unit in which the loss measures the velocity's error: 1 but for a network that starts at a baseline."""
+        if self.baseline is None:
+            return torch.ones((), device=tau.device)
+        return preconditioning(tau, self.baseline.std)[2]
+
+    def _predict(
+        self,
+        actions: Float[Tensor, "b r h a"],
+        tau: Float[Tensor, "b r"] | float,
+        state: Float[Tensor, "b s"],
+        context: JointContext | PrefixContext,
+    ) -> Float[Tensor, "b r h a"]:
         x = self.embed(actions, self._time(tau), state, context.t_1)
         if self.join is not None and isinstance(context.motion, JoinedMotion):
             x = self.join(x, context.motion.values)

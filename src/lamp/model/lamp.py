@@ -319,6 +319,8 @@ class LaMP(nn.Module):
             expert(interpolate(noise, data, tau), tau, batch.state, context),
             velocity_target(noise, data),
         )
+        scale = expert.error_scale(tau)
+        predicted, target = predicted / scale, target / scale
         mask = batch.action_mask[:, None, :, None].expand(data.shape)
         total, flow = masked_velocity_loss(predicted, target, mask), None
         if isinstance(self.guidance, FlowPredictor) and (batch.motion is not None or self.guidance.training):

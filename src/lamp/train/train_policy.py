@@ -40,6 +40,7 @@ from lamp.train.motion_feature_cache import hidden_settings, samples_hidden
 from lamp.train.run_folder import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.stages import PolicyStage
 from lamp.train.train_motion import SAME_RATE, current_store, flow_of_policy
+from lamp.train.validation import spread
 
 
 def train_policy(
@@ -86,6 +87,8 @@ def train_policy(
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
         for one, part in zip(datasets, cached_parts(samples), strict=True):
             part.show_prior_in(_unseen(one.sources, motion))
+    if tuned is None:
+        fit_baseline(model, parts)
     flow_read: tuple[str, ...] = ()
     if isinstance(config.model.fusion, FlowHead):
         flow_of = flow_of_policy(config, sources, distributed)
@@ -162,6 +165,10 @@ def _warn_of_floors(one: TrainingDataset, config: PolicyTraining) -> None:
             "`lamp recipe fit` makes a recipe for these"
         )
     print(message, file=sys.stderr)
+
+
+MOST_FITTED = 50_000
+"""Samples of a dataset that a baseline is fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,4 +388,24 @@ def _describe(
         exactly_reproducible=config.loop.time_budget_s is None,
         code=lamp.version.code_version(),
         packages=lamp.version.package_versions(),
+    )
+
+
+def fit_baseline(model: LaMP, parts: Sequence[PolicySamples | ImageSamples]) -> None:
+    """Fits what the Action Expert's velocity starts at, where it starts at something, to the training samples."""
+    expert = model.action_expert
+    if expert is None or expert.baseline is None or expert.config.baseline is None:
+        return
+    states, actions, masks, episodes, first = [], [], [], [], 0
+    for part in parts:
+        targets = part.targets
+        rows = spread(len(targets), MOST_FITTED)
+        chunk, mask = targets.chunks(rows)
+        states.append(targets.states(rows))
+        actions.append(chunk)
+        masks.append(mask)
+        episodes.append(torch.from_numpy(targets.episode[rows] + first))
+        first += int(targets.episode.max()) + 1
+    expert.baseline.fit(
+        torch.cat(states), torch.cat(actions), torch.cat(masks), torch.cat(episodes), expert.config.baseline.least_std
     )

@@ -79,3 +79,9 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_qwen import write_tiny_qwen
 
     return write_tiny_qwen(tmp_path_factory.mktemp("hub") / "tiny-qwen")
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computes products in bfloat16 even on a processor that has no instructions for it, and takes long."""
+    monkeypatch.setattr("lamp.train.config.multiplies_bfloat16", lambda device: True)

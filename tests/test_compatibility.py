@@ -87,6 +87,7 @@ def test_a_policy_acts_as_it_did(made: Path, run: str) -> None:
         np.testing.assert_allclose(chunk.foresight, expected[f"{run}.foresight"], atol=2e-4)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_stopped_trainings_go_on_to_the_same_weights(made: Path, recipe: Recipe) -> None:
     """With the features and the scene flow that are there: nothing is computed anew."""
     torch.set_num_threads(1)

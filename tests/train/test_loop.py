@@ -20,7 +20,7 @@ from lamp.files import read_lines_json
 from lamp.seeding import Source, generator_at, normal
 from lamp.train.breakdown import StepLoss
 from lamp.train.checkpoint_metadata import Description
-from lamp.train.config import BFloat16, LoopConfig
+from lamp.train.config import BFloat16, LoopConfig, multiplies_bfloat16
 from lamp.train.distributed import DistributedContext
 from lamp.train.dry_run import Planner
 from lamp.train.optimizer import AdamW
@@ -268,3 +268,11 @@ def test_a_launcher_told_to_lay_out_weights_in_another_way_is_refused(
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(ConfigError, match=r"sharding is Replicated; leave it out there, .*--sharding full"):
         build_strategy(Toy(), CONFIG, Two())
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_processor_without_bfloat16_computes_in_float32(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
+    with BFloat16().autocast("cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if there else torch.float32)
+    assert multiplies_bfloat16("cuda:0"), "a GPU is taken to have them"

@@ -83,6 +83,7 @@ def test_shared_out_weights_are_within_15_percent_of_what_the_allocator_records(
     assert told["by block"] < 0.8 * step_memory(policy(Float32()), shape, processes=2).total
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("precision", [Float32(), BFloat16()])
 def test_recomputing_spares_as_much_on_a_gpu_as_here(precision: Precision) -> None:
     shape, trained = BatchShape(samples=8, tokens=60), policy(precision)

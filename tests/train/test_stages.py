@@ -329,6 +329,7 @@ def test_epochs_take_the_samples_in_another_order(data: Path, tmp_path: Path, mo
     assert sorted(chain(*seen[:epoch])) == list(range(72)) and first != second and set(first) != set(second)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_time_and_noise_are_float32_beside_bfloat16(data: Path, prior: Path, tmp_path: Path) -> None:
     """What the experts are asked with, and what their answers are compared with."""
     kinds: dict[str, set[torch.dtype]] = {"interpolate": set(), "target": set(), "mlp": set()}

@@ -38,8 +38,7 @@ def parse(
         if stop.code in (None, 0):
             raise
         raise ConfigError(f"{_one_line(complaint.getvalue())} (lamp {command} --help lists the flags)") from None
-    if is_dataclass(found):
-        _check_seeds(found)
+    _check_seeds(found)
     return found
 
 
@@ -48,7 +47,7 @@ def _check_seeds(values: Any) -> None:
     Raises:
         ConfigError: A seed, however deep in the values, is none that all generators of random numbers take.
     """
-    for field in fields(values):
+    for field in fields(values) if is_dataclass(values) else ():
         value = getattr(values, field.name)
         if is_dataclass(value):
             _check_seeds(value)

@@ -12,10 +12,11 @@ from benchmark_fakes import PolicyDefaults, make_checkpoint
 
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.benchmark.flow_errors import FlowProbe, FlowRecorder
-from lamp.benchmark.suites import LiberoSimulators, Simulator
+from lamp.benchmark.suites import LiberoSimulators
 from lamp.data.lerobot.video import video_info
 from lamp.sceneflow.tracks import grid_points
 from lamp.view.overlay import ForesightArtist
+from lamp_client.envs import Simulator
 from lamp_client.types import ActionChunk, Observation
 
 pytest.importorskip("libero")

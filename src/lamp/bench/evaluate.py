@@ -20,10 +20,11 @@ from lamp.benchmark import episodes as episode_lines
 from lamp.benchmark.episodes import EvaluationEpisode
 from lamp.benchmark.policies import Policies, PolicyOpener
 from lamp.benchmark.sim_worker import EpisodeTask, WorkerSetup, default_workers, plain
-from lamp.benchmark.suites import LiberoSimulators, Simulator, Simulators, parse_states
+from lamp.benchmark.suites import LiberoSimulators, Simulators, parse_states
 from lamp.benchmark.worker_pool import WorkerPool
 from lamp.errors import ConfigError
 from lamp_client.chunks import OpenLoop
+from lamp_client.envs import Simulator
 from lamp_client.rollout import run_episode
 from lamp_client.types import ActionChunk, Observation
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lamp.benchmark.suites import Simulator
 from lamp.errors import ConfigError
-from lamp_client.envs import StepResult
+from lamp_client.envs import Simulator, StepResult
 from lamp_client.types import Observation
 
 

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lamp.benchmark.evaluate import RunSettings
-from lamp.benchmark.suites import LIBERO_PLUS, EvaluationPlan, LiberoSimulators, Simulator, Simulators, SuitePlan
+from lamp.benchmark.suites import LIBERO_PLUS, EvaluationPlan, LiberoSimulators, Simulators, SuitePlan
 from lamp.errors import ConfigError, unknown
+from lamp_client.envs import Simulator
 from lamp_client.envs.libero_plus.files import PlusFiles
 from lamp_client.envs.libero_plus.names import CATEGORIES, SUITES
 from lamp_client.envs.libero_plus.tasks import PlusTask, PlusTasks

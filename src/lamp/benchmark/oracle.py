@@ -15,12 +15,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from lamp.benchmark.flow_errors import FlowProbe
-from lamp.benchmark.suites import Simulator
 from lamp.collect.episode_recording import HOLD
 from lamp.collect.expert import Expert
 from lamp.collect.pick_and_place import CLOSE, OPEN
 from lamp.collect.scene_state import LiberoScene
-from lamp_client.envs import StepResult
+from lamp_client.envs import Simulator, StepResult
 from lamp_client.types import Observation
 
 

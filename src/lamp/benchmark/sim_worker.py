@@ -21,12 +21,13 @@ from av.video.stream import VideoStream
 from lamp.benchmark.baselines import Condition, PolicyCondition, Scripted
 from lamp.benchmark.episodes import EvaluationEpisode
 from lamp.benchmark.flow_errors import FlowProbe, FlowRecorder
-from lamp.benchmark.suites import Simulator, Simulators
+from lamp.benchmark.suites import Simulators
 from lamp.data.lerobot.video import encoder
 from lamp.errors import system_error
 from lamp.files import atomic_path
 from lamp_client.child_processes import available_cores
 from lamp_client.chunks import Executor
+from lamp_client.envs import Simulator
 from lamp_client.rollout import Frame, run_episode
 from lamp_client.types import ActionChunk, Observation
 

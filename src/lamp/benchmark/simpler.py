@@ -17,12 +17,12 @@ import numpy as np
 from lamp.benchmark.evaluate import EvaluateConfig, Summary, evaluate
 from lamp.benchmark.policies import BatchPolicy
 from lamp.benchmark.sim_worker import Artist, default_workers, plain
-from lamp.benchmark.suites import Simulator, Simulators, parse_states
+from lamp.benchmark.suites import Simulators, parse_states
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
 from lamp.model.prior_interventions import PriorKind
 from lamp_client.child_processes import run_program
 from lamp_client.chunks import Executor, OpenLoop, SimilarityEnsemble
-from lamp_client.envs import simpler_tasks
+from lamp_client.envs import Simulator, simpler_tasks
 from lamp_client.envs.remote import Launch, RemoteEnv
 from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS, STATE_WIDTH, SimplerView, action_from_policy
 

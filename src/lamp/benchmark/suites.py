@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lamp.data.episode_selection import parse_numbers
 from lamp.errors import ConfigError, unknown
 from lamp_client.chunks import Executor, OpenLoop
-from lamp_client.envs import Env
+from lamp_client.envs import Simulator
 
 if TYPE_CHECKING:
     from lamp.benchmark.flow_errors import FlowProbe
@@ -27,33 +27,6 @@ LIBERO_PLUS = "LIBERO-Plus"
 """The benchmark of that name, run from its own task files."""
 PLUS_STYLE = "plus-style"
 """Perturbations of LaMP's own; suites, tables and episodes are named so, and are not LIBERO-Plus."""
-
-
-@runtime_checkable
-class Simulator(Env, Protocol):
-    """A task that an evaluation can put into an initial state."""
-
-    @property
-    def placement(self) -> Mapping[str, Any]:
-        """Name of each displaced object -> its offset (x, y) in [m]."""
-        ...
-
-    @property
-    def variation(self) -> Mapping[str, Any]:
-        """How the scene differs from the task's standard one since the last reset, as JSON values: `benchmark`, `category`,
-        `level`, and what was drawn; empty where it does not."""
-        ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the episode's record should know of the simulator, such as versions that this process does not see."""
-        ...
-
-    def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
-        """Goes to a stored initial state, displaces objects if so configured, and lets everything settle."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class Simulators(ABC):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -48,3 +49,30 @@ class Env(Protocol):
         """Converts an action, its gripper 1 = open, 0 = closed, to the environment's convention. A policy whose data hold other
         numbers says so (`GripperUnits`), and its actions are given that gripper before."""
         ...
+
+
+@runtime_checkable
+class Simulator(Env, Protocol):
+    """A task that an evaluation can put into an initial state."""
+
+    @property
+    def placement(self) -> Mapping[str, Any]:
+        """Name of each displaced object -> its offset (x, y) in [m]."""
+        ...
+
+    @property
+    def variation(self) -> Mapping[str, Any]:
+        """How the scene differs from the task's standard one since the last reset, as JSON values: `benchmark`, `category`,
+        `level`, and what was drawn; empty where it does not."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the episode's record should know of the simulator, such as versions that this process does not see."""
+        ...
+
+    def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
+        """Goes to a stored initial state, displaces objects if so configured, and lets everything settle."""
+        ...
+
+    def close(self) -> None: ...

@@ -395,6 +395,7 @@ def test_training_refuses_a_store_of_another_pace(
     assert [call[0].flow_stride for call in trained] == [1]
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_a_policy_has_a_motion_prior_where_it_is_given_one(
     trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,16 @@ from typing import Any
 
 from lamp.flow_matching import Beta, LiteralBeta, Uniform
 from lamp.model.action_expert import Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, Sigmoid, Tanh, TokenFusion, ZeroOut
+from lamp.model.guidance import (
+    AddFusion,
+    ConcatFusion,
+    FlowHead,
+    PathFusion,
+    Sigmoid,
+    Tanh,
+    TokenFusion,
+    ZeroOut,
+)
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion

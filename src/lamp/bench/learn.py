@@ -41,7 +41,7 @@ class LearnBench:
 
     data: tyro.conf.Positional[Path]
     """A dataset of demonstrations, with the features of the recipe's backbone (`lamp cache features`)."""
-    recipe: str = "demo"
+    recipe: str = "small_ridge"
     """The recipe whose Action Expert learns."""
     per_task: int = 8
     """Demonstrations of each task."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from lamp.flow_matching import Beta, LiteralBeta, Uniform
-from lamp.model.action_expert import Joint, Prefix
+from lamp.model.action_expert import Joint, Prefix, RidgeBaseline
 from lamp.model.guidance import (
     AddFusion,
     ConcatFusion,
@@ -103,6 +103,10 @@ VARIANTS: dict[str, Variant] = {
     "adaln_pooled": Variant(summary="time and pooled z_t drive AdaLN", change=motion(conditioning=AdaLNPooled())),
     "joint": Variant(summary="actions and context see each other", change=action(attention=Joint())),
     "prefix": Variant(summary="the context does not see the actions", change=action(attention=Prefix())),
+    "ridge": Variant(
+        summary="the Action Expert starts at a ridge regression of the actions on the state",
+        change=action(baseline=RidgeBaseline()),
+    ),
     "t_1": Variant(summary="the Action Expert sees t_1", change=action(sees_t_1=True)),
     "tau_beta": Variant(summary="noise level of actions ~ Beta(1.5, 1)", change=model(action_tau=Beta())),
     "tau_literal": Variant(

@@ -177,7 +177,8 @@ def test_a_run_goes_on_with_other_processes_at_the_same_sample(
     alike(alone.out, moved.out)
 
 
-@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bfloat16", [False, True])
 def test_adapters_are_trained_as_by_one_process(
     launcher: Launcher, data: Path, qwen_folder: Path, tmp_path: Path, bfloat16: bool
 ) -> None:

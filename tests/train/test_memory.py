@@ -128,6 +128,7 @@ def test_bfloat16_takes_less_on_a_gpu_and_cached_hidden_states_are_part_of_the_b
     assert cached.batch - lowered.batch == 4 * 16 * 144 * 128
 
 
+@pytest.mark.slow
 def test_full_size_stage_two_fits_into_24_gib_at_batch_32() -> None:
     recipe = training("paper_libero_packed").policy
     shape = BatchShape(samples=32, tokens=LIBERO_TOKENS)

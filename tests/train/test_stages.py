@@ -295,7 +295,7 @@ def test_cached_hidden_states_do_not_depend_on_an_interruption(
     assert sorted(shapes) == [1, 1, 2, 2, 2, 2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_workers_reshuffle_every_epoch_and_change_nothing(data: Path, prior: Path, tmp_path: Path) -> None:
     """Three epochs and a bit with the same worker, on scene flow, and on states of the Motion Expert that are cached."""
     for workers in (0, 1):

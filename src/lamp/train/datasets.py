@@ -40,7 +40,7 @@ from lamp.train.config import MixedIn, PolicyTraining, Split
 from lamp.train.lora import check_adaptable
 
 SAME_RATE = 0.01
-"""Rates that differ by at most this share are the same."""
+"""Rates, and the times of steps, that differ by at most this share are the same."""
 GRIPPER_MARGIN = 0.01
 """How far a gripper's values may lie outside [0, 1]: rounding."""
 JOINT_NAME = re.compile(r"joint|motor|shoulder|elbow|\.pos\b", re.IGNORECASE)

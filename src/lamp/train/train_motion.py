@@ -32,16 +32,13 @@ from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
 from lamp.train.checkpoint_metadata import Description, FlowRecord, read_description
 from lamp.train.config import LoopConfig, MixedIn, MotionTraining, PolicyTraining, RateMixing
-from lamp.train.datasets import Sources, dataset_names
+from lamp.train.datasets import SAME_RATE, Sources, dataset_names
 from lamp.train.distributed import DistributedContext, distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.run_folder import CHECKPOINT, RunStage, TrainingResult, run_stage
 from lamp.train.stages import MotionStage
 from lamp.train.validation import spread
-
-SAME_RATE = 0.01
-"""Times that differ by at most this share are the same."""
 
 
 def train_motion(

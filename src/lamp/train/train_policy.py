@@ -32,14 +32,22 @@ from lamp.train.breakdown import action_names
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
 from lamp.train.config import MotionTraining, PolicyTraining, UnseenEpisodes
-from lamp.train.datasets import Sources, TrainingDataset, adapted_backbone, cached_parts, mixed, open_datasets
+from lamp.train.datasets import (
+    SAME_RATE,
+    Sources,
+    TrainingDataset,
+    adapted_backbone,
+    cached_parts,
+    mixed,
+    open_datasets,
+)
 from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.lora import AdaptedStage
 from lamp.train.motion_feature_cache import hidden_settings, samples_hidden
 from lamp.train.run_folder import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.stages import PolicyStage
-from lamp.train.train_motion import SAME_RATE, current_store, flow_of_policy
+from lamp.train.train_motion import current_store, flow_of_policy
 from lamp.train.validation import spread
 
 

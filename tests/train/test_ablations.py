@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -47,6 +48,8 @@ BACKBONE = PatchBackbone()
 SMALL = [name for name in ABLATIONS if name.startswith("small_")]
 UNMOVED = {"small_no_motion", "small_flow_head"}
 UNGATED = UNMOVED | {f"small_{name}" for name in ("add", "concat_mlp", "tokens", "tokens_all", "path")}
+ONLY_A_NUMBER = re.compile(r"small_((t|layer|frames|horizon|solver)_\d+|grid_\d+x\d+|tau_(beta|uniform)|gate_\w+)")
+"""Variants that differ from another one in a number alone."""
 SHORT = loop(steps=2, batch_size=4, log_every=1, checkpoint_every=2, validate_every=2)
 BARE = {"loop": SHORT, "split": Split(validation_share=0.3), "validation_samples": 2}
 
@@ -122,7 +125,9 @@ def observation() -> Observation:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if ONLY_A_NUMBER.fullmatch(name) else name for name in SMALL]
+)
 def test_a_variant_trains_and_acts(name: str, data: Path, tmp_path: Path) -> None:
     policy = trained(name, data, tmp_path)
     (chunk,) = policy.act_batch([observation()], [(1,)], foresight=True)

@@ -112,7 +112,7 @@ def runs(
 @pytest.mark.parametrize(
     "way", [name if name.endswith("parts") else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
 )
-@pytest.mark.parametrize("stage", ["motion", "policy"])
+@pytest.mark.parametrize("stage", [pytest.param("motion", marks=pytest.mark.slow), "policy"])
 def test_two_processes_train_what_one_does(runs: Callable[[str], Path], stage: str, way: str) -> None:
     alike(runs("alone") / stage, runs(way) / stage)
 

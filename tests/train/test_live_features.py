@@ -58,7 +58,7 @@ def same(one: tuple[list[float], dict[str, torch.Tensor]], other: tuple[list[flo
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_stage_1_without_a_cache_is_stage_1_with_one(data: Path, tmp_path: Path, workers: int) -> None:
     config = motion_training(loop=SHORT)
     cached = trained(config, data, tmp_path / "cached", live=False)
@@ -80,7 +80,7 @@ def test_stage_2_without_a_cache_is_stage_2_with_one(
         same(trained(config, data, tmp_path / f"{name} live", prior=tmp_path / "prior", live=True), cached)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_several_datasets_without_caches(data: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(data, tmp_path / "other"))
     config = policy_training(with_motion=False, loop=SHORT, also=(MixedIn(data=str(other)),), weights=(1.0, 3.0))

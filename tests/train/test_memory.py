@@ -84,7 +84,7 @@ def test_shared_out_weights_are_within_15_percent_of_what_the_allocator_records(
 
 
 @pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize("precision", [Float32(), BFloat16()])
+@pytest.mark.parametrize("precision", [Float32(), pytest.param(BFloat16(), marks=pytest.mark.slow)])
 def test_recomputing_spares_as_much_on_a_gpu_as_here(precision: Precision) -> None:
     shape, trained = BatchShape(samples=8, tokens=60), policy(precision)
     spared = {
@@ -136,6 +136,7 @@ def test_full_size_stage_two_fits_into_24_gib_at_batch_32() -> None:
     assert step_memory(recipe, replace(shape, samples=64)).total + GPU_RESERVE > 24 * GIB
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_the_largest() -> None:
     trained, shape = policy(BFloat16()), BatchShape(samples=1, tokens=60)
     limit = step_memory(trained, replace(shape, samples=90), "cuda").total + 1000

@@ -144,7 +144,7 @@ def test_the_oracle_continues_and_neither_kind_goes_on_with_the_other(data: Path
     assert train(longer, data, tmp_path / "run", prior).outcome.step == 6
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_its_cache_is_its_own_and_follows_the_scene_flow(
     data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

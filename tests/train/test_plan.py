@@ -106,7 +106,7 @@ class WithWeights(PatchBackbone, nn.Module):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", ["motion", "policy"])
+@pytest.mark.parametrize("stage", [pytest.param("motion", marks=pytest.mark.slow), "policy"])
 def test_a_backbone_that_encodes_in_the_step_is_counted(stage: str, data: Path, prior: Path, tmp_path: Path) -> None:
     planners = []
     for live in (False, True):
@@ -140,7 +140,7 @@ def test_a_run_that_would_be_continued_is_left_alone_and_counted(
     assert contents(prior) == before
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_for_a_gpu_that_is_not_here_memory_is_told_and_no_time(
     data: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_run_says_what_it_is_about_to_train_and_a_finished_one_does_not(
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_plan_says_which_gpus_a_step_fits(data: Path, tmp_path: Path) -> None:
     trained = motion_training(loop=loop(steps=3, batch_size=8))
     planner = Planner("cuda")

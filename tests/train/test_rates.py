@@ -79,7 +79,7 @@ def test_stage_1_is_trained_on_several_datasets_with_one_scale(data: Path, other
         trained(replace(config, weights=(1.0,)), data, tmp_path / "wrong")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_flow_steps_of_different_length_are_refused_or_brought_together(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

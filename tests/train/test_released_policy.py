@@ -149,7 +149,14 @@ def unclamped(policy: LaMPPolicy, seen: list[Observation], seeds: list[tuple[int
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("cond", [150, 64, 20], ids=["repeated and filled", "one cut, one filled", "both cut"])
+@pytest.mark.parametrize(
+    "cond",
+    [
+        pytest.param(150, marks=pytest.mark.slow, id="repeated and filled"),
+        pytest.param(64, id="one cut, one filled"),
+        pytest.param(20, marks=pytest.mark.slow, id="both cut"),
+    ],
+)
 def test_it_acts_as_the_release_alone_and_in_a_batch(
     cond: int, imported: Imports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

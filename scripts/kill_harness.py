@@ -43,7 +43,8 @@ import torch
 from safetensors.torch import load_file
 
 from lamp.configuration import to_json
-from lamp.files import TEMPORARY, write_json
+from lamp.files import TEMPORARY
+from lamp.json_files import write_json
 from lamp.recipes import experiment
 
 GONE_S = 60.0

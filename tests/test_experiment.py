@@ -13,7 +13,8 @@ import pytest
 
 from lamp.errors import DataError
 from lamp.experiment import Clock, _in_another_process, run
-from lamp.files import locked, read_lines_json
+from lamp.files import locked
+from lamp.json_files import read_lines_json
 from lamp.recipes import Recipe, experiment
 from lamp.recipes.kinds import without_motion
 

@@ -25,21 +25,17 @@ from safetensors.torch import save_file
 from lamp.errors import DataError, unreadable
 from lamp.files import (
     NAME_LENGTH,
-    append_line,
     atomic_path,
     atomic_write_bytes,
     atomic_write_text,
     is_file_name,
     locked,
     path_inside,
-    read_json,
-    read_json_object,
-    read_lines_json,
     remove_folder,
     remove_leftovers,
     safe_file_name,
-    write_json,
 )
+from lamp.json_files import append_line, read_json, read_json_object, read_lines_json, write_json
 from lamp.train.shards import write_tensors
 
 JSON = st.recursive(

@@ -16,8 +16,8 @@ from lamp.checksums import read_checksums
 from lamp.data.lerobot.staging import stage_episode
 from lamp.data.lerobot.writer import LeRobotWriter
 from lamp.errors import DataError
-from lamp.files import write_json
 from lamp.info import describe, to_text, verify
+from lamp.json_files import write_json
 from lamp.sceneflow.build import FlowBuildConfig
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.train.train_motion import train_motion

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lamp.errors import DataError
-from lamp.files import TEMPORARY, read_json, sha256_of, to_line, write_json
+from lamp.files import TEMPORARY, sha256_of
+from lamp.json_files import read_json, to_line, write_json
 
 CHECKSUMS = "checksums.json"
 FORMAT, VERSION = "lamp-checksums", 1

@@ -25,7 +25,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from lamp.benchmark.evaluate import Summary, evaluate
 from lamp.collect.collect import collect
-from lamp.files import locked, read_json_object, write_json
+from lamp.files import locked
+from lamp.json_files import read_json_object, write_json
 from lamp.progress import clock as elapsed
 from lamp.progress import say
 from lamp.recipes import Recipe, experiment

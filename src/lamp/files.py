@@ -1,4 +1,4 @@
-"""Atomic file writes, JSON with clear errors, logs that survive a crash, and file locks.
+"""Atomic file writes, file names from untrusted names, and file locks.
 
 Temporary files live in a hidden sibling folder (``.tmp-...``) of the target, under the target's own name, so that writers that
 look at the suffix work and readers that list a folder skip them. The writer locks that folder; the lock ends with the process,
@@ -24,9 +24,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
 
 from lamp.errors import DataError, system_error
 
@@ -292,102 +289,6 @@ def atomic_write_text(path: PathLike, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"cannot write {type(value).__name__} as JSON")
-
-
-def to_line(obj: Any) -> str:
-    """One line of strict JSON; numpy scalars and arrays and paths become plain values."""
-    return json.dumps(obj, default=_plain, allow_nan=False, ensure_ascii=False)
-
-
-def to_text(obj: Any) -> str:
-    """Strict JSON (no NaN), indented, as `write_json` writes it."""
-    return json.dumps(obj, default=_plain, allow_nan=False, ensure_ascii=False, indent=2) + "\n"
-
-
-def write_json(path: PathLike, obj: Any) -> None:
-    """Writes strict JSON (no NaN), indented, atomically."""
-    atomic_write_text(path, to_text(obj))
-
-
-def read_json(path: PathLike, what: str = "file") -> Any:
-    """Reads a JSON file; `what` names it in errors, such as "dataset description".
-
-    Raises:
-        DataError: The file is missing, unreadable or not JSON.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no {what} at {path}") from None
-    except OSError as error:
-        raise DataError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the {what} {path} is not valid JSON ({error}); restore or remove it") from None
-
-
-def read_json_object(path: PathLike, what: str = "file") -> dict[str, Any]:
-    """As `read_json`, of a file that holds a JSON object.
-
-    Raises:
-        DataError: The same, or it holds something else.
-    """
-    found = read_json(path, what)
-    if not isinstance(found, dict):
-        raise DataError(f"the {what} {path} is not a JSON object; restore or remove it")
-    return found
-
-
-def _mend_tail(descriptor: int) -> None:
-    """Removes a last line that a crash cut short, so that the next line does not continue it."""
-    size = os.fstat(descriptor).st_size
-    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
-        return
-    content = os.pread(descriptor, size, 0)
-    start = content.rfind(b"\n") + 1
-    try:
-        json.loads(content[start:])
-        os.write(descriptor, b"\n")
-    except (ValueError, RecursionError):
-        os.ftruncate(descriptor, start)
-
-
-def append_line(path: PathLike, text: str) -> None:
-    """Appends one line of JSON to a log and waits until it is on the disk; several processes may append to the same file.
-
-    A last line that a crash cut short is removed first.
-
-    Raises:
-        OSError: It could not be written; the log is unchanged.
-        ValueError: The text holds a line break.
-    """
-    if "\n" in text:
-        raise ValueError("a log line must not hold a line break")
-    path = Path(path)
-    with naming_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _mend_tail(descriptor)
-            data, size, written = (text + "\n").encode(), os.fstat(descriptor).st_size, 0
-            try:
-                while written < len(data):  # on an almost full disk a write may be partial
-                    written += os.write(descriptor, data[written:])
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
-
-
 def sha256_of(path: PathLike) -> str:
     """Returns the sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
@@ -418,37 +319,7 @@ def locked(path: PathLike, otherwise: str) -> Iterator[None]:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "command": command}
         with suppress(OSError):  # the lock holds even if the note cannot be written
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, to_line({**holder, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+            os.pwrite(descriptor, json.dumps({**holder, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
         yield
     finally:
         os.close(descriptor)
-
-
-def each_line_json(path: PathLike) -> Iterator[Any]:
-    """Yields the rows of `read_lines_json` one at a time, for logs that are too large for memory."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    if not line.endswith(b"\n"):
-                        return
-                    reason = f"line {number} of {path} is not valid JSON; remove the line or restore the file"
-                    raise DataError(reason) from None
-                yield row
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise DataError(f"cannot read the log {path}: {error.strerror}") from None
-
-
-def read_lines_json(path: PathLike) -> list[Any]:
-    """Reads a log of JSON lines; a last line cut short by a crash is dropped, a missing file is an empty log.
-
-    Raises:
-        DataError: A line before the last is not JSON.
-    """
-    return list(each_line_json(path))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lamp import checksums
 from lamp.checksums import CHECKSUMS
 from lamp.errors import DataError
-from lamp.files import read_json_object, read_lines_json
 from lamp.hub import HubId
+from lamp.json_files import read_json_object, read_lines_json
 from lamp.verification import (
     Verification,
     verify_checkpoint,

@@ -9,7 +9,7 @@ from pathlib import Path
 from lamp import checksums
 from lamp.checksums import CHECKSUMS, ChecksumFault
 from lamp.errors import DataError, LampError
-from lamp.files import read_json_object, read_lines_json
+from lamp.json_files import read_json_object, read_lines_json
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ from lamp.benchmark.run_manifest import read_sessions
 from lamp.benchmark.worker_pool import SimulationStoppedError
 from lamp.data.lerobot.video import video_info
 from lamp.errors import ConfigError, DataError
-from lamp.files import read_json, write_json
+from lamp.json_files import read_json, write_json
 
 SCRIPT = Path(__file__).with_name("benchmark_fakes.py")
 

@@ -18,7 +18,7 @@ from lamp.benchmark.perturbed import PerturbedSimulators, described, perturbed
 from lamp.benchmark.suites import EvaluationPlan, LiberoSimulators, Simulators, SuitePlan, noise_seed, placement_seed
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
-from lamp.files import read_json
+from lamp.json_files import read_json
 from lamp_client.envs.plus_style import ASPECTS, LEVELS, Perturbation, at_level
 
 STANDARD = LiberoSimulators(suite="libero_object", placement_shift=0.02, render="fast")

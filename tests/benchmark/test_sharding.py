@@ -15,7 +15,7 @@ from lamp.benchmark import episodes
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.benchmark.run_manifest import MergeConfig, Shard, merge, parse_shard
 from lamp.errors import ConfigError
-from lamp.files import read_json
+from lamp.json_files import read_json
 
 
 def run(root: Path, out: str, **changes: Any):

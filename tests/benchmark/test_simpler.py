@@ -30,7 +30,7 @@ from lamp.benchmark.simpler import (
     view_of,
 )
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
-from lamp.files import read_json
+from lamp.json_files import read_json
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.train_policy import train_policy
 from lamp_client.envs.remote import Launch

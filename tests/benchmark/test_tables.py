@@ -11,7 +11,7 @@ from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.tables import paired, percent, tabulate, to_json, to_markdown, to_text
 from lamp.data.lerobot import EpisodeData, LeRobotWriter, stage_episode
 from lamp.errors import ConfigError, DataError
-from lamp.files import append_line
+from lamp.json_files import append_line
 from lamp_client.types import Observation
 
 

@@ -20,7 +20,8 @@ from lamp.collect.jobs import ATTEMPTS_PATH, Attempt, jobs_of, log_attempt
 from lamp.collect.noise import Disturbance
 from lamp.data.lerobot import LeRobotDataset, recorded_names, staged_names
 from lamp.errors import DataError, MismatchError
-from lamp.files import locked, read_lines_json, write_json
+from lamp.files import locked
+from lamp.json_files import read_lines_json, write_json
 from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 pytestmark = pytest.mark.long

@@ -17,8 +17,8 @@ from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.feature_cache.report import list_caches, remove_caches
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import ConfigError, DataError
-from lamp.files import write_json
 from lamp.info import recipes_served
+from lamp.json_files import write_json
 from lamp.recipes import recipe
 from lamp.recipes.kinds import Recipe
 from lamp.train.backbones import settings_said

@@ -15,7 +15,7 @@ from training_fakes import PatchBackbone, loop, motion_training, policy_training
 from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN, Part
 from lamp.data.lerobot.format import Feature
-from lamp.files import read_lines_json
+from lamp.json_files import read_lines_json
 from lamp.model.lamp import Draws
 from lamp.sceneflow.normalization import MotionBounds
 from lamp.train import validation

@@ -25,7 +25,7 @@ from lamp.data.feature_cache.work_sharing import Workers
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import ConfigError, MismatchError
-from lamp.files import read_lines_json
+from lamp.json_files import read_lines_json
 from lamp.model.small import SmallBackbone, SmallBackboneConfig
 from lamp.train.backbones import Caching, ensure_features
 from lamp.train.config import MixedIn, PolicyTraining

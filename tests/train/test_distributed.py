@@ -18,7 +18,7 @@ from tiny_qwen import WIDTH
 from torch import Tensor
 from training_fakes import ACTION
 
-from lamp.files import read_lines_json
+from lamp.json_files import read_lines_json
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.qwen_lora import LoRA
 from lamp.seeding import PerSample

@@ -16,7 +16,7 @@ from training_fakes import PatchBackbone, loop, motion_training, policy_training
 from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN
 from lamp.errors import MismatchError
-from lamp.files import read_lines_json
+from lamp.json_files import read_lines_json
 from lamp.sceneflow.normalization import BoundsRule
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import PolicyTraining

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lamp.cli import main
-from lamp.files import read_lines_json
+from lamp.json_files import read_lines_json
 
 pytestmark = pytest.mark.long
 

@@ -14,7 +14,7 @@ from training_fakes import PatchBackbone, loop, motion_training, policy_training
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset
-from lamp.files import read_lines_json
+from lamp.json_files import read_lines_json
 from lamp.train.config import MixedIn, MotionTraining, PolicyTraining
 from lamp.train.train_motion import evaluate_flow, train_motion
 from lamp.train.train_policy import train_policy

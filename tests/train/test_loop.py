@@ -16,7 +16,7 @@ from torch import nn
 from lamp.configuration import from_json, to_json
 from lamp.data.dataloader import DataLoaderDiedError
 from lamp.errors import ConfigError, LampError
-from lamp.files import read_lines_json
+from lamp.json_files import read_lines_json
 from lamp.seeding import Source, generator_at, normal
 from lamp.train.breakdown import StepLoss
 from lamp.train.checkpoint_metadata import Description

@@ -28,9 +28,9 @@ from lamp.data.episode_selection import EpisodeSelection
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
-from lamp.files import read_lines_json
 from lamp.flow_matching import interpolate, velocity_target
 from lamp.info import describe
+from lamp.json_files import read_lines_json
 from lamp.model.action_expert import RidgeBaseline
 from lamp.model.layers import Mlp
 from lamp.seeding import generator_at

@@ -13,7 +13,7 @@ import torch
 
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, MissingDependencyError
-from lamp.files import read_json, read_lines_json, write_json
+from lamp.json_files import read_json, read_lines_json, write_json
 from lamp.train import metrics
 from lamp.train.config import LoopConfig
 from lamp.train.distributed import DistributedContext

@@ -12,7 +12,7 @@ from view_fakes import make_run
 
 from lamp.data.episode_selection import number_ranges
 from lamp.errors import DataError
-from lamp.files import append_line
+from lamp.json_files import append_line
 from lamp.view.page import render_section
 from lamp.view.paper_tables import libero_rows, paper_tables, plus_rows, read_published, widowx_rows
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report, together

@@ -10,7 +10,7 @@ import numpy as np
 
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.sim_worker import write_film
-from lamp.files import write_json
+from lamp.json_files import write_json
 from lamp.view.images import row_of, write_png
 from lamp.view.overlay import OverlayStyle, draw_foresight
 

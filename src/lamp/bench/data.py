@@ -38,7 +38,7 @@ from lamp.data.normalizers import ByDeviation, RawState
 from lamp.data.observation_encoder import ObservationEncoder
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling, split_episodes, states_and_actions
 from lamp.errors import ConfigError
-from lamp.files import write_json
+from lamp.json_files import write_json
 from lamp.train.backbones import BackboneConfig, build_backbone, ensure_features
 from lamp_client.child_processes import available_cores
 

@@ -320,7 +320,7 @@ def expert_actions(data: Path, task: int) -> np.ndarray:
         DataError: The dataset has no episode of the task, or no actions.
     """
     from lamp.data.lerobot import LeRobotDataset
-    from lamp.files import read_lines_json
+    from lamp.json_files import read_lines_json
 
     # Of recordings that were imported, no line says which of the suite's tasks it is.
     lines = [line for line in read_lines_json(data / "meta" / "lamp_episodes.jsonl") if "task" in line]

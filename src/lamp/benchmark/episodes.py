@@ -11,7 +11,7 @@ from typing import Any
 
 from lamp.benchmark import suites
 from lamp.errors import DataError
-from lamp.files import read_lines_json, to_line
+from lamp.json_files import read_lines_json, to_line
 
 EPISODES = "episodes.jsonl"
 """The file in an evaluation folder with one line an episode."""

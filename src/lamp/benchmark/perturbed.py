@@ -13,7 +13,7 @@ import numpy as np
 from lamp.benchmark.suites import PLUS_STYLE, LiberoSimulators, Simulators
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
-from lamp.files import read_json
+from lamp.json_files import read_json
 from lamp_client.envs import Simulator
 from lamp_client.envs.perturbations import SampledPerturbation, StandardScene
 from lamp_client.envs.plus_style import CATEGORIES, LEVELS, Perturbation, parse

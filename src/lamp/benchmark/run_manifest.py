@@ -17,16 +17,8 @@ from typing import Any
 
 from lamp.benchmark.episodes import EPISODES, EpisodeRecord, EvaluationEpisode, read_records
 from lamp.errors import ConfigError, DataError
-from lamp.files import (
-    append_line,
-    atomic_write_text,
-    locked,
-    read_json,
-    read_lines_json,
-    sha256_of,
-    to_line,
-    write_json,
-)
+from lamp.files import atomic_write_text, locked, sha256_of
+from lamp.json_files import append_line, read_json, read_lines_json, to_line, write_json
 from lamp.model.prior_interventions import PriorKind
 
 MANIFEST = "run.json"

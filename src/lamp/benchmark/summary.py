@@ -14,7 +14,8 @@ from lamp.benchmark.robustness import RobustnessTable
 from lamp.benchmark.run_manifest import FORMAT, MANIFEST, RunSession, checkpoint_hash, read_sessions
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
 from lamp.errors import DataError, MismatchError
-from lamp.files import atomic_write_text, read_json, write_json
+from lamp.files import atomic_write_text
+from lamp.json_files import read_json, write_json
 from lamp.train.model_card import Measured, TaskResult
 
 

@@ -20,7 +20,7 @@ import tyro
 from lamp.benchmark.run_manifest import checkpoint_hash
 from lamp.benchmark.statistics import wilson
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.files import append_line, read_json, read_lines_json
+from lamp.json_files import append_line, read_json, read_lines_json
 from lamp.version import code_version
 
 TRIALS = "trials.jsonl"

@@ -21,7 +21,8 @@ from lamp.configuration import to_json
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.data.lerobot.staging import STAGING, EpisodeData, stage_episode
 from lamp.errors import DataError, LampError, MismatchError, system_error
-from lamp.files import locked, read_json, remove_leftovers, write_json
+from lamp.files import locked, remove_leftovers
+from lamp.json_files import read_json, write_json
 from lamp.progress import Progress, clock
 from lamp.version import code_version, package_versions
 from lamp_client.child_processes import CONTEXT, ChildProcess, available_cores, end

@@ -12,7 +12,7 @@ import numpy as np
 
 from lamp.data.lerobot.format import ATTEMPTS_PATH
 from lamp.errors import ConfigError, unknown
-from lamp.files import append_line, read_lines_json, to_line
+from lamp.json_files import append_line, read_lines_json, to_line
 
 EVALUATION_STATES = range(30, 50)
 """Initial states that no demonstration may start from."""

@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 
 from lamp.configuration import to_json
 from lamp.errors import ConfigError
-from lamp.files import to_line
+from lamp.json_files import to_line
 
 REVISION = 1
 """Raised whenever the same settings would give other pictures."""

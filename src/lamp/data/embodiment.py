@@ -25,7 +25,7 @@ from lamp.data.actions import (
 )
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
-from lamp.files import read_json
+from lamp.json_files import read_json
 
 STATE = "observation.state"
 ACTION = "action"

@@ -17,7 +17,8 @@ from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.policy_dataset import PolicyScaling, PolicyTargets
 from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
 from lamp.errors import DataError
-from lamp.files import atomic_path, read_json_object, safe_file_name, write_json
+from lamp.files import atomic_path, safe_file_name
+from lamp.json_files import read_json_object, write_json
 from lamp.types import Encoded, Observations, OnDevice
 
 

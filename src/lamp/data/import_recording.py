@@ -19,7 +19,8 @@ from lamp.data.lerobot.staging import EpisodeData
 from lamp.data.lerobot.video import frame_rate
 from lamp.data.lerobot.writer import LeRobotWriter
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.files import read_json, safe_file_name, write_json
+from lamp.files import safe_file_name
+from lamp.json_files import read_json, write_json
 from lamp_client.errors import InvalidValueError
 from lamp_client.recording import RecordedEpisode, RecordingError, read_episode, recorded_names
 from lamp_client.types import GripperUnits

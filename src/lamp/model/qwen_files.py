@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
-from lamp.files import read_json, sha256_of
+from lamp.files import sha256_of
 from lamp.hub import Fetch, HubId, fetch
+from lamp.json_files import read_json
 
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer.json", "preprocessor_config.json"
 DESCRIBING = (CONFIG, TOKENIZER, IMAGES)

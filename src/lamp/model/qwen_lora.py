@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
-from lamp.files import write_json
+from lamp.json_files import write_json
 
 LAYERS = r"language_model\.layers\.\d+\."
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lamp.configuration import from_json
 from lamp.errors import ConfigError, DataError, missing, unknown
-from lamp.files import read_json
+from lamp.json_files import read_json
 from lamp.recipes.ablations import ABLATIONS
 from lamp.recipes.kinds import AnyRecipe, ModelRecipe, Recipe, TrainingRecipe
 from lamp.recipes.paper import paper_libero, paper_libero_packed, paper_real, paper_simpler

@@ -51,7 +51,8 @@ from lamp.data.normalizers import (
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
-from lamp.files import is_file_name, write_json
+from lamp.files import is_file_name
+from lamp.json_files import write_json
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names

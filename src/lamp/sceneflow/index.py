@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from lamp.files import atomic_path, to_line
+from lamp.files import atomic_path
+from lamp.json_files import to_line
 
 FILE_NAME = ".index.parquet"
 VERSION = b"1"

@@ -29,7 +29,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
-from lamp.files import atomic_path, read_json_object, remove_folder, safe_file_name, sha256_of, to_line
+from lamp.files import atomic_path, remove_folder, safe_file_name, sha256_of
+from lamp.json_files import read_json_object, to_line
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.index import IndexEntry, StoreIndex
 from lamp.types import Camera, Tracks

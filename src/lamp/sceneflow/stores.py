@@ -15,7 +15,8 @@ from typing import Any
 
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, LampError, MismatchError, unknown
-from lamp.files import sha256_of, to_line
+from lamp.files import sha256_of
+from lamp.json_files import to_line
 from lamp.sceneflow.sim_states import SIMULATION_PATH
 from lamp.sceneflow.store import SceneFlowStore, StoreDescription
 

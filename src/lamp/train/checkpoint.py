@@ -18,7 +18,8 @@ from lamp import checksums
 from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.data.feature_cache.shards import content_hash
 from lamp.errors import DataError, MismatchError, unreadable
-from lamp.files import TEMPORARY, atomic_path, read_json, sync, write_json
+from lamp.files import TEMPORARY, atomic_path, sync
+from lamp.json_files import read_json, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_lora import LoRA, describe, fill, from_files, to_files

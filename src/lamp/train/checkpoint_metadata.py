@@ -14,7 +14,7 @@ from lamp.configuration import from_json, to_json
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.policy_dataset import PolicyScaling
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
-from lamp.files import read_json, write_json
+from lamp.json_files import read_json, write_json
 from lamp.model.lamp import LaMPConfig
 from lamp.model.prior_interventions import PriorKind
 from lamp.sceneflow.normalization import MotionBounds

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from lamp.configuration import to_json
 from lamp.data.policy_dataset import AnyMotionSamples
-from lamp.files import write_json
 from lamp.geometry import unproject
+from lamp.json_files import write_json
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress
 from lamp.sceneflow.motion_mask import MOVING

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from lamp.errors import ConfigError, MissingDependencyError, unknown
-from lamp.files import append_line, atomic_write_text, read_json, read_lines_json, to_line, write_json
+from lamp.files import atomic_write_text
+from lamp.json_files import append_line, read_json, read_lines_json, to_line, write_json
 from lamp.progress import say
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 

@@ -29,7 +29,7 @@ from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.motion_dataset import TrueMotion
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
-from lamp.files import read_json, to_line, write_json
+from lamp.json_files import read_json, to_line, write_json
 from lamp.model.guidance import PathFusion
 from lamp.model.lamp import ORACLE_TAU, LaMP, LaMPConfig, required
 from lamp.sceneflow.store import SceneFlowStore

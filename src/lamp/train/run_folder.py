@@ -19,7 +19,8 @@ import torch
 import lamp.version
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, MismatchError, TerminatedError
-from lamp.files import locked, remove_folder, write_json
+from lamp.files import locked, remove_folder
+from lamp.json_files import write_json
 from lamp.model.qwen3_vl import PROVENANCE
 from lamp.progress import say
 from lamp.train.checkpoint import (

@@ -19,7 +19,7 @@ from lamp.data.motion_dataset import MotionSamples
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import AnyMotionSamples, MixedMotionSamples
 from lamp.errors import ConfigError, MismatchError
-from lamp.files import to_line
+from lamp.json_files import to_line
 from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, LaMPConfig, required
 from lamp.model.motion_expert import MotionExpertConfig

@@ -21,7 +21,7 @@ from lamp.data.motion_dataset import TrueMotion
 from lamp.data.normalizers import ByDeviation, NoState, floors
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling
 from lamp.errors import ConfigError, MismatchError
-from lamp.files import to_line
+from lamp.json_files import to_line
 from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from lamp.errors import MismatchError
-from lamp.files import read_json, write_json
+from lamp.json_files import read_json, write_json
 from lamp.train.shards import read_shards, read_tensors, shard_names, write_shards, write_tensors
 
 SHARDS = "shards"

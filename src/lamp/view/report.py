@@ -15,7 +15,8 @@ from lamp.benchmark.tables import sentence
 from lamp.benchmark.tables import to_json as tables_to_json
 from lamp.benchmark.trials import TRIALS
 from lamp.errors import ConfigError, DataError
-from lamp.files import atomic_write_text, read_json, write_json
+from lamp.files import atomic_write_text
+from lamp.json_files import read_json, write_json
 from lamp.version import code_version
 from lamp.view import evaluation_sections, paper_figures, paper_tables, run_sections
 from lamp.view import run_sections as training_sections

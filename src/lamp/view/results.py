@@ -17,7 +17,7 @@ from lamp.benchmark.tables import SuccessRow, SuccessTable, tabulate
 from lamp.benchmark.trials import Trial, read_trials
 from lamp.data.episode_selection import number_ranges
 from lamp.errors import DataError
-from lamp.files import read_json, read_lines_json
+from lamp.json_files import read_json, read_lines_json
 from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
 from lamp.train.checkpoint_metadata import StageEpisodes, read_description, stage_episodes
 from lamp.train.run_folder import CHECKPOINT

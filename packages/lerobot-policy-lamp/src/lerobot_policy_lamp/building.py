@@ -14,7 +14,7 @@ from torch import Tensor
 from lamp.configuration import from_json, to_json
 from lamp.data.lerobot.format import short_names
 from lamp.errors import ConfigError, MismatchError, unknown
-from lamp.files import to_line
+from lamp.json_files import to_line
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.small import STRIDE, SmallBackboneConfig

@@ -31,7 +31,7 @@ from lamp.data.lerobot.metadata import shown
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.statistics import Moments, joined, moments_of
 from lamp.errors import DataError
-from lamp.files import read_json_object
+from lamp.json_files import read_json_object
 
 CLOCK_TOLERANCE_S = 1e-3
 """How far a time stamp may be from frame / fps: far above rounding, far below a frame at any customary rate [s]."""

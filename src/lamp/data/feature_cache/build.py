@@ -39,7 +39,7 @@ from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
 from lamp.errors import DataError, MismatchError
-from lamp.files import write_json
+from lamp.json_files import write_json
 
 HEADER = 1024
 """About what a shard's header takes. [bytes]"""

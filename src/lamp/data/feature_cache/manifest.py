@@ -27,7 +27,8 @@ from lamp.data.feature_cache.encode import (
 from lamp.data.feature_cache.shards import EpisodeFingerprints, Shards, ShardState, content_hash, one_error_when_full
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError
-from lamp.files import atomic_path, read_json, read_json_object, write_json
+from lamp.files import atomic_path
+from lamp.json_files import read_json, read_json_object, write_json
 
 FEATURES = "features"
 """The folder in a dataset that caches are in, unless another was chosen."""

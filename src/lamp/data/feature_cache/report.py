@@ -13,7 +13,8 @@ from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, MANIFEST, 
 from lamp.data.feature_cache.shards import ShardState, read_header
 from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError
-from lamp.files import locked, read_json_object, remove_folder
+from lamp.files import locked, remove_folder
+from lamp.json_files import read_json_object
 from lamp.sceneflow.store import SceneFlowStore, lock_of
 from lamp.sceneflow.stores import store_folders
 

@@ -29,7 +29,8 @@ from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.video import packet_digests
 from lamp.data.stored_images import image_digests
 from lamp.errors import DataError, unreadable
-from lamp.files import atomic_path, read_json_object, write_json
+from lamp.files import atomic_path
+from lamp.json_files import read_json_object, write_json
 
 PICTURES = ".pictures.json"
 FORMAT, VERSION = "lamp-pictures", 1

@@ -35,7 +35,7 @@ from lamp.data.lerobot.metadata import (
 )
 from lamp.data.lerobot.statistics import FeatureStatistics
 from lamp.errors import DataError, unreadable
-from lamp.files import each_line_json, read_lines_json
+from lamp.json_files import each_line_json, read_lines_json
 
 Value = TypeVar("Value")
 

@@ -30,7 +30,8 @@ from lamp.data.lerobot.metadata import (
     shown,
 )
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.files import path_inside, read_json
+from lamp.files import path_inside
+from lamp.json_files import read_json
 
 CODEBASE_VERSION = "v3.0"
 """What we write: many episodes in a file."""

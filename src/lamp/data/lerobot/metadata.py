@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from typing_extensions import TypedDict
 
 from lamp.errors import DataError
 from lamp.files import path_inside
+from lamp.json_files import expectation, key_of, shown
 
 MOST_FRAMES = 100_000_000
 """Frames of an episode at most: more is a slip of the pen, and would be a slip of the memory."""
@@ -42,16 +42,6 @@ MOST_SIDE = 32_768
 PICTURES = ("video", "image")
 PATH_FIELDS = frozenset({"chunk_index", "file_index", "video_key", "episode_chunk", "episode_index"})
 """What a path's template may name."""
-
-_SHOW = reprlib.Repr()
-_SHOW.maxlevel, _SHOW.maxstring, _SHOW.maxother, _SHOW.maxlist, _SHOW.maxdict = 2, 60, 60, 4, 4
-
-
-def shown(value: object) -> str:
-    """A foreign value for a message: as JSON writes it, cut short, and printable on any terminal."""
-    known = {None: "null", True: "true", False: "false"}
-    text = known[value] if value is None or isinstance(value, bool) else _SHOW.repr(value)
-    return text.encode("ascii" if not text.isprintable() else "utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,36 +330,9 @@ def episode_rows(places: tuple[str, ...]) -> TypeAdapter:
     return TypeAdapter(list[row])  # pyright: ignore
 
 
-def _expected(error: Mapping[str, Any]) -> str:
-    """What was expected, of one of pydantic's errors."""
-    kind, context = error["type"], error.get("ctx") or {}
-    if kind in ("number", "names", "template", "shape", "depth", "text"):
-        return str(error["msg"])
-    if kind in ("int_type", "int_from_float", "int_parsing", "int_parsing_size"):
-        return "expected a whole number"
-    infinite = isinstance(error["input"], float) and not math.isfinite(error["input"])
-    if kind in ("float_type", "float_parsing", "finite_number") or infinite:
-        return "expected a finite number"
-    if kind.startswith("string"):
-        return "expected a text"
-    if kind == "too_short":
-        return "expected at least one entry"
-    if kind in ("tuple_type", "list_type"):
-        return "expected a list"
-    if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return "expected an object with named entries"
-    limits = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le"}
-    if kind in limits:
-        words = {"ge": "at least", "gt": "above", "le": "at most"}[limits[kind]]
-        return f"expected {words} {context[limits[kind]]:g}"
-    return str(error["msg"]).removeprefix("Input should be ").join(("expected ", ""))
-
-
 def _problem(place: Sequence[int | str], entry: Any, file: Path) -> Problem:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if part != "[key]"]
-    key = "".join(parts).removeprefix(".").encode("utf-8", "backslashreplace").decode()[:200]
-    text = "is missing" if entry["type"] == "missing" else f"is {shown(entry['input'])}; {_expected(entry)}"
-    return Problem(text=text, file=file, key=key or "the content")
+    text = "is missing" if entry["type"] == "missing" else f"is {shown(entry['input'])}; {expectation(entry)}"
+    return Problem(text=text, file=file, key=key_of(place) or "the content")
 
 
 def checked(adapter: TypeAdapter, value: object, file: Path) -> Any:

@@ -29,8 +29,8 @@ from lamp.data.lerobot.statistics import FeatureStatistics, stored_statistics
 from lamp.data.lerobot.video import VideoReaders, video_info
 from lamp.data.stored_images import CorruptPicturesError, StoredImages, metres_of_codes
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.files import read_json_object, read_lines_json
 from lamp.hub import Fetch, HubId, fetch
+from lamp.json_files import read_json_object, read_lines_json
 
 FRESH = "observation.fresh"
 """False where a frame repeats the image rendered for an earlier one."""

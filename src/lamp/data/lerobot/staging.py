@@ -20,15 +20,8 @@ from lamp.data.lerobot.metadata import INFO, by_episode, checked
 from lamp.data.lerobot.statistics import FeatureStatistics, image_statistics
 from lamp.data.lerobot.video import CODEC_NAMES, encoder, write_video
 from lamp.errors import ConfigError, DataError, unreadable
-from lamp.files import (
-    atomic_path,
-    is_file_name,
-    read_json,
-    read_json_object,
-    read_lines_json,
-    to_line,
-    write_json,
-)
+from lamp.files import atomic_path, is_file_name
+from lamp.json_files import read_json, read_json_object, read_lines_json, to_line, write_json
 
 STAGING = ".staging"
 

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64, Shaped, UInt8
 
 from lamp.data.lerobot.format import Feature
 from lamp.errors import DataError
-from lamp.files import read_json_object, write_json
+from lamp.json_files import read_json_object, write_json
 from lamp_client.child_processes import ProcessPool
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}

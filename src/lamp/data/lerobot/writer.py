@@ -52,16 +52,8 @@ from lamp.data.lerobot.statistics import FILE_NAME as STORED_STATISTICS
 from lamp.data.lerobot.statistics import FeatureStatistics, aggregate, statistics_of
 from lamp.data.lerobot.video import join_videos, pixel_format, video_info
 from lamp.errors import DataError, MismatchError
-from lamp.files import (
-    atomic_path,
-    atomic_write_text,
-    locked,
-    remove_folder,
-    remove_leftovers,
-    to_line,
-    to_text,
-    write_json,
-)
+from lamp.files import atomic_path, atomic_write_text, locked, remove_folder, remove_leftovers
+from lamp.json_files import to_line, to_text, write_json
 from lamp.sceneflow.sim_states import SIMULATION_PATH
 
 MEGABYTE = 1 << 20

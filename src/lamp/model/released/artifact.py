@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamp.errors import ConfigError, DataError, MissingDependencyError
-from lamp.files import read_json, sha256_of
+from lamp.files import sha256_of
 from lamp.hub import Fetch, HubId, fetch
+from lamp.json_files import read_json
 from lamp.model.lamp import LaMP
 from lamp.model.released.config import ReleasedConfig, read_config
 from lamp.model.released.keys import check_shapes, parts_of, to_ours

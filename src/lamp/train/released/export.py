@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lamp.data.normalizers import ClampedRange, RawState
 from lamp.errors import MismatchError, MissingDependencyError
-from lamp.files import atomic_path, sha256_of, write_json
+from lamp.files import atomic_path, sha256_of
 from lamp.flow_matching import Beta
+from lamp.json_files import write_json
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.qwen3_vl import PreNorm
 from lamp.model.qwen_processor import BARE_PROMPT

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
-from lamp.files import read_json, write_json
+from lamp.json_files import read_json, write_json
 from lamp.model.qwen_files import CONFIG, DESCRIBING, read_config, token_width
 from lamp.model.released.artifact import download
 from lamp.model.released.config import ReleasedConfig

@@ -55,6 +55,26 @@ XML = """
 """
 
 
+PAINT = """
+  <default><geom group="1" material="paint"/></default>
+  <asset>
+    <texture name="paint" type="cube" builtin="checker" mark="random" random="0.2" rgb1="1 1 1" rgb2="0.4 0.4 0.4" markrgb="0 0 0"
+      width="64" height="64"/>
+    <material name="paint" texture="paint"/>
+    <texture name="board" type="2d" builtin="checker" mark="random" random="0.2" rgb1="1 1 1" rgb2="0.4 0.4 0.4" markrgb="0 0 0"
+      width="64" height="64"/>
+    <material name="board" texture="board" texrepeat="4 4" texuniform="true"/>
+  </asset>
+  <worldbody>"""
+
+
+def load_painted_scene(metadata: Mapping[str, Any]) -> SimulationScene:
+    """The same with a pattern on everything, so that its images show what moves."""
+    painted = XML.replace("<worldbody>", PAINT).replace('name="table"', 'name="table" material="board"')
+    model = mujoco.MjModel.from_xml_string(painted)
+    return SimulationScene(model=model, cameras=CAMERAS, geom_groups=(1,))
+
+
 def load_scene(metadata: Mapping[str, Any]) -> SimulationScene:
     """The scene; writing the episode of the task that the environment names ("task:dataset") kills the process halfway.
 

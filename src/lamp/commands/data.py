@@ -66,6 +66,12 @@ def _flow_build(arguments: Sequence[str]) -> None:
     build(config)
 
 
+def _flow_score(arguments: Sequence[str]) -> None:
+    from lamp.sceneflow.estimate.score import FlowScoreConfig, score
+
+    score(parse(FlowScoreConfig, arguments, "flow score", leading="--episodes"))
+
+
 def _flow_settings(name: str) -> FlowBuildConfig:
     """The scene flow that a recipe's motion prior learns.
 
@@ -335,6 +341,11 @@ COMMANDS: dict[str, Command] = {
         summary="compute the 3-D scene flow of a dataset",
         run=_flow_build,
         elsewhere="scene flow is kept in the dataset: copy that",
+    ),
+    "flow score": Command(
+        summary="measure how well scene flow is estimated from video, against a simulator's exact one",
+        run=_flow_score,
+        elsewhere="--out FILE",
     ),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
     "cache list": Command(summary="list a dataset's caches, their sizes and what they serve", run=_cache_list),

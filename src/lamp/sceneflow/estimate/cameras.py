@@ -1,0 +1,188 @@
+"""Calibration and poses of the camera: as recorded where they are, else from the depth images themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from lamp.errors import DataError
+from lamp.sceneflow.estimate.interfaces import CameraPath, Clip, DepthMaps, nominal_intrinsics
+from lamp.sceneflow.estimate.optical_flow import (
+    FlowPyramid,
+    dense_positions,
+    forward_backward,
+    import_cv2,
+    inside,
+    nearest_pixel,
+    pixel_matrix,
+    unproject,
+)
+from lamp.sceneflow.estimate.rigid import inverse, rotation_of
+
+STILL_PX = 0.3
+"""px: before a camera that stands still, the median pixel of outlines moves by less;"""
+UNCHANGED = 10
+"""or most of them change by less than this of 255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedCameras:
+    """Uses what is recorded; finds only what is missing: whether the camera moves, and then its path from depth.
+
+    Poses come from links of 1, 4 and 16 frames (perspective-n-point on points that the flows agree about, in normalised
+    coordinates, so that mirrored images need no care), averaged on a graph in which long links weigh more.
+    """
+
+    links: tuple[int, ...] = (16, 4, 1)
+
+    def cameras(self, clip: Clip, depth: DepthMaps) -> CameraPath:
+        """The camera of every frame.
+
+        Raises:
+            DataError: It moves, and there is neither depth nor a recorded path to say how.
+        """
+        intrinsics = nominal_intrinsics(*clip.size) if clip.intrinsics is None else clip.intrinsics
+        still = np.broadcast_to(np.eye(4), (len(clip), 4, 4))
+        if clip.world_from_cam is not None:
+            fixed = bool((clip.world_from_cam == clip.world_from_cam[:1]).all())
+            return CameraPath(intrinsics=intrinsics, world_from_cam=clip.world_from_cam, fixed=fixed)
+        if clip.fixed_camera:
+            return CameraPath(intrinsics=intrinsics, world_from_cam=still, fixed=True)
+        pyramid = FlowPyramid(clip.rgb, depth.metres)
+        if clip.fixed_camera is None and stands_still(pyramid):
+            return CameraPath(intrinsics=intrinsics, world_from_cam=still, fixed=True)
+        if depth.known_share < 0.05:
+            raise DataError(
+                f"the camera of {clip.name} moves, and neither depth nor its path is recorded ({depth.known_share:.0%} of the "
+                "depth is known); expected one of them, or a camera that stands still"
+            )
+        return CameraPath(
+            intrinsics=intrinsics, world_from_cam=self._path(clip, depth, intrinsics, pyramid), fixed=False
+        )
+
+    def _path(
+        self, clip: Clip, depth: DepthMaps, intrinsics: Float64[np.ndarray, "3 3"], pyramid: FlowPyramid
+    ) -> Float64[np.ndarray, "n 4 4"]:
+        matrix, count = pixel_matrix(intrinsics, *clip.size), len(clip)
+        starts, ends, steps, weights = [], [], [], []
+        for start in range(count - 1):
+            for link in self.links:
+                if start + link >= count:
+                    continue
+                found = relative_pose(pyramid, depth, matrix, start, start + link)
+                if found is None and link > 1:
+                    continue
+                starts.append(start)
+                ends.append(start + link)
+                steps.append(np.eye(4) if found is None else found)
+                weights.append(0.05 if found is None else link**0.65)
+            pyramid.forget(before=start + 1)
+        edges = np.array([starts, ends]).T
+        return averaged_poses(count, edges, np.array(steps), np.array(weights))
+
+
+def stands_still(pyramid: FlowPyramid) -> bool:
+    """Whether most of what has an outline stays where it is, over links of up to 16 frames and over the whole clip."""
+    cv2 = import_cv2()
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    last = pyramid.length - 1
+    stays = []
+    for start, end in [(0, last), *((start, min(start + 16, last)) for start in range(0, last, 16))]:
+        one, other = pyramid.gray(start), pyramid.gray(end)
+        edges = np.hypot(*(cv2.Sobel(one, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1))))
+        outline = edges > max(20.0, float(np.percentile(edges, 70)))
+        if not outline.any():
+            continue
+        flow = dis.calc(one, other, None)
+        moves = np.median(np.hypot(flow[..., 0], flow[..., 1])[outline])
+        same = (cv2.absdiff(one, other)[outline] < UNCHANGED).mean()
+        stays.append(moves < STILL_PX or same > 0.6)
+    return float(np.mean(stays or [True])) >= 0.9
+
+
+def relative_pose(
+    pyramid: FlowPyramid, depth: DepthMaps, matrix: Float64[np.ndarray, "3 3"], start: int, end: int
+) -> Float64[np.ndarray, "4 4"] | None:
+    """``end_from_start`` of a camera from the flow of what has depth; None where too little agrees."""
+    cv2 = import_cv2()
+    height, width = depth.metres.shape[1:]
+    xy = dense_positions(width, height, 6)
+    there, miss = forward_backward(pyramid, start, end, xy)
+    z = depth.metres[start]
+    filled = np.nan_to_num(z, nan=-1.0)  # next to a hole is a step as well
+    step = cv2.dilate(filled, np.ones((5, 5))) - cv2.erode(filled, np.ones((5, 5)))
+    at = nearest_pixel(xy, width, height)
+    with np.errstate(invalid="ignore"):
+        used = (
+            np.isfinite(z[at])
+            & inside(there, width, height)
+            & (miss < 0.5)
+            & (step[at] < np.maximum(0.02, depth.tolerance(z[at])))
+        )
+    if used.sum() < 20:
+        return None
+    seen = unproject(there[used], np.ones(used.sum()), matrix)[:, :2]
+    points = unproject(xy[used], z[at][used].astype(np.float64), matrix)
+    threshold = (0.7 if end - start == 1 else 1.0) / abs(matrix[0, 0])
+    found, turn, shift, inliers = cv2.solvePnPRansac(
+        points,
+        seen,
+        np.eye(3),
+        None,
+        iterationsCount=200,
+        reprojectionError=threshold,
+        confidence=0.999,
+        flags=cv2.SOLVEPNP_EPNP,
+    )
+    if not found or inliers is None or len(inliers) < max(12, 0.3 * len(points)):
+        return None
+    kept = inliers[:, 0]
+    turn, shift = cv2.solvePnPRefineLM(points[kept], seen[kept], np.eye(3), None, turn, shift)
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(turn)[0], shift[:, 0]
+    return pose
+
+
+def averaged_poses(
+    count: int,
+    edges: np.ndarray,
+    end_from_start: Float64[np.ndarray, "e 4 4"],
+    weights: Float64[np.ndarray, " e"],
+    sweeps: int = 80,
+) -> Float64[np.ndarray, "n 4 4"]:
+    """``world_from_cam`` of every frame, the first one's being the identity, that agree best with relative poses.
+
+    Args:
+        edges: Start and end frame of each relative pose; each frame but the first must be the end of one.
+    """
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    start_from_end = inverse(end_from_start)
+    for end, incoming in _by_end(edges, count):
+        best = incoming[np.argmin(edges[incoming, 0])]  # the longest link
+        poses[end] = poses[edges[best, 0]] @ start_from_end[best]
+    sources = np.concatenate([edges[:, 0], edges[:, 1]])
+    targets = np.concatenate([edges[:, 1], edges[:, 0]])
+    steps, weight = np.concatenate([start_from_end, end_from_start]), np.tile(weights, 2)[:, None, None]
+    for _ in range(sweeps):
+        total = np.zeros_like(poses)
+        np.add.at(total, targets, weight * (poses[sources] @ steps))
+        total /= total[:, 3:, 3:]
+        total[0] = np.eye(4)
+        poses = total.copy()
+        poses[:, :3, :3] = rotation_of(total[:, :3, :3])
+    return poses
+
+
+def _by_end(edges: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    for end in range(1, count):
+        yield end, np.flatnonzero(edges[:, 1] == end)
+
+
+def moved(
+    transform: Float64[np.ndarray, "*#b 4 4"], points: Float[np.ndarray, "*#b n 3"]
+) -> Float64[np.ndarray, "*b n 3"]:
+    """Points in another frame; the points are the last axis but one."""
+    return points @ np.swapaxes(transform[..., :3, :3], -1, -2) + transform[..., None, :3, 3]

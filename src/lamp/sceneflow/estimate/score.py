@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.files import write_json
 from lamp.geometry import apply, inverse, project
+from lamp.json_files import write_json
 from lamp.progress import Progress
 from lamp.sceneflow.estimate.chain import BASELINES, Chain, chain_named
 from lamp.sceneflow.estimate.interfaces import Clip, PointTracks

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
+from typing import ClassVar
 
 import numpy as np
 
@@ -133,3 +134,94 @@ def rank_sum(first: Sequence[float], second: Sequence[float]) -> float:
     if not first or not second or len({*first, *second}) == 1:
         return 1.0
     return float(mannwhitneyu(first, second, method="asymptotic").pvalue)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedDifferences:
+    """Two ways of training compared by seeds, one difference each: trainings vary far more than the episodes of one of them, so
+    that a seed, and not an episode, is what is counted. Student's t over the differences."""
+
+    differences: tuple[float, ...]
+
+    POWER: ClassVar[float] = 0.8
+    """Of the differences that are called detectable."""
+    MOST: ClassVar[int] = 10_000
+    """Pairs beyond which no number is given."""
+
+    @property
+    def mean(self) -> float:
+        """The mean difference; nan without any."""
+        return float(np.mean(self.differences)) if self.differences else float("nan")
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation from seed to seed; None where one seed, or equal differences, do not say it."""
+        found = float(np.std(self.differences, ddof=1)) if len(self.differences) > 1 else 0.0
+        return found if found > 1e-12 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95%; None where it is not known how differences vary."""
+        from scipy.stats import t
+
+        if self.deviation is None:
+            return None
+        count = len(self.differences)
+        half = float(t.ppf(0.975, count - 1)) * self.deviation / sqrt(count)
+        return self.mean - half, self.mean + half
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided. Where differences do not vary at all, that of signs, which four equal ones leave at 1/8."""
+        from scipy.stats import t
+
+        count = len(self.differences)
+        if self.deviation is None:
+            return min(1.0, 2.0 ** (1 - count)) if count and self.mean else 1.0
+        return float(2 * t.sf(abs(self.mean) * sqrt(count) / self.deviation, count - 1))
+
+    def power(self, difference: float, pairs: int) -> float:
+        """How likely so many pairs, which vary as these do, would show a difference (p < 0.05, two-sided)."""
+        from scipy.stats import chi2, norm, t
+
+        if self.deviation is None or pairs < 2:
+            return 0.0
+        # Noncentral t, as a mean over the estimated deviation: scipy's own overflows far out.
+        shares = (np.arange(4000) + 0.5) / 4000
+        estimated = float(t.ppf(0.975, pairs - 1)) * np.sqrt(chi2.ppf(shares, pairs - 1) / (pairs - 1))
+        away = abs(difference) * sqrt(pairs) / self.deviation
+        return float(np.mean(norm.sf(estimated - away) + norm.cdf(-estimated - away)))
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest difference that these pairs would show with a chance of 80%; None where it is not known how they vary."""
+        from scipy.optimize import brentq
+
+        if self.deviation is None:
+            return None
+        count, largest = len(self.differences), 100 * self.deviation
+        return float(
+            brentq(lambda size: self.power(size, count) - self.POWER, 0.0, largest, xtol=1e-6 * self.deviation)
+        )  # pyright: ignore[reportArgumentType]
+
+    def more_pairs(self, difference: float | None = None) -> int | None:
+        """How many more pairs would show a difference, by default the observed one, with a chance of 80%; None: not known, or
+        more than `MOST`."""
+        size, count = self.mean if difference is None else difference, len(self.differences)
+        if self.deviation is None or not size or self.power(size, self.MOST) < self.POWER:
+            return None
+        low, high = 1, self.MOST
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.power(size, middle) >= self.POWER else (middle, high)
+        return max(0, high - count)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: p-values of several comparisons, such that one below 0.05 among them is chance in 5% of such sets."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, least = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = least
+    return corrected

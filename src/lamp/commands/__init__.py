@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from lamp.commands import bench, data, evaluate, recipe, share, show, train
+from lamp.commands import bench, data, evaluate, recipe, share, show, study, train
 from lamp.commands.command import Command
 
 __all__ = ["COMMANDS", "Command"]
 
 COMMANDS: dict[str, Command] = {
     name: command
-    for room in (recipe, data, train, evaluate, show, share, bench)
+    for room in (recipe, data, train, evaluate, study, show, share, bench)
     for name, command in room.COMMANDS.items()
 }

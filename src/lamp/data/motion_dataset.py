@@ -115,6 +115,8 @@ class MotionSamples:
         self.rows: Int64[np.ndarray, " n"] = np.concatenate(
             [features.index.rows(episode, frames) for episode, frames in zip(episodes, stored, strict=True)]
         )
+        self.pairing: Int64[np.ndarray, " n"] | None = None
+        """The sample whose motion stands in the place of each one's own (`shuffled_pairing`); None: its own."""
         self._first = dict(zip(episodes, np.cumsum([0, *map(len, stored[:-1])]).tolist(), strict=True))
         """The first sample of each episode."""
         if len(self.rows) == 0:
@@ -188,11 +190,30 @@ class MotionSamples:
 
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
         """Collates samples; every epoch is alike."""
-        return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(indices)))
+        shown = indices if self.pairing is None else self.pairing[indices]
+        return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(shown)))
 
     def clamp_rate(self) -> tuple[float, float, float]:
         """Share of these samples' supervising increments that lie beyond the bounds, per axis."""
         return clamp_rate([self])
+
+
+def shuffled_pairing(groups: Int64[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, " n"]:
+    """Pairs each sample with one of another group (episode), and each is some other's partner.
+
+    Where one group has more than half of the samples, some of them are paired within it.
+    """
+    generator, count = np.random.default_rng((0x5AFF1E, seed)), len(groups)
+    partner = generator.permutation(count)
+    for one in np.flatnonzero(groups[partner] == groups).tolist():
+        # Exchange partners with some sample that both exchanges suit.
+        start = int(generator.integers(count))
+        other = np.roll(np.arange(count), -start)
+        suits = (groups[partner[other]] != groups[one]) & (groups[partner[one]] != groups[other])
+        if groups[partner[one]] == groups[one] and suits.any():
+            its = int(other[np.argmax(suits)])
+            partner[one], partner[its] = partner[its], partner[one]
+    return partner
 
 
 def clamp_rate(parts: Sequence[MotionSamples]) -> tuple[float, float, float]:

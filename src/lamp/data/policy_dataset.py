@@ -436,6 +436,8 @@ class MixedMotionSamples(Mixture[MotionSamples]):
         first = self.parts[0]
         self.bounds, self.horizon, self.frames_per_step = first.bounds, first.horizon, first.frames_per_step
         self.camera, self.store = first.camera, first.store
+        self.pairing: Int64[np.ndarray, " n"] | None = None
+        """As in `MotionSamples`, over all datasets."""
         self.episode: Int64[np.ndarray, " n"] = np.concatenate([part.episode for part in self.parts])
         """The episode of each sample, in its own dataset."""
         self.frame: Int64[np.ndarray, " n"] = np.concatenate([part.frame for part in self.parts])
@@ -455,7 +457,8 @@ class MixedMotionSamples(Mixture[MotionSamples]):
 
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
         """Collates samples, in the order of the indices."""
-        return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(indices)))
+        shown = indices if self.pairing is None else self.pairing[indices]
+        return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(shown)))
 
     def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """The samples one flow step before, -1 where there is none."""

@@ -247,6 +247,9 @@ class MotionTraining:
     """Noise draws per sample and step."""
     token_dropout: float = 0.0
     """Share of the backbone's tokens hidden from the Motion Expert in each training sample."""
+    targets: Literal["true", "shuffled"] = "true"
+    """`shuffled` is a control: each picture is trained with the motion of another episode's, so that nothing but how motion is
+    distributed can be learnt. What is held out is measured as it is."""
     cache_features: bool = True
     """Read the frozen backbone's tokens from the feature cache. False: decode and encode pictures in every step, which needs no
     disk and allows any number of augmented views, and takes the backbone's time and memory (docs/training.md)."""

@@ -9,13 +9,14 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import lamp.version
 from lamp.configuration import to_json
 from lamp.data.episode_selection import ALL_EPISODES
 from lamp.data.feature_cache.encode import BackboneIdentity, FrozenBackbone
-from lamp.data.motion_dataset import MotionSamples
+from lamp.data.motion_dataset import MotionSamples, shuffled_pairing
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import AnyMotionSamples, MixedMotionSamples
 from lamp.errors import ConfigError, MismatchError
@@ -83,6 +84,9 @@ def train_motion(
         tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
     scaled = _with_kept_bounds(config, datasets[0], tuned)
     samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, distributed)
+    if config.targets == "shuffled":
+        of = samples.part_of(np.arange(len(samples))) if isinstance(samples, MixedMotionSamples) else 0
+        samples.pairing = shuffled_pairing((of << 32) + samples.episode, config.loop.seed)
     held_out = [(one, one.sources.split.validation) for one in datasets if one.sources.split.validation]
     parts = [one.samples(config, episodes, samples.bounds) for one, episodes in held_out]
     validation = _mixed(parts) if parts else None

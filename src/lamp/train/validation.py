@@ -88,9 +88,11 @@ def measure_actions(
 
     Returns:
         `action_error`: the mean absolute error of the normalised actions that count; `action_error_per_dim`: by dimension, in
-        the unit that it is learnt in (m, rad; deltas and relative actions as such).
+        the unit that it is learnt in (m, rad; deltas and relative actions as such); where several tasks are measured,
+        `action_error_by_task`: the former of each.
     """
     normalised, by_dim, counted = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    of_tasks: dict[str, list[float]] = {}
     with Progress("action errors", len(indices), "samples", brief=True) as progress:
         for number, start in enumerate(range(0, len(indices), loop.batch_size)):
             whole = indices[start : start + loop.batch_size]
@@ -103,12 +105,36 @@ def measure_actions(
                     batch = encode(seen)
                     sampled = _sample_actions(model, batch, noise.part(first, len(part)))
                 error = ((sampled.float() - batch.actions).abs() * batch.action_mask[..., None]).cpu()
-                counted += batch.action_mask.sum().cpu()
-                normalised += error.mean(-1).sum()
+                counts, sums = batch.action_mask.sum(1).cpu(), error.mean(-1).sum(1)
+                for task, one, count in zip(_tasks(samples, part), sums.tolist(), counts.tolist(), strict=True):
+                    so_far = of_tasks.setdefault(task, [0.0, 0.0])
+                    so_far[0], so_far[1] = so_far[0] + one, so_far[1] + count
+                counted += counts.sum()
+                normalised += sums.sum()
                 by_dim = by_dim + (error * _scales(samples, part)[:, None].float()).sum((0, 1))
             progress.advance(len(whole))
     total = counted.clamp(min=1)
-    return {"action_error": (normalised / total).item(), "action_error_per_dim": (by_dim / total).tolist()}
+    found: dict[str, Value] = {
+        "action_error": (normalised / total).item(),
+        "action_error_per_dim": (by_dim / total).tolist(),
+    }
+    if len(of_tasks) > 1:
+        found["action_error_by_task"] = {task: one / count for task, (one, count) in sorted(of_tasks.items()) if count}
+    return found
+
+
+def _tasks(samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, " b"]) -> list[str]:
+    """What each sample's episode is told to do, all its instructions where they change on the way."""
+    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
+    of = samples.part_of(indices) if isinstance(samples, MixedSamples) else np.zeros(len(indices), np.int64)
+    starts = np.cumsum([0, *map(len, parts)])
+    found = []
+    for part, place in zip(of.tolist(), indices.tolist(), strict=True):
+        one = parts[part]
+        dataset = one.dataset if isinstance(one, ImageSamples) else one.features.dataset
+        texts, _ = dataset.instructions(int(one.episode[place - starts[part]]))
+        found.append(" / ".join(texts))
+    return found
 
 
 def _sample_actions(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Tensor, "b h a"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -200,9 +200,12 @@ class SeedDifferences:
         if self.deviation is None:
             return None
         count, largest = len(self.differences), 100 * self.deviation
-        return float(
-            brentq(lambda size: self.power(size, count) - self.POWER, 0.0, largest, xtol=1e-6 * self.deviation)
-        )  # pyright: ignore[reportArgumentType]
+
+        def lacking(size: float) -> float:
+            return self.power(size, count) - self.POWER
+
+        found: Any = brentq(lacking, 0.0, largest, xtol=1e-6 * self.deviation)
+        return float(found)
 
     def more_pairs(self, difference: float | None = None) -> int | None:
         """How many more pairs would show a difference, by default the observed one, with a chance of 80%; None: not known, or

@@ -21,7 +21,7 @@ from lamp.study.run import HELD_OUT, MOTION_ONLY, Cell, cells, progress_of, read
 from lamp.study.study import CLAIM_MOTION_SEEDS, CLAIM_POLICY_SEEDS, Arm, Resolved, Study
 from lamp.version import code_version
 from lamp.view.charts import Series, line_chart
-from lamp.view.page import Block, Card, Facts, Notes, Paragraph, Section, Table, render_page
+from lamp.view.page import Block, Card, Facts, Notes, Paragraph, Section, Table, render_page, shown
 
 FILE, PAGE = "study.json", "report.html"
 SIGNIFICANT = 0.05
@@ -432,10 +432,10 @@ def _verdict_block(figures: Mapping[str, Any]) -> Block:
     return Notes(said) if said else Paragraph("Nothing to compare yet.", "absent")
 
 
-def _curves(figures: Mapping[str, Any], out: Path) -> list[Block | None]:
+def _curves(figures: Mapping[str, Any], out: Path) -> list[Block]:
     """The held-out error of every arm over the steps, the mean of its seeds."""
     found = list(progress_of(read_definition(out), out))
-    blocks: list[Block | None] = []
+    blocks = list[Block | None]()
     for count in figures["study"]["demonstrations"]:
         series = []
         for number, arm in enumerate(figures["study"]["arms"]):
@@ -452,7 +452,7 @@ def _curves(figures: Mapping[str, Any], out: Path) -> list[Block | None]:
                 Paragraph(label),
                 line_chart(series, x_label="steps of Stage 2", y_label="mean absolute error", label=label),
             ]
-    return blocks or [Paragraph("No cell is finished yet.", "absent")]
+    return shown(blocks) or [Paragraph("No cell is finished yet.", "absent")]
 
 
 def _motion_table(figures: Mapping[str, Any]) -> Block:

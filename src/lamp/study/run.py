@@ -27,6 +27,7 @@ from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.collect.collect import collect
 from lamp.collect.jobs import CollectConfig
 from lamp.configuration import from_json, to_json
+from lamp.data.augmentation import NO_AUGMENTATION
 from lamp.data.embodiment import OWN, Embodiment, embodiment
 from lamp.data.episode_selection import EpisodeSelection, number_ranges
 from lamp.data.feature_cache.shards import in_bytes
@@ -430,8 +431,8 @@ class _Run:
             )
         dataset = robot.open(folder, pictures_only=not actions)
         policy = base.policy
-        views = {"augmentation": policy.augmentation} if actions else {}
-        ensure_features(dataset, base.backbone, token_width=policy.model.token_width, **views)
+        views = policy.augmentation if actions else NO_AUGMENTATION
+        ensure_features(dataset, base.backbone, token_width=policy.model.token_width, augmentation=views)
         return folder, robot
 
     def _jobs(self, partition: Partition, extras: Sequence[MixedIn]) -> list[Job]:

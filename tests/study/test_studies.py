@@ -19,7 +19,8 @@ from lamp.data.episode_selection import EpisodeSelection
 from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.data.motion_dataset import shuffled_pairing
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.files import locked, write_json
+from lamp.files import locked
+from lamp.json_files import write_json
 from lamp.recipes import training
 from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, quick, robustness, tiny
 from lamp.study.report import report, summarise

@@ -16,7 +16,8 @@ import numpy as np
 from lamp.benchmark.statistics import SeedDifferences, holm, sign_flips_exact
 from lamp.configuration import to_json
 from lamp.errors import DataError
-from lamp.files import atomic_write_text, read_json_object, write_json
+from lamp.files import atomic_write_text
+from lamp.json_files import read_json_object, write_json
 from lamp.study.run import HELD_OUT, MOTION_ONLY, Cell, cells, progress_of, read_definition
 from lamp.study.study import CLAIM_MOTION_SEEDS, CLAIM_POLICY_SEEDS, Arm, Resolved, Study
 from lamp.version import code_version

@@ -33,7 +33,8 @@ from lamp.data.episode_selection import EpisodeSelection, number_ranges
 from lamp.data.feature_cache.shards import in_bytes
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, LampError, MismatchError
-from lamp.files import locked, read_json_object, read_lines_json, remove_folder, to_line, write_json
+from lamp.files import locked, remove_folder
+from lamp.json_files import read_json_object, read_lines_json, to_line, write_json
 from lamp.progress import QUIET, Progress, clock, say
 from lamp.recipes import Recipe
 from lamp.sceneflow.build import build

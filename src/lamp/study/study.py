@@ -15,7 +15,8 @@ from lamp.collect.jobs import EXPERT_TASKS, CollectConfig
 from lamp.configuration import from_json, to_json
 from lamp.data.episode_selection import EpisodeSelection
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
-from lamp.files import is_file_name, read_json
+from lamp.files import is_file_name
+from lamp.json_files import read_json
 from lamp.model.guidance import FlowHead
 from lamp.recipes import Recipe, TrainingRecipe, training
 from lamp.train.config import MotionTraining, PolicyTraining

@@ -45,7 +45,9 @@ def _collect(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowFlags(SelectionFlags):
-    """Computes a dataset's 3-D scene flow from its recorded simulation; a stopped build goes on where it was."""
+    """Computes a dataset's 3-D scene flow from its recorded simulation; a stopped build goes on where it was. With `--out
+    STORE`, or for a dataset without simulation, it is estimated from video: `lamp flow build SOURCE --out STORE --help` lists
+    the flags of that."""
 
     recipe: str | None = None
     """Where the other flags' defaults come from: a name that `lamp recipe list` shows, or a file of `lamp recipe fit`."""
@@ -55,6 +57,11 @@ def _flow_build(arguments: Sequence[str]) -> None:
     from lamp.sceneflow.build import FlowBuildConfig, build
 
     settings, words = None, with_flag(arguments, "--data")
+    if _is_video(arguments):
+        from lamp.data.flow_from_video import VideoFlowConfig, build_from_video
+
+        build_from_video(parse(VideoFlowConfig, arguments, "flow build", leading="--source"))
+        return
     if name := value_of("--recipe", arguments):
         need("--data", words, "flow build")
         settings = _flow_settings(name)
@@ -64,6 +71,56 @@ def _flow_build(arguments: Sequence[str]) -> None:
 
         config = replace(config, only=flags.selection.select(LeRobotDataset(config.data)))
     build(config)
+
+
+def _is_video(arguments: Sequence[str]) -> bool:
+    """Whether scene flow is to be estimated: where that is asked for, or nothing but video is there."""
+    if value_of("--out", arguments) is not None or value_of("--source", arguments) is not None:
+        return True
+    data = value_of("--data", with_flag(arguments, "--data"))
+    if data is None:
+        return False
+    return (Path(data) / "meta" / "info.json").is_file() and not any(Path(data).glob("simulation/episode-*"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFlags:
+    """Reads scene-flow stores whole and reports every fault; the exit code is 1 if there is one."""
+
+    store: tyro.conf.Positional[Path]
+    """A store, or a dataset with one or several."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _flow_validate(arguments: Sequence[str]) -> None:
+    flags = parse(StoreFlags, arguments, "flow validate")
+    from lamp.sceneflow.validate import find_stores, validate
+
+    faults = validate(flags.store)
+    names = ", ".join(folder.name for folder in find_stores(flags.store))
+    if flags.json:
+        print(json.dumps({"ok": not faults, "faults": [vars(fault) for fault in faults]}, indent=2))
+    else:
+        print("\n".join(map(str, faults)) if faults else f"{names}: no fault")
+    if faults:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsFlags(StoreFlags):
+    """Says what scene-flow stores hold, in numbers: episodes, query frames, shares of points, bounds, and clips that failed."""
+
+
+def _flow_stats(arguments: Sequence[str]) -> None:
+    flags = parse(StatisticsFlags, arguments, "flow stats")
+    from lamp.sceneflow.validate import statistics
+
+    found = statistics(flags.store)
+    if flags.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n\n".join("\n".join(f"{name}: {value}" for name, value in one.items()) for one in found))
 
 
 def _flow_score(arguments: Sequence[str]) -> None:
@@ -101,8 +158,8 @@ class CacheFlags:
     recipe: str = "demo"
     """The recipe whose backbone it is; its settings can be changed by their own flags."""
     embodiment: str | None = None
-    """How datasets record their robot where they do not say: lamp, libero, bridge, droid ..., or a JSON file; by default, as the
-    recipe says (docs/data.md)."""
+    """How datasets record their robot where they do not say: lamp, libero, bridge, droid ..., or a JSON file; by default, as
+    the recipe says (docs/data.md)."""
     out: Path | None = None
     """The folder for the caches of all datasets, `--features` of a training; by default each is in its dataset."""
     motion: Path | None = None
@@ -347,6 +404,8 @@ COMMANDS: dict[str, Command] = {
         run=_flow_score,
         elsewhere="--out FILE",
     ),
+    "flow validate": Command(summary="find every fault of a scene-flow store", run=_flow_validate),
+    "flow stats": Command(summary="say what a scene-flow store holds, in numbers", run=_flow_stats),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
     "cache list": Command(summary="list a dataset's caches, their sizes and what they serve", run=_cache_list),
     "cache remove": Command(summary="remove caches of a dataset", run=_cache_remove),

@@ -55,7 +55,7 @@ def recording_paths(root: Path) -> dict[int, Path]:
     if not paths:
         raise DataError(
             f"no recorded simulation at {folder}/episode-*.safetensors; expected a dataset written by `lamp collect` "
-            "(scene flow from video alone is not supported; docs/data.md says how to write one's own, and "
+            "(`lamp flow build SOURCE --out STORE` estimates scene flow from video, docs/scene_flow.md, and "
             "`lamp train policy --recipe small_no_motion` trains without)"
         )
     return paths

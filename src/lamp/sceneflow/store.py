@@ -276,9 +276,9 @@ def _no_store(path: Path) -> DataError:
         but = "" if is_dataset else f"; and {data} is no dataset: it has no meta/info.json"
         return DataError(f"no scene-flow store at {path}; expected `lamp flow build {data}` to make it{but}")
     return DataError(
-        f"no scene-flow store at {path}. {data} holds video without recorded simulation, from which `lamp flow build` cannot "
-        "make scene flow. Write its scene flow there yourself (docs/data.md, Scene-flow store), or train without a motion "
-        f"prior: `lamp train policy --recipe small_no_motion --data {data}`."
+        f"no scene-flow store at {path}. {data} holds video without recorded simulation: `lamp flow build {data}` estimates its "
+        "scene flow (docs/scene_flow.md). Or train without a motion prior: "
+        f"`lamp train policy --recipe small_no_motion --data {data}`."
     )
 
 

@@ -115,6 +115,8 @@ def test_a_check_is_not_in_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "quick\n" in shown and "hours on 2 cores" in shown and "tiny" not in shown
     assert cli.main(["study", "list", "--all"]) == 0 and "tiny\n" in capsys.readouterr().out
+    assert cli.main(["study", "show", "quick"]) == 0
+    assert from_json(Study, json.loads(capsys.readouterr().out)) == quick()
 
 
 def test_a_users_own_study_is_read_strictly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,22 @@ def _list(arguments: Sequence[str]) -> None:
         print(
             f"    {len(study.arms)} arms, {whole.cells} cells{trials}; about {whole.total_s / 2 / 3600:.1f} hours on 2 cores"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags:
+    """Prints a study as JSON, to be changed and given to `lamp study run` (docs/studies.md)."""
+
+    name: tyro.conf.Positional[str]
+    """A name of `lamp study list`, or a study's JSON file."""
+
+
+def _show(arguments: Sequence[str]) -> None:
+    flags = parse(ShowFlags, arguments, "study show")
+    from lamp.configuration import to_json
+    from lamp.study.study import find_study
+
+    print(json.dumps(to_json(find_study(flags.name)), indent=2, ensure_ascii=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +173,7 @@ def _report(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Command] = {
     "study list": Command(summary="list the studies of when a motion prior helps", run=_list),
+    "study show": Command(summary="print a study as JSON, for one of your own", run=_show),
     "study run": Command(summary="carry out a study: many trainings, compared in pairs", run=_run),
     "study report": Command(summary="say what a study has found so far", run=_report, elsewhere="another folder"),
 }

@@ -248,8 +248,16 @@ class Resolved:
         motion = self.recipe(arm).motion
         if arm.prior is None or motion is None:
             return None
-        loop = replace(motion.loop, steps=self.study.motion_steps)
-        return replace(motion, loop=loop, targets=arm.prior.targets, **_flow_frames(self.base, motion))
+        steps = self.study.motion_steps
+        # Each measured sample takes all solver steps, at the end four times over: as long as many steps of training.
+        return replace(
+            motion,
+            loop=replace(motion.loop, steps=steps, validate_every=steps),
+            targets=arm.prior.targets,
+            validation_samples=min(motion.validation_samples, 16),
+            final_samples=min(motion.final_samples, 32),
+            **_flow_frames(self.base),
+        )
 
     def policy(self, arm: Arm) -> PolicyTraining:
         """The Stage 2 of an arm, but for its seed and episodes."""
@@ -330,7 +338,7 @@ def _own(study: Study, name: str) -> AnyTraining:
     return made_up_recipe() if isinstance(study.data, MadeUpData) and name == "made_up" else training(name)
 
 
-def _flow_frames(base: AnyTraining, motion: MotionTraining) -> dict[str, Any]:
+def _flow_frames(base: AnyTraining) -> dict[str, Any]:
     """A flow step of the same time whatever the store's steps are."""
     if not isinstance(base, Recipe):
         return {}

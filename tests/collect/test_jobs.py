@@ -19,6 +19,7 @@ from lamp.collect.jobs import (
     start_of,
 )
 from lamp.errors import ConfigError
+from lamp_client.errors import LampClientError
 
 CONFIG = CollectConfig(suite="libero_object", task=(0, 3), episodes=40, placement_shift=0.04)
 
@@ -95,6 +96,21 @@ def test_episodes_that_would_repeat_each_other_are_refused() -> None:
     quiet = replace(CONFIG, episodes=30, placement_shift=0.0, action_noise=0.0, perturbation_probability=0.0)
     with pytest.raises(ConfigError, match="repeat"):
         replace(quiet, episodes=31)
+
+
+def test_perturbations_of_demonstrations(tmp_path: Path) -> None:
+    texts = ("none", "camera=2", "light=3", "camera=1+light=2")
+    assert list(replace(CONFIG, perturb=texts).perturbations()) == [*texts]
+    assert replace(CONFIG, perturb=texts).perturbations()["none"] is None and not CONFIG.perturbations()
+    for given, message in (
+        (("noise=2",), "perturb noise=2: expected perturbations of camera and light"),
+        (("camera=2+language=1",), r"perturb camera=2\+language=1: expected"),
+        (("camera=2", "camera=2"), "perturb camera=2, camera=2: expected none twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(CONFIG, perturb=given)
+    with pytest.raises(LampClientError, match="camra"):
+        replace(CONFIG, perturb=("camra=2",))
 
 
 def test_no_task_means_all_that_the_expert_can_do() -> None:

@@ -122,7 +122,7 @@ def write_recording(root: Path, episode: int, recording: Recording) -> None:
     """Writes a recording as a dataset holds it."""
     path = root / "simulation" / f"episode-{episode:06d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = ("states", "body_poses", "model_body_pos", "model_body_quat")
+    names = [name for name, value in vars(recording).items() if isinstance(value, np.ndarray)]
     metadata = {name: json.dumps(value) for name, value in recording.metadata.items()}
     save_file({name: getattr(recording, name) for name in names}, path, metadata=metadata)
 

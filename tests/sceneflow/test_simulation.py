@@ -21,7 +21,7 @@ from lamp.sceneflow.exact_flow import (
     track_points,
 )
 from lamp.sceneflow.rendering import NO_BODY, BodyDepthRenderer, RenderedView
-from lamp.sceneflow.sim_states import Playback, read_recording
+from lamp.sceneflow.sim_states import Playback, read_recording, recording_paths
 from lamp.types import Camera, Tracks
 from lamp_client.envs.rendering import import_mujoco
 
@@ -240,6 +240,22 @@ def test_moved_fixtures_are_put_where_they_were_recorded(renderer: BodyDepthRend
         load_scene({"task": 0}).model, dataclasses.replace(recording, model_body_pos=moved, body_poses=poses)
     )
     np.testing.assert_allclose(playback.world_from_body[0, 1, :3, 3].numpy(), moved[1])
+
+
+def test_cameras_of_an_episode_are_put_where_they_were_recorded(tmp_path: Path) -> None:
+    model, recording = load_scene({"task": 0}).model, record(motion(4))
+    before, index = Playback(model, recording).camera_poses("front"), model.camera("front").id
+    cameras = {name: np.array(getattr(model, name)) for name in ("cam_pos", "cam_quat", "cam_fovy")}
+    cameras["cam_pos"][index] += (0.1, 0.2, 0.3)
+    cameras["cam_fovy"][index] += 10
+    named = {f"model_{name}": values for name, values in cameras.items()}
+    write_recording(tmp_path, 0, dataclasses.replace(recording, **named))
+    write_recording(tmp_path, 1, recording)
+    found = read_recording(recording_paths(tmp_path)[0])
+    moved = Playback(model, found).camera_poses("front")
+    np.testing.assert_allclose((moved - before)[:, :3, 3].numpy(), np.tile((0.1, 0.2, 0.3), (4, 1)), atol=1e-12)
+    assert model.cam_fovy[index] == cameras["cam_fovy"][index]
+    assert read_recording(recording_paths(tmp_path)[1]).model_cam_pos is None
 
 
 def test_broken_recordings_and_unknown_cameras_are_named(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from lamp.progress import Progress, clock
 from lamp.version import code_version, package_versions
 from lamp_client.child_processes import CONTEXT, ChildProcess, available_cores, end
 from lamp_client.envs.libero import LiberoEnv, load_task
+from lamp_client.envs.libero_perturbed import PerturbedLibero, unchanged
+from lamp_client.envs.perturbations import SampledPerturbation, StandardScene
 from lamp_client.errors import LampClientError, SimulationError
 
 __all__ = ["CollectConfig", "CollectReport", "TaskReport", "collect"]
@@ -121,8 +123,9 @@ def collect(config: CollectConfig) -> CollectReport:
 
 def _settings(config: CollectConfig) -> dict[str, Any]:
     settings = {key: value for key, value in to_json(config).items() if key not in FREE_TO_CHANGE}
-    if not config.motion_only:  # collections that an earlier version began do not note it
-        settings.pop("motion_only")
+    for name in ("motion_only", "perturb"):  # collections that an earlier version began do not note them
+        if not getattr(config, name):
+            settings.pop(name)
     return settings
 
 
@@ -271,12 +274,21 @@ def work(config: CollectConfig, jobs: Queue[tuple[Job, int] | None], results: Qu
 
 
 def _environment(config: CollectConfig, task: int) -> LiberoEnv:
-    return LiberoEnv(
-        load_task(config.suite, task),
-        image_size=config.image_size,
-        render=config.render,
-        placement_shift=config.placement_shift,
-    )
+    how: dict[str, Any] = {
+        "image_size": config.image_size,
+        "render": config.render,
+        "placement_shift": config.placement_shift,
+    }
+    choices = list(config.perturbations().items())
+    if not choices:
+        return LiberoEnv(load_task(config.suite, task), **how)
+
+    def draw(generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
+        text, chosen = choices[int(generator.integers(len(choices)))]
+        sampled = unchanged(generator, standard) if chosen is None else chosen.draw(generator, standard)
+        return replace(sampled, numbers={"perturbation": text, "drawn": dict(sampled.numbers)})
+
+    return PerturbedLibero(load_task(config.suite, task), draw, seed=config.seed, **how)
 
 
 def attempt_job(env: LiberoEnv, config: CollectConfig, job: Job, attempt: int) -> Attempt:
@@ -307,6 +319,12 @@ def attempt_job(env: LiberoEnv, config: CollectConfig, job: Job, attempt: int) -
     return done
 
 
+def _cameras(env: LiberoEnv) -> dict[str, np.ndarray]:
+    """The cameras of the model, where an episode has its own."""
+    model, _ = env.simulation
+    return {f"model_{name}": np.array(getattr(model, name)) for name in ("cam_pos", "cam_quat", "cam_fovy")}
+
+
 def episode_data(
     env: LiberoEnv,
     config: CollectConfig,
@@ -319,6 +337,7 @@ def episode_data(
 ) -> EpisodeData:
     """Renders a trajectory and puts it into the dataset's terms."""
     positions, quaternions = env.model_poses()
+    perturbed = isinstance(env, PerturbedLibero)
     frames = {
         "observation.state": trajectory.proprioception.astype(np.float32),
         "observation.fresh": fresh_frames(trajectory.length, config.render_every),
@@ -346,11 +365,13 @@ def episode_data(
             "retries": trajectory.retries,
             "pushed": disturbance.pushed,
             "fumbled": disturbance.fumbled,
+            **({"variation": env.variation} if perturbed else {}),
         },
         simulation={
             "states": trajectory.states,
             "body_poses": trajectory.body_poses,
             "model_body_pos": positions,
             "model_body_quat": quaternions,
+            **(_cameras(env) if perturbed else {}),
         },
     )

@@ -13,9 +13,12 @@ import numpy as np
 from lamp.data.lerobot.format import ATTEMPTS_PATH
 from lamp.errors import ConfigError, unknown
 from lamp.json_files import append_line, read_lines_json, to_line
+from lamp_client.envs.plus_style import Perturbation, parse
 
 EVALUATION_STATES = range(30, 50)
 """Initial states that no demonstration may start from."""
+PERTURBED = ("camera", "light")
+"""What may be perturbed in demonstrations."""
 MAX_ATTEMPTS = 8
 """Attempts at one episode, each with another initial state and other seeds, before it is given up."""
 EXPERT_TASKS: dict[str, tuple[int, ...]] = {
@@ -56,6 +59,9 @@ class CollectConfig:
     """Width and height of the images [px]."""
     motion_only: bool = False
     """Record no actions: data that Stage 1 learns motion from, and no policy can be trained on."""
+    perturb: tuple[str, ...] = ()
+    """Plus-style perturbations of camera and light, such as `camera=2`, `light=3` or `camera=2+light=3`: one of those
+    given, which may be `none`, is drawn for each episode (docs/benchmarks.md)."""
     workers: int = 0
     """Processes; 0: one per processor."""
     seed: int = 0
@@ -80,6 +86,25 @@ class CollectConfig:
         for name, most in (("placement_shift", 0.15), ("action_noise", 1.0), *probabilities):
             if not 0.0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 to {most:g}.")
+
+        self.perturbations()
+
+    def perturbations(self) -> dict[str, Perturbation | None]:
+        """What `perturb` says, by its text; None changes nothing.
+
+        Raises:
+            ConfigError: One is twice there, or changes what a demonstration is of.
+            LampClientError: One does not exist.
+        """
+        found = {text: None if text == "none" else parse(text) for text in self.perturb}
+        for text, one in found.items():
+            if one is not None and not set(one.category.split("+")) <= {*PERTURBED}:
+                raise ConfigError(
+                    f"perturb {text}: expected perturbations of {' and '.join(PERTURBED)}, such as camera=2"
+                )
+        if len(found) < len(self.perturb):
+            raise ConfigError(f"perturb {', '.join(self.perturb)}: expected none twice")
+        return found
 
     def _check_states(self) -> None:
         first, end = self.states

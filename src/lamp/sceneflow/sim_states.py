@@ -22,6 +22,7 @@ from lamp_client.envs.rendering import import_mujoco
 
 SIMULATION_PATH = "simulation/episode-{episode_index:06d}.safetensors"
 """An episode's file in its dataset's folder."""
+CAMERAS = ("model_cam_pos", "model_cam_quat", "model_cam_fovy")
 AGREEMENT = 0.02
 """m: bodies may be this far from where they were recorded (a fast body moves some mm between a state and its image)."""
 
@@ -39,6 +40,11 @@ class Recording:
     model_body_quat: Float[np.ndarray, "nbody 4"]
     metadata: dict[str, Any]
     """Names the task and its initial state."""
+    model_cam_pos: Float[np.ndarray, "ncam 3"] | None = None
+    """The model's cameras, where the episode has its own; None: as they are."""
+    model_cam_quat: Float[np.ndarray, "ncam 4"] | None = None
+    model_cam_fovy: Float[np.ndarray, " ncam"] | None = None
+    """Vertical fields of view, degrees."""
 
 
 def recording_paths(root: Path) -> dict[int, Path]:
@@ -79,7 +85,8 @@ def read_recording(path: Path) -> Recording:
     """
     with _readable(path), safe_open(path, framework="np") as file:
         names = ("states", "body_poses", "model_body_pos", "model_body_quat")
-        arrays = {name: file.get_tensor(name).astype(np.float64) for name in names}
+        cameras = [name for name in CAMERAS if name in file.keys()]  # noqa: SIM118  (not a dictionary)
+        arrays = {name: file.get_tensor(name).astype(np.float64) for name in (*names, *cameras)}
         return Recording(**arrays, metadata=_metadata(file))
 
 
@@ -119,6 +126,9 @@ class Playback:
         _check(model, recording)
         self.model, self.data = model, mujoco.MjData(model)
         model.body_pos[:], model.body_quat[:] = recording.model_body_pos, recording.model_body_quat
+        for name in CAMERAS:
+            if (values := getattr(recording, name)) is not None:
+                getattr(model, name.removeprefix("model_"))[:] = values
         self._qpos = recording.states[:, 1 : 1 + model.nq]
         self.length = len(recording.states)
         positions = np.empty((self.length, model.nbody, 3))

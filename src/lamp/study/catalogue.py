@@ -55,6 +55,13 @@ def _collected(suite: str, tasks: tuple[int, ...], episodes: int, *, shift: floa
     return replace(small_collection(suite, tasks, episodes=episodes, shift=shift), out=Path("data"))
 
 
+def _changed(suite: str, tasks: tuple[int, ...], episodes: int) -> CollectConfig:
+    """Motion alone, in other layouts, from other cameras, in other light."""
+    kinds = [f"{kind}={level}" for kind in ("camera", "light") for level in (1, 2, 3)]
+    other = _collected(suite, tasks, episodes, shift=0.08)
+    return replace(other, motion_only=True, seed=1, perturb=(*kinds, "camera=2+light=2"))
+
+
 def quick() -> Study:
     """An hour: one task, held-out errors alone."""
     return Study(
@@ -149,13 +156,20 @@ def robustness() -> Study:
         name="robustness",
         question="Does a prior that saw other cameras, lights and layouts in motion keep a policy going where they change?",
         data=_collected("libero_object", OBJECT_TASKS, 60, shift=SHIFT),
+        extra=(_changed("libero_object", OBJECT_TASKS, 67),),
         held_out=_states("27:30"),
         actions=_states("0:14"),
         motion=_states("14:27"),
         demonstrations=(20,),
-        arms=(NONE, SAME, ACTION_FREE, ORACLE),
+        arms=(
+            NONE,
+            SAME,
+            Arm(name="action_free", prior=MotionPrior(extra=False)),
+            Arm(name="changed_motion", prior=MotionPrior()),
+            ORACLE,
+        ),
         motion_steps=1200,
-        policy_steps=1500,
+        policy_steps=1200,
         tests=(standard, *changed),
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flow_scene import load_scene, motion, record
+from flow_scene import load_scene, motion, record, write_recording
 
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.geometry import to_image, to_world

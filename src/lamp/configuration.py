@@ -167,7 +167,7 @@ def _read_dataclass(classes: tuple[Any, ...], obj: Any, where: str) -> Any:
     tag = values.pop(TAG, None)
     if tag is None and len(classes) > 1:
         raise ConfigError(f"{where}: {TAG!r} is missing; expected one of {', '.join(by_name)}")
-    if tag is not None and tag not in by_name:
+    if tag is not None and tag not in tuple(by_name):  # not in the dict: it may be a list
         raise unknown(f"{where} type", tag, by_name)
     cls = next(iter(classes)) if tag is None else by_name[tag]
     hints = _hints(cls)

@@ -26,12 +26,13 @@ from typing import Any, ParamSpec, TypeVar
 from lamp.benchmark.evaluate import Summary, evaluate
 from lamp.collect.collect import collect
 from lamp.files import locked
-from lamp.json_files import read_json_object, write_json
+from lamp.json_files import read_json_as, write_json
 from lamp.progress import clock as elapsed
 from lamp.progress import say
 from lamp.recipes import Recipe, experiment
 from lamp.sceneflow.build import build
 from lamp.train.backbones import ensure_features
+from lamp.train.flow_metrics import read_flow_errors
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
 from lamp.version import code_version, package_versions
@@ -63,7 +64,7 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = read_json_object(path, "stage times") if path.is_file() else {}
+        self.seconds = read_json_as(path, dict[str, float], "stage times") if path.is_file() else {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -91,8 +92,8 @@ class Clock:
 
     def rounded(self) -> dict[str, float]:
         """Seconds of each stage, in order, and in total."""
-        done = {name: round(self.seconds[name], 1) for name in STAGES if name in self.seconds}
-        return {**done, "total": round(sum(self.seconds.values()), 1)}
+        done = {name: round(float(self.seconds[name]), 1) for name in STAGES if name in self.seconds}
+        return {**done, "total": round(sum(self.seconds.values(), start=0.0), 1)}
 
 
 def run(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -196,8 +197,7 @@ def _evaluate(recipe: Recipe, index: int, out: Path) -> Summary:
 
 def _pictures(recipe: Recipe, out: Path) -> None:
     """Draws predicted beside true flow for frames of held-out episodes."""
-    held_out = read_json_object(out / "motion" / "flow.json", "flow errors")["episodes"]
-    for episode in held_out[:3]:
+    for episode in read_flow_errors(out / "motion" / "flow.json").get("episodes", [])[:3]:
         view(
             ViewConfig(
                 data=out / "data",
@@ -209,8 +209,9 @@ def _pictures(recipe: Recipe, out: Path) -> None:
 
 
 def _summary(recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary]) -> dict[str, Any]:
-    flow = read_json_object(out / "motion" / "flow.json", "flow errors")
+    flow = read_flow_errors(out / "motion" / "flow.json")
     moving, static = flow["moving"], flow["static"]
+    one_sample = moving.get("one_sample", {})
     return {
         "title": f"LaMP: {recipe.name}",
         "lead": recipe.summary,
@@ -219,15 +220,15 @@ def _summary(recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary]) 
         "evaluations": {summary.folder.name: _counts(summary) for summary in summaries},
         "flow": {
             "moving": {
-                "ade_px": moving["one_sample"]["ade_px"],
-                "fde_px": moving["one_sample"]["fde_px"],
-                "zero_motion_ade_px": moving["zero_motion"]["ade_px"],
-                "constant_velocity_ade_px": moving["constant_velocity"]["ade_px"],
-                "mean_of_4_ade_px": moving["mean_of_4"]["ade_px"],
+                "ade_px": one_sample.get("ade_px"),
+                "fde_px": one_sample.get("fde_px"),
+                "zero_motion_ade_px": moving.get("zero_motion", {}).get("ade_px"),
+                "constant_velocity_ade_px": moving.get("constant_velocity", {}).get("ade_px"),
+                "mean_of_4_ade_px": moving.get("mean_of_4", {}).get("ade_px"),
             },
-            "static": {"ade_px": static["one_sample"]["ade_px"]},
-            "image_px": flow["image_px"],
-            "samples": flow["samples"],
+            "static": {"ade_px": static.get("one_sample", {}).get("ade_px")},
+            "image_px": flow.get("image_px"),
+            "samples": flow.get("samples"),
         },
         "facts": {
             "machine": f"{available_cores()} cores, {platform.machine()}, {platform.system()}",

@@ -159,7 +159,9 @@ def _stage_line(one: StageEpisodes, kind: str) -> dict[str, Any]:
 
 
 def _describe_run(path: Path) -> dict[str, Any]:
-    rows = read_lines_json(path / "metrics.jsonl")
+    from lamp.train.metrics import read_metrics
+
+    rows = read_metrics(path / "metrics.jsonl")
     saved = (path / "checkpoint" / "lamp.json").exists()
     checkpoint = _describe_checkpoint(path) if saved else "none yet: the same command starts from the beginning"
     return {"last metrics": rows[-1] if rows else None, "checkpoint": checkpoint}
@@ -168,9 +170,10 @@ def _describe_run(path: Path) -> dict[str, Any]:
 def _describe_evaluation(path: Path) -> dict[str, Any]:
     from lamp.benchmark import robustness
     from lamp.benchmark.episodes import read_records
+    from lamp.benchmark.run_manifest import read_manifest
     from lamp.benchmark.tables import tabulate, to_json
 
-    manifest = read_json_object(path / "run.json", "evaluation manifest")
+    manifest = read_manifest(path)
     records = read_records(path)
     return {
         "episodes": f"{len(records)} of {manifest['planned']}",

@@ -14,7 +14,7 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
@@ -89,7 +89,11 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
-def check_type(value: Any, shape: type[T], where: str) -> T:
+@overload
+def check_type(value: Any, shape: type[T], where: str) -> T: ...
+@overload
+def check_type(value: Any, shape: Any, where: str) -> Any: ...
+def check_type(value: Any, shape: Any, where: str) -> Any:
     """Compares a parsed JSON value with a type; keys that a TypedDict or a dataclass does not name may be there.
 
     Args:
@@ -107,15 +111,21 @@ def check_type(value: Any, shape: type[T], where: str) -> T:
         read = _adapter(shape).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise DataError(f"{where} is nested too deeply or holds half a character; restore or remove it") from None
         problem = "is missing" if first["type"] == "missing" else f"is {shown(first['input'])}; {expectation(first)}"
         at = key_of(first["loc"])
         raise DataError(f"{where}{': ' * bool(at)}{at} {problem}; restore or remove it") from None
     except ValueError:
         raise DataError(f"{where} holds a number that is not finite; restore or remove it") from None
-    return cast(T, value if type(read) is dict else read)
+    return value if type(read) is dict else read
 
 
-def read_json_as(path: PathLike, shape: type[T], what: str = "file") -> T:
+@overload
+def read_json_as(path: PathLike, shape: type[T], what: str = ...) -> T: ...
+@overload
+def read_json_as(path: PathLike, shape: Any, what: str = ...) -> Any: ...
+def read_json_as(path: PathLike, shape: Any, what: str = "file") -> Any:
     """As `read_json`, of a file whose content has the type `shape`, by `check_type`.
 
     Raises:
@@ -238,7 +248,11 @@ def read_lines_json(path: PathLike) -> list[Any]:
     return list(each_line_json(path))
 
 
-def read_lines_as(path: PathLike, shape: type[T], what: str = "log") -> list[T]:
+@overload
+def read_lines_as(path: PathLike, shape: type[T], what: str = ...) -> list[T]: ...
+@overload
+def read_lines_as(path: PathLike, shape: Any, what: str = ...) -> list[Any]: ...
+def read_lines_as(path: PathLike, shape: Any, what: str = "log") -> list[Any]:
     """As `read_lines_json`, of a log whose lines have the type `shape`, by `check_type`.
 
     Raises:

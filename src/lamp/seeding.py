@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamp.errors import DataError
+
 Draw = Callable[[int, torch.Generator], Tensor]
 """Draws so many leading entries."""
 
@@ -163,11 +165,20 @@ def global_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_global_states(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    """Puts back what `global_states` returned."""
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
-    kind, position, has_gauss, gauss = plain["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = plain["python"]
-    random.setstate((version, tuple(internal), gauss_next))
+    """Puts back what `global_states` returned.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    try:
+        torch.set_rng_state(tensors["torch"])
+        if "cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["cuda"])
+        kind, position, has_gauss, gauss = plain["numpy"]
+        np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+        version, internal, gauss_next = plain["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise DataError(
+            f"the stored states of the random generators are damaged ({error}); restore the checkpoint, or start with --fresh"
+        ) from None

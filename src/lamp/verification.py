@@ -9,7 +9,7 @@ from pathlib import Path
 from lamp import checksums
 from lamp.checksums import CHECKSUMS, ChecksumFault
 from lamp.errors import DataError, LampError
-from lamp.json_files import read_json_object, read_lines_json
+from lamp.json_files import read_json_as, read_json_object
 
 
 @dataclass(kw_only=True)
@@ -71,10 +71,11 @@ def verify_dataset(path: Path, found: Verification) -> None:
 
 
 def verify_scene_flow(path: Path, found: Verification) -> None:
-    from lamp.sceneflow.store import SceneFlowStore
+    from lamp.sceneflow.store import GroupMetadata, SceneFlowStore
 
     def intact() -> None:
-        if checksums.is_intact(read_json_object(path / "zarr.json", "description").get("attributes", {})) is False:
+        stored = read_json_as(path / "zarr.json", GroupMetadata, "description of a store")
+        if checksums.is_intact(stored.get("attributes", {})) is False:
             raise DataError("is not as it was written")
 
     compare_list(path, found)
@@ -148,7 +149,9 @@ def verify_checkpoint(path: Path, found: Verification) -> None:
 
 
 def verify_run(path: Path, found: Verification) -> None:
-    found.check(path / "metrics.jsonl", lambda: read_lines_json(path / "metrics.jsonl"))
+    from lamp.train.metrics import read_metrics
+
+    found.check(path / "metrics.jsonl", lambda: read_metrics(path / "metrics.jsonl"))
     if (path / "lamp.json").is_file():
         found.check(path / "lamp.json", lambda: read_json_object(path / "lamp.json", "record of a run"))
     if (path / "checkpoint").is_dir():
@@ -157,8 +160,9 @@ def verify_run(path: Path, found: Verification) -> None:
 
 def verify_evaluation(path: Path, found: Verification) -> None:
     from lamp.benchmark.episodes import read_records
+    from lamp.benchmark.run_manifest import read_manifest
 
-    found.check(path / "run.json", lambda: read_json_object(path / "run.json", "evaluation manifest"))
+    found.check(path / "run.json", lambda: read_manifest(path))
     found.check(path / "episodes.jsonl", lambda: read_records(path))
     if not compare_list(path, found):
         found.unchecked.append(f"{path} keeps no checksums: its lines were read")

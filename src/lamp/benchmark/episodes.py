@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lamp.benchmark import suites
 from lamp.errors import DataError
-from lamp.json_files import read_lines_json, to_line
+from lamp.json_files import check_type, read_lines_json, to_line
 
 EPISODES = "episodes.jsonl"
 """The file in an evaluation folder with one line an episode."""
@@ -68,7 +68,7 @@ class EpisodeRecord:
     """Largest displacement along x and y in [m]."""
     placement: dict[str, list[float]]
     """Offset (x, y) of every displaced object in [m]."""
-    noise_seed: tuple[int, ...]
+    noise_seed: tuple[int, ...] = ()
     success: bool
     """The environment reported success at some step (the protocol's success)."""
     success_last: bool
@@ -107,20 +107,16 @@ class EpisodeRecord:
         return to_line(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, line: dict[str, Any]) -> EpisodeRecord:
+    def from_json(cls, line: object, where: str = "an episode's line") -> EpisodeRecord:
         """Reads one parsed line; keys of later versions go into `extra`.
 
         Raises:
-            DataError: A required key is missing.
+            DataError: A required key is missing, or one is of another type.
         """
+        record = check_type(line, cls, where)
         names = {item.name for item in dataclasses.fields(cls)}
-        known = {key: value for key, value in line.items() if key in names}
-        known["noise_seed"] = tuple(known.get("noise_seed", ()))
-        known["extra"] = {**known.get("extra", {}), **{key: value for key, value in line.items() if key not in names}}
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise DataError(f"an episode line lacks a key: {error}") from None
+        later = {key: value for key, value in cast(Mapping[str, Any], line).items() if key not in names}
+        return dataclasses.replace(record, extra={**record.extra, **later}) if later else record
 
 
 def read_records(folder: Path) -> list[EpisodeRecord]:
@@ -132,7 +128,10 @@ def read_records(folder: Path) -> list[EpisodeRecord]:
     path = folder / EPISODES
     if not path.is_file():
         raise DataError(f"{folder} holds no {EPISODES}: expected the output folder of `lamp evaluate`")
-    records = [EpisodeRecord.from_json(line) for line in read_lines_json(path)]
+    records = [
+        EpisodeRecord.from_json(line, f"line {number} of {path}")
+        for number, line in enumerate(read_lines_json(path), start=1)
+    ]
     seen = set()
     for record in records:
         if record.key in seen:

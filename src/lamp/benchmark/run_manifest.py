@@ -13,17 +13,77 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from lamp.benchmark.episodes import EPISODES, EpisodeRecord, EvaluationEpisode, read_records
 from lamp.errors import ConfigError, DataError
 from lamp.files import atomic_write_text, locked, sha256_of
-from lamp.json_files import append_line, read_json, read_lines_json, to_line, write_json
+from lamp.json_files import append_line, read_json_as, read_json_object, read_lines_as, to_line, write_json
 from lamp.model.prior_interventions import PriorKind
 
 MANIFEST = "run.json"
 SESSIONS = "sessions.jsonl"
 FORMAT = "lamp-evaluation"
+
+
+class StoredManifest(TypedDict):
+    """`run.json`, as it is read."""
+
+    format: str
+    config: dict[str, Any]
+    conditions: dict[str, str | None]
+    planned: int
+    instructions: NotRequired[list[str]]
+    facts: NotRequired[StoredFacts]
+
+
+class StoredFacts(TypedDict, total=False):
+    """The facts that are read again; there are others."""
+
+    models: dict[str, dict[str, str | None]]
+    """Of each condition's policy: its `flow` and `fusion`."""
+
+
+class StoredSession(TypedDict):
+    """A line of `sessions.jsonl`."""
+
+    session: int
+    episodes: int
+    seconds: float
+
+
+class StoredSummary(TypedDict, total=False):
+    """What is read again of `summary.json`."""
+
+    session_seconds: float
+
+
+class StoredFlow(TypedDict):
+    type: str
+
+
+class StoredMotion(TypedDict):
+    flow: StoredFlow
+
+
+class StoredModel(TypedDict, total=False):
+    """What tells one kind of policy from another, of a checkpoint's `model`."""
+
+    motion: StoredMotion | None
+    guidance: StoredFlow | None
+
+
+class StoredTraining(TypedDict, total=False):
+    prior: str | None
+
+
+class StoredCheckpoint(TypedDict, total=False):
+    """The part of a checkpoint's `lamp.json` that an evaluation needs, of whichever version it is."""
+
+    model: StoredModel | None
+    training: StoredTraining | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +120,9 @@ def read_sessions(folder: Path) -> list[RunSession]:
         DataError: The log is damaged.
     """
     found: dict[int, RunSession] = {}
-    for line in read_lines_json(folder / SESSIONS):
-        try:
-            session = RunSession(
-                number=int(line["session"]), episodes=int(line["episodes"]), seconds=float(line["seconds"])
-            )
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{folder / SESSIONS} holds {to_line(line)[:80]}; restore or remove the file") from None
-        found[session.number] = session
+    for line in read_lines_as(folder / SESSIONS, StoredSession):
+        session, episodes, seconds = line["session"], line["episodes"], float(line["seconds"])
+        found[session] = RunSession(number=session, episodes=episodes, seconds=seconds)
     return [found[number] for number in sorted(found)]
 
 
@@ -115,7 +170,8 @@ class Run:
         earlier = read_sessions(self.folder)
         if not earlier and self.records and (self.folder / "summary.json").is_file():
             # An earlier version kept the time of the last session only.
-            seconds = read_json(self.folder / "summary.json", "summary").get("session_seconds", 0.0)
+            summary = read_json_as(self.folder / "summary.json", StoredSummary, "summary")
+            seconds = summary.get("session_seconds", 0.0)
             write_session(self.folder, RunSession(number=1, episodes=len(self.records), seconds=float(seconds)))
             earlier = read_sessions(self.folder)
         self._number, self._started = 1 + max((session.number for session in earlier), default=0), started
@@ -149,14 +205,12 @@ def _claim(folder: Path, manifest: Manifest) -> None:
         rest = {"planned": manifest.planned, "instructions": list(manifest.instructions), "facts": dict(manifest.facts)}
         write_json(path, {"format": FORMAT, "version": 1, **settings, **rest})
         return
-    stored = read_json(path, "evaluation manifest")
-    if stored.get("format") != FORMAT:
-        raise DataError(f"{path} is not the manifest of an evaluation; choose another --out")
+    stored = read_manifest(folder)
     differing = [
-        f"{key} is {settings[part].get(key)!r}, was {stored[part].get(key)!r}"
-        for part in ("config", "conditions")
-        for key in sorted(settings[part].keys() | stored[part].keys())
-        if settings[part].get(key) != stored[part].get(key)
+        f"{key} is {wanted.get(key)!r}, was {there.get(key)!r}"
+        for wanted, there in ((settings["config"], stored["config"]), (settings["conditions"], stored["conditions"]))
+        for key in sorted(wanted.keys() | there.keys())
+        if wanted.get(key) != there.get(key)
     ]
     if differing:
         raise ConfigError(
@@ -165,9 +219,23 @@ def _claim(folder: Path, manifest: Manifest) -> None:
         )
 
 
+def read_manifest(folder: Path) -> StoredManifest:
+    """Reads `run.json`.
+
+    Raises:
+        DataError: The folder is none of an evaluation, or the file is damaged.
+    """
+    path = folder / MANIFEST
+    if read_json_object(path, "evaluation manifest").get("format") != FORMAT:
+        raise DataError(f"{path} is not the manifest of an evaluation; expected the --out of `lamp evaluate`")
+    return read_json_as(path, StoredManifest, "evaluation manifest")
+
+
 def model_kind(checkpoint: Path) -> dict[str, str | None]:
     """Returns which scene flow a checkpoint's motion prior knows and what joins it to the policy; None each without a prior."""
-    model = read_json(_folder(checkpoint) / "lamp.json", "checkpoint description").get("model") or {}
+    model = (
+        read_json_as(_folder(checkpoint) / "lamp.json", StoredCheckpoint, "checkpoint description").get("model") or {}
+    )
     motion, fusion = model.get("motion"), model.get("guidance")
     return {"flow": motion["flow"]["type"] if motion else None, "fusion": fusion["type"] if fusion else None}
 
@@ -175,8 +243,8 @@ def model_kind(checkpoint: Path) -> dict[str, str | None]:
 def trained_with(checkpoint: Path) -> PriorKind:
     """Returns what a checkpoint's z_m were of in training."""
     file = _folder(checkpoint) / "lamp.json"
-    training = (read_json(file, "checkpoint description").get("training") or {}) if file.is_file() else {}
-    return "oracle" if training.get("prior") == "oracle" else "predicted"
+    stored = read_json_as(file, StoredCheckpoint, "checkpoint description") if file.is_file() else {}
+    return "oracle" if (stored.get("training") or {}).get("prior") == "oracle" else "predicted"
 
 
 def _folder(checkpoint: Path) -> Path:
@@ -254,8 +322,8 @@ def merge(config: MergeConfig) -> int:
     _check_none_twice(records)
     first = next(iter(manifests.values()))
     whole = {name: value for name, value in first["config"].items() if name != "shard"}
-    planned = sum(int(manifest["planned"]) for manifest in manifests.values())
-    facts = {**first["facts"], "merged": [str(folder) for folder in config.shards]}
+    planned = sum(manifest["planned"] for manifest in manifests.values())
+    facts = {**first.get("facts", {}), "merged": [str(folder) for folder in config.shards]}
     for folder in config.shards:
         if (folder / "videos").is_dir():
             shutil.copytree(folder / "videos", config.out / "videos", dirs_exist_ok=True)
@@ -268,31 +336,32 @@ def merge(config: MergeConfig) -> int:
     return len(records)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_json(folder / MANIFEST, "evaluation manifest")
-    if manifest.get("format") != FORMAT:
-        raise DataError(f"{folder / MANIFEST} is not the manifest of an evaluation")
+def _manifest(folder: Path) -> StoredManifest:
+    manifest = read_manifest(folder)
     if "shard" not in manifest["config"]:
         raise ConfigError(f"{folder} is a whole evaluation; expected folders of `lamp evaluate --shard ...`")
     return manifest
 
 
-def _check(manifests: Mapping[Path, Mapping[str, Any]]) -> None:
+def _check(manifests: Mapping[Path, StoredManifest]) -> None:
     if not manifests:
         raise ConfigError("no shards given; expected the folders of all of them")
     first_folder, first = next(iter(manifests.items()))
     for folder, manifest in manifests.items():
-        for part in ("config", "conditions"):
+        for ours, others in (
+            (first["config"], manifest["config"]),
+            (first["conditions"], manifest["conditions"]),
+        ):
             differing = [
                 name
-                for name in sorted(first[part].keys() | manifest[part].keys())
-                if name != "shard" and first[part].get(name) != manifest[part].get(name)
+                for name in sorted(ours.keys() | others.keys())
+                if name != "shard" and ours.get(name) != others.get(name)
             ]
             if differing:
                 raise ConfigError(
                     f"{folder} and {first_folder} differ in {', '.join(differing)}: no shards of one evaluation"
                 )
-    shards = [parse_shard(manifest["config"]["shard"]) for manifest in manifests.values()]
+    shards = [parse_shard(str(manifest["config"]["shard"])) for manifest in manifests.values()]
     counts = {shard.count for shard in shards}
     if len(counts) > 1:
         raise ConfigError(

@@ -11,11 +11,11 @@ from lamp.benchmark import robustness
 from lamp.benchmark.baselines import is_policy
 from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable
-from lamp.benchmark.run_manifest import FORMAT, MANIFEST, RunSession, checkpoint_hash, read_sessions
+from lamp.benchmark.run_manifest import RunSession, checkpoint_hash, read_manifest, read_sessions
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_write_text
-from lamp.json_files import read_json, write_json
+from lamp.json_files import write_json
 from lamp.train.model_card import Measured, TaskResult
 
 
@@ -87,11 +87,7 @@ def checkpoint_results(folder: Path, checkpoint: Path) -> list[Measured]:
         DataError: The folder is no evaluation, or it is not finished.
         MismatchError: What was evaluated there is another checkpoint.
     """
-    manifest = read_json(folder / MANIFEST, "evaluation manifest")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(
-            f"{folder / MANIFEST} is not the manifest of an evaluation; expected the --out of `lamp evaluate`."
-        )
+    manifest = read_manifest(folder)
     content_hash, conditions = checkpoint_hash(checkpoint), dict(manifest["conditions"])
     own = {name for name, content in conditions.items() if content == content_hash and is_policy(name)}
     if not own:

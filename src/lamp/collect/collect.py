@@ -22,7 +22,7 @@ from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.data.lerobot.staging import STAGING, EpisodeData, stage_episode
 from lamp.errors import DataError, LampError, MismatchError, system_error
 from lamp.files import locked, remove_leftovers
-from lamp.json_files import read_json, write_json
+from lamp.json_files import read_json_object, write_json
 from lamp.progress import Progress, clock
 from lamp.version import code_version, package_versions
 from lamp_client.child_processes import CONTEXT, ChildProcess, available_cores, end
@@ -137,7 +137,7 @@ def _check_settings(root: Path, config: CollectConfig) -> None:
             raise MismatchError(f"{root} holds a dataset that was not collected here; choose another folder")
         write_json(path, settings)
         return
-    stored = read_json(path, "collection's settings")
+    stored = read_json_object(path, "collection's settings")
     differences = [
         f"{key} {stored.get(key)} there, {settings.get(key)} here"
         for key in sorted(stored.keys() | settings.keys())

@@ -12,7 +12,7 @@ import numpy as np
 
 from lamp.data.lerobot.format import ATTEMPTS_PATH
 from lamp.errors import ConfigError, unknown
-from lamp.json_files import append_line, read_lines_json, to_line
+from lamp.json_files import append_line, read_lines_as, to_line
 from lamp_client.envs.plus_style import Perturbation, parse
 
 EVALUATION_STATES = range(30, 50)
@@ -188,8 +188,8 @@ class Attempts:
     def read(cls, root: Path) -> Attempts:
         """Reads the log of the dataset at `root`; there may be none yet."""
         attempts = cls(path=root / ATTEMPTS_PATH)
-        for line in read_lines_json(attempts.path):
-            attempts.note(Attempt(**line))
+        for attempt in read_lines_as(attempts.path, Attempt, "log of attempts"):
+            attempts.note(attempt)
         return attempts
 
     def note(self, attempt: Attempt) -> None:

@@ -24,13 +24,14 @@ import numpy as np
 import torch
 import zarr
 from jaxtyping import Int
+from typing_extensions import TypedDict
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
 from lamp.files import atomic_path, remove_folder, safe_file_name, sha256_of
-from lamp.json_files import read_json_object, to_line
+from lamp.json_files import read_json_as, to_line
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.index import IndexEntry, StoreIndex
 from lamp.types import Camera, Tracks
@@ -57,6 +58,18 @@ class StoreDescription:
     """How the scene flow was found, with a version."""
     source: str
     """Name of the dataset it belongs to."""
+
+
+class GroupAttributes(TypedDict, total=False):
+    """What is read again of an episode's attributes."""
+
+    made_from: dict[str, Any] | None
+
+
+class GroupMetadata(TypedDict, total=False):
+    """`zarr.json` of a store or of an episode in it, as zarr writes it."""
+
+    attributes: GroupAttributes
 
 
 class SceneFlowStore:
@@ -136,8 +149,9 @@ class SceneFlowStore:
         if found is None:
             opened = self._episode(episode, camera)
             with readable(folder):
-                attributes = read_json_object(folder / "zarr.json", "description of an episode").get("attributes", {})
-            found = self._index.add(episode, camera, folder, opened.frames, attributes.get("made_from") or {})
+                stored = read_json_as(folder / "zarr.json", GroupMetadata, "description of an episode")
+            made_from = stored.get("attributes", {}).get("made_from") or {}
+            found = self._index.add(episode, camera, folder, opened.frames, made_from)
         return found
 
     def read(

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lamp import checksums
 from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.data.feature_cache.shards import content_hash
 from lamp.errors import DataError, MismatchError, unreadable
 from lamp.files import TEMPORARY, atomic_path, sync
-from lamp.json_files import read_json, write_json
+from lamp.json_files import read_json_as, read_json_object, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_lora import LoRA, describe, fill, from_files, to_files
@@ -180,20 +181,16 @@ def read_committed(folder: Path) -> dict[str, checksums.Checksum] | None:
     path = folder / TRAINING / COMMITTED
     if not path.is_file():
         return None
-    committed = read_json(path, "list of a checkpoint's files")
-    if isinstance(committed, dict) and set(committed) == {"step"}:
+    committed = read_json_object(path, "list of a checkpoint's files")
+    if set(committed) == {"step"}:
         return None
-    if (
-        not isinstance(committed, dict)
-        or set(committed) != {"step", "files", checksums.OWN}
-        or not checksums.is_intact(committed)
-    ):
+    if set(committed) != {"step", "files", checksums.OWN} or not checksums.is_intact(committed):
         raise DataError(f"{path} is damaged; restore the checkpoint, or start again with --fresh.")
     listed = checksums.parse(committed["files"], path)
     missing = sorted({path.relative_to(folder).as_posix() for path in _own_files(folder)} - listed.keys())
     if missing:
         raise DataError(f"{folder / missing[0]} is not among the files that {path} lists; restore the checkpoint.")
-    if committed["step"] != read_json(folder / TRAINING / "state.json", "training state").get("step"):
+    if committed["step"] != read_json_object(folder / TRAINING / "state.json", "training state").get("step"):
         raise DataError(f"{path} and the state beside it are of different steps; restore the checkpoint.")
     return listed
 
@@ -224,6 +221,12 @@ def check_files(path: Path, *, hash_below: int | None = None) -> bool:
     return True
 
 
+class CommittedStep(TypedDict):
+    """What every version's list of a checkpoint's files holds."""
+
+    step: int
+
+
 def recover(path: Path) -> None:
     """Tidies up after a training that was killed while it wrote a checkpoint; nobody else may be writing.
 
@@ -232,7 +235,7 @@ def recover(path: Path) -> None:
     holders = list(path.parent.glob(f"{TEMPORARY}*"))
     complete = [folder for holder in holders if ((folder := holder / path.name) / TRAINING / COMMITTED).is_file()]
     if complete and not path.exists():
-        newest = max(complete, key=lambda folder: read_json(folder / TRAINING / COMMITTED)["step"])
+        newest = max(complete, key=lambda folder: read_json_as(folder / TRAINING / COMMITTED, CommittedStep)["step"])
         os.rename(newest, path)
     for holder in holders:
         shutil.rmtree(holder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from lamp.configuration import from_json, to_json
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.policy_dataset import PolicyScaling
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
-from lamp.json_files import read_json, write_json
+from lamp.json_files import read_json_object, write_json
 from lamp.model.lamp import LaMPConfig
 from lamp.model.prior_interventions import PriorKind
 from lamp.sceneflow.normalization import MotionBounds
@@ -268,8 +269,8 @@ def parse_description(file: Path) -> Description:
         DataError: It is missing or damaged.
         MismatchError: It was written by a version of the code that describes itself in another way.
     """
-    obj = read_json(file, "checkpoint description")
-    if not isinstance(obj, dict) or obj.get("format") != FORMAT:
+    obj = read_json_object(file, "checkpoint description")
+    if obj.get("format") != FORMAT:
         raise DataError(f"{file} is not the description of a checkpoint; expected format {FORMAT!r}.")
     if obj.get("version") != VERSION:
         raise MismatchError(f"{file} has version {obj.get('version')}; this code reads version {VERSION}.")
@@ -277,11 +278,10 @@ def parse_description(file: Path) -> Description:
         raise MismatchError(
             f"{file} says {obj.get('time_convention')!r}; this code's convention is {TIME_CONVENTION!r}."
         )
-    backbone = (obj.get("training") or {}).get("backbone") or {}
-    if isinstance(backbone.get("lora"), dict):
-        # From before there was a choice: the policy acts as it was trained.
-        backbone["lora"].setdefault("prior_reads_adapted", True)
     try:
+        with suppress(KeyError, TypeError, AttributeError):  # there is no LoRA, or it is no object: that is told below
+            # From before there was a choice: the policy acts as it was trained.
+            obj["training"]["backbone"]["lora"].setdefault("prior_reads_adapted", True)
         return from_json(Description, obj, where=str(file))
     except ConfigError as error:
         raise DataError(str(error)) from None

@@ -16,16 +16,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lamp.configuration import to_json
 from lamp.data.policy_dataset import AnyMotionSamples
 from lamp.geometry import unproject
-from lamp.json_files import write_json
+from lamp.json_files import read_json_as, write_json
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress
 from lamp.sceneflow.motion_mask import MOVING
@@ -132,6 +134,34 @@ class FlowReport:
 
     def write(self, path: Path) -> None:
         write_json(path, to_json(self))
+
+
+class StoredPathErrors(TypedDict, total=False):
+    """Errors of one predictor, as read from `flow.json`; None where nothing was measured."""
+
+    ade_px: float | None
+    fde_px: float | None
+    ade_m: float | None
+
+
+class StoredFlowReport(TypedDict):
+    """`flow.json`, as it is read."""
+
+    moving: dict[str, StoredPathErrors]
+    static: dict[str, StoredPathErrors]
+    episodes: NotRequired[list[int]]
+    samples: NotRequired[int]
+    image_px: NotRequired[int]
+    moving_threshold: NotRequired[float]
+
+
+def read_flow_errors(path: Path) -> StoredFlowReport:
+    """Reads `flow.json`.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
+    return read_json_as(path, StoredFlowReport, "flow errors")
 
 
 @torch.inference_mode()

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NotRequired, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lamp.errors import ConfigError, MissingDependencyError, unknown
 from lamp.files import atomic_write_text
-from lamp.json_files import append_line, read_json, read_lines_json, to_line, write_json
+from lamp.json_files import append_line, read_json_as, read_json_object, read_lines_as, to_line, write_json
 from lamp.progress import say
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 
@@ -138,7 +139,7 @@ class Trackers:
     def __init__(self, trackers: Sequence[Tracker], out: Path, *, from_step: int) -> None:
         check_trackers(trackers)
         ids = _ids(trackers, out)
-        record = read_json(out / "lamp.json", "run description") if (out / "lamp.json").is_file() else {}
+        record = read_json_object(out / "lamp.json", "run description") if (out / "lamp.json").is_file() else {}
         self._sinks = {
             name: tracker.open(TrackedRun(out=out, id=ids.get(name, ""), from_step=from_step, record=record))
             for name, tracker in _by_name(trackers).items()
@@ -177,7 +178,7 @@ def _by_name(trackers: Sequence[Tracker]) -> dict[str, Tracker]:
 def _ids(trackers: Sequence[Tracker], out: Path) -> dict[str, str]:
     """Reads the ids of a continued run; makes and keeps those that are missing."""
     path = out / IDS
-    before: dict[str, str] = read_json(path, "record of trackers") if path.is_file() else {}
+    before = read_json_as(path, dict[str, str], "record of trackers") if path.is_file() else {}
     wanted = [name for name, tracker in _by_name(trackers).items() if not isinstance(tracker, TensorBoard)]
     ids = before | {name: uuid.uuid4().hex[:8] for name in wanted if name not in before}
     if ids != before:
@@ -277,6 +278,23 @@ def device_memory(device: str, distributed: DistributedContext = SINGLE_PROCESS)
     return {"gpu_memory_gib": round(taken, 3), "gpu_reserved_gib": round(held, 3)}
 
 
+class MetricsLine(TypedDict):
+    """What every line of `metrics.jsonl` holds, besides the values."""
+
+    step: int
+    elapsed_s: NotRequired[float]
+    kind: NotRequired[str]
+
+
+def read_metrics(path: Path) -> list[MetricsLine]:
+    """Reads a run's `metrics.jsonl`; none where there is no such file.
+
+    Raises:
+        DataError: A line is damaged.
+    """
+    return read_lines_as(path, MetricsLine, "log of metrics")
+
+
 class Journal:
     """Writes the metrics of one run; a continued run first drops what was written after its checkpoint.
 
@@ -288,7 +306,7 @@ class Journal:
     def __init__(self, out: Path, *, from_step: int, trackers: Sequence[Tracker] = (TensorBoard(),)) -> None:
         self.path = out / FILE_NAME
         if self.path.exists():
-            kept = [line for line in read_lines_json(self.path) if line["step"] <= from_step] if from_step else []
+            kept = [line for line in read_metrics(self.path) if line["step"] <= from_step] if from_step else []
             atomic_write_text(self.path, "".join(to_line(line) + "\n" for line in kept))
         self._trackers = Trackers(trackers, out, from_step=from_step)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -29,7 +30,7 @@ from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.motion_dataset import TrueMotion
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
-from lamp.json_files import read_json, to_line, write_json
+from lamp.json_files import read_json_as, to_line, write_json
 from lamp.model.guidance import PathFusion
 from lamp.model.lamp import ORACLE_TAU, LaMP, LaMPConfig, required
 from lamp.sceneflow.store import SceneFlowStore
@@ -262,11 +263,17 @@ def samples_hidden(
     return HiddenStates(store, episode=samples.episode, place=place, draws=draws)
 
 
+class StoredHiddenStates(TypedDict):
+    """What is read again of the description of stored z_m."""
+
+    settings: dict[str, Any]
+
+
 def _warn_of_others(kept: Path, settings: HiddenSettings, features: Features) -> None:
     """Says that z_m is stored, but with other settings only: what is computed anew had perhaps been meant to be read."""
     found: list[tuple[Path, list[str]]] = []
     for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):
-        stored: Mapping[str, Any] = read_json(path, "description of hidden states")["settings"]
+        stored = read_json_as(path, StoredHiddenStates, "description of hidden states")["settings"]
         if stored.get("prior") != settings.as_json.get("prior"):
             continue  # nobody takes an oracle's for another
         found.append((path.parent, differences(stored, settings.as_json)))

@@ -10,12 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from typing_extensions import TypedDict
 
 from lamp.errors import MismatchError
-from lamp.json_files import read_json, write_json
+from lamp.json_files import read_json_as, write_json
 from lamp.train.shards import read_shards, read_tensors, shard_names, write_shards, write_tensors
 
 SHARDS = "shards"
+
+
+class StoredRandomStates(TypedDict):
+    """What `lamp.seeding.global_states` returns beside the tensors."""
+
+    numpy: tuple[str, int, int, float]
+    python: tuple[int, list[int], float | None]
+
+
+class StoredState(TypedDict):
+    """`state.json`."""
+
+    step: int
+    elapsed_s: float
+    finished: bool
+    averaged: bool
+    random: StoredRandomStates
+    sampler: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +92,11 @@ class TrainingState:
 
         Parts that were written by several processes are left for `read_shards`.
         """
-        plain = read_json(folder / "state.json", "training state")
+        plain = read_json_as(folder / "state.json", StoredState, "training state")
         averaged, shards = plain["averaged"], folder / SHARDS
         state = TrainingState(
             step=plain["step"],
-            elapsed_s=plain["elapsed_s"],
+            elapsed_s=float(plain["elapsed_s"]),
             finished=plain["finished"],
             optimiser={},
             raw=weights,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lamp.benchmark.episodes import EPISODES
 from lamp.benchmark.robustness import to_json as perturbed_to_json
 from lamp.benchmark.tables import sentence
@@ -16,13 +18,13 @@ from lamp.benchmark.tables import to_json as tables_to_json
 from lamp.benchmark.trials import TRIALS
 from lamp.errors import ConfigError, DataError
 from lamp.files import atomic_write_text
-from lamp.json_files import read_json, write_json
+from lamp.json_files import read_json, read_json_as, write_json
 from lamp.version import code_version
 from lamp.view import evaluation_sections, paper_figures, paper_tables, run_sections
 from lamp.view import run_sections as training_sections
 from lamp.view.images import read_caption
 from lamp.view.page import render_page
-from lamp.view.results import RunResults, as_written, folder_label, load_results
+from lamp.view.results import RunResults, folder_label, load_results
 
 METRICS, FLOW = "metrics.jsonl", "flow.json"
 DEPTHS = ("", "*/", "*/*/")
@@ -194,18 +196,26 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     )
 
 
+class RunSummary(TypedDict, total=False):
+    """What is read again of a run's `summary.json`."""
+
+    title: str | None
+    lead: str | None
+    seconds: dict[str, float]
+    notes: list[Any]
+    facts: dict[str, Any]
+
+
 def _summary(path: Path) -> dict[str, Any]:
     """The run's own summary; a part that it lacks is empty."""
-    values = _json(path) or {}
-    with as_written(path, "summary of a run"):
-        seconds = {name: float(value) for name, value in values.get("seconds", {}).items() if name != "total"}
-        return {
-            "title": str(values.get("title") or ""),
-            "lead": str(values.get("lead") or ""),
-            "seconds": seconds,
-            "notes": tuple(map(str, values.get("notes", ()))),
-            "facts": dict(values.get("facts", {})),
-        }
+    stored = read_json_as(path, RunSummary, "summary of a run") if path.is_file() else RunSummary()
+    return {
+        "title": stored.get("title") or "",
+        "lead": stored.get("lead") or "",
+        "seconds": {name: value for name, value in stored.get("seconds", {}).items() if name != "total"},
+        "notes": tuple(map(str, stored.get("notes", ()))),
+        "facts": stored.get("facts", {}),
+    }
 
 
 def _trainings(run: Path) -> tuple[dict[str, Path], dict[str, Path]]:

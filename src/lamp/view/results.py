@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lamp.benchmark.baselines import CONTROLS
-from lamp.benchmark.episodes import EPISODES, EpisodeRecord, read_records
+from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable, robustness
+from lamp.benchmark.run_manifest import read_manifest
 from lamp.benchmark.statistics import Paired
 from lamp.benchmark.tables import SuccessRow, SuccessTable, tabulate
 from lamp.benchmark.trials import Trial, read_trials
 from lamp.data.episode_selection import number_ranges
-from lamp.errors import DataError
-from lamp.json_files import read_json, read_lines_json
+from lamp.json_files import read_json_object, read_lines_as
 from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
 from lamp.train.checkpoint_metadata import StageEpisodes, read_description, stage_episodes
+from lamp.train.flow_metrics import read_flow_errors
+from lamp.train.metrics import read_metrics
 from lamp.train.run_folder import CHECKPOINT
 
 SHOWN_ELSEWHERE = ("format", "version", "packages", "fps", "states", "tasks", "episodes", "frames")
@@ -182,14 +186,14 @@ def load_results(
     Raises:
         DataError: A part is there, but damaged.
     """
-    manifests = [_manifest(folder / "run.json") for folder in evaluations]
+    manifests = [read_manifest(folder) for folder in evaluations]
     return RunResults(
         motions={name: curves for name, path in motions.items() if (curves := _curves(path)) is not None},
         policies={name: curves for name, path in policies.items() if (curves := _curves(path)) is not None},
         folders=tuple(evaluations),
-        records=tuple(map(_records, evaluations)),
-        planned=tuple(planned for planned, _ in manifests),
-        models=tuple(models for _, models in manifests),
+        records=tuple(tuple(read_records(folder)) for folder in evaluations),
+        planned=tuple(manifest["planned"] for manifest in manifests),
+        models=tuple(manifest.get("facts", {}).get("models", {}) for manifest in manifests),
         flows={name: _flow_errors(path) for name, path in flows.items() if path.is_file()},
         data=_dataset(data),
         trials=tuple(trial for folder in trials for trial in read_trials(folder)),
@@ -201,100 +205,54 @@ def load_results(
     )
 
 
-@contextmanager
-def as_written(path: Path, what: str) -> Iterator[None]:
-    """Turns errors at JSON of another shape than LaMP writes into one that names the file.
-
-    Raises:
-        DataError: It has.
-    """
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} is not a {what} as LaMP writes it ({found}); restore or remove it") from None
-
-
-def _manifest(path: Path) -> tuple[int, dict[str, dict[str, str | None]]]:
-    """How many episodes were planned, and each condition's kind of policy."""
-    manifest = read_json(path, "evaluation manifest")
-    with as_written(path, "manifest of an evaluation"):
-        models = manifest.get("facts", {}).get("models", {})
-        return int(manifest["planned"]), {
-            name: {key: _text(model.get(key)) for key in ("flow", "fusion")} for name, model in models.items()
-        }
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _records(folder: Path) -> tuple[EpisodeRecord, ...]:
-    with as_written(folder / EPISODES, "log of episodes"):
-        return tuple(read_records(folder))
-
-
 def _curves(path: Path | None) -> Curves | None:
-    if path is None or not path.is_file():
-        return None
-    lines = read_lines_json(path)
-    with as_written(path, "log of metrics"):
-        curves = Curves(lines=[dict(line) for line in lines])
-        _ = curves.steps, curves.seconds
-        return curves
+    return None if path is None or not path.is_file() else Curves(lines=read_metrics(path))
 
 
 def _flow_errors(path: Path) -> FlowErrors:
-    obj, rows = read_json(path, "flow errors"), []
-    with as_written(path, "report of flow errors"):
-        for name, moving in obj.get("moving", {}).items():
-            static, metres = obj.get("static", {}).get(name, {}), _number(moving.get("ade_m"))
-            rows.append(
-                FlowRow(
-                    name=words(name),
-                    moving=(_number(moving.get("ade_px")), _number(moving.get("fde_px"))),
-                    static=(_number(static.get("ade_px")), _number(static.get("fde_px"))),
-                    moving_mm=None if metres is None else 1000.0 * metres,
-                )
+    stored, rows = read_flow_errors(path), []
+    for name, moving in stored["moving"].items():
+        static, metres = stored["static"].get(name, {}), moving.get("ade_m")
+        rows.append(
+            FlowRow(
+                name=words(name),
+                moving=(moving.get("ade_px"), moving.get("fde_px")),
+                static=(static.get("ade_px"), static.get("fde_px")),
+                moving_mm=None if metres is None else 1000.0 * metres,
             )
-        facts = {key: value for key, value in obj.items() if isinstance(value, int | float | str | bool)}
-        return FlowErrors(
-            rows=tuple(rows), facts=facts | {"moving_threshold": float(facts.get("moving_threshold", 0.01))}
         )
+    facts = {key: value for key, value in stored.items() if isinstance(value, int | float | str)}
+    return FlowErrors(rows=tuple(rows), facts=facts | {"moving_threshold": stored.get("moving_threshold", 0.01)})
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+class CollectedEpisode(TypedDict, total=False):
+    """What is shown of a line of `meta/lamp_episodes.jsonl`."""
+
+    length: int
+    initial_state: int
+    task: int
 
 
 def _dataset(folder: Path | None) -> dict[str, Any]:
     """Facts of a dataset from its description; no table or picture is read."""
     if folder is None or not (folder / "meta" / "info.json").is_file():
         return {}
-    info = read_json(folder / "meta" / "info.json", "dataset description")
-    record = folder / "meta" / "lamp.json"
-    collected = read_json(record, "collection record") if record.is_file() else {}
-    lines = read_lines_json(folder / "meta" / "lamp_episodes.jsonl")
-    with as_written(folder / "meta", "description of a dataset"):
-        return _dataset_facts(dict(info), dict(collected), [dict(line) for line in lines])
-
-
-def _dataset_facts(
-    info: Mapping[str, Any], collected: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    meta = folder / "meta"
+    info = read_json_object(meta / "info.json", "dataset description")
+    collected = read_json_object(meta / "lamp.json", "collection record") if (meta / "lamp.json").is_file() else {}
+    lines = read_lines_as(meta / "lamp_episodes.jsonl", CollectedEpisode, "log of episodes")
+    facts: dict[str, Any] = {
         "episodes": info.get("total_episodes"),
         "frames": info.get("total_frames"),
         "frames per second": info.get("fps"),
         "tasks": info.get("total_tasks"),
     }
-    if lines:
-        lengths = [line["length"] for line in lines]
-        states = sorted({line["initial_state"] for line in lines})
-        found["episode length in frames"] = f"{min(lengths)} to {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}"
-        found["initial states"] = number_ranges(states)
-        by_task = sorted({line["task"] for line in lines})
-        found["episodes per task"] = {f"task {task}": sum(line["task"] == task for line in lines) for task in by_task}
-    return found | {
+    if lengths := [line["length"] for line in lines if "length" in line]:
+        facts["episode length in frames"] = f"{min(lengths)} to {max(lengths)}, mean {sum(lengths) / len(lengths):.0f}"
+    if states := {line["initial_state"] for line in lines if "initial_state" in line}:
+        facts["initial states"] = number_ranges(sorted(states))
+    if tasks := Counter(line["task"] for line in lines if "task" in line):
+        facts["episodes per task"] = {f"task {task}": tasks[task] for task in sorted(tasks)}
+    return facts | {
         UNITS.get(name, words(name)): value for name, value in collected.items() if name not in SHOWN_ELSEWHERE
     }

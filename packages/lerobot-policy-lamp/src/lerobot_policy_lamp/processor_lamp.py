@@ -21,13 +21,12 @@ from lerobot.utils.constants import (  # pyright: ignore[reportMissingImports]
     POLICY_POSTPROCESSOR_DEFAULT_NAME,
     POLICY_PREPROCESSOR_DEFAULT_NAME,
 )
-from torch import Tensor
 
 from lerobot_policy_lamp.configuration_lamp import LampConfig
 
 
 def make_lamp_pre_post_processors(
-    config: LampConfig, dataset_stats: dict[str, dict[str, Tensor]] | None = None
+    config: LampConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
 ]:
@@ -35,7 +34,7 @@ def make_lamp_pre_post_processors(
 
     Args:
         config: The policy's.
-        dataset_stats: The dataset's, to normalise by.
+        dataset_stats: The dataset's, to normalise by: NumPy arrays or tensors, as LeRobot's version has them.
     """
     features = {**config.input_features, **config.output_features}
     before = [

@@ -39,6 +39,7 @@ from lamp.data.feature_cache.manifest import (
     MANIFEST,
     SEQUENCES,
     SHARED,
+    CacheManifest,
     FeatureStore,
     cache_folder,
     read_manifest,
@@ -129,7 +130,7 @@ class Features(ABC):
     """Which views of the pictures there are besides themselves."""
     cameras: tuple[str, ...]
     width: int
-    manifest: dict[str, Any]
+    manifest: CacheManifest
     """Under `backbone`, what the backbone says of itself."""
     index: FrameIndex
     left_out: tuple[int, ...]
@@ -193,7 +194,7 @@ class FeatureCache(Features):
         dataset.check_episodes()
         self.dataset, self.key, self.augmentation = dataset, key, augmentation
         self.folder = cache_folder(dataset, key, root)
-        self.manifest: dict[str, Any] = read_manifest(self.folder, key, dataset, wanted)
+        self.manifest = read_manifest(self.folder, key, dataset, wanted)
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
         store = FeatureStore(dataset, self.folder, augmentation)
@@ -366,11 +367,9 @@ class ImageTextLayout:
         MismatchError: The cache lacks an instruction.
     """
 
-    def __init__(
-        self, shards: ShardReader, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]
-    ) -> None:
+    def __init__(self, shards: ShardReader, folder: Path, manifest: CacheManifest, instructions: Sequence[str]) -> None:
         self._shards, self._width = shards, manifest["width"]
-        self._varying = slice(*manifest["varying"])
+        self._varying = slice(*manifest.get("varying", ()))
         tensors, metadata = load_mapped(folder / SHARED)
         known = {task: place for place, task in enumerate(json.loads(metadata["instructions"]))}
         absent = [task for task in instructions if task not in known]
@@ -406,12 +405,10 @@ class SequenceLayout:
     A frame's own tokens say all about its instruction.
     """
 
-    def __init__(
-        self, shards: ShardReader, folder: Path, manifest: Mapping[str, Any], instructions: Sequence[str]
-    ) -> None:
+    def __init__(self, shards: ShardReader, folder: Path, manifest: CacheManifest, instructions: Sequence[str]) -> None:
         self._shards = shards
-        self.padding: Padding = from_json(Padding, manifest["padding"], where=f"padding in {folder}")
-        self.tokens: int | None = manifest["length"]
+        self.padding: Padding = from_json(Padding, manifest.get("padding"), where=f"padding in {folder}")
+        self.tokens: int | None = manifest.get("length")
         self._dtype = None if "dtype" not in manifest else FORMATS[manifest["dtype"]]
 
     def encoded(self, parts: Sequence[EpisodeRows]) -> Encoded:

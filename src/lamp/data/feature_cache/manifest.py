@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from safetensors.torch import save_file
+from typing_extensions import TypedDict
 
 from lamp.checksums import with_own
 from lamp.configuration import from_json, to_json
@@ -28,7 +29,7 @@ from lamp.data.feature_cache.shards import EpisodeFingerprints, Shards, ShardSta
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_path
-from lamp.json_files import read_json, read_json_object, write_json
+from lamp.json_files import read_json, read_json_as, write_json
 
 FEATURES = "features"
 """The folder in a dataset that caches are in, unless another was chosen."""
@@ -49,13 +50,43 @@ def cache_folder(dataset: LeRobotDataset, key: str, root: Path | None = None) ->
         root: A folder for the caches of any datasets, each by its folder's name; None: in the dataset itself.
     """
     folder = (dataset.root / FEATURES if root is None else root / dataset.root.resolve().name) / key
-    path = folder / MANIFEST
-    seen = read_json_object(path, "feature cache's description").get("camera_features") if path.exists() else None
+    manifest = stored_manifest(folder)
+    seen = None if manifest is None else manifest.get("camera_features")
     here = {name: camera.key for name, camera in dataset.meta.cameras.items()}
-    if not isinstance(seen, dict) or all(here.get(name) == one for name, one in seen.items()):
+    if seen is None or all(here.get(name) == one for name, one in seen.items()):
         return folder
     mapping = json.dumps({name: here.get(name) for name in sorted(seen)})
     return folder.with_name(f"{key}-{hashlib.sha256(mapping.encode()).hexdigest()[:8]}")
+
+
+class CacheManifest(TypedDict):
+    """`manifest.json`, as it is read: what both kinds of cache have, and what one of them has."""
+
+    format: str
+    version: int
+    key: str
+    backbone: dict[str, Any]
+    cameras: list[str]
+    width: int
+    camera_features: NotRequired[dict[str, str]]
+    storage: NotRequired[str]
+    shared_sha256: NotRequired[str]
+    varying: NotRequired[tuple[int, int]]
+    """In parts: the channels that pictures change."""
+    padding: NotRequired[dict[str, Any]]
+    """In sequences, as the next two."""
+    length: NotRequired[int | None]
+    dtype: NotRequired[str]
+
+
+def stored_manifest(folder: Path) -> CacheManifest | None:
+    """The description of the cache in a folder; None where there is none.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = folder / MANIFEST
+    return read_json_as(path, CacheManifest, "feature cache's description") if path.exists() else None
 
 
 def advice(dataset: LeRobotDataset, flags: str = "") -> str:
@@ -63,7 +94,7 @@ def advice(dataset: LeRobotDataset, flags: str = "") -> str:
     return f"`lamp cache features {dataset.root}{flags}` with the recipe and settings of the training"
 
 
-def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
+def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mapping[str, Any] | None) -> CacheManifest:
     """Reads the description of a cache.
 
     Args:
@@ -74,15 +105,17 @@ def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mappi
         DataError: There is no cache at all.
         MismatchError: There are only caches of other backbones, or the folder holds something else.
     """
-    if not (folder / MANIFEST).exists():
+    manifest = stored_manifest(folder)
+    if manifest is None:
         raise _no_cache(folder, key, dataset, wanted)
-    manifest = read_json_object(folder / MANIFEST, "feature cache's description")
-    known = manifest.get("format") == FORMAT and manifest.get("version") in (PARTS, SEQUENCES)
-    if not known or manifest.get("key") != key:
+    if manifest["format"] != FORMAT or manifest["version"] not in (PARTS, SEQUENCES) or manifest["key"] != key:
         raise MismatchError(
-            f"{folder} holds {manifest.get('format')} {manifest.get('version')} of the backbone {manifest.get('key')}; "
+            f"{folder} holds {manifest['format']} {manifest['version']} of the backbone {manifest['key']}; "
             f"expected lamp-features {PARTS} or {SEQUENCES} of {key}"
         )
+    needed = ("padding", "length") if manifest["version"] == SEQUENCES else ("varying",)
+    if lacking := [name for name in needed if name not in manifest]:
+        raise DataError(f"{folder / MANIFEST}: {lacking[0]} is missing; restore or remove it")
     return manifest
 
 
@@ -90,7 +123,7 @@ def _no_cache(
     folder: Path, key: str, dataset: LeRobotDataset, wanted: Mapping[str, Any] | None
 ) -> DataError | MismatchError:
     paths = [path for path in sorted(folder.parent.glob(f"*/{MANIFEST}")) if path.parent != folder]
-    others = [found for path in paths if "backbone" in (found := read_json_object(path, "feature cache's description"))]
+    others = [manifest for path in paths if (manifest := stored_manifest(path.parent)) is not None]
     if not others or wanted is None:
         present = ", ".join(str(manifest["key"]) for manifest in others) or "none"
         return DataError(
@@ -157,8 +190,10 @@ def storage_name(dtype: torch.dtype) -> str:
 
 
 def _check_storage(folder: Path, manifest: Mapping[str, Any]) -> None:
-    found = read_json_object(folder / MANIFEST, "feature cache's description") if (folder / MANIFEST).exists() else {}
-    stored = found.get("storage", "float16" if found.get("version") == PARTS else manifest["storage"])
+    there = stored_manifest(folder)
+    if there is None:
+        return
+    stored = there.get("storage", "float16" if there["version"] == PARTS else manifest["storage"])
     if stored != manifest["storage"]:
         raise MismatchError(
             f"{folder} keeps its tokens as {stored}, {manifest['storage']} asked; "
@@ -211,9 +246,9 @@ class FeatureStore:
         """What identifies the episodes, as far as the cache depends on them."""
         if self.known is not None:
             return self.known
-        path = self.folder / MANIFEST
-        cameras = read_json_object(path, "feature cache's description").get("cameras") if path.exists() else None
-        return EpisodeFingerprints(self.dataset, cameras or self.dataset.cameras, self.folder.parent)
+        manifest = stored_manifest(self.folder)
+        cameras = self.dataset.cameras if manifest is None else manifest["cameras"]
+        return EpisodeFingerprints(self.dataset, cameras, self.folder.parent)
 
     @cached_property
     def pictures(self) -> Shards:

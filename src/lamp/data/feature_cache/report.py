@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamp.configuration import to_json
-from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, MANIFEST, VIEWS, VIEWS_MANIFEST, FeatureStore
+from lamp.data.feature_cache.manifest import (
+    HIDDEN,
+    HIDDEN_MANIFEST,
+    MANIFEST,
+    VIEWS,
+    VIEWS_MANIFEST,
+    FeatureStore,
+    stored_manifest,
+)
 from lamp.data.feature_cache.shards import ShardState, read_header
 from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError
@@ -91,14 +99,14 @@ def list_caches(caches: Path) -> list[CacheEntry]:
     """
     found = []
     for path in sorted(caches.glob(f"*/{MANIFEST}")):
-        manifest, folder = read_json_object(path, "feature cache's description"), path.parent
+        manifest, folder = stored_manifest(path.parent), path.parent
         parts = [
             *(_entry(caches, mark, "augmented views") for mark in sorted(folder.glob(f"{VIEWS}/*/{VIEWS_MANIFEST}"))),
             *(_entry(caches, mark, "z_m") for mark in sorted(folder.glob(f"{HIDDEN}/*/{HIDDEN_MANIFEST}"))),
         ]
         whole = _entry(caches, path, "features")
         size = whole.size - sum(part.size for part in parts)
-        found += [replace(whole, size=size, description=manifest.get("backbone") or {}), *parts]
+        found += [replace(whole, size=size, description=manifest["backbone"] if manifest else {}), *parts]
     return found
 
 

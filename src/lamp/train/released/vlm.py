@@ -8,9 +8,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lamp.errors import DataError, MismatchError, MissingDependencyError
-from lamp.json_files import read_json, write_json
+from lamp.json_files import read_json_as, write_json
 from lamp.model.qwen_files import CONFIG, DESCRIBING, read_config, token_width
 from lamp.model.released.artifact import download
 from lamp.model.released.config import ReleasedConfig
@@ -83,6 +84,12 @@ def _shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return shards
 
 
+class WeightIndex(TypedDict):
+    """The index of weights in several files, as transformers writes it."""
+
+    weight_map: dict[str, str]
+
+
 def read_vlm(folder: Path) -> dict[str, Tensor]:
     """Reads the weights in a folder that transformers can load: one safetensors file, or several.
 
@@ -96,7 +103,7 @@ def read_vlm(folder: Path) -> dict[str, Tensor]:
     for file in files:
         tensors |= read_tensors(file)
     if (folder / INDEX).exists():
-        wanted = set(read_json(folder / INDEX, "index of the VLM's weights")["weight_map"])
+        wanted = set(read_json_as(folder / INDEX, WeightIndex, "index of the VLM's weights")["weight_map"])
         if missing := sorted(wanted - tensors.keys()):
             raise DataError(f"{folder} lacks {missing[0]} ({len(missing)} in all), which {INDEX} names; restore it.")
     return tensors

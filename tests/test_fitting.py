@@ -51,7 +51,7 @@ def test_the_dataset_is_found_out(data: Path) -> None:
     assert made.policy.embodiment.fps == 10 and made.policy.gripper == -1
     assert made.policy.state_transform == RawState()
     assert made.motion is not None and made.motion.embodiment == made.policy.embodiment
-    assert made.motion.backbone == made.policy.backbone
+    assert made.motion.backbone == made.policy.backbone and made.motion.fit_data_std
 
 
 def test_a_recipe_without_a_motion_prior_fits_too(data: Path) -> None:
@@ -338,6 +338,8 @@ def test_the_motion_prior_looks_as_far_ahead_as_the_recipe_s(old: Path, fps: int
 def test_libero_s_own_data_keep_what_was_found_for_them(old: Path) -> None:
     collected = old / "meta/lamp.json"
     collected.write_text(json.dumps({"format": "lamp-dataset", "version": 1, "suite": "libero_object"}))
-    assert told(old)[0].policy.action_fit == ByDeviation(least=0.2, hardly_moved=HardlyMoved(at_most=10.0))
+    made = told(old)[0]
+    assert made.policy.action_fit == ByDeviation(least=0.2, hardly_moved=HardlyMoved(at_most=10.0))
+    assert made.motion is not None and not made.motion.fit_data_std
     collected.write_text(json.dumps({"format": "lamp-dataset", "version": 1, "recorded": "lamp_client.recording"}))
     assert told(old)[0].policy.action_fit == ByDeviation(hardly_moved=HardlyMoved(at_most=10.0))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from lamp.data.policy_dataset import MixedSamples
+from lamp.data.mixture import MixedSamples
 from lamp.train.dry_run import ZeroHiddenStates
 from lamp.train.validation import batches
 from lamp.view.overlay import moving_points

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_fakes import PatchBackbone, episode, loop, motion_training, policy_training, write_dataset, write_flow
+from training_fakes import (
+    MOTION,
+    PatchBackbone,
+    episode,
+    loop,
+    motion_training,
+    policy_training,
+    write_dataset,
+    write_flow,
+)
 
 from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN
@@ -19,6 +28,7 @@ from lamp.data.lerobot import LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.data.normalizers import MinMax, RawState, Standardise
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling, states_and_actions
 from lamp.errors import ConfigError, MismatchError
+from lamp.flow_matching import Preconditioning
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MixedIn, MotionTraining
 from lamp.train.train_motion import evaluate_flow, train_motion
@@ -141,3 +151,41 @@ def test_a_chunk_at_a_lower_rate_ends_each_of_its_steps_with_the_target_given_la
         expected = scaling.actions.normalise(recorded[np.minimum(places, len(recorded) - 1)])
         np.testing.assert_array_equal(chunks[index], expected)
         np.testing.assert_array_equal(mask[index], places < len(recorded))
+
+
+def test_the_spread_of_the_flow_is_the_datas_own(data: Path, tmp_path: Path) -> None:
+    """Stage 1 finds it and writes it down, a continued run and Stage 2 take it from there."""
+    backbone = PatchBackbone()
+    scaled = replace(MOTION, preconditioning=Preconditioning(data_std=(0.08, 0.08, 0.08)))
+    model = replace(motion_training().model, motion=scaled)
+    config = motion_training(model=model, fit_data_std=True, loop=loop(steps=2))
+    train_motion(config, data, tmp_path / "motion", backbone=backbone)
+
+    def found(run: Path) -> tuple[float, ...]:
+        expert = read_description(run).model.motion
+        assert expert is not None and expert.preconditioning is not None
+        return expert.preconditioning.data_std
+
+    std = found(tmp_path / "motion")
+    # Half of the points move, to the right, at three speeds; the upper bound is that of the fastest. Nothing moves up or away.
+    assert 0.2 < std[0] < 1 and std[1] == std[2] == 0.01
+    train_motion(replace(config, loop=loop(steps=3)), data, tmp_path / "motion", backbone=backbone, fresh=False)
+    assert found(tmp_path / "motion") == std
+    kept = motion_training(model=model, loop=loop(steps=1))
+    train_motion(kept, data, tmp_path / "kept", backbone=backbone)
+    assert found(tmp_path / "kept") == (0.08, 0.08, 0.08)
+    policy = policy_training(loop=loop(steps=1))
+    policy = replace(policy, model=replace(policy.model, motion=scaled))
+    train_policy(policy, data, tmp_path / "policy", tmp_path / "motion", backbone=backbone)
+    assert found(tmp_path / "policy") == std
+    with pytest.raises(MismatchError, match="data_std"):
+        train_policy(
+            replace(
+                policy,
+                model=replace(policy.model, motion=replace(scaled, preconditioning=Preconditioning(data_std=std))),
+            ),
+            data,
+            tmp_path / "other",
+            tmp_path / "kept",
+            backbone=backbone,
+        )

@@ -68,7 +68,7 @@ class LiveFeatures(Features):
         missing = [camera for camera in self.cameras if camera not in dataset.cameras]
         if missing:
             raise MismatchError(f"{dataset.root} has no camera {missing[0]!r}; it has {', '.join(dataset.cameras)}")
-        self.manifest = {"backbone": backbone.description}
+        self.description = backbone.description
         self.left_out = ()
         self.index = FrameIndex.of(dataset)
         self.folder = cache_folder(dataset, backbone.key, root)

@@ -228,6 +228,25 @@ def clamp_rate(parts: Sequence[MotionSamples]) -> tuple[float, float, float]:
     return du, dv, dd
 
 
+LEAST_STD = 0.01
+"""A spread of normalised increments is taken to be at least this: less is a camera that saw nothing move."""
+
+
+def flow_std(parts: Sequence[MotionSamples]) -> tuple[float, float, float]:
+    """Standard deviation of the samples' supervising increments, normalised by their bounds, per axis."""
+    count, first, second = (torch.zeros(3, dtype=torch.float64) for _ in range(3))
+    for part in parts:
+        for flow in part.flows():
+            values = part.bounds.motion(flow).values.double()  # zero where masked
+            count += flow.mask.sum((0, 1, 2))
+            first += values.sum((0, 1, 2))
+            second += values.square().sum((0, 1, 2))
+    mean = first / count.clamp(min=1)
+    std = (second / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt().clamp(min=LEAST_STD)
+    du, dv, dd = (float(f"{value:.4g}") for value in std.tolist())
+    return du, dv, dd
+
+
 def concatenate_flow(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
     """Puts batches together, then into an order."""
     joined = (torch.cat(tensors)[order] for tensors in zip(*(part.tensors() for part in parts), strict=True))

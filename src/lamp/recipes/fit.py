@@ -142,7 +142,11 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     motion = None
     if base.motion is not None:
         motion = replace(
-            base.motion, backbone=seen, embodiment=robot, flow_frames=_flow_frames(base, base.motion, dataset.fps)
+            base.motion,
+            backbone=seen,
+            embodiment=robot,
+            flow_frames=_flow_frames(base, base.motion, dataset.fps),
+            fit_data_std=least is not None,
         )
     fitted = TrainingRecipe(
         name=config.out.stem,

@@ -242,6 +242,8 @@ class MotionTraining:
     """The dataset's scene-flow store, by its name in `lamp cache list`, where several have what the model needs."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
     """How increments are mapped to [-1, 1]: fitted to the training episodes, or given."""
+    fit_data_std: bool = False
+    """Take `model.motion.preconditioning.data_std` from this run's own scene flow; the recipe's is that of other data."""
     supervision: Supervision = field(default_factory=Supervision)
     draws: int = 1
     """Noise draws per sample and step."""

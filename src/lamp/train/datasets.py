@@ -22,15 +22,10 @@ from lamp.data.feature_cache.cache import FeatureCache, Features, FrozenBackbone
 from lamp.data.image_dataset import ImageSamples, Videos
 from lamp.data.lerobot.reader import LeRobotDataset, find_dataset
 from lamp.data.live_features import LiveFeatures
+from lamp.data.mixture import MixedSamples
 from lamp.data.normalizers import ContinuousRotation, StateTransform
 from lamp.data.observation_encoder import check_instructions
-from lamp.data.policy_dataset import (
-    EpisodeSplit,
-    MixedSamples,
-    PolicySamples,
-    PolicyScaling,
-    states_and_actions,
-)
+from lamp.data.policy_dataset import EpisodeSplit, PolicySamples, PolicyScaling, states_and_actions
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import required
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenIdentity
@@ -359,7 +354,7 @@ class Sources:
                 else FeatureCache(dataset, key, wanted=wanted, **how)
             )
             frozen_key, left_out = key, cache.left_out
-            width, description, cameras = cache.width, cache.manifest["backbone"], cache.cameras
+            width, description, cameras = cache.width, cache.description, cache.cameras
         if width != token_width:
             raise MismatchError(
                 f"the backbone's tokens are {width} wide, the model's token_width is {token_width}; expected the same."

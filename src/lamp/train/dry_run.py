@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from lamp.data.feature_cache.cache import HiddenStates
 from lamp.data.image_dataset import ImageSamples
 from lamp.data.live_features import LiveFeatures
+from lamp.data.mixture import MixedSamples, Mixture
 from lamp.data.motion_dataset import MEMORY_LIMIT, MotionSamples
-from lamp.data.policy_dataset import MixedSamples, Mixture, PolicySamples
+from lamp.data.policy_dataset import PolicySamples
 from lamp.model.lamp import LaMP
 from lamp.progress import say
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, read_description

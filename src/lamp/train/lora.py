@@ -9,7 +9,8 @@ from torch import nn
 
 from lamp.data.dataloader import WHOLE, BatchShare
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
-from lamp.data.policy_dataset import MixedSamples, PolicySamples
+from lamp.data.mixture import MixedSamples
+from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone

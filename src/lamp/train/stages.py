@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lamp.data.dataloader import WHOLE, BatchShare, BatchSource, DataLoader, Sampler
 from lamp.data.feature_cache.cache import Features
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
-from lamp.data.policy_dataset import AnyMotionSamples, MixedSamples, Mixture, PolicySamples, mixture_weights
+from lamp.data.mixture import AnyMotionSamples, MixedSamples, Mixture, mixture_weights
+from lamp.data.policy_dataset import PolicySamples
 from lamp.model.guidance import PathTokenizer
 from lamp.model.lamp import LaMP, recompute, required
 from lamp.seeding import Source, normal, uniform

@@ -16,10 +16,11 @@ import lamp.version
 from lamp.configuration import to_json
 from lamp.data.episode_selection import ALL_EPISODES
 from lamp.data.feature_cache.encode import BackboneIdentity, FrozenBackbone
-from lamp.data.motion_dataset import MotionSamples, shuffled_pairing
+from lamp.data.mixture import AnyMotionSamples, MixedMotionSamples
+from lamp.data.motion_dataset import MotionSamples, flow_std, shuffled_pairing
 from lamp.data.observation_encoder import check_instructions
-from lamp.data.policy_dataset import AnyMotionSamples, MixedMotionSamples
 from lamp.errors import ConfigError, MismatchError
+from lamp.flow_matching import Preconditioning
 from lamp.json_files import to_line
 from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, LaMPConfig, required
@@ -87,6 +88,8 @@ def train_motion(
     if config.targets == "shuffled":
         of = samples.part_of(np.arange(len(samples))) if isinstance(samples, MixedMotionSamples) else 0
         samples.pairing = shuffled_pairing((of << 32) + samples.episode, config.loop.seed)
+    config = _with_data_std(config, samples, None if fresh else out, tuned, distributed)
+    here = replace(config, loop=here.loop)
     held_out = [(one, one.sources.split.validation) for one in datasets if one.sources.split.validation]
     parts = [one.samples(config, episodes, samples.bounds) for one, episodes in held_out]
     validation = _mixed(parts) if parts else None
@@ -202,6 +205,10 @@ def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
     )
 
 
+def _parts(samples: AnyMotionSamples) -> tuple[MotionSamples, ...]:
+    return samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
+
+
 def _mixed(parts: Sequence[MotionSamples]) -> AnyMotionSamples:
     return MixedMotionSamples(parts) if len(parts) > 1 else parts[0]
 
@@ -250,6 +257,35 @@ def _with_recorded_bounds(config: MotionTraining, out: Path) -> MotionTraining:
     if not isinstance(found.training, MotionTraining) or found.flow is None or found.training.bounds != config.bounds:
         return config
     return replace(config, bounds=found.flow.bounds)
+
+
+def _with_data_std(
+    config: MotionTraining,
+    samples: AnyMotionSamples,
+    out: Path | None,
+    tuned: FineTune | None,
+    distributed: DistributedContext,
+) -> MotionTraining:
+    """The same training with the spread of its own normalised increments in the preconditioning, where it asks for that.
+
+    A run that is continued keeps what it found, and a fine-tune what its checkpoint was trained with.
+
+    Args:
+        out: The run's folder, where it may be continued.
+    """
+    if not config.fit_data_std or config.motion.preconditioning is None:
+        return config
+    known = None if tuned is None else tuned.description.model.motion
+    if known is None and out is not None and (out / CHECKPOINT / DESCRIPTION).is_file():
+        before = read_description(out / CHECKPOINT)
+        fitted_alike = isinstance(before.training, MotionTraining) and before.training.fit_data_std
+        known = before.model.motion if fitted_alike else None
+    if known is not None:
+        preconditioning = known.preconditioning
+    else:
+        preconditioning = Preconditioning(data_std=distributed.from_main(lambda: flow_std(_parts(samples))))
+    motion = replace(config.motion, preconditioning=preconditioning)
+    return replace(config, model=replace(config.model, motion=motion))
 
 
 def evaluate_flow(
@@ -463,7 +499,7 @@ def _describe(
     clamped: tuple[float, float, float],
 ) -> Description:
     motion = config.motion
-    parts = samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
+    parts = _parts(samples)
     stores = [to_line(to_json(one.store.description)) for one in datasets]
     own, *others = [
         one.sources.record(samples=len(part), also=[store])

@@ -30,7 +30,14 @@ from lamp.seeding import seed_everything
 from lamp.train.backbones import BuildProgressPrinter, find_backbone
 from lamp.train.breakdown import action_names
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
-from lamp.train.checkpoint_metadata import Description, FlowRecord, MotionSource, OtherDataset, PolicyRecord
+from lamp.train.checkpoint_metadata import (
+    Description,
+    FlowRecord,
+    MotionSource,
+    OtherDataset,
+    PolicyRecord,
+    read_description,
+)
 from lamp.train.config import MotionTraining, PolicyTraining, UnseenEpisodes
 from lamp.train.datasets import (
     SAME_RATE,
@@ -85,6 +92,8 @@ def train_policy(
     distributed = distributed_context(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=distributed.device(config.loop.device)))
     tuned = _fine_tuned(config, start, normalizers, backbone)
+    config = _with_fitted_prior(config, motion_checkpoint, tuned)
+    here = replace(config, loop=here.loop)
     datasets = open_datasets(here, data, backbone, features, _kept_scalings(tuned))
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint, tuned)
@@ -134,6 +143,27 @@ def train_policy(
     if result.outcome.finished and distributed.is_main:
         shutil.rmtree(out / HIDDEN, ignore_errors=True)  # large, and of no use any more
     return result
+
+
+def _with_fitted_prior(
+    config: PolicyTraining, motion_checkpoint: Path | None, tuned: FineTune | None
+) -> PolicyTraining:
+    """The same training with the preconditioning that Stage 1 found in its data, where it was to find one there."""
+    motion = config.model.motion
+    if motion is None or motion.preconditioning is None:
+        return config
+    if tuned is not None:
+        known = tuned.description.model.motion  # whether it was found or given is not noted there
+    elif motion_checkpoint is not None:
+        found = read_description(motion_checkpoint)
+        known = (
+            found.model.motion if isinstance(found.training, MotionTraining) and found.training.fit_data_std else None
+        )
+    else:
+        known = None
+    if known is None or known.preconditioning is None:
+        return config
+    return replace(config, model=replace(config.model, motion=replace(motion, preconditioning=known.preconditioning)))
 
 
 def _fine_tuned(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lamp.data.dataloader import BatchSource
 from lamp.data.image_dataset import ImageSamples
-from lamp.data.policy_dataset import MixedSamples, PolicySamples
+from lamp.data.mixture import MixedSamples
+from lamp.data.policy_dataset import PolicySamples
 from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress

@@ -130,8 +130,8 @@ class Features(ABC):
     """Which views of the pictures there are besides themselves."""
     cameras: tuple[str, ...]
     width: int
-    manifest: CacheManifest
-    """Under `backbone`, what the backbone says of itself."""
+    description: Mapping[str, Any]
+    """What the backbone says of itself."""
     index: FrameIndex
     left_out: tuple[int, ...]
     """Episodes without features, since their pictures cannot be read: they have no rows."""
@@ -195,6 +195,7 @@ class FeatureCache(Features):
         self.dataset, self.key, self.augmentation = dataset, key, augmentation
         self.folder = cache_folder(dataset, key, root)
         self.manifest = read_manifest(self.folder, key, dataset, wanted)
+        self.description = self.manifest["backbone"]
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.width: int = self.manifest["width"]
         store = FeatureStore(dataset, self.folder, augmentation)

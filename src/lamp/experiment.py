@@ -25,6 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from lamp.benchmark.evaluate import Summary, evaluate
 from lamp.collect.collect import collect
+from lamp.data.feature_cache.shards import picture_hashes
 from lamp.files import locked
 from lamp.json_files import read_json_as, write_json
 from lamp.progress import clock as elapsed
@@ -117,7 +118,7 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
     with clock.stage("collect"):
         collect(replace(recipe.collect, out=data))
     with clock.stage("flow"):
-        build(replace(recipe.flow, data=data))
+        build(replace(recipe.flow, data=data), pictures=picture_hashes(data, recipe.flow.cameras))
     with clock.stage("features"):
         ensure_features(data, recipe.backbone, augmentation=recipe.policy.augmentation)
     with _in_another_process(train_policy, recipe.without_motion, data, out / "policy_without", None) as plain_policy:

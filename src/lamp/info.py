@@ -49,8 +49,8 @@ class FolderKind:
 
 
 def _describe_dataset(path: Path) -> dict[str, Any]:
-    from lamp.data.feature_cache.manifest import FEATURES
     from lamp.data.feature_cache.report import list_caches, list_stores
+    from lamp.data.feature_cache.shards import FEATURES
     from lamp.data.lerobot import LeRobotDataset
 
     found = LeRobotDataset(path).describe()

@@ -108,11 +108,14 @@ def check_type(value: Any, shape: Any, where: str) -> Any:
 
     try:
         # As JSON, so that "strict" is what JSON can tell apart.
-        read = _adapter(shape).validate_json(json.dumps(value, allow_nan=False), strict=True)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        read = _adapter(shape).validate_json(
+            text.encode("utf-8", "replace"), strict=True
+        )  # JSON may hold half characters
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
-            raise DataError(f"{where} is nested too deeply or holds half a character; restore or remove it") from None
+            raise DataError(f"{where} is nested too deeply; restore or remove it") from None
         problem = "is missing" if first["type"] == "missing" else f"is {shown(first['input'])}; {expectation(first)}"
         at = key_of(first["loc"])
         raise DataError(f"{where}{': ' * bool(at)}{at} {problem}; restore or remove it") from None

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.feature_cache.manifest import FeatureStore
-from lamp.data.feature_cache.shards import PICTURES, EpisodeFingerprints, ShardState, read_header
+from lamp.data.feature_cache.shards import PICTURES, EpisodeFingerprints, ShardState, picture_hashes, read_header
 from lamp.data.lerobot import LeRobotDataset, LeRobotWriter
 from lamp.data.lerobot.staging import EpisodeData, stage_episode
 from lamp.errors import MismatchError
@@ -55,6 +55,18 @@ def taken_over(old: Path, new: Path) -> LeRobotDataset:
 def states(dataset: LeRobotDataset, key: str = "compact") -> list[ShardState]:
     store = FeatureStore(dataset, dataset.root / "features" / key)
     return [store.pictures.state(index) for index in range(len(dataset))]
+
+
+def test_pictures_are_known_by_what_is_encoded(tmp_path: Path) -> None:
+    """A file that grew shows the same pictures, one that was replaced does not, in the episode that it was changed in."""
+    bright = {1: lambda one: replace(one, images={name: 255 - images for name, images in one.images.items()})}
+    old, new = recorded(tmp_path / "old"), recorded(tmp_path / "new", lengths=(*LENGTHS, 12))
+    other = recorded(tmp_path / "other", bright)
+    of_old, of_new, of_other = (picture_hashes(root, ("agentview", "gone")) for root in (old, new, other))
+    assert of_old is not None and of_new is not None and of_other is not None
+    assert [of_old(0), of_old(1)] == [of_new(0), of_new(1)] and set(of_old(0)) == {"agentview"}
+    assert of_other(0) == of_old(0) and of_other(1) != of_old(1) and of_old(9) == {}
+    assert picture_hashes(old, ("gone",)) is None and picture_hashes(tmp_path, ("agentview",)) is None
 
 
 def test_episodes_in_a_file_that_grew_are_not_encoded_again(tmp_path: Path) -> None:

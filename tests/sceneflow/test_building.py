@@ -88,6 +88,21 @@ def test_stores_of_other_settings_lie_side_by_side(tmp_path: Path) -> None:
     assert [SceneFlowStore(folder).description.sampling.horizon for folder in store_folders(moved)] == [5, 4]
 
 
+def test_pictures_that_were_replaced_are_noticed_and_built_again(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 2, length=8)
+    shown = {0: {"agentview": "a"}, 1: {"agentview": "b"}}
+    build(settings(tmp_path, workers=2), load_scene=load_scene, pictures=shown.__getitem__)
+    store = SceneFlowStore(tmp_path / "sceneflow")
+    check_current(store, tmp_path, 2, shown.__getitem__)
+    check_current(store, tmp_path, 2, lambda episode: {})  # they cannot be read: which is told elsewhere
+    now = {**shown, 1: {"agentview": "c"}}
+    with pytest.raises(MismatchError, match=r"pictures of episode 1 .* changed .*episodes 1\).*`lamp flow build "):
+        check_current(store, tmp_path, 2, now.__getitem__)
+    report = build(settings(tmp_path), load_scene=load_scene, pictures=now.__getitem__)
+    assert (report.built, report.kept) == (1, 1)
+    check_current(SceneFlowStore(tmp_path / "sceneflow"), tmp_path, 2, now.__getitem__)
+
+
 def test_a_recording_that_changed_is_noticed_and_built_again(tmp_path: Path) -> None:
     write_dataset(tmp_path, 2, length=8)
     build(settings(tmp_path), load_scene=load_scene)

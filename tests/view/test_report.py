@@ -203,16 +203,16 @@ def test_a_damaged_picture_is_named(run: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize(
     "content",
-    ["[1]", '"text"', '{"seconds": {"a": "x"}, "moving": {"a": {"ade_px": []}}, "planned": "many", "kind": "train"}'],
+    ["[1]", '"text"', '{"seconds": {"a": "x"}, "moving": {"a": {"ade_px": []}}, "planned": "many", "length": "x"}'],
 )
 def test_a_file_of_another_shape_is_named(run: Path, tmp_path: Path, file: str, content: str) -> None:
     for path in run.rglob("*.json*"):
         (tmp_path / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / path.relative_to(run))
     (tmp_path / file).write_text(content + "\n")
-    with pytest.raises(DataError, match=r"as LaMP writes it|lacks a key") as caught:
+    with pytest.raises(DataError, match=r"expected|is missing|is not a JSON object|is not the manifest") as caught:
         report(ReportConfig(run=(tmp_path,)))
-    assert Path(file).parts[-2 if "meta" in file else -1] in str(caught.value) or "lacks a key" in str(caught.value)
+    assert Path(file).name in str(caught.value)
     assert not (tmp_path / "report.html").exists()
 
 

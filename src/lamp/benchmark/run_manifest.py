@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from lamp.benchmark.episodes import EPISODES, EpisodeRecord, EvaluationEpisode, read_records
 from lamp.errors import ConfigError, DataError
 from lamp.files import atomic_write_text, locked, sha256_of
-from lamp.json_files import append_line, read_json_as, read_json_object, read_lines_as, to_line, write_json
+from lamp.json_files import append_line, check_type, read_json_as, read_json_object, read_lines_as, to_line, write_json
 from lamp.model.prior_interventions import PriorKind
 
 MANIFEST = "run.json"
@@ -226,9 +226,10 @@ def read_manifest(folder: Path) -> StoredManifest:
         DataError: The folder is none of an evaluation, or the file is damaged.
     """
     path = folder / MANIFEST
-    if read_json_object(path, "evaluation manifest").get("format") != FORMAT:
+    stored = read_json_object(path, "evaluation manifest")
+    if stored.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of an evaluation; expected the --out of `lamp evaluate`")
-    return read_json_as(path, StoredManifest, "evaluation manifest")
+    return check_type({"conditions": {}, **stored}, StoredManifest, f"the evaluation manifest {path}")
 
 
 def model_kind(checkpoint: Path) -> dict[str, str | None]:

@@ -54,6 +54,7 @@ class FlowFlags(SelectionFlags):
 
 
 def _flow_build(arguments: Sequence[str]) -> None:
+    from lamp.data.feature_cache.shards import picture_hashes
     from lamp.sceneflow.build import FlowBuildConfig, build
 
     settings, words = None, with_flag(arguments, "--data")
@@ -70,7 +71,7 @@ def _flow_build(arguments: Sequence[str]) -> None:
         from lamp.data.lerobot.reader import LeRobotDataset
 
         config = replace(config, only=flags.selection.select(LeRobotDataset(config.data)))
-    build(config)
+    build(config, pictures=picture_hashes(config.data, config.cameras))
 
 
 def _is_video(arguments: Sequence[str]) -> bool:
@@ -242,7 +243,7 @@ def _caches(data: Path, out: Path | None) -> Path:
     Raises:
         DataError: There is no such dataset.
     """
-    from lamp.data.feature_cache.manifest import FEATURES
+    from lamp.data.feature_cache.shards import FEATURES
     from lamp.errors import DataError
 
     if not data.is_dir():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,14 @@ from lamp.sceneflow.normalization import BoundsRule, MotionBounds
 from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, SimulationScene, load_libero_scene
 from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of, remove
-from lamp.sceneflow.stores import changed_episodes, folder_for, made_from, store_folders
+from lamp.sceneflow.stores import (
+    PictureHashes,
+    changed_episodes,
+    folder_for,
+    made_from,
+    replaced_pictures,
+    store_folders,
+)
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, moving_points
 from lamp.types import Camera, SceneFlow, Tracks
 from lamp_client.child_processes import ProcessPool, available_cores
@@ -130,12 +137,18 @@ class _BuildJob:
     """Reference frames by episode."""
     path: Path
     """The store."""
+    pictures: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """Hashes of each episode's pictures, by camera, where they are known."""
 
 
-def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene) -> FlowBuildReport:
+def build(
+    config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene, pictures: PictureHashes | None = None
+) -> FlowBuildReport:
     """Builds what is missing of a dataset's scene-flow store.
 
     Args:
+        pictures: Finds an episode's pictures, so that the store notes them and an episode whose pictures have been replaced is
+            built again.
         load_scene: Builds the simulator of a recording; a module's function, since it is pickled for worker processes.
 
     Raises:
@@ -159,13 +172,18 @@ def build(config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene)
         store = SceneFlowStore.create(path, config.description)
         remove_leftovers(path)
         whole = [episode for episode in recordings if store.is_whole(episode)]
-        missing = sorted(recordings.keys() - (set(whole) - set(changed_episodes(store, config.data, whole))))
+        stale = {
+            *changed_episodes(store, config.data, whole),
+            *(replaced_pictures(store, whole, pictures) if pictures else ()),
+        }
+        missing = sorted(recordings.keys() - (set(whole) - stale))
         headers = {episode: read_header(recordings[episode]) for episode in missing}
         frames = reference_frames(
             config.data, {episode: length for episode, (_, length) in headers.items()}, config.every
         )
         metadata = {episode: own for episode, (own, _) in headers.items()}
-        jobs = _jobs(config, load_scene, metadata, frames, path)
+        shown = {episode: dict(pictures(episode)) for episode in missing} if pictures else {}
+        jobs = [replace(job, pictures=shown) for job in _jobs(config, load_scene, metadata, frames, path)]
         start = time.perf_counter()
         cpu_s = _run(jobs, store, frames, min(config.workers, len(jobs)))
         seconds = time.perf_counter() - start
@@ -270,7 +288,7 @@ def _episodes(job: _BuildJob) -> Iterator[int]:
         scene.model, width=width, height=height, mirrored=config.mirrored, geom_groups=scene.geom_groups
     ) as renderer:
         for episode, frames in job.frames.items():
-            origin = made_from(recordings[episode])
+            origin = made_from(recordings[episode], job.pictures.get(episode))
             playback = Playback(scene.model, read_recording(recordings[episode]))
             store.write(
                 episode,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,12 +150,38 @@ def folder_for(data: Path, description: StoreDescription) -> Path:
     return data / (f"{FOLDER}-{key}" if taken else FOLDER)
 
 
-def made_from(recording: Path) -> dict[str, Any]:
-    """What tells a recorded episode from another: what a store notes of the one that it made scene flow from."""
+PictureHashes = Callable[[int], Mapping[str, str]]
+"""Hashes of an episode's pictures, by camera (`lamp.data.feature_cache.shards.picture_hashes`), of those that can be read."""
+
+
+def made_from(recording: Path, pictures: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What tells a recorded episode from another: what a store notes of the one that it made scene flow from.
+
+    Args:
+        pictures: Hashes of its pictures, by camera, where they are known.
+    """
     found = recording.stat()
-    return {
-        "recording": {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": sha256_of(recording)},
-    }
+    noted = {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": sha256_of(recording)}
+    return {"recording": noted, **({"pictures": dict(pictures)} if pictures else {})}
+
+
+def replaced_pictures(store: SceneFlowStore, episodes: Iterable[int], pictures: PictureHashes) -> list[int]:
+    """Episodes whose pictures are others than those that were there when their scene flow was made.
+
+    What earlier versions wrote does not say which those were.
+    """
+    found = []
+    for episode in episodes:
+        try:
+            noted = store.made_from(episode).get("pictures")
+        except DataError:
+            continue  # damaged, which is reported when it is read
+        if not isinstance(noted, dict) or not noted:
+            continue
+        now = pictures(episode)
+        if any(now.get(camera, known) != known for camera, known in noted.items()):
+            found.append(episode)
+    return found
 
 
 def changed_episodes(store: SceneFlowStore, data: Path, episodes: Iterable[int]) -> list[int]:
@@ -181,19 +207,22 @@ def changed_episodes(store: SceneFlowStore, data: Path, episodes: Iterable[int])
     return found
 
 
-def check_current(store: SceneFlowStore, data: Path, episodes: int) -> None:
-    """Checks that the recordings of a dataset's episodes are those that its scene flow was made from.
+def check_current(store: SceneFlowStore, data: Path, episodes: int, pictures: PictureHashes | None = None) -> None:
+    """Checks that the recordings and pictures of a dataset's episodes are those that its scene flow was made from.
 
     Raises:
         MismatchError: One is not.
     """
     present = [episode for episode in store.episodes if episode < episodes]
     changed = changed_episodes(store, data, present)
+    replaced = [] if changed or pictures is None else replaced_pictures(store, present, pictures)
     store.keep_index()
-    if changed:
-        listed = ", ".join(map(str, changed[:5])) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    if found := changed or replaced:
+        listed = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        recording = data / SIMULATION_PATH.format(episode_index=found[0])
+        what = f"{recording} has" if changed else f"the pictures of episode {found[0]} of {data} have"
         raise MismatchError(
-            f"{data / SIMULATION_PATH.format(episode_index=changed[0])} has changed since the scene flow {store.path} was made "
+            f"{what} changed since the scene flow {store.path} was made "
             f"(episodes {listed}); make theirs again with `{build_command(store, data)}`"
         )
 

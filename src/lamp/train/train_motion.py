@@ -16,6 +16,7 @@ import lamp.version
 from lamp.configuration import to_json
 from lamp.data.episode_selection import ALL_EPISODES
 from lamp.data.feature_cache.encode import BackboneIdentity, FrozenBackbone
+from lamp.data.feature_cache.shards import EpisodeFingerprints
 from lamp.data.mixture import AnyMotionSamples, MixedMotionSamples
 from lamp.data.motion_dataset import MotionSamples, flow_std, shuffled_pairing
 from lamp.data.observation_encoder import check_instructions
@@ -388,7 +389,9 @@ def current_store(
         if own or name not in [folder.name for folder in store_folders(data)]:
             raise
         store = find_store(data, needs, name)
-    check_current(store, data, len(sources.dataset))
+    shown = [camera for camera in store.description.cameras if camera in sources.dataset.cameras]
+    prints = EpisodeFingerprints(sources.dataset, shown, sources.features.folder.parent)
+    check_current(store, data, len(sources.dataset), prints.pictures)
     return store
 
 

@@ -25,13 +25,19 @@ from lamp.data.feature_cache.encode import (
     camera_names,
     storage_dtype,
 )
-from lamp.data.feature_cache.shards import EpisodeFingerprints, Shards, ShardState, content_hash, one_error_when_full
+from lamp.data.feature_cache.shards import (
+    FEATURES,
+    EpisodeFingerprints,
+    Shards,
+    ShardState,
+    content_hash,
+    one_error_when_full,
+)
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_path
 from lamp.json_files import read_json, read_json_as, write_json
 
-FEATURES = "features"
 """The folder in a dataset that caches are in, unless another was chosen."""
 MANIFEST = "manifest.json"
 SHARED = "shared.safetensors"

@@ -11,7 +11,7 @@ import contextlib
 import enum
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lamp.checksums import with_own
+from lamp.data.lerobot.format import INFO_PATH
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.video import packet_digests
 from lamp.data.stored_images import image_digests
@@ -32,6 +33,8 @@ from lamp.errors import DataError, unreadable
 from lamp.files import atomic_path
 from lamp.json_files import read_json_object, write_json
 
+FEATURES = "features"
+"""The folder of a dataset that its feature caches are in, unless they are somewhere else."""
 PICTURES = ".pictures.json"
 FORMAT, VERSION = "lamp-pictures", 1
 
@@ -73,6 +76,17 @@ class EpisodeFingerprints:
         if read and self._path.parent.is_dir():
             with contextlib.suppress(OSError):  # a cache on a read-only disk: found anew each time
                 write_json(self._path, {"format": FORMAT, "version": VERSION, "files": self._files})
+
+    def pictures(self, episode: int) -> dict[str, str]:
+        """Hashes of an episode's pictures alone, by camera; of those that can be read."""
+        self.find([episode])
+        place, found = self._dataset.episode(episode), {}
+        for camera in self._cameras:
+            entry, _ = self._of_file(camera, self._dataset.video_path(camera, episode))
+            first = place.videos[camera].first if camera in place.videos else place.row
+            if digest := entry.get(f"{first}+{place.length}"):
+                found[camera] = digest
+        return found
 
     def _of_file(self, camera: str, path: Path) -> tuple[dict[str, Any], bool]:
         """Hashes of the pictures in a file, by span of frames, and whether it had to be read for them."""
@@ -125,6 +139,16 @@ class EpisodeFingerprints:
     def _name(self, camera: str, path: Path) -> str:
         key, inside = self._dataset.meta.cameras[camera].key, path.is_relative_to(self._dataset.root)
         return f"{key} {path.relative_to(self._dataset.root) if inside else path}"
+
+
+def picture_hashes(data: Path, cameras: Sequence[str]) -> Callable[[int], dict[str, str]] | None:
+    """Finds the pictures of a dataset's episodes, for `lamp.sceneflow.build`; None where it has none of these cameras."""
+    if not (data / INFO_PATH).is_file():
+        return None
+    dataset = LeRobotDataset(data)
+    shown = [camera for camera in cameras if camera in dataset.cameras]
+    found = EpisodeFingerprints(dataset, shown, data / FEATURES)
+    return (lambda episode: found.pictures(episode) if episode < len(dataset) else {}) if shown else None
 
 
 def _file_state(path: Path) -> str:

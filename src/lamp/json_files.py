@@ -10,6 +10,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""JSON may hold these, UTF-8 may not."""
 _SHOW = reprlib.Repr()
 _SHOW.maxlevel, _SHOW.maxstring, _SHOW.maxother, _SHOW.maxlist, _SHOW.maxdict = 2, 60, 60, 4, 4
 
@@ -108,10 +111,8 @@ def check_type(value: Any, shape: Any, where: str) -> Any:
 
     try:
         # As JSON, so that "strict" is what JSON can tell apart.
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        read = _adapter(shape).validate_json(
-            text.encode("utf-8", "replace"), strict=True
-        )  # JSON may hold half characters
+        text = _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", json.dumps(value, allow_nan=False, ensure_ascii=False))
+        read = _adapter(shape).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":

@@ -75,6 +75,9 @@ def quick() -> Study:
         arms=(NONE, SAME, ACTION_FREE, ORACLE),
         motion_steps=300,
         policy_steps=300,
+        prior_from=0.0,
+        measurements=4,
+        held_out_samples=128,
     )
 
 
@@ -91,9 +94,10 @@ def regimes_object() -> Study:
         motion=_states("14:27"),
         demonstrations=(3, 10, 50),
         arms=REGIMES,
-        motion_steps=800,
-        policy_steps=1000,
-        tests=(tests, replace(tests, name="standard", shift=0.0, states="30:40")),
+        motion_steps=600,
+        policy_steps=600,
+        prior_from=0.0,
+        tests=(tests, replace(tests, name="standard", shift=0.0, states="30:33")),
     )
 
 
@@ -109,11 +113,12 @@ def regimes_spatial() -> Study:
         motion=_states("14:27"),
         demonstrations=(3, 10, 50),
         arms=REGIMES,
-        motion_steps=800,
-        policy_steps=1000,
+        motion_steps=600,
+        policy_steps=600,
+        prior_from=0.0,
         tests=(
             SimulatorTest(name="standard", suite="libero_spatial", tasks=tasks, states="30:50"),
-            SimulatorTest(name="two_task_scene", suite="libero_spatial", tasks=(7, 9), states="30:50", shift=0.02),
+            SimulatorTest(name="two_task_scene", suite="libero_spatial", tasks=(7, 9), states="30:35", shift=0.02),
         ),
     )
 
@@ -140,6 +145,7 @@ def motion_only_tasks() -> Study:
         ),
         motion_steps=1500,
         policy_steps=1500,
+        prior_from=0.0,
         tests=(
             SimulatorTest(name="tasks_with_actions", suite="libero_spatial", tasks=seen, states="30:42"),
             SimulatorTest(name="tasks_in_motion_only", suite="libero_spatial", tasks=unseen, states="30:45"),
@@ -170,6 +176,7 @@ def robustness() -> Study:
         ),
         motion_steps=1200,
         policy_steps=1200,
+        prior_from=0.0,
         tests=(standard, *changed),
     )
 
@@ -201,6 +208,7 @@ def hand_overs() -> Study:
         ),
         motion_steps=1000,
         policy_steps=1000,
+        prior_from=0.0,
         tests=(SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:40", shift=SHIFT),),
     )
 
@@ -224,6 +232,7 @@ def flow_2d() -> Study:
         ),
         motion_steps=1000,
         policy_steps=1200,
+        prior_from=0.0,
         tests=(
             SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:50", shift=SHIFT),
             SimulatorTest(
@@ -258,6 +267,7 @@ def other_arm() -> Study:
         ),
         motion_steps=1000,
         policy_steps=1000,
+        prior_from=0.0,
         tests=(SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:50", shift=SHIFT),),
     )
 
@@ -275,6 +285,7 @@ def atm(suite: str = "libero_spatial", title: str = "LIBERO-Spatial") -> Study:
         arms=(NONE, Arm(name="action_free", prior=MotionPrior(motion="both")), ORACLE),
         motion_steps=3000,
         policy_steps=4000,
+        prior_from=0.0,
         motion_seeds=3,
         policy_seeds=3,
         tests=(SimulatorTest(name="standard", suite=suite, tasks=tuple(range(10)), states="30:50"),),

@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lamp.benchmark.episodes import EPISODES
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.collect.collect import collect
 from lamp.collect.jobs import CollectConfig
@@ -60,9 +61,9 @@ SECONDS = {
     "flow": 2.5,
     "features": 4.0,
     "motion step": 0.7,
-    "policy step": 0.45,
+    "policy step": 0.65,
     "measured frame": 0.05,
-    "test episode": 6.0,
+    "test episode": 4.5,
 }
 """What one episode, step or frame took on one core of an AMD EPYC with AVX2 (a virtual machine), with the small recipes; what a
 study has measured itself takes their place. [s]"""
@@ -293,6 +294,7 @@ class TestWork:
     """Tries a policy in the simulator."""
 
     config: EvaluateConfig
+    episodes: int
     policy: Path
     """The cell's folder."""
     discard: bool
@@ -482,6 +484,7 @@ class _Run:
         for test in study.tests:
             work = TestWork(
                 config=self._evaluation(test, arm, cell),
+                episodes=test.episodes,
                 policy=self.out / cell.folder,
                 discard=not self.options.keep_checkpoints and test is study.tests[-1],
             )
@@ -566,9 +569,10 @@ class _Run:
                     done.add(job.folder)
                     progress.say(f"{job.label}: {_in_words(self._result(future, job))}")
                     progress.advance()
-                left = estimate.jobs([*waiting, *running.values()]) / count
-                note = "; ".join(self._state(job) for job in running.values())
-                progress.update(progress.done, note=f"now {note}" if note else "", left_s=left)
+                states = [(job, *self._state(job)) for job in running.values()]
+                left = sum(map(estimate.job, waiting)) + sum(estimate.job(job) * rest for job, _, rest in states)
+                note = "; ".join(text for _, text, _ in states)
+                progress.update(progress.done, note=f"now {note}" if note else "", left_s=left / count)
 
     def _result(self, future: Future[dict[str, Any]], job: Job) -> dict[str, Any]:
         try:
@@ -581,16 +585,17 @@ class _Run:
         except LampError as error:
             raise type(error)(f"{job.label}: {error}") from error
 
-    def _state(self, job: Job) -> str:
-        """What a running job is at."""
-        if isinstance(job.work, TestWork):
-            return job.label
+    def _state(self, job: Job) -> tuple[str, float]:
+        """What a running job is at, and which share of it is left."""
         folder = self.out / job.folder
-        folder = folder / "policy" if isinstance(job.work, PolicyWork) else folder
         with contextlib.suppress(LampError, OSError, KeyError, IndexError):
-            step = read_lines_json(folder / METRICS)[-1]["step"]
-            return f"{job.label} ({step}/{job.work.training.loop.steps} steps)"
-        return job.label
+            if isinstance(job.work, TestWork):
+                done, of = len(read_lines_json(folder / "episodes" / EPISODES)), job.work.episodes
+                return f"{job.label} ({done}/{of} episodes)", 1 - done / of
+            folder = folder / "policy" if isinstance(job.work, PolicyWork) else folder
+            done, of = read_lines_json(folder / METRICS)[-1]["step"], job.work.training.loop.steps
+            return f"{job.label} ({done}/{of} steps)", 1 - done / of
+        return job.label, 1.0
 
 
 def _begin() -> None:
@@ -641,10 +646,6 @@ class Estimate:
                 seconds |= {"measured frame": 0.0} if name == "policy step" else {}
         return cls(seconds=seconds, samples=study.measurements * study.held_out_samples)
 
-    def jobs(self, jobs: Sequence[Job]) -> float:
-        """Of some jobs, one after another. [s]"""
-        return sum(map(self.job, jobs))
-
     def job(self, job: Job) -> float:
         """Of one job."""
         match job.work:
@@ -652,15 +653,8 @@ class Estimate:
                 return job.work.training.loop.steps * self.seconds["motion step"]
             case PolicyWork():
                 return self.policy(job.work.training.loop.steps)
-            case TestWork(config=config):
-                from lamp.benchmark.suites import parse_states
-
-                return (
-                    len(config.task)
-                    * len(parse_states(config.states))
-                    * config.episodes_per_state
-                    * self.seconds["test episode"]
-                )
+            case TestWork():
+                return job.work.episodes * self.seconds["test episode"]
 
     def policy(self, steps: int) -> float:
         """Of a Stage 2."""

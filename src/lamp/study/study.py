@@ -121,6 +121,10 @@ class Study:
     """Stage 1 is trained so often; each draws the demonstrations anew."""
     policy_seeds: int = CLAIM_POLICY_SEEDS
     """Stage 2 is trained so often, on the Stage 1 of each motion seed in turn."""
+    prior_from: float | None = None
+    """Share of the steps of Stage 2 after which the motion prior joins; None: as the recipes say, as in the next."""
+    prior_dropout: float | None = None
+    """Share of the training samples from which the motion prior is withheld."""
     measurements: int = 5
     """Of the held-out error, evenly over Stage 2; the best of them is reported beside the last."""
     held_out_samples: int = 192
@@ -166,10 +170,11 @@ class Study:
                 f"motion_seeds {self.motion_seeds}, policy_seeds {self.policy_seeds}: expected as many of Stage 2 or more, since "
                 "each takes the Stage 1 of one motion seed"
             )
-        for name in ("actions", "motion", "held_out"):
-            chosen: EpisodeSelection = getattr(self, name)
-            if name == "actions" and (chosen.per_task is not None or chosen.share is not None):
-                raise ConfigError("actions: `demonstrations` says how many of each task; expected no per_task or share")
+        if self.actions.per_task is not None or self.actions.share is not None:
+            raise ConfigError("actions: `demonstrations` says how many of each task; expected no per_task or share")
+        for name in ("prior_from", "prior_dropout"):
+            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in [0, 1), such as 0.5")
         for test in self.tests:
             _check_test(test)
 
@@ -263,8 +268,10 @@ class Resolved:
         """The Stage 2 of an arm, but for its seed and episodes."""
         recipe = self.recipe(arm)
         policy = recipe.without_motion if arm.prior is None else recipe.policy
-        if arm.prior is not None and arm.prior.oracle:
-            policy = replace(policy, prior="oracle")
+        if arm.prior is not None:
+            seen = {"prior_from": self.study.prior_from, "prior_dropout": self.study.prior_dropout}
+            policy = replace(policy, **{name: value for name, value in seen.items() if value is not None})
+            policy = replace(policy, prior="oracle") if arm.prior.oracle else policy
         every = max(1, -(-self.study.policy_steps // self.study.measurements))
         loop = replace(policy.loop, steps=self.study.policy_steps, validate_every=every)
         if isinstance(policy.model.fusion, FlowHead) and isinstance(self.base, Recipe):

@@ -195,6 +195,20 @@ def _describe_experiment(path: Path) -> dict[str, Any]:
     }
 
 
+def _describe_study(path: Path) -> dict[str, Any]:
+    definition = read_json_object(path / "definition.json", "definition of a study")
+    figures = read_json_object(path / "study.json", "figures") if (path / "study.json").is_file() else {}
+    compared = [row for row in figures.get("differences", []) if row["measure"] != "best_error"]
+    return {
+        "name": definition["study"]["name"],
+        "question": definition["study"]["question"],
+        "state": "finished" if figures.get("complete") else "unfinished: the same `lamp study run` goes on",
+        "cells": figures.get("cells", "none yet"),
+        "verdicts": [f"{row['arm']}, n {row['demonstrations']}, {row['test']}: {row['verdict']}" for row in compared],
+        "next": f"lamp study report {path}",
+    }
+
+
 def _describe_collection(path: Path) -> dict[str, Any]:
     from lamp.data.lerobot.staging import staged_names
 
@@ -235,6 +249,7 @@ KINDS = (
     FolderKind(
         name="hidden states (z_m)", marker="hidden.json", describe=_describe_hidden_states, verify=verify_shards
     ),
+    FolderKind(name="study", marker="definition.json", describe=_describe_study, verify=None),
     FolderKind(name="experiment", marker="seconds.json", describe=_describe_experiment, verify=None),
     FolderKind(name="unfinished training run", marker="metrics.jsonl", describe=_describe_run, verify=verify_run),
     FolderKind(name="trials on a robot", marker="trials.jsonl", describe=_describe_trials, verify=verify_other),
@@ -293,8 +308,8 @@ def verify(path: Path) -> Verification:
     def read(kind: FolderKind, folder: Path) -> None:
         if kind.verify is not None:
             kind.verify(folder, found)
-        if kind.name in ("dataset", "experiment"):
-            for name, inner in _inside(folder):
+        if kind.name in ("dataset", "experiment", "study"):
+            for name, inner in _inside(folder, depth=6 if kind.name == "study" else 2):
                 read(kinds[name], inner)
 
     read(_kind_of(path), path)
@@ -348,7 +363,7 @@ def _on_the_hub(hub: HubId) -> dict[str, Any]:
 
 
 def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:
-    """Finds recognisable folders up to two levels down; what is inside one of them is its own affair."""
+    """Finds recognisable folders some levels down; what is inside one of them is its own affair."""
     for folder in sorted(path.iterdir()) if depth else ():
         if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith("."):
             kind = next((kind for kind in KINDS if kind.matches(folder)), None)

@@ -20,6 +20,7 @@ from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_
 from lamp.data.motion_dataset import shuffled_pairing
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import locked
+from lamp.info import describe
 from lamp.json_files import write_json
 from lamp.recipes import training
 from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, quick, robustness, tiny
@@ -435,6 +436,9 @@ def test_figures_of_successes_by_hand(tmp_path: Path) -> None:
     assert row["difference"] == pytest.approx(0.625) and row["verdict"] == "helps"
     # The sixteen scenes differ 10 times, always in favour: 2 / 2^10.
     assert row["scenes"] == 16 and row["p_scenes"] == pytest.approx(2 / 1024)
+    told = describe(tmp_path)
+    assert told["kind"] == "study" and told["state"] == "finished" and told["cells"] == {"done": 8, "planned": 8}
+    assert "same, n 2, standard: helps" in told["verdicts"]
     assert "standard" in report(tmp_path) and "+62 points" in report(tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_what_goes_wrong_in_a_cell_is_told_with_its_name(
 @pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "study"
-    words = [sys.executable, "-m", "lamp", "--quiet", "study", "run", "tiny", "--out", str(out), "--workers", "2"]
+    words = [sys.executable, "-m", "lamp", "study", "run", "tiny", "--out", str(out), "--workers", "2", "--quiet"]
     started = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while len(finished(out)) < 3:
@@ -143,4 +143,5 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def finished(out: Path) -> dict[str, int]:
     """When each result was written."""
-    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.glob("*/**/result.json")}
+    found = [path for pattern in ("motion/*/*", "cells/*/*/*") for path in out.glob(f"{pattern}/{RESULT}")]
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in found}

@@ -102,6 +102,8 @@ def test_a_folder_of_recordings_becomes_a_dataset_that_stage_1_learns_from(tmp_p
     assert (moved[off] == 0).all() and np.median(start[on, 2]) == pytest.approx(0.8, abs=2e-3)
     again = build_from_video(settings(tmp_path / "source", out))
     assert (again.built, again.kept) == (0, 2)
+    with pytest.raises(ConfigError, match=r"made of recordings .* without their depth"):
+        build_from_video(settings(out, horizon=4))
     write_recording(tmp_path / "source" / "three", clip)
     assert build_from_video(settings(tmp_path / "source", out)).built == 1 and validate(out) == []
     assert SceneFlowStore(out / "sceneflow").episodes == (0, 1, 2) and not (out / ".estimated").exists()

@@ -28,6 +28,7 @@ def sliding_square(
     approach: float = 0.0,
     noise: float = 0.0,
     holes: float = 0.0,
+    rest: int = 0,
     name: str = "slide",
 ) -> Clip:
     """A wall at 1 m and before it, at 0.8 m, a square that slides to the right by `speed` px a frame and comes nearer. [m a
@@ -39,11 +40,12 @@ def sliding_square(
     rgb, depth = [], []
     y, x = np.mgrid[:height, :width].astype(np.float64)
     for frame in range(frames):
-        at = left + speed * frame
+        time = max(frame - rest, 0)
+        at = left + speed * time
         on = (x >= at) & (x < at + side) & (y >= top) & (y < top + side)
         moved = np.stack([map_coordinates(cloth[..., c], [y, x - at], order=1, mode="reflect") for c in range(3)], -1)
         rgb.append(np.where(on[..., None], moved, wall).round().astype(np.uint8))
-        z = np.where(on, 0.8 - approach * frame, 1.0)
+        z = np.where(on, 0.8 - approach * time, 1.0)
         z = z + noise * z**2 * random.standard_normal(z.shape)
         depth.append(np.where(random.random(z.shape) < holes, 0.0, z).astype(np.float32))
     return Clip(

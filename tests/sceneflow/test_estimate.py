@@ -53,6 +53,17 @@ def test_what_the_square_passes_over_is_hidden_meanwhile() -> None:
     assert found.visible[covered, 0].all() and not found.visible[covered, -1].any() and found.valid[covered].all()
 
 
+def test_what_comes_nearer_is_not_taken_for_hidden_by_itself() -> None:
+    """A drawer that opens towards the camera: where it was there is something nearer, itself."""
+    found = tracked(sliding_square(approach=0.01, rest=9))
+    on, off = on_square(found.points[:, 0]), off_square(found.points[:, 0])
+    right = on & (found.points[:, 0, 0] * SIZE[0] > 42)  # what the square still covers at the end
+    assert right.sum() >= 4 and not found.static[right].any() and found.static[off].all()
+    moved = np.median((found.points[right, -1] - found.points[right, 0]) * [*SIZE, 1], axis=0)
+    np.testing.assert_allclose(moved[:2], [10.5, 0], atol=0.7)
+    assert moved[2] == pytest.approx(-0.07, abs=0.005)
+
+
 def test_without_depth_there_are_tracks_in_the_image_alone() -> None:
     found = tracked(replace(sliding_square(), depth=None))
     on, off = on_square(found.points[:, 0]), off_square(found.points[:, 0], 12)

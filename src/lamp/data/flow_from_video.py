@@ -44,6 +44,8 @@ from lamp.types import Camera, Tracks
 from lamp_client.child_processes import ProcessPool, available_cores
 
 VERSION = 1
+MADE_BY = "lamp flow build"
+"""What the description of a dataset says that was made here."""
 WINDOW = 96
 """Query frames that are worked on at once; as many frames and the horizon are in memory."""
 SEGMENT = 600
@@ -178,6 +180,10 @@ def build_from_video(config: VideoFlowConfig) -> VideoFlowReport:
     _source.cache_clear()
     if config.out is None and not isinstance(source, LeRobotSource):
         raise ConfigError(f"{config.source} is no LeRobot dataset to put scene flow into; say where with --out STORE")
+    if config.out is None and isinstance(source, LeRobotSource) and source.dataset.lamp.get("made_by") == MADE_BY:
+        raise ConfigError(
+            f"{config.source} was made of recordings by `{MADE_BY}`, without their depth; name these as the source"
+        )
     target = config.out or config.source
     if config.out is not None and config.out.resolve() == config.source.resolve():
         raise ConfigError(f"--out {config.out} is the source; leave it out to put the scene flow into that dataset")
@@ -528,7 +534,7 @@ def _finish(target: Path, store: SceneFlowStore, config: VideoFlowConfig, fps: f
     writer = LeRobotWriter(target, fps=fps, robot_type="video")
     if not writer.names():
         return
-    writer.finalize({"made_by": "lamp flow build", "source": config.source.resolve().name, "chain": config.chain})
+    writer.finalize({"made_by": MADE_BY, "source": config.source.resolve().name, "chain": config.chain})
     for episode, name in enumerate(recorded_names(target)):
         apart = target / ESTIMATED / name
         if store.is_whole(episode) or not (apart / "zarr.json").is_file():

@@ -22,10 +22,10 @@ from lamp.sceneflow.estimate.optical_flow import (
 )
 from lamp.sceneflow.estimate.rigid import inverse, rotation_of
 
-STILL_PX = 0.3
-"""px: before a camera that stands still, the median pixel of outlines moves by less;"""
+STILL_PX = 0.5
+"""px: before a camera that stands still, most pixels of outlines move by less;"""
 UNCHANGED = 10
-"""or most of them change by less than this of 255."""
+"""or change by less than this of 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,10 @@ class RecordedCameras:
 
 
 def stands_still(pyramid: FlowPyramid) -> bool:
-    """Whether most of what has an outline stays where it is, over links of up to 16 frames and over the whole clip."""
+    """Whether most parts of the image that have outlines stay where they are, over links of up to 16 frames and the whole clip.
+
+    Parts of the image count, not pixels: an arm before the camera may have most of the outlines.
+    """
     cv2 = import_cv2()
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     last = pyramid.length - 1
@@ -93,14 +96,18 @@ def stands_still(pyramid: FlowPyramid) -> bool:
     for start, end in [(0, last), *((start, min(start + 16, last)) for start in range(0, last, 16))]:
         one, other = pyramid.gray(start), pyramid.gray(end)
         edges = np.hypot(*(cv2.Sobel(one, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1))))
-        outline = edges > max(20.0, float(np.percentile(edges, 70)))
-        if not outline.any():
-            continue
+        outline = edges > max(20.0, float(np.percentile(edges, 50)))
         flow = dis.calc(one, other, None)
-        moves = np.median(np.hypot(flow[..., 0], flow[..., 1])[outline])
-        same = (cv2.absdiff(one, other)[outline] < UNCHANGED).mean()
-        stays.append(moves < STILL_PX or same > 0.6)
-    return float(np.mean(stays or [True])) >= 0.9
+        same = (np.hypot(flow[..., 0], flow[..., 1]) < STILL_PX) | (cv2.absdiff(one, other) < UNCHANGED)
+        cells = [
+            same[rows][:, columns][outline[rows][:, columns]]
+            for rows in np.array_split(np.arange(one.shape[0]), 6)
+            for columns in np.array_split(np.arange(one.shape[1]), 8)
+        ]
+        votes = [cell.mean() > 0.6 for cell in cells if len(cell) > 20]
+        if votes:
+            stays.append(np.mean(votes) > 0.5)
+    return float(np.mean(stays or [True])) >= 0.7
 
 
 def relative_pose(

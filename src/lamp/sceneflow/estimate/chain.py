@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 
 from lamp.errors import unknown
 from lamp.sceneflow.estimate.cameras import RecordedCameras, moved
@@ -151,13 +151,13 @@ class StaticTest:
         share = (same & telling).sum(axis=0) / np.maximum(count, 1)
         limit = self.share if query.depth.noise < 5e-4 and query.fixed else self.noisy_share
         still = np.where(count > 0, share > limit, True)
-        colours = query.rgb[moment, row, column].astype(np.int16)
-        changed = within & (np.abs(colours - colours[0]).max(axis=-1) > self.colour)
+        change = _change(query, row, column)
+        changed = within & (change > self.colour)
         images = self._images(query, pyramid, xy, place)
         if query.fixed:
             clear = np.maximum((~nearer).sum(axis=0) - 1, 1)
             slides = (changed & ~nearer).sum(axis=0) > 0.7 * clear
-            stirred = (np.abs(colours - colours[0]).max(axis=-1) > self.stir) & ~nearer
+            stirred = (change > self.stir) & ~nearer
             slides |= (images < 0) & (stirred.sum(axis=0) > 0.5 * clear)
             still &= ~(slides & (count > 0))
             blind = count < 0.25 * clear  # holes most of the time
@@ -189,12 +189,39 @@ class StaticTest:
         """Points at which the image stays as it is although the camera moves."""
         row, column = nearest_pixel(xy, *query.size)
         seen = query.depth.metres[query.frames[:, None], row, column]
-        colours = query.rgb[query.frames[:, None], row, column].astype(np.int16)
+        change = _change(query, np.tile(row, (len(seen), 1)), np.tile(column, (len(seen), 1)))
         with np.errstate(invalid="ignore"):
-            constant = (np.abs(seen - seen[0]) < 0.05 * seen[0]) & (np.abs(colours - colours[0]).max(axis=-1) < 20)
+            constant = (np.abs(seen - seen[0]) < 0.05 * seen[0]) & (change < 20)
             place = project(moved(query.now_from_query, unproject(xy, start, query.matrix)), query.matrix)
             travel = np.nan_to_num(np.linalg.norm(place - xy, axis=-1), nan=np.inf).max(axis=0)
         return (constant.mean(axis=0) > 0.9) & (travel > 2) & (share < 0.8)
+
+
+def _came_nearer(
+    query: Query,
+    xy: Float[np.ndarray, "t1 n 2"],
+    z: Float[np.ndarray, "t1 n"],
+    seen: Bool[np.ndarray, "t1 n"],
+    hidden: Bool[np.ndarray, "t1 n"],
+) -> Bool[np.ndarray, " n"]:
+    """Which points that something nearer seems to hide at the end are themselves what came nearer, as a drawer does that opens.
+
+    They can be followed, steadily nearer on one surface, all the time that they would be hidden.
+    """
+    followed = (seen & hidden).sum(axis=0) > 0.9 * hidden.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        steps = np.abs(np.diff(z, axis=0)).max(axis=0, initial=0)
+        tolerance = query.depth.tolerance(z[0])
+        nearer = (steps < 0.02 + tolerance) & (z[-1] < z[0] - np.maximum(0.01, 2.5 * tolerance))
+    return followed & nearer & seen[-1] & (np.linalg.norm(xy[-1] - xy[0], axis=-1) > 1.5)
+
+
+def _change(query: Query, row: Int[np.ndarray, "t1 n"], column: Int[np.ndarray, "t1 n"]) -> UInt8[np.ndarray, "t1 n"]:
+    """By how much each pixel's colours differ from the first one's, in the channel that differs most."""
+    colours = np.stack([query.rgb[frame, y, x] for frame, y, x in zip(query.frames, row, column, strict=True)])
+    low, high = np.minimum(colours, colours[0]), np.maximum(colours, colours[0])
+    apart = high - low
+    return np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2])
 
 
 def _around(maps: np.ndarray, frame: np.ndarray, row: np.ndarray, column: np.ndarray) -> Float[np.ndarray, "p 9"]:
@@ -254,19 +281,32 @@ class RigidTracker:
         if len(attached):
             xy[:, attached], z[:, attached] = query.held(xy[:, attached], z[:, attached])
             visible[:, attached] = True
-        chosen = np.flatnonzero(~state.still & ~state.attached)
+        doubtful = state.still & state.hidden[-1] & query.fixed
+        chosen = np.flatnonzero((~state.still & ~state.attached) | doubtful)
+        if not len(chosen):
+            return as_tracks(query, sampling, xy, z, visible, valid, confidence, state.still[:count])
+        followed = self._follow(query, pyramid, everywhere[chosen])
+        moves = ~doubtful[chosen] | _came_nearer(query, *followed[:3], state.hidden[:, chosen])
+        state.still[chosen] = ~moves
+        chosen, followed = chosen[moves], tuple(values[:, moves] for values in followed)
         wanted = np.flatnonzero(chosen < count)
         if len(wanted):
             mine = chosen[wanted]
             xy[:, mine], z[:, mine], visible[:, mine], valid[:, mine], confidence[:, mine] = self._moving(
-                query, pyramid, everywhere[chosen], wanted
+                query, wanted, *followed
             )
         return as_tracks(query, sampling, xy, z, visible, valid, confidence, state.still[:count])
 
     def _moving(
-        self, query: Query, pyramid: FlowPyramid, start: np.ndarray, wanted: np.ndarray
+        self,
+        query: Query,
+        wanted: Int[np.ndarray, " m"],
+        xy: Float[np.ndarray, "t1 n 2"],
+        z: Float[np.ndarray, "t1 n"],
+        seen: Bool[np.ndarray, "t1 n"],
+        miss: Float[np.ndarray, "t1 n"],
     ) -> tuple[np.ndarray, ...]:
-        xy, z, seen, miss = self._follow(query, pyramid, start)
+        """Positions, depths, visibility, validity and confidence of some of the points that were followed, made rigid."""
         held, held_z = query.held(xy, z)
         own = held[:, wanted], held_z[:, wanted]
         visible, confidence = seen[:, wanted], np.exp(-miss[:, wanted])
@@ -307,25 +347,27 @@ class RigidTracker:
         jump = self.jump + query.depth.tolerance(np.nan_to_num(z[0])) - 0.004
         steady = np.ones(count, bool)
         here = nearest_pixel(start, width, height)
-        colour = query.rgb[query.frame][here].astype(np.int16)
+        change = _change(query, *(np.tile(at, (moments, 1)) for at in here))
+        everyone = np.arange(count)
         for t in range(1, moments):
-            now = query.frames[t]
-            best = np.full(count, np.inf)
-            for link in links_to(t):
-                there, miss = forward_backward(pyramid, int(now - link), int(now), xy[t - link])
-                depth = depth_at(query.depth.metres[now], there, z[t - 1])
-                lost = ~inside(there, width, height) | (miss > self.consistent) | ~seen[t - link]
-                lost |= np.abs(depth - z[t - 1]) > jump
-                cost = miss + penalty(link) + 1e3 * lost
-                taken = cost < best
-                xy[t, taken], missed[t, taken], seen[t, taken] = there[taken], miss[taken], ~lost[taken]
-                z[t, taken] = np.where(lost | np.isnan(depth), z[t - 1], depth)[taken]
-                best = np.minimum(cost, best)
+            now = int(query.frames[t])
+            links = links_to(t)
+            found = [forward_backward(pyramid, now - link, now, xy[t - link]) for link in links]
+            there, miss = (np.stack(values) for values in zip(*found, strict=True))
+            depth = depth_at(query.depth.metres[now], there, np.broadcast_to(z[t - 1], miss.shape))
+            lost = (
+                ~inside(there, width, height) | (miss > self.consistent) | ~np.stack([seen[t - link] for link in links])
+            )
+            lost |= np.abs(depth - z[t - 1]) > jump
+            costs = miss + np.array([penalty(link) for link in links])[:, None] + 1e3 * lost
+            best = costs.argmin(axis=0), everyone
+            xy[t], missed[t], seen[t] = there[best], miss[best], ~lost[best]
+            z[t] = np.where(lost[best] | np.isnan(depth[best]), z[t - 1], depth[best])
             if query.fixed:  # what has not begun to move yet does not drift
                 depth = query.depth.metres[now][here]
                 with np.errstate(invalid="ignore"):
                     steady &= ~(np.abs(depth - z[0]) >= query.depth.tolerance(z[0]))
-                steady &= np.abs(query.rgb[now][here].astype(np.int16) - colour).max(axis=-1) < 12
+                steady &= change[t] < 12
                 xy[t, steady], z[t, steady], seen[t, steady], missed[t, steady] = start[steady], z[0, steady], True, 0
         return xy, z, seen, missed
 

@@ -211,13 +211,15 @@ class RecordedDepth:
         return DepthMaps(metres=metres, noise=depth_noise(metres))
 
 
-def depth_noise(metres: Float32[np.ndarray, "n h w"]) -> float:
-    """Standard deviation of depth at 1 m, growing as z^2, by the second differences of neighbours: on a plane they are noise
-    alone."""
+def depth_noise(metres: Float32[np.ndarray, "n h w"], step: int = 4) -> float:
+    """Standard deviation of depth at 1 m, growing as z^2: what is left of planes by second differences in space.
+
+    Values `step` px apart are compared, for neighbours may be copies of one measurement.
+    """
     some = metres[:: max(len(metres) // 8, 1)]
     with np.errstate(invalid="ignore"):
-        second = some[..., :-2] - 2 * some[..., 1:-1] + some[..., 2:]
-        scaled = np.abs(second / np.square(some[..., 1:-1]))
+        middle = some[..., step:-step]
+        scaled = np.abs((some[..., : -2 * step] - 2 * middle + some[..., 2 * step :]) / np.square(middle))
     known = scaled[np.isfinite(scaled)]
     # 1.4826 makes a median deviation a standard one; the second difference of three independent values has variance 6.
     return float(1.4826 * np.median(known) / np.sqrt(6)) if len(known) else 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ LINKS = (1, 2, 4, 8, 16)
 """Frames that a flow may span."""
 
 
+@lru_cache(maxsize=1)
 def import_cv2() -> Any:
     """OpenCV, on one thread: the calling processes decide about parallelism.
 
@@ -38,11 +40,11 @@ def sample(image: np.ndarray, xy: Float[np.ndarray, "*b 2"]) -> np.ndarray:
     """Bilinear values of an (h, w) or (h, w, c) image at positions, those of the border outside."""
     cv2 = import_cv2()
     flat = np.ascontiguousarray(xy, np.float32).reshape(-1, 1, 2)
-    values = [
-        cv2.remap(image, part, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for part in np.split(flat, range(30000, len(flat), 30000))  # remap has no room for taller maps
-    ]
-    return np.concatenate(values).reshape(*xy.shape[:-1], *image.shape[2:])
+    if len(flat) < 30000:  # remap has no room for taller maps
+        values = cv2.remap(image, flat, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    else:
+        values = np.concatenate([sample(image, part) for part in np.array_split(flat, 1 + len(flat) // 20000)])
+    return values.reshape(*xy.shape[:-1], *image.shape[2:])
 
 
 def nearest_pixel(xy: Float[np.ndarray, "*b 2"], width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,14 +76,14 @@ def depth_at(
     x, y = np.clip(xy[..., 0], 0, width - 1.001), np.clip(xy[..., 1], 0, height - 1.001)
     column, row = x.astype(np.intp), y.astype(np.intp)
     fx, fy = x - column, y - row
-    around = np.stack(
-        [depth[row, column], depth[row, column + 1], depth[row + 1, column], depth[row + 1, column + 1]], axis=-1
-    )
-    weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=-1)
-    distance = np.where(np.isnan(around), np.inf, np.abs(around - expected[..., None]))
-    distance = np.where(np.isnan(expected)[..., None] & ~np.isnan(around), 1 - weights, distance)
-    picked = np.take_along_axis(around, distance.argmin(axis=-1)[..., None], axis=-1)[..., 0]
-    return np.where(around.max(axis=-1) - around.min(axis=-1) < smooth, (around * weights).sum(axis=-1), picked)
+    first = row * width + column
+    around = depth.reshape(-1)[np.stack([first, first + 1, first + width, first + width + 1])]
+    weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
+    distance = np.abs(around - expected)
+    if np.isnan(distance).any():
+        distance = np.where(np.isnan(around), np.inf, np.where(np.isnan(expected), 1 - weights, distance))
+    picked = np.take_along_axis(around, distance.argmin(axis=0)[None], axis=0)[0]
+    return np.where(around.max(axis=0) - around.min(axis=0) < smooth, (around * weights).sum(axis=0), picked)
 
 
 def pixel_matrix(intrinsics: Float64[np.ndarray, "3 3"], width: int, height: int) -> Float64[np.ndarray, "3 3"]:
@@ -179,7 +181,7 @@ def forward_backward(
     forth = sample(pyramid.between(start, end), xy)
     there = xy + forth
     back = sample(pyramid.between(end, start), there)
-    return there, np.hypot(*(forth + back).T)
+    return there, np.hypot(forth[:, 0] + back[:, 0], forth[:, 1] + back[:, 1])
 
 
 def working_size(width: int, height: int, limit: int) -> tuple[int, int]:

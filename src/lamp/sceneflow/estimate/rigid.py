@@ -63,7 +63,8 @@ def robust_fit(
     for round_ in range(rounds):
         if round_:
             motion = fit(source, target, current)
-        miss = np.square(motion(source) - target).sum(axis=-1)
+        off = motion(source) - target
+        miss = np.einsum("...i,...i->...", off, off)
         current = weight / (1 + miss / scale**2) + floor
     return motion, current - floor
 
@@ -143,7 +144,8 @@ class RigidSmoothing:
 
         def explained(motion: RigidMotion, centre: np.ndarray) -> np.ndarray:
             """(seeds, points): which points each motion over the moments explains."""
-            miss = np.linalg.norm(motion(start[None, None]) - paths[moments][:, None], axis=-1)
+            off = motion(start[None, None]) - paths[moments][:, None]
+            miss = np.sqrt(np.einsum("...i,...i->...", off, off))
             observed = seen[moments][:, None]
             counts = observed.sum(axis=0)
             agree = ((miss < tolerance) & observed).sum(axis=0) > self.share * counts
@@ -158,17 +160,12 @@ class RigidSmoothing:
                 return
             members = candidates[best] & free
             motion, weights = self._fitted(start, paths, seen, members, scale)
-            for _ in range(2):
-                body = RigidMotion(
-                    rotation=motion.rotation[moments, None], translation=motion.translation[moments, None]
-                )
-                members = explained(body, start[members].mean(axis=0, keepdims=True))[0] & free
-                if members.sum() < self.min_points:
-                    break
-                motion, weights = self._fitted(start, paths, seen, members, scale)
+            body = RigidMotion(rotation=motion.rotation[moments, None], translation=motion.translation[moments, None])
+            members = explained(body, start[members].mean(axis=0, keepdims=True))[0] & free
             if members.sum() < self.min_points:
                 candidates[best] = False
                 continue
+            motion, weights = self._fitted(start, paths, seen, members, scale)
             free &= ~members
             yield motion, members, weights
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -114,6 +115,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*name.split(), "--help"]) == 0
     assert f"usage: lamp {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["recipe fit", "train motion", "serve"])
+def test_descriptions_are_wrapped_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not where the source's docstrings are: no line ends early where the next word would have had room."""
+    assert cli.main([*name.split(), "--help"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("\u2502  ")]
+    for line, following in pairwise(lines):
+        text, more = line.strip("\u2502"), following.strip("\u2502")
+        word = more.split()[0] if more.split() else ""
+        alike = len(text) - len(text.lstrip()) == len(more) - len(more.lstrip()) > 6
+        assert not alike or len(text.rstrip()) + 1 + len(word) >= len(text) - 1, (line, following)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

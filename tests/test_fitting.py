@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
+from scipy.spatial.transform import Rotation
 
 from lamp.cli import main
-from lamp.data.actions import Absolute, Delta, Gripper, Relative
+from lamp.data.actions import Absolute, Delta, Gripper, Quaternion, Relative
 from lamp.data.embodiment import Part, embodiment
 from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.data.normalizers import ByDeviation, ContinuousRotation, HardlyMoved, NoState, RawState
@@ -343,3 +344,37 @@ def test_libero_s_own_data_keep_what_was_found_for_them(old: Path) -> None:
     assert made.motion is not None and not made.motion.fit_data_std
     collected.write_text(json.dumps({"format": "lamp-dataset", "version": 1, "recorded": "lamp_client.recording"}))
     assert told(old)[0].policy.action_fit == ByDeviation(hardly_moved=HardlyMoved(at_most=10.0))
+
+
+def test_a_quaternion_in_the_state_is_told_and_shown_as_a_matrix(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for seed in range(3):
+        turns = Rotation.from_rotvec(np.cumsum(draws.normal(0, 0.2, (12, 3)), 0)).as_quat()
+        turns *= draws.choice([-1.0, 1.0], (12, 1))  # the same rotations, by either sign
+        state = np.concatenate([draws.normal(size=(12, 3)), turns, draws.normal(size=(12, 1))], 1).astype(np.float32)
+        frames = {"observation.state": state, "action": draws.normal(size=(12, 7)).astype(np.float32)}
+        images = {"front": np.zeros((12, 32, 32, 3), np.uint8)}
+        stage_episode(tmp_path / "data", f"{seed}", EpisodeData(frames=frames, images=images, task="turn it"), fps=10)
+    LeRobotWriter(tmp_path / "data", fps=10).finalize()
+    _, report = fit(FitConfig(data=str(tmp_path / "data"), out=tmp_path / "robot.json"), training("demo"))
+    assert "values 3 to 6 have length 1" in report and "--rotation-at 3 --rotation quaternion_xyzw" in report
+    config = FitConfig(
+        data=str(tmp_path / "data"), out=tmp_path / "robot.json", rotation_at=3, rotation="quaternion_xyzw"
+    )
+    made, report = fit(config, training("demo"))
+    assert "length 1" not in report and recipe(str(tmp_path / "robot.json")) == made
+    expert, shown = made.policy.model.action, made.policy.state_transform
+    assert expert is not None and expert.state_dim == 10
+    assert shown == ContinuousRotation(start=3, rotation=Quaternion(order="xyzw"))
+    state = LeRobotDataset(tmp_path / "data").column("observation.state", 0).copy()
+    turned = state.copy()
+    turned[:, 3:7] *= -1
+    np.testing.assert_allclose(shown.apply(state), shown.apply(turned), atol=1e-6)
+    matrix = Rotation.from_quat(state[:, 3:7].astype(np.float64)).as_matrix()
+    np.testing.assert_allclose(shown.apply(state)[:, 3:6], matrix[:, :, 0], atol=1e-6)
+    real_first = ContinuousRotation(start=3, rotation=Quaternion(order="wxyz"))
+    state[:, 3:7] = state[:, [6, 3, 4, 5]]
+    np.testing.assert_allclose(real_first.apply(state), shown.apply(turned), atol=1e-6)
+    state[0, 3:7] = 0
+    with pytest.raises(DataError, match="quaternion of length 0"):
+        real_first.apply(state)

@@ -64,7 +64,8 @@ def test_a_description_of_another_kind_is_named(tmp_path: Path, name: str) -> No
 
 
 def test_evaluation_that_is_not_finished(tmp_path: Path) -> None:
-    write_json(tmp_path / "run.json", {"planned": 20, "config": {"suite": "libero_object"}, "conditions": {"zero": ""}})
+    run = {"planned": 20, "config": {"suite": "libero_object"}, "conditions": {"zero": ""}}
+    write_json(tmp_path / "run.json", {"format": "lamp-evaluation", **run})
     (tmp_path / "episodes.jsonl").touch()
     found = describe(tmp_path)
     assert (found["kind"], found["episodes"], found["results"]) == ("evaluation", "0 of 20", [])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro import _strings
 
 from lamp.errors import ConfigError
 
@@ -32,7 +34,7 @@ def parse(
         short = f"`lamp {command} DIR` is short for `lamp {command} {leading} DIR`."
         named["description"] = f"{' '.join((kind.__doc__ or '').split())} {short}"
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _paragraphs():
             found = tyro.cli(kind, prog=f"lamp {command}", args=arguments, **named)
     except SystemExit as stop:
         if stop.code in (None, 0):
@@ -40,6 +42,22 @@ def parse(
         raise ConfigError(f"{_one_line(complaint.getvalue())} (lamp {command} --help lists the flags)") from None
     _check_seeds(found)
     return found
+
+
+@contextlib.contextmanager
+def _paragraphs() -> Iterator[None]:
+    """Lets tyro wrap each paragraph of a field's docstring anew: it keeps the line breaks of a source that is indented."""
+    original = getattr(_strings, "remove_single_line_breaks", None)
+    if original is None:  # another version of tyro: the text is right, if ragged
+        yield
+        return
+    _strings.remove_single_line_breaks = lambda text: "\n\n".join(  # pyright: ignore[reportPrivateUsage]
+        " ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip())
+    )
+    try:
+        yield
+    finally:
+        _strings.remove_single_line_breaks = original
 
 
 def _check_seeds(values: Any) -> None:

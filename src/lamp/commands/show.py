@@ -101,7 +101,9 @@ _NAMED = 20
 
 COMMANDS: dict[str, Command] = {
     "view": Command(summary="draw predicted beside true scene flow", run=_view, elsewhere="--out FILE"),
-    "show perturbations": Command(summary="draw what plus-style perturbations do to a scene", run=_show_perturbations),
+    "show perturbations": Command(
+        summary="draw what plus-style perturbations do to a scene", run=_show_perturbations, elsewhere="--out FILE"
+    ),
     "score": Command(summary="write down how far a trial on a real robot came", run=_score, waits=True),
     "report": Command(summary="write the HTML report of a run", run=_report, elsewhere="--out FILE"),
     "info": Command(summary="say what a folder is and what is in it", run=_info),

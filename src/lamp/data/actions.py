@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from lamp.errors import ConfigError, MismatchError
+from lamp.errors import ConfigError, DataError, MismatchError
 from lamp_client.envs.rotations import rpy_from_matrix
 from lamp_client.errors import InvalidValueError
 from lamp_client.types import GripperUnits
@@ -20,6 +20,7 @@ from lamp_client.types import GripperUnits
 class AxisAngle:
     """Three numbers: the axis times the angle."""
 
+    SIZE: ClassVar[int] = 3
     degrees: bool = False
     """Whether the angle is in degrees, not radians."""
 
@@ -46,6 +47,7 @@ class AxisAngle:
 class RollPitchYaw:
     """Three angles about the fixed x, y and z axes, in this order: R = Rz(yaw) Ry(pitch) Rx(roll)."""
 
+    SIZE: ClassVar[int] = 3
     degrees: bool = False
     """Whether the angles are in degrees, not radians."""
 
@@ -69,6 +71,32 @@ class RollPitchYaw:
 
 
 RotationFormat = AxisAngle | RollPitchYaw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quaternion:
+    """Four numbers of length 1; with all signs turned they are the same rotation."""
+
+    order: Literal["xyzw", "wxyz"] = "xyzw"
+    """Where the real part w is."""
+
+    SIZE: ClassVar[int] = 4
+
+    def matrix(self, values: Float[np.ndarray, "*b 4"]) -> Float[np.ndarray, "*b 3 3"]:
+        """The rotation matrices; the length does not matter.
+
+        Raises:
+            DataError: It is 0, or not finite.
+        """
+        last = values.astype(np.float64) if self.order == "xyzw" else np.roll(values.astype(np.float64), -1, axis=-1)
+        length = np.linalg.norm(last, axis=-1)
+        if not (np.isfinite(length) & (length > 1e-6)).all():
+            raise DataError(f"a state holds a quaternion of length {length.min():g}; expected 1")
+        return Rotation.from_quat(last.reshape(-1, 4)).as_matrix().reshape(*values.shape[:-1], 3, 3)
+
+
+StateRotationFormat = RotationFormat | Quaternion
+"""What the policy can be shown as a matrix."""
 
 
 def _unit(degrees: bool) -> float:

@@ -21,7 +21,7 @@ from lamp.data.actions import (
     Pose,
     Relative,
     RollPitchYaw,
-    RotationFormat,
+    StateRotationFormat,
 )
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import ConfigError, DataError, MismatchError, unknown
@@ -50,11 +50,11 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class StateRotation:
-    """Three values of the state that are a rotation."""
+    """Values of the state that are a rotation: three, or four of a quaternion."""
 
     start: int = 3
     """Where they are in the state."""
-    rotation: RotationFormat = field(default_factory=AxisAngle)
+    rotation: StateRotationFormat = field(default_factory=AxisAngle)
     """What they are."""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamp.data.actions import AxisAngle, RotationFormat
+from lamp.data.actions import AxisAngle, StateRotationFormat
 from lamp.errors import ConfigError, MismatchError
 
 Values = TypeVar("Values", np.ndarray, Tensor)
@@ -379,37 +379,39 @@ class RawState:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousRotation:
-    """State transform: a rotation of three values becomes the first two columns of its matrix, 6 values.
+    """State transform: a rotation of three or four values becomes the first two columns of its matrix, 6 values.
 
-    Near half a turn an axis-angle flips its sign between frames although the hand hardly moves, and roll, pitch and yaw jump; the
-    matrix does not.
+    Near half a turn an axis-angle flips its sign between frames although the hand hardly moves, and roll, pitch and yaw jump; a
+    quaternion may turn its sign anywhere. The matrix does not.
 
     Deviation: the paper does not say how s_t represents rotation.
     """
 
     start: int = 3
-    """Where the three values are in the raw state."""
-    rotation: RotationFormat = field(default_factory=AxisAngle)
+    """Where the values are in the raw state."""
+    rotation: StateRotationFormat = field(default_factory=AxisAngle)
     """What they are."""
 
     def width(self, raw: int) -> int:
         """Width of the policy's state for a raw state of width `raw`."""
-        return raw + 3
+        return raw + 6 - self.rotation.SIZE
 
     def apply(self, state: Values) -> Values:
-        """The raw state (..., s) to the policy's state (..., s + 3).
+        """The raw state (..., s) to the policy's state (..., s + 3), or + 2 of a quaternion.
 
         Raises:
             MismatchError: The state is too narrow to hold a rotation there.
         """
-        if state.shape[-1] < self.start + 3:
+        size = self.rotation.SIZE
+        if state.shape[-1] < self.start + size:
+            number = {3: "three", 4: "four"}[size]
             raise MismatchError(
-                f"a state of {state.shape[-1]} values has no rotation of three values at {self.start}; expected at least "
-                f"{self.start + 3} values, or another place"
+                f"a state of {state.shape[-1]} values has no rotation of {number} values at {self.start}; expected at least "
+                f"{self.start + size} values, or another place"
             )
         if isinstance(state, Tensor):
             return torch.as_tensor(self.apply(state.detach().cpu().numpy()), dtype=state.dtype, device=state.device)
-        before, angles, after = np.split(state, [self.start, self.start + 3], axis=-1)
+        before, angles, after = np.split(state, [self.start, self.start + size], axis=-1)
         columns = np.swapaxes(self.rotation.matrix(angles)[..., :2], -1, -2).reshape(*angles.shape[:-1], 6)
         return np.concatenate([before, columns.astype(state.dtype), after], axis=-1)
 

@@ -20,9 +20,10 @@ from lamp.data.actions import (
     Delta,
     Gripper,
     Pose,
+    Quaternion,
     Relative,
     RollPitchYaw,
-    RotationFormat,
+    StateRotationFormat,
     compare_with_state,
 )
 from lamp.data.embodiment import (
@@ -97,9 +98,9 @@ class FitConfig:
     """Which of the action's values are grippers, such as 6 13 of two arms. By default those that the dataset calls so, else the
     last."""
     rotation_at: int | None = None
-    """Where in the state a rotation of three values starts; the policy is then shown it as two columns of its matrix."""
-    rotation: Literal["axis_angle", "roll_pitch_yaw"] = "axis_angle"
-    """What its three values are."""
+    """Where in the state a rotation starts; the policy is then shown it as two columns of its matrix."""
+    rotation: Literal["axis_angle", "roll_pitch_yaw", "quaternion_xyzw", "quaternion_wxyz"] = "axis_angle"
+    """What its three values are, or its four."""
     degrees: bool = False
     """They are in degrees."""
     fps: float | None = None
@@ -165,6 +166,8 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
         "scaling": _scaling(fitted.policy, expert.chunk, dataset),
         "rate": f"{dataset.fps:g} fps: a chunk is {expert.chunk / dataset.fps:.2g} s",
     }
+    if robot.state and config.state != WITHOUT and (quaternions := _quaternions(robot, dataset)):
+        report["rotation"] = quaternions
     if motion is not None and motion.model.motion is not None:
         steps, frames = motion.model.motion.horizon, motion.flow_frames or 1
         report["motion"] = f"{steps} flow steps of {frames} frames: {steps * frames / dataset.fps:.2g} s ahead"
@@ -253,9 +256,30 @@ def _transform(config: FitConfig, robot: Embodiment) -> StateTransform:
     return ContinuousRotation(start=robot.rotations[0].start, rotation=robot.rotations[0].rotation)
 
 
-def _rotation(config: FitConfig) -> RotationFormat:
-    kinds = {"axis_angle": AxisAngle, "roll_pitch_yaw": RollPitchYaw}
-    return kinds[config.rotation](degrees=config.degrees)
+def _rotation(config: FitConfig) -> StateRotationFormat:
+    if config.rotation == "axis_angle":
+        return AxisAngle(degrees=config.degrees)
+    if config.rotation == "roll_pitch_yaw":
+        return RollPitchYaw(degrees=config.degrees)
+    return Quaternion(order="xyzw" if config.rotation == "quaternion_xyzw" else "wxyz")
+
+
+def _quaternions(robot: Embodiment, dataset: LeRobotDataset) -> str:
+    """Which four values of the state have length 1 throughout, as a quaternion has, and in words what to do; empty: none.
+
+    Left as they are they jump wherever the recording turns all their signs.
+    """
+    states = np.concatenate([robot.states(dataset, n) for n in _some(len(dataset))]).astype(np.float64)
+    known = {index for one in robot.rotations or () for index in range(one.start, one.start + one.rotation.SIZE)}
+    for start in range(states.shape[1] - 3):
+        four = states[:, start : start + 4]
+        unit = np.abs(np.linalg.norm(four, axis=1) - 1).max() < 1e-2
+        if unit and (four.std(0) > 1e-3).sum() >= 2 and start not in known:
+            return (
+                f"the state's values {start} to {start + 3} have length 1 throughout, as a quaternion has, and are shown as "
+                f"recorded, signs and all: give --rotation-at {start} --rotation quaternion_xyzw (or quaternion_wxyz)"
+            )
+    return ""
 
 
 def _grippers_of_flags(config: FitConfig, robot: Embodiment) -> Gripper | tuple[Gripper, ...] | None:
@@ -375,11 +399,14 @@ def _relative(
         )
     pairs = dict(found.pairs) or {index: index for index in range(min(actions, states)) if index not in grippers}
     pose = None
-    if config.rotation_at is not None and config.rotation_at >= 3:
+    rotation = _rotation(config)
+    if config.rotation_at is not None and isinstance(rotation, Quaternion):  # differences of its values are no rotation
+        own = range(config.rotation_at, config.rotation_at + rotation.SIZE)
+        pairs = {action: state for action, state in pairs.items() if state not in own}
+    elif not isinstance(rotation, Quaternion) and config.rotation_at is not None and config.rotation_at >= 3:
         start = config.rotation_at - 3
         first = next((action for action, state in pairs.items() if state == start), 0)
         if first + 6 <= actions and start + 6 <= states:
-            rotation = _rotation(config)
             poses = [robot.recorded_actions(dataset, n)[:, first : first + 6] for n in _some(len(dataset))]
             poses += [robot.states(dataset, n)[:, start : start + 6] for n in _some(len(dataset))]
             angles = np.concatenate(poses)[:, 3:].astype(np.float64)

@@ -263,7 +263,7 @@ class SceneFlowStore:
         if not folder.is_dir():
             raise DataError(
                 f"episode {episode} is not in the scene-flow store {self.path} ({len(self.episodes)} episodes are); "
-                f"run `lamp flow build {self.path.parent}` to add it"
+                f"run `lamp flow build {self.path.parent}` to add it, or train on what is there: {_flag(self.episodes)}"
             )
         with readable(folder):
             check_files(folder)
@@ -401,3 +401,11 @@ def readable(path: Path) -> Iterator[None]:
             f"cannot read the scene flow in {path} ({type(error).__name__}: {error}); "
             "remove that folder and run `lamp flow build` again"
         ) from None
+
+
+def _flag(episodes: Sequence[int]) -> str:
+    """The flag of a training that takes these episodes, or the first of them."""
+    first = episodes[0] if episodes else 0
+    run = next((n for n, episode in enumerate(episodes) if episode != first + n), len(episodes))
+    some = f"{first}:{first + run}" if run > 1 else ",".join(map(str, episodes[:8]))
+    return f"`--episodes {some}`"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lamp.data.actions import Delta, RollPitchYaw, RotationFormat
+from lamp.data.actions import Delta, Quaternion, RollPitchYaw, StateRotationFormat
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment, StateRotation
 from lamp.data.feature_cache.cache import FeatureCache, Features, FrozenBackbone
@@ -217,7 +217,7 @@ def check_rotation(transform: StateTransform, embodiment: Embodiment, dataset: L
         return
     wanted = StateRotation(start=transform.start, rotation=transform.rotation)
     if embodiment.rotations is None:
-        called = embodiment.state_names(dataset)[transform.start : transform.start + 3]
+        called = embodiment.state_names(dataset)[transform.start : transform.start + transform.rotation.SIZE]
         if not any(JOINT_NAME.search(name) for name in called):
             return
         have = f"{', '.join(called)} there"
@@ -228,13 +228,15 @@ def check_rotation(transform: StateTransform, embodiment: Embodiment, dataset: L
         have = " and ".join(rotations) or "no rotation, but joint angles"
     named = "" if embodiment.rotations is None else f" --embodiment {embodiment.name}"
     raise MismatchError(
-        f"{dataset.root}: the recipe takes values {wanted.start} to {wanted.start + 2} of the state for "
-        f"{_worded(wanted.rotation)}; the state of the embodiment {embodiment.name!r} has {have}. Expected the same: make "
+        f"{dataset.root}: the recipe takes values {wanted.start} to {wanted.start + wanted.rotation.SIZE - 1} of the state "
+        f"for {_worded(wanted.rotation)}; the state of the embodiment {embodiment.name!r} has {have}. Expected the same: make "
         f"a recipe with `lamp recipe fit {dataset.root}{named}`"
     )
 
 
-def _worded(rotation: RotationFormat) -> str:
+def _worded(rotation: StateRotationFormat) -> str:
+    if isinstance(rotation, Quaternion):
+        return f"a quaternion {rotation.order}"
     name = "roll, pitch and yaw" if isinstance(rotation, RollPitchYaw) else "an axis-angle"
     return f"{name} in {'degrees' if rotation.degrees else 'radians'}"
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from lamp.configuration import to_json
 from lamp.data.feature_cache.manifest import (
     HIDDEN,
@@ -16,13 +18,12 @@ from lamp.data.feature_cache.manifest import (
     VIEWS,
     VIEWS_MANIFEST,
     FeatureStore,
-    stored_manifest,
 )
 from lamp.data.feature_cache.shards import ShardState, read_header
 from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError
 from lamp.files import locked, remove_folder
-from lamp.json_files import read_json_object
+from lamp.json_files import read_json_as, read_json_object
 from lamp.sceneflow.store import SceneFlowStore, lock_of
 from lamp.sceneflow.stores import store_folders
 
@@ -91,6 +92,12 @@ class CacheEntry:
         return asdict(self)
 
 
+class Listed(TypedDict, total=False):
+    """What a list of caches shows of a description, of whichever version."""
+
+    backbone: dict[str, Any] | None
+
+
 def list_caches(caches: Path) -> list[CacheEntry]:
     """What is in the folder of a dataset's caches, each followed by its views and z_m.
 
@@ -99,14 +106,14 @@ def list_caches(caches: Path) -> list[CacheEntry]:
     """
     found = []
     for path in sorted(caches.glob(f"*/{MANIFEST}")):
-        manifest, folder = stored_manifest(path.parent), path.parent
+        manifest, folder = read_json_as(path, Listed, "feature cache's description"), path.parent
         parts = [
             *(_entry(caches, mark, "augmented views") for mark in sorted(folder.glob(f"{VIEWS}/*/{VIEWS_MANIFEST}"))),
             *(_entry(caches, mark, "z_m") for mark in sorted(folder.glob(f"{HIDDEN}/*/{HIDDEN_MANIFEST}"))),
         ]
         whole = _entry(caches, path, "features")
         size = whole.size - sum(part.size for part in parts)
-        found += [replace(whole, size=size, description=manifest["backbone"] if manifest else {}), *parts]
+        found += [replace(whole, size=size, description=manifest.get("backbone") or {}), *parts]
     return found
 
 

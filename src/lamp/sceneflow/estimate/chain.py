@@ -198,22 +198,19 @@ class StaticTest:
 
 
 def _came_nearer(
-    query: Query,
-    xy: Float[np.ndarray, "t1 n 2"],
-    z: Float[np.ndarray, "t1 n"],
-    seen: Bool[np.ndarray, "t1 n"],
-    hidden: Bool[np.ndarray, "t1 n"],
+    query: Query, followed: tuple[np.ndarray, ...], hidden: Bool[np.ndarray, "t1 n"]
 ) -> Bool[np.ndarray, " n"]:
     """Which points that something nearer seems to hide at the end are themselves what came nearer, as a drawer does that opens.
 
     They can be followed, steadily nearer on one surface, all the time that they would be hidden.
     """
-    followed = (seen & hidden).sum(axis=0) > 0.9 * hidden.sum(axis=0)
+    xy, z, seen, _ = followed
+    throughout = (seen & hidden).sum(axis=0) > 0.9 * hidden.sum(axis=0)
     with np.errstate(invalid="ignore"):
         steps = np.abs(np.diff(z, axis=0)).max(axis=0, initial=0)
         tolerance = query.depth.tolerance(z[0])
         nearer = (steps < 0.02 + tolerance) & (z[-1] < z[0] - np.maximum(0.01, 2.5 * tolerance))
-    return followed & nearer & seen[-1] & (np.linalg.norm(xy[-1] - xy[0], axis=-1) > 1.5)
+    return throughout & nearer & seen[-1] & (np.linalg.norm(xy[-1] - xy[0], axis=-1) > 1.5)
 
 
 def _change(query: Query, row: Int[np.ndarray, "t1 n"], column: Int[np.ndarray, "t1 n"]) -> UInt8[np.ndarray, "t1 n"]:
@@ -286,7 +283,7 @@ class RigidTracker:
         if not len(chosen):
             return as_tracks(query, sampling, xy, z, visible, valid, confidence, state.still[:count])
         followed = self._follow(query, pyramid, everywhere[chosen])
-        moves = ~doubtful[chosen] | _came_nearer(query, *followed[:3], state.hidden[:, chosen])
+        moves = ~doubtful[chosen] | _came_nearer(query, followed, state.hidden[:, chosen])
         state.still[chosen] = ~moves
         chosen, followed = chosen[moves], tuple(values[:, moves] for values in followed)
         wanted = np.flatnonzero(chosen < count)

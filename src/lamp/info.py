@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from lamp import checksums
 from lamp.checksums import CHECKSUMS
 from lamp.errors import DataError
 from lamp.hub import HubId
-from lamp.json_files import read_json_object, read_lines_json
+from lamp.json_files import read_json_as, read_json_object, read_lines_json
 from lamp.verification import (
     Verification,
     verify_checkpoint,
@@ -195,13 +197,44 @@ def _describe_experiment(path: Path) -> dict[str, Any]:
     }
 
 
+class StoredQuestion(TypedDict):
+    """What a study's definition says of it."""
+
+    name: str
+    question: str
+
+
+class StoredDefinition(TypedDict):
+    """What is read of `definition.json`."""
+
+    study: StoredQuestion
+
+
+class StoredDifference(TypedDict):
+    """What is read of a row of `differences`."""
+
+    arm: str
+    demonstrations: int
+    test: str
+    measure: str
+    verdict: str
+
+
+class StoredFigures(TypedDict, total=False):
+    """What is read of `study.json`."""
+
+    complete: bool
+    cells: dict[str, int]
+    differences: list[StoredDifference]
+
+
 def _describe_study(path: Path) -> dict[str, Any]:
-    definition = read_json_object(path / "definition.json", "definition of a study")
-    figures = read_json_object(path / "study.json", "figures") if (path / "study.json").is_file() else {}
+    definition = read_json_as(path / "definition.json", StoredDefinition, "definition of a study")
+    has_figures = (path / "study.json").is_file()
+    figures = read_json_as(path / "study.json", StoredFigures, "figures of a study") if has_figures else {}
     compared = [row for row in figures.get("differences", []) if row["measure"] != "best_error"]
     return {
-        "name": definition["study"]["name"],
-        "question": definition["study"]["question"],
+        **{key: definition["study"][key] for key in ("name", "question")},
         "state": "finished" if figures.get("complete") else "unfinished: the same `lamp study run` goes on",
         "cells": figures.get("cells", "none yet"),
         "verdicts": [f"{row['arm']}, n {row['demonstrations']}, {row['test']}: {row['verdict']}" for row in compared],

@@ -18,7 +18,7 @@ from lamp.configuration import from_json, to_json
 from lamp.data.episode_selection import EpisodeSelection
 from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter, stage_episode
 from lamp.data.motion_dataset import shuffled_pairing
-from lamp.errors import ConfigError, DataError, MismatchError
+from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.files import locked
 from lamp.info import describe
 from lamp.json_files import write_json
@@ -38,6 +38,7 @@ from lamp.study.run import (
     cells,
     errors_of,
     plan_text,
+    read_definition,
     run,
     size,
 )
@@ -382,7 +383,10 @@ def made_results(
             folder = out / Cell(arm=arm, demonstrations=2, seed=seed).folder
             curve = [[3, value - 0.01], [6, value]]
             error = {"final": value, "best": value - 0.01, "best_step": 3, "curve": curve}
-            write_json(folder / RESULT, {"steps": 6, "seconds": 1.0, "code": "x", "errors": {"held_out": error}})
+            write_json(
+                folder / RESULT,
+                {"steps": 6, "seconds": 1.0, "episodes": [0], "code": "x", "errors": {"held_out": error}},
+            )
             for test in made.tests:
                 scenes = [["libero_object", 0, 30 + place, 7] for place in range(len((outcomes or {})[arm][seed]))]
                 done = [[*scene, bool(one)] for scene, one in zip(scenes, (outcomes or {})[arm][seed], strict=True)]
@@ -440,6 +444,27 @@ def test_figures_of_successes_by_hand(tmp_path: Path) -> None:
     assert told["kind"] == "study" and told["state"] == "finished" and told["cells"] == {"done": 8, "planned": 8}
     assert "same, n 2, standard: helps" in told["verdicts"]
     assert "standard" in report(tmp_path) and "+62 points" in report(tmp_path)
+
+
+def test_damaged_results_are_told_in_one_line(tmp_path: Path) -> None:
+    tests = (SimulatorTest(name="standard", suite="libero_object", tasks=(0,), states="30:34"),)
+    made = study(arms=(NONE, SAME), demonstrations=(2,), tests=tests)
+    outcomes = {name: [[0, 1]] * 4 for name in ("none", "same")}
+    made_results(made, tmp_path, {"none": [0.3] * 4, "same": [0.3, 0.2, 0.3, 0.2]}, outcomes)
+    cell = tmp_path / Cell(arm="same", demonstrations=2, seed=1).folder
+    for path in (cell / RESULT, cell / "tests" / "standard" / RESULT, tmp_path / DEFINITION):
+        good = path.read_text()
+        for number, key in enumerate((*json.loads(good), None)):
+            for wrong in (None, "x", -1, 3.5, [], {}, {"a": 1}, [[1]])[number % 2 :: 2]:
+                content = wrong if key is None else json.loads(good) | {key: wrong}
+                path.write_text(json.dumps(content))
+                for read in (lambda: summarise(read_definition(tmp_path), tmp_path), lambda: describe(tmp_path)):
+                    try:
+                        read()
+                    except LampError as error:
+                        assert len(str(error).splitlines()) == 1
+        path.write_text(good)
+    assert "same against none" in report(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from lamp.benchmark.statistics import SeedDifferences, holm, sign_flips_exact
 from lamp.configuration import to_json
 from lamp.errors import DataError
 from lamp.files import atomic_write_text
-from lamp.json_files import read_json_object, write_json
-from lamp.study.run import HELD_OUT, MOTION_ONLY, Cell, cells, progress_of, read_definition
+from lamp.json_files import read_json_as, write_json
+from lamp.study.run import HELD_OUT, MOTION_ONLY, Cell, StoredMotion, cells, progress_of, read_definition
 from lamp.study.study import CLAIM_MOTION_SEEDS, CLAIM_POLICY_SEEDS, Arm, Resolved, Study
 from lamp.version import code_version
 from lamp.view.charts import Series, line_chart
@@ -78,7 +78,7 @@ def _motions(out: Path) -> list[dict[str, Any]]:
     """Every Stage 1: what it learnt from, and how well it foresees held-out motion."""
     found = []
     for path in sorted(out.glob("motion/*/*/result.json")):
-        result = read_json_object(path, "result of a Stage 1")
+        result = read_json_as(path, StoredMotion, "result of a Stage 1")
         found.append({"name": f"{path.parent.parent.name}/{path.parent.name}", **result})
     return found
 
@@ -442,9 +442,10 @@ def _curves(figures: Mapping[str, Any], out: Path) -> list[Block]:
         for number, arm in enumerate(figures["study"]["arms"]):
             curves = [result["errors"][HELD_OUT]["curve"] for result in _of(found, arm["name"], count).values()]
             if curves:
+                length = min(map(len, curves))
                 points = [
                     (step, float(np.mean([curve[place][1] for curve in curves])))
-                    for place, (step, _) in enumerate(curves[0])
+                    for place, (step, _) in enumerate(curves[0][:length])
                 ]
                 series.append(Series(name=arm["name"], points=points, colour=number % 8, marked=True))
         if series:

@@ -23,6 +23,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lamp.benchmark.episodes import EPISODES
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.collect.collect import collect
@@ -35,7 +37,7 @@ from lamp.data.feature_cache.shards import in_bytes
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, LampError, MismatchError
 from lamp.files import locked, remove_folder
-from lamp.json_files import read_json_object, read_lines_json, to_line, write_json
+from lamp.json_files import read_json_as, read_json_object, read_lines_json, to_line, write_json
 from lamp.progress import QUIET, Progress, clock, say
 from lamp.recipes import Recipe
 from lamp.sceneflow.build import build
@@ -71,6 +73,53 @@ CHECKPOINT_BYTES = 75_000_000
 """About what a policy of the small recipes takes on the disk, with what it takes to train it longer."""
 EPISODE_BYTES = 12_000_000
 """About what a collected episode takes, with its scene flow and features."""
+
+
+class StoredErrors(TypedDict):
+    """The held-out errors of a cell, of one group of tasks."""
+
+    final: float
+    best: float
+    best_step: int
+    curve: list[tuple[int, float]]
+
+
+class StoredRate(TypedDict):
+    """What all trainings note of their time."""
+
+    steps: int
+    seconds: float
+
+
+class StoredCell(StoredRate):
+    """`result.json` of a cell."""
+
+    episodes: list[int]
+    errors: dict[str, StoredErrors]
+    code: str
+
+
+class StoredMotion(StoredRate):
+    """`result.json` of a Stage 1."""
+
+    episodes: list[int]
+    ade_px: float
+    zero_motion_ade_px: float
+
+
+class StoredTest(TypedDict):
+    """`result.json` of a cell's episodes in the simulator."""
+
+    outcomes: list[tuple[str, int, int, int, bool]]
+    """Suite, task, initial state, the placement's seed, and whether it succeeded."""
+
+
+class StoredDefinition(TypedDict):
+    """`definition.json`."""
+
+    format: str
+    study: dict[str, Any]
+    recipes: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,8 +402,8 @@ def read_definition(out: Path) -> Resolved:
     """
     if not (out / DEFINITION).is_file():
         raise DataError(f"{out} holds no study (no {DEFINITION}); expected the --out of `lamp study run`")
-    content = read_json_object(out / DEFINITION, "definition of a study")
-    if content.get("format") != "lamp-study":
+    content = read_json_as(out / DEFINITION, StoredDefinition, "definition of a study")
+    if content["format"] != "lamp-study":
         raise DataError(f"{out / DEFINITION} is not the definition of a study; expected the --out of `lamp study run`")
     return from_json(Resolved, {"study": content["study"], "recipes": content["recipes"]}, where=str(out / DEFINITION))
 
@@ -639,8 +688,8 @@ class Estimate:
         """The estimate for a study, with what its folder holds."""
         seconds, study = dict(SECONDS), resolved.study
         for name, pattern in (("motion step", "motion/*/*/result.json"), ("policy step", "cells/*/*/*/result.json")):
-            found = [read_json_object(path, "result") for path in sorted(out.glob(pattern))] if out else []
-            rates = [one["seconds"] / one["steps"] for one in found if one.get("seconds")]
+            found = [read_json_as(path, StoredRate, "result") for path in sorted(out.glob(pattern))] if out else []
+            rates = [one["seconds"] / one["steps"] for one in found if one["seconds"] > 0 and one["steps"] > 0]
             if rates:
                 seconds[name] = sum(rates) / len(rates)
                 seconds |= {"measured frame": 0.0} if name == "policy step" else {}
@@ -761,13 +810,28 @@ def check_disk(resolved: Resolved, out: Path) -> None:
 
 
 def progress_of(resolved: Resolved, out: Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """The finished cells and their results, with those of their tests under `tests`."""
+    """The finished cells and their results, with those of their tests under `tests`.
+
+    Raises:
+        DataError: A result is damaged, or of another group of tasks than the others.
+    """
+    groups: set[str] | None = None
     for cell in cells(resolved.study):
         path = out / cell.folder / RESULT
-        if path.is_file():
-            tests = {
-                test.name: read_json_object(found, "result of a test")
-                for test in resolved.study.tests
-                if (found := out / cell.folder / "tests" / test.name / RESULT).is_file()
-            }
-            yield cell, read_json_object(path, "result of a cell") | {"tests": tests}
+        if not path.is_file():
+            continue
+        result = read_json_as(path, StoredCell, "result of a cell")
+        groups = {*result["errors"]} if groups is None else groups
+        curves = [one["curve"] for one in result["errors"].values()]
+        if HELD_OUT not in groups or {*result["errors"]} != groups or not all(curves):
+            raise DataError(
+                f"{path} has errors of {', '.join(result['errors']) or 'nothing'}; expected measurements of "
+                f"{', '.join(sorted({HELD_OUT, *groups}))}: remove it to do it again"
+            )
+        tests = {}
+        for test in resolved.study.tests:
+            if (place := out / cell.folder / "tests" / test.name / RESULT).is_file():
+                tests[test.name] = read_json_as(place, StoredTest, "result of a test")
+                if not tests[test.name]["outcomes"]:
+                    raise DataError(f"{place} has no episode; remove it to do it again")
+        yield cell, {**result, "tests": tests}

@@ -13,6 +13,7 @@ import pytest
 
 from lamp import cli
 from lamp.benchmark.statistics import SeedDifferences, holm
+from lamp.collect.jobs import CollectConfig
 from lamp.commands.study import deadline
 from lamp.configuration import from_json, to_json
 from lamp.data.episode_selection import EpisodeSelection
@@ -42,7 +43,7 @@ from lamp.study.run import (
     run,
     size,
 )
-from lamp.study.study import Arm, MotionPrior, Resolved, SimulatorTest, Study, check_continues, find_study
+from lamp.study.study import Arm, MotionPrior, RecordedData, Resolved, SimulatorTest, Study, check_continues, find_study
 
 TASKS = ("stack", "fold", "pour")
 
@@ -258,6 +259,22 @@ def test_stages_that_overlap_where_an_arm_says_they_do_not(dataset: LeRobotDatas
         Partition(study=made, dataset=dataset).check()
     kept = [replace(arm, prior=arm.prior and replace(arm.prior, motion="both")) for arm in made.arms]
     Partition(study=replace(made, arms=tuple(kept)), dataset=dataset).check()
+
+
+def test_extra_motion_that_overlaps() -> None:
+    made = quick()
+    data = made.data
+    assert isinstance(data, CollectConfig)
+    other = replace(data, motion_only=True, seed=1, states=(0, 25))
+    Resolved.of(replace(made, extra=(other,)))
+    with pytest.raises(MismatchError, match=r"extra\[0\] starts from initial states 25-27, .* \(25:30\); .* 0-24"):
+        Resolved.of(replace(made, extra=(replace(other, states=(0, 28)),)))
+    with pytest.raises(MismatchError, match=r"extra\[1\] has the seed of `data`, 0, and would repeat"):
+        Resolved.of(replace(made, extra=(other, replace(other, seed=0))))
+    Resolved.of(replace(made, extra=(replace(other, suite="libero_spatial", states=(0, 30), seed=0),)))
+    mine = RecordedData(path="data/mine")
+    with pytest.raises(MismatchError, match=r"extra\[0\] is data/../data/mine, which `data` is too"):
+        Resolved.of(replace(made, data=mine, extra=(RecordedData(path="data/../data/mine"),)))
 
 
 def test_too_few_demonstrations(dataset: LeRobotDataset) -> None:

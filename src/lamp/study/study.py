@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lamp.benchmark.suites import SUITES, TASKS_PER_SUITE, parse_states
 from lamp.collect.jobs import EXPERT_TASKS, CollectConfig
 from lamp.configuration import from_json, to_json
-from lamp.data.episode_selection import EpisodeSelection
+from lamp.data.episode_selection import EpisodeSelection, number_ranges, parse_numbers
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
 from lamp.files import is_file_name
 from lamp.json_files import read_json
@@ -239,6 +239,7 @@ class Resolved:
     def check(self) -> None:
         """As `of`."""
         self._check_priors()
+        self._check_extra()
         self._check_budgets()
         for arm in self.study.arms:
             if arm.prior is not None and arm.prior.oracle:
@@ -306,6 +307,34 @@ class Resolved:
                 raise MismatchError(
                     f"arm {arm.name!r}: recipe {recipe.name!r} has another backbone than {self.base.name!r}; expected the same, "
                     "which all arms' features are of"
+                )
+
+    def _check_extra(self) -> None:
+        """What only Stage 1 learns from holds neither Stage 2's demonstrations nor what is held out."""
+        data, held_out = self.study.data, self.study.held_out.states
+        for number, extra in enumerate(self.study.extra):
+            recorded = isinstance(extra, RecordedData) and isinstance(data, RecordedData)
+            if recorded and Path(extra.path).resolve() == Path(data.path).resolve():
+                raise MismatchError(
+                    f"extra[{number}] is {extra.path}, which `data` is too: Stage 1 would see Stage 2's demonstrations and what is "
+                    "held out; expected another dataset, or `motion` for episodes of this one"
+                )
+            if not isinstance(extra, CollectConfig) or not isinstance(data, CollectConfig):
+                continue
+            if extra.suite != data.suite or not set(extra.tasks).intersection(data.tasks):
+                continue
+            states = set(range(*extra.states))
+            gone = (
+                sorted(states.intersection(parse_numbers(held_out, None, "states", strict=False))) if held_out else []
+            )
+            if gone:
+                raise MismatchError(
+                    f"extra[{number}] starts from initial states {number_ranges(gone)}, which are held out ({held_out}); "
+                    f"expected others, within {number_ranges(sorted(states.difference(gone))) or 'those that are not'}"
+                )
+            if extra.seed == data.seed and not extra.perturb and extra.placement_shift == data.placement_shift:
+                raise MismatchError(
+                    f"extra[{number}] has the seed of `data`, {data.seed}, and would repeat its episodes; expected another"
                 )
 
     def _check_budgets(self) -> None:

@@ -313,11 +313,11 @@ class Resolved:
         """What only Stage 1 learns from holds neither Stage 2's demonstrations nor what is held out."""
         data, held_out = self.study.data, self.study.held_out.states
         for number, extra in enumerate(self.study.extra):
-            recorded = isinstance(extra, RecordedData) and isinstance(data, RecordedData)
-            if recorded and Path(extra.path).resolve() == Path(data.path).resolve():
+            paths = [Path(one.path).resolve() for one in (extra, data) if isinstance(one, RecordedData)]
+            if len(paths) == 2 and paths[0] == paths[1]:
                 raise MismatchError(
-                    f"extra[{number}] is {extra.path}, which `data` is too: Stage 1 would see Stage 2's demonstrations and what is "
-                    "held out; expected another dataset, or `motion` for episodes of this one"
+                    f"extra[{number}] is {to_json(extra)['path']}, which `data` is too: Stage 1 would see Stage 2's "
+                    "demonstrations and what is held out; expected another dataset, or `motion` for episodes of this one"
                 )
             if not isinstance(extra, CollectConfig) or not isinstance(data, CollectConfig):
                 continue

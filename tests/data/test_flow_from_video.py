@@ -196,6 +196,15 @@ def test_nothing_is_made_of_a_source_that_cannot_be_read(tmp_path: Path, clip: C
     assert not (tmp_path / "out").exists()
 
 
+def test_recordings_whose_names_are_alike_are_all_found(tmp_path: Path, clip: Clip) -> None:
+    for name in ("a b", "a_b"):
+        write_recording(tmp_path / name, clip)
+    source = find_source(tmp_path, SourceSettings())
+    assert source.names == ["a_b", "a_b-2"]
+    with pytest.raises(ConfigError, match=r"lies in the source"):
+        build_from_video(settings(tmp_path, tmp_path / "out"))
+
+
 def test_a_build_that_was_stopped_goes_on(tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         write_recording(tmp_path / "source" / name, clip)

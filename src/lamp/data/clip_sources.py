@@ -346,11 +346,13 @@ class FolderSource(ClipSource):
 
     def __init__(self, path: Path, settings: SourceSettings, *, only: Path | None = None) -> None:
         self.path, self.settings = path, settings
-        found = {
-            self._name(recording): recording
-            for recording in self._recordings()
-            if only is None or recording.colours == only
-        }
+        found: dict[str, Recording] = {}
+        for recording in self._recordings():
+            if only is None or recording.colours == only:
+                name, number = self._name(recording), 2
+                while name in found:  # "a b" and "a_b" are one name, and "a.mp4" and "a.mkv"
+                    name, number = f"{self._name(recording)}-{number}", number + 1
+                found[name] = recording
         if not found:
             raise DataError(
                 f"{path} holds no recordings; expected a LeRobot dataset (meta/info.json), videos ({', '.join(VIDEOS)}), folders "

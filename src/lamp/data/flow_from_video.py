@@ -185,8 +185,8 @@ def build_from_video(config: VideoFlowConfig) -> VideoFlowReport:
             f"{config.source} was made of recordings by `{MADE_BY}`, without their depth; name these as the source"
         )
     target = config.out or config.source
-    if config.out is not None and config.out.resolve() == config.source.resolve():
-        raise ConfigError(f"--out {config.out} is the source; leave it out to put the scene flow into that dataset")
+    if config.out is not None and config.out.resolve().is_relative_to(config.source.resolve()):
+        raise ConfigError(f"--out {config.out} lies in the source {config.source}; expected a folder of its own")
     names = list(source.names)[: config.clips]
     settled = _Settled.find(source, names, config)
     path = target / FOLDER if config.out else folder_for(target, settled.description)

@@ -14,6 +14,7 @@ import lamp.bench.learn as learn
 from lamp.bench.learn import LearnBench, LearningCurve, bench_learn, to_text
 from lamp.errors import ConfigError
 from lamp.model.action_expert import RidgeBaseline
+from lamp.recipes import training
 
 
 def test_when_an_error_was_reached() -> None:
@@ -30,19 +31,31 @@ def test_both_are_trained_on_the_same_demonstrations_for_as_long(
     tiny = policy_training(with_motion=False, loop=loop(batch_size=4))
     tiny = replace(tiny, model=replace(tiny.model, action=replace(ACTION, baseline=RidgeBaseline())))
     monkeypatch.setattr(learn, "training", lambda name: SimpleNamespace(without_motion=tiny))
+    monkeypatch.setattr(
+        learn,
+        "wide",
+        lambda config: replace(config, model=replace(config.model, action=replace(ACTION, baseline=None))),
+    )
     monkeypatch.setattr("lamp.train.datasets.find_backbone", lambda config: _patches())
     bench = LearnBench(data=root, per_task=2, hold_out="episodes=4:6", seconds=0.5, samples=8, error=10.0)
     figures = bench_learn(bench)
     assert json.loads(json.dumps(figures))["settings"]["per_task"] == 2
-    for name in ("recipe", "plain"):
+    for name in ("recipe", "reference"):
         times = [seconds for seconds, _ in figures[name]["points"]]
-        assert len(times) > 1 and times == sorted(times) and times[-1] == pytest.approx(0.5, rel=0.9)
-    assert figures["recipe"]["final_error"] != figures["plain"]["final_error"]
-    assert figures["ratio"] == pytest.approx(figures["plain_seconds_to_error"] / figures["seconds_to_error"])
+        assert len(times) > 1 and times == sorted(times)
+    assert figures["recipe"]["final_error"] != figures["reference"]["final_error"]
+    assert figures["ratio"] == pytest.approx(figures["reference_seconds_to_error"] / figures["seconds_to_error"])
     text = to_text(figures)
-    assert "the plain Action Expert takes" in text and "error 10 after" in text
+    assert "the reference takes" in text and "error 10 after" in text
     unreached = figures | {"seconds_to_error": None, "ratio": None}
-    assert "recipe   error 10 not reached" in to_text(unreached)
+    assert "recipe    error 10 not reached" in to_text(unreached)
+
+
+def test_the_reference_reads_every_token_from_noise() -> None:
+    few, many = training("demo").without_motion, learn.wide(training("demo").without_motion)
+    assert few.model.pooling is not None and few.model.action_noise_std == 0
+    assert many.model.pooling is None and many.model.action_noise_std == 1 and many.model.action.width == 192
+    assert (many.noise_draws, many.loop.batch_size, many.loop.ema) == (6, 16, 0.995)
 
 
 def _patches() -> object:

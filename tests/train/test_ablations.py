@@ -50,6 +50,8 @@ UNMOVED = {"small_no_motion", "small_flow_head"}
 UNGATED = UNMOVED | {f"small_{name}" for name in ("add", "concat_mlp", "tokens", "tokens_all", "path")}
 ONLY_A_NUMBER = re.compile(r"small_((t|layer|frames|horizon|solver)_\d+|grid_\d+x\d+|tau_(beta|uniform)|gate_\w+)")
 """Variants that differ from another one in a number alone."""
+GRIDS = ((4, 4),) * len(CAMERAS)
+"""Of the backbone's patches."""
 SHORT = loop(steps=2, batch_size=4, log_every=1, checkpoint_every=2, validate_every=2)
 BARE = {"loop": SHORT, "split": Split(validation_share=0.3), "validation_samples": 2}
 
@@ -94,6 +96,7 @@ def tiny_model(config: LaMPConfig) -> LaMPConfig:
         motion=tiny_motion(config.motion) if config.motion else None,
         guidance=tiny_fusion(config.guidance) if config.guidance else None,
         action=tiny_action(config.action) if config.action else None,
+        pooling=replace(config.pooling, grids=GRIDS) if config.pooling else None,
     )
 
 

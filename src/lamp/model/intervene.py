@@ -114,6 +114,7 @@ class InterveningActor:
     def _guided(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"]) -> Guided:
         guided, guidance = self.model.guide(encoded, hidden), self.model.guidance
         if isinstance(self.intervention, Gate) and isinstance(guidance, MotionGuidance):
-            z, z_m = (part.to(guided.tokens.dtype) for part in (encoded.tokens, hidden))
+            read = self.model.policy_tokens(encoded)
+            z, z_m = (part.to(guided.tokens.dtype) for part in (read.tokens, hidden))
             return replace(guided, tokens=z + self.intervention.opening * guidance.update(z, z_m))
         return guided

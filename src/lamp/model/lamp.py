@@ -47,6 +47,7 @@ from lamp.model.guidance import (
 )
 from lamp.model.layers import Block
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
+from lamp.model.token_pooling import TokenPooling
 from lamp.seeding import Source
 from lamp.types import Encoded, Guided, MotionBatch, PolicyBatch
 
@@ -89,6 +90,11 @@ class LaMPConfig:
     solver_steps: int = 10
     """N: Euler steps from noise to data."""
     hidden_at: Arrival | Departure = field(default_factory=Arrival)
+    action_noise_std: float = 1.0
+    """Standard deviation of a^0 when the policy acts. At 0 it always starts in the middle, and its actions are reproducible;
+    training is not concerned. Deviation: 1 in Algorithm 2."""
+    pooling: TokenPooling | None = None
+    """What guidance and Action Expert read of z; None: all of it, as in the paper."""
     motion_tau: TauSampling = field(default_factory=Uniform)
     action_tau: TauSampling = field(default_factory=Beta)
 
@@ -117,6 +123,8 @@ class LaMPConfig:
         elif self.guidance and self.motion and self.guidance.motion_width != self.motion.width:
             message = f"guidance expects motion_width {self.guidance.motion_width}"
             raise ConfigError(f"LaMP: {message}, the Motion Expert's width is {self.motion.width}.")
+        if not 0 <= self.action_noise_std <= 1:
+            raise ConfigError(f"LaMP: action_noise_std {self.action_noise_std} given, 0 to 1 expected.")
         if self.solver_steps < 1:
             raise ConfigError(f"LaMP: solver_steps {self.solver_steps} given, at least 1 expected.")
 
@@ -193,6 +201,7 @@ class LaMP(nn.Module):
         self.motion_expert = MotionExpert(config.motion) if config.motion else None
         self.guidance = build_fusion(fusion, action, config.motion) if fusion and action else None
         self.action_expert = ActionExpert(action, joined_width(fusion)) if action else None
+        self.pooling = config.pooling.build() if config.pooling and action else None
 
     def motion_loss(self, batch: MotionBatch, source: Source, draws: int = 1) -> MotionLoss:
         """Stage 1: the Motion Expert learns the velocity from noise to the observed scene flow.
@@ -269,6 +278,7 @@ class LaMP(nn.Module):
         In every fusion but Eq. 4, z stays as it is and the prior comes beside it. Where the whole batch is `unguided`, guidance
         is not computed.
         """
+        encoded = self.policy_tokens(encoded)
         guided = Guided.of(encoded)
         if self.guidance is not None and not isinstance(self.guidance, FlowPredictor) and not unguided:
             guided = self.guidance.guide(encoded, required(hidden, "motion hidden state"))
@@ -277,6 +287,10 @@ class LaMP(nn.Module):
             return guided
         t_1 = torch.full((len(encoded.mask),), step_times(self.config.solver_steps)[1], device=encoded.mask.device)
         return replace(guided, t_1=t_1)
+
+    def policy_tokens(self, encoded: Encoded) -> Encoded:
+        """Returns what guidance and Action Expert read of z."""
+        return encoded if self.pooling is None else self.pooling(encoded)
 
     def _unguided(self, batch: PolicyBatch) -> bool:
         """Whether no sample of the step sees the prior, so that guidance need not be computed."""
@@ -378,7 +392,7 @@ class LaMP(nn.Module):
         context = expert.context(guided)
         return euler(
             lambda a, tau: expert(a[:, None], tau, state, context)[:, 0],
-            action_noise,
+            self.config.action_noise_std * action_noise,
             steps or self.config.solver_steps,
         )
 

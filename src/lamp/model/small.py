@@ -57,6 +57,11 @@ class SmallBackboneConfig:
         if not 3 <= self.text_tokens <= 128:
             raise ConfigError(f"small backbone: text_tokens {self.text_tokens} given, 3 to 128 expected.")
 
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of each camera's tokens."""
+        return tuple((side // STRIDE, side // STRIDE) for _, side in self.cameras)
+
     def build(self) -> SmallBackbone:
         """Loads the backbone.
 

@@ -25,9 +25,10 @@ from lamp.model.guidance import (
 )
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
+from lamp.model.token_pooling import TokenPooling
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
 from lamp.recipes.paper import paper_simpler
-from lamp.recipes.small import libero_object_small
+from lamp.recipes.small import SMALL_BACKBONE, libero_object_small
 from lamp.train.resize_checkpoint import resized
 
 Change = Callable[[LaMPConfig], LaMPConfig]
@@ -38,6 +39,11 @@ Expert."""
 def model(**changes: Any) -> Change:
     """Changes how time runs."""
     return lambda config: replace(config, **changes)
+
+
+def policy(**changes: Any) -> Change:
+    """Changes what Stage 2 alone has."""
+    return lambda config: replace(config, **changes) if config.action else config
 
 
 def motion(**changes: Any) -> Change:
@@ -106,6 +112,13 @@ VARIANTS: dict[str, Variant] = {
     "ridge": Variant(
         summary="the Action Expert starts at a ridge regression of the actions on the state",
         change=action(baseline=RidgeBaseline()),
+    ),
+    "pooled": Variant(
+        summary="guidance and Action Expert read the means of 2x2 image tokens and of the instruction's",
+        change=policy(pooling=TokenPooling(grids=SMALL_BACKBONE.grids)),
+    ),
+    "no_noise": Variant(
+        summary="actions start in the middle of the noise where the policy acts", change=policy(action_noise_std=0.0)
     ),
     "t_1": Variant(summary="the Action Expert sees t_1", change=action(sees_t_1=True)),
     "tau_beta": Variant(summary="noise level of actions ~ Beta(1.5, 1)", change=model(action_tau=Beta())),

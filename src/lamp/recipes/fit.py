@@ -54,6 +54,8 @@ from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
 from lamp.files import is_file_name
 from lamp.json_files import write_json
+from lamp.model.small import SmallBackboneConfig
+from lamp.model.token_pooling import TokenPooling
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
@@ -153,7 +155,9 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
         name=config.out.stem,
         summary=f"{base.name}, for {dataset.root.name}",
         motion=motion,
-        policy=replace(policy, model=replace(policy.model, action=expert), backbone=seen),
+        policy=replace(
+            policy, model=replace(policy.model, action=expert, pooling=_pooling(base.policy, seen)), backbone=seen
+        ),
         gpus=getattr(base, "gpus", 1),
     )
     cameras = ", ".join(f"{name} <- {feature}" for name, feature in (robot.cameras or {}).items())
@@ -479,6 +483,12 @@ def _with_room(backbone: BackboneConfig, instructions: Sequence[str]) -> Backbon
         return backbone
     longest = max((len(reader.instruction_ids(text)) for text in instructions), default=0)
     return backbone if longest <= room or longest > LONGEST else replace(backbone, text_tokens=longest)
+
+
+def _pooling(policy: PolicyTraining, seen: BackboneConfig) -> TokenPooling | None:
+    """The recipe's pooling, of these cameras' tokens."""
+    pooling = policy.model.pooling
+    return replace(pooling, grids=seen.grids) if pooling and isinstance(seen, SmallBackboneConfig) else pooling
 
 
 def _seen(backbone: BackboneConfig, cameras: list[str]) -> BackboneConfig:

@@ -25,6 +25,7 @@ from lamp.json_files import to_line
 from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.stores import FlowRequirements
 from lamp.seeding import seed_everything
 from lamp.train.backbones import BuildProgressPrinter, find_backbone
@@ -94,6 +95,8 @@ def train_policy(
     tuned = _fine_tuned(config, start, normalizers, backbone)
     config = _with_fitted_prior(config, motion_checkpoint, tuned)
     here = replace(config, loop=here.loop)
+    if backbone is None:
+        _check_pooling(config)
     datasets = open_datasets(here, data, backbone, features, _kept_scalings(tuned))
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint, tuned)
@@ -164,6 +167,14 @@ def _with_fitted_prior(
     if known is None or known.preconditioning is None:
         return config
     return replace(config, model=replace(config.model, motion=replace(motion, preconditioning=known.preconditioning)))
+def _check_pooling(config: PolicyTraining) -> None:
+    pooling, backbone = config.model.pooling, config.backbone
+    if pooling and isinstance(backbone, SmallBackboneConfig) and pooling.grids != backbone.grids:
+        raise ConfigError(
+            f"model.pooling.grids is {pooling.grids}; expected {backbone.grids}, the tokens of the backbone's cameras "
+            f"{', '.join(f'{name} at {side} px' for name, side in backbone.cameras)}: set it beside backbone.cameras, or "
+            "model.pooling None."
+        )
 
 
 def _fine_tuned(

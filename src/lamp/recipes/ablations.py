@@ -1,7 +1,7 @@
 """Every variant of the model as a recipe: the paper's ablations (Section IV-B) and the options where it is silent.
 
-Each changes one thing of `libero_object_small` and can be trained on that recipe's data; the paper's four ablations are there at
-full size as well.
+Each changes one thing of `libero_object_small` with the demo's policy (`base_recipe`), and can be trained on that recipe's data;
+the paper's four ablations are there at full size as well.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from lamp.model.guidance import (
 )
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
-from lamp.model.token_pooling import TokenPooling
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
 from lamp.recipes.paper import paper_simpler
-from lamp.recipes.small import SMALL_BACKBONE, libero_object_small
+from lamp.recipes.small import for_few_demonstrations, libero_object_small
 from lamp.train.resize_checkpoint import resized
 
 Change = Callable[[LaMPConfig], LaMPConfig]
@@ -113,13 +112,11 @@ VARIANTS: dict[str, Variant] = {
         summary="the Action Expert starts at a ridge regression of the actions on the state",
         change=action(baseline=RidgeBaseline()),
     ),
-    "pooled": Variant(
-        summary="guidance and Action Expert read the means of 2x2 image tokens and of the instruction's",
-        change=policy(pooling=TokenPooling(grids=SMALL_BACKBONE.grids)),
+    "all_tokens": Variant(summary="guidance and Action Expert read every token of z", change=policy(pooling=None)),
+    "from_noise": Variant(
+        summary="actions start from noise where the policy acts, as in Algorithm 2", change=policy(action_noise_std=1.0)
     ),
-    "no_noise": Variant(
-        summary="actions start in the middle of the noise where the policy acts", change=policy(action_noise_std=0.0)
-    ),
+    "wide": Variant(summary="the Action Expert 192 wide, with four layers", change=action(width=192, layers=4)),
     "t_1": Variant(summary="the Action Expert sees t_1", change=action(sees_t_1=True)),
     "tau_beta": Variant(summary="noise level of actions ~ Beta(1.5, 1)", change=model(action_tau=Beta())),
     "tau_literal": Variant(
@@ -130,13 +127,22 @@ VARIANTS: dict[str, Variant] = {
     "solver_5": Variant(summary="five solver steps", change=model(solver_steps=5)),
     "solver_20": Variant(summary="twenty solver steps", change=model(solver_steps=20)),
 }
+
+
+def base_recipe() -> Recipe:
+    """`libero_object_small` with the policy that learns most in little time, so that many variants can be compared."""
+    whole = libero_object_small()
+    policy = for_few_demonstrations(whole.policy)
+    return replace(whole, policy=policy, without_motion=without_motion(policy))
+
+
 PAPERS = ("flow_2d", "add", "concat_mlp")
 """Section IV-B, beside No-Motion."""
 
 
 def small_variant(name: str) -> Recipe:
     """Returns `libero_object_small` with one thing changed."""
-    base, variant = libero_object_small(), VARIANTS[name]
+    base, variant = base_recipe(), VARIANTS[name]
     return replace(
         base,
         name=f"small_{name}",
@@ -149,7 +155,7 @@ def small_variant(name: str) -> Recipe:
 
 def small_no_motion() -> TrainingRecipe:
     """The policy alone; a whole experiment trains it beside the guided one anyway."""
-    base = libero_object_small()
+    base = base_recipe()
     return TrainingRecipe(
         name="small_no_motion",
         summary=f"{base.name} without the motion prior",
@@ -160,7 +166,7 @@ def small_no_motion() -> TrainingRecipe:
 
 def small_flow_head() -> TrainingRecipe:
     """No Motion Expert: the policy learns to predict the scene flow along, and acts without that."""
-    base = libero_object_small()
+    base = base_recipe()
     motion, policy = base.policy.model.motion, base.without_motion
     assert motion is not None
     std = motion.preconditioning.data_std if motion.preconditioning else (1.0, 1.0, 1.0)
@@ -177,7 +183,7 @@ def resized_variant(
     name: str, what: str, *, grid: tuple[int, int] = (20, 20), horizon: int = 8, pace: float = 1.0
 ) -> Recipe:
     """Returns `libero_object_small` with another grid or horizon: Stage 1 can be trained, or carried over."""
-    base = libero_object_small()
+    base = base_recipe()
 
     def change(config: LaMPConfig) -> LaMPConfig:
         if config.motion is None:

@@ -39,7 +39,7 @@ SMALL_MOTION_STD = (0.08, 0.08, 0.08)
 def demo() -> Recipe:
     """Two tasks of LIBERO-Object with shifted objects, 16 demonstrations each: `make demo`."""
     motion_loop = small_loop(steps=240, lr=1.2e-3, seed=1, threads=1)
-    policy_loop = replace(small_loop(steps=1000, lr=1.5e-3, seed=2, threads=1), ema=0.99)
+    policy_loop = small_loop(steps=1000, lr=1.5e-3, seed=2, threads=1)
     recipe = small(
         name="demo",
         summary="LIBERO-Object tasks 0 and 1, objects shifted by up to 4 cm, 16 demonstrations each; minutes on 2 cores",
@@ -73,7 +73,8 @@ def for_few_demonstrations(policy: PolicyTraining) -> PolicyTraining:
         action_noise_std=0.0,
         pooling=TokenPooling(grids=SMALL_BACKBONE.grids),
     )
-    return replace(policy, model=model, noise_draws=2)
+    loop = replace(policy.loop, batch_size=32, optimiser=AdamW(lr=1.5e-3), ema=0.99)
+    return replace(policy, model=model, loop=loop, noise_draws=2)
 
 
 def libero_object_small() -> Recipe:

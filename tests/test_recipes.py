@@ -15,7 +15,7 @@ from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import ImageFlow
 from lamp.model.parameter_count import expected_parameters
 from lamp.recipes import RECIPES, ModelRecipe, Recipe, TrainingRecipe, experiment, recipe, training
-from lamp.recipes.ablations import ABLATIONS, VARIANTS
+from lamp.recipes.ablations import ABLATIONS, VARIANTS, base_recipe
 from lamp.train.config import AllEpisodes
 
 NAMES = tuple(RECIPES)
@@ -31,13 +31,19 @@ def test_a_recipe_survives_json(name: str) -> None:
 
 def test_the_small_experiments_have_the_model_that_was_measured() -> None:
     """Long measurements stand behind these names."""
-    for name in ("demo", "libero_object_small", "libero_spatial_small"):
+    for name in ("libero_object_small", "libero_spatial_small"):
         counts = {part: expected_parameters(model) for part, model in experiment(name).models.items()}
         assert counts == {
             "motion": {"motion_expert": 2_920_032, "total": 2_920_032},
             "policy": {"motion_expert": 2_920_032, "guidance": 720_401, "action_expert": 1_929_415, "total": 5_569_848},
             "without_motion": {"action_expert": 1_929_415, "total": 1_929_415},
         }
+
+
+def test_the_variants_have_the_demo_s_policy() -> None:
+    base, demo, whole = base_recipe(), experiment("demo"), experiment("libero_object_small")
+    assert base.policy.model == demo.policy.model
+    assert replace(base, policy=whole.policy, without_motion=whole.without_motion) == whole
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -72,7 +78,7 @@ def test_parameters_are_counted_two_ways(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_changes_one_thing_of_its_base(name: str) -> None:
     """Data, optimiser and evaluation stay; of the model, at most the named part differs, and in Stage 1 alike."""
-    base, made = experiment("libero_object_small"), experiment(f"small_{name}")
+    base, made = base_recipe(), experiment(f"small_{name}")
     unchanged = {"name": base.name, "summary": base.summary}
     models = {
         "motion": replace(made.motion, model=base.motion.model),
@@ -80,7 +86,8 @@ def test_a_variant_changes_one_thing_of_its_base(name: str) -> None:
         "without_motion": replace(made.without_motion, model=base.without_motion.model),
     }
     assert replace(made, **unchanged, **models) == base
-    parts = ("motion", "guidance", "action", "solver_steps", "hidden_at", "motion_tau", "action_tau")
+    parts = ("motion", "guidance", "action", "pooling", "action_noise_std")
+    parts += ("solver_steps", "hidden_at", "motion_tau", "action_tau")
     ours, theirs = made.policy.model, base.policy.model
     differing = [part for part in parts if getattr(ours, part) != getattr(theirs, part)]
     as_by_default = {"gated", "gate_zero_out", "arrival", "joint_tokens", "tau_beta"}

@@ -54,7 +54,8 @@ def test_both_are_trained_on_the_same_demonstrations_for_as_long(
 def test_the_reference_reads_every_token_from_noise() -> None:
     few, many = training("demo").without_motion, learn.wide(training("demo").without_motion)
     assert few.model.pooling is not None and few.model.action_noise_std == 0
-    assert many.model.pooling is None and many.model.action_noise_std == 1 and many.model.action.width == 192
+    assert many.model.pooling is None and many.model.action_noise_std == 1
+    assert many.model.action is not None and many.model.action.width == 192
     assert (many.noise_draws, many.loop.batch_size, many.loop.ema) == (6, 16, 0.995)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamp.errors import ConfigError, MismatchError
@@ -45,9 +46,9 @@ class TokenPool(nn.Module):
     def __init__(self, config: TokenPooling) -> None:
         super().__init__()
         self.config = config
-        square = _squares(config)
-        self.register_buffer("square", square, persistent=False)
-        self.squares = int(square.max()) + 1
+        squares = _squares(config)
+        self.register_buffer("square", torch.tensor(squares), persistent=False)
+        self.squares = max(squares) + 1
 
     def forward(self, encoded: Encoded) -> Encoded:
         """Returns a token for each square, then one for all the other tokens, if there are any.
@@ -74,11 +75,12 @@ class TokenPool(nn.Module):
         return replace(encoded, tokens=mean.to(encoded.tokens.dtype), mask=real > 0)
 
 
-def _squares(config: TokenPooling) -> Int64[Tensor, " n"]:
+def _squares(config: TokenPooling) -> list[int]:
     """The square that each image token is of, numbered row by row and image after image."""
-    numbers: list[Tensor] = []
+    squares, factor = [], config.factor
     for rows, columns in config.grids:
-        row, column = torch.arange(rows) // config.factor, torch.arange(columns) // config.factor
-        first = int(numbers[-1].max()) + 1 if numbers else 0
-        numbers.append(first + (row[:, None] * (int(column.max()) + 1) + column).flatten())
-    return torch.cat(numbers)
+        first, across = max(squares, default=-1) + 1, math.ceil(columns / factor)
+        squares += [
+            first + row // factor * across + column // factor for row in range(rows) for column in range(columns)
+        ]
+    return squares

@@ -53,14 +53,10 @@ def test_the_dataset_is_found_out(data: Path) -> None:
     assert made.policy.embodiment.fps == 10 and made.policy.gripper == -1
     assert made.policy.state_transform == RawState()
     assert made.motion is not None and made.motion.embodiment == made.policy.embodiment
-<<<<<<< HEAD
     assert made.motion.backbone == made.policy.backbone and made.motion.fit_data_std
-=======
-    assert made.motion.backbone == made.policy.backbone
     assert made.policy.model.pooling == TokenPooling(grids=((10, 10), (8, 8)))
     alone = fitted(data, cameras=("front=observation.images.front",))
     assert alone.policy.model.pooling == TokenPooling(grids=((10, 10),))
->>>>>>> f117855 (The demo's policy reads pooled tokens, is narrower and acts from the middle of the noise; lamp bench learn measures it against a wide one)
 
 
 def test_a_recipe_without_a_motion_prior_fits_too(data: Path) -> None:

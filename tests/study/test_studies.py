@@ -283,14 +283,14 @@ def test_too_few_demonstrations(dataset: LeRobotDataset) -> None:
 
 
 def test_unequal_budgets() -> None:
-    base = training("libero_object_small")
+    base = training("small_gated")
     larger = replace(base.policy, loop=replace(base.policy.loop, batch_size=64), noise_draws=1)
     made = replace(quick(), arms=(NONE, SAME))
     with pytest.raises(
-        MismatchError, match=r"unequal budgets: Stage 2's batch_size is 64 in arm 'same' and 16 in 'none'"
+        MismatchError, match=r"unequal budgets: Stage 2's batch_size is 64 in arm 'same' and 32 in 'none'"
     ):
-        Resolved(study=made, recipes={"libero_object_small": replace(base, policy=larger)}).check()
-    Resolved(study=made, recipes={"libero_object_small": base}).check()
+        Resolved(study=made, recipes={"small_gated": replace(base, policy=larger)}).check()
+    Resolved(study=made, recipes={"small_gated": base}).check()
 
 
 def test_an_oracle_where_there_is_no_expert() -> None:

@@ -74,7 +74,7 @@ def quick() -> Study:
         demonstrations=(3, 10),
         arms=(NONE, SAME, ACTION_FREE, ORACLE),
         motion_steps=300,
-        policy_steps=300,
+        policy_steps=800,
         prior_from=0.0,
         measurements=4,
         held_out_samples=128,

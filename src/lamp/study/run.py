@@ -63,7 +63,7 @@ SECONDS = {
     "flow": 2.5,
     "features": 4.0,
     "motion step": 0.7,
-    "policy step": 0.65,
+    "policy step": 0.2,
     "measured frame": 0.05,
     "test episode": 4.5,
 }

@@ -99,7 +99,7 @@ class Study:
 
     name: str
     question: str
-    recipe: str = "libero_object_small"
+    recipe: str = "small_gated"
     """A name of `lamp recipe list`, or a recipe's file."""
     data: Data
     extra: tuple[Data, ...] = ()

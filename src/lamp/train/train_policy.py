@@ -167,6 +167,8 @@ def _with_fitted_prior(
     if known is None or known.preconditioning is None:
         return config
     return replace(config, model=replace(config.model, motion=replace(motion, preconditioning=known.preconditioning)))
+
+
 def _check_pooling(config: PolicyTraining) -> None:
     pooling, backbone = config.model.pooling, config.backbone
     if pooling and isinstance(backbone, SmallBackboneConfig) and pooling.grids != backbone.grids:

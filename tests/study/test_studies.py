@@ -24,26 +24,21 @@ from lamp.files import locked
 from lamp.info import describe
 from lamp.json_files import write_json
 from lamp.recipes import training
-from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, quick, robustness, tiny
+from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, find_study, quick, robustness, tiny
 from lamp.study.report import report, summarise
+from lamp.study.results import DEFINITION, MOTION_ONLY, RESULT, Cell, cells, read_definition
 from lamp.study.run import (
-    DEFINITION,
-    MOTION_ONLY,
-    RESULT,
-    Cell,
     MotionWork,
     Partition,
     PolicyWork,
     RunOptions,
     _Run,
-    cells,
     errors_of,
     plan_text,
-    read_definition,
     run,
     size,
 )
-from lamp.study.study import Arm, MotionPrior, RecordedData, Resolved, SimulatorTest, Study, check_continues, find_study
+from lamp.study.study import Arm, MotionPrior, RecordedData, Resolved, SimulatorTest, Study, check_continues
 
 TASKS = ("stack", "fold", "pour")
 
@@ -341,13 +336,13 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 def test_a_study_goes_on_with_the_recipe_that_it_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lamp.study import catalogue
+    from lamp.study import study as definitions
     from lamp.study.run import _resolved
 
     tmp_path.joinpath("out").mkdir()
     begun = _resolved(tiny(), tmp_path / "out")
     other = replace(begun.base, policy=replace(begun.base.policy, noise_draws=9))
-    monkeypatch.setattr(catalogue, "made_up_recipe", lambda: other)
+    monkeypatch.setattr(definitions, "made_up_recipe", lambda: other)
     assert Resolved.of(tiny()).base.policy.noise_draws == 9
     assert _resolved(tiny(), tmp_path / "out") == begun
 

@@ -53,7 +53,7 @@ class ShowFlags:
 def _show(arguments: Sequence[str]) -> None:
     flags = parse(ShowFlags, arguments, "study show")
     from lamp.configuration import to_json
-    from lamp.study.study import find_study
+    from lamp.study.catalogue import find_study
 
     print(json.dumps(to_json(find_study(flags.name)), indent=2, ensure_ascii=False))
 
@@ -122,9 +122,10 @@ def deadline(until: str | None, hours: float | None, now: float | None = None) -
 
 def _run(arguments: Sequence[str]) -> None:
     flags = parse(RunFlags, arguments, "study run")
+    from lamp.study.catalogue import find_study
     from lamp.study.report import to_text
     from lamp.study.run import RunOptions, plan_text, run
-    from lamp.study.study import Resolved, find_study
+    from lamp.study.study import Resolved
 
     changes = {
         name: value

@@ -18,7 +18,7 @@ from lamp.configuration import to_json
 from lamp.errors import DataError
 from lamp.files import atomic_write_text
 from lamp.json_files import read_json_as, write_json
-from lamp.study.run import HELD_OUT, MOTION_ONLY, Cell, StoredMotion, cells, progress_of, read_definition
+from lamp.study.results import HELD_OUT, MOTION_ONLY, Cell, StoredMotion, cells, progress_of, read_definition
 from lamp.study.study import CLAIM_MOTION_SEEDS, CLAIM_POLICY_SEEDS, Arm, Resolved, Study
 from lamp.version import code_version
 from lamp.view.charts import Series, line_chart

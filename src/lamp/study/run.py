@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -23,13 +23,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypedDict
-
 from lamp.benchmark.episodes import EPISODES
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.collect.collect import collect
 from lamp.collect.jobs import CollectConfig
-from lamp.configuration import from_json, to_json
+from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION
 from lamp.data.embodiment import OWN, Embodiment, embodiment
 from lamp.data.episode_selection import EpisodeSelection, number_ranges
@@ -41,8 +39,19 @@ from lamp.json_files import read_json_as, read_json_object, read_lines_json, to_
 from lamp.progress import QUIET, Progress, clock, say
 from lamp.recipes import Recipe
 from lamp.sceneflow.build import build
-from lamp.study.catalogue import write_made_up_data
-from lamp.study.study import Arm, Data, MadeUpData, RecordedData, Resolved, SimulatorTest, Study, check_continues
+from lamp.study.made_up import MadeUpData, write_made_up_data
+from lamp.study.report import summarise, write_report
+from lamp.study.results import (
+    DEFINITION,
+    HELD_OUT,
+    MOTION_ONLY,
+    RESULT,
+    Cell,
+    StoredRate,
+    cells,
+    read_definition,
+)
+from lamp.study.study import Arm, Data, RecordedData, Resolved, SimulatorTest, Study, check_continues
 from lamp.train.backbones import ensure_features
 from lamp.train.config import MixedIn, MotionTraining, PolicyTraining, Split
 from lamp.train.flow_metrics import FILE_NAME as FLOW
@@ -53,9 +62,7 @@ from lamp.train.train_policy import train_policy
 from lamp.version import code_version
 from lamp_client.child_processes import ProcessPool, available_cores
 
-DEFINITION, RESULT, LOG = "definition.json", "result.json", "log.txt"
-HELD_OUT, MOTION_ONLY = "held_out", "held_out_motion_only"
-"""Tests without a simulator: demonstrations of tasks with actions, and of those that were seen in motion alone."""
+LOG = "log.txt"
 PATIENCE_S = 120.0
 """How long a training that is asked to end may take to write its checkpoint. [s]"""
 SECONDS = {
@@ -75,53 +82,6 @@ EPISODE_BYTES = 12_000_000
 """About what a collected episode takes, with its scene flow and features."""
 
 
-class StoredErrors(TypedDict):
-    """The held-out errors of a cell, of one group of tasks."""
-
-    final: float
-    best: float
-    best_step: int
-    curve: list[tuple[int, float]]
-
-
-class StoredRate(TypedDict):
-    """What all trainings note of their time."""
-
-    steps: int
-    seconds: float
-
-
-class StoredCell(StoredRate):
-    """`result.json` of a cell."""
-
-    episodes: list[int]
-    errors: dict[str, StoredErrors]
-    code: str
-
-
-class StoredMotion(StoredRate):
-    """`result.json` of a Stage 1."""
-
-    episodes: list[int]
-    ade_px: float
-    zero_motion_ade_px: float
-
-
-class StoredTest(TypedDict):
-    """`result.json` of a cell's episodes in the simulator."""
-
-    outcomes: list[tuple[str, int, int, int, bool]]
-    """Suite, task, initial state, the placement's seed, and whether it succeeded."""
-
-
-class StoredDefinition(TypedDict):
-    """`definition.json`."""
-
-    format: str
-    study: dict[str, Any]
-    recipes: dict[str, Any]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How much of a study is done in one sitting, and with how many processes."""
@@ -138,36 +98,6 @@ class RunOptions:
     """The folder of the demonstrations, in place of OUT/data/demonstrations."""
     keep_checkpoints: bool = True
     """Keep policies that are measured; without them, tests that are added later train them again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One policy: an arm, trained on some demonstrations with one seed."""
-
-    arm: str
-    demonstrations: int
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """Its folder in that of the study."""
-        return f"cells/{self.arm}/n{self.demonstrations:03d}/s{self.seed}"
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.arm} (n {self.demonstrations}, seed {self.seed})"
-
-
-def cells(study: Study, only: Sequence[str] = ()) -> list[Cell]:
-    """All cells, seed after seed, so that a study that is stopped has whole pairs."""
-    return [
-        Cell(arm=arm.name, demonstrations=count, seed=seed)
-        for seed in range(study.policy_seeds)
-        for count in study.demonstrations
-        for arm in study.arms
-        if not only or arm.name in only
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,20 +324,6 @@ def _is_study(out: Path) -> bool:
     return (out / DEFINITION).is_file() or {item.name for item in out.iterdir()} <= {".lock"}
 
 
-def read_definition(out: Path) -> Resolved:
-    """The study of a folder.
-
-    Raises:
-        DataError: The folder holds none.
-    """
-    if not (out / DEFINITION).is_file():
-        raise DataError(f"{out} holds no study (no {DEFINITION}); expected the --out of `lamp study run`")
-    content = read_json_as(out / DEFINITION, StoredDefinition, "definition of a study")
-    if content["format"] != "lamp-study":
-        raise DataError(f"{out / DEFINITION} is not the definition of a study; expected the --out of `lamp study run`")
-    return from_json(Resolved, {"study": content["study"], "recipes": content["recipes"]}, where=str(out / DEFINITION))
-
-
 def _resolved(study: Study, out: Path) -> Resolved:
     """The study with the recipes with which it was begun, if it was."""
     now = Resolved.of(study)
@@ -441,8 +357,6 @@ class _Run:
         return self.options.workers or available_cores()
 
     def run(self) -> dict[str, Any]:
-        from lamp.study.report import summarise, write_report
-
         say(plan_text(self.resolved, self.out, self.options))
         check_disk(self.resolved, self.out)
         partition, extras = self._data()
@@ -807,31 +721,3 @@ def check_disk(resolved: Resolved, out: Path) -> None:
             f"{out}: the study needs about {in_bytes(wanted)} more, and {in_bytes(free)} are free there; free some, or choose "
             "another --out"
         )
-
-
-def progress_of(resolved: Resolved, out: Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """The finished cells and their results, with those of their tests under `tests`.
-
-    Raises:
-        DataError: A result is damaged, or of another group of tasks than the others.
-    """
-    groups: set[str] | None = None
-    for cell in cells(resolved.study):
-        path = out / cell.folder / RESULT
-        if not path.is_file():
-            continue
-        result = read_json_as(path, StoredCell, "result of a cell")
-        groups = {*result["errors"]} if groups is None else groups
-        curves = [one["curve"] for one in result["errors"].values()]
-        if HELD_OUT not in groups or {*result["errors"]} != groups or not all(curves):
-            raise DataError(
-                f"{path} has errors of {', '.join(result['errors']) or 'nothing'}; expected measurements of "
-                f"{', '.join(sorted({HELD_OUT, *groups}))}: remove it to do it again"
-            )
-        tests = {}
-        for test in resolved.study.tests:
-            if (place := out / cell.folder / "tests" / test.name / RESULT).is_file():
-                tests[test.name] = read_json_as(place, StoredTest, "result of a test")
-                if not tests[test.name]["outcomes"]:
-                    raise DataError(f"{place} has no episode; remove it to do it again")
-        yield cell, {**result, "tests": tests}

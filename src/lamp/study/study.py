@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from lamp.benchmark.suites import SUITES, TASKS_PER_SUITE, parse_states
 from lamp.collect.jobs import EXPERT_TASKS, CollectConfig
-from lamp.configuration import from_json, to_json
+from lamp.configuration import to_json
 from lamp.data.episode_selection import EpisodeSelection, number_ranges, parse_numbers
-from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
+from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import is_file_name
-from lamp.json_files import read_json
 from lamp.model.guidance import FlowHead
 from lamp.recipes import Recipe, TrainingRecipe, training
+from lamp.study.made_up import MadeUpData, made_up_recipe
 from lamp.train.config import MotionTraining, PolicyTraining
 
 CLAIM_POLICY_SEEDS, CLAIM_MOTION_SEEDS = 4, 2
@@ -32,14 +32,6 @@ class RecordedData:
     path: str
     embodiment: str | None = None
     """How it records its robot, as for `lamp train --embodiment`; by default as LaMP's own datasets do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MadeUpData:
-    """Made-up episodes of two tasks, a square that slides, for which no simulator is needed: a check of the machinery."""
-
-    episodes: int = 12
-    """Of both tasks together."""
 
 
 Data = CollectConfig | RecordedData | MadeUpData
@@ -369,8 +361,6 @@ class Resolved:
 
 
 def _own(study: Study, name: str) -> AnyTraining:
-    from lamp.study.catalogue import made_up_recipe
-
     return made_up_recipe() if isinstance(study.data, MadeUpData) and name == "made_up" else training(name)
 
 
@@ -379,27 +369,6 @@ def _flow_frames(base: AnyTraining) -> dict[str, Any]:
     if not isinstance(base, Recipe):
         return {}
     return {"flow_frames": base.flow.stride * base.motion.flow_stride}
-
-
-def find_study(name: str) -> Study:
-    """A study of the catalogue, or one in a file.
-
-    Raises:
-        ConfigError: There is none of that name, or the file says something that no study can.
-        DataError: There is no such file, or it is not JSON.
-    """
-    from lamp.study.catalogue import STUDIES
-
-    if name in STUDIES:
-        return STUDIES[name]()
-    path = Path(name)
-    if path.is_file():
-        return from_json(Study, read_json(path, "study"), where=name)
-    if path.is_dir():
-        raise DataError(f"{name} is a folder; expected a study's JSON file, or a name of `lamp study list`")
-    if path.suffix or "/" in name:
-        raise missing(path, "study", "a study's JSON file (docs/studies.md), or a name of `lamp study list`")
-    raise unknown("study", name, STUDIES)
 
 
 GROWS = ("demonstrations", "arms", "tests", "policy_seeds", "question", "notes")

@@ -181,7 +181,7 @@ def test_depth_whose_metres_nobody_knows_is_refused_when_it_is_read(tmp_path: Pa
         ("video.depth_min", "x", "expected a number"),
         ("video.depth_max", 0.001, "expected more than video.depth_min"),
         ("video.shift", -0.01, "above 0 for a logarithm"),
-        ("video.use_log", 3, "valid boolean"),
+        ("video.use_log", 3, "expected true or false"),
         ("depth_unit", "feet", "expected 'm' or 'mm'"),
     ],
 )

@@ -156,7 +156,7 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
             InferConfig(device="cuda")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_training_step_is_measured_with_and_without_the_cache() -> None:
     result = bench_train_step(TrainStepConfig(recipe="demo", batch=1, seconds=0.1))
     assert set(result["stages"]["ours"]) == {"read", "forward", "backward", "optimiser"}

@@ -129,6 +129,7 @@ def test_a_simulator_that_hangs_on_the_cluster_is_replaced(
     assert "stopped: its episode took longer than 6 s" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_on_the_cluster_comes_here(ray: Any, tmp_path: Path) -> None:
     with pytest.raises(SimulationStoppedError, match="failed: RuntimeError: the simulator exploded"):
         evaluate(config(tmp_path, ray="auto"), load=FakePolicy, simulators=FakeSimulators(raises_at=1))

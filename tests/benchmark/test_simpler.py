@@ -115,7 +115,7 @@ def test_episodes_go_to_the_limit_and_both_rules_are_recorded(tmp_path: Path) ->
     assert len([r for r in records if r.video]) == 2
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_without_an_ensemble_chunks_are_executed_in_the_open(tmp_path: Path) -> None:
     for execute, calls in ((None, 2), (1, 6)):  # the checkpoint says 3 of each
         summary = run(
@@ -125,7 +125,7 @@ def test_without_an_ensemble_chunks_are_executed_in_the_open(tmp_path: Path) -> 
         assert [record.policy_calls for record in summary.records] == [calls]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_set_of_settings(tmp_path: Path) -> None:
     run(tmp_path, "out", simulators())
     before = (tmp_path / "out" / "episodes.jsonl").read_bytes()

@@ -117,7 +117,7 @@ def test_the_model_itself_stays_as_it_was(model, batch):
     assert model.guidance.project.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", RECORDED)
 def test_it_can_be_recorded(config, batch, variant, whole):
     """Nothing asks a tensor for a value, and nothing comes from the host."""

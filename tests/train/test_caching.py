@@ -101,7 +101,10 @@ def from_pictures(self: FeatureCache, rows: np.ndarray, views: np.ndarray | None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [pytest.param(NO_AUGMENTATION, id="plain"), pytest.param(AUGMENTED, id="augmented", marks=pytest.mark.slow)],
+)
 def test_training_with_the_cache_is_training_without(
     data: Path, prior: Path, tmp_path: Path, augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +155,10 @@ def request(config: PolicyTraining, data: Path, prior: Path | None, processes: i
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [pytest.param(NO_AUGMENTATION, id="plain", marks=pytest.mark.slow), pytest.param(AUGMENTED, id="augmented")],
+)
 def test_stored_z_m_is_what_the_run_would_compute(
     data: Path, prior: Path, tmp_path: Path, augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

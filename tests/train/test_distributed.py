@@ -117,7 +117,8 @@ def test_two_processes_train_what_one_does(runs: Callable[[str], Path], stage: s
     alike(runs("alone") / stage, runs(way) / stage)
 
 
-@pytest.mark.parametrize("way", ["replicated", pytest.param("sharded", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
 def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(
     launcher: Launcher, data: Path, prior: Path, tmp_path: Path, way: str
 ) -> None:

@@ -216,9 +216,17 @@ def test_the_folder_and_the_settings_are_flags(config: Qwen3VLBackboneConfig) ->
     [
         ({"layer": PostNorm()}, "its layer is 'PreNorm', here it is 'PostNorm'"),
         ({"cameras": (("agentview", SIDE), ("wrist", 64))}, r"its cameras is .*\['wrist', 96\]\], here it is .*64"),
-        ({"cameras": (("agentview", SIDE),)}, r"its cameras is .*, here it is \[\['agentview', 64\]\]"),
+        pytest.param(
+            {"cameras": (("agentview", SIDE),)},
+            r"its cameras is .*, here it is \[\['agentview', 64\]\]",
+            marks=pytest.mark.slow,
+        ),
         ({"prompt": RELEASE_PROMPT, "text_tokens": 60}, "its prompt is '{instruction}', here it is 'Your task is"),
-        ({"padding": LeftPadding()}, "its padding is 'RightPadding', here it is 'LeftPadding'"),
+        pytest.param(
+            {"padding": LeftPadding()},
+            "its padding is 'RightPadding', here it is 'LeftPadding'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_motion_checkpoint_of_another_backbone_is_refused(

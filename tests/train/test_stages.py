@@ -109,7 +109,7 @@ def test_hidden_tokens_are_drawn_anew_at_every_step_and_never_shown_where_there_
     assert with_fewer_tokens(batch, 0.0, generator_at(0)) is batch
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_dropouts_are_settings_of_the_run_and_change_it(data: Path, prior: Path, tmp_path: Path) -> None:
     plain, fewer = tmp_path / "plain", tmp_path / "fewer"
     motion(data, plain, motion_training(loop=loop(steps=2)))

@@ -11,7 +11,7 @@ from lamp.bench.evaluate import EvaluationBench, bench_evaluate, to_text
 from lamp.errors import ConfigError
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_simulators_that_wait_run_side_by_side(tmp_path: Path) -> None:
     config = EvaluationBench(
         checkpoint=make_checkpoint(tmp_path / "policy"), states="0:16", workers=2, plan_policy_ms=0.5

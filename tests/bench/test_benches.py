@@ -161,7 +161,7 @@ def test_a_training_step_is_measured_with_and_without_the_cache() -> None:
     result = bench_train_step(TrainStepConfig(recipe="demo", batch=1, seconds=0.1))
     assert set(result["stages"]["ours"]) == {"read", "forward", "backward", "optimiser"}
     assert set(result["stages"]["other"]) == {"vlm", "motion", "forward", "backward", "optimiser"}
-    assert result["evaluations"] == {"motion": 0, "guidance": 1, "action": 6}
+    assert result["evaluations"] == {"motion": 0, "guidance": 1, "action": 2}
     assert result["ratio"] == pytest.approx(result["samples_per_s"]["ours"] / result["samples_per_s"]["other"])
     assert result["parameters"]["trained"] > 1e6
     assert result["flops"] > 1e8

@@ -205,7 +205,7 @@ def test_an_episode_that_raises_stops_the_run_with_its_error(tmp_path: Path) -> 
     assert {record.task for record in read_records(tmp_path)} == {0, 1}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "policy")
     process = _start(tmp_path, 0.02)
@@ -265,7 +265,7 @@ def test_progress_tells_rate_pace_and_time_left(tmp_path: Path, capsys: pytest.C
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_episode_past_its_deadline_is_stopped_and_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

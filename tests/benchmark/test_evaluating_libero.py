@@ -117,7 +117,7 @@ def test_foresight_is_measured_in_the_evaluated_episode_itself() -> None:
         env.close()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.sim
 def test_the_scripted_expert_is_a_control(tmp_path: Path) -> None:
     config = EvaluateConfig(states="0", task=(3,), controls=("expert", "zero"), out=tmp_path, workers=1)

@@ -65,6 +65,7 @@ def test_results_do_not_depend_on_workers_batches_or_films(runs: Path, tmp_path:
     assert all(calls == -(-steps // 3) for steps, _, calls in found[0].values())
 
 
+@pytest.mark.slow
 def test_interventions_are_conditions_on_the_same_scenes(runs: Path, tmp_path: Path) -> None:
     config = EvaluateConfig(
         checkpoint=runs / "guided", suite="fake", states="0:2", task=(0, 2), out=tmp_path, workers=2,
@@ -107,6 +108,7 @@ def test_flow_errors_need_a_simulator_that_tells_its_states(runs: Path, tmp_path
         evaluate(config, load=load, simulators=FakeSimulators())
 
 
+@pytest.mark.slow
 def test_shuffled_priors_are_other_tasks_whatever_the_order_of_workers(runs: Path, tmp_path: Path) -> None:
     found, asked = [], []
 
@@ -150,6 +152,7 @@ class Lonely(FakeSimulators):
         return ("push left", "Push  left", "push left")
 
 
+@pytest.mark.slow
 def test_a_bank_holds_other_tasks_or_says_how_to_get_them(runs: Path, tmp_path: Path) -> None:
     bank = PriorBank.of_simulators(FakeSimulators(), (1,), (0, 1, 2, 3, 4), seed=0)
     assert [one.instruction for one in bank.observations] == ["push right"] * 4 + ["push left"] * 4 + ["push up"] * 4

@@ -46,7 +46,7 @@ def environment_action(action: np.ndarray) -> np.ndarray:
     return np.append(action[:6], 1 - 2 * action[6])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.sim
 def test_the_expert_s_future_is_the_recorded_one() -> None:
     from lamp.benchmark.oracle import FollowedSimulator, Lookahead

@@ -76,7 +76,7 @@ def test_impossible_shards_are_refused(text: str) -> None:
         EvaluateConfig(checkpoint=Path("x"), shard=text)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_is_not_all_of_one_evaluation_is_refused(parts: Path, tmp_path: Path) -> None:
     one, two, three = (parts / f"part{index}" for index in range(3))
     for folders, message in (

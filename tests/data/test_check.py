@@ -244,7 +244,7 @@ def test_statistics_of_other_data(v21: Path, v30: Path) -> None:
     assert (fault.file, fault.episode, fault.key) == ("meta/episodes_stats.jsonl", 1, "observation.state")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_all_faults_are_told_and_workers_find_the_same(v21: Path) -> None:
     def spoil(rows: list[Any]) -> None:
         rows[0][0] = float("nan")

@@ -117,7 +117,7 @@ def test_errors_of_workers_arrive_whole(tmp_path: Path) -> None:
     loader.close()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_order_is_the_samplers_whatever_the_workers_and_resumes_exactly(foreign: LeRobotDataset) -> None:
     """Five batches an epoch, of which workers make up to four ahead: epochs are passed, and the state is not ahead."""
     samples = of_images(foreign)

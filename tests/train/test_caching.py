@@ -120,7 +120,7 @@ def test_training_with_the_cache_is_training_without(
     assert rounded == pytest.approx(losses, rel=1e-3) and rounded != losses, "float16 is near, and not the same"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_each_sample_is_seen_in_another_view_at_another_epoch_and_validation_in_none(
     data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +187,7 @@ def test_stored_z_m_is_what_the_run_would_compute(
     train(fewer, data, tmp_path / "fewer", prior)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_make_the_z_m_that_one_makes(data: Path, prior: Path, tmp_path: Path) -> None:
     config = policy_training(loop=SHORT, cached_hidden_draws=2)
     _, one = fill_caches(request(config, data, prior))

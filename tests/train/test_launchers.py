@@ -67,6 +67,7 @@ def gap(one: Path, other: Path) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "stage"), [("torchrun", POLICY), pytest.param("accelerate", MOTION, marks=pytest.mark.slow)]
 )

@@ -164,7 +164,7 @@ def test_the_text_names_every_part(data: Path, recipe: str, tmp_path: Path, caps
     assert "8 samples" in shown and "exchange" not in shown and "nothing was trained or written" in shown
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_says_what_it_is_about_to_train_and_a_finished_one_does_not(
     data: Path,
     prior: Path,

@@ -314,6 +314,7 @@ def plain(config: Qwen3VLBackboneConfig, demonstrations: Path, runs: Path) -> Pa
     return runs / "plain"
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_two_checkpoints_loads_their_backbone_once(
     runs: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def trained(config: MotionTraining, data: Path, out: Path) -> dict[str, torch.Te
     return load_file(out / "checkpoint/model.safetensors")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_stage_1_is_trained_on_several_datasets_with_one_scale(data: Path, other: Path, tmp_path: Path) -> None:
     config = motion_training(loop=loop(steps=6), also=(MixedIn(data=str(other)),), weights=(1.0, 4.0))
     whole = trained(config, data, tmp_path / "whole")

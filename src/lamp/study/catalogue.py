@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lamp.collect.jobs import CollectConfig
 from lamp.configuration import from_json
@@ -27,6 +28,7 @@ REGIMES = (NONE, SAME, ACTION_FREE, SHUFFLED, FLOW_HEAD, ORACLE)
 SHIFT = 0.04
 """By which objects are displaced on LIBERO-Object [m]."""
 OBJECT_TASKS = (0, 1, 5)
+SHIFTED = SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:40", shift=SHIFT)
 NOT_ATM = (
     "Only the budget is ATM's (arXiv 2401.00025). What differs: demonstrations are a scripted expert's and not people's; motion "
     "is the simulator's own, in three dimensions, and not tracked in pictures; the backbone is small and frozen; initial states "
@@ -50,6 +52,19 @@ def _changed(suite: str, tasks: tuple[int, ...], episodes: int) -> CollectConfig
     return replace(other, motion_only=True, seed=1, states=(0, 27), perturb=(*kinds, "camera=2+light=2"))
 
 
+def _ten_demonstrations(**own: Any) -> Study:
+    """A study of ten action demonstrations a task of LIBERO-Object with shifted objects."""
+    return Study(
+        data=_collected("libero_object", OBJECT_TASKS, 60, shift=SHIFT),
+        held_out=_states("27:30"),
+        actions=_states("0:10"),
+        motion=_states("10:27"),
+        demonstrations=(10,),
+        prior_from=0.0,
+        **own,
+    )
+
+
 def quick() -> Study:
     """An hour: one task, held-out errors alone."""
     return Study(
@@ -71,7 +86,7 @@ def quick() -> Study:
 
 def regimes_object() -> Study:
     """LIBERO-Object with shifted objects, all six arms."""
-    tests = SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:50", shift=SHIFT)
+    tests = replace(SHIFTED, states="30:50")
     return Study(
         name="regimes-object",
         question="In which regime does the prior pay on LIBERO-Object: none, the same demonstrations, motion without actions, "
@@ -144,7 +159,7 @@ def motion_only_tasks() -> Study:
 def robustness() -> Study:
     """Changed camera, light and images, three levels each."""
     levels = [f"{kind}={level}" for kind in ("camera", "light", "noise") for level in (1, 2, 3)]
-    standard = SimulatorTest(name="standard", suite="libero_object", tasks=OBJECT_TASKS, states="30:40", shift=SHIFT)
+    standard = replace(SHIFTED, name="standard")
     changed = [replace(standard, name=text.replace("=", "_"), perturb=text, states="40:46") for text in levels]
     return Study(
         name="robustness",
@@ -179,15 +194,10 @@ def hand_overs() -> Study:
         "tokens": "small_tokens",
         "path": "small_path",
     }
-    return Study(
+    return _ten_demonstrations(
         name="hand-overs",
         question="By which way does motion reach the Action Expert best: Eq. 4, Add, Concat, tokens, a decoded path, or a flow "
         "head in training alone (Fig. 5)?",
-        data=_collected("libero_object", OBJECT_TASKS, 60, shift=SHIFT),
-        held_out=_states("27:30"),
-        actions=_states("0:10"),
-        motion=_states("10:27"),
-        demonstrations=(10,),
         arms=(
             NONE,
             *(Arm(name=name, prior=prior, recipe=recipe) for name, recipe in ways.items()),
@@ -196,21 +206,15 @@ def hand_overs() -> Study:
         ),
         motion_steps=1000,
         policy_steps=1000,
-        prior_from=0.0,
-        tests=(SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:40", shift=SHIFT),),
+        tests=(SHIFTED,),
     )
 
 
 def flow_2d() -> Study:
     """The paper's Figure 4."""
-    return Study(
+    return _ten_demonstrations(
         name="flow-2d",
         question="Is 3-D scene flow a better prior than 2-D flow (Fig. 4)?",
-        data=_collected("libero_object", OBJECT_TASKS, 60, shift=SHIFT),
-        held_out=_states("27:30"),
-        actions=_states("0:10"),
-        motion=_states("10:27"),
-        demonstrations=(10,),
         arms=(
             NONE,
             Arm(name="flow_3d", prior=MotionPrior()),
@@ -220,32 +224,19 @@ def flow_2d() -> Study:
         ),
         motion_steps=1000,
         policy_steps=1200,
-        prior_from=0.0,
         tests=(
-            SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:50", shift=SHIFT),
-            SimulatorTest(
-                name="camera_2",
-                suite="libero_object",
-                tasks=OBJECT_TASKS,
-                states="30:40",
-                shift=SHIFT,
-                perturb="camera=2",
-            ),
+            replace(SHIFTED, states="30:50"),
+            replace(SHIFTED, name="camera_2", perturb="camera=2"),
         ),
     )
 
 
 def other_arm() -> Study:
     """Motion of a WidowX beside, or in place of, the Panda's."""
-    return Study(
+    return _ten_demonstrations(
         name="other-arm",
         question="Does the motion of another arm (WidowX) in Stage 1 help a policy on LIBERO, or harm it?",
-        data=_collected("libero_object", OBJECT_TASKS, 60, shift=SHIFT),
         extra=(RecordedData(path="data/widowx"),),
-        held_out=_states("27:30"),
-        actions=_states("0:10"),
-        motion=_states("10:27"),
-        demonstrations=(10,),
         arms=(
             NONE,
             Arm(name="own_motion", prior=MotionPrior(extra=False)),
@@ -255,8 +246,7 @@ def other_arm() -> Study:
         ),
         motion_steps=1000,
         policy_steps=1000,
-        prior_from=0.0,
-        tests=(SimulatorTest(name="shifted", suite="libero_object", tasks=OBJECT_TASKS, states="30:50", shift=SHIFT),),
+        tests=(replace(SHIFTED, states="30:50"),),
     )
 
 

@@ -129,13 +129,16 @@ def _tasks(samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[
     parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
     of = samples.part_of(indices) if isinstance(samples, MixedSamples) else np.zeros(len(indices), np.int64)
     starts = np.cumsum([0, *map(len, parts)])
-    found = []
-    for part, place in zip(of.tolist(), indices.tolist(), strict=True):
+    places = [
+        (part, int(parts[part].episode[place - starts[part]]))
+        for part, place in zip(of.tolist(), indices.tolist(), strict=True)
+    ]
+    told = {}  # each episode's are read once
+    for part, episode in set(places):
         one = parts[part]
         dataset = one.dataset if isinstance(one, ImageSamples) else one.features.dataset
-        texts, _ = dataset.instructions(int(one.episode[place - starts[part]]))
-        found.append(" / ".join(texts))
-    return found
+        told[part, episode] = " / ".join(dataset.instructions(episode)[0])
+    return [told[place] for place in places]
 
 
 def _sample_actions(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Tensor, "b h a"]:

@@ -49,7 +49,7 @@ SMALL = [name for name in ABLATIONS if name.startswith("small_")]
 UNMOVED = {"small_no_motion", "small_flow_head"}
 UNGATED = UNMOVED | {f"small_{name}" for name in ("add", "concat_mlp", "tokens", "tokens_all", "path")}
 ONLY_A_NUMBER = re.compile(r"small_((t|layer|frames|horizon|solver)_\d+|grid_\d+x\d+|tau_(beta|uniform)|gate_\w+)")
-"""Variants that differ from another one in a number alone."""
+"""Variants that differ from another one in a number, a distribution or a function alone."""
 GRIDS = ((4, 4),) * len(CAMERAS)
 """Of the backbone's patches."""
 SHORT = loop(steps=2, batch_size=4, log_every=1, checkpoint_every=2, validate_every=2)

@@ -64,8 +64,8 @@ def demo() -> Recipe:
 
 
 def for_few_demonstrations(policy: PolicyTraining) -> PolicyTraining:
-    """The policy that learns most in a few minutes of one core: a narrow Action Expert on pooled tokens, which takes an eighth of
-    the time for a step, and acts from the middle of the noise (EXPERIMENTS.md)."""
+    """The policy that learns most in a few minutes of one core: a narrow Action Expert on pooled tokens, whose steps take less
+    than a quarter of the time, and which acts from the middle of the noise (EXPERIMENTS.md)."""
     action = required(policy.model.action, "Action Expert")
     model = replace(
         policy.model,

@@ -2,7 +2,8 @@
 # make demo    everything once, small: collect, scene flow, train, evaluate, report (outputs/demo)
 # make simpler-env   ManiSkill3 in .venv-simpler, for `lamp evaluate simpler`, and Vulkan on the CPU
 # make test    the quick tests, each of a few seconds at most
-# make test-long   the tests of whole runs, up to minutes each; neither needs a GPU or a model hub
+# make test-long   the tests of whole runs, up to a minute each; neither needs a GPU or a model hub (make test LONG=1: both at once)
+# make test-slow   the tests of minutes, half an hour in all
 # make test-lerobot  the tests of the policy plugin, in LeRobot's own environment (.venv-lerobot, make lerobot-env)
 # make check   lint, formatting, types, import layers, the documents' site
 # make docs    the documents as a site (site/)
@@ -34,10 +35,10 @@ export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo simpler-env lerobot-env test test-long test-lerobot check docs bench-gpu clean
+.PHONY: help setup demo simpler-env lerobot-env test test-long test-slow test-lerobot check docs bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -10
+	@sed -n 's/^# //p' Makefile | head -11
 
 setup: $(SYSTEM) $(INSTALLED)
 
@@ -81,10 +82,13 @@ $(SIMPLER)/.vulkan: scripts/simpler-vulkan $(SIMPLER)/.installed
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup
-	$(PYTEST) -m "not long and not slow and not hub and not gpu"
+	$(PYTEST) -m "$(if $(LONG),,not long and )not slow and not hub and not gpu"
 
 test-long: setup
 	$(PYTEST) -m "long and not slow and not hub and not gpu"
+
+test-slow: setup
+	$(PYTEST) -m "slow and not hub and not gpu"
 
 lerobot-env: $(LEROBOT)/.installed
 

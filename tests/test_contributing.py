@@ -60,7 +60,7 @@ def test_the_four_examples_are_there_short_and_name_their_files() -> None:
         assert listed and set(re.findall(r"`([^`]+)`", listed[1])) == {name for _, name, _ in blocks(example)}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_examples_work(project: Path) -> None:
     clients = [str(ROOT / f"packages/{name}/src") for name in ("lamp-client", "lerobot-policy-lamp")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project / "src"), *clients]), "CUDA_VISIBLE_DEVICES": ""}

@@ -47,6 +47,7 @@ def written(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in paths}
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path) -> None:
     made, out = tiny(), tmp_path / "run"

@@ -108,9 +108,9 @@ def runs(
     return train
 
 
-# Those in parts hold what the plain ones do, and that parts change nothing.
+# In parts: that holds what the plain ways do, and that parts change nothing. Sharded: a run that goes on is, below.
 @pytest.mark.parametrize(
-    "way", [name if name.endswith("parts") else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
+    "way", [name if name == "replicated_in_parts" else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
 )
 @pytest.mark.parametrize("stage", [pytest.param("motion", marks=pytest.mark.slow), "policy"])
 def test_two_processes_train_what_one_does(runs: Callable[[str], Path], stage: str, way: str) -> None:

@@ -31,6 +31,8 @@ LEROBOT := .venv-lerobot
 PYTHON_LEROBOT ?= $(shell for python in python3.12 python3.13 $(PYTHON); do \
   $$python -c 'import venv' >/dev/null 2>&1 && { echo $$python; break; }; done)
 
+# Packages are compiled when they are first imported: without that, every process of a test would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1

@@ -280,7 +280,9 @@ def test_a_wrong_command_is_found(only_parsed: None, capsys: pytest.CaptureFixtu
 def test_targets_of_make_exist() -> None:
     makefile = read("Makefile")
     targets = {name for line in re.findall(r"(?m)^([a-z][\w -]*):(?!=)", makefile) for name in line.split()}
-    variables = set(re.findall(r"(?m)^(?:export )?([A-Z_]+) \?=", makefile))
+    variables = set(re.findall(r"(?m)^(?:export )?([A-Z_]+) \?=", makefile)) | set(
+        re.findall(r"\$\(if \$\((\w+)\)", makefile)
+    )
     wrong = []
     for path in DOCUMENTS:
         for line, _ in commands(path.read_text(), "make"):

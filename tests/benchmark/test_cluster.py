@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
@@ -78,9 +79,11 @@ def local_cluster() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Its processes import the fakes by name.
         patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(Path(__file__).parent)]))
+        handler = signal.getsignal(signal.SIGTERM)
         real.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield real
         real.shutdown()
+        signal.signal(signal.SIGTERM, handler)  # which Ray has taken over
 
 
 @pytest.fixture(params=[pytest.param("stand-in", marks=pytest.mark.slow), "ray"])
@@ -156,6 +159,17 @@ def test_an_address_where_nobody_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(ClusterError, match=rf"no Ray cluster at '{address}' .*refused.*`ray start --head`"):
             evaluate(config(tmp_path, ray=address), load=FakePolicy, simulators=FakeSimulators())
+
+
+def test_signals_stay_the_command_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray makes SIGTERM an exit with code 15, past what the command tidies up."""
+    fake, before = FakeRay(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(fake, "is_initialized", lambda: False)
+    taken_over = lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # noqa: E731
+    monkeypatch.setattr(fake, "init", taken_over, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    RayLauncher.at("auto", 1)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_without_ray_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,19 +25,11 @@ from lamp.info import describe
 from lamp.json_files import write_json
 from lamp.recipes import training
 from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, find_study, quick, robustness, tiny
+from lamp.study.jobs import MotionWork, PolicyWork, errors_of
+from lamp.study.plan import RunOptions, plan_text, size
 from lamp.study.report import report, summarise
 from lamp.study.results import DEFINITION, MOTION_ONLY, RESULT, Cell, cells, read_definition
-from lamp.study.run import (
-    MotionWork,
-    Partition,
-    PolicyWork,
-    RunOptions,
-    _Run,
-    errors_of,
-    plan_text,
-    run,
-    size,
-)
+from lamp.study.run import Partition, _Run, run
 from lamp.study.study import Arm, MotionPrior, RecordedData, Resolved, SimulatorTest, Study, check_continues
 
 TASKS = ("stack", "fold", "pour")

@@ -18,8 +18,10 @@ import lamp.study.run as running
 from lamp.errors import DataError
 from lamp.json_files import read_json_object, write_json
 from lamp.study.catalogue import ACTION_FREE, NONE, tiny
+from lamp.study.jobs import Job, MotionWork, PolicyWork
+from lamp.study.plan import RunOptions
 from lamp.study.results import RESULT, cells
-from lamp.study.run import Job, MotionWork, PolicyWork, RunOptions, run
+from lamp.study.run import run
 
 EXPECTED = 20
 """Cells of `tiny`: five arms, two numbers of demonstrations, two seeds."""

@@ -11,10 +11,12 @@ import logging
 import os
 import queue
 import secrets
+import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
@@ -184,7 +186,8 @@ class RayLauncher:
         if not ray.is_initialized():
             try:
                 _check_reachable(address)
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                with _own_signal_handlers():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise ClusterError(
@@ -271,6 +274,18 @@ def simulate(address: tuple[str, int], key: bytes, number: int, setup: WorkerSet
     caller = socket.create_connection(address, timeout=SHAKE_S)
     _authenticate_to_pool(caller, key, number)
     work(_as_connection(caller), setup)
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Undoes that Ray takes SIGTERM over: a command that is asked to end tidies up first, and says so in its exit code."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere, nobody can have changed them
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _check_reachable(address: str) -> None:

@@ -27,7 +27,7 @@ class ListFlags:
 def _list(arguments: Sequence[str]) -> None:
     flags = parse(ListFlags, arguments, "study list")
     from lamp.study.catalogue import STUDIES
-    from lamp.study.run import size
+    from lamp.study.plan import size
     from lamp.study.study import Resolved
 
     for name, build in STUDIES.items():
@@ -123,8 +123,9 @@ def deadline(until: str | None, hours: float | None, now: float | None = None) -
 def _run(arguments: Sequence[str]) -> None:
     flags = parse(RunFlags, arguments, "study run")
     from lamp.study.catalogue import find_study
+    from lamp.study.plan import RunOptions, plan_text
     from lamp.study.report import to_text
-    from lamp.study.run import RunOptions, plan_text, run
+    from lamp.study.run import run
     from lamp.study.study import Resolved
 
     changes = {

@@ -323,6 +323,25 @@ def _has_motion(checkpoint: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainFlags:
+    """Stage 1 from nothing: collects motion without actions, trains a Motion Expert on it and writes what others start from
+    (OUT/pretrained); an interrupted run goes on. `pretrained/libero_object`, which comes with LaMP, was made so."""
+
+    out: Path
+    """The folder of everything."""
+    recipe: str = "libero_object_motion"
+    """A name that `lamp recipe list` shows, or a recipe's file."""
+
+
+def _pretrain(arguments: Sequence[str]) -> None:
+    flags = parse(PretrainFlags, arguments, "pretrain")
+    from lamp.pretraining import pretrain
+    from lamp.recipes import pretraining
+
+    print(f"next: lamp train policy --motion {pretrain(pretraining(flags.recipe), flags.out)} ...")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResizeFlags:
     """Carries the weights of a motion checkpoint over to another grid or horizon; Stage 2 takes the result as it is."""
 
@@ -365,5 +384,6 @@ COMMANDS: dict[str, Command] = {
     "train policy": Command(
         summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy, elsewhere=ELSEWHERE
     ),
+    "pretrain": Command(summary="Stage 1 from nothing: motion without actions, and a Motion Expert", run=_pretrain),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),
 }

@@ -13,14 +13,33 @@ from lamp.configuration import from_json
 from lamp.errors import ConfigError, DataError, missing, unknown
 from lamp.json_files import read_json
 from lamp.recipes.ablations import ABLATIONS
-from lamp.recipes.kinds import AnyRecipe, ModelRecipe, Recipe, TrainingRecipe
+from lamp.recipes.kinds import AnyRecipe, ModelRecipe, PretrainingRecipe, Recipe, TrainingRecipe
 from lamp.recipes.paper import paper_libero, paper_libero_packed, paper_real, paper_simpler
-from lamp.recipes.small import bench_mid, bench_mid_fast, demo, libero_object_small, libero_spatial_small
+from lamp.recipes.small import (
+    bench_mid,
+    bench_mid_fast,
+    demo,
+    libero_object_motion,
+    libero_object_small,
+    libero_spatial_small,
+)
 
-__all__ = ["RECIPES", "AnyRecipe", "ModelRecipe", "Recipe", "TrainingRecipe", "experiment", "recipe", "training"]
+__all__ = [
+    "RECIPES",
+    "AnyRecipe",
+    "ModelRecipe",
+    "PretrainingRecipe",
+    "Recipe",
+    "TrainingRecipe",
+    "experiment",
+    "pretraining",
+    "recipe",
+    "training",
+]
 
 RECIPES: dict[str, Callable[[], AnyRecipe]] = {
     "demo": demo,
+    "libero_object_motion": libero_object_motion,
     "libero_object_small": libero_object_small,
     "libero_spatial_small": libero_spatial_small,
     "paper_libero": paper_libero,
@@ -64,6 +83,18 @@ def experiment(name: str) -> Recipe:
     if isinstance(made, Recipe):
         return made
     raise _other_kind(made, "a whole experiment", Recipe)
+
+
+def pretraining(name: str) -> PretrainingRecipe:
+    """Builds a recipe of a motion prior that others start from.
+
+    Raises:
+        ConfigError: There is none of that name, or it is of another kind.
+    """
+    made = recipe(name)
+    if isinstance(made, PretrainingRecipe):
+        return made
+    raise _other_kind(made, "one that pretrains a Motion Expert", PretrainingRecipe)
 
 
 def training(name: str) -> Recipe | TrainingRecipe:

@@ -1,4 +1,4 @@
-"""What a recipe may be: a whole experiment, the training of both stages, or a model alone."""
+"""What a recipe may be: a whole experiment, the training of both stages or of Stage 1 alone, or a model alone."""
 
 from __future__ import annotations
 
@@ -65,6 +65,24 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainingRecipe:
+    """Stage 1 from nothing to a motion prior that others start from: motion collected without actions, its scene flow,
+    features, the Motion Expert."""
+
+    name: str
+    summary: str
+    collect: CollectConfig
+    flow: FlowBuildConfig
+    backbone: BackboneConfig
+    motion: MotionTraining
+
+    @property
+    def models(self) -> dict[str, LaMPConfig]:
+        """The model that is trained."""
+        return {"motion": self.motion.model}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """A model alone, for measuring it with random weights."""
 
@@ -80,7 +98,7 @@ class ModelRecipe:
         return {"policy": self.model}
 
 
-AnyRecipe = Recipe | TrainingRecipe | ModelRecipe
+AnyRecipe = Recipe | TrainingRecipe | PretrainingRecipe | ModelRecipe
 
 
 def without_motion(policy: PolicyTraining) -> PolicyTraining:

@@ -18,7 +18,7 @@ from lamp.model.lamp import Arrival, Departure, LaMPConfig, required
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.model.token_pooling import TokenPooling
-from lamp.recipes.kinds import ModelRecipe, Recipe, without_motion
+from lamp.recipes.kinds import ModelRecipe, PretrainingRecipe, Recipe, without_motion
 from lamp.sceneflow.build import FlowBuildConfig
 from lamp.train.config import BFloat16, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import AdamW
@@ -75,6 +75,24 @@ def for_few_demonstrations(policy: PolicyTraining) -> PolicyTraining:
     )
     loop = replace(policy.loop, batch_size=32, optimiser=AdamW(lr=1.5e-3), ema=0.99)
     return replace(policy, model=model, loop=loop, noise_draws=2)
+
+
+def libero_object_motion() -> PretrainingRecipe:
+    """The motion prior that comes with LaMP: all ten tasks of LIBERO-Object with displaced objects, in motion alone."""
+    collect = small_collection("libero_object", (), episodes=12, shift=0.04)
+    like = small(
+        name="", summary="", collect=collect, motion_loop=small_loop(steps=2000, lr=1e-3, seed=1), evaluations=(),
+        policy_loop=small_loop(steps=1, lr=1e-3, seed=1),
+    )  # fmt: skip
+    return PretrainingRecipe(
+        name="libero_object_motion",
+        summary="the Motion Expert that comes with LaMP (pretrained/libero_object): ten tasks of LIBERO-Object, 12 episodes "
+        "each without actions, from initial states that demonstrations of the demo do not have; an hour on 2 cores",
+        collect=replace(collect, states=(10, 30), motion_only=True, seed=7),
+        flow=like.flow,
+        backbone=like.backbone,
+        motion=like.motion,
+    )
 
 
 def libero_object_small() -> Recipe:

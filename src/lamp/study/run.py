@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -24,22 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from lamp.benchmark.episodes import EPISODES
-from lamp.benchmark.evaluate import EvaluateConfig, evaluate
+from lamp.benchmark.evaluate import EvaluateConfig
 from lamp.collect.collect import collect
 from lamp.collect.jobs import CollectConfig
 from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION
 from lamp.data.embodiment import OWN, Embodiment, embodiment
 from lamp.data.episode_selection import EpisodeSelection, number_ranges
-from lamp.data.feature_cache.shards import in_bytes
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError, LampError, MismatchError
-from lamp.files import locked, remove_folder
-from lamp.json_files import read_json_as, read_json_object, read_lines_json, to_line, write_json
+from lamp.files import locked
+from lamp.json_files import read_lines_json, to_line, write_json
 from lamp.progress import QUIET, Progress, clock, say
 from lamp.recipes import Recipe
 from lamp.sceneflow.build import build
+from lamp.study.jobs import LOG, Job, MotionWork, PolicyWork, TestWork, do
 from lamp.study.made_up import MadeUpData, write_made_up_data
+from lamp.study.plan import Estimate, RunOptions, check_disk, plan_text
 from lamp.study.report import summarise, write_report
 from lamp.study.results import (
     DEFINITION,
@@ -47,57 +47,19 @@ from lamp.study.results import (
     MOTION_ONLY,
     RESULT,
     Cell,
-    StoredRate,
     cells,
     read_definition,
 )
 from lamp.study.study import Arm, Data, RecordedData, Resolved, SimulatorTest, Study, check_continues
 from lamp.train.backbones import ensure_features
-from lamp.train.config import MixedIn, MotionTraining, PolicyTraining, Split
-from lamp.train.flow_metrics import FILE_NAME as FLOW
+from lamp.train.config import MixedIn, Split
 from lamp.train.metrics import FILE_NAME as METRICS
+from lamp.train.publishing import find_checkpoint
 from lamp.train.run_folder import CHECKPOINT
-from lamp.train.train_motion import train_motion
-from lamp.train.train_policy import train_policy
-from lamp.version import code_version
 from lamp_client.child_processes import ProcessPool, available_cores
 
-LOG = "log.txt"
 PATIENCE_S = 120.0
 """How long a training that is asked to end may take to write its checkpoint. [s]"""
-SECONDS = {
-    "collect": 5.0,
-    "flow": 2.5,
-    "features": 4.0,
-    "motion step": 0.7,
-    "policy step": 0.2,
-    "measured frame": 0.05,
-    "test episode": 4.5,
-}
-"""What one episode, step or frame took on one core of an AMD EPYC with AVX2 (a virtual machine), with the small recipes; what a
-study has measured itself takes their place. [s]"""
-CHECKPOINT_BYTES = 75_000_000
-"""About what a policy of the small recipes takes on the disk, with what it takes to train it longer."""
-EPISODE_BYTES = 12_000_000
-"""About what a collected episode takes, with its scene flow and features."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How much of a study is done in one sitting, and with how many processes."""
-
-    workers: int = 0
-    """Trainings, or evaluations, at once; 0: one per processor."""
-    only: tuple[str, ...] = ()
-    """Arms to do; all by default."""
-    cells: int | None = None
-    """At most so many cells in this sitting."""
-    deadline: float | None = None
-    """`time.time()` at which to stop. [s]"""
-    data: Path | None = None
-    """The folder of the demonstrations, in place of OUT/data/demonstrations."""
-    keep_checkpoints: bool = True
-    """Keep policies that are measured; without them, tests that are added later train them again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +109,7 @@ class Partition:
         Raises:
             MismatchError: It says that the stages share no episode, and they do.
         """
-        if arm.prior is None:
+        if arm.prior is None or arm.prior.checkpoint is not None:
             return ()
         used = self.demonstrations(count, motion_seed)
         if arm.prior.motion == "same":
@@ -194,113 +156,6 @@ class Partition:
 
 def _listed(episodes: Sequence[int]) -> str:
     return ",".join(map(str, episodes))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One piece of work, done in a process of its own."""
-
-    folder: str
-    """In that of the study; it is done when there is a result in it."""
-    label: str
-    work: MotionWork | PolicyWork | TestWork
-    needs: tuple[str, ...] = ()
-    """Folders of the jobs that have to be done before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MotionWork:
-    """Trains a Stage 1."""
-
-    training: MotionTraining
-    data: Path
-    episodes: tuple[int, ...]
-
-    def do(self, out: Path) -> dict[str, Any]:
-        train_motion(self.training, self.data, out)
-        flow = read_json_object(out / FLOW, "flow errors")
-        moving = flow["moving"]
-        return {
-            "steps": self.training.loop.steps,
-            "episodes": list(self.episodes),
-            "seconds": read_lines_json(out / METRICS)[-1]["elapsed_s"],
-            "ade_px": moving["one_sample"]["ade_px"],
-            "zero_motion_ade_px": moving["zero_motion"]["ade_px"],
-            "code": code_version(),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyWork:
-    """Trains a Stage 2, and reads what it measured on the way."""
-
-    training: PolicyTraining
-    data: Path
-    motion: Path | None
-    episodes: tuple[int, ...]
-    groups: dict[str, tuple[str, ...]]
-
-    def do(self, out: Path) -> dict[str, Any]:
-        train_policy(self.training, self.data, out / "policy", self.motion)
-        lines = read_lines_json(out / "policy" / METRICS)
-        measured = [line for line in lines if line["kind"] == "validation"]
-        return {
-            "steps": self.training.loop.steps,
-            "episodes": list(self.episodes),
-            "seconds": lines[-1]["elapsed_s"],
-            "errors": {name: errors_of(measured, tasks) for name, tasks in self.groups.items()},
-            "code": code_version(),
-        }
-
-
-def errors_of(measured: Sequence[dict[str, Any]], tasks: Sequence[str]) -> dict[str, Any]:
-    """The held-out errors of a training: at its end, and the least of all its measurements; tasks count alike."""
-    curve = []
-    for line in measured:
-        by_task = line.get("action_error_by_task")
-        error = line["action_error"] if by_task is None else sum(by_task[task] for task in tasks) / len(tasks)
-        curve.append((int(line["step"]), float(error)))
-    if not curve:
-        raise DataError(
-            "a training has measured nothing on held-out demonstrations; expected validation lines in metrics.jsonl"
-        )
-    best_step, best = min(curve, key=lambda point: point[1])
-    return {"final": curve[-1][1], "best": best, "best_step": best_step, "curve": [list(point) for point in curve]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestWork:
-    """Tries a policy in the simulator."""
-
-    config: EvaluateConfig
-    episodes: int
-    policy: Path
-    """The cell's folder."""
-    discard: bool
-    """Whether the policy is not needed any more."""
-
-    def do(self, out: Path) -> dict[str, Any]:
-        begun = time.monotonic()
-        summary = evaluate(replace(self.config, out=out / "episodes", checkpoint=self.policy / "policy" / CHECKPOINT))
-        if not summary.complete:
-            raise DataError(f"{len(summary.records)} of {summary.planned} episodes are done; the same command goes on")
-        outcomes = [[*record.scene, bool(record.success)] for record in summary.records]
-        return {"outcomes": outcomes, "seconds": round(time.monotonic() - begun, 1), "code": code_version()}
-
-
-def do(job: Job, out: Path) -> dict[str, Any]:
-    """Does a job, in a process of its own: what it says goes into a file beside its result."""
-    folder = out / job.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(open(folder / LOG, "a", encoding="utf-8", buffering=1))
-        stack.enter_context(contextlib.redirect_stdout(log))
-        stack.enter_context(contextlib.redirect_stderr(log))
-        result = job.work.do(folder)
-    write_json(folder / RESULT, result)
-    if isinstance(job.work, TestWork) and job.work.discard:
-        remove_folder(job.work.policy / "policy" / CHECKPOINT)
-    return result
 
 
 def run(study: Study, out: Path, options: RunOptions | None = None) -> dict[str, Any]:
@@ -437,6 +292,8 @@ class _Run:
             folder = f"motion/{name}-{key}/s{motion_seed}"
             found.append(Job(folder=folder, label=f"Stage 1 {name} (seed {motion_seed})", work=work))
             motion = self.out / folder / CHECKPOINT
+        elif arm.prior is not None and arm.prior.checkpoint is not None:
+            motion = find_checkpoint(arm.prior.checkpoint)
         policy = self.resolved.policy(arm)
         policy = replace(policy, loop=self._loop(policy.loop, cell.seed), split=_split(used, partition.held_out))
         if isinstance(study.data, RecordedData) and study.data.embodiment:
@@ -588,136 +445,3 @@ def _in_words(result: dict[str, Any]) -> str:
 
 def _group(name: str) -> str:
     return {HELD_OUT: "", MOTION_ONLY: "of tasks seen in motion only "}.get(name, name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """How long things take, on one core: what this study has measured so far, and before that what they took elsewhere. [s]"""
-
-    seconds: dict[str, float]
-    samples: int
-
-    @classmethod
-    def of(cls, resolved: Resolved, out: Path | None = None) -> Estimate:
-        """The estimate for a study, with what its folder holds."""
-        seconds, study = dict(SECONDS), resolved.study
-        for name, pattern in (("motion step", "motion/*/*/result.json"), ("policy step", "cells/*/*/*/result.json")):
-            found = [read_json_as(path, StoredRate, "result") for path in sorted(out.glob(pattern))] if out else []
-            rates = [one["seconds"] / one["steps"] for one in found if one["seconds"] > 0 and one["steps"] > 0]
-            if rates:
-                seconds[name] = sum(rates) / len(rates)
-                seconds |= {"measured frame": 0.0} if name == "policy step" else {}
-        return cls(seconds=seconds, samples=study.measurements * study.held_out_samples)
-
-    def job(self, job: Job) -> float:
-        """Of one job."""
-        match job.work:
-            case MotionWork():
-                return job.work.training.loop.steps * self.seconds["motion step"]
-            case PolicyWork():
-                return self.policy(job.work.training.loop.steps)
-            case TestWork():
-                return job.work.episodes * self.seconds["test episode"]
-
-    def policy(self, steps: int) -> float:
-        """Of a Stage 2."""
-        return steps * self.seconds["policy step"] + self.samples * self.seconds["measured frame"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How much a study is: of each kind, how many, and the time on one core. [s]"""
-
-    cells: int
-    motions: int
-    episodes: int
-    """Collected."""
-    trials: int
-    """In the simulator."""
-    seconds: dict[str, float]
-
-    @property
-    def total_s(self) -> float:
-        """On one core. [s]"""
-        return sum(self.seconds.values())
-
-
-def size(resolved: Resolved, out: Path | None = None, only: Sequence[str] = ()) -> Size:
-    """What of a study is left to do; all of it where there is no folder."""
-    study, estimate = resolved.study, Estimate.of(resolved, out)
-    left = [cell for cell in cells(study, only) if out is None or not (out / cell.folder / RESULT).is_file()]
-    trials = 0
-    for cell in cells(study, only):
-        for test in study.tests:
-            if out is None or not (out / cell.folder / "tests" / test.name / RESULT).is_file():
-                trials += test.episodes
-    motions: set[str] = set()
-    for cell in left:
-        arm = study.arm(cell.arm)
-        if (training := resolved.motion(arm)) is not None and arm.prior is not None:
-            prior = replace(arm.prior, oracle=False)
-            per_count = cell.demonstrations if prior.motion != "action_free" else 0
-            motions.add(to_line([to_json(training), to_json(prior), per_count, study.motion_seed(cell.seed)]))
-    there = len(list(out.glob("motion/*/*/result.json"))) if out else 0
-    wanted = sum(
-        source.episodes * len(source.tasks)
-        for source in (study.data, *study.extra)
-        if isinstance(source, CollectConfig)
-    )
-    ready = out is not None and (out / "data" / "demonstrations" / "features").is_dir()
-    episodes = 0 if ready else wanted
-    count = max(0, len(motions) - there)
-    rate = estimate.seconds
-    return Size(
-        cells=len(left),
-        motions=count,
-        episodes=episodes,
-        trials=trials,
-        seconds={
-            "data": episodes * (rate["collect"] + rate["flow"] + rate["features"]),
-            "Stage 1": count * study.motion_steps * rate["motion step"],
-            "Stage 2": len(left) * estimate.policy(study.policy_steps),
-            "simulator": trials * rate["test episode"],
-        },
-    )
-
-
-def plan_text(resolved: Resolved, out: Path | None, options: RunOptions) -> str:
-    """What is to be done, how long that takes and how much disk, in lines."""
-    study, workers = resolved.study, options.workers or available_cores()
-    here = out if out is not None and out.is_dir() else None
-    whole, left = size(resolved, only=options.only), size(resolved, here, options.only)
-    arms = [arm.name for arm in study.arms if not options.only or arm.name in options.only]
-    parts = ", ".join(f"{name} {clock(seconds / workers)}" for name, seconds in left.seconds.items() if seconds)
-    text = [
-        f"{study.name}: {study.question}",
-        f"  arms {', '.join(arms)}; {', '.join(map(str, study.demonstrations))} demonstrations a task; seeds: "
-        f"{study.policy_seeds} of Stage 2, {study.motion_seeds} of Stage 1; steps: {study.policy_steps} and {study.motion_steps}",
-        f"  {left.cells} of {whole.cells} cells to train, {left.motions} Stage 1, {left.episodes} episodes to collect, "
-        f"{left.trials} in the simulator",
-        f"  about {clock(left.total_s / workers)} with {workers} processes ({parts or 'nothing'}); about {in_bytes(disk(left))} "
-        "of disk",
-    ]
-    if study.policy_seeds < 4 or (study.motion_seeds < 2 and any(arm.prior for arm in study.arms)):
-        text.append("  too few seeds for a claim: that takes 4 of Stage 2 and 2 of Stage 1")
-    return "\n".join(text)
-
-
-def disk(left: Size) -> int:
-    """About how many bytes the rest of a study takes."""
-    return (left.cells + left.motions) * CHECKPOINT_BYTES + left.episodes * EPISODE_BYTES
-
-
-def check_disk(resolved: Resolved, out: Path) -> None:
-    """
-    Raises:
-        DataError: The disk has not enough room.
-    """
-    if isinstance(resolved.study.data, MadeUpData):
-        return
-    wanted, free = disk(size(resolved, out)), shutil.disk_usage(out).free
-    if wanted > free:
-        raise DataError(
-            f"{out}: the study needs about {in_bytes(wanted)} more, and {in_bytes(free)} are free there; free some, or choose "
-            "another --out"
-        )

@@ -19,7 +19,10 @@ from lamp.files import is_file_name
 from lamp.model.guidance import FlowHead
 from lamp.recipes import Recipe, TrainingRecipe, training
 from lamp.study.made_up import MadeUpData, made_up_recipe
+from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MotionTraining, PolicyTraining
+from lamp.train.publishing import find_checkpoint
+from lamp.train.run_folder import first_difference
 
 CLAIM_POLICY_SEEDS, CLAIM_MOTION_SEEDS = 4, 2
 """With fewer seeds of Stage 2, or of Stage 1, nothing is claimed."""
@@ -50,6 +53,9 @@ class MotionPrior:
     """`shuffled`: each picture is trained with another episode's motion, a control that only knows how motion is distributed."""
     oracle: bool = False
     """Stage 2 sees z_m of the true motion to come, in training and in the simulator: a ceiling and no result."""
+    checkpoint: str | None = None
+    """A motion checkpoint that is there already, such as `pretrained/libero_object`, in place of a Stage 1 of the study's own:
+    what is compared is then this one, and not its kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,9 +248,9 @@ class Resolved:
         return self.recipes[arm.recipe or self.study.recipe]
 
     def motion(self, arm: Arm) -> MotionTraining | None:
-        """The Stage 1 of an arm, but for its seed and episodes; None where it has none."""
+        """The Stage 1 that is trained for an arm, but for its seed and episodes; None where there is none to train."""
         motion = self.recipe(arm).motion
-        if arm.prior is None or motion is None:
+        if arm.prior is None or arm.prior.checkpoint is not None or motion is None:
             return None
         steps = self.study.motion_steps
         # Each measured sample takes all solver steps, at the end four times over: as long as many steps of training.
@@ -295,11 +301,31 @@ class Resolved:
                     f"arm {arm.name!r} has a prior, and its recipe {recipe.name!r} has no Motion Expert; expected another "
                     "recipe, or prior null"
                 )
+            if arm.prior is not None and arm.prior.checkpoint is not None:
+                self._check_checkpoint(arm, arm.prior.checkpoint)
             if recipe.backbone != self.base.backbone:
                 raise MismatchError(
                     f"arm {arm.name!r}: recipe {recipe.name!r} has another backbone than {self.base.name!r}; expected the same, "
                     "which all arms' features are of"
                 )
+
+    def _check_checkpoint(self, arm: Arm, name: str) -> None:
+        """Stage 1 has learnt from none of the study's held-out states, and has the arm's Motion Expert."""
+        if arm.prior != MotionPrior(oracle=bool(arm.prior and arm.prior.oracle), checkpoint=name):
+            raise ConfigError(
+                f"arm {arm.name!r} takes the checkpoint {name}, and says how a Stage 1 is trained; expected one of the two"
+            )
+        wanted = self.policy(arm).model.motion
+        found = read_description(find_checkpoint(name)).model.motion
+        if found is not None and wanted is not None:
+            found = replace(found, hidden_layer=wanted.hidden_layer)  # Stage 2's choice
+        difference = first_difference(to_json(found), to_json(wanted), "model.motion")
+        if difference is not None:
+            where, has, needs = difference
+            raise MismatchError(
+                f"arm {arm.name!r}: {name} has {where} = {has!r}, and recipe {self.recipe(arm).name!r} {needs!r}; expected the "
+                "same"
+            )
 
     def _check_extra(self) -> None:
         """What only Stage 1 learns from holds neither Stage 2's demonstrations nor what is held out."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lamp import checksums
-from lamp.errors import DataError
+from lamp.errors import DataError, unknown
 from lamp.files import atomic_path, atomic_write_text
 from lamp.hub import Fetch, HubId, check_card, fetch, upload
 from lamp.train.checkpoint import FOLDER as ADAPTER
@@ -35,18 +35,32 @@ PUSH_INSTEAD = (
 )
 
 
+SHIPPED = Path(__file__).parent / "pretrained"
+"""Motion Experts that come with LaMP, each a checkpoint that `lamp pretrain` made."""
+
+
+def shipped_checkpoints() -> list[str]:
+    """Their names, such as `pretrained/libero_object`."""
+    return [f"{SHIPPED.name}/{file.parent.name}" for file in sorted(SHIPPED.glob(f"*/{FILE_NAME}"))]
+
+
 def find_checkpoint(source: Path | str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: one on this machine, or a hub id's, copied here when first needed.
+    """The folder of a checkpoint: one on this machine, one that comes with LaMP, or a hub id's, copied here when first needed.
 
     Args:
-        source: A folder (which comes first), or OWNER/NAME or OWNER/NAME@REVISION on the hub.
+        source: A folder (which comes first), `pretrained/NAME`, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
         revision: The hub's branch, tag or commit.
 
     Raises:
+        ConfigError: No such checkpoint comes with LaMP.
         DataError: The hub does not give it, or what is there is no checkpoint, or holds a pickle.
         MissingDependencyError: A hub id is given, and `huggingface_hub` is not installed.
     """
     text, path = os.fspath(source), Path(source).expanduser()
+    if path.parent == Path(SHIPPED.name) and not path.exists():
+        if path.as_posix() not in shipped_checkpoints():
+            raise unknown("checkpoint that comes with LaMP", text, shipped_checkpoints())
+        return SHIPPED / path.name
     hub = None if path.exists() else HubId.parse(text, revision)
     if hub is not None:
         return fetch(hub, Fetch(patterns=PUBLISHED, instead=INSTEAD), lambda names: _check_files(hub, names))

@@ -62,6 +62,10 @@ def drive(
     recorder: Recorder | None = None,
     stop: Callable[[], bool] = lambda: False,
     allow_rate_mismatch: bool = False,
+    episode: str | None = None,
+    outcome: Callable[[], bool | None] = lambda: None,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Drive:
     """Lets a policy act on a robot for so many steps.
 
@@ -75,6 +79,10 @@ def drive(
         stop: Asked before every step; the run ends where it says so.
         allow_rate_mismatch: Act at `fps` though the policy was trained at another rate: its increments then move the robot faster
             or slower than in the demonstrations.
+        episode: Name of the recorded episode; None: made of the date and time.
+        outcome: Asked at the end of a run that nothing broke off: whether it succeeded, for the recording.
+        now: The time in which the robot lives [s]: a simulated robot has its own.
+        sleep: Lets so many seconds of it pass.
 
     Raises:
         InvalidValueError: `fps` or `steps` cannot be, or `fps` is not the rate that the policy was trained at, or not the
@@ -97,7 +105,8 @@ def drive(
         return seen[0]
 
     if recorder is not None:
-        recorder.begin(instruction, policy=policy.metadata)
+        recorder.begin(instruction, episode, policy=policy.metadata)
+    begun, success = now(), None
     try:
         while done < steps and not stop():
             seen.clear()
@@ -105,27 +114,28 @@ def drive(
             if recorder is not None:
                 observe()
             if done == 0:
-                due = time.monotonic()
-            time.sleep(max(0.0, due - time.monotonic()))
-            now = time.monotonic()
+                due = now()
+            sleep(max(0.0, due - now()))
+            moment = now()
             sent = robot.send(action)
-            on_time = now - due <= 0.1 * period
-            late, worst = late + (not on_time), max(worst, now - due)
+            on_time = moment - due <= 0.1 * period
+            late, worst = late + (not on_time), max(worst, moment - due)
             if recorder is not None:
-                recorder.add(observe(), action, executed=sent, chunk=executor.chunk)
+                recorder.add(observe(), action, executed=sent, chunk=executor.chunk, time_s=moment - begun)
             done += 1
-            first = now if done == 1 else first
-            last = now
+            first = moment if done == 1 else first
+            last = moment
             if done == _SAY_AFTER_STEPS and (rate := _rate(done, last - first)) < (1 - _SLOW) * fps:
                 log.warning(
                     "the loop runs at %.1f steps per second, not %g: observing, inference or sending is too slow",
                     rate,
                     fps,
                 )
-            due = (due if on_time else now) + period
+            due = (due if on_time else moment) + period
+        success = outcome()
     finally:
         if recorder is not None:
-            recorder.end()
+            recorder.end(success=success)
     return Drive(steps=done, late=late, worst_s=worst, policy_calls=executor.calls, rate=_rate(done, last - first))
 
 

@@ -85,6 +85,8 @@ class Recorder:
     """Compress images, without loss."""
     ahead: int = 256
     """Frames that may wait for the disk; a robot that is faster for so long has to wait."""
+    path: Path | None = field(default=None, init=False)
+    """The file of the episode that was begun last."""
     _queue: queue.Queue[bytes | dict[str, Any] | None] = field(init=False, repr=False)
     _thread: threading.Thread | None = field(default=None, init=False, repr=False)
     _failed: Exception | None = field(default=None, init=False, repr=False)
@@ -126,6 +128,7 @@ class Recorder:
             raise RecordingError(
                 f"an episode named {name!r} is in {self.folder} already; choose another name."
             ) from None
+        self.path = path
         self._instruction, self._last_instruction, self._time_s = instruction, "", -math.inf
         self._queue, self._failed, self._steps, self._calls, self._chunk = queue.Queue(self.ahead), None, 0, -1, None
         self._thread = threading.Thread(target=self._write, args=(descriptor,), name="lamp-recorder", daemon=True)

@@ -42,6 +42,30 @@ def matrix_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
     )
 
 
+def quaternion_from_matrix(matrix: np.ndarray) -> np.ndarray:
+    """(4,) w, x, y, z with w >= 0 of a rotation (3, 3)."""
+    m = np.asarray(matrix, dtype=np.float64)
+    # Four times the products of the components; the row of the largest square loses no digits.
+    squares = 1 + np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) @ np.diagonal(m)
+    plus = {(1, 2): m[1, 0] + m[0, 1], (1, 3): m[0, 2] + m[2, 0], (2, 3): m[2, 1] + m[1, 2]}
+    minus = {(0, 1): m[2, 1] - m[1, 2], (0, 2): m[0, 2] - m[2, 0], (0, 3): m[1, 0] - m[0, 1]}
+    products = np.diag(squares)
+    for (row, column), value in {**plus, **minus}.items():
+        products[row, column] = products[column, row] = value
+    largest = products[np.argmax(squares)]
+    quaternion = largest / np.linalg.norm(largest)
+    return -quaternion if quaternion[0] < 0 else quaternion
+
+
+def axis_angle_from_matrix(matrix: np.ndarray) -> np.ndarray:
+    """Axis times angle (3,) [rad], of at most half a turn, of a rotation (3, 3)."""
+    quaternion = quaternion_from_matrix(matrix)
+    sine = float(np.linalg.norm(quaternion[1:]))
+    # Towards no rotation angle / sine goes to 2.
+    scale = 2 * np.arctan2(sine, quaternion[0]) / sine if sine > 1e-9 else 2.0
+    return quaternion[1:] * scale
+
+
 def moving_xyz_from_matrix(matrix: np.ndarray) -> np.ndarray:
     """The angles (a, b, c) [rad] of matrix = Rx(a) Ry(b) Rz(c): about x, then the turned y, then the turned z.
 

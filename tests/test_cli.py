@@ -25,7 +25,7 @@ import lamp
 from lamp import cli, commands
 from lamp.commands import COMMANDS, Command
 from lamp.errors import ConfigError, DataError, MismatchError
-from lamp.flags import parse
+from lamp.flags import flags_of, parse
 from lamp.sceneflow.store import SceneFlowStore
 from lamp_client.errors import LampClientError
 
@@ -81,6 +81,8 @@ def test_seeds_that_no_generator_takes(flag: str, seed: str) -> None:
     [
         ([], r"--suite STR"),
         (["--suite", "a", "--frames", "3"], r"Unrecognized options: --frames"),
+        (["--siute", "a"], r"--siute.*did you mean --suite\?"),
+        (["--suite", "a", "--taks", "3"], r"Unrecognized options: --taks, 3; did you mean --task\? \(lamp example"),
         (["--suite", "a", "--render", "slow"], r"'slow'.*--render.*exact.*fast"),
         (["--suite", "a", "--task", "one"], r"--task.*'one'"),
     ],
@@ -117,6 +119,35 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert f"usage: lamp {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["train motion", "train policy"])
+@pytest.mark.parametrize("letters", ["utf-8", "ascii"])
+def test_help_of_a_command_with_many_flags_lists_the_usual_ones(
+    name: str, letters: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(type(sys.stdout), "encoding", letters)
+    assert cli.main([*name.split(), "--help"]) == 0
+    brief = capsys.readouterr().out
+    assert cli.main([*name.split(), "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert len(brief.splitlines()) < 80 < len(whole.splitlines())
+    assert cli.main(["help", *name.split()]) == 0
+    assert capsys.readouterr().out == brief
+    listed = {text: set(re.findall(r"(?m)^[\u2502 ] (--[a-z][\w.-]*)", text)) for text in (brief, whole)}
+    assert {"--data", "--out", "--loop.steps", "--loop.batch-size", "--plan"} < listed[brief] < listed[whole]
+    assert f"'--help-all' lists {len(listed[whole] - listed[brief])} more flags." in brief
+    # Every line of those that are left is as it was.
+    assert set(brief.splitlines()) - set(whole.splitlines()) == {
+        line for line in brief.splitlines() if "--help-all" in line
+    }
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.usual])
+def test_usual_flags_exist(name: str) -> None:
+    known = {flag for each in COMMANDS.values() if each.usual == COMMANDS[name].usual for flag in flags_of(each.run)}
+    assert set(COMMANDS[name].usual) <= known
+
+
 @pytest.mark.parametrize("name", ["recipe fit", "train motion", "serve"])
 def test_descriptions_are_wrapped_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Not where the source's docstrings are: no line ends early where the next word would have had room."""
@@ -143,6 +174,8 @@ def test_every_command_refuses_an_unknown_flag(name: str, capsys: pytest.Capture
         (["flow"], "'lamp flow' needs one more word. Known: flow build, flow score, flow validate, flow stats."),
         (["flow", "biuld"], "did you mean 'flow build'?"),
         (["train", "--recipe", "demo"], "Known: train motion, train policy"),
+        (["motion"], "did you mean 'train motion'?"),
+        (["biuld", "data"], "did you mean 'flow build'?"),
     ],
 )
 def test_unknown_commands_name_the_nearest(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -600,3 +633,29 @@ def test_a_program_that_is_started_with_closed_streams_writes_into_no_file(close
     command = f'exec {sys.executable} -c "{code}" {closed}'
     subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=60, check=True)
     assert (tmp_path / "codes").read_text() == "0 2" and (tmp_path / "kept").read_bytes() == b""
+
+
+def completed(words: list[str], script: str) -> list[str]:
+    """What bash offers for the last word."""
+    line = " ".join(f"'{word}'" for word in words)
+    code = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _lamp; printf '%s\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.long
+def test_shells_complete_commands_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert completed(["lamp", "tra"], script) == ["train"]
+    assert completed(["lamp", "train", ""], script) == ["motion", "policy"]
+    assert completed(["lamp", "train", "policy", "--mot"], script) == ["--motion"]
+    assert "--loop.batch-size" in completed(["lamp", "train", "motion", "--data", "x", "--loop."], script)
+    assert completed(["lamp", "train", "motion", "--recipe", "bench_mid_"], script) == ["bench_mid_fast"]
+    assert completed(["lamp", "info", "ru"], script) == []  # the shell's own: files
+    assert cli.main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.endswith(script)
+    assert cli.main(["completion", "fish"]) == 0
+    assert "complete -c lamp -n '__fish_seen_subcommand_from serve' -l port" in capsys.readouterr().out
+    assert cli.main(["completion", "tcsh"]) == 2
+    assert "unknown shell 'tcsh'. Known: bash, zsh, fish" in capsys.readouterr().err

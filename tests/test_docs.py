@@ -8,6 +8,7 @@ import io
 import itertools
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -244,7 +245,7 @@ def test_commands_in_sentences_have_these_flags(document: str, line: str) -> Non
     if words[0] == "train" and words[1].startswith("-"):
         words.insert(1, "policy")
     command, rest = cli.find(words)
-    flags = [word.split("=")[0] for word in rest if word.startswith("--") and word != "--help"]
+    flags = [word.split("=")[0] for word in rest if word.startswith("--") and word not in ("--help", "--help-all")]
     chosen = value_of("--recipe", words)
     # Which flags there are may depend on the recipe, and on whether there is a Motion Expert.
     recipe = ("--recipe", chosen) if chosen and chosen.islower() else ()
@@ -259,7 +260,7 @@ def help_of(words: tuple[str, ...]) -> str:
     """The help text of a command."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        assert cli.main([*words, "--help"]) == 0
+        assert cli.main([*words, "--help-all"]) == 0
     return shown.getvalue()
 
 
@@ -307,3 +308,54 @@ def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:
 def test_both_diagrams_name_functions_at_every_step() -> None:
     diagrams = [body for _, language, body in FENCED.findall(read("docs/architecture.md")) if language == "mermaid"]
     assert [len(re.findall(PATHS, body)) >= 10 and "::" in body for body in diagrams] == [True, True]
+
+
+ACTIVATED = re.compile(r"source \S+/bin/activate")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name not in ("CHANGELOG.md", "EXPERIMENTS.md", "AGENTS.md", "llms.txt")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_page_says_how_lamp_comes_onto_the_path(document: Path) -> None:
+    """`make setup` puts it into .venv: before the first block with a command, the page says how to get there."""
+    text = document.read_text()
+    blocks = [found for found in FENCED.finditer(text) if found[2] in SHELL]
+    needing = [found for found in blocks if re.search(r"(?m)^(?:lamp|lerobot-\w+|\S+ .*-m lamp) ", found[3])]
+    # What stands in the block itself comes in time too.
+    assert not needing or ACTIVATED.search(text[: needing[0].end()])
+
+
+def walk(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, ROOT / "scripts" / "walk", *words], capture_output=True, text=True)
+
+
+def test_the_walk_takes_the_marked_blocks_as_they_are_printed() -> None:
+    done = walk("--list")
+    assert done.returncode == 0, done.stderr
+    lines = [re.fullmatch(r"(\S+):(\d+)  (.*)", line) for line in done.stdout.splitlines()]
+    found = [match for match in lines if match]
+    assert len(found) == len(lines) and {match[1] for match in found} == {"README.md", "docs/robot.md"}
+    for match in found:
+        assert read(match[1]).splitlines()[int(match[2]) - 1].rstrip("\\ ").strip() in match[3]
+    walked = [re.sub(r"\s+#.*", "", match[3]) for match in found]
+    assert walked[:3] == ["make setup", "source .venv/bin/activate", "lamp demo --quick"] and "make demo" in walked
+    for start in ("lamp data check", "lamp recipe fit", "lamp train policy", "lamp evaluate", "lamp serve"):
+        assert any(line.startswith(start) for line in walked)
+    quick = walk("--quick", "--list").stdout
+    assert "  make demo" not in quick and "--loop.steps 6" in quick
+
+
+def test_the_walk_of_a_page_without_a_marked_block_says_so() -> None:
+    done = walk("docs/architecture.md")
+    assert done.returncode == 2 and "no block of docs/architecture.md comes after <!-- walk -->" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_the_walk_in_its_quick_form(tmp_path: Path) -> None:
+    """Of what is committed: the walk begins with a clone."""
+    done = walk("--quick", "--venv", sys.prefix, "--into", str(tmp_path / "clone"))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert (tmp_path / "clone" / "runs" / "policy" / "checkpoint" / "lamp.json").is_file()

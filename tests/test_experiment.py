@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from lamp.errors import DataError
-from lamp.experiment import Clock, _in_another_process, run
+from lamp import cli
+from lamp.errors import ConfigError, DataError
+from lamp.experiment import DEMO_S, QUICK, STAGES, Clock, _ending, _in_another_process, plan, quick, run
 from lamp.files import locked
 from lamp.json_files import read_lines_json
 from lamp.recipes import Recipe, experiment
 from lamp.recipes.kinds import without_motion
+from lamp.view.report import StoredExperiment
 
 pytestmark = pytest.mark.long
 
@@ -66,6 +68,91 @@ def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path) ->
     run(made, out)
     assert written(out) == done
     assert read_lines_json(out / "evaluation" / "episodes.jsonl") == lines
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_the_quick_demo_says_everywhere_that_it_means_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--quick"]) == 0
+    out = Path("outputs/demo-quick")
+    said = capsys.readouterr()
+    assert QUICK in said.err and QUICK in said.out
+    assert json.loads((out / "summary.json").read_text())["warning"] == QUICK
+    assert "TOO SMALL TO MEAN ANYTHING" in (out / "report.html").read_text()
+    assert cli.main(["demo", "--quick"]) == 0
+    said = capsys.readouterr()
+    assert "all of it is done" in said.err and "done in 0:" in said.out
+    assert cli.main(["demo", "--out", str(out)]) == 2
+    assert "holds the run of `lamp demo --quick --out outputs/demo-quick`" in capsys.readouterr().err
+
+
+def test_the_quick_form_follows_the_recipe() -> None:
+    demo = experiment("demo")
+    small = quick(demo)
+    assert small.name == "demo_quick" and quick(replace(demo, name="mine")).name == "mine_quick"
+    assert (small.motion.model, small.policy.model, small.backbone) == (
+        demo.motion.model,
+        demo.policy.model,
+        demo.backbone,
+    )
+    assert small.collect == replace(demo.collect, episodes=4)
+    assert small.policy.loop.optimiser == demo.policy.loop.optimiser and small.policy.loop.steps < 100
+    assert small.without_motion == replace(without_motion(small.policy), loop=small.without_motion.loop)
+    (evaluation,) = small.evaluations
+    assert evaluation.controls == demo.evaluations[0].controls and evaluation.states == "30"
+
+
+def seconds(text: str) -> int:
+    minutes, rest = text.split(":")
+    return 60 * int(minutes) + int(rest)
+
+
+def test_the_plan_counts_what_is_left_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamp.experiment.available_cores", lambda: 2)
+    demo, out = experiment("demo"), tmp_path / "demo"
+
+    def left(spent: dict[str, float], **given: bool) -> list[str]:
+        head, *lines = plan(demo, out, spent, **given).splitlines()
+        assert [line.split()[0] for line in lines] == [name.split("_")[0] for name in STAGES]
+        return [head, *(line[16:23].strip() for line in lines)]
+
+    head, *stages = left({})
+    assert f"about {sum(DEMO_S.values()) // 60}:{sum(DEMO_S.values()) % 60:02d}" in head
+    assert [seconds(text) for text in stages] == [DEMO_S[name] for name in STAGES]
+    # Twice as slow as expected so far; half of the third stage's time is spent.
+    slow = {"collect": 2.0 * DEMO_S["collect"], "flow": 2.0 * DEMO_S["flow"], "features": float(DEMO_S["features"])}
+    _, *stages = left(slow)
+    assert stages[:2] == ["done", "done"]
+    assert [seconds(text) for text in stages[2:]] == [DEMO_S["features"], *(2 * DEMO_S[name] for name in STAGES[3:])]
+    head, *stages = left({name: 1.0 for name in STAGES}, finished=True)
+    assert "all of it is done" in head and set(stages) == {"done"}
+    lines = plan(demo, out, {}).splitlines()
+    assert "32 demonstrations of 2 tasks" in lines[1] and lines[1].endswith("data")
+    assert "100 episodes" in lines[6] and lines[7].endswith("report.html")
+
+
+def test_a_run_ends_with_what_it_took_and_what_to_type_next(tmp_path: Path) -> None:
+    made = StoredExperiment(command="lamp demo", recipe="demo", quick=False)
+    first, *following = _ending(tmp_path / "my demo", made, 12.0, 0.0).splitlines()
+    assert first == "done in 0:12; next:"
+    assert [line.split("  #")[0].strip() for line in following] == [
+        f"open '{tmp_path}/my demo/report.html'",
+        f"lamp info '{tmp_path}/my demo'",
+        f"lamp view '{tmp_path}/my demo/data' --checkpoint '{tmp_path}/my demo/policy_with'",
+        f"lamp serve '{tmp_path}/my demo/policy_with'",
+    ]
+    assert _ending(tmp_path, made, 12.0, 793.0).startswith("done in 0:12, after 13:13 of earlier sessions; next:")
+
+
+def test_a_folder_belongs_to_one_experiment(tmp_path: Path) -> None:
+    made = StoredExperiment(command="lamp demo --recipe mine --out x", recipe="mine", quick=False)
+    (tmp_path / "experiment.json").write_text(json.dumps(made))
+    with pytest.raises(ConfigError, match=r"holds the run of `lamp demo --recipe mine --out x`.*choose another --out"):
+        run(tiny(), tmp_path)
+    assert not (tmp_path / "seconds.json").exists()
 
 
 def test_a_failure_does_not_wait_for_the_work_beside_it() -> None:

@@ -10,13 +10,14 @@ import pytest
 import zarr
 from demonstrations import LENGTHS, episode, write
 from training_fakes import PatchBackbone, loop, motion_training, write_dataset
+from view_fakes import make_run
 
 from lamp import cli
 from lamp.checksums import read_checksums
 from lamp.data.lerobot.staging import stage_episode
 from lamp.data.lerobot.writer import LeRobotWriter
 from lamp.errors import DataError
-from lamp.info import describe, to_text, verify
+from lamp.info import describe, to_brief, to_text, verify
 from lamp.json_files import write_json
 from lamp.sceneflow.build import FlowBuildConfig
 from lamp.sceneflow.store import SceneFlowStore
@@ -235,3 +236,65 @@ def test_every_folder_that_the_software_makes_is_known(tmp_path: Path, capsys: p
     ):
         with pytest.raises(DataError, match=said):
             describe(tmp_path / path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment with an evaluation of many tasks, pictures and a training."""
+    out = make_run(tmp_path_factory.mktemp("info") / "my demo")
+    write_json(out / "seconds.json", {"collect": 3.5, "report": 1.0})
+    write_json(out / "experiment.json", {"command": "lamp demo --quick", "recipe": "demo", "quick": True})
+    manifest = json.loads((out / "evaluation" / "run.json").read_text())
+    write_json(out / "evaluation" / "run.json", manifest | {"conditions": {"zero": "no action"}})
+    return out
+
+
+def test_in_brief_the_table_comes_first_and_forty_lines_are_enough(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = next(path.parent for path in evaluated.rglob("run.json"))
+    for folder in (evaluated, evaluation):
+        assert cli.main(["info", str(folder)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 40 and max(map(len, lines)) <= 240
+        assert lines[0].startswith("libero") and "with_motion" in "".join(lines[:6])
+        assert lines[-1] == f"more: lamp info '{folder}' --all"
+    assert cli.main(["info", str(evaluation), "--all"]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert whole[0].startswith("kind:") and len(whole) > 40
+    assert "command: lamp demo --quick" in to_brief(evaluated, describe(evaluated)).splitlines()
+
+
+def test_every_folder_within_an_experiment_says_what_it_is(evaluated: Path, tmp_path: Path) -> None:
+    folders = [path for path in evaluated.rglob("*") if path.is_dir() and path.name != "data"]
+    assert len(folders) >= 7
+    for folder in [evaluated, *folders]:
+        found = describe(folder)
+        assert len(to_brief(folder, found).splitlines()) <= 40
+    pictures = describe(evaluated / "pictures")
+    assert pictures["kind"] == "part of an experiment" and pictures["of"] == str(evaluated.resolve())
+    assert pictures["files"] and list(pictures["pictures"].values())
+
+
+def test_long_and_nested_values_are_cut_in_brief(tmp_path: Path) -> None:
+    found = {
+        "kind": "dataset",
+        "tasks": {f"task {n}": {"deep": [n, n]} for n in range(90)},
+        "caches": [{"name": str(n)} for n in range(90)],
+        "text": "two\nlines",
+        **{f"key {n}": n for n in range(90)},
+    }
+    lines = to_brief(tmp_path, found).splitlines()
+    assert len(lines) == 40 and max(map(len, lines)) <= 120
+    assert lines[1].startswith("tasks: task 0 (deep 0, 0), task 1") and lines[1].endswith("...")
+    assert lines[2:8] == ["caches:", *(f"  - name {n}" for n in range(4)), "  ... and 86 more"]
+    assert lines[8] == "text: two lines" and lines[-1] == f"more: lamp info {tmp_path} --all"
+
+
+def test_a_training_says_whether_it_is_finished(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    train_motion(motion_training(loop=loop(steps=2)), data, tmp_path / "run", backbone=PatchBackbone())
+    assert describe(tmp_path / "run")["state"] == "finished"
+    stored = json.loads((tmp_path / "run" / "checkpoint" / "lamp.json").read_text())
+    write_json(tmp_path / "run" / "checkpoint" / "lamp.json", stored | {"step": 1})
+    assert describe(tmp_path / "run")["state"] == "step 1 of 2: the same command goes on"

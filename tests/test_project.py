@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -53,3 +54,10 @@ def test_everything_for_development_is_pinned() -> None:
     wanted = {name_of(each) for each in [*project["dependencies"], *extras["dev"], *extras["small"], *extras["libero"]]}
     pinned = {name_of(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     assert wanted - pinned == {"lamp-client"}
+
+
+def test_setting_up_ends_with_how_to_go_on() -> None:
+    shown = subprocess.run(["make", "--dry-run", "setup"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "source .venv/bin/activate" in shown.splitlines()[-1]
+    quiet = subprocess.run(["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "source .venv/bin/activate" not in quiet

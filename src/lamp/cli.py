@@ -28,10 +28,13 @@ from lamp.errors import (
     system_error,
     unknown,
 )
+from lamp.flags import help_text, usual_help
 from lamp_client.errors import LampClientError
 
 EXIT_MISTAKE = 2
 QUIET_FLAG = "--quiet"
+HELP_FLAGS = ("-h", "--help")
+HELP_ALL_FLAG = "--help-all"
 INSIST_S = 1.0
 """How long a signal that asks for the end may be without effect. [s]"""
 EXIT_SIGNALLED = 128
@@ -54,9 +57,12 @@ def find(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
     if group:
         raise unknown("command", " ".join(words[:2]), group)
     firsts = dict.fromkeys(name.split()[0] for name in COMMANDS)
+    seconds = {name.split()[-1]: name for name in COMMANDS}
     near = [
         name for first in difflib.get_close_matches(words[0], firsts) for name in COMMANDS if name.split()[0] == first
     ]
+    if words[0] in seconds or not near:
+        near = [seconds[last] for last in difflib.get_close_matches(words[0], seconds, n=1)]
     if near:
         best = difflib.get_close_matches(" ".join(words[:2]), near, n=1, cutoff=0.0)[0]
         raise ConfigError(f"unknown command {words[0]!r}; did you mean {best!r}? `lamp --help` lists all commands.")
@@ -217,20 +223,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     groups = {name.split()[0] for name in COMMANDS if " " in name} - COMMANDS.keys()
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in (*HELP_FLAGS, HELP_ALL_FLAG, "help"):
         print(overview())
     elif words[0] == "--version":
         print(f"lamp {lamp.__version__}")
-    elif words[0] in groups and words[1:] in (["-h"], ["--help"]):
+    elif words[0] in groups and words[1:] in (["-h"], ["--help"], [HELP_ALL_FLAG]):
         print(overview(words[0]))
     else:
         command, flags = find(words)
         wanted = [flag for flag in flags if flag != QUIET_FLAG]
         try:
             with _told(" ".join(words[: len(words) - len(flags)]), command, quiet=len(wanted) < len(flags)):
-                command.run(wanted)
+                _run(command, wanted)
         except SystemExit as stop:  # tyro has printed a help text
-            if {"-h", "--help"} & set(flags):
+            if {*HELP_FLAGS, HELP_ALL_FLAG} & set(flags):
                 print(f"'{QUIET_FLAG}' (LAMP_QUIET=1), with any command: results and errors only, not how far it is.")
             return stop.code if isinstance(stop.code, int) else 0
     return 0
+
+
+def _run(command: Command, flags: list[str]) -> None:
+    """Runs a command; of one with very many flags, `--help` shows those that one usually changes."""
+    if HELP_ALL_FLAG in flags:
+        command.run([*(flag for flag in flags if flag != HELP_ALL_FLAG), "--help"])
+    elif command.usual and {*HELP_FLAGS} & set(flags):
+        print(usual_help(help_text(command.run, flags), command.usual))
+        raise SystemExit(0)
+    else:
+        command.run(flags)

@@ -6,6 +6,7 @@ out/policy_with/       Stage 2
 out/policy_without/    Stage 2 without the motion prior
 out/evaluation*/       episodes, tables, films
 out/pictures/          foresight beside the truth
+out/experiment.json    the command that made it
 out/summary.json       the figures
 out/report.html        the report
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 import platform
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from lamp.benchmark.evaluate import Summary, evaluate
+from lamp.benchmark.evaluate import EvaluateConfig, Summary, evaluate
+from lamp.benchmark.suites import parse_states
 from lamp.collect.collect import collect
 from lamp.data.feature_cache.shards import picture_hashes
+from lamp.errors import ConfigError
 from lamp.files import locked
 from lamp.json_files import read_json_as, write_json
 from lamp.progress import clock as elapsed
@@ -33,13 +37,14 @@ from lamp.progress import say
 from lamp.recipes import Recipe, experiment
 from lamp.sceneflow.build import build
 from lamp.train.backbones import ensure_features
+from lamp.train.config import LoopConfig
 from lamp.train.flow_metrics import read_flow_errors
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
 from lamp.version import code_version, package_versions
 from lamp.view.foresight import ViewConfig, view
 from lamp.view.overlay import ForesightArtist
-from lamp.view.report import ReportConfig, report
+from lamp.view.report import EXPERIMENT, ReportConfig, StoredExperiment, report
 from lamp_client.child_processes import ProcessPool, available_cores
 
 Work = ParamSpec("Work")
@@ -57,7 +62,45 @@ DEMO_S = {
     "report": 20,
 }
 """What the stages of the recipe `demo` took on two cores with little beside it. [s]"""
+START_S = {"collect": 8, "flow": 4, "features": 5, "train_motion": 6, "train_policy": 5, "evaluate": 12, "report": 5}
+"""Of that, what passes before the first episode or step, however little there is to do. [s]"""
 STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")
+SUITE_TASKS = 10
+"""Of a suite of LIBERO, where an evaluation names none."""
+QUICK = (
+    "A quick run, TOO SMALL TO MEAN ANYTHING: it shows that every stage works here. So few demonstrations, training steps and "
+    "episodes say nothing about the method; `lamp demo` without --quick is the smallest run that does."
+)
+
+
+def quick(recipe: Recipe) -> Recipe:
+    """The same experiment with every count so small that two cores do it in about three minutes; its figures mean nothing."""
+
+    def short(loop: LoopConfig, steps: int) -> LoopConfig:
+        steps = min(loop.steps, steps)
+        return replace(
+            loop,
+            steps=steps,
+            batch_size=min(loop.batch_size, 16),
+            log_every=5,
+            validate_every=steps,
+            checkpoint_every=steps,
+        )
+
+    def brief(evaluation: EvaluateConfig) -> EvaluateConfig:
+        states = parse_states(evaluation.states)[0]
+        return replace(evaluation, states=str(states), episodes_per_state=1, videos=min(evaluation.videos, 2))
+
+    return replace(
+        recipe,
+        name=f"{recipe.name}_quick",
+        collect=replace(recipe.collect, episodes=min(recipe.collect.episodes, 4)),
+        flow=replace(recipe.flow, every=2 * recipe.flow.every),
+        motion=replace(recipe.motion, loop=short(recipe.motion.loop, 30), validation_samples=4, final_samples=8),
+        policy=replace(recipe.policy, loop=short(recipe.policy.loop, 60)),
+        without_motion=replace(recipe.without_motion, loop=short(recipe.without_motion.loop, 60)),
+        evaluations=tuple(map(brief, recipe.evaluations[:1])),
+    )
 
 
 class Clock:
@@ -97,23 +140,53 @@ class Clock:
         return {**done, "total": round(sum(self.seconds.values(), start=0.0), 1)}
 
 
-def run(recipe: Recipe, out: Path) -> dict[str, Any]:
+def run(recipe: Recipe, out: Path, *, named: str | None = None, quickly: bool = False) -> dict[str, Any]:
     """Runs a recipe in a folder and returns what summary.json says.
 
+    Args:
+        named: How the recipe was asked for, such as its file; None: by its name.
+        quickly: Run its `quick` form.
+
     Raises:
+        ConfigError: The folder is another experiment's.
         DataError: Another process is at work in the folder.
     """
+    named = named or recipe.name
+    words = ["lamp", "demo", *(["--quick"] if quickly else []), *(["--recipe", named] if named != "demo" else [])]
+    made = StoredExperiment(command=shlex.join([*words, "--out", str(out)]), recipe=recipe.name, quick=quickly)
+    recipe = quick(recipe) if quickly else recipe
     with locked(out / ".lock", f"a run is at work in {out} already; wait for it, or choose another --out"):
         for folder in ("motion", "policy_with", "policy_without", *(planned.out for planned in recipe.evaluations)):
             if (out / folder / ".lock").exists():
                 with locked(out / folder / ".lock", f"another process is at work in {out / folder}; wait for it"):
                     pass
-        return _run(recipe, out)
+        _claim(out, made)
+        return _run(recipe, out, made)
 
 
-def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
-    clock = Clock(out / "seconds.json")
-    say(plan(recipe, out, clock.seconds))
+def _claim(out: Path, made: StoredExperiment) -> None:
+    """
+    Raises:
+        ConfigError: The folder holds the run of another recipe, or of another form of it.
+    """
+    path = out / EXPERIMENT
+    if path.is_file():
+        before = read_json_as(path, StoredExperiment, "record of an experiment")
+        if (before["recipe"], before["quick"]) != (made["recipe"], made["quick"]):
+            raise ConfigError(
+                f"{out} holds the run of `{before['command']}`, and `{made['command']}` was asked for; choose another "
+                "--out, or continue that one"
+            )
+    else:
+        write_json(path, made)
+
+
+def _run(recipe: Recipe, out: Path, made: StoredExperiment) -> dict[str, Any]:
+    clock, begun = Clock(out / "seconds.json"), time.monotonic()
+    before = sum(clock.seconds.values())
+    say(plan(recipe, out, clock.seconds, finished=(out / "summary.json").is_file()))
+    if made["quick"]:
+        say(QUICK)
     data = out / "data"
     with clock.stage("collect"):
         collect(replace(recipe.collect, out=data))
@@ -133,42 +206,97 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
         summaries = [_evaluate(recipe, index, out) for index in range(len(recipe.evaluations))]
     with clock.stage("report"):
         _pictures(recipe, out)
-        summary = _summary(recipe, out, clock, summaries)
+        summary = _summary(recipe, out, clock, summaries, made)
         write_json(out / "summary.json", summary)
         report(ReportConfig(run=(out,)))
     summary["seconds"] = clock.rounded()
     write_json(out / "summary.json", summary)
-    print(
-        f"done in {elapsed(summary['seconds']['total'])}; next: open {out / 'report.html'}, or lamp info {out}",
-        flush=True,
-    )
+    print(_ending(out, made, time.monotonic() - begun, before), flush=True)
     return summary
 
 
-def plan(recipe: Recipe, out: Path, spent: Mapping[str, float]) -> str:
-    """What a run is going to do, and about how long it will take: from the demo's times and how much more there is to do.
+def _ending(out: Path, made: StoredExperiment, took: float, before: float) -> str:
+    """What a run ends with: how long it took, and what to type next.
+
+    Args:
+        took: This session. [s]
+        before: The sessions before it. [s]
+    """
+    words = {name: shlex.quote(str(out / name)) for name in ("report.html", "data", "policy_with")}
+    following = {
+        f"open {words['report.html']}": "what came out, and what may be concluded from it",
+        f"lamp info {shlex.quote(str(out))}": "the same in the terminal",
+        f"lamp view {words['data']} --checkpoint {words['policy_with']}": "predicted beside true motion, as a picture",
+        f"lamp serve {words['policy_with']}": "the policy, for robots and simulators; http://localhost:8000/ shows it",
+    }
+    width = max(map(len, following))
+    earlier = f", after {elapsed(before)} of earlier sessions" if before >= 1 else ""
+    lines = [f"done in {elapsed(took)}{earlier}; next:"]
+    lines += [f"  {command:<{width}}  # {purpose}" for command, purpose in following.items()]
+    return "\n".join([*lines, *([QUICK] if made["quick"] else [])])
+
+
+def plan(recipe: Recipe, out: Path, spent: Mapping[str, float], *, finished: bool = False) -> str:
+    """What a run is going to do, what comes out, and about how long it will take: from the demo's times and how much more, or
+    less, there is to do.
 
     Args:
         spent: Time that stages have taken already, where the run is continued. [s]
+        finished: Whether nothing is left to do but to look whether all is there.
     """
+    tasks = len(recipe.collect.tasks)
+    comes_out = {
+        "collect": (f"{recipe.collect.episodes * tasks} demonstrations of {tasks} tasks by a scripted expert", "data"),
+        "flow": ("their exact scene flow, from the simulator", "data/sceneflow"),
+        "features": ("what the frozen backbone sees in them", "data/features"),
+        "train_motion": (f"Motion Expert, {recipe.motion.loop.steps} steps; beside it:", "motion"),
+        "train_policy": (f"policies with and without it, {recipe.policy.loop.steps} steps each", "policy_*"),
+        "evaluate": (
+            f"{sum(map(_episodes, recipe.evaluations))} episodes in the simulator, of both policies and of controls",
+            ", ".join(str(planned.out) for planned in recipe.evaluations),
+        ),
+        "report": ("pictures, films, tables", "report.html"),
+    }
+    seconds = _expected(recipe)
+    # A stage after which another was begun is done.
+    last = max((STAGES.index(name) for name in spent if name in STAGES), default=0)
+    done = STAGES if finished else STAGES[:last]
+    expected = sum(seconds[name] for name in done)
+    pace = sum(spent.get(name, 0.0) for name in done) / expected if expected else 1.0
+    left = {name: 0.0 if name in done else max(0.0, seconds[name] * pace - spent.get(name, 0.0)) for name in STAGES}
+    total = (
+        f"about {elapsed(sum(left.values()))} left" if any(spent.values()) else f"about {elapsed(sum(left.values()))}"
+    )
+    lines = [f"{recipe.name} into {out}: {'all of it is done' if finished else f'{total} with little beside it'}"]
+    for name in STAGES:
+        text, where = comes_out[name]
+        lines.append(
+            f"  {name.replace('_', ' '):<12}  {'done' if name in done else elapsed(left[name]):>7}  {text:<66}  {where}"
+        )
+    return "\n".join(lines)
+
+
+def _expected(recipe: Recipe) -> dict[str, float]:
+    """How long each stage takes from its beginning. [s]"""
     demo = experiment("demo")
-    frames = recipe.collect.episodes * len(recipe.collect.tasks) / (demo.collect.episodes * len(demo.collect.tasks))
-    cores = min(2, available_cores()) / 2
+
+    def demonstrations(of: Recipe) -> int:
+        return of.collect.episodes * len(of.collect.tasks)
+
     more = {
-        **dict.fromkeys(("collect", "flow", "features"), frames),
+        **dict.fromkeys(("collect", "flow", "features"), demonstrations(recipe) / demonstrations(demo)),
         "train_motion": recipe.motion.loop.steps / demo.motion.loop.steps,
         "train_policy": recipe.policy.loop.steps / demo.policy.loop.steps,
-        "evaluate": len(recipe.evaluations) / len(demo.evaluations),
+        "evaluate": sum(map(_episodes, recipe.evaluations)) / sum(map(_episodes, demo.evaluations)),
     }
-    seconds = {name: DEMO_S[name] * more.get(name, 1.0) / cores for name in STAGES}
-    stages = [
-        f"{name.replace('_', ' ')} {elapsed(seconds[name])}"
-        + (f" ({elapsed(spent[name])} spent)" if name in spent else "")
-        for name in STAGES
-    ]
-    return (
-        f"{recipe.name} into {out}, about {elapsed(sum(seconds.values()))} with little beside it: {', '.join(stages)}"
-    )
+    cores = min(2, available_cores()) / 2
+    return {name: (START_S[name] + (DEMO_S[name] - START_S[name]) * more.get(name, 1.0)) / cores for name in STAGES}
+
+
+def _episodes(planned: EvaluateConfig) -> int:
+    """Of an evaluation, over both policies and the controls."""
+    scenes = len(parse_states(planned.states)) * (len(planned.task) or SUITE_TASKS) * planned.episodes_per_state
+    return scenes * (2 + len(planned.controls))
 
 
 @contextmanager
@@ -209,13 +337,16 @@ def _pictures(recipe: Recipe, out: Path) -> None:
         )
 
 
-def _summary(recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary]) -> dict[str, Any]:
+def _summary(
+    recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary], made: StoredExperiment
+) -> dict[str, Any]:
     flow = read_flow_errors(out / "motion" / "flow.json")
     moving, static = flow["moving"], flow["static"]
     one_sample = moving.get("one_sample", {})
     return {
         "title": f"LaMP: {recipe.name}",
         "lead": recipe.summary,
+        **({"warning": QUICK} if made["quick"] else {}),
         "seconds": clock.rounded(),
         "success": _counts(summaries[-1]),
         "evaluations": {summary.folder.name: _counts(summary) for summary in summaries},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -39,7 +41,15 @@ def parse(
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        raise ConfigError(f"{_one_line(complaint.getvalue())} (lamp {command} --help lists the flags)") from None
+        message = _one_line(complaint.getvalue())
+        mistyped = re.search(r"Unrecognized options: (--[\w.-]+)", message)
+        if (
+            mistyped and "did you mean" not in message
+        ):  # where something is missing too, tyro does not look for what is near
+            known = flags_of(lambda flags: tyro.cli(kind, args=flags, **named))
+            near = difflib.get_close_matches(mistyped[1], known, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{message} (lamp {command} --help lists the flags)") from None
     _check_seeds(found)
     return found
 
@@ -89,13 +99,75 @@ def _one_line(box: str) -> str:
 
 
 def _without_descriptions(section: list[str]) -> list[str]:
-    """Of a list of missing flags and arguments only these themselves are kept."""
+    """Of a list of missing flags and arguments, or of those that may have been meant, only these themselves are kept."""
     words = [line.strip() for line in section]
+    if words[0].startswith("Perhaps you meant"):
+        near = [word.split()[0].rstrip(",") for word in words[1:] if word.startswith("--")]
+        return [f"did you mean {' or '.join(near)}?"]
     if not words[0].startswith("Missing from"):
         return words
     depths = [len(line) - len(line.lstrip()) for line in section[1:]]
     named = [word for word, depth in zip(words[1:], depths, strict=True) if depth == min(depths)]
     return [words[0], ", ".join(named)]
+
+
+_ENTRY = re.compile(r"(?m)^[│ ] (--?[a-zA-Z][\w.-]*)(?:, (--[\w.-]+))?")
+"""A flag's line in a help text, with its opposite; those of its description are indented further."""
+
+
+def usual_help(text: str, usual: Collection[str]) -> str:
+    """A help text with the usual flags only, and how many others there are; groups in which none is left go.
+
+    A group is a frame with a title or, where the terminal knows ASCII only, a title over a rule, up to an empty line.
+    """
+    kept: list[str] = []
+    group: list[str] = []
+    inside = shown = False
+    left_out = 0
+    lines = text.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if not inside:
+            inside, shown, group = line.startswith("╭") or (_is_title(line) and _is_rule(following)), False, [line]
+            kept += [] if inside else [line]
+        elif line.startswith("╰") or (not line.strip() and (_is_title(following) or not following)):
+            kept += [*group, line] if any(map(_ENTRY.match, group)) else []
+            inside = False
+        elif len(group) == 1 and _is_rule(line):
+            group.append(line)
+        else:
+            if entry := _ENTRY.match(line):
+                shown = entry[1] in usual or entry[1] == "-h"
+                left_out += not shown
+            group += [line] if shown else []
+    return "\n".join([*kept, f"'--help-all' lists {left_out} more flags."])
+
+
+def _is_title(line: str) -> bool:
+    """Of a group, where the terminal knows ASCII only: whatever is inside is indented further."""
+    return line[:1] == " " and line[1:2] not in ("", " ")
+
+
+def _is_rule(line: str) -> bool:
+    return len(line.strip()) > 3 and not line.strip().strip("-")
+
+
+def help_text(run: Callable[[Sequence[str]], object], flags: Sequence[str]) -> str:
+    """What a command prints where its flags ask for help, in the letters that the terminal knows."""
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=getattr(sys.stdout, "encoding", None) or "utf-8")
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        run(flags)
+    shown.seek(0)
+    return shown.read()
+
+
+def flags_of(run: Callable[[Sequence[str]], object]) -> tuple[str, ...]:
+    """The flags of a command, as its help text lists them.
+
+    Args:
+        run: What runs it.
+    """
+    found = [flag for pair in _ENTRY.findall(help_text(run, ["--help"])) for flag in pair]
+    return tuple(dict.fromkeys(flag for flag in found if flag.startswith("--")))
 
 
 def with_flag(arguments: Sequence[str], flag: str) -> Sequence[str]:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,8 @@ class FolderKind:
     describe: Callable[[Path], dict[str, Any]]
     verify: Callable[[Path, Verification], None] | None
     """Reads all of it and records what is damaged; None where only the folders inside hold anything."""
+    table: Callable[[Path], str] | None = None
+    """Its results as a table for a terminal, for the kinds that have some."""
 
     def matches(self, path: Path) -> bool:
         return any(path.glob(self.marker)) if "*" in self.marker else (path / self.marker).exists()
@@ -161,12 +165,19 @@ def _stage_line(one: StageEpisodes, kind: str) -> dict[str, Any]:
 
 
 def _describe_run(path: Path) -> dict[str, Any]:
+    from lamp.train.checkpoint_metadata import read_description
     from lamp.train.metrics import read_metrics
 
     rows = read_metrics(path / "metrics.jsonl")
-    saved = (path / "checkpoint" / "lamp.json").exists()
-    checkpoint = _describe_checkpoint(path) if saved else "none yet: the same command starts from the beginning"
-    return {"last metrics": rows[-1] if rows else None, "checkpoint": checkpoint}
+    last = {"last metrics": rows[-1] if rows else None}
+    if not (path / "checkpoint" / "lamp.json").exists():
+        return {**last, "checkpoint": "none yet: the same command starts from the beginning"}
+    found = read_description(path)
+    loop = getattr(found.training, "loop", None)
+    # A run with a budget of time is finished when that is spent, at whatever step.
+    left = loop is not None and loop.time_budget_s is None and found.step < loop.steps
+    state = f"step {found.step} of {loop.steps}: the same command goes on" if left and loop else "finished"
+    return {"state": state, **last, "checkpoint": _describe_metadata(found)}
 
 
 def _describe_evaluation(path: Path) -> dict[str, Any]:
@@ -186,12 +197,32 @@ def _describe_evaluation(path: Path) -> dict[str, Any]:
     }
 
 
+def _table_of_evaluation(path: Path) -> str:
+    from lamp.benchmark import robustness, tables
+    from lamp.benchmark.episodes import read_records
+
+    records = read_records(path)
+    return "\n".join(
+        filter(None, (tables.to_text(tables.tabulate(records)), robustness.to_text(robustness.robustness(records))))
+    )
+
+
+def _table_of_experiment(path: Path) -> str:
+    found = [folder for name, folder in _inside(path) if name == "evaluation"]
+    texts = [(folder, _table_of_evaluation(folder)) for folder in found]
+    return "\n".join(f"{folder.name}: {text}" if len(found) > 1 else text for folder, text in texts if text)
+
+
 def _describe_experiment(path: Path) -> dict[str, Any]:
-    summary = read_json_object(path / "summary.json", "summary") if (path / "summary.json").is_file() else {}
+    from lamp.view.report import RunSummary, command_of
+
+    has_summary, command = (path / "summary.json").is_file(), command_of(path)
+    summary = read_json_as(path / "summary.json", RunSummary, "summary") if has_summary else RunSummary()
     seconds = read_json_object(path / "seconds.json", "stage times")
     return {
         "state": "finished: see report.html" if summary else "unfinished: the same command goes on",
-        **{key: summary[key] for key in ("title", "notes", "facts") if key in summary},
+        **({"command": command} if command else {}),
+        **{key: value for key, value in summary.items() if key in ("warning", "title", "notes", "flow", "facts")},
         "seconds": summary.get("seconds", seconds),
         "inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)},
     }
@@ -274,7 +305,13 @@ def _describe_release(path: Path) -> dict[str, Any]:
 
 KINDS = (
     FolderKind(name="dataset", marker="meta/info.json", describe=_describe_dataset, verify=verify_dataset),
-    FolderKind(name="evaluation", marker="run.json", describe=_describe_evaluation, verify=verify_evaluation),
+    FolderKind(
+        name="evaluation",
+        marker="run.json",
+        describe=_describe_evaluation,
+        verify=verify_evaluation,
+        table=_table_of_evaluation,
+    ),
     FolderKind(name="training run", marker="checkpoint/lamp.json", describe=_describe_run, verify=verify_run),
     FolderKind(name="checkpoint", marker="model.safetensors", describe=_describe_checkpoint, verify=verify_checkpoint),
     FolderKind(name="scene-flow store", marker="zarr.json", describe=_describe_scene_flow, verify=verify_scene_flow),
@@ -283,7 +320,9 @@ KINDS = (
         name="hidden states (z_m)", marker="hidden.json", describe=_describe_hidden_states, verify=verify_shards
     ),
     FolderKind(name="study", marker="definition.json", describe=_describe_study, verify=None),
-    FolderKind(name="experiment", marker="seconds.json", describe=_describe_experiment, verify=None),
+    FolderKind(
+        name="experiment", marker="seconds.json", describe=_describe_experiment, verify=None, table=_table_of_experiment
+    ),
     FolderKind(name="unfinished training run", marker="metrics.jsonl", describe=_describe_run, verify=verify_run),
     FolderKind(name="trials on a robot", marker="trials.jsonl", describe=_describe_trials, verify=verify_other),
     FolderKind(name="recording of a robot", marker="*.lamprec", describe=_describe_recording, verify=verify_recording),
@@ -383,8 +422,35 @@ def describe(path: Path) -> dict[str, Any]:
     hub = None if path.exists() else HubId.parse(str(path))
     if hub is not None:
         return _on_the_hub(hub)
+    part = _part(path)
+    if part is not None:
+        return part
     kind = _kind_of(path)
     return {"kind": kind.name, "path": str(path), **kind.describe(path)}
+
+
+def _part(path: Path) -> dict[str, Any] | None:
+    """What a folder holds that is none of LaMP's kinds and lies in one that is, such as an experiment's pictures."""
+    if not path.is_dir() or any(kind.matches(path) for kind in KINDS):
+        return None
+    whole = next(
+        ((kind, folder) for folder in path.resolve().parents[:4] for kind in KINDS if kind.matches(folder)), None
+    )
+    if whole is None:
+        return None
+    from lamp.view.images import read_caption
+
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    captions = {file.name: text for file in files if file.suffix == ".png" and (text := read_caption(file))}
+    return {
+        "kind": f"part of {'an' if whole[0].name[0] in 'aeiou' else 'a'} {whole[0].name}",
+        "path": str(path),
+        "of": str(whole[1]),
+        "files": dict(Counter(file.suffix or file.name for file in files)),
+        "megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 1),
+        **({"pictures": captions} if captions else {}),
+        "inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)},
+    }
 
 
 def _on_the_hub(hub: HubId) -> dict[str, Any]:
@@ -404,6 +470,50 @@ def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:
                 yield kind.name, folder
             else:
                 yield from _inside(folder, depth - 1)
+
+
+LINES, WIDTH, ENTRIES = 40, 120, 4
+"""Of a description in brief: lines, letters of a line, and entries of a list."""
+
+
+def to_brief(path: Path, found: Mapping[str, Any]) -> str:
+    """Lays a description out in at most 40 lines: a table of results first, then a line for each entry, cut where it is long.
+
+    Args:
+        found: What `describe` says of the folder.
+    """
+    kind = next((kind for kind in KINDS if kind.name == found.get("kind")), None)
+    table = kind.table(path).rstrip().splitlines() if kind is not None and kind.table is not None else []
+    entries = list(_brief_lines(found))
+    shown = [*table[: LINES // 2], *(["  ..."] if len(table) > LINES // 2 else []), *([""] if table else [])]
+    shown = [*(_cut(line, 2 * WIDTH) for line in shown), *(_cut(line) for line in entries)]
+    last = f"more: lamp info {shlex.quote(str(found.get('path', path)))} --all"
+    return "\n".join([*shown[: LINES - 1], last])
+
+
+def _brief_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    for key, item in found.items():
+        if not (isinstance(item, list) and _nested(item)):
+            yield f"{key}: {_compact(item)}"
+            continue
+        yield f"{key}:"
+        yield from (f"  - {_compact(entry)}" for entry in item[:ENTRIES])
+        if len(item) > ENTRIES:
+            yield f"  ... and {len(item) - ENTRIES} more"
+
+
+def _compact(item: Any, depth: int = 0) -> str:
+    """A value on one line, what is nested in parentheses."""
+    if isinstance(item, Mapping) and item:
+        text = ", ".join(f"{key} {_compact(entry, depth + 1)}" for key, entry in item.items())
+        return f"({text})" if depth else text
+    if isinstance(item, list) and _nested(item):
+        return "; ".join(_compact(entry, depth + 1) for entry in item)
+    return " ".join(_short(item).split())
+
+
+def _cut(line: str, width: int = WIDTH) -> str:
+    return line if len(line) <= width else f"{line[: width - 3]}..."
 
 
 def to_text(value: Mapping[str, Any]) -> str:

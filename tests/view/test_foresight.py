@@ -13,6 +13,7 @@ from training_fakes import (  # pyright: ignore[reportMissingImports]
     PatchBackbone,
 )
 
+from lamp import cli
 from lamp.errors import DataError, MismatchError
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.view.foresight import Foreseer, ForesightRenderer, ViewConfig, view
@@ -57,6 +58,22 @@ def test_either_stage_foresees_and_repeats_itself(root: Path, run: str) -> None:
     other = foreseer.points(images, "task 0", samples=1, seed=1)
     assert one.shape == (GRID[0] * GRID[1], HORIZON + 1, 3) and not np.array_equal(one, other)
     np.testing.assert_array_equal(one[:, 0], other[:, 0])
+
+
+def test_what_was_drawn_is_said_with_its_error(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looking = ForesightRenderer(root / "data", root / "motion", samples=2, backbone=PatchBackbone())
+    shown = looking.draw(2, 4)
+    errors = shown.errors
+    assert errors is not None and errors.points == GRID[0] * GRID[1] // 2
+    # The upper half moves by 0.012 of the image a frame, of which the model sees every second: steps 1 to 4.
+    assert errors.no_motion == pytest.approx(256 * 0.012 * STRIDE * 2.5, rel=1e-4)
+    assert f"{errors.predicted:.1f} px of a 256-px image (the mean of 2 samples, 8 points that move)" in str(shown)
+    out = tmp_path / "view.png"
+    assert cli.main(["view", str(root / "data"), "--episode", "1", "--frame", "4", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said == f"{out}: true motion of task 1 (episode 1, frame 4); --checkpoint draws a prediction beside it\n"
 
 
 def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ class Command:
     """It waits for somebody, for as long as that takes."""
     elsewhere: str = "--out FOLDER"
     """The flags that choose another place for what it writes, said where it cannot write."""
+    usual: tuple[str, ...] = ()
+    """The flags that `--help` lists, of a command with very many; `--help-all` lists the others. Empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

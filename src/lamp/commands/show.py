@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
 
-from lamp.commands.command import Command, found_checkpoint
-from lamp.flags import parse
+from lamp.commands.command import Command, SelectionFlags, embodiment, found_checkpoint
+from lamp.errors import unknown
+from lamp.flags import flags_of, parse, parse_beside
 
 
 def _view(arguments: Sequence[str]) -> None:
     from lamp.view.foresight import ViewConfig, view
 
     config = parse(ViewConfig, arguments, "view", leading="--data")
-    view(replace(config, checkpoint=found_checkpoint(config.checkpoint)) if config.checkpoint else config)
+    config = replace(config, checkpoint=found_checkpoint(config.checkpoint)) if config.checkpoint else config
+    print(f"{config.out}: {view(config)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayFlags(SelectionFlags):
+    """A dry run: gives a policy the observations of recorded episodes, and compares its actions with the recorded ones, value by
+    value, in numbers and a picture. Nothing moves."""
+
+    embodiment: str | None = None
+    """How the dataset records its robot: lamp, libero ..., or a JSON file; by default, as the policy's own did."""
+    json: bool = False
+    """Print the errors as one JSON object."""
+
+
+def _replay(arguments: Sequence[str]) -> None:
+    from lamp.view.replay import ReplayConfig, replay
+
+    flags, config = parse_beside(ReplayFlags, ReplayConfig, arguments, "replay", leading="--data")
+    config = replace(
+        config,
+        selection=flags.selection,
+        embodiment=None if flags.embodiment is None else embodiment(flags.embodiment),
+        checkpoint=None if config.checkpoint is None else found_checkpoint(config.checkpoint),
+    )
+    report = replay(config)
+    print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if flags.json else report)
+    print(f"picture: {config.out}", file=sys.stderr if flags.json else sys.stdout)
 
 
 def _show_perturbations(arguments: Sequence[str]) -> None:
@@ -46,8 +74,10 @@ class InfoFlags:
 
     path: tyro.conf.Positional[Path]
     """The folder, or a checkpoint's id on the hub, OWNER/NAME or OWNER/NAME@REVISION: its weights are not fetched."""
+    all: bool = False
+    """Everything; otherwise at most 40 lines, results first."""
     json: bool = False
-    """Print JSON."""
+    """Print everything as JSON."""
     verify: bool = False
     """Read everything and compare it with the checksums that were kept when it was written; exit code 1 where a file differs."""
     write_checksums: bool = False
@@ -56,7 +86,7 @@ class InfoFlags:
 
 def _info(arguments: Sequence[str]) -> None:
     flags = parse(InfoFlags, arguments, "info")
-    from lamp.info import describe, to_text, update_checksums
+    from lamp.info import describe, to_brief, to_text, update_checksums
 
     if flags.verify or flags.write_checksums:
         if flags.write_checksums:
@@ -65,7 +95,10 @@ def _info(arguments: Sequence[str]) -> None:
             _verify(flags)
         return
     description = describe(flags.path)
-    print(json.dumps(description, indent=2, ensure_ascii=False) if flags.json else to_text(description))
+    if flags.json:
+        print(json.dumps(description, indent=2, ensure_ascii=False))
+    else:
+        print(to_text(description) if flags.all else to_brief(flags.path, description))
 
 
 def _verify(flags: InfoFlags) -> None:
@@ -99,12 +132,86 @@ _NAMED = 20
 """At most so many faults are printed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompletionFlags:
+    """Prints what makes a shell complete `lamp`'s commands and flags:
+    `source <(lamp completion bash)`; in ~/.bashrc, to keep it."""
+
+    shell: tyro.conf.Positional[str]
+    """bash, zsh or fish; fish reads it from ~/.config/fish/completions/lamp.fish."""
+
+
+def _completion(arguments: Sequence[str]) -> None:
+    flags = parse(CompletionFlags, arguments, "completion")
+    if flags.shell not in _SHELLS:
+        raise unknown("shell", flags.shell, _SHELLS)
+    from lamp.commands import COMMANDS as ALL
+    from lamp.recipes import RECIPES
+
+    words = {name: flags_of(command.run) for name, command in ALL.items()}
+    print(_SHELLS[flags.shell](words, tuple(RECIPES)))
+
+
+def _bash(words: Mapping[str, Sequence[str]], recipes: Sequence[str]) -> str:
+    following: dict[str, list[str]] = {"": list(dict.fromkeys(name.split()[0] for name in words))}
+    for first, _, second in (name.partition(" ") for name in words):
+        if second:
+            following.setdefault(first, []).append(second)
+    # Two words before one: `train motion` is not `train`.
+    flagged = sorted(words.items(), key=lambda item: -len(item[0].split()))
+    lines = [
+        "_lamp() {",
+        '  local current="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[*]:1:COMP_CWORD-1}" words=""',
+        '  if [[ "${COMP_WORDS[COMP_CWORD-1]}" == --recipe ]]; then',
+        f'    words="{" ".join(recipes)}"',
+        '  elif [[ "$current" == -* ]]; then',
+        '    case "$before " in',
+        *(f'      "{name} "*) words="{" ".join(flags)}" ;;' for name, flags in flagged),
+        "    esac",
+        "  else",
+        '    case "$before" in',
+        *(f'      "{name}") words="{" ".join(names)}" ;;' for name, names in following.items()),
+        "    esac",
+        "  fi",
+        '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
+        "}",
+        "complete -o default -o bashdefault -F _lamp lamp",
+    ]
+    return "\n".join(lines)
+
+
+def _zsh(words: Mapping[str, Sequence[str]], recipes: Sequence[str]) -> str:
+    return f"autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n{_bash(words, recipes)}"
+
+
+def _fish(words: Mapping[str, Sequence[str]], recipes: Sequence[str]) -> str:
+    firsts = dict.fromkeys(name.split()[0] for name in words)
+    lines = [f"complete -c lamp -n __fish_use_subcommand -f -a {first}" for first in firsts]
+    for name, flags in words.items():
+        first, _, second = name.partition(" ")
+        seen = f"__fish_seen_subcommand_from {first}"
+        if second:
+            lines.append(f"complete -c lamp -n '{seen}' -f -a {second}")
+            seen += f"; and __fish_seen_subcommand_from {second}"
+        for flag in flags:
+            values = f" -x -a '{' '.join(recipes)}'" if flag == "--recipe" else ""
+            lines.append(f"complete -c lamp -n '{seen}' -l {flag.removeprefix('--')}{values}")
+    return "\n".join(lines)
+
+
+_SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+
+
 COMMANDS: dict[str, Command] = {
     "view": Command(summary="draw predicted beside true scene flow", run=_view, elsewhere="--out FILE"),
+    "replay": Command(
+        summary="compare a policy's actions with recorded ones: a dry run", run=_replay, elsewhere="--out FILE"
+    ),
     "show perturbations": Command(
         summary="draw what plus-style perturbations do to a scene", run=_show_perturbations, elsewhere="--out FILE"
     ),
     "score": Command(summary="write down how far a trial on a real robot came", run=_score, waits=True),
     "report": Command(summary="write the HTML report of a run", run=_report, elsewhere="--out FILE"),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
+    "completion": Command(summary="let a shell complete commands and flags", run=_completion),
 }

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from lamp.train.run_folder import RunStage, TrainingResult
 
 ELSEWHERE = "--out FOLDER for the run, --features FOLDER for feature caches"
+USUAL = (
+    *("--recipe", "--data", "--out", "--motion", "--embodiment", "--episodes", "--hold-out", "--fresh", "--features"),
+    *("--also", "--from", "--track", "--plan", "--lora"),
+    *("--loop.steps", "--loop.batch-size", "--loop.optimiser.lr", "--loop.seed", "--loop.device", "--loop.threads"),
+)
+"""What one usually changes of a training."""
 ANY_RECIPE = "demo"
 """Fills the help text of a command that needs a recipe and was given none."""
 
@@ -379,10 +385,10 @@ def _resize(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Command] = {
     "train motion": Command(
-        summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion, elsewhere=ELSEWHERE
+        summary="Stage 1: the Motion Expert, on scene flow", run=_train_motion, elsewhere=ELSEWHERE, usual=USUAL
     ),
     "train policy": Command(
-        summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy, elsewhere=ELSEWHERE
+        summary="Stage 2: guidance and Action Expert, on actions", run=_train_policy, elsewhere=ELSEWHERE, usual=USUAL
     ),
     "pretrain": Command(summary="Stage 1 from nothing: motion without actions, and a Motion Expert", run=_pretrain),
     "resize": Command(summary="carry a Motion Expert's weights over to another grid or horizon", run=_resize),

@@ -381,3 +381,26 @@ def embodiment(name: str) -> Embodiment:
     if name not in EMBODIMENTS:
         raise unknown("embodiment", name, EMBODIMENTS)
     return EMBODIMENTS[name]
+
+
+_POSE = ("m", "m", "m", "rad", "rad", "rad")
+_STEPS = ("[-1, 1]",) * 6
+ACTION_UNITS: Mapping[str, tuple[str, ...]] = {
+    OWN.name: (*_STEPS, "1 = open"),
+    LIBERO.name: (*_STEPS, "1 = open"),
+    LIBERO_OPENPI.name: (*_STEPS, "-1 = open"),
+    BRIDGE.name: (*_POSE, "1 = open"),
+    DROID.name: (*("rad",) * 7, "0 = open"),
+    FLEXIV.name: (*_POSE, "1 = open"),
+}
+
+
+def action_units(embodiment: Embodiment, dataset: LeRobotDataset, width: int) -> tuple[str, ...]:
+    """The unit of each recorded value of an action; none where they are not known.
+
+    Args:
+        width: Values of an action.
+    """
+    known = EMBODIMENTS.get(embodiment.name) == embodiment and (embodiment != OWN or collected_in_libero(dataset))
+    units = ACTION_UNITS.get(embodiment.name, ()) if known else ()
+    return units if len(units) == width else ()

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -393,11 +392,10 @@ class Sources:
             dataset=self.content,
         )
 
-    @cached_property
+    @property
     def content(self) -> str:
         """Content hash of the whole dataset."""
-        prints = (self.dataset.fingerprint(episode) for episode in range(len(self.dataset)))
-        return hashlib.sha256("\n".join(prints).encode()).hexdigest()[:32]
+        return self.dataset.content
 
     def unseen_by(self, *others: DataRecord) -> tuple[int, ...]:
         """Training episodes that another training, of Stage 1, did not see: all, where it had other datasets."""

@@ -248,7 +248,7 @@ def _write(axes: Axes, x: Number, y: Number, text: str, *, offset: int) -> None:
 
 
 @cache
-def _import_matplotlib() -> None:
+def import_matplotlib() -> None:
     """Imports it without the environment's backend, which a notebook sets and only its own interpreter knows, and in silence:
     neither an unwritable cache of fonts nor a mistake in the user's settings matters here."""
     backend, logger = os.environ.pop("MPLBACKEND", None), logging.getLogger("matplotlib")
@@ -269,7 +269,7 @@ def _axes(
     width: Number, height: Number, *, left: Number, right: Number, top: Number, bottom: Number
 ) -> Iterator[tuple[Figure, Axes]]:
     """Axes with margins in [px], in our style whatever the user's own Matplotlib settings are."""
-    _import_matplotlib()
+    import_matplotlib()
     from matplotlib import style
     from matplotlib.figure import Figure
 

@@ -15,12 +15,13 @@ from lamp.data.lerobot import LeRobotDataset
 from lamp.data.observation_encoder import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP
-from lamp.sceneflow.motion_mask import DRAWN
+from lamp.sceneflow.motion_mask import DRAWN, leaves_start
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, find_store, store_folders
 from lamp.sceneflow.tracks import grid_points, integrate, retime
 from lamp.train.checkpoint import Backbones, Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, read_description
+from lamp.train.flow_metrics import IMAGE_PX
 from lamp.types import Observations
 from lamp.view.images import row_of, write_png
 from lamp.view.overlay import OverlayStyle, draw_foresight
@@ -51,6 +52,26 @@ class ViewConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictedPathErrors:
+    """Average displacement errors of one frame's paths, over the points that move. [px of a 256-px image]"""
+
+    points: int
+    """Points that move."""
+    samples: int
+    """Predictions that were averaged."""
+    predicted: float
+    no_motion: float
+    """Of the guess that nothing moves."""
+
+    def __str__(self) -> str:
+        of = "one sample" if self.samples == 1 else f"the mean of {self.samples} samples"
+        return (
+            f"average displacement error {self.predicted:.1f} px of a 256-px image ({of}, {self.points} points that move), "
+            f"{self.no_motion:.1f} px if nothing moved"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForesightPicture:
     """A drawn frame."""
 
@@ -58,6 +79,18 @@ class ForesightPicture:
     episode: int
     frame: int
     caption: str
+    errors: PredictedPathErrors | None = None
+    """None where nothing is predicted, or no point moves."""
+    predicted: bool = False
+
+    def __str__(self) -> str:
+        """What was drawn, and how far the predicted paths are from the true ones."""
+        if not self.predicted:
+            return f"true motion of {self.caption}; --checkpoint draws a prediction beside it"
+        what = f"predicted beside true motion of {self.caption}"
+        if self.errors is None:
+            return f"{what}; no point moves, so no error is said: try another --frame"
+        return f"{what}; {self.errors}"
 
 
 def view(config: ViewConfig) -> ForesightPicture:
@@ -161,13 +194,40 @@ class ForesightRenderer:
             draw_foresight(image, np.zeros((0, 2, 2)), STYLE),
             draw_foresight(image, self.truth(episode, frame), STYLE),
         ]
-        captions = ["observation", "true motion"]
+        captions, errors = ["observation", "true motion"], None
         if self.foreseer is not None:
             paths = self.foreseer.points(images, task, samples=self.samples, seed=self.seed)
             pictures.append(draw_foresight(image, paths, STYLE))
             captions.append("predicted motion" + (f", mean of {self.samples}" if self.samples > 1 else ""))
+            errors = self._errors(self.truth(episode, frame), paths)
         caption = f"{task} (episode {episode}, frame {frame})"
-        return ForesightPicture(image=row_of(pictures, captions), episode=episode, frame=frame, caption=caption)
+        return ForesightPicture(
+            image=row_of(pictures, captions),
+            episode=episode,
+            frame=frame,
+            caption=caption,
+            errors=errors,
+            predicted=self.foreseer is not None,
+        )
+
+    def _errors(
+        self, truth: Float[np.ndarray, "k t1 3"], paths: Float[np.ndarray, "k t1 3"]
+    ) -> PredictedPathErrors | None:
+        known = np.isfinite(truth[..., :2]).all(-1)
+        moving = np.logical_and(leaves_start(truth - truth[:, :1], known), known[:, 1:].any(-1))
+        if not moving.any():
+            return None
+
+        def error(of: Float[np.ndarray, "k t1 3"]) -> float:
+            apart = np.linalg.norm((of - truth)[moving][:, 1:, :2], axis=-1)
+            return float(np.nanmean(apart, axis=1).mean()) * IMAGE_PX
+
+        return PredictedPathErrors(
+            points=int(moving.sum()),
+            samples=self.samples,
+            predicted=error(paths),
+            no_motion=error(np.repeat(paths[:, :1], paths.shape[1], axis=1)),
+        )
 
     def truth(self, episode: int, frame: int) -> Float[np.ndarray, "k t1 3"]:
         """Returns the true paths, as long as the motion prior's where there is one; not-a-number where unknown."""

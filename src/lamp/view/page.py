@@ -196,10 +196,14 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def render_page(*, title: str, lead: str, cards: Sequence[Card], sections: Sequence[Section], footer: str) -> str:
+def render_page(
+    *, title: str, lead: str, cards: Sequence[Card], sections: Sequence[Section], footer: str, warning: str = ""
+) -> str:
     """Returns the whole page."""
     template = _environment().get_template("report.html")
-    return template.render(title=title, lead=lead, cards=cards, sections=sections, footer=footer) + "\n"
+    return (
+        template.render(title=title, lead=lead, warning=warning, cards=cards, sections=sections, footer=footer) + "\n"
+    )
 
 
 def render_section(section: Section) -> str:

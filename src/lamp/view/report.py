@@ -46,6 +46,8 @@ class ReportInputs:
     title: str = "LaMP run"
     lead: str = ""
     """A sentence below the title; made from the run if empty."""
+    warning: str = ""
+    """Why the figures must not be used, above everything else."""
     seconds: Mapping[str, float | int] = field(default_factory=dict)
     """Stage of the run -> its wall time [s]."""
     motions: Mapping[str, Path] = field(default_factory=dict)
@@ -137,6 +139,7 @@ def render(inputs: ReportInputs) -> str:
     return render_page(
         title=inputs.title,
         lead=inputs.lead or run_sections.lead(results),
+        warning=inputs.warning,
         cards=run_sections.headline(results, inputs.seconds),
         sections=[section for section in sections if section is not None],
         footer=f"Written by LaMP {code_version()} on {today}. Every number is computed from the run's own files.",
@@ -181,6 +184,7 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     return ReportInputs(
         title=title or summary["title"] or f"LaMP run: {run.resolve().name}",
         lead=summary["lead"],
+        warning=summary["warning"],
         seconds=summary["seconds"],
         motions=motions,
         policies=policies,
@@ -196,13 +200,36 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
     )
 
 
+EXPERIMENT = "experiment.json"
+
+
+class StoredExperiment(TypedDict):
+    """What an experiment's `experiment.json` says of the command that made it."""
+
+    command: str
+    recipe: str
+    quick: bool
+
+
+def command_of(run: Path) -> str:
+    """The command that made an experiment's folder; empty where it was not noted.
+
+    Raises:
+        DataError: The note is damaged.
+    """
+    path = run / EXPERIMENT
+    return read_json_as(path, StoredExperiment, "record of an experiment")["command"] if path.is_file() else ""
+
+
 class RunSummary(TypedDict, total=False):
     """What is read again of a run's `summary.json`."""
 
     title: str | None
     lead: str | None
+    warning: str
     seconds: dict[str, float]
     notes: list[Any]
+    flow: dict[str, Any]
     facts: dict[str, Any]
 
 
@@ -212,6 +239,7 @@ def _summary(path: Path) -> dict[str, Any]:
     return {
         "title": stored.get("title") or "",
         "lead": stored.get("lead") or "",
+        "warning": stored.get("warning", ""),
         "seconds": {name: value for name, value in stored.get("seconds", {}).items() if name != "total"},
         "notes": tuple(map(str, stored.get("notes", ()))),
         "facts": stored.get("facts", {}),
@@ -278,6 +306,7 @@ def together(runs: Sequence[tuple[Path, ReportInputs]]) -> ReportInputs:
     return replace(
         first,
         lead=next((inputs.lead for _, inputs in runs if inputs.lead), ""),
+        warning=" ".join(dict.fromkeys(inputs.warning for _, inputs in runs if inputs.warning)),
         data=next((inputs.data for _, inputs in runs if inputs.data), None),
         **{kind: named(kind) for kind in ("motions", "policies", "flows", "seconds", "configuration", "facts")},
         **{kind: all_of(kind) for kind in ("evaluations", "trials", "pictures", "notes")},

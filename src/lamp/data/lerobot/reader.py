@@ -362,6 +362,12 @@ class LeRobotDataset:
             found.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
         return found.hexdigest()[:16]
 
+    @cached_property
+    def content(self) -> str:
+        """Content hash of the whole dataset."""
+        prints = (self.fingerprint(episode) for episode in range(len(self)))
+        return hashlib.sha256("\n".join(prints).encode()).hexdigest()[:32]
+
     def instruction_key(self, episode: int) -> str:
         """An episode's instruction as its hashes know it: the text or, where there are several, those of each frame."""
         texts, which = self.instructions(episode)

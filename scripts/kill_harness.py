@@ -119,6 +119,7 @@ def tiny_recipe(path: Path) -> Path:
     tiny = replace(
         demo,
         name="tiny",
+        prior=None,  # so that Stage 1 is killed, too
         collect=replace(demo.collect, task=(0,), episodes=3),
         flow=replace(demo.flow, every=8),
         motion=shallower(demo.motion),

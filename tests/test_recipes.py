@@ -136,7 +136,7 @@ def test_the_benchmarks_models() -> None:
 
 
 def test_an_unknown_recipe_is_an_error_that_names_the_others() -> None:
-    with pytest.raises(ConfigError, match=r"'demmo'; did you mean 'demo'\? Known: demo, libero_object_small"):
+    with pytest.raises(ConfigError, match=r"'demmo'; did you mean 'demo'\? Known: demo, libero_object_motion, "):
         recipe("demmo")
 
 

@@ -38,7 +38,7 @@ def pretrain(recipe: PretrainingRecipe, out: Path) -> Path:
         say(f"{recipe.name} into {out}: collect, flow, features, train motion")
         collect(replace(recipe.collect, out=data))
         build(replace(recipe.flow, data=data), pictures=picture_hashes(data, recipe.flow.cameras))
-        ensure_features(data, recipe.backbone, augmentation=recipe.motion.augmentation)
+        ensure_features(data, recipe.backbone)
         train_motion(recipe.motion, data, motion)
         pass_on(motion, passed_on)
         evaluate_flow(passed_on, data, frames=recipe.motion.final_samples).write(passed_on / FLOW_ERRORS)

@@ -27,6 +27,9 @@ class Recipe:
     """The same policy without the motion prior."""
     evaluations: tuple[EvaluateConfig, ...]
     """Each is run with both policies; its `out` is the name of its folder."""
+    prior: str | None = None
+    """The motion checkpoint that the policy starts from, such as `pretrained/libero_object`, in place of a Stage 1 on the
+    demonstrations of the policy itself, from which it would know nothing that the policy does not."""
 
     @property
     def models(self) -> dict[str, LaMPConfig]:

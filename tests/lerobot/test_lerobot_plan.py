@@ -70,6 +70,7 @@ class TestPlan:
         plan = planned(images=images, chunk=40)
         assert plan.model.action is not None
         assert plan.model.action.positions == 40 + 100 + 7 * 64 + 24
+        assert plan.model.pooling is not None and plan.model.pooling.grids == ((10, 10),) + ((8, 8),) * 7
 
     def test_cameras_by_name(self) -> None:
         named = {"agentview": "observation.images.wrist"}
@@ -107,6 +108,7 @@ class TestPrior:
         assert plan.backbone.cameras == (("agentview", 64), ("wrist", 32))
         assert plan.model.motion is not None and found.model.motion is not None
         assert plan.model.motion.grid == found.model.motion.grid and plan.model.guidance is not None
+        assert plan.model.pooling is not None and plan.model.pooling.grids == ((4, 4), (2, 2))
         model, key = LaMP(plan.model), found.backbone.key
         assert key is not None
         load_motion(model, str(prior), key)

@@ -89,9 +89,9 @@ class TestInterface:
     def test_optimiser_and_schedule_are_the_recipes(self) -> None:
         config = LampConfig(device="cpu")
         optimiser, schedule = config.get_optimizer_preset(), config.get_scheduler_preset()
-        assert (optimiser.lr, optimiser.betas, optimiser.grad_clip_norm) == (6e-4, (0.9, 0.95), 1.0)
+        assert (optimiser.lr, optimiser.betas, optimiser.grad_clip_norm) == (1.5e-3, (0.9, 0.95), 1.0)
         built = schedule.build(torch.optim.SGD([torch.zeros(1)], lr=optimiser.lr), 100)
-        assert built.get_last_lr() == [6e-4] and schedule.decay_lr == 1e-6
+        assert built.get_last_lr() == [1.5e-3] and schedule.decay_lr == 1e-6
         assert LampConfig(device="cpu", optimizer_lr=1e-3).get_scheduler_preset().peak_lr == 1e-3
 
     def test_mistakes(self) -> None:

@@ -24,13 +24,14 @@ from lamp.files import locked
 from lamp.info import describe
 from lamp.json_files import write_json
 from lamp.recipes import training
-from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, find_study, quick, robustness, tiny
+from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, find_study, pretrained, quick, robustness, tiny
 from lamp.study.jobs import MotionWork, PolicyWork, errors_of
 from lamp.study.plan import RunOptions, plan_text, size
 from lamp.study.report import report, summarise
 from lamp.study.results import DEFINITION, MOTION_ONLY, RESULT, Cell, cells, read_definition
 from lamp.study.run import Partition, _Run, run
 from lamp.study.study import Arm, MotionPrior, RecordedData, Resolved, SimulatorTest, Study, check_continues
+from lamp.train.publishing import find_checkpoint, shipped_checkpoints
 
 TASKS = ("stack", "fold", "pour")
 
@@ -98,6 +99,25 @@ def test_the_named_studies_say_what_they_were_asked_for() -> None:
     own = atm()
     assert own.demonstrations == (10,) and own.motion.per_task == 50 and own.policy_seeds == 3
     assert own.tests[0].episodes == 20 * 10
+
+
+def test_an_arm_may_take_a_checkpoint_in_place_of_a_stage_1(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    (shipped,) = shipped_checkpoints()
+    recorded = RecordedData(path=str(dataset.root))
+    made = replace(pretrained(), data=recorded, demonstrations=(2,), policy_seeds=1, motion_seeds=1, tests=())
+    found = {job.folder.split("/")[1]: job for job in jobs(made, dataset, tmp_path)}
+    assert [type(job.work) for job in found.values()] == [PolicyWork] * len(made.arms)
+    assert all(not job.needs for job in found.values())
+    places = {name: job.work.motion for name, job in found.items()}
+    assert places.pop("none") is None and set(places.values()) == {find_checkpoint(shipped)}
+    assert size(Resolved.of(made)).motions == 0
+    with pytest.raises(MismatchError, match=r"arm 'x': pretrained/libero_object has model\.motion\.\w+ = .*'made_up'"):
+        Resolved.of(study(arms=(NONE, Arm(name="x", prior=MotionPrior(checkpoint=shipped)))))
+    with pytest.raises(ConfigError, match="unknown checkpoint that comes with LaMP 'pretrained/x'"):
+        Resolved.of(study(arms=(NONE, Arm(name="x", prior=MotionPrior(checkpoint="pretrained/x")))))
+    both = MotionPrior(checkpoint=shipped, targets="shuffled")
+    with pytest.raises(ConfigError, match="takes the checkpoint pretrained/libero_object, and says how a Stage 1 is"):
+        Resolved.of(study(arms=(NONE, Arm(name="x", prior=both))))
 
 
 def test_a_check_is_not_in_the_list(capsys: pytest.CaptureFixture[str]) -> None:

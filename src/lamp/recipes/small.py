@@ -79,14 +79,14 @@ def for_few_demonstrations(policy: PolicyTraining) -> PolicyTraining:
 
 def libero_object_motion() -> PretrainingRecipe:
     """The motion prior that comes with LaMP: all ten tasks of LIBERO-Object with displaced objects, in motion alone."""
-    collect = small_collection("libero_object", (), episodes=12, shift=0.04)
+    collect = small_collection("libero_object", (), episodes=8, shift=0.04)
     like = small(
-        name="", summary="", collect=collect, motion_loop=small_loop(steps=2000, lr=1e-3, seed=1), evaluations=(),
+        name="", summary="", collect=collect, motion_loop=small_loop(steps=1500, lr=1e-3, seed=1, threads=1), evaluations=(),
         policy_loop=small_loop(steps=1, lr=1e-3, seed=1),
     )  # fmt: skip
     return PretrainingRecipe(
         name="libero_object_motion",
-        summary="the Motion Expert that comes with LaMP (pretrained/libero_object): ten tasks of LIBERO-Object, 12 episodes "
+        summary="the Motion Expert that comes with LaMP (pretrained/libero_object): ten tasks of LIBERO-Object, 8 episodes "
         "each without actions, from initial states that demonstrations of the demo do not have; an hour on 2 cores",
         collect=replace(collect, states=(10, 30), motion_only=True, seed=7),
         flow=like.flow,

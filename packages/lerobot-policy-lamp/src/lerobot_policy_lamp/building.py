@@ -125,7 +125,7 @@ def make_plan(
         )
     model = _fitted(policy, found, state_width=state_width, action_width=action_width, chunk=chunk)
     keys = tuple(CameraKey(name=name, key=named[name]) for name in camera_names)
-    return Plan(model=_with_room(model, backbone), backbone=backbone, cameras=keys)
+    return Plan(model=_of_cameras(model, backbone), backbone=backbone, cameras=keys)
 
 
 def _named(images: Sequence[str], cameras: Mapping[str, str]) -> dict[str, str]:
@@ -188,14 +188,16 @@ def _fitted(
     return replace(model, motion=motion, guidance=guidance, action=action)
 
 
-def _with_room(model: LaMPConfig, backbone: BackboneConfig) -> LaMPConfig:
-    """Positions for as many tokens as the cameras give; a vision-language model's are left to the recipe."""
+def _of_cameras(model: LaMPConfig, backbone: BackboneConfig) -> LaMPConfig:
+    """Positions for as many tokens as the cameras give, and pooling of just these; a vision-language model's are left to the
+    recipe."""
     if not isinstance(backbone, SmallBackboneConfig):
         return model
     assert model.action is not None
     tokens = sum((side // STRIDE) ** 2 for _, side in backbone.cameras) + backbone.text_tokens
     positions = max(model.action.positions, model.action.chunk + tokens)
-    return replace(model, action=replace(model.action, positions=positions))
+    pooling = replace(model.pooling, grids=backbone.grids) if model.pooling else None
+    return replace(model, action=replace(model.action, positions=positions), pooling=pooling)
 
 
 def load_motion(model: LaMP, source: str, backbone_key: str) -> None:

@@ -326,7 +326,7 @@ class MakingBread(Task):
         world.place("egg", pot + 0.02 * _UP)
         world.place("plate", unused if serving else plate)
         world.place("serving_bowl", plate if serving else unused)
-        world.place("bread", bread, math.pi / 2 + rng.uniform(-0.3, 0.3))
+        world.place("bread", bread, rng.uniform(-0.3, 0.3))
         self._pot_place = pot[:2]
         self._plate = "serving_bowl" if serving else "plate"
 
@@ -359,7 +359,8 @@ class MakingBread(Task):
         """The egg lies on the bread."""
         bread = world.body("bread")
         away = bread.rotation.T @ (world.body("egg").position - bread.position)
-        return abs(away[0]) < 0.05 and abs(away[1]) < 0.036 and 0.012 < away[2] < 0.035
+        on = abs(away[0]) < 0.05 and abs(away[1]) < 0.036 and 0.012 < away[2] < 0.035
+        return on and world.moving("egg") < 0.05
 
     def pot_returned(self, world: World) -> bool:
         """The pot stands where it stood, and the fingers have let it go."""
@@ -415,7 +416,7 @@ class MakingBread(Task):
 
     _last_roll = 1.8
     """How far the pot is rolled about its handle [rad]."""
-    _lead = 0.0
+    _lead = 0.055
     """How far beside the bread's middle the handle's axis is while pouring [m]."""
     _pour_height = 0.17
     """Of the handle above the table [m]."""

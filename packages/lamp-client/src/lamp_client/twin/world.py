@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -41,6 +42,9 @@ REACH = 0.15
 DOWN: Quaternion = (0.0, 1.0, 0.0, 0.0)
 """Half a turn about x: the tool points down, its x away from the base."""
 TIMESTEP = 0.002
+_FINGER_SPEED = 0.075
+"""Of each finger of a 2F-85 at most [m/s]."""
+_WRENCH_STEPS = 5
 # Collisions: robot with things, things with each other, never robot with robot.
 _ROBOT: dict[str, Any] = {"contype": 2, "conaffinity": 1}
 THING: dict[str, Any] = {"contype": 1, "conaffinity": 3}
@@ -63,6 +67,8 @@ class Base:
     radius: float
     """[m]"""
     height: float
+    position: Vector = (0.0, 0.0, 0.0)
+    """Where the arm stands in the twin's frame, in which poses are [m]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +213,7 @@ def camera_focal(height: int) -> float:
 def add_arm(spec: Any, arm: ArmModel) -> Any:
     """Builds the arm into a scene; returns its last link, whose site `flange` carries the tool."""
     mj = mujoco_module()
-    body = spec.worldbody.add_body(name="base", gravcomp=1)
+    body = spec.worldbody.add_body(name="base", pos=arm.base.position, gravcomp=1)
     half = arm.base.height / 2
     cylinder, capsule = mj.mjtGeom.mjGEOM_CYLINDER, mj.mjtGeom.mjGEOM_CAPSULE
     size = [arm.base.radius, half, 0]
@@ -370,7 +376,8 @@ class World:
         self.fault = ""
         """Set by tests and demonstrations: the arm is then in this fault."""
         self._renderers: dict[tuple[int, int, bool, int], Any] = {}
-        self._left_s = 0.0
+        self._left_s, self._steps, self._fingers_goal = 0.0, 0, 0.0
+        self._wrenches: deque[np.ndarray] = deque(maxlen=5)
         self._job: Any = None
         self.clock: Clock = WallClock() if real_time else SimulatedClock(self.advance)
         self._real_time = real_time
@@ -386,6 +393,11 @@ class World:
             count = int(self._left_s / step + 1e-6)
             self._left_s -= count * step
             for _ in range(count):
+                self._steps += 1
+                if self._steps % _WRENCH_STEPS == 0:
+                    self._wrenches.append(self._contact_wrench())
+                shut = self._fingers_goal - self.data.ctrl[self._gripper]
+                self.data.ctrl[self._gripper] += np.clip(shut, -_FINGER_SPEED * step, _FINGER_SPEED * step)
                 move = np.clip(self._goal - self._reference, -self._rate * step, self._rate * step)
                 self._reference += move
                 # The servos' damping acts on the joints' whole speed: without a lead they would lag behind by it.
@@ -434,7 +446,8 @@ class World:
                 home = self.kinematics.solve(target, home)
             self.data.qpos[self._qpos] = home
             self.data.ctrl[self._servos] = self._goal[:] = self._reference[:] = home
-            self.data.ctrl[self._gripper] = 0.0
+            self.data.ctrl[self._gripper] = self._fingers_goal = 0.0
+            self._wrenches.clear()
             self._rate[:] = 0.0
             self._left_s, self.fault = 0.0, ""
             self.task.reset(self, np.random.default_rng([seed, 7]), condition)
@@ -475,7 +488,7 @@ class World:
     def grip(self, openness: float) -> None:
         """1 is open."""
         with self.lock:
-            self.data.ctrl[self._gripper] = (1.0 - openness) * STROKE / 2
+            self._fingers_goal = (1.0 - openness) * STROKE / 2
 
     @property
     def openness(self) -> float:
@@ -484,7 +497,14 @@ class World:
             return float(np.clip(1.0 - 2 * self.data.qpos[self._fingers].mean() / STROKE, 0.0, 1.0))
 
     def wrench(self) -> np.ndarray:
-        """(6,) from contacts of the hand and fingers with things: force [N], and torque [N m] about the pinch."""
+        """(6,) what acts on the hand and fingers: force [N], and torque [N m] about the pinch.
+
+        The median of the last 50 ms: a finger that meets an object first pushes for an instant, which no real sensor shows.
+        """
+        with self.lock:
+            return np.median(self._wrenches, axis=0) if self._wrenches else np.zeros(6)
+
+    def _contact_wrench(self) -> np.ndarray:
         mj, total = self._mj, np.zeros(6)
         with self.lock:
             hand = {self._hand, self.model.body("left_finger").id, self.model.body("right_finger").id}

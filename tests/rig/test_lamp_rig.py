@@ -1,0 +1,216 @@
+"""The command lamp-rig against the twin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lamp.benchmark.trials import read_trials
+from lamp.data.embodiment import EMBODIMENTS
+from lamp.data.import_recording import EMBODIMENT_PATH, import_recording
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp_client.client import InProcessPolicy
+from lamp_client.recording import read_episode, recorded_names
+from lamp_client.rig import cli
+from lamp_client.rig.cli import main
+from lamp_client.twin import twin_description
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A twin with a camera that renders soon."""
+    path = tmp_path_factory.mktemp("rig") / "rig.json"
+    twin_description(width=64, height=48).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def recording(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recording") / "demos"
+    assert main(["record", small, "--out", str(folder), "--episodes", "2", "--noise", "0.003"]) == 0
+    return folder
+
+
+def serving(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever address is asked, this policy answers."""
+    policy.close = lambda: None
+    monkeypatch.setattr(cli, "_policy", lambda address: policy)
+
+
+def test_a_description_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("twin", "flexiv"):
+        out = tmp_path / "a" / f"{kind}.json"
+        assert main(["describe", kind, "--out", str(out)]) == 0
+        assert json.loads(out.read_text())["format"] == "lamp-rig"
+        assert main(["describe", kind, "--out", str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_check_says_what_is_there_and_moves_nothing(small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", small]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "ok    arm: arm rizon4" in out and "ok    camera front: 64x48" in out and "0 faults; nothing was moved" in out
+    )
+
+
+def test_check_holds_a_policy_against_the_rig(
+    small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving(
+        InProcessPolicy(lambda seen, seed: np.tile(seen.state, (16, 1)), {"fps": 20, "action_width": 7, "chunk": 16}),
+        monkeypatch,
+    )
+    assert main(["check", small, "--policy", "localhost:8000"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "ok    policy: 7 values an action, chunks of 16" in out
+        and "now it would do: 16 actions: +0.0 +0.0 +0.0 cm" in out
+    )
+    serving(InProcessPolicy(lambda seen, seed: np.zeros((1, 14)), {"action_width": 14}), monkeypatch)
+    assert main(["check", small, "--policy", "localhost:8000"]) == 1
+    assert "FAULT policy: the policy does not fit the rig" in capsys.readouterr().out
+
+
+def test_recordings_of_the_expert_are_a_lerobot_dataset(recording: Path, tmp_path: Path) -> None:
+    names = recorded_names(recording)
+    assert names == ["stack_cup-in_domain-000000", "stack_cup-in_domain-000001"]
+    episode = read_episode(recording, names[0])
+    assert episode.success is True and episode.complete and episode.metadata["seed"] == 0
+    assert episode.metadata["rig_fingerprint"] == twin_description(width=64, height=48).fingerprint
+    result = import_recording(recording, tmp_path / "data")
+    assert result.episodes == 2 and not result.skipped
+    dataset = LeRobotDataset(tmp_path / "data")
+    assert dataset.fps == 20 and dataset.image_sizes == {"front": (48, 64)}
+    said = json.loads((tmp_path / "data" / EMBODIMENT_PATH).read_text())
+    assert said["kind"]["type"] == "Relative" and said["kind"]["pose"]["action"] == 0
+    assert said["gripper"]["dim"] == 6 and "libero" in EMBODIMENTS
+
+
+def test_an_interrupted_recording_goes_on(small: str, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["record", small, "--out", str(recording), "--episodes", "2"]) == 0
+    assert "2 episodes in" in capsys.readouterr().out and len(recorded_names(recording)) == 2
+
+
+def test_a_replay_goes_where_the_recording_went(
+    small: str, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", small, str(recording)]) == 0
+    out = capsys.readouterr().out
+    assert "stack_cup-in_domain-000000" in out and "2 of 2 stages" in out
+    assert main(["replay", small, str(recording), "--episode", "nine"]) == 2
+    assert "unknown episode" in capsys.readouterr().err
+
+
+def test_a_policy_runs_and_is_recorded(
+    small: str, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actions = np.stack(
+        [frame["action"] for frame in read_episode(recording, recorded_names(recording)[0], pixels=False).frames]
+    )
+    asked = [0]
+
+    def act(seen: Any, seed: Any) -> np.ndarray:
+        start = 8 * asked[0]
+        asked[0] += 1
+        return actions[np.clip(np.arange(start, start + 12), 0, len(actions) - 1)]
+
+    serving(InProcessPolicy(act, {"fps": 20, "execute": 8, "cameras": {"front": [48, 64]}}), monkeypatch)
+    assert main(["run", small, "--policy", "localhost:8000", "--record", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 2 stages" in out
+    (name,) = recorded_names(tmp_path / "run")
+    assert read_episode(tmp_path / "run", name, pixels=False).success is True
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--executor", "asynchronous", "--every", "4", "--delay", "3", "--blend", "2"], ["--speed", "0.5"], ["--dry-run"]],
+)
+def test_ways_to_run(
+    more: list[str], small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(seen: Any, seed: Any) -> np.ndarray:
+        return np.tile(seen.state, (16, 1)) + 0.002 * np.arange(16)[:, None] * np.array([0, 1, 0, 0, 0, 0, 0])
+
+    serving(InProcessPolicy(act, {"fps": 20}), monkeypatch)
+    assert main(["run", small, "--policy", "x", "--steps", "24", *more]) == 0
+    assert "24 steps" in capsys.readouterr().out
+
+
+def test_a_policy_that_does_not_fit_is_a_mistake_before_anything_moves(
+    small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving(InProcessPolicy(lambda seen, seed: np.zeros((1, 7)), {"fps": 10}), monkeypatch)
+    assert main(["run", small, "--policy", "x"]) == 2
+    assert "trained at 10 actions per second, and the rig runs at 20" in capsys.readouterr().err
+
+
+def test_a_policy_that_jumps_is_stopped(
+    small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving(InProcessPolicy(lambda seen, seed: np.zeros((4, 7))), monkeypatch)
+    assert main(["run", small, "--policy", "x"]) == 1
+    assert "the limits are 15.0 cm" in capsys.readouterr().err
+
+
+def test_methods_are_scored_blind_on_the_same_layouts(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving(
+        InProcessPolicy(lambda seen, seed: np.tile(seen.state, (16, 1)), {"fps": 20, "weights_sha256": "abc"}),
+        monkeypatch,
+    )
+    command = [
+        "score",
+        small,
+        "--out",
+        str(tmp_path),
+        "--method",
+        "still=x",
+        "--method",
+        "script=expert",
+        "--trials",
+        "2",
+        "--steps",
+        "160",
+    ]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "script, in_domain: progress 100%" in out and "still, in_domain: progress 0%" in out
+    trials = read_trials(tmp_path)
+    assert [(each.method, each.stages, each.note) for each in sorted(trials, key=lambda each: (each.method, each.note))] == [
+        ("script", 2, "layout 0"), ("script", 2, "layout 1"), ("still", 0, "layout 0"), ("still", 0, "layout 1"),
+    ]  # fmt: skip
+    assert {each.checkpoint for each in trials} == {"", "abc"} and trials[0].category == "Pick-and-place"
+    assert main(command) == 0 and len(read_trials(tmp_path)) == 4  # what was scored is not scored again
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["check", "nowhere.json"], "cannot be read as a rig's description"),
+        (["check", "twin:ur5"], "unknown arm of the twin"),
+        (["record", "twin", "--out", "x", "--task", "tea"], "unknown task of the twin"),
+        (["record", "twin", "--out", "x", "--by", "keyboard"], "needs a terminal"),
+        (["replay", "twin", "nowhere"], "holds no recorded episodes"),
+        (["score", "twin", "--out", "x", "--method", "a"], "expected NAME=HOST:PORT"),
+        (["score", "twin", "--out", "x", "--method", "a=expert", "--method", "a=expert"], "names one twice"),
+        (["score", "twin", "--out", "x", "--method", "a=expert", "--conditions", "dark"], "unknown condition"),
+    ],
+)
+def test_mistakes_are_one_line(
+    command: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import pytest
 
 from lamp import cli
 from lamp.errors import ConfigError, DataError
-from lamp.experiment import DEMO_S, QUICK, STAGES, Clock, _ending, _in_another_process, plan, quick, run
+from lamp.experiment import DEMO_S, QUICK, STAGES, Clock, _ending, _in_another_process, plan, quick, regime, run
 from lamp.files import locked
 from lamp.json_files import read_lines_json
 from lamp.recipes import Recipe, experiment
@@ -59,6 +59,7 @@ def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path) ->
     assert summary["success"].keys() == {"with_motion", "without_motion", "replay", "zero"}
     assert all(entry["episodes"] == 1 for entry in summary["success"].values())
     assert summary["success"]["zero"]["successes"] == 0
+    assert summary["pairs"] == 1 and summary["regime"] == regime(made)
     assert summary["flow"]["moving"]["zero_motion_ade_px"] > 1
     page = (out / "report.html").read_text()
     assert "<video" in page and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")

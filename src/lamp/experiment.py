@@ -364,6 +364,14 @@ def _pictures(recipe: Recipe, out: Path) -> None:
         )
 
 
+def regime(recipe: Recipe) -> str:
+    """What each stage learns from: without that, a difference between the policies means nothing."""
+    demonstrations = f"{recipe.collect.episodes} demonstrations of each of {len(recipe.collect.tasks)} tasks"
+    if recipe.prior is None:
+        return f"{demonstrations}; Stage 1 learns from the same ones, so that the prior knows nothing that the policy does not"
+    return f"{demonstrations}; the motion prior {recipe.prior} comes from other episodes, without actions"
+
+
 def _summary(
     recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary], made: StoredExperiment
 ) -> dict[str, Any]:
@@ -373,6 +381,8 @@ def _summary(
     return {
         "title": f"LaMP: {recipe.name}",
         "lead": recipe.summary,
+        "regime": regime(recipe),
+        "pairs": _counts(summaries[-1])["with_motion"]["episodes"],
         **({"warning": QUICK} if made["quick"] else {}),
         "seconds": clock.rounded(),
         "success": _counts(summaries[-1]),

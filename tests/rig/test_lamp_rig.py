@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from lamp.benchmark.trials import read_trials
-from lamp.data.embodiment import EMBODIMENTS
 from lamp.data.import_recording import EMBODIMENT_PATH, import_recording
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp_client.client import InProcessPolicy
@@ -88,7 +87,8 @@ def test_recordings_of_the_expert_are_a_lerobot_dataset(recording: Path, tmp_pat
     assert dataset.fps == 20 and dataset.image_sizes == {"front": (48, 64)}
     said = json.loads((tmp_path / "data" / EMBODIMENT_PATH).read_text())
     assert said["kind"]["type"] == "Relative" and said["kind"]["pose"]["action"] == 0
-    assert said["gripper"]["dim"] == 6 and "libero" in EMBODIMENTS
+    assert said["gripper"]["dim"] == 6
+    assert said["name"] == f"twin-rizon4.rig-{episode.metadata['rig_fingerprint'][:12]}_recorded"
 
 
 def test_an_interrupted_recording_goes_on(small: str, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,7 @@ def test_a_policy_that_fails_stops_the_arm() -> None:
         ({"actions": "delta"}, "its actions are delta"),
         ({"cameras": {"front": [], "wrist": []}}, "it looks through wrist, and the rig has front"),
         ({"rig_fingerprint": "abc"}, "trained on the rig abc"),
+        ({"embodiment": {"name": "lab.rig-0123456789ab_recorded"}}, "trained on the rig 0123456789ab"),
     ],
 )
 def test_a_policy_of_another_rig_is_refused_before_anything_moves(metadata: dict[str, Any], message: str) -> None:
@@ -127,6 +128,15 @@ def test_a_policy_of_another_rig_is_refused_before_anything_moves(metadata: dict
             rig, InProcessPolicy(lambda seen, seed: np.zeros((1, 7)), metadata), OpenLoop(), instruction="go", steps=5
         )
     assert "move" not in fakes.arm.names()
+
+
+def test_the_fingerprint_comes_back_with_what_was_trained_on_its_recordings() -> None:
+    rig = description()
+    name = rig.policy_entry["embodiment"]["name"]
+    rig.check_policy({"embodiment": {"name": f"{name}_recorded"}})
+    rig.check_policy({"embodiment": {"name": "lab.rig-0123456789ab_recorded"}}, another_rig=True)
+    rig.check_policy({"embodiment": {"name": "libero"}})
+    rig.check_policy({"embodiment": 3})
 
 
 def test_an_arm_that_is_not_fit_does_not_start() -> None:

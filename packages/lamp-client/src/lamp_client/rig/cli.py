@@ -166,6 +166,7 @@ def _add_policy_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--blend", type=int, default=0, help="asynchronous: steps over which chunks fade into each other")
     sub.add_argument("--delay", type=_positive, default=None, help="asynchronous: steps from asking to hand-over")
+    sub.add_argument("--another-rig", action="store_true", help="take a policy that was trained on another rig's data")
     sub.add_argument("--speed", type=_share, default=1.0, help="share of the described rate and speeds")
 
 
@@ -197,6 +198,7 @@ def _opened(options: argparse.Namespace, *, speed: float = 1.0, dry_run: bool = 
     elif options.real_time:
         raise InvalidValueError("--real-time is for the twin; a real arm always runs in real time.")
     rig = open_rig(description, world=world, speed=speed, dry_run=dry_run, on_note=_Notes())
+    rig.another_rig = getattr(options, "another_rig", False)
     return rig, world
 
 
@@ -333,7 +335,7 @@ def _check_parts(rig: Rig, say: Callable[[bool, str, str], None]) -> None:
 def _check_policy(rig: Rig, address: str, say: Callable[[bool, str, str], None]) -> None:
     try:
         with contextlib.closing(_policy(address)) as policy:
-            rig.description.check_policy(policy.metadata)
+            rig.description.check_policy(policy.metadata, another_rig=rig.another_rig)
             say(
                 True,
                 "policy",
@@ -473,7 +475,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InvalidValueError("--instruction is not given; expected the task in words.")
     steps = options.steps or (world.task.step_limit if world is not None else 1200)
     with contextlib.closing(_policy(options.policy)) as policy:
-        rig.description.check_policy(policy.metadata)  # before anything is connected
+        rig.description.check_policy(policy.metadata, another_rig=rig.another_rig)  # before anything is connected
         executor = _executor(options, policy, rig, world)
         if options.confirm and isinstance(executor, Asynchronous):
             raise InvalidValueError(
@@ -530,7 +532,7 @@ def _replay(options: argparse.Namespace) -> int:
         raise RigError(f"{name} has no frames.")
     rig, world = _opened(options, speed=options.speed, dry_run=options.dry_run)
     rig.description.check_policy(
-        {**episode.policy, "action_width": np.size(episode.frames[0]["action"]), "fps": episode.fps}
+        {**episode.policy, "action_width": np.size(episode.frames[0]["action"]), "fps": episode.fps}, another_rig=True
     )
     recorded_on = episode.metadata.get("rig_fingerprint")
     if recorded_on not in (None, rig.description.fingerprint):
@@ -600,7 +602,7 @@ def _score(options: argparse.Namespace) -> int:
                 policies[name] = None
             else:
                 policy = stack.enter_context(contextlib.closing(_policy(address)))
-                rig.description.check_policy(policy.metadata)
+                rig.description.check_policy(policy.metadata, another_rig=rig.another_rig)
                 policies[name] = policy
         stack.enter_context(rig)
         keys = stack.enter_context(_Keys())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from lamp_client.rig.devices import Pose, RigError
 
 FORMAT = "lamp-rig"
 VERSION = 1
+_RIG_MARK, _RIG_DIGITS = ".rig-", 12
+"""In an embodiment's name, before the beginning of the rig's fingerprint."""
 LARGEST_FILE = 1 << 20
 """[bytes]"""
 Vector = tuple[float, float, float]
@@ -240,11 +243,14 @@ class RigDescription:
 
     @property
     def policy_entry(self) -> dict[str, Any]:
-        """What a recording of this rig says as if it were a policy: with it an import knows what the actions mean."""
+        """What a recording of this rig says as if it were a policy: with it an import knows what the actions mean.
+
+        The name carries the fingerprint: from the recording to the dataset, its recipe, the checkpoint, and a server's greeting.
+        """
         pose = {"type": "Relative", "pose": {"type": "Pose", "action": 0, "state": 0}}
         return {
             "embodiment": {
-                "name": self.name,
+                "name": f"{self.name}{_RIG_MARK}{self.fingerprint[:_RIG_DIGITS]}",
                 "kind": pose,
                 "rotations": [{"start": 3, "rotation": {"type": "AxisAngle"}}],
             },
@@ -254,16 +260,22 @@ class RigDescription:
             "rig_fingerprint": self.fingerprint,
         }
 
-    def check_policy(self, metadata: Mapping[str, Any]) -> None:
+    def check_policy(self, metadata: Mapping[str, Any], *, another_rig: bool = False) -> None:
         """Refuses a policy that cannot have been made for this rig, before anything moves.
+
+        Args:
+            another_rig: Take one that was trained on another rig, or before this one was calibrated anew, where all else fits.
 
         Raises:
             RigError: it is of another rig, rate, action or state space, or wants cameras that are not there.
         """
         faults = []
-        theirs = metadata.get("rig_fingerprint")
-        if theirs and theirs != self.fingerprint:
-            faults.append(f"it was trained on the rig {str(theirs)[:12]}, and this is {self.fingerprint[:12]}")
+        theirs = _rig_of(metadata)
+        if theirs and theirs != self.fingerprint[: len(theirs)] and not another_rig:
+            faults.append(
+                f"it was trained on the rig {theirs[:_RIG_DIGITS]}, and this is {self.fingerprint[:_RIG_DIGITS]} "
+                "(--another-rig takes it all the same)"
+            )
         fps = metadata.get("fps")
         if isinstance(fps, (int, float)) and not isinstance(fps, bool) and fps > 0 and abs(fps / self.fps - 1) > 0.05:
             faults.append(f"it was trained at {fps:g} actions per second, and the rig runs at {self.fps:g}")
@@ -288,6 +300,17 @@ class RigDescription:
         part = path.with_name(f".{path.name}.part")
         part.write_text(json.dumps(self.plain, indent=2) + "\n", encoding="utf-8")
         part.replace(path)
+
+
+def _rig_of(metadata: Mapping[str, Any]) -> str:
+    """The fingerprint, or its beginning, of the rig that a policy says it was trained on; empty where it does not say."""
+    said = metadata.get("rig_fingerprint")
+    if isinstance(said, str) and said:
+        return said
+    embodiment = metadata.get("embodiment")
+    name = embodiment.get("name") if isinstance(embodiment, Mapping) else None
+    found = re.search(rf"{re.escape(_RIG_MARK)}([0-9a-f]{{{_RIG_DIGITS}}})", name) if isinstance(name, str) else None
+    return found[1] if found else ""
 
 
 def read_description(path: Path) -> RigDescription:

@@ -39,6 +39,8 @@ class Rig:
     """Share of the greatest speeds that is allowed."""
     dry_run: bool = False
     """Command nothing; limits are still applied, as if the arm were where it was sent."""
+    another_rig: bool = False
+    """Take policies that were trained on another rig, where all else fits."""
     on_note: Callable[[str], None] = lambda note: None
     """Told what was changed about a target, and why the arm was stopped."""
     watchdog: Watchdog = field(init=False)

@@ -103,7 +103,7 @@ def drive_rig(
         RigError: the policy does not fit the rig.
         RigStoppedError: the arm was stopped.
     """
-    rig.description.check_policy(policy.metadata)
+    rig.description.check_policy(policy.metadata, another_rig=rig.another_rig)
     watched = WatchedPolicy(policy=policy, watchdog=rig.watchdog, reply_s=rig.description.watchdog.reply_s)
 
     def stops() -> bool:

@@ -108,10 +108,7 @@ def pretrained() -> Study:
         prior_dropout=0.0,
         measurements=4,
         tests=(SimulatorTest(name="shifted", suite="libero_object", tasks=tasks, states="30:50", shift=SHIFT),),
-        notes=(
-            "Stage 1 is one checkpoint, trained once, on other episodes from other initial states (10 to 29): seeds vary the "
-            "demonstrations and Stage 2, and what is found holds for this checkpoint.",
-        ),
+        notes=("The checkpoint's motion is of other episodes, from initial states 10 to 29, without actions.",),
     )
 
 

@@ -162,7 +162,7 @@ def plan_text(resolved: Resolved, out: Path | None, options: RunOptions) -> str:
         f"  about {clock(left.total_s / workers)} with {workers} processes ({parts or 'nothing'}); about {in_bytes(disk(left))} "
         "of disk",
     ]
-    if study.policy_seeds < 4 or (study.motion_seeds < 2 and any(arm.prior for arm in study.arms)):
+    if study.policy_seeds < 4 or (study.motion_seeds < 2 and any(arm.trains_motion for arm in study.arms)):
         text.append("  too few seeds for a claim: that takes 4 of Stage 2 and 2 of Stage 1")
     return "\n".join(text)
 

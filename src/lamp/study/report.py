@@ -129,7 +129,7 @@ def _row(study: Study, arm: Arm, count: int, test: str, results: Mapping[int, An
         "successes": None,
         "episodes": 0,
         "seeds": len(seeds),
-        "motion_seeds": len({study.motion_seed(seed) for seed in seeds}) if arm.prior else 0,
+        "motion_seeds": len({study.motion_seed(seed) for seed in seeds}) if arm.trains_motion else 0,
         "steps": study.policy_steps,
     }
 
@@ -217,7 +217,7 @@ def _difference(
         "p_holm": None,
         "pairs": len(pairs),
         "seeds": len(pairs),
-        "motion_seeds": len(of_motion) if arm.prior else 0,
+        "motion_seeds": len(of_motion) if arm.trains_motion else 0,
         "needs_motion_seeds": _needs_motion_seeds(study, arm),
         "by_seed": {str(seed): mine - theirs for seed, (mine, theirs) in pairs.items()},
         "by_motion_seed": {str(seed): float(np.mean(values)) for seed, values in of_motion.items()},
@@ -228,7 +228,7 @@ def _difference(
 
 
 def _needs_motion_seeds(study: Study, arm: Arm) -> bool:
-    return arm.prior is not None or study.arm(study.against).prior is not None
+    return arm.trains_motion or study.arm(study.against).trains_motion
 
 
 def _verdict(study: Study, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,6 +388,14 @@ def notes(figures: Mapping[str, Any]) -> list[str]:
         "for all of one measure.",
         "The best of several measurements is chosen on the demonstrations that it is measured on, in all arms alike.",
     ]
+    given = dict.fromkeys(
+        arm["prior"]["checkpoint"] for arm in study["arms"] if arm["prior"] and arm["prior"].get("checkpoint")
+    )
+    if given:
+        said.append(
+            f"Stage 1 of {', '.join(given)} was trained once, before: what is found holds for that checkpoint, and seeds vary "
+            "the demonstrations and Stage 2 alone."
+        )
     if any(row["oracle"] for row in figures["differences"]):
         said.append("An oracle knows the true motion to come: it is a ceiling for any prior and no result.")
     if len(figures["code"]) > 1:

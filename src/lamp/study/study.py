@@ -68,6 +68,11 @@ class Arm:
     recipe: str | None = None
     """Where Motion Expert, hand-over and policy come from, a name of `lamp recipe list`; None: the study's."""
 
+    @property
+    def trains_motion(self) -> bool:
+        """Whether the study trains a Stage 1 for it, once for each motion seed."""
+        return self.prior is not None and self.prior.checkpoint is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorTest:
@@ -250,7 +255,7 @@ class Resolved:
     def motion(self, arm: Arm) -> MotionTraining | None:
         """The Stage 1 that is trained for an arm, but for its seed and episodes; None where there is none to train."""
         motion = self.recipe(arm).motion
-        if arm.prior is None or arm.prior.checkpoint is not None or motion is None:
+        if not arm.trains_motion or motion is None:
             return None
         steps = self.study.motion_steps
         # Each measured sample takes all solver steps, at the end four times over: as long as many steps of training.

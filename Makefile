@@ -86,7 +86,7 @@ $(SIMPLER)/.installed: packages/lamp-client/pyproject.toml constraints-simpler.t
 $(SIMPLER)/.vulkan: scripts/simpler-vulkan $(SIMPLER)/.installed
 	@scripts/simpler-vulkan $(SIMPLER) && touch $@
 
-PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --durations 30 --durations-min 5 --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m "$(if $(LONG),,not long and )not slow and not hub and not gpu"

@@ -235,6 +235,8 @@ class LaMPPolicy:
             "fps": self.record.fps,
             "dataset": self.dataset,
             **self.record.embodiment.client_metadata,
+            "action_names": list(self.record.action_names),
+            "action_units": list(self.record.action_units),
             "uses_motion": self.uses_motion,
             "step": self.description.step,
             "weights_sha256": self.description.weights_sha256,

@@ -130,6 +130,24 @@ def test_an_episode_does_not_depend_on_what_ran_before(env: LiberoEnv) -> None:
     np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], before)
 
 
+def test_how_far_objects_went_is_noted(env: LiberoEnv) -> None:
+    env.reset(0)
+    facts = env.facts
+    assert facts["moved"] == {} and [str(name)[:13] for name in facts["targets"]] == ["alphabet_soup"]  # pyright: ignore[reportGeneralTypeIssues]
+    joint = env.robosuite.objects_dict["milk_1"].joints[0]
+    place = env.robosuite.sim.data.get_joint_qpos(joint).copy()
+    place[2] += 0.2
+    env.robosuite.sim.data.set_joint_qpos(joint, place)
+    for _ in range(20):
+        env.step(SETTLING_ACTION)
+    moved: Any = env.facts["moved"]
+    assert "milk_1" in moved and moved["milk_1"] == pytest.approx(
+        [0.2, 0.2], abs=0.03
+    )  # the highest, though it fell since
+    env.reset(0)
+    assert env.facts["moved"] == {}
+
+
 def test_steps_do_not_render(env: LiberoEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     env.reset(0)
     monkeypatch.setattr(rendering.Renderer, "image", lambda *_: pytest.fail("rendered"))

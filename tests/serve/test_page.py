@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import re
@@ -84,6 +85,37 @@ def test_a_browser_shows_what_the_robot_sees_and_does(asking: PolicyServer, tmp_
     assert shown.count('class="line"') == 8  # seven action values and one line of times
     assert len(re.findall(r'src="[^"]*/image/(agentview|wrist)\.jpg\?n=\d+"', shown)) == 2
     assert "client" in re.findall(r'id="status"[^>]*>([^<]*)<', shown)[0]
+
+
+ABOUT = {
+    "fps": 20, "uses_motion": False, "checkpoint": "runs/policy", "step": 1000, "weights_sha256": "ab12" * 16,
+    "action_names": ["x", "y", "z", "rx", "ry", "rz", "<b>gripper"], "action_units": ["m"] * 3 + ["rad"] * 3 + ["1 = open"],
+}  # fmt: skip
+
+
+def plain_policy() -> FakePolicy:
+    """A policy without a motion prior, which says what it is."""
+    policy = FakePolicy(side=SIDE)
+    policy.spec = dataclasses.replace(policy.spec, foresees=False, about=ABOUT)
+    return policy
+
+
+def test_the_page_is_told_which_checkpoint_acts_and_what_its_actions_are() -> None:
+    told = LivePage(spec=plain_policy().spec, metrics=Metrics()).snapshot(clients=0, waiting=0)["policy"]
+    assert (told["checkpoint"], told["step"], told["weights"]) == ("runs/policy", 1000, "ab12ab12ab12")
+    assert told["names"] == ABOUT["action_names"] and told["units"] == ABOUT["action_units"] and not told["foresees"]
+    assert told["uses_motion"] is False
+
+
+def test_a_browser_shows_what_the_policy_is(tmp_path: Path) -> None:
+    with running(plain_policy(), artist=ForesightArtist()) as server:
+        with connected(server) as client:
+            asked(client, request())
+        shown = browse(server, tmp_path / "profile", "--dump-dom")
+    text = html.unescape(re.sub(r"<[^>]+>", " ", shown[shown.index("<main") : shown.index("<script")]))
+    assert "runs/policy, step 1,000, weights ab12ab12ab12, no motion prior" in text
+    assert "x [m]" in text and "<b>gripper [1 = open]" in text and "action 0" not in text
+    assert "This policy has no motion prior" in text
 
 
 def test_a_browser_gets_in_with_a_key(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lamp.json_files import append_line
 from lamp.view.page import render_section
 from lamp.view.paper_tables import libero_rows, paper_tables, plus_rows, read_published, widowx_rows
 from lamp.view.report import ReportConfig, ReportInputs, discover, render, report, together
-from lamp.view.results import Curves, RunResults, load_results
+from lamp.view.results import PARTS, Curves, RunResults, load_results
 from lamp_client.envs.libero_plus.names import SIZES
 
 VOID = {"meta", "img", "br", "hr", "input", "line", "polyline", "rect"}
@@ -90,22 +90,121 @@ def test_the_page_holds_what_the_run_found(page: str, run: Path) -> None:
     assert "prefers-color-scheme: dark" in page
 
 
-def test_nothing_is_said_to_be_missing_where_all_is_there(page: str) -> None:
-    assert 'class="absent"' not in page
+def sections(page: str) -> list[str]:
+    """The anchors of the page's sections, in order."""
+    return re.findall(r'<section id="(\w+)">', page)
 
 
-def test_absent_parts_are_skipped_and_said() -> None:
-    page = render(ReportInputs(title="nothing but a name"))
+def test_what_a_run_lacks_has_no_section(page: str) -> None:
     parsed = Balance()
-    parsed.feed(page)
-    assert not parsed.open and page.count('class="absent"') >= 7
-    assert "This run has no evaluated episodes." in page
+    empty = render(ReportInputs(title="nothing but a name"))
+    parsed.feed(empty)
+    assert not parsed.open and sections(empty) == ["verdict"]
+    assert "nothing was evaluated" in text_of(empty)
+    assert sections(page)[:3] == ["verdict", "episodes", "success"] and sections(page)[-1] == "glossary"
 
 
 def test_a_training_alone_can_be_reported(run: Path, tmp_path: Path) -> None:
     out = report(ReportConfig(run=(run / "motion",), out=tmp_path / "motion.html"))
-    text = text_of(out.read_text())
-    assert "Held-out paths of moving points" in text and "This run has no evaluated episodes." in text
+    page = out.read_text()
+    assert "Held-out paths of moving points" in text_of(page) and "nothing was evaluated" in text_of(page)
+    assert sections(page) == ["verdict", "motion", "notes", "glossary"]
+
+
+def test_the_verdict_says_what_can_and_what_cannot_be_concluded(page: str) -> None:
+    can, cannot = (text_of(part) for part in page.split("They do not show")[:2])
+    cannot = cannot.split("Episodes ")[0]
+    assert "the policy with motion succeeds in" in can and "with 95% confidence" in can
+    assert "It does better than doing nothing" in can
+    assert "The motion prior foresees motion: its paths of moving points err by 15.70 px"[:55] in can
+    assert "Anything about other tasks than these 2 of libero_object" in cannot
+    assert "each policy was trained once" in cannot
+
+
+@pytest.mark.parametrize(("wins", "shown"), [((9, 1), True), ((6, 5), False)])
+def test_a_difference_is_called_one_only_where_the_episodes_show_it(
+    run: Path, tmp_path: Path, wins: tuple[int, int], shown: bool
+) -> None:
+    given = [json.loads(line) for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()]
+    (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    for condition, won in zip(("with_motion", "without_motion"), wins, strict=True):
+        for line in [line for line in given if line["condition"] == condition and line["task"] == 0]:
+            append_line(
+                tmp_path / "episodes.jsonl", json.dumps({**line, "success": line["state"] - 30 < won, "video": None})
+            )
+    text = text_of(report(ReportConfig(run=(tmp_path,))).read_text())
+    assert ("These two trained policies differ" in text) is shown
+    assert ("That the motion prior helps, or that it does not: +10 points on the same 10 episodes" in text) is not shown
+    assert ("which would show a difference of about 40 points or more" in text) is not shown
+
+
+def test_one_film_of_a_success_and_one_of_a_failure_come_first(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    shutil.copytree(run / "evaluation", folder)
+    (folder / "episodes.jsonl").unlink()
+    given = [json.loads(line) for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()]
+    filmed = [line for line in given if line["video"]]
+    video = (folder / filmed[0]["video"]).read_bytes()
+    for state in range(4):
+        name = f"videos/{state}.mp4"
+        (folder / name).write_bytes(video)
+        append_line(
+            folder / "episodes.jsonl", json.dumps({**filmed[0], "state": state, "success": state < 3, "video": name})
+        )
+    page = report(ReportConfig(run=(folder,))).read_text()
+    assert re.findall(r"badge (good|bad)", page)[:4] == ["good", "bad", "good", "good"]
+
+
+def test_failures_are_told_apart_by_what_the_objects_did(run: Path, tmp_path: Path) -> None:
+    given = [json.loads(line) for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()]
+    template = {**next(line for line in given if line["condition"] == "with_motion"), "success": False, "video": None}
+    told = {
+        "lifted it, and did not bring it there": {"soup_1": [0.2, 0.1], "milk_1": [0.0, 0.0]},
+        "lifted another object": {"milk_1": [0.2, 0.1]},
+        "moved it, and did not lift it": {"soup_1": [0.05, 0.0]},
+        "moved another object": {"milk_1": [0.03, 0.01]},
+        "touched nothing": {},
+    }
+    (tmp_path / "run.json").write_bytes((run / "evaluation" / "run.json").read_bytes())
+    for state, moved in enumerate(told.values()):
+        facts = {"moved": moved, "targets": ["soup_1", "basket_1"]}
+        append_line(
+            tmp_path / "episodes.jsonl", json.dumps({**template, "state": state, "extra": {"simulator": facts}})
+        )
+    page = report(ReportConfig(run=(tmp_path,))).read_text()
+    rows = re.findall(r"<td>([^<]+)</td><td>(\d+)</td></tr>", page[page.index('<section id="failures">') :])
+    assert {name: int(count) for name, count in rows[:6]} == {**dict.fromkeys(told, 1), "all failures": 5}
+    assert "failures" not in sections(report(ReportConfig(run=(run,), out=tmp_path / "old.html")).read_text())
+
+
+def test_colours_keep_their_meaning(page: str, run: Path) -> None:
+    results = load_results(
+        motions={}, policies=discover(run).policies, evaluations=[run / "evaluation"], flows={}, data=None
+    )
+    named = {name: results.colour(name) for name in ("with_motion", "without_motion", "zero", "wrong_instruction")}
+    assert named["with_motion"] == 0 and named["without_motion"] == 1 and named["zero"] == 7
+    assert {0, 1}.isdisjoint(PARTS)
+    # Two that have no colour of their own differ, and each is the same wherever it is drawn.
+    other = RunResults(
+        motions={}, policies={"a": Curves(lines=[]), "b": Curves(lines=[])}, folders=(), records=(), planned=(), models=(),
+        flows={}, data={},
+    )  # fmt: skip
+    assert other.colour("a") != other.colour("b") and other.colour("a") == other.colour("a")
+
+
+def test_an_unfinished_run_says_so_first_and_how_it_goes_on(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    shutil.copytree(run, out)
+    (out / "summary.json").unlink()
+    (out / "seconds.json").write_text('{"collect": 1.0, "train_policy": 2.0}')
+    (out / "experiment.json").write_text('{"command": "lamp demo --out x", "recipe": "demo", "quick": false}')
+    (out / "policy_with" / "lamp.json").write_text('{"stage": "policy", "training": {"loop": {"steps": 1000000}}}')
+    page = report(ReportConfig(run=(out,))).read_text()
+    head = text_of(page.split("</header>")[0])
+    assert "UNFINISHED: the experiment has come to the stage train policy; with motion: step" in head
+    assert "of 1,000,000. `lamp demo --out x` goes on." in head
+    assert "<pre>lamp demo --out x</pre>" in page
+    assert "UNFINISHED" not in report(ReportConfig(run=(run,), out=tmp_path / "done.html")).read_text()
 
 
 def test_an_evaluation_alone_can_be_reported_and_says_when_unfinished(run: Path, tmp_path: Path) -> None:
@@ -115,8 +214,8 @@ def test_an_evaluation_alone_can_be_reported_and_says_when_unfinished(run: Path,
     for line in (run / "evaluation" / "episodes.jsonl").read_text().splitlines()[:-3]:
         append_line(folder / "episodes.jsonl", line)
     text = text_of(report(ReportConfig(run=(folder,))).read_text())
-    assert "only 97 of 100 planned episodes are done" in text
-    assert "No episode of this run was filmed." in text  # the lines name films, but their files are not here
+    assert "UNFINISHED" in text and "97 of 100 planned episodes are done" in text
+    assert "filmed episodes" not in text  # the lines name films, but their files are not here
 
 
 def test_text_of_the_run_cannot_break_the_page(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class LivePage:
     def snapshot(self, *, clients: int, waiting: int) -> dict[str, Any]:
         """The page's data, as JSON values; asking for it counts as looking."""
         self._watched = time.monotonic()
-        metrics = self.metrics
+        metrics, about = self.metrics, self.spec.about
         return {
             "clients": clients,
             "waiting": waiting,
@@ -130,6 +130,12 @@ class LivePage:
                 "execute": self.spec.execute,
                 "dataset": self.spec.dataset,
                 "foresees": self.spec.foresees,
+                "checkpoint": about.get("checkpoint"),
+                "step": about.get("step"),
+                "weights": str(about.get("weights_sha256") or "")[:12],
+                "uses_motion": about.get("uses_motion"),
+                "names": about.get("action_names") or [],
+                "units": about.get("action_units") or [],
             },
             "shown": self._shown(),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -189,7 +189,10 @@ def open_checkpoint(
     policy = LaMPPolicy.from_checkpoint(path, device=device, precision=dtype)
     policy = policy if dataset is None else policy.of_dataset(dataset)
     policy = policy.compile() if fast else policy
-    return CheckpointPolicy(spec=policy_spec(policy), act_batch=policy.act_batch)
+    spec = policy_spec(policy)
+    # Not the whole path, which is nobody's business.
+    named = "/".join(part for part in path.resolve().parts[-3:] if part not in ("/", "checkpoint"))
+    return CheckpointPolicy(spec=replace(spec, about={**spec.about, "checkpoint": named}), act_batch=policy.act_batch)
 
 
 def action_limits(record: Any) -> ActionLimits | None:
@@ -234,7 +237,11 @@ def policy_spec(policy: Any) -> PolicySpec:
     )
     metadata, record = policy.metadata, policy.record
     about = {
-        key: metadata[key] for key in ("fps", "actions", "embodiment", "uses_motion", "step", "weights_sha256", "code")
+        key: metadata[key]
+        for key in (
+            *("fps", "actions", "embodiment", "action_names", "action_units", "uses_motion", "step", "weights_sha256"),
+            "code",
+        )
     }
     return PolicySpec(
         cameras=cameras,

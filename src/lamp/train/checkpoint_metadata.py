@@ -121,6 +121,10 @@ class PolicyRecord:
     """The dataset's features that the state is taken from, and how many values each has; empty where it was not noted."""
     others: tuple[OtherDataset, ...] = ()
     """What else the policy was trained on, each with a scaling of its own."""
+    action_names: tuple[str, ...] = ()
+    """What the dataset calls the values of an action; empty where it was not noted."""
+    action_units: tuple[str, ...] = ()
+    """Their units as recorded; empty where they are not known."""
 
     @property
     def recorded_state_width(self) -> int:
@@ -156,6 +160,8 @@ class PolicyRecord:
                     fps=other.fps,
                     embodiment=other.embodiment,
                     state_features=other.state_features,
+                    action_names=(),
+                    action_units=(),
                 )
         raise unknown("dataset", name, [other.data.name for other in self.others])
 

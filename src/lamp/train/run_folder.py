@@ -45,7 +45,16 @@ from lamp.train.training_state import TrainingState
 CHECKPOINT = "checkpoint"
 HIDDEN = "hidden"
 FLOW = "flow.json"
-NOTES = ("floored", "state_features", "scene_flow", "rotations", "train_episodes", "supervision")
+NOTES = (
+    "floored",
+    "state_features",
+    "scene_flow",
+    "rotations",
+    "train_episodes",
+    "supervision",
+    "action_names",
+    "action_units",
+)
 LENGTH = ("steps", "time_budget_s")
 """Loop settings that a finished run may raise: it then goes on, with the schedule of a run of the new length from there on."""
 MADE_BY_A_RUN = (CHECKPOINT, "tensorboard", "wandb", HIDDEN, METRICS, FILE_NAME, IDS, FLOW)

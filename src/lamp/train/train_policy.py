@@ -13,7 +13,7 @@ from torch import Tensor
 
 import lamp.version
 from lamp.configuration import to_json
-from lamp.data.embodiment import Embodiment, collected_in_libero
+from lamp.data.embodiment import Embodiment, action_units, collected_in_libero
 from lamp.data.feature_cache.cache import FrozenBackbone
 from lamp.data.feature_cache.shards import content_hash
 from lamp.data.image_dataset import ImageSamples
@@ -412,6 +412,7 @@ def _describe(
         )
         for one, part in zip(datasets, parts, strict=True)
     ]
+    dataset = datasets[0].sources.dataset
     policy = PolicyRecord(
         state_width=own.state_width,
         scaling=own.scaling,
@@ -421,6 +422,8 @@ def _describe(
         embodiment=own.embodiment,
         state_features=own.state_features,
         others=tuple(others),
+        action_names=action_names(dataset.features, own.embodiment, own.scaling.actions.width),
+        action_units=action_units(own.embodiment, dataset, own.scaling.actions.width),
     )
     sources = datasets[0].sources
     return Description(

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 Number = float | int
 
-SERIES = ("#2f6bdd", "#db8226", "#2c9a70", "#9159c9", "#c9506b", "#4ba3c7", "#8d8a3a", "#8a8f98")
+SERIES = (
+    "#2f6bdd",
+    "#db8226",
+    "#2c9a70",
+    "#9159c9",
+    "#c9506b",
+    "#4ba3c7",
+    "#8d8a3a",
+    "#8a8f98",
+    "#0f8b8d",
+    "#b5651d",
+    "#5c6bc0",
+)
 CARD, INK, SOFT, FAINT, LINE, GRID = "#ffffff", "#23262b", "#666b73", "#9a9fa7", "#e6e3dd", "#eeebe5"
 CSS_VARIABLES = {
     **{colour: f"var(--c{index})" for index, colour in enumerate(SERIES)},
@@ -76,7 +88,7 @@ class Series:
     name: str
     points: Sequence[tuple[Number, Number]]
     colour: int = 0
-    """Number of a colour of the style sheet, 0 to 7."""
+    """Number of a colour of the style sheet, 0 to 10."""
     marked: bool = False
     """Whether points are drawn as dots that show their value when pointed at."""
     smooth: bool = False

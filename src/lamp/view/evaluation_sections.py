@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from lamp.benchmark.baselines import CONTROLS
+from lamp.benchmark.baselines import CONTROLS, is_policy
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.flow_errors import of_episode
 from lamp.benchmark.robustness import RobustnessTable
@@ -14,8 +15,8 @@ from lamp.benchmark.statistics import Paired, rank_sum
 from lamp.benchmark.tables import SuccessRow, SuccessTable, counted, paired, percent, sentence
 from lamp.model.prior_interventions import is_intervention
 from lamp.view.charts import Interval, Series, interval_chart, line_chart
-from lamp.view.page import Block, Columns, Notes, Panel, Paragraph, Section, Table, absent, shown
-from lamp.view.results import RunResults, colour_of, folder_label, words
+from lamp.view.page import Block, Columns, Notes, Panel, Paragraph, Section, Table, shown
+from lamp.view.results import RunResults, failure_kind, folder_label, words
 
 SWEEPS = {
     "gate": "opening of the gate",
@@ -24,11 +25,11 @@ SWEEPS = {
 }
 
 
-def success(results: RunResults) -> Section:
-    """Success rates with intervals, tables, paired comparisons."""
+def success(results: RunResults) -> Section | None:
+    """Success rates with intervals, tables, paired comparisons; None where nothing was evaluated."""
     if not results.tables and not results.perturbed:
-        return Section(anchor="success", title="Success", blocks=[absent("This run has no evaluated episodes.")])
-    blocks = [block for title, table in results.titled for block in _success(table, title)]
+        return None
+    blocks = [block for title, table in results.titled for block in _success(results, table, title)]
     return Section(
         anchor="success",
         title="Success",
@@ -37,17 +38,123 @@ def success(results: RunResults) -> Section:
     )
 
 
-def _success(table: SuccessTable, title: str) -> list[Block]:
+def _success(results: RunResults, table: SuccessTable, title: str) -> list[Block]:
     intervals = []
-    for index, row in enumerate(table.rows):
+    for row in table.rows:
         rate, (low, high) = row.total, row.total.interval
         text = f"{rate.successes}/{rate.trials} · {percent(rate.value)} ({100 * low:.0f} to {100 * high:.0f})"
-        colour = colour_of(row.condition, index)
+        colour = results.colour(row.condition)
         intervals.append(
             Interval(name=words(row.condition), value=rate.value, low=low, high=high, text=text, colour=colour)
         )
     chart = interval_chart(intervals, label=f"success rates on {title}")
     return [Panel([chart], title), *_first_pair(table.pairs), Panel([_by_task(table)], "By task")]
+
+
+def verdict(results: RunResults) -> Section:
+    """What can be concluded from the run's results, and what cannot, in words."""
+    can, cannot = [], []
+    pair = results.pair
+    for title, table in results.titled:
+        rows = {row.condition: row for row in table.rows}
+        policy = next((row for row in table.rows if is_policy(row.condition)), None)
+        if policy is None:
+            continue
+        low, high = policy.total.interval
+        name = words(policy.condition)
+        can.append(
+            f"On {title}, the policy {name} succeeds in {policy.total.successes} of {policy.total.trials} episodes: in "
+            f"{100 * low:.0f} to {100 * high:.0f}% of such episodes, with 95% confidence."
+        )
+        for control, meaning in (
+            ("replay", "repeating one expert episode blindly"),
+            ("zero", "doing nothing"),
+            ("wrong_instruction", "being told another task's instruction"),
+        ):
+            compared = next(
+                (one for one in table.pairs if {one.first, one.second} == {policy.condition, control}), None
+            )
+            if control not in rows or compared is None:
+                continue
+            better = compared.difference if compared.first == policy.condition else -compared.difference
+            if compared.p_value < SIGNIFICANT and better > 0:
+                can.append(f"It does better than {meaning} ({100 * better:+.0f} points, p = {compared.p_value:.2g}).")
+            else:
+                cannot.append(
+                    f"That it does better than {meaning}: {100 * better:+.0f} points in {compared.episodes} episodes, "
+                    f"p = {compared.p_value:.2g}."
+                )
+    if pair is not None:
+        gap, smallest = 100 * pair.difference, smallest_difference(pair)
+        if pair.p_value < SIGNIFICANT:
+            can.append(
+                f"These two trained policies differ: {words(pair.first)} against {words(pair.second)} {gap:+.0f} points on the "
+                f"same {pair.episodes} episodes (p = {pair.p_value:.2g})."
+            )
+        else:
+            cannot.append(
+                f"That the motion prior helps, or that it does not: {gap:+.0f} points on the same {pair.episodes} episodes "
+                f"(p = {pair.p_value:.2g}), which would show a difference of about {100 * smallest:.0f} points or more."
+            )
+        cannot.append(
+            "What another training would give: each policy was trained once, and seeds differ by as much as methods do; "
+            "`lamp study` compares several."
+        )
+    for name, errors in results.flows.items():
+        rows = {row.name: row.moving[0] for row in errors.rows}
+        still, own = rows.get("zero motion"), rows.get("mean of 4") or rows.get("one sample")
+        if own is None or still is None:
+            continue
+        told = (
+            f"{own:.1f} px on held-out demonstrations, where expecting no motion errs by {still:.1f} px ({words(name)})"
+        )
+        if own < still:
+            can.append(f"The motion prior foresees motion: its paths of moving points err by {told}.")
+        else:
+            cannot.append(f"That the motion prior foresees anything: its paths of moving points err by {told}.")
+    records = [record for records in results.records for record in records]
+    if not records:
+        cannot.append("How often the robot succeeds: nothing was evaluated. `lamp evaluate` does that.")
+    else:
+        suites, tasks = {record.suite for record in records}, {(record.suite, record.task) for record in records}
+        cannot.append(
+            f"Anything about other tasks than these {len(tasks)} of {', '.join(sorted(suites))}, other scenes or robots."
+        )
+    blocks: list[Block] = [Panel([Notes(can)], "These results show")] if can else []
+    return Section(
+        anchor="verdict", title="What can be concluded", blocks=[*blocks, Panel([Notes(cannot)], "They do not show")]
+    )
+
+
+SIGNIFICANT = 0.05
+"""Below this, a p-value is called a difference."""
+
+
+def smallest_difference(pair: Paired) -> float:
+    """About the smallest difference of success rates that so many pairs show in four of five tries, by the normal approximation
+    of McNemar's test at the share of pairs that differed here, or a fifth where fewer did. In [0, 1]."""
+    discordant = max((pair.only_first + pair.only_second) / pair.episodes, 0.2)
+    return min(1.0, (1.96 + 0.84) * (discordant / pair.episodes) ** 0.5)
+
+
+def failures(results: RunResults) -> Section | None:
+    """How the policies failed, by kind; None where none did, or no simulator said what its objects did."""
+    failed = [
+        record
+        for records in results.records
+        for record in records
+        if not record.success and is_policy(record.condition) and failure_kind(record)
+    ]
+    if not failed:
+        return None
+    conditions = list(dict.fromkeys(record.condition for record in failed))
+    counts = Counter((failure_kind(record), record.condition) for record in failed)
+    kinds = sorted({kind for kind, _ in counts}, key=lambda kind: -sum(counts[kind, name] for name in conditions))
+    rows = [[kind, *(str(counts[kind, name]) for name in conditions)] for kind in kinds]
+    rows.append(["all failures", *(str(sum(counts[kind, name] for kind in kinds)) for name in conditions)])
+    about = "By how far objects went: moved by more than 2 cm, lifted by more than 3 cm. `It` is what the instruction names."
+    table = Table(["how it failed", *map(words, conditions)], rows)
+    return Section(anchor="failures", title="Failures", about=about, blocks=[Panel([table])])
 
 
 def _first_pair(pairs: Sequence[Paired]) -> list[Block]:

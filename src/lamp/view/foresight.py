@@ -213,8 +213,8 @@ class ForesightRenderer:
     def _errors(
         self, truth: Float[np.ndarray, "k t1 3"], paths: Float[np.ndarray, "k t1 3"]
     ) -> PredictedPathErrors | None:
-        known = np.isfinite(truth[..., :2]).all(-1)
-        moving = np.logical_and(leaves_start(truth - truth[:, :1], known), known[:, 1:].any(-1))
+        known = np.asarray(np.isfinite(truth[..., :2]).all(-1))
+        moving = np.logical_and(leaves_start(truth - truth[:, :1], known), np.any(known[:, 1:], axis=-1))
         if not moving.any():
             return None
 

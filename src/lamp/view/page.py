@@ -19,7 +19,7 @@ class Paragraph:
 
     text: str
     style: str = ""
-    """A class of the style sheet: `about`, `absent` (the run lacks something) or `found` (a result in words)."""
+    """A class of the style sheet: `about` or `found` (a result in words)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ class Code:
 
     title: str
     value: Any
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A command line to copy."""
+
+    command: str
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Columns:
     panels: Sequence[Panel]
 
 
-Block = Paragraph | Notes | Facts | Code | Table | Chart | TimeBar | PathColours | Gallery | Panel | Columns
+Block = Paragraph | Notes | Facts | Code | Shell | Table | Chart | TimeBar | PathColours | Gallery | Panel | Columns
 
 
 @dataclass(frozen=True)
@@ -154,11 +161,6 @@ class Section:
     blocks: Sequence[Block]
     about: str = ""
     """A sentence below the title."""
-
-
-def absent(what: str) -> Paragraph:
-    """Says that the run lacks something."""
-    return Paragraph(what, "absent")
 
 
 def printable(text: str) -> str:

@@ -41,13 +41,17 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportInputs:
-    """What a report is made of. Each part may be absent; the report then says so."""
+    """What a report is made of. Each part may be absent."""
 
     title: str = "LaMP run"
     lead: str = ""
     """A sentence below the title; made from the run if empty."""
     warning: str = ""
     """Why the figures must not be used, above everything else."""
+    unfinished: tuple[str, ...] = ()
+    """What of an experiment is not there yet."""
+    command: str = ""
+    """The command that repeats the run; empty where it was not noted."""
     seconds: Mapping[str, float | int] = field(default_factory=dict)
     """Stage of the run -> its wall time [s]."""
     motions: Mapping[str, Path] = field(default_factory=dict)
@@ -120,7 +124,10 @@ def render(inputs: ReportInputs) -> str:
     """Builds the page."""
     results = _load(inputs)
     sections = [
+        evaluation_sections.verdict(results),
+        run_sections.episodes(results, inputs.max_films),
         evaluation_sections.success(results),
+        evaluation_sections.failures(results),
         evaluation_sections.between_runs(results),
         evaluation_sections.motion_prior_use(results),
         paper_tables.paper_tables(results),
@@ -128,22 +135,29 @@ def render(inputs: ReportInputs) -> str:
         paper_figures.robot(results),
         run_sections.time(inputs.seconds),
         run_sections.foresight([(picture.path, picture.caption) for picture in inputs.pictures]),
-        run_sections.episodes(results, inputs.max_films),
         training_sections.motion_prior(results),
         training_sections.policy(results),
         run_sections.data(results),
-        run_sections.configuration(inputs.configuration, results, inputs.facts),
+        run_sections.configuration(inputs.configuration, results, inputs.facts, inputs.command),
         run_sections.notes(results, inputs.notes),
+        run_sections.glossary(results),
     ]
     today = datetime.date.today().isoformat()
     return render_page(
         title=inputs.title,
         lead=inputs.lead or run_sections.lead(results),
-        warning=inputs.warning,
+        warning=" ".join(filter(None, (inputs.warning, _unfinished(inputs, results)))),
         cards=run_sections.headline(results, inputs.seconds),
         sections=[section for section in sections if section is not None],
         footer=f"Written by LaMP {code_version()} on {today}. Every number is computed from the run's own files.",
     )
+
+
+def _unfinished(inputs: ReportInputs, results: RunResults) -> str:
+    """Says what is not done yet; empty where all is."""
+    left = [*inputs.unfinished, *run_sections.unfinished(results)]
+    again = f" `{inputs.command}` goes on." if inputs.command else " The same command goes on."
+    return f"UNFINISHED: {'; '.join(left)}.{again}" if left else ""
 
 
 def _load(inputs: ReportInputs) -> RunResults:
@@ -185,6 +199,8 @@ def discover(run: Path, *, title: str | None = None, max_films: int = 6) -> Repo
         title=title or summary["title"] or f"LaMP run: {run.resolve().name}",
         lead=summary["lead"],
         warning=summary["warning"],
+        unfinished=_stopped_in(run),
+        command=command_of(run),
         seconds=summary["seconds"],
         motions=motions,
         policies=policies,
@@ -219,6 +235,15 @@ def command_of(run: Path) -> str:
     """
     path = run / EXPERIMENT
     return read_json_as(path, StoredExperiment, "record of an experiment")["command"] if path.is_file() else ""
+
+
+def _stopped_in(run: Path) -> tuple[str, ...]:
+    """The stage that an experiment has come to, where it is not finished."""
+    noted = run / "seconds.json"
+    if (run / "summary.json").is_file() or not noted.is_file():
+        return ()
+    stages = list(read_json_as(noted, dict[str, float], "stage times"))
+    return (f"the experiment has come to the stage {stages[-1].replace('_', ' ')}" if stages else "nothing is done",)
 
 
 class RunSummary(TypedDict, total=False):

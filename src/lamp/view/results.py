@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,17 @@ SHOWN_ELSEWHERE = ("format", "version", "packages", "fps", "states", "tasks", "e
 UNITS: dict[str, str] = {"placement_shift": "placement shift in m", "image_size": "image size in px"}
 COLOURS = {
     "with_motion": 0,
+    "one_sample": 0,
+    "policy": 0,
     "without_motion": 1,
     "zero_motion": 1,
-    "one_sample": 0,
     "mean_of_4": 2,
     "constant_velocity": 7,
 }
+OTHERS = (2, 3, 4, 5, 6)
+"""Colours of conditions and policies that have none of their own."""
+PARTS = (8, 9, 10, 3, 4, 5, 6, 2)
+"""Colours of a whole's parts, such as axes and dimensions: not those of the policies with and without motion."""
 
 
 def folder_label(folder: Path) -> str:
@@ -48,9 +54,25 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def colour_of(name: str, index: int = 0) -> int:
-    """The style sheet's colour of a condition or predictor; controls are grey."""
-    return COLOURS.get(name, 7 if name in CONTROLS else 2 + index % 5)
+def failure_kind(record: EpisodeRecord) -> str:
+    """How an episode failed, by what its objects did; empty where its simulator did not say, or the goal is about no object."""
+    facts = record.extra.get("simulator")
+    if not isinstance(facts, dict) or not facts.get("targets") or not isinstance(facts.get("moved"), dict):
+        return ""
+    moved: dict[str, list[float]] = facts["moved"]
+    lifted = {name for name, (_, up) in moved.items() if up > LIFTED_M}
+    wanted = {name for name in moved if name in facts["targets"]}
+    if wanted & lifted:
+        return "lifted it, and did not bring it there"
+    if lifted:
+        return "lifted another object"
+    if any(moved[name][0] > MOVED_M for name in wanted):
+        return "moved it, and did not lift it"
+    return "moved another object" if any(away > MOVED_M for away, _ in moved.values()) else "touched nothing"
+
+
+MOVED_M, LIFTED_M = 0.02, 0.03
+"""How far an object must have gone, and how high, to count as moved and as lifted. [m]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +80,8 @@ class Curves:
     """A run's metrics.jsonl: lines of kind "train" and "validation"."""
 
     lines: Sequence[Mapping[str, Any]]
+    planned: int | None = None
+    """Steps of the whole run, where it says so."""
 
     def values(self, kind: str, name: str, entry: int | str | None = None) -> list[tuple[float, float]]:
         """Returns (step, value) of a metric, or of one entry of a metric that has several, by its name or, in older runs, its
@@ -140,6 +164,16 @@ class RunResults:
     stages: Mapping[str, Sequence[StageEpisodes]] = field(default_factory=dict)
     """Name of a policy -> the episodes that each stage behind it was trained on."""
 
+    @cached_property
+    def _colours(self) -> dict[str, int]:
+        names = [*self.policies, *(record.condition for records in self.records for record in records)]
+        free = [name for name in dict.fromkeys(names) if name not in COLOURS and name not in CONTROLS]
+        return {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(free)}
+
+    def colour(self, name: str) -> int:
+        """The style sheet's colour of a condition, a policy or a predictor, the same in all figures; controls are grey."""
+        return COLOURS.get(name, 7 if name in CONTROLS else self._colours.get(name, OTHERS[0]))
+
     @property
     def tables(self) -> list[SuccessTable]:
         """The success tables, a suite each and a folder each."""
@@ -206,7 +240,20 @@ def load_results(
 
 
 def _curves(path: Path | None) -> Curves | None:
-    return None if path is None or not path.is_file() else Curves(lines=read_metrics(path))
+    if path is None or not path.is_file():
+        return None
+    return Curves(lines=read_metrics(path), planned=_planned_steps(path.parent))
+
+
+def _planned_steps(run: Path) -> int | None:
+    """How many steps a training was to take; None where it does not say, or goes by time."""
+    for path in (run / DESCRIPTION, run / CHECKPOINT / DESCRIPTION):
+        if path.is_file():
+            training = read_json_object(path, "description of a training").get("training")
+            loop = training.get("loop") if isinstance(training, dict) else None
+            if isinstance(loop, dict) and not loop.get("time_budget_s") and isinstance(loop.get("steps"), int):
+                return loop["steps"]
+    return None
 
 
 def _flow_errors(path: Path) -> FlowErrors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from lamp.view.page import (
     Paragraph,
     PathColours,
     Section,
+    Shell,
     Table,
     TimeBar,
-    absent,
     duration,
 )
-from lamp.view.results import Curves, FlowErrors, RunResults, colour_of, words
+from lamp.view.results import PARTS, Curves, FlowErrors, RunResults, failure_kind, folder_label, words
 
 WIDE = 2.4
 """A picture at least this many times as wide as high takes the page's whole width."""
@@ -82,18 +83,16 @@ def headline(results: RunResults, seconds: Mapping[str, float | int]) -> list[Ca
     return cards[:4]
 
 
-def time(seconds: Mapping[str, float | int]) -> Section:
-    """Where the time went."""
-    block = Panel([TimeBar({words(name): value for name, value in seconds.items()})])
-    missing = absent("This run did not record its stages' times.")
-    return Section(anchor="time", title="Time", blocks=[block if seconds else missing])
+def time(seconds: Mapping[str, float | int]) -> Section | None:
+    """Where the time went; None where that was not recorded."""
+    bar = TimeBar({words(name): value for name, value in seconds.items()})
+    return Section(anchor="time", title="Time", blocks=[Panel([bar])]) if bar.parts else None
 
 
-def foresight(pictures: Sequence[tuple[Path, str]]) -> Section:
-    """What the motion prior expects to happen."""
+def foresight(pictures: Sequence[tuple[Path, str]]) -> Section | None:
+    """What the motion prior expects to happen; None without pictures."""
     if not pictures:
-        missing = absent("This run has no pictures of predicted motion.")
-        return Section(anchor="foresight", title="Foresight", blocks=[missing])
+        return None
     figures = []
     for path, caption in pictures:
         image = read_picture(path)
@@ -102,8 +101,8 @@ def foresight(pictures: Sequence[tuple[Path, str]]) -> Section:
     return Section(anchor="foresight", title="Foresight", blocks=[PathColours(), Gallery(figures, broad=True)])
 
 
-def episodes(results: RunResults, max_films: int) -> Section:
-    """Films of the policy with its foresight drawn over them."""
+def episodes(results: RunResults, max_films: int) -> Section | None:
+    """Films of the policy with its foresight drawn over them, a success and a failure first; None where none was filmed."""
     filmed = [
         (path, record)
         for folder, records in zip(results.folders, results.records, strict=True)
@@ -112,17 +111,20 @@ def episodes(results: RunResults, max_films: int) -> Section:
         if path.suffix.lower() == ".mp4"
     ]
     if not filmed:
-        return Section(anchor="episodes", title="Episodes", blocks=[absent("No episode of this run was filmed.")])
+        return None
     # Failures teach as much as successes: the films shown hold some of each, as far as there are.
     wins = [item for item in filmed if item[1].success]
     losses = [item for item in filmed if not item[1].success]
     lost = min(len(losses), max(max_films // 3, max_films - len(wins)))
-    chosen = sorted([*wins[: max_films - lost], *losses[:lost]], key=lambda item: (item[1].task, item[1].state))
+    # One of each comes first, for who looks at two only; then both in turns.
+    shown = [wins[: max_films - lost], losses[:lost]]
+    chosen = [item for pair in zip_longest(*shown) for item in pair if item is not None]
     films, strips = [], []
     for index, (path, record) in enumerate(chosen):
         caption = {
             "caption": record.instruction,
-            "remark": f"task {record.task}, state {record.state}, {record.steps} steps",
+            "remark": f"{words(record.condition)}, task {record.task}, state {record.state}, {record.steps} steps"
+            + (f"; {kind}" if not record.success and (kind := failure_kind(record)) else ""),
             "success": record.success,
         }
         frames = _frames(path, 3)
@@ -154,10 +156,9 @@ def _strip(path: Path) -> str:
     return jpeg_uri(strip(list(frames[:, ::2, ::2] if frames.shape[1] > 300 else frames)))
 
 
-def data(results: RunResults) -> Section:
-    """Facts of the demonstrations."""
-    missing = absent("The dataset is not part of this run's folder.")
-    blocks: list[Block] = [Panel([Facts(results.data)]) if results.data else missing]
+def data(results: RunResults) -> Section | None:
+    """Facts of the demonstrations; None where neither they nor what each stage saw are known."""
+    blocks: list[Block] = [Panel([Facts(results.data)])] if results.data else []
     rows = [
         [
             words(name),
@@ -173,27 +174,71 @@ def data(results: RunResults) -> Section:
         head = ["policy", "dataset", "stage 1 (motion)", "stage 2 (actions)", "in both", "held out"]
         about = "Episodes that each stage was trained on: of those in both, the prior knows nothing that the policy does not."
         blocks.append(Panel([Table(head, rows), Paragraph(about, "about")], "Episodes of each stage"))
-    return Section(anchor="data", title="Data", blocks=blocks)
+    return Section(anchor="data", title="Data", blocks=blocks) if blocks else None
 
 
-def configuration(named: Mapping[str, Any], results: RunResults, facts: Mapping[str, Any]) -> Section:
-    """Resolved settings and versions."""
+def configuration(
+    named: Mapping[str, Any], results: RunResults, facts: Mapping[str, Any], command: str = ""
+) -> Section | None:
+    """The command that repeats the run, resolved settings and versions; None where nothing is known.
+
+    Args:
+        command: Empty where it was not noted.
+    """
     records = [record for records in results.records for record in records]
     known = dict(facts)
     if versions := _distinct(record.code for record in records):
         known["code"] = versions
     if packages := {name: version for record in records for name, version in record.packages.items()}:
         known["packages"] = packages
-    blocks: list[Block] = [Panel([Facts(known)])] if known else []
+    blocks: list[Block] = [Panel([Shell(command)], "To repeat it")] if command else []
+    blocks += [Panel([Facts(known)])] if known else []
     blocks += [Code(name, value) for name, value in named.items()]
-    blocks = blocks or [absent("No configuration was found beside this run.")]
-    return Section(anchor="configuration", title="Configuration and versions", blocks=blocks)
+    return Section(anchor="configuration", title="Configuration and versions", blocks=blocks) if blocks else None
 
 
-def notes(results: RunResults, given: Sequence[str]) -> Section:
-    """What the reader should know before quoting a number."""
+def notes(results: RunResults, given: Sequence[str]) -> Section | None:
+    """What the reader should know before quoting a number; None where there is nothing."""
     items = [*given, *_own_notes(results)]
-    return Section(anchor="notes", title="Notes", blocks=[Notes(items) if items else absent("None.")])
+    return Section(anchor="notes", title="Notes", blocks=[Notes(items)]) if items else None
+
+
+GLOSSARY = {
+    "motion prior": "the Motion Expert, which predicts from an image and an instruction how points of the scene will move; with "
+    "motion and without motion are the same policy with it and without it",
+    "scene flow": "where a grid of points in the image goes in space over the next frames",
+    "average displacement error": "the mean distance between predicted and true positions of a point, in pixels of a 256-pixel "
+    "image; the final displacement error is the distance at the last moment",
+    "moving, static": "a point moves where its true path leaves its start by more than 1% of the image",
+    "95% interval": "Wilson's: rates within it are compatible with what was counted; few episodes make it wide",
+    "p": "how often chance alone would make a difference at least as large; conditions are compared on the same episodes",
+    "replay": "a control: one recorded expert episode of the task, repeated blindly",
+    "zero": "a control: no action at all",
+    "wrong instruction": "a control: the policy is told another task's instruction, and should fail if it listens",
+    "held out": "demonstrations that were not trained on",
+    "gate": "a learnt number that scales what the motion prior adds; its size is no test of its use",
+    "chunk": "the actions that a policy gives at once, of which the first few are executed before it is asked again",
+}
+
+
+def glossary(results: RunResults) -> Section | None:
+    """What the page's words mean; None on a page without results."""
+    if not (results.records or results.policies or results.motions or results.flows):
+        return None
+    return Section(anchor="glossary", title="Words", blocks=[Facts(GLOSSARY)])
+
+
+def unfinished(results: RunResults) -> list[str]:
+    """What of the run is not done yet, a sentence each."""
+    found = [
+        f"{folder_label(folder)}: {len(records)} of {planned} planned episodes are done, and rates may still change"
+        for folder, records, planned in zip(results.folders, results.records, results.planned, strict=True)
+        if len(records) < planned
+    ]
+    for name, curves in {**results.motions, **results.policies}.items():
+        if curves.planned is not None and curves.steps < curves.planned:
+            found.append(f"{words(name)}: step {curves.steps:,} of {curves.planned:,}")
+    return found
 
 
 def _distinct(values: Iterable[str]) -> str:
@@ -202,11 +247,7 @@ def _distinct(values: Iterable[str]) -> str:
 
 def _own_notes(results: RunResults) -> list[str]:
     items = []
-    for folder, records, planned in zip(results.folders, results.records, results.planned, strict=True):
-        if len(records) < planned:
-            items.append(
-                f"{folder.name}: only {len(records)} of {planned} planned episodes are done; rates may still change."
-            )
+    for records in results.records:
         items += _scene_notes(records)
     records = [record for records in results.records for record in records]
     if len({record.code for record in records}) > 1:
@@ -249,31 +290,27 @@ def _scene_notes(records: Sequence[EpisodeRecord]) -> list[str]:
     return items
 
 
-def motion_prior(results: RunResults) -> Section:
-    """The first stage: its curves and how far its paths are from the true ones."""
+def motion_prior(results: RunResults) -> Section | None:
+    """The first stage: its curves and how far its paths are from the true ones; None where neither is there."""
     several = len(results.motions.keys() | results.flows.keys()) > 1
     blocks: list[Block] = []
     for name, curves in results.motions.items():
-        blocks += _motion_curves(curves, f"{words(name)}: " if several else "")
-    if not blocks:
-        blocks.append(absent("No training of the motion prior in this run."))
+        blocks += _motion_curves(results, curves, f"{words(name)}: " if several else "")
     for name, errors in results.flows.items():
         blocks.append(_path_errors(errors, f": {words(name)}" if several else ""))
-    if not results.flows:
-        blocks.append(absent("The errors of predicted paths were not measured in this run."))
     about = "Stage 1: flow matching on scene flow (Eq. 3)."
-    return Section(anchor="motion", title="Motion prior", about=about, blocks=blocks)
+    return Section(anchor="motion", title="Motion prior", about=about, blocks=blocks) if blocks else None
 
 
-def _motion_curves(curves: Curves, prefix: str) -> list[Block]:
+def _motion_curves(results: RunResults, curves: Curves, prefix: str) -> list[Block]:
     errors = [
         Series(
             name=words(name.removeprefix("ade_px_")),
             points=curves.values("validation", name),
-            colour=colour_of(name.removeprefix("ade_px_"), index),
+            colour=results.colour(name.removeprefix("ade_px_")),
             marked=True,
         )
-        for index, name in enumerate(curves.names("validation", "ade_px_"))
+        for name in curves.names("validation", "ade_px_")
     ]
     paths = line_chart(
         errors, x_label="step", y_label="mean error in px of 256", label="error of predicted paths over training"
@@ -283,7 +320,7 @@ def _motion_curves(curves: Curves, prefix: str) -> list[Block]:
         Series(
             name=axis,
             points=curves.values("train", "per_axis", "uvd"[index] if named else index),
-            colour=(0, 2, 3)[index],
+            colour=PARTS[index],
             smooth=True,
         )
         for index, axis in enumerate(("du, across", "dv, down", "dd, depth"))
@@ -319,7 +356,7 @@ def _losses(curves: Curves, prefix: str = "", colour: int = 0) -> list[Series]:
 def _entries(curves: Curves, metric: str, label: str) -> Chart | None:
     """A line for each entry of a metric that has names for them; None in older runs."""
     lines = [
-        Series(name=entry, points=curves.values("train", metric, entry), colour=index % 8, smooth=True)
+        Series(name=entry, points=curves.values("train", metric, entry), colour=PARTS[index % len(PARTS)], smooth=True)
         for index, entry in enumerate(curves.entries("train", metric))
     ]
     return _log_chart(lines, "loss", label)
@@ -357,20 +394,20 @@ def _length(value: float | None, digits: int, unit: str) -> str:
     return "-" if value is None else f"{value:.{digits}f} {unit}"
 
 
-def policy(results: RunResults) -> Section:
-    """The second stage: loss curves and the gate."""
+def policy(results: RunResults) -> Section | None:
+    """The second stage: loss curves and the gate; None without one."""
     if not results.policies:
-        return Section(anchor="policy", title="Policy", blocks=[absent("No training of a policy in this run.")])
+        return None
     losses = [
         series
-        for index, (name, curves) in enumerate(results.policies.items())
-        for series in _losses(curves, f"{words(name)}, ", colour_of(name, index))
+        for name, curves in results.policies.items()
+        for series in _losses(curves, f"{words(name)}, ", results.colour(name))
     ]
-    gates = _by_policy(results.policies, "train", "gate")
+    gates = _by_policy(results, "train", "gate")
     gate = line_chart(gates, x_label="step", y_label="gate", label="gate over training")
-    held_out = _by_policy(results.policies, "validation", "action_error", marked=True)
+    held_out = _by_policy(results, "validation", "action_error", marked=True)
     error = line_chart(held_out, x_label="step", y_label="mean error, normalised", label="error of held-out actions")
-    norms = _by_policy(results.policies, "train", "grad_norm", smooth=True)
+    norms = _by_policy(results, "train", "grad_norm", smooth=True)
     first, curves = next(iter(results.policies.items()))
     charts = {
         "Loss": _log_chart(losses, "action loss", "action loss over training"),
@@ -380,9 +417,7 @@ def policy(results: RunResults) -> Section:
         "Motion gate": gate,
     }
     blocks: list[Block] = [Columns([Panel([chart], title) for title, chart in charts.items()])]
-    if gate is None:
-        blocks.append(absent("No gate was logged: the policies of this run have no motion prior."))
-    else:
+    if gate is not None:
         last = next(series.points[-1][1] for series in gates if series.points)
         text = f"The gate, which scales the motion prior's contribution, ends at {number(last)}."
         blocks.append(Paragraph(f"{text} Its size is no test of the prior's use.", "about"))
@@ -393,16 +428,16 @@ def policy(results: RunResults) -> Section:
 
 
 def _by_policy(
-    policies: Mapping[str, Curves], kind: str, metric: str, *, marked: bool = False, smooth: bool = False
+    results: RunResults, kind: str, metric: str, *, marked: bool = False, smooth: bool = False
 ) -> list[Series]:
     """One line a policy."""
     return [
         Series(
             name=words(name),
             points=curves.values(kind, metric),
-            colour=colour_of(name, index),
+            colour=results.colour(name),
             marked=marked,
             smooth=smooth,
         )
-        for index, (name, curves) in enumerate(policies.items())
+        for name, curves in results.policies.items()
     ]

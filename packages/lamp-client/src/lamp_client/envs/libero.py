@@ -83,8 +83,6 @@ class LiberoEnv:
 
     variation: Mapping[str, object] = {}
     """How the scene differs from the task's standard one; here not at all."""
-    facts: Mapping[str, object] = {}
-    """What an episode's record should know of the simulator."""
 
     def __init__(
         self,
@@ -112,6 +110,9 @@ class LiberoEnv:
         self._mujoco = import_mujoco()
         self._renderer: Renderer | None = None
         self.robosuite = libero_simulation.build(task)
+        self._bodies = {name: self.robosuite.obj_body_id[name] for name in self.robosuite.objects_dict}
+        self._rest: np.ndarray | None = None
+        self._moved = np.zeros((len(self._bodies), 2))
         self._start_from(0)
 
     @property
@@ -121,6 +122,17 @@ class LiberoEnv:
     @property
     def step_limit(self) -> int:
         return self.task.step_limit
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What an episode's record should know: of each object that moved by more than a centimetre since the reset, how far it
+        ever was from where it rested and how high above it [m]; and the objects that the goal is about."""
+        goals = [goal[1] for goal in self.robosuite.parsed_problem["goal_state"] if len(goal) > 1]
+        moved = zip(self._bodies, self._moved.tolist(), strict=True)
+        return {
+            "moved": {name: [round(away, 3), round(up, 3)] for name, (away, up) in moved if away > 0.01},
+            "targets": [name for name in dict.fromkeys(goals) if name in self._bodies],
+        }
 
     @property
     def simulation(self) -> tuple[Any, Any]:
@@ -138,7 +150,7 @@ class LiberoEnv:
             UnknownNameError: for an initial state that does not exist.
             SimulationError: if no valid displacement was found.
         """
-        states = self.task.initial_states
+        states, self._rest = self.task.initial_states, None
         if not 0 <= initial_state < len(states):
             raise UnknownNameError(f"initial state of {self.task.name}", initial_state, [f"0 to {len(states) - 1}"])
         self.initial_state = initial_state
@@ -146,6 +158,7 @@ class LiberoEnv:
             self.placement = {}
             self._start_from(initial_state)
             self._settle()
+            self._watch()
             return
         # Some stored states start with objects in the air or in one another, so objects are displaced once they have settled.
         self._start_from(initial_state)
@@ -161,6 +174,7 @@ class LiberoEnv:
             self.placement = draw_placement(self.robosuite, names, self.placement_shift, np.random.default_rng(seeds))
             self._settle()
             if placement_holds(self.robosuite, self.placement, undisturbed, self.snapshot().body_poses):
+                self._watch()
                 return
         raise SimulationError(
             f"no valid displacement of up to {self.placement_shift} m in {_PLACEMENT_ATTEMPTS} attempts for "
@@ -202,6 +216,10 @@ class LiberoEnv:
             raise InvalidValueError(f"action {values.tolist()} does not fit; expected 7 finite values.")
         success = libero_simulation.step(self.robosuite, values)
         libero_simulation.refresh(self.robosuite)
+        if self._rest is not None:
+            apart = self._positions() - self._rest
+            away = np.stack([np.linalg.norm(apart, axis=1), apart[:, 2]], axis=1)
+            self._moved = np.maximum(self._moved, away)
         return StepResult(success=success, done=success)
 
     def action_from_policy(self, action: np.ndarray) -> np.ndarray:
@@ -254,6 +272,14 @@ class LiberoEnv:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _watch(self) -> None:
+        """Notes from now on how far objects go."""
+        self._rest, self._moved = self._positions(), np.zeros((len(self._bodies), 2))
+
+    def _positions(self) -> np.ndarray:
+        _, data = self.simulation
+        return data.xpos[list(self._bodies.values())].copy()
 
     def _start_from(self, initial_state: int) -> None:
         # The stored states do not say where cabinets and stoves are: LIBERO draws that anew, within 2 cm, at each reset.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,10 +49,10 @@ def test_each_that_comes_with_lamp_is_small_known_and_fits_the_small_recipes() -
         folder = find_checkpoint(name)
         assert folder.parent == SHIPPED and sum(file.stat().st_size for file in folder.iterdir()) < 12e6
         _, found = load_checkpoint(folder)
-        errors = read_flow_errors(folder / "flow.json")["moving"]
+        errors = json.loads((folder / "flow.json").read_text())["moving"]
         assert errors["one_sample"]["ade_px"] < 0.6 * errors["zero_motion"]["ade_px"]
         made = pretraining("libero_object_motion")
-        assert found.training == replace(made.motion, loop=found.training.loop) and found.model == made.motion.model
+        assert found.training == made.motion and found.model == made.motion.model
         assert "/" not in found.data.name and (folder / "README.md").is_file()
         fitting = [training(name) for name in ("demo", "small_gated", "small_path", "libero_object_small")]
         assert all(one.policy.model.motion == found.model.motion for one in fitting)

@@ -255,7 +255,7 @@ class Resolved:
     def motion(self, arm: Arm) -> MotionTraining | None:
         """The Stage 1 that is trained for an arm, but for its seed and episodes; None where there is none to train."""
         motion = self.recipe(arm).motion
-        if not arm.trains_motion or motion is None:
+        if arm.prior is None or not arm.trains_motion or motion is None:
             return None
         steps = self.study.motion_steps
         # Each measured sample takes all solver steps, at the end four times over: as long as many steps of training.

@@ -181,6 +181,8 @@ def _claim(out: Path, made: StoredExperiment) -> None:
                 f"{out} holds the run of `{before['command']}`, and `{made['command']}` was asked for; choose another "
                 "--out, or continue that one"
             )
+    elif made["quick"] and (out / "seconds.json").is_file():  # of a version that did not note whose it is
+        raise ConfigError(f"{out} holds a run that is not of --quick; choose another --out, or continue that one")
     else:
         write_json(path, made)
 

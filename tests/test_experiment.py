@@ -18,13 +18,14 @@ from lamp.files import locked
 from lamp.json_files import read_lines_json
 from lamp.recipes import Recipe, experiment
 from lamp.recipes.kinds import without_motion
+from lamp.train.publishing import find_checkpoint
 from lamp.view.report import StoredExperiment
 
 pytestmark = pytest.mark.long
 
 
-def tiny() -> Recipe:
-    """The demo with every number as small as it can be."""
+def tiny(prior: str | None = None) -> Recipe:
+    """The demo with every number as small as it can be; by default with a Stage 1 of its own."""
     demo = experiment("demo")
     loop = replace(
         demo.motion.loop, steps=4, batch_size=4, log_every=2, checkpoint_every=2, validate_every=4, threads=1
@@ -32,6 +33,7 @@ def tiny() -> Recipe:
     policy = replace(demo.policy, loop=loop, noise_draws=1, cached_hidden_draws=1, validation_samples=4)
     return replace(
         demo,
+        prior=prior,
         collect=replace(demo.collect, task=(0,), episodes=2, render_every=8, workers=2),
         flow=replace(demo.flow, every=2, workers=1),
         motion=replace(demo.motion, loop=loop, validation_samples=2, final_samples=2),
@@ -51,8 +53,9 @@ def written(out: Path) -> dict[Path, int]:
 
 @pytest.mark.slow
 @pytest.mark.sim
-def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path) -> None:
-    made, out = tiny(), tmp_path / "run"
+@pytest.mark.parametrize("prior", [None, "pretrained/libero_object"])
+def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path, prior: str | None) -> None:
+    made, out = tiny(prior), tmp_path / "run"
     summary = run(made, out)
     assert summary == json.loads((out / "summary.json").read_text())
     assert {"collect", "flow", "train_motion", "train_policy", "evaluate", "total"} <= summary["seconds"].keys()
@@ -61,6 +64,11 @@ def test_a_recipe_runs_from_nothing_to_a_report_and_only_once(tmp_path: Path) ->
     assert summary["success"]["zero"]["successes"] == 0
     assert summary["pairs"] == 1 and summary["regime"] == regime(made)
     assert summary["flow"]["moving"]["zero_motion_ade_px"] > 1
+    if prior is not None:
+        given = find_checkpoint(prior)
+        for name in ("model.safetensors", "lamp.json"):
+            assert (out / "motion/checkpoint" / name).read_bytes() == (given / name).read_bytes()
+        assert json.loads((out / "motion/flow.json").read_text())["episodes"] == [0, 1]
     page = (out / "report.html").read_text()
     assert "<video" in page and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
 
@@ -131,8 +139,12 @@ def test_the_plan_counts_what_is_left_to_do(tmp_path: Path, monkeypatch: pytest.
     head, *stages = left({name: 1.0 for name in STAGES}, finished=True)
     assert "all of it is done" in head and set(stages) == {"done"}
     lines = plan(demo, out, {}).splitlines()
-    assert "32 demonstrations of 2 tasks" in lines[1] and lines[1].endswith("data")
-    assert "100 episodes" in lines[6] and lines[7].endswith("report.html")
+    assert "20 demonstrations of 2 tasks" in lines[1] and lines[1].endswith("data")
+    assert (
+        "pretrained/libero_object, measured on them" in lines[4]
+        and "160 episodes" in lines[6]
+        and lines[7].endswith("report.html")
+    )
 
 
 def test_a_run_ends_with_what_it_took_and_what_to_type_next(tmp_path: Path) -> None:

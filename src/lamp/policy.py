@@ -236,7 +236,7 @@ class LaMPPolicy:
             "dataset": self.dataset,
             **self.record.embodiment.client_metadata,
             "action_names": list(self.record.action_names),
-            "action_units": list(self.record.action_units),
+            "action_value_units": list(self.record.action_units),  # `action_units` is whose units they are
             "uses_motion": self.uses_motion,
             "step": self.description.step,
             "weights_sha256": self.description.weights_sha256,

@@ -89,7 +89,7 @@ def test_a_browser_shows_what_the_robot_sees_and_does(asking: PolicyServer, tmp_
 
 ABOUT = {
     "fps": 20, "uses_motion": False, "checkpoint": "runs/policy", "step": 1000, "weights_sha256": "ab12" * 16,
-    "action_names": ["x", "y", "z", "rx", "ry", "rz", "<b>gripper"], "action_units": ["m"] * 3 + ["rad"] * 3 + ["1 = open"],
+    "action_names": ["x", "y", "z", "rx", "ry", "rz", "<b>gripper"], "action_value_units": ["m"] * 3 + ["rad"] * 3 + ["1 = open"],
 }  # fmt: skip
 
 
@@ -103,7 +103,9 @@ def plain_policy() -> FakePolicy:
 def test_the_page_is_told_which_checkpoint_acts_and_what_its_actions_are() -> None:
     told = LivePage(spec=plain_policy().spec, metrics=Metrics()).snapshot(clients=0, waiting=0)["policy"]
     assert (told["checkpoint"], told["step"], told["weights"]) == ("runs/policy", 1000, "ab12ab12ab12")
-    assert told["names"] == ABOUT["action_names"] and told["units"] == ABOUT["action_units"] and not told["foresees"]
+    assert (
+        told["names"] == ABOUT["action_names"] and told["units"] == ABOUT["action_value_units"] and not told["foresees"]
+    )
     assert told["uses_motion"] is False
 
 

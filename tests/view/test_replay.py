@@ -24,7 +24,8 @@ from lamp.train.checkpoint_metadata import read_description
 from lamp.view import replay as replaying
 from lamp.view.images import read_caption
 from lamp.view.replay import ReplayConfig, ReplayReport, replay
-from lamp_client.client import WebsocketPolicy
+from lamp_client.client import InProcessPolicy, WebsocketPolicy
+from lamp_client.client import action_units as whose_units
 from lamp_client.types import ActionChunk, Observation
 
 
@@ -175,3 +176,16 @@ def test_units_are_said_where_they_are_known(root: Path) -> None:
     assert action_units(LIBERO, dataset, 7) == (*("[-1, 1]",) * 6, "1 = open")
     assert action_units(DROID, dataset, 8)[0] == "rad" and action_units(DROID, dataset, 7) == ()
     assert action_units(Embodiment(name="droid"), dataset, 8) == ()  # another robot of that name
+
+
+def test_a_policy_that_names_its_units_is_one_that_environments_take(root: Path) -> None:
+    """`action_units` of its metadata says whose units they are, and is another thing."""
+    policy = LaMPPolicy.from_checkpoint(root / "guided", backbone=PatchBackbone())
+    named = replace(policy.record, action_names=tuple("abcdefg"), action_units=("m",) * 7)
+    policy.record = named
+    assert (
+        whose_units(policy)
+        == whose_units(InProcessPolicy(lambda *_: np.zeros(7), policy_spec(policy).about))
+        == "dataset"
+    )
+    assert policy.metadata["action_value_units"] == ["m"] * 7

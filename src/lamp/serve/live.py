@@ -135,7 +135,7 @@ class LivePage:
                 "weights": str(about.get("weights_sha256") or "")[:12],
                 "uses_motion": about.get("uses_motion"),
                 "names": about.get("action_names") or [],
-                "units": about.get("action_units") or [],
+                "units": about.get("action_value_units") or [],
             },
             "shown": self._shown(),
         }

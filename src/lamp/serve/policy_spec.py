@@ -239,7 +239,16 @@ def policy_spec(policy: Any) -> PolicySpec:
     about = {
         key: metadata[key]
         for key in (
-            *("fps", "actions", "embodiment", "action_names", "action_units", "uses_motion", "step", "weights_sha256"),
+            *(
+                "fps",
+                "actions",
+                "embodiment",
+                "action_names",
+                "action_value_units",
+                "uses_motion",
+                "step",
+                "weights_sha256",
+            ),
             "code",
         )
     }

@@ -25,7 +25,7 @@ from lamp.errors import ConfigError, DataError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.token_pooling import TokenPooling
 from lamp.policy import LaMPPolicy
-from lamp.recipes import TrainingRecipe, recipe, training
+from lamp.recipes import TrainingRecipe, experiment, recipe, training
 from lamp.recipes.fit import FitConfig, fit
 from lamp_client.types import Observation
 
@@ -51,6 +51,8 @@ def test_the_dataset_is_found_out(data: Path) -> None:
     assert expert is not None and (expert.state_dim, expert.action_dim) == (3, 2)
     assert made.backbone.cameras == (("front", 160), ("side", 128))
     assert made.policy.embodiment.fps == 10 and made.policy.gripper == -1
+    # The demo's prior has seen other episodes than its policy; one that is trained here may have seen the same.
+    assert (made.policy.prior_dropout, experiment("demo").policy.prior_dropout) == (0.5, 0.0)
     assert made.policy.state_transform == RawState()
     assert made.motion is not None and made.motion.embodiment == made.policy.embodiment
     assert made.motion.backbone == made.policy.backbone and made.motion.fit_data_std

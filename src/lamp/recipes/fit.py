@@ -72,6 +72,11 @@ LIBERO_FPS = 20.0
 PART = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 
 
+OWN_PRIOR_DROPOUT = 0.5
+"""For a prior of one's own, which Stage 2's demonstrations may have trained: it is leant on otherwise (EXPERIMENTS.md). The demo's
+own comes from other episodes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Writes a recipe that fits a dataset into a JSON file, which every --recipe takes: read it, and change what you like."""
@@ -141,6 +146,8 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
         state_fit=_own_spread(base.policy.state_fit, HardlyMoved(), least),
         action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0), least),
     )
+    if isinstance(base, Recipe) and base.prior is not None:
+        policy = replace(policy, prior_dropout=OWN_PRIOR_DROPOUT)
     expert = replace(base.policy.model.action, action_dim=actions, state_dim=transform.width(states))
     motion = None
     if base.motion is not None:

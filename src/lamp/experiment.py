@@ -78,7 +78,7 @@ QUICK = (
 
 
 def quick(recipe: Recipe) -> Recipe:
-    """The same experiment with every count so small that two cores do it in about three minutes; its figures mean nothing."""
+    """The same experiment with every count so small that two cores do it in a few minutes; its figures mean nothing."""
 
     def short(loop: LoopConfig, steps: int) -> LoopConfig:
         steps = min(loop.steps, steps)

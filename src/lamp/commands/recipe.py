@@ -22,7 +22,7 @@ class DemoFlags:
     recipe: str = "demo"
     """A name that `lamp recipe list` shows, or a recipe's file."""
     quick: bool = False
-    """About three minutes on two cores: whether everything works here. Too small for its figures to mean anything."""
+    """A few minutes: whether everything works here. Too small for its figures to mean anything."""
 
 
 def _demo(arguments: Sequence[str]) -> None:

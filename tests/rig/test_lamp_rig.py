@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +222,82 @@ def test_mistakes_are_one_line(
     assert main(command) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_somebody_at_the_keyboard_records_the_twin(small: str, tmp_path: Path) -> None:
+    out = tmp_path / "demos"
+    command = [
+        sys.executable,
+        "-m",
+        "lamp_client.rig.cli",
+        "record",
+        small,
+        "--by",
+        "keyboard",
+        "--out",
+        str(out),
+        "--keep-failures",
+    ]
+    with terminal(command) as (type_keys, read_until, ended):
+        read_until("w s: forth")
+        for key in "aaaaa ":
+            type_keys(key)
+        read_until("held; space goes on")
+        type_keys(" g")
+        time.sleep(1.0)
+        type_keys("e")
+        read_until("1 episodes in")
+        assert ended() == 0
+    (name,) = recorded_names(out)
+    frames = read_episode(out, name, pixels=False).frames
+    assert frames[-1]["action"][1] - frames[0]["action"][1] == pytest.approx(0.05, abs=1e-6)
+    assert frames[0]["action"][6] == 1.0 and frames[-1]["action"][6] == 0.0
+
+
+@pytest.mark.long
+def test_a_key_stops_the_arm_and_half_an_episode_is_not_kept(small: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lamp_client.rig.cli",
+        "record",
+        small,
+        "--by",
+        "keyboard",
+        "--out",
+        str(tmp_path / "demos"),
+    ]
+    with terminal(command) as (type_keys, read_until, ended):
+        read_until("w s: forth")
+        type_keys("aa")
+        time.sleep(0.5)
+        type_keys("q")
+        read_until("the arm was stopped (key)")
+        assert ended() == 1
+    assert recorded_names(tmp_path / "demos") == []
+
+
+@contextlib.contextmanager
+def terminal(command: list[str]) -> Iterator[tuple[Any, Any, Any]]:
+    """A command at a terminal: (type keys, wait for a text, wait for the exit code)."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
+    os.close(theirs)
+    seen = ""
+
+    def read_until(text: str) -> None:
+        nonlocal seen
+        give_up = time.monotonic() + 60
+        while text not in seen:
+            assert time.monotonic() < give_up, f"{text!r} did not come: {seen}"
+            if select.select([ours], [], [], 0.2)[0]:
+                with contextlib.suppress(OSError):
+                    seen += os.read(ours, 4096).decode(errors="replace")
+
+    try:
+        yield lambda keys: os.write(ours, keys.encode()), read_until, lambda: process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

@@ -147,6 +147,14 @@ def test_an_arm_that_is_not_fit_does_not_start() -> None:
     assert fakes.arm.names() == ["connect", "close"] and fakes.camera.closed
 
 
+def test_an_arm_is_not_readied_while_a_camera_sends_nothing() -> None:
+    fakes = fake_rig()
+    fakes.camera.fails = True
+    with pytest.raises(RigError, match="'front' has sent no picture: the camera 'front' failed: unplugged"), fakes.rig:
+        pass
+    assert "enable" not in fakes.arm.names() and fakes.camera.closed
+
+
 def test_a_camera_of_another_size_is_refused() -> None:
     fakes = fake_rig()
     fakes.camera.shape = (48, 64, 3)

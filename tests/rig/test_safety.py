@@ -13,6 +13,7 @@ from rig_fakes import START, Fakes, description, fake_rig
 
 from lamp_client.envs.rotations import matrix_from_axis_angle
 from lamp_client.rig import Limits, Pose, RigError, RigStoppedError, SimulatedClock, WallClock, admit
+from lamp_client.rig.description import WatchdogSettings
 from lamp_client.rig.safety import STOP_WITHIN_S
 
 LIMITS = description().limits
@@ -89,12 +90,12 @@ Fault = Callable[[Fakes], tuple[Callable[[], float], str]]
 
 def _stalls(fakes: Fakes) -> tuple[Callable[[], float], str]:
     fakes.camera.stalled = True
-    return lambda: fakes.camera.new_s + 0.2, "image"
+    return lambda: fakes.camera.new_s + settings(fakes).image_s, "image"
 
 
 def _freezes(fakes: Fakes) -> tuple[Callable[[], float], str]:
     fakes.camera.frozen = True
-    return lambda: fakes.camera.changed_s + 0.4, "frozen"
+    return lambda: fakes.camera.changed_s + settings(fakes).frozen_s, "frozen"
 
 
 def _unplugged(fakes: Fakes) -> tuple[Callable[[], float], str]:
@@ -135,8 +136,9 @@ def _key(fakes: Fakes) -> tuple[Callable[[], float], str]:
 
 
 def _server_silent(fakes: Fakes) -> tuple[Callable[[], float], str]:
-    due = fakes.rig.clock.now() + 0.5
-    fakes.rig.watchdog.expect("reply", "server", 0.5, "the policy has not answered")
+    within = settings(fakes).reply_s
+    due = fakes.rig.clock.now() + within
+    fakes.rig.watchdog.expect("reply", "server", within, "the policy has not answered")
     return lambda: due, "server"
 
 
@@ -149,14 +151,18 @@ def _rejected(fakes: Fakes) -> tuple[Callable[[], float], str]:
 
 def _state_hangs(fakes: Fakes) -> tuple[Callable[[], float], str]:
     last = fakes.rig.clock.now()
-    fakes.rig._jobs[0].cancel()
+    next(job for job in fakes.rig._jobs if getattr(job, "name", "") == "arm").cancel()
     # The last state came up to one reading before.
-    return lambda: last + 0.1, "state"
+    return lambda: last + settings(fakes).state_s, "state"
 
 
 def _loop_hangs(fakes: Fakes) -> tuple[Callable[[], float], str]:
     last = max(at for name, at in fakes.arm.calls if name == "move")
-    return lambda: last + 5 / 20, "period"
+    return lambda: last + settings(fakes).missed_periods / 20, "period"
+
+
+def settings(fakes: Fakes) -> WatchdogSettings:
+    return fakes.rig.description.watchdog
 
 
 def _now(fakes: Fakes) -> Callable[[], float]:
@@ -168,6 +174,10 @@ FAULTS: list[Fault] = [
     _stalls, _freezes, _unplugged, _arm_fault, _arm_unreachable, _gripper_lost, _collides, _blocked, _key, _server_silent,
     _rejected, _state_hangs, _loop_hangs,
 ]  # fmt: skip
+
+
+class StoppedBeforeError(Exception):
+    """The arm was stopped before the fault was there."""
 
 
 def run_with_fault(fakes: Fakes, fault: Fault, at_s: float) -> tuple[float, float, str]:
@@ -192,11 +202,15 @@ def run_with_fault(fakes: Fakes, fault: Fault, at_s: float) -> tuple[float, floa
             clock.sleep(random.Random(at_s).choice([0.05, 0.05, 0.01]))
         stopped = rig.watchdog.stopped
         commanded = fakes.arm.stopped_s()
+        clock.sleep(0.05)
         after = fakes.arm.names()[fakes.arm.names().index("stop") :]
-        assert "move" not in after
+        # In real time one target may be on its way while the stop is commanded; the stop is then commanded after it once more.
+        assert after[-1] == "stop" and after.count("move") <= isinstance(clock, WallClock)
         with pytest.raises(RigStoppedError):
             rig.send(target)
-    assert due is not None and commanded is not None and stopped is not None
+    if due is None:
+        raise StoppedBeforeError
+    assert commanded is not None and stopped is not None
     return due(), commanded, stopped.kind
 
 
@@ -224,11 +238,17 @@ def fake_running() -> Fakes:
 
 @pytest.mark.long
 def test_fifty_faults_in_real_time() -> None:
-    hiccup = Hiccups()
-    late = []
-    for number in range(50):
-        fault = FAULTS[number % len(FAULTS)]
-        due, commanded, _ = run_with_fault(fake_rig(WallClock()), fault, 0.08 + 0.002 * number)
+    hiccup, late, too_slow = Hiccups(), [], 0
+    patient = WatchdogSettings(image_s=0.3, frozen_s=0.5, state_s=0.3, reply_s=0.4, missed_periods=8)
+    while len(late) < 50:
+        fault = FAULTS[len(late) % len(FAULTS)]
+        try:
+            fakes = fake_rig(WallClock(), watchdog=patient)
+            due, commanded, _ = run_with_fault(fakes, fault, 0.08 + 0.002 * len(late))
+        except StoppedBeforeError:  # a machine so busy that a sign of life came late, and rightly stopped
+            too_slow += 1
+            assert too_slow < 10
+            continue
         late.append(commanded - due)
         # What the machine takes from every thread, it takes from the watchdog too.
         assert commanded - due <= STOP_WITHIN_S + hiccup.worst(), (fault.__name__, commanded - due)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import select
 import sys
 import threading
@@ -362,6 +363,8 @@ def _check_policy(rig: Rig, address: str, say: Callable[[bool, str, str], None])
 
 
 def _record(options: argparse.Namespace) -> int:
+    if options.by == "keyboard" and _described(options.rig).arm.driver == TWIN:
+        options.real_time = True  # nobody types as fast as a simulation runs
     rig, world = _opened(options)
     by = options.by or ("expert" if world is not None else "keyboard")
     if by == "expert" and world is None:
@@ -748,6 +751,7 @@ class _Keys:
 
     def __init__(self) -> None:
         self._pressed: list[str] = []
+        self._held = False
         self._ended = False
         self._thread: threading.Thread | None = None
         self._saved: Any = None
@@ -775,8 +779,16 @@ class _Keys:
 
     def _read(self) -> None:
         while not self._ended:
-            if select.select([sys.stdin], [], [], 0.05)[0]:
-                key = sys.stdin.read(1)
+            if not select.select([sys.stdin], [], [], 0.05)[0]:
+                continue
+            # Not sys.stdin.read: what waits in its buffer is not seen by select.
+            keys = os.read(sys.stdin.fileno(), 64).decode(errors="replace")
+            if not keys:
+                return  # the terminal is gone
+            for key in keys:
+                if key == " ":
+                    self._held = not self._held
+                    continue
                 if key in ("q", "\x1b") and self.on_stop is not None:
                     self.on_stop()  # at once, and not when the loop comes round
                 self._pressed.append(key)
@@ -789,13 +801,11 @@ class _Keys:
     def obey(self, rig: Rig) -> None:
         """Holds while held."""
         self.on_stop = rig.stop
-        held = " " in self._pressed
-        if not held:
+        if not self._held:
             return
-        self.taken()
         rig.pause()
-        print("held; space goes on, q stops")
-        while " " not in self.taken():
+        print("held; space goes on, q stops", flush=True)
+        while self._held:
             rig.watchdog.check()
             rig.clock.sleep(0.05)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -56,7 +55,6 @@ class Rig:
     _sent_s: float = field(default=0.0, init=False)
     _jobs: list[Job] = field(default_factory=list, init=False)
     _images: dict[str, ImageWatch] = field(default_factory=dict, init=False)
-    _arrived: threading.Event = field(default_factory=threading.Event, init=False)
     _connected: list[Arm | Gripper | Camera] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -96,25 +94,30 @@ class Rig:
         if fault := violated(state, state.pose, limits):
             hint = "Bring it back by hand (free drive or the teach pendant), or correct the limits."
             raise RigError(f"the arm must not move: {fault[1]}.", hint=hint)
-        if not self.dry_run:
-            self.arm.enable()
-        self._state, self.commanded, self._sent_s = state, None, self.clock.now()
         settings = self.description.watchdog
-        self.watchdog.start()
-        self.watchdog.expect("state", "state", settings.state_s, "no state of the arm")
-        self._jobs = [
-            self.clock.every(_STATE_PERIOD_S, self._watch_arm, "arm"),
-            self.clock.every(_GRIPPER_PERIOD_S, self._work_gripper, "gripper"),
-        ]
         for name, camera in self.cameras.items():
             if not camera.on_demand:
                 watch = ImageWatch(
-                    watchdog=self.watchdog, name=name, stale_s=_FIRST_FRAME_S, frozen_s=settings.frozen_s
+                    watchdog=self.watchdog, name=name, stale_s=settings.image_s, frozen_s=settings.frozen_s
                 )
-                watch.begin()
-                watch.stale_s = settings.image_s
                 self._images[name] = watch
                 self._jobs.append(self.clock.every(0.2 / self.description.cameras[name].fps, self._reader(name), name))
+        # Nothing is readied before every camera sends: its first picture may take long.
+        for name in self._images:
+            self._frame(name)
+        if self.watchdog.stopped is not None:
+            raise RigError(f"the rig cannot start: {self.watchdog.stopped.reason}.")
+        if not self.dry_run:
+            self.arm.enable()
+        self._state, self.commanded, self._sent_s = self.arm.state(), None, self.clock.now()
+        self.watchdog.start()
+        self._expect_state()
+        for watch in self._images.values():
+            watch.begin()
+        self._jobs += [
+            self.clock.every(_STATE_PERIOD_S, self._watch_arm, "arm"),
+            self.clock.every(_GRIPPER_PERIOD_S, self._work_gripper, "gripper"),
+        ]
 
     def close(self) -> None:
         """Stops the arm where it was started, and ends all connections and threads."""
@@ -215,8 +218,9 @@ class Rig:
         self.watchdog.forget("command")
 
     def release(self) -> None:
-        """The arm is no longer held against the last target: before somebody moves it, or a twin is reset. `resume` goes on."""
-        self.pause()
+        """Nothing is expected, and the arm is not held against the last target: before somebody moves it by hand, or a twin is
+        reset. `resume` goes on."""
+        self.watchdog.forget_all()
         self.commanded = None
 
     def stop(self, reason: str = "a key was pressed") -> None:
@@ -236,6 +240,9 @@ class Rig:
         self.commanded, self._state = None, state
         if not self.dry_run:
             self.arm.enable()
+        self._expect_state()
+        for watch in self._images.values():
+            watch.begin()
         self.watchdog.resume()
 
     def go_to(self, pose: Pose, openness: float | None = None, *, speed: float = 0.5, settle_s: float = 0.3) -> None:
@@ -293,6 +300,9 @@ class Rig:
 
     # Jobs
 
+    def _expect_state(self) -> None:
+        self.watchdog.expect("state", "state", self.description.watchdog.state_s, "no state of the arm")
+
     def _watch_arm(self) -> None:
         try:
             state = self.arm.state()
@@ -323,22 +333,15 @@ class Rig:
 
     def _reader(self, name: str) -> Callable[[], None]:
         camera, watch = self.cameras[name], self._images[name]
-        seen = False
 
         def read() -> None:
-            nonlocal seen
             try:
                 frame = camera.frame()
             except Exception as error:
                 self.watchdog.trip("image", f"the camera {name!r} failed: {error}")
-                self.clock.sleep(0.0)
                 return
-            if not seen:  # from the first picture on, the next must come sooner
-                seen = True
-                watch.begin()
             watch.see(frame.image, frame.number)
             self.frames[name] = frame
-            self._arrived.set()
 
         return read
 
@@ -351,13 +354,13 @@ class Rig:
                 self.watchdog.trip("image", f"the camera {name!r} failed: {error}")
                 raise
         waited = 0.0
-        while name not in self.frames and waited < _FIRST_FRAME_S:
+        while name not in self.frames and waited < _FIRST_FRAME_S and self.watchdog.stopped is None:
             self.clock.sleep(0.02)
             waited += 0.02
         if name not in self.frames:
-            raise RigError(
-                f"the camera {name!r} has sent no picture in {_FIRST_FRAME_S:g} s.", hint="Is it plugged in?"
-            )
+            stopped = self.watchdog.stopped
+            why = stopped.reason if stopped else f"none came in {_FIRST_FRAME_S:g} s"
+            raise RigError(f"the camera {name!r} has sent no picture: {why}.", hint="Is it plugged in?")
         return self.frames[name]
 
     def _stop_arm(self) -> None:

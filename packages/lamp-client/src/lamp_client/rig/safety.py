@@ -183,6 +183,11 @@ class Watchdog:
         with self._lock:
             self._expected.pop(name, None)
 
+    def forget_all(self) -> None:
+        """Nothing need be fed any more."""
+        with self._lock:
+            self._expected.clear()
+
     def feed(self, name: str) -> None:
         """A sign of life."""
         with self._lock:

@@ -74,7 +74,7 @@ def twin_description(
             max_force=80.0,
             max_torque=20.0,
         ),
-        watchdog=WatchdogSettings(frozen_s=0.0),
+        watchdog=WatchdogSettings(frozen_s=0.0, state_s=0.5, image_s=1.0),  # a computer that does other things as well
         home=(0.55, 0.0, 0.28, *DOWN),
         notes="No hardware: MuJoCo.",
     )

@@ -414,20 +414,23 @@ class World:
 
             def follow() -> None:
                 now = time.monotonic()
-                # After a long interruption it goes on from there, and does not catch up.
-                self.advance(min(now - last[0], 0.2))
+                # Where the computer is too slow, time goes slower here.
+                self.advance(min(now - last[0], 0.03))
                 last[0] = now
+                # Whoever waits for the lock has it for as long: a thread that takes it again at once would starve them.
+                time.sleep(time.monotonic() - now)
 
-            self._job = self.clock.every(0.01, follow, "twin")
+            self._job = self.clock.every(0.005, follow, "twin")
 
     def close(self) -> None:
         """Ends the thread, and frees the renderers."""
         if self._job is not None:
             self._job.cancel()
             self._job = None
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers = {}
+        running = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        for key in [key for key in self._renderers if key[3] not in running]:
+            # One in whose thread a picture may be on its way is left: to free it now would crash the process.
+            self._renderers.pop(key).close()
 
     def reset(self, seed: int, condition: str = "in_domain") -> None:
         """Puts arm and objects where an episode begins; the same seed gives the same layout.
@@ -526,20 +529,23 @@ class World:
     def render(self, width: int, height: int, *, depth: bool = False, data: Any = None) -> np.ndarray:
         """(H, W, 3) uint8, or (H, W) float32 depth [m], of the camera. Each thread has renderers of its own."""
         key = (width, height, depth, threading.get_ident())
-        with self.lock:
-            renderer = self._renderers.get(key)
-            if renderer is None:
-                try:
-                    renderer = self._mj.Renderer(self.model, height, width)
-                except Exception as error:  # the platforms raise everything from AttributeError to FatalError here
-                    raise MissingSoftwareError(
-                        f"MuJoCo cannot render off screen ({type(error).__name__}: {error}).",
-                        hint="apt-get install libosmesa6, and set MUJOCO_GL=osmesa; or MUJOCO_GL=egl with a GPU.",
-                    ) from error
-                if depth:
-                    renderer.enable_depth_rendering()
-                self._renderers[key] = renderer
-            renderer.update_scene(self.data if data is None else data, CAMERA)
+        renderer = self._renderers.get(key)
+        if renderer is None:  # takes a while, in which the physics goes on
+            try:
+                renderer = self._mj.Renderer(self.model, height, width)
+            except Exception as error:  # the platforms raise everything from AttributeError to FatalError here
+                raise MissingSoftwareError(
+                    f"MuJoCo cannot render off screen ({type(error).__name__}: {error}).",
+                    hint="apt-get install libosmesa6, and set MUJOCO_GL=osmesa; or MUJOCO_GL=egl with a GPU.",
+                ) from error
+            if depth:
+                renderer.enable_depth_rendering()
+            self._renderers[key] = renderer
+        if data is not None:
+            renderer.update_scene(data, CAMERA)
+        else:
+            with self.lock:
+                renderer.update_scene(self.data, CAMERA)
         return renderer.render()
 
     def body(self, name: str) -> Pose:

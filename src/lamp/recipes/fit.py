@@ -73,8 +73,8 @@ PART = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 
 
 OWN_PRIOR_DROPOUT = 0.5
-"""For a prior of one's own, which Stage 2's demonstrations may have trained: it is leant on otherwise (EXPERIMENTS.md). The demo's
-own comes from other episodes."""
+"""For a prior of one's own, which Stage 2's demonstrations may have trained: it is leant on otherwise (EXPERIMENTS.md). The
+demo's own comes from other episodes."""
 
 
 @dataclass(frozen=True, kw_only=True)

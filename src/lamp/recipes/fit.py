@@ -70,8 +70,6 @@ COMPARED = 40
 LIBERO_FPS = 20.0
 """Of what `lamp collect` records, for which the recipes with a collection are made."""
 PART = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
-
-
 OWN_PRIOR_DROPOUT = 0.5
 """For a prior of one's own, which Stage 2's demonstrations may have trained: it is leant on otherwise (EXPERIMENTS.md). The
 demo's own comes from other episodes."""

@@ -46,6 +46,14 @@ def test_the_variants_have_the_demo_s_policy() -> None:
     assert replace(base, policy=whole.policy, without_motion=whole.without_motion) == whole
 
 
+def test_a_prior_of_ones_own_is_not_leant_on() -> None:
+    demo, other = experiment("demo"), experiment("libero_object_small")
+    assert demo.prior == "pretrained/libero_object" and demo.policy_with(demo.prior) == demo.policy
+    assert (demo.policy.prior_dropout, demo.policy_with("runs/motion").prior_dropout) == (0.0, 0.5)
+    assert other.policy_with("runs/motion") == other.policy
+    assert training("paper_libero").policy_with("runs/motion") == training("paper_libero").policy
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_stages_of_an_experiment_fit_together(name: str) -> None:
     made = experiment(name)

@@ -181,7 +181,7 @@ class TestBatches:
 
     def settings(self, **changes: float) -> PolicyTraining:
         plain = {"state_noise": 0.0, "token_dropout": 0.0, "prior_dropout": 0.0}
-        return replace(settings_of("demo", motion=True), **(plain | changes))  # pyright: ignore[reportArgumentType]
+        return replace(settings_of("demo", motion="prior"), **(plain | changes))  # pyright: ignore[reportArgumentType]
 
     def made(self, settings: PolicyTraining, seed: int = 0, size: int = 400) -> Any:
         encoded = Encoded(tokens=torch.zeros(size, 6, 4), mask=torch.ones(size, 6, dtype=torch.bool), whole=True)
@@ -210,4 +210,4 @@ def test_an_oracle_s_recipe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = replace(demo, policy=replace(demo.policy, prior="oracle"))  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(building, "training", lambda name: oracle)
     with pytest.raises(ConfigError, match="recipe 'mine' trains an oracle"):
-        settings_of("mine", motion=True)
+        settings_of("mine", motion="prior")

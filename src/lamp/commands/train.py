@@ -282,9 +282,9 @@ def _train_policy(arguments: Sequence[str]) -> None:
     motion = None if motion_flag is None else found_checkpoint(Path(motion_flag))
     start_flag = value_of("--from", arguments)
     start = None if start_flag is None else found_checkpoint(Path(start_flag))
-    settings = chosen.without_motion if motion is None else following(chosen.policy, motion)
+    settings = chosen.without_motion if motion is None else following(chosen.policy_with(str(motion_flag)), motion)
     if start is not None and motion is None and _has_motion(start):
-        settings = following(chosen.policy, start)
+        settings = following(chosen.policy_with(str(start_flag)), start)
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
     if flags.also:
         training = replace(training, also=tuple(mixed_in(text) for text in flags.also))

@@ -70,9 +70,6 @@ COMPARED = 40
 LIBERO_FPS = 20.0
 """Of what `lamp collect` records, for which the recipes with a collection are made."""
 PART = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
-OWN_PRIOR_DROPOUT = 0.5
-"""For a prior of one's own, which Stage 2's demonstrations may have trained: it is leant on otherwise (EXPERIMENTS.md). The
-demo's own comes from other episodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +134,13 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     # A floor in the units of LIBERO's actions is right for those, and for no others.
     least = None if _is_libero(config, dataset) else 0.0
     policy = replace(
-        base.policy,
+        base.policy_with("a prior of these data"),
         embodiment=robot,
         state_transform=transform,
         gripper=(grippers[0] if len(grippers) == 1 else grippers) if grippers else None,
         state_fit=_own_spread(base.policy.state_fit, HardlyMoved(), least),
         action_fit=_own_spread(base.policy.action_fit, HardlyMoved(at_most=10.0), least),
     )
-    if isinstance(base, Recipe) and base.prior is not None:
-        policy = replace(policy, prior_dropout=OWN_PRIOR_DROPOUT)
     expert = replace(base.policy.model.action, action_dim=actions, state_dim=transform.width(states))
     motion = None
     if base.motion is not None:

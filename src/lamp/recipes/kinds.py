@@ -11,6 +11,9 @@ from lamp.sceneflow.build import FlowBuildConfig
 from lamp.train.backbones import BackboneConfig
 from lamp.train.config import AllEpisodes, MotionTraining, PolicyTraining
 
+OWN_PRIOR_DROPOUT = 0.5
+"""Of a prior that may have learnt from the very demonstrations of the policy, which else leans on it (EXPERIMENTS.md)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -30,6 +33,12 @@ class Recipe:
     prior: str | None = None
     """The motion checkpoint that the policy starts from, such as `pretrained/libero_object`, in place of a Stage 1 on the
     demonstrations of the policy itself, from which it would know nothing that the policy does not."""
+
+    def policy_with(self, motion: str) -> PolicyTraining:
+        """Stage 2 with a motion checkpoint: as it is with the recipe's own, and careful with any other."""
+        if self.prior is None or motion == self.prior:
+            return self.policy
+        return replace(self.policy, prior_dropout=OWN_PRIOR_DROPOUT)
 
     @property
     def models(self) -> dict[str, LaMPConfig]:
@@ -54,6 +63,10 @@ class TrainingRecipe:
     def backbone(self) -> BackboneConfig:
         """The frozen backbone of both stages."""
         return self.policy.backbone
+
+    def policy_with(self, motion: str) -> PolicyTraining:
+        """Stage 2 with a motion checkpoint."""
+        return self.policy
 
     @property
     def without_motion(self) -> PolicyTraining:

@@ -67,7 +67,7 @@ class Plan:
         return from_json(cls, obj, where="the policy's plan")
 
 
-def settings_of(recipe: str, *, motion: bool) -> PolicyTraining:
+def settings_of(recipe: str, *, motion: str | None) -> PolicyTraining:
     """How a recipe trains the policy, with a motion prior or without.
 
     Raises:
@@ -78,7 +78,7 @@ def settings_of(recipe: str, *, motion: bool) -> PolicyTraining:
         raise ConfigError(
             f"recipe {recipe!r} trains an oracle, with prior 'oracle': `lamp train policy` does that; expected a recipe without."
         )
-    return made.policy if motion and made.policy.model.motion is not None else made.without_motion
+    return made.policy_with(motion) if motion and made.policy.model.motion is not None else made.without_motion
 
 
 def make_plan(
@@ -109,7 +109,7 @@ def make_plan(
         DataError: There is no such checkpoint.
         MismatchError: The checkpoint is no motion prior, or was trained with other cameras.
     """
-    policy = settings_of(recipe, motion=motion is not None)
+    policy = settings_of(recipe, motion=motion)
     named = _named(images, cameras)
     found = None if motion is None else _motion(motion)
     backbone = _backbone_of(found, motion) if found and motion else _with_cameras(policy.backbone, named)

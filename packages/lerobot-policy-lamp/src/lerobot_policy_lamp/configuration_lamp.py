@@ -77,7 +77,7 @@ class LampConfig(PreTrainedConfig):
     @property
     def settings(self) -> PolicyTraining:
         """The recipe's Stage 2, with what this configuration says otherwise."""
-        found = settings_of(self.recipe, motion=self.motion is not None)
+        found = settings_of(self.recipe, motion=self.motion)
         own = {name: getattr(self, name) for name in ("noise_draws", "state_noise", "token_dropout", "prior_dropout")}
         return replace(found, **{name: value for name, value in own.items() if value is not None})
 

@@ -45,7 +45,7 @@ help:
 	@sed -n 's/^# //p' Makefile | head -12
 
 setup: $(SYSTEM) $(INSTALLED)
-	@$(if $(filter setup,$(MAKECMDGOALS)),echo "Ready. In every new shell: source $(BIN)/activate, which puts lamp on the path",:)
+	@if [ "$(MAKECMDGOALS)" = setup ]; then echo "Ready. In every new shell: source $(BIN)/activate, which puts lamp on the path"; fi
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

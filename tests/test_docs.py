@@ -292,6 +292,14 @@ def test_targets_of_make_exist() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("target", ["setup", "check", "docs", "test", "demo", "dist", "test-lerobot"])
+def test_what_make_would_do_is_shell(target: str) -> None:
+    """A comma within $(if ...), for one, breaks a text in two."""
+    planned = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for line in planned.replace("\\\n", " ").splitlines():
+        subprocess.run(["bash", "-n", "-c", line], check=True)
+
+
 @pytest.mark.parametrize(("document", "extras"), named(r"(?:lamp-vla|(?<=['\"])\.)\[([a-z, ]+)\]"))
 def test_extras_exist(document: str, extras: str) -> None:
     known = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]

@@ -57,15 +57,16 @@ Result = TypeVar("Result")
 NOTE_EVERY_S = 2.0
 """How often the time of the present stage is noted: all that a killed run loses. [s]"""
 DEMO_S = {
-    "collect": 78,
-    "flow": 37,
-    "features": 21,
-    "train_motion": 158,
-    "train_policy": 270,
-    "evaluate": 207,
+    "collect": 52,
+    "flow": 25,
+    "features": 15,
+    "train_motion": 70,
+    "train_policy": 220,
+    "evaluate": 324,
     "report": 20,
 }
-"""What the stages of the recipe `demo` took on two cores with little beside it. [s]"""
+"""About what the stages of the recipe `demo` take on two cores with little beside it: the times of an earlier demo, for as many
+episodes, steps and frames as there are now. [s]"""
 START_S = {"collect": 8, "flow": 4, "features": 5, "train_motion": 6, "train_policy": 5, "evaluate": 12, "report": 5}
 """Of that, what passes before the first episode or step, however little there is to do. [s]"""
 STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")

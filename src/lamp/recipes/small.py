@@ -60,7 +60,13 @@ def demo() -> Recipe:
         ),
     )
     policy = replace(for_few_demonstrations(recipe.policy), prior_dropout=0.0)
-    return replace(recipe, policy=policy, without_motion=without_motion(policy), prior="pretrained/libero_object")
+    return replace(
+        recipe,
+        motion=replace(recipe.motion, final_samples=64),
+        policy=policy,
+        without_motion=without_motion(policy),
+        prior="pretrained/libero_object",
+    )
 
 
 def for_few_demonstrations(policy: PolicyTraining) -> PolicyTraining:

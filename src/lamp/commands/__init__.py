@@ -12,3 +12,7 @@ COMMANDS: dict[str, Command] = {
     for room in (recipe, data, train, evaluate, study, show, share, bench)
     for name, command in room.COMMANDS.items()
 }
+COMMANDS["completion"] = Command(
+    summary="let a shell complete commands and flags",
+    run=lambda arguments: show.completion(arguments, COMMANDS),
+)

@@ -141,14 +141,14 @@ class CompletionFlags:
     """bash, zsh or fish; fish reads it from ~/.config/fish/completions/lamp.fish."""
 
 
-def _completion(arguments: Sequence[str]) -> None:
+def completion(arguments: Sequence[str], known: Mapping[str, Command]) -> None:
+    """Prints a shell's completion of all commands."""
     flags = parse(CompletionFlags, arguments, "completion")
     if flags.shell not in _SHELLS:
         raise unknown("shell", flags.shell, _SHELLS)
-    from lamp.commands import COMMANDS as ALL
     from lamp.recipes import RECIPES
 
-    words = {name: flags_of(command.run) for name, command in ALL.items()}
+    words = {name: flags_of(command.run) for name, command in known.items()}
     print(_SHELLS[flags.shell](words, tuple(RECIPES)))
 
 
@@ -213,5 +213,4 @@ COMMANDS: dict[str, Command] = {
     "score": Command(summary="write down how far a trial on a real robot came", run=_score, waits=True),
     "report": Command(summary="write the HTML report of a run", run=_report, elsewhere="--out FILE"),
     "info": Command(summary="say what a folder is and what is in it", run=_info),
-    "completion": Command(summary="let a shell complete commands and flags", run=_completion),
 }

@@ -44,8 +44,11 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@sed -n 's/^# //p' Makefile | head -12
 
+# Not written into the $(if ...), whose parts its comma would divide.
+READY := Ready. In every new shell: source $(BIN)/activate, which puts lamp on the path
+
 setup: $(SYSTEM) $(INSTALLED)
-	@if [ "$(MAKECMDGOALS)" = setup ]; then echo "Ready. In every new shell: source $(BIN)/activate, which puts lamp on the path"; fi
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo "$(READY)",:)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -44,6 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
+    (folder / "experiment.json").rename(folder / "whole.json")  # a recipe, where a run's own record is now
     (folder / "evaluation" / "sessions.jsonl").write_text('{"session": 1, "episodes": 2, "seconds": 3.5}\n')
     return folder
 
@@ -167,7 +168,7 @@ CASES: dict[str, tuple[Callable[[Path], object], int]] = {
     "data/features/*/manifest.json": (cache, 3),
     "data/sceneflow/zarr.json": (store, 2),
     "data/sceneflow/episode-000000/zarr.json": (store, 3),
-    "experiment.json": (recipe(Path("experiment.json")), 1),
+    "whole.json": (recipe(Path("whole.json")), 1),
     "recipe.json": (recipe(Path("recipe.json")), 1),
 }
 

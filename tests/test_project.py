@@ -57,7 +57,9 @@ def test_everything_for_development_is_pinned() -> None:
 
 
 def test_setting_up_ends_with_how_to_go_on() -> None:
-    shown = subprocess.run(["make", "--dry-run", "setup"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", "setup"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "source .venv/bin/activate" in shown.splitlines()[-1]
     quiet = subprocess.run(["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "source .venv/bin/activate" not in quiet

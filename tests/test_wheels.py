@@ -71,7 +71,10 @@ def installed(wheels: dict[str, Path], tmp_path: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "empty")}))
     pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "empty" / "bin" / "python"), "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-index", str(wheels["lamp_client"]), str(wheels["lamp_vla"])], check=True)
+    # Or what PYTHONPATH names would count as installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    built = [str(wheels[name]) for name in ("lamp_client", "lamp_vla")]
+    subprocess.run([*pip, "--no-deps", "--no-index", *built], check=True, env=environment)
     # A folder on the path, whose own .pth files, those of an editable install among them, are not read.
     (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return tmp_path / "empty" / "bin"

@@ -190,7 +190,7 @@ def _claim(out: Path, made: StoredExperiment) -> None:
 
 def _run(recipe: Recipe, out: Path, made: StoredExperiment) -> dict[str, Any]:
     clock, begun = Clock(out / "seconds.json"), time.monotonic()
-    before = sum(clock.seconds.values())
+    before = sum(clock.seconds.values(), start=0.0)
     say(plan(recipe, out, clock.seconds, finished=(out / "summary.json").is_file()))
     if made["quick"]:
         say(QUICK)

@@ -700,7 +700,7 @@ class TestUse:
         ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
         assert cli.main(["import-released", str(release), ours]) == 0
         assert cli.main(["export-released", ours, theirs]) == 0
-        assert cli.main(["info", ours]) == 0
+        assert cli.main(["info", ours, "--all"]) == 0
         assert "RepeatAndPad" in capsys.readouterr().out
         assert cli.main(["import-released", theirs, ours]) == 2
         assert cli.main(["export-released", theirs, str(tmp_path / "again")]) == 2

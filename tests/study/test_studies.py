@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from lamp.study.report import report, summarise
 from lamp.study.results import DEFINITION, MOTION_ONLY, RESULT, Cell, cells, read_definition
 from lamp.study.run import Partition, _Run, run
 from lamp.study.study import Arm, MotionPrior, RecordedData, Resolved, SimulatorTest, Study, check_continues
+from lamp.train.checkpoint_metadata import read_description
 from lamp.train.publishing import find_checkpoint, shipped_checkpoints
 
 TASKS = ("stack", "fold", "pour")
@@ -111,6 +113,15 @@ def test_an_arm_may_take_a_checkpoint_in_place_of_a_stage_1(dataset: LeRobotData
     places = {name: job.work.motion for name, job in found.items()}
     assert places.pop("none") is None and set(places.values()) == {find_checkpoint(shipped)}
     assert size(Resolved.of(made)).motions == 0
+    Partition(study=made, dataset=dataset).check()
+    folder = Path(shutil.copytree(find_checkpoint(shipped), tmp_path / "mine"))
+    known = read_description(folder)
+    replace(known, data=replace(known.data, dataset=dataset.content, train_episodes=(7, 8, 9, 18))).write(folder)
+    leaking = Arm(name="x", prior=MotionPrior(checkpoint=str(folder)))
+    with pytest.raises(
+        MismatchError, match=r"arm 'x': .*mine was trained on episodes 8-9, 18 of .*, which are held out here"
+    ):
+        Partition(study=replace(made, arms=(NONE, leaking)), dataset=dataset).check()
     with pytest.raises(MismatchError, match=r"arm 'x': pretrained/libero_object has model\.motion\.\w+ = .*'made_up'"):
         Resolved.of(study(arms=(NONE, Arm(name="x", prior=MotionPrior(checkpoint=shipped)))))
     with pytest.raises(ConfigError, match="unknown checkpoint that comes with LaMP 'pretrained/x'"):

@@ -52,6 +52,7 @@ from lamp.study.results import (
 )
 from lamp.study.study import Arm, Data, RecordedData, Resolved, SimulatorTest, Study, check_continues
 from lamp.train.backbones import ensure_features
+from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MixedIn, Split
 from lamp.train.metrics import FILE_NAME as METRICS
 from lamp.train.publishing import find_checkpoint
@@ -125,6 +126,22 @@ class Partition:
             )
         return self.action_free
 
+    def _check_unseen(self, arm: Arm, checkpoint: str) -> None:
+        """
+        Raises:
+            MismatchError: The checkpoint was trained on what is held out here.
+        """
+        found = read_description(find_checkpoint(checkpoint))
+        for record in (found.data, *(found.flow.also if found.flow else ())):
+            if not record.dataset or record.dataset != self.dataset.content:
+                continue
+            trained = set(range(len(self.dataset))) if record.train_episodes is None else {*record.train_episodes}
+            if seen := sorted(trained.intersection(self.held_out)):
+                raise MismatchError(
+                    f"arm {arm.name!r}: {checkpoint} was trained on episodes {number_ranges(seen)} of {self.dataset.root}, which "
+                    f"are held out here ({self.study.held_out}); expected others to be held out, or another checkpoint"
+                )
+
     def task(self, episode: int) -> str:
         """What an episode is told to do, as measurements name it."""
         return " / ".join(self.dataset.instructions(episode)[0])
@@ -147,6 +164,9 @@ class Partition:
     def check(self) -> None:
         """Every choice that the study will make."""
         _ = self.groups
+        for arm in self.study.arms:
+            if arm.prior is not None and arm.prior.checkpoint is not None:
+                self._check_unseen(arm, arm.prior.checkpoint)
         for motion_seed in range(self.study.motion_seeds):
             for count in self.study.demonstrations:
                 for arm in self.study.arms:

@@ -315,7 +315,7 @@ class Resolved:
                 )
 
     def _check_checkpoint(self, arm: Arm, name: str) -> None:
-        """Stage 1 has learnt from none of the study's held-out states, and has the arm's Motion Expert."""
+        """It has the arm's Motion Expert, and the arm does not say as well how one is trained."""
         if arm.prior != MotionPrior(oracle=bool(arm.prior and arm.prior.oracle), checkpoint=name):
             raise ConfigError(
                 f"arm {arm.name!r} takes the checkpoint {name}, and says how a Stage 1 is trained; expected one of the two"

@@ -18,6 +18,7 @@ from lamp.recipes.kinds import PretrainingRecipe
 from lamp.sceneflow.build import build
 from lamp.train.backbones import ensure_features
 from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
+from lamp.train.checkpoint_metadata import read_description
 from lamp.train.flow_metrics import FILE_NAME as FLOW_ERRORS
 from lamp.train.model_card import Publication
 from lamp.train.publishing import write_card
@@ -40,9 +41,18 @@ def pretrain(recipe: PretrainingRecipe, out: Path) -> Path:
         build(replace(recipe.flow, data=data), pictures=picture_hashes(data, recipe.flow.cameras))
         ensure_features(data, recipe.backbone)
         train_motion(recipe.motion, data, motion)
-        pass_on(motion, passed_on)
-        evaluate_flow(passed_on, data, frames=recipe.motion.final_samples).write(passed_on / FLOW_ERRORS)
+        if not _is_passed_on(motion, passed_on):
+            pass_on(motion, passed_on)
+            evaluate_flow(passed_on, data, frames=recipe.motion.final_samples).write(passed_on / FLOW_ERRORS)
         return passed_on
+
+
+def _is_passed_on(run: Path, out: Path) -> bool:
+    """Whether a run's weights are there in half precision, with their errors, which are written last."""
+    if not (out / FLOW_ERRORS).is_file():
+        return False
+    trained, there = read_description(run), read_description(out)
+    return replace(there, weights_sha256=trained.weights_sha256) == trained
 
 
 def pass_on(run: Path, out: Path) -> None:

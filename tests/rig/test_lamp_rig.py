@@ -227,48 +227,24 @@ def test_mistakes_are_one_line(
 @pytest.mark.long
 def test_somebody_at_the_keyboard_records_the_twin(small: str, tmp_path: Path) -> None:
     out = tmp_path / "demos"
-    command = [
-        sys.executable,
-        "-m",
-        "lamp_client.rig.cli",
-        "record",
-        small,
-        "--by",
-        "keyboard",
-        "--out",
-        str(out),
-        "--keep-failures",
-    ]
-    with terminal(command) as (type_keys, read_until, ended):
+    with keyboard(small, out, "--keep-failures") as (type_keys, read_until, ended):
         read_until("w s: forth")
-        for key in "aaaaa ":
-            type_keys(key)
+        type_keys(" ")
         read_until("held; space goes on")
-        type_keys(" g")
-        time.sleep(1.0)
-        type_keys("e")
+        for keys in (" ", "aaaaa", "g", "e"):
+            type_keys(keys)
+            time.sleep(1.0)  # so that some steps are recorded before the next
         read_until("1 episodes in")
         assert ended() == 0
     (name,) = recorded_names(out)
     frames = read_episode(out, name, pixels=False).frames
-    assert frames[-1]["action"][1] == pytest.approx(0.05, abs=1e-6)  # five centimetres, from where it began
-    assert frames[-1]["action"][6] == 0.0
+    assert frames[-1]["action"][1] - frames[0]["action"][1] == pytest.approx(0.05, abs=1e-6)
+    assert frames[0]["action"][6] == 1.0 and frames[-1]["action"][6] == 0.0
 
 
 @pytest.mark.long
 def test_a_key_stops_the_arm_and_half_an_episode_is_not_kept(small: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lamp_client.rig.cli",
-        "record",
-        small,
-        "--by",
-        "keyboard",
-        "--out",
-        str(tmp_path / "demos"),
-    ]
-    with terminal(command) as (type_keys, read_until, ended):
+    with keyboard(small, tmp_path / "demos") as (type_keys, read_until, ended):
         read_until("w s: forth")
         type_keys("aa")
         time.sleep(0.5)
@@ -276,6 +252,12 @@ def test_a_key_stops_the_arm_and_half_an_episode_is_not_kept(small: str, tmp_pat
         read_until("the arm was stopped (key)")
         assert ended() == 1
     assert recorded_names(tmp_path / "demos") == []
+
+
+def keyboard(rig: str, out: Path, *more: str) -> contextlib.AbstractContextManager[tuple[Any, Any, Any]]:
+    """`lamp-rig record` by the keyboard, at a terminal."""
+    words = ["record", rig, "--by", "keyboard", "--out", str(out), *more]
+    return terminal([sys.executable, "-m", "lamp_client.rig.cli", *words])
 
 
 @contextlib.contextmanager

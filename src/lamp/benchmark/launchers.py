@@ -285,7 +285,8 @@ def _own_signal_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():  # elsewhere, nobody can have changed them
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if handler is not None:  # None: not Python's, and Ray's stays
+                    signal.signal(number, handler)
 
 
 def _check_reachable(address: str) -> None:

@@ -134,7 +134,7 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     # A floor in the units of LIBERO's actions is right for those, and for no others.
     least = None if _is_libero(config, dataset) else 0.0
     policy = replace(
-        base.policy_with("a prior of these data"),
+        base.policy_with(None),
         embodiment=robot,
         state_transform=transform,
         gripper=(grippers[0] if len(grippers) == 1 else grippers) if grippers else None,

@@ -34,8 +34,9 @@ class Recipe:
     """The motion checkpoint that the policy starts from, such as `pretrained/libero_object`, in place of a Stage 1 on the
     demonstrations of the policy itself, from which it would know nothing that the policy does not."""
 
-    def policy_with(self, motion: str) -> PolicyTraining:
-        """Stage 2 with a motion checkpoint: as it is with the recipe's own, and careful with any other."""
+    def policy_with(self, motion: str | None) -> PolicyTraining:
+        """Stage 2 with a motion checkpoint, None for one that is yet to be trained: as it is with the recipe's own, and careful
+        with any other."""
         if self.prior is None or motion == self.prior:
             return self.policy
         return replace(self.policy, prior_dropout=OWN_PRIOR_DROPOUT)
@@ -64,8 +65,8 @@ class TrainingRecipe:
         """The frozen backbone of both stages."""
         return self.policy.backbone
 
-    def policy_with(self, motion: str) -> PolicyTraining:
-        """Stage 2 with a motion checkpoint."""
+    def policy_with(self, motion: str | None) -> PolicyTraining:
+        """Stage 2 with a motion checkpoint, None for one that is yet to be trained."""
         return self.policy
 
     @property

@@ -3,7 +3,7 @@
 # make simpler-env   ManiSkill3 in .venv-simpler, for `lamp evaluate simpler`, and Vulkan on the CPU
 # make test    the quick tests, each of a few seconds at most
 # make test-long   the tests of whole runs, up to a minute each; neither needs a GPU or a model hub (make test LONG=1: both at once)
-# make test-slow   the tests of minutes, half an hour in all
+# make test-slow   the tests of minutes
 # make test-lerobot  the tests of the policy plugin, in LeRobot's own environment (.venv-lerobot, make lerobot-env)
 # make check   lint, formatting, types, import layers, the documents' site
 # make docs    the documents as a site (site/)
@@ -69,7 +69,7 @@ $(INSTALLED): pyproject.toml packages/lamp-client/pyproject.toml constraints.txt
 	@touch $@
 
 demo:
-	@test -e $(INSTALLED) || echo "First the packages, into $(VENV) (minutes, mostly downloads); then the demo, about a quarter of an hour on two cores"
+	@test -e $(INSTALLED) || echo "First the packages, into $(VENV) (minutes, mostly downloads); then the demo, which begins with how long it takes"
 	@$(MAKE) --no-print-directory $(SYSTEM) $(INSTALLED)
 	$(BIN)/lamp demo --out outputs/demo
 

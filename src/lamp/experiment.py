@@ -74,7 +74,7 @@ SUITE_TASKS = 10
 """Of a suite of LIBERO, where an evaluation names none."""
 QUICK = (
     "A quick run, TOO SMALL TO MEAN ANYTHING: it shows that every stage works here. So few demonstrations, training steps and "
-    "episodes say nothing about the method; `lamp demo` without --quick is the smallest run that does."
+    "episodes say nothing about the method; `lamp demo` without --quick is the smallest run that is worth reading."
 )
 
 
@@ -317,8 +317,9 @@ def _expected(recipe: Recipe) -> dict[str, float]:
 
 
 def _motion_s(recipe: Recipe) -> float:
-    """About how long Stage 1 takes, or the measurement of one that is there. [s]"""
-    per_step, per_frame = 0.65, 0.35  # one thread of an AMD EPYC (AVX2), batches of 32
+    """In proportion, how long Stage 1 takes, or the measurement of one that is there: all solver steps of a frame, four times
+    over, are about as half a training step of 32."""
+    per_step, per_frame = 1.0, 0.5
     measured = recipe.motion.final_samples * per_frame
     return measured + (recipe.motion.loop.steps * per_step if recipe.prior is None else 0.0)
 
@@ -356,7 +357,7 @@ def _evaluate(recipe: Recipe, index: int, out: Path) -> Summary:
 
 def _pictures(recipe: Recipe, out: Path) -> None:
     """Draws predicted beside true flow for frames of held-out episodes."""
-    for episode in read_flow_errors(out / "motion" / "flow.json").get("episodes", [])[:3]:
+    for episode in read_flow_errors(out / "motion" / FLOW_ERRORS).get("episodes", [])[:3]:
         view(
             ViewConfig(
                 data=out / "data",
@@ -378,7 +379,7 @@ def regime(recipe: Recipe) -> str:
 def _summary(
     recipe: Recipe, out: Path, clock: Clock, summaries: list[Summary], made: StoredExperiment
 ) -> dict[str, Any]:
-    flow = read_flow_errors(out / "motion" / "flow.json")
+    flow = read_flow_errors(out / "motion" / FLOW_ERRORS)
     moving, static = flow["moving"], flow["static"]
     one_sample = moving.get("one_sample", {})
     return {

@@ -93,7 +93,7 @@ def libero_object_motion() -> PretrainingRecipe:
     return PretrainingRecipe(
         name="libero_object_motion",
         summary="the Motion Expert that comes with LaMP (pretrained/libero_object): ten tasks of LIBERO-Object, 8 episodes "
-        "each without actions, from initial states that demonstrations of the demo do not have; an hour on 2 cores",
+        "each without actions, from initial states that demonstrations of the demo do not have",
         collect=replace(collect, states=(10, 30), motion_only=True, seed=7),
         flow=like.flow,
         backbone=like.backbone,

@@ -22,7 +22,7 @@ from lamp.data.import_recording import EMBODIMENT_PATH, import_recording
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp_client.client import InProcessPolicy
 from lamp_client.recording import read_episode, recorded_names
-from lamp_client.rig import cli
+from lamp_client.rig import session
 from lamp_client.rig.cli import main
 from lamp_client.twin import twin_description
 
@@ -45,7 +45,7 @@ def recording(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever address is asked, this policy answers."""
     policy.close = lambda: None
-    monkeypatch.setattr(cli, "_policy", lambda address: policy)
+    monkeypatch.setattr(session, "WebsocketPolicy", lambda address: policy)
 
 
 def test_a_description_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""The commands of `lamp-rig`, a file each."""

@@ -108,7 +108,41 @@ def pretrained() -> Study:
         prior_dropout=0.0,
         measurements=4,
         tests=(SimulatorTest(name="shifted", suite="libero_object", tasks=tasks, states="30:50", shift=SHIFT),),
-        notes=("The checkpoint's motion is of other episodes, from initial states 10 to 29, without actions.",),
+        notes=("The checkpoint's motion is of other episodes, from initial states 10 to 17, without actions.",),
+    )
+
+
+def pretrained_new_tasks() -> Study:
+    """Ten tasks that the shipped Motion Expert saw move, seven of them with actions."""
+    unseen = (7, 8, 9)
+    prior = MotionPrior(checkpoint="pretrained/libero_object")
+    return Study(
+        name="pretrained-new-tasks",
+        question="Does the shipped Motion Expert carry a policy to tasks whose motion it saw and whose actions nobody showed?",
+        data=replace(_collected("libero_object", tuple(range(10)), 10, shift=SHIFT), states=(0, 10)),
+        held_out=_states("8:10"),
+        actions=EpisodeSelection(tasks="0:7", states="0:8"),
+        motion=_states("0:8"),
+        demonstrations=(8,),
+        arms=(
+            NONE,
+            Arm(name="gated", prior=prior),
+            Arm(name="path", prior=prior, recipe="small_path"),
+            Arm(name="oracle_path", prior=replace(prior, oracle=True), recipe="small_path"),
+        ),
+        motion_steps=1,
+        policy_steps=1200,
+        prior_from=0.0,
+        prior_dropout=0.0,
+        measurements=4,
+        tests=(
+            SimulatorTest(
+                name="tasks_in_motion_only", suite="libero_object", tasks=unseen, states="30:43", shift=SHIFT
+            ),
+        ),
+        notes=(
+            "The checkpoint's motion is of other episodes, from initial states 10 to 17 of all ten tasks, without actions.",
+        ),
     )
 
 
@@ -324,6 +358,7 @@ def tiny() -> Study:
 STUDIES: dict[str, Callable[[], Study]] = {
     "quick": quick,
     "pretrained": pretrained,
+    "pretrained-new-tasks": pretrained_new_tasks,
     "regimes-object": regimes_object,
     "regimes-spatial": regimes_spatial,
     "motion-only-tasks": motion_only_tasks,

@@ -32,8 +32,9 @@ from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.files import locked, remove_folder, remove_leftovers, safe_file_name
 from lamp.json_files import append_line, to_line
 from lamp.progress import Progress
-from lamp.sceneflow.estimate.chain import Chain, chain_named
+from lamp.sceneflow.estimate.chain import Chain
 from lamp.sceneflow.estimate.interfaces import Clip, PointTracks
+from lamp.sceneflow.estimate.learned import ChainSettings
 from lamp.sceneflow.estimate.optical_flow import working_size
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.motion_mask import MOVING, leaves_start
@@ -73,7 +74,7 @@ class Filters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFlowConfig(SourceSettings):
+class VideoFlowConfig(SourceSettings, ChainSettings):
     """Estimates scene flow from video, best with depth; a stopped build goes on where it was."""
 
     source: Path
@@ -81,8 +82,6 @@ class VideoFlowConfig(SourceSettings):
     out: Path | None = None
     """The dataset to make, of images, instructions and scene flow; by default the scene flow is put into SOURCE, a LeRobot
     dataset."""
-    chain: str = "rgbd"
-    """How it is estimated: rgbd, or rgbd_precise, which is slower."""
     name: str | None = None
     """What the camera is called in STORE, as the motion prior's is; by default as in the dataset, or `front`."""
     grid: tuple[int, int] = (20, 20)
@@ -104,7 +103,7 @@ class VideoFlowConfig(SourceSettings):
             raise ConfigError(
                 f"every {self.every}, workers {self.workers}, clips {self.clips}: expected at least one of each"
             )
-        chain_named(self.chain)
+        self.make_chain()
 
     @property
     def sampling(self) -> Sampling:
@@ -187,6 +186,7 @@ def build_from_video(config: VideoFlowConfig) -> VideoFlowReport:
     target = config.out or config.source
     if config.out is not None and config.out.resolve().is_relative_to(config.source.resolve()):
         raise ConfigError(f"--out {config.out} lies in the source {config.source}; expected a folder of its own")
+    config.prepare()
     names = list(source.names)[: config.clips]
     settled = _Settled.find(source, names, config)
     path = target / FOLDER if config.out else folder_for(target, settled.description)
@@ -243,10 +243,10 @@ class _Settled:
             description = StoreDescription(
                 sampling=config.sampling,
                 cameras=(config.name or camera,),
-                image_size=working_size(*size, chain_named(config.chain).image_limit),
+                image_size=working_size(*size, config.make_chain().image_limit),
                 mirrored=False,
                 every=config.every,
-                estimator=f"{config.chain} {VERSION}",
+                estimator=f"{config.make_chain().name} {VERSION}",
                 source=config.source.resolve().name,
             )
             return cls(description=description, size=size, fps=reader.fps)
@@ -349,7 +349,7 @@ def _clip(reader: ClipReader, config: VideoFlowConfig, settled: _Settled, path: 
             f"{reader.name} has {reader.fps:g} frames a second; the others {settled.fps:g}: build it apart"
         )
     counts, known = Counter[str](), list[float]()
-    chain = chain_named(config.chain)
+    chain = config.make_chain()
     if config.out is None:
         flow = estimate(reader, chain, config, counts, known, size=settled.size)
         if not len(flow.frames):
@@ -534,7 +534,7 @@ def _finish(target: Path, store: SceneFlowStore, config: VideoFlowConfig, fps: f
     writer = LeRobotWriter(target, fps=fps, robot_type="video")
     if not writer.names():
         return
-    writer.finalize({"made_by": MADE_BY, "source": config.source.resolve().name, "chain": config.chain})
+    writer.finalize({"made_by": MADE_BY, "source": config.source.resolve().name, "chain": config.make_chain().name})
     for episode, name in enumerate(recorded_names(target)):
         apart = target / ESTIMATED / name
         if store.is_whole(episode) or not (apart / "zarr.json").is_file():

@@ -23,6 +23,7 @@ from lamp.json_files import write_json
 from lamp.progress import Progress
 from lamp.sceneflow.estimate.chain import BASELINES, Chain, chain_named
 from lamp.sceneflow.estimate.interfaces import Clip, PointTracks
+from lamp.sceneflow.estimate.learned import ChainSettings
 from lamp.sceneflow.exact_flow import Sampling, agrees_with_depth, track_points
 from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, SimulationScene, load_libero_scene
 from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths
@@ -36,13 +37,11 @@ TAPVID_PX = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowScoreConfig:
+class FlowScoreConfig(ChainSettings):
     """Compares a chain that estimates scene flow from video with the exact scene flow of recorded simulations."""
 
     episodes: Path
     """A dataset with recorded simulation, as `lamp collect` writes it."""
-    chain: str = "rgbd"
-    """The chain."""
     baselines: tuple[str, ...] = BASELINES
     """Chains that are measured beside it."""
     only: tuple[int, ...] = ()
@@ -160,7 +159,9 @@ def score(config: FlowScoreConfig, *, load_scene: LoadScene = load_libero_scene)
         ConfigError: A chain or camera has no such name.
         DataError: There is no recorded simulation.
     """
-    chains = {name: chain_named(name) for name in dict.fromkeys((config.chain, *config.baselines))}
+    own = config.make_chain()
+    chains = {own.name: own, **{name: chain_named(name) for name in config.baselines}}
+    config.prepare()
     sampling = Sampling(grid=config.grid, horizon=config.horizon)
     found = {name: Errors() for name in chains}
     tasks, count = set[str](), 0
@@ -181,10 +182,10 @@ def score(config: FlowScoreConfig, *, load_scene: LoadScene = load_libero_scene)
             for name, chain in chains.items():
                 measure(chain, clip, truth, sampling, found[name], scale=config.scale)
             count += 1
-            progress.advance(note=f"{config.chain} {found[config.chain].brief}")
+            progress.advance(note=f"{own.name} {found[own.name].brief}")
     result: dict[str, Any] = {
-        "chain": config.chain,
-        **found[config.chain].summary,
+        "chain": own.name,
+        **found[own.name].summary,
         "baselines": {name: found[name].summary for name in config.baselines},
         "episodes": count,
         "tasks": sorted(tasks),
@@ -198,7 +199,7 @@ def score(config: FlowScoreConfig, *, load_scene: LoadScene = load_libero_scene)
     }
     if config.out is not None:
         write_json(config.out, result)
-    print(json.dumps(result, indent=2) if config.json else table({config.chain: result, **result["baselines"]}))
+    print(json.dumps(result, indent=2) if config.json else table({own.name: result, **result["baselines"]}))
     return result
 
 

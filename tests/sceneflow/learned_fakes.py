@@ -31,7 +31,7 @@ class CoTracker(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
 
-    def forward(self, video: Tensor, queries: Tensor, iters: int) -> tuple[Tensor, ...]:
+    def forward(self, video: Tensor, queries: Tensor, iters: int) -> tuple[Tensor, Tensor, Tensor, None]:
         _, frames, channels, height, width = video.shape
         assert (channels, height, width) == (3, *self.model_resolution) and video.max() > 1.5 and iters == 6
         assert (queries[..., 0] == 0).all()
@@ -69,9 +69,11 @@ class TapNext(nn.Module):
         self.weight = nn.Parameter(torch.zeros(3))
 
     def forward(self, video: Tensor, query_points: Tensor | None = None, state: Any = None) -> tuple[Any, ...]:
-        assert video.shape[1:] == (1, 256, 256, 3) and (query_points is None) != (state is None)
-        step = 0 if state is None else state.step
-        start = query_points if state is None else state.query_points
+        assert video.shape[1:] == (1, 256, 256, 3)
+        if state is None:
+            assert query_points is not None
+            state = SimpleNamespace(step=0, query_points=query_points)
+        step, start = state.step, state.query_points
         tracks = start[:, None, :, 1:] + step * torch.tensor([MOVE[1] * 256, MOVE[0] * 256])  # (y, x)
         bins = torch.arange(256) + 0.5
         logits = torch.cat([-(bins - tracks[..., i : i + 1]).square() for i in range(2)], dim=-1)

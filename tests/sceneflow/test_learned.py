@@ -95,7 +95,7 @@ def test_positions_are_those_that_the_tracker_means(name: str, stand_ins: Path) 
     found = next(iter(chain_of(name, stand_ins).estimate(wall(), [2], SAMPLING)[1]))
     truth = found.points[:, :1, :2] + np.arange(9)[:, None] * np.array(MOVE)
     np.testing.assert_allclose(found.points[..., :2] * SIZE, truth * SIZE, atol=0.02)
-    inside = (truth > 0).all(axis=-1) & (truth < 1).all(axis=-1)
+    inside = np.all((truth > 0) & (truth < 1), axis=-1)
     assert (found.visible == inside).mean() > 0.99 and not found.static.any()
     sure = 1 if name == "tapnextpp" else SURE  # its confidence is how narrow its softmax is
     np.testing.assert_allclose(found.confidence[:, 1:][inside[:, 1:]], SEEN * sure, atol=0.01)

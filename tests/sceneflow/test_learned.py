@@ -16,19 +16,13 @@ from learned_fakes import MOVE, SEEN, SURE, install, write_weights
 from made_clips import INTRINSICS, SIZE, moving_camera, sliding_square
 
 from lamp.errors import ConfigError, DataError, LampError, MismatchError, MissingDependencyError
-from lamp.sceneflow.estimate import learned
 from lamp.sceneflow.estimate.chain import CHAINS, Chain
 from lamp.sceneflow.estimate.interfaces import Clip, RecordedDepth
-from lamp.sceneflow.estimate.learned import (
-    CAMERAS,
-    DEPTHS,
-    TRACKERS,
-    ChainSettings,
-    LearnedCameras,
-    LearnedDepth,
-    LearnedTracker,
-    loaded,
-)
+from lamp.sceneflow.estimate.learned.cameras import CAMERAS, LearnedCameras
+from lamp.sceneflow.estimate.learned.depth import DEPTHS, LearnedDepth, flicker
+from lamp.sceneflow.estimate.learned.model import loaded
+from lamp.sceneflow.estimate.learned.trackers import ALLTRACKER, TRACKERS, LearnedTracker
+from lamp.sceneflow.estimate.settings import ChainSettings
 from lamp.sceneflow.exact_flow import Sampling
 
 SAMPLING = Sampling(grid=(5, 6), horizon=8)
@@ -48,7 +42,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     install(monkeypatch, SIZE)
     for name in ("cotracker3", "bootstapir", "tapnextpp", "alltracker", "moge2", "da3", "da3_metric"):
         write_weights(tmp_path / name, name)
-    monkeypatch.setitem(TRACKERS, "alltracker", replace(TRACKERS["alltracker"], needs_gpu=False))
+    monkeypatch.setitem(TRACKERS, "alltracker", replace(TRACKERS["alltracker"], instead_of_gpu=()))
     loaded.cache_clear()
     yield tmp_path
     loaded.cache_clear()
@@ -157,8 +151,8 @@ def test_depth_models_give_metres_where_there_is_none_and_leave_recorded_depth_a
 
 def test_noise_of_learned_depth_is_what_flickers() -> None:
     metres = 1.2 + 0.01 * np.random.default_rng(0).standard_normal((9, 1, 1)) + np.zeros((9, 20, 20))
-    assert 0.003 < learned.flicker(metres.astype(np.float32)) < 0.02
-    assert learned.flicker(np.ones((3, 4, 4), np.float32)) == 0
+    assert 0.003 < flicker(metres.astype(np.float32)) < 0.02
+    assert flicker(np.ones((3, 4, 4), np.float32)) == 0
 
 
 def test_calibration_and_poses_are_found_where_unknown_and_kept_where_known(stand_ins: Path) -> None:
@@ -266,7 +260,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_line_with_the_command(
     monkeypatch.setitem(sys.modules, "cotracker.models.build_cotracker", None)
     text = said(MissingDependencyError, tracker="cotracker3", tracker_weights=weights)
     assert "pip install 'cotracker @ git+https://github.com/facebookresearch/co-tracker'" in text
-    monkeypatch.setitem(TRACKERS, "alltracker", learned.ALLTRACKER)
+    monkeypatch.setitem(TRACKERS, "alltracker", ALLTRACKER)
     assert "computes on a GPU alone" in said(ConfigError, tracker="alltracker", tracker_weights="other.pth")
 
 

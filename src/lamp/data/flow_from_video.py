@@ -34,8 +34,8 @@ from lamp.json_files import append_line, to_line
 from lamp.progress import Progress
 from lamp.sceneflow.estimate.chain import Chain
 from lamp.sceneflow.estimate.interfaces import Clip, PointTracks
-from lamp.sceneflow.estimate.learned import ChainSettings
 from lamp.sceneflow.estimate.optical_flow import working_size
+from lamp.sceneflow.estimate.settings import ChainSettings
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.motion_mask import MOVING, leaves_start
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of

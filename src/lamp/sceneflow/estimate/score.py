@@ -23,7 +23,7 @@ from lamp.json_files import write_json
 from lamp.progress import Progress
 from lamp.sceneflow.estimate.chain import BASELINES, Chain, chain_named
 from lamp.sceneflow.estimate.interfaces import Clip, PointTracks
-from lamp.sceneflow.estimate.learned import ChainSettings
+from lamp.sceneflow.estimate.settings import ChainSettings
 from lamp.sceneflow.exact_flow import Sampling, agrees_with_depth, track_points
 from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, SimulationScene, load_libero_scene
 from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths

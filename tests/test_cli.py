@@ -171,7 +171,10 @@ def test_every_command_refuses_an_unknown_flag(name: str, capsys: pytest.Capture
     ("words", "message"),
     [
         (["colect"], "did you mean 'collect'?"),
-        (["flow"], "'lamp flow' needs one more word. Known: flow build, flow score, flow validate, flow stats."),
+        (
+            ["flow"],
+            "'lamp flow' needs one more word. Known: flow build, flow score, flow validate, flow merge, flow stats.",
+        ),
         (["flow", "biuld"], "did you mean 'flow build'?"),
         (["train", "--recipe", "demo"], "Known: train motion, train policy"),
         (["motion"], "did you mean 'train motion'?"),

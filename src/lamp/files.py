@@ -289,6 +289,14 @@ def atomic_write_text(path: PathLike, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def link_or_copy(source: PathLike, target: PathLike) -> None:
+    """Gives a file that is never changed in place a second name, or where the file system cannot, copies it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256_of(path: PathLike) -> str:
     """Returns the sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

@@ -124,6 +124,27 @@ def _flow_stats(arguments: Sequence[str]) -> None:
         print("\n\n".join("\n".join(f"{name}: {value}" for name, value in one.items()) for one in found))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergeFlags:
+    """Makes one scene-flow store of several of the same settings, with their datasets where they lie in any: nothing is decoded,
+    and the result appears whole or not at all. Its manifest says where each clip came from."""
+
+    stores: tyro.conf.Positional[tuple[Path, ...]]
+    """Stores, or datasets with one."""
+    out: Path
+    """The dataset, or store, to make."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _flow_merge(arguments: Sequence[str]) -> None:
+    flags = parse(MergeFlags, arguments, "flow merge")
+    from lamp.data.merge_flow import merge
+
+    report = merge(flags.stores, flags.out)
+    print(json.dumps({**vars(report), "path": str(report.path)}, indent=2) if flags.json else report)
+
+
 def _flow_score(arguments: Sequence[str]) -> None:
     from lamp.sceneflow.estimate.score import FlowScoreConfig, score
 
@@ -406,6 +427,7 @@ COMMANDS: dict[str, Command] = {
         elsewhere="--out FILE",
     ),
     "flow validate": Command(summary="find every fault of a scene-flow store", run=_flow_validate),
+    "flow merge": Command(summary="make one scene-flow store of several", run=_flow_merge, elsewhere="--out STORE"),
     "flow stats": Command(summary="say what a scene-flow store holds, in numbers", run=_flow_stats),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
     "cache list": Command(summary="list a dataset's caches, their sizes and what they serve", run=_cache_list),

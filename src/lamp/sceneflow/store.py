@@ -13,6 +13,7 @@ An episode's folder appears whole or not at all, and lists the sizes of its file
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,10 +28,10 @@ from jaxtyping import Int
 from typing_extensions import TypedDict
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from lamp.checksums import CHECKSUMS, checksums_of, files_in, with_own, write_checksums
+from lamp.checksums import CHECKSUMS, checksums_of, files_in, read_checksums, with_own, write_checksums
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError, DataError, MismatchError, missing, unknown
-from lamp.files import atomic_path, remove_folder, safe_file_name, sha256_of
+from lamp.files import atomic_path, link_or_copy, remove_folder, safe_file_name, sha256_of
 from lamp.json_files import read_json_as, to_line
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.index import IndexEntry, StoreIndex
@@ -58,6 +59,11 @@ class StoreDescription:
     """How the scene flow was found, with a version."""
     source: str
     """Name of the dataset it belongs to."""
+
+    def differences(self, other: StoreDescription) -> dict[str, tuple[Any, Any]]:
+        """Settings of which the other has another value, by name, with both. Whose scene flow it is, is no setting."""
+        ours, theirs = (to_json(replace(one, source="")) for one in (self, other))
+        return {name: (value, theirs[name]) for name, value in ours.items() if theirs[name] != value}
 
 
 class GroupAttributes(TypedDict, total=False):
@@ -200,6 +206,31 @@ class SceneFlowStore:
             write_checksums(staged / CHECKSUMS, checksums_of(staged, files_in(staged)))
         self._episode.cache_clear()
 
+    def adopt(self, episode: int, other: SceneFlowStore, its_episode: int, *, made_from: Mapping[str, Any]) -> None:
+        """Adds an episode of another store of the same settings as it is: its arrays are linked or copied, not decoded.
+
+        Raises:
+            DataError: The other's episode is not whole.
+        """
+        source, own = other._folder(its_episode), ("zarr.json", CHECKSUMS)
+        if not other.is_whole(its_episode):
+            raise DataError(f"{source} is damaged; `lamp flow validate {other.path}` says how: build it again")
+        with atomic_path(self._folder(episode)) as staged:
+            for path in files_in(source):
+                target = staged / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.relative_to(source).as_posix() in own:  # these are changed in place
+                    shutil.copyfile(path, target)
+                else:
+                    link_or_copy(path, target)
+            zarr.open_group(staged, mode="r+", zarr_format=3).update_attributes(
+                {"episode": episode, "made_from": dict(made_from)}
+            )
+            listed = read_checksums(staged / CHECKSUMS) if (staged / CHECKSUMS).is_file() else {}
+            unlisted = files_in(staged, without=(CHECKSUMS, *listed))
+            new = checksums_of(staged, [staged / "zarr.json", *unlisted])
+            write_checksums(staged / CHECKSUMS, {**listed, **new})
+
     def fingerprint(self, episode: int) -> str:
         """A hash of what is stored of an episode, by the checksums of its files."""
         folder = self._folder(episode)
@@ -271,10 +302,8 @@ class SceneFlowStore:
 
     def _check_same(self, wanted: StoreDescription) -> None:
         # A dataset that was copied or renamed keeps its store.
-        stored, requested = (to_json(replace(one, source="")) for one in (self.description, wanted))
-        other = [name for name in requested if stored[name] != requested[name]]
-        if other:
-            values = "; ".join(f"{name} {stored[name]} there, {requested[name]} asked for" for name in other)
+        if other := self.description.differences(wanted):
+            values = "; ".join(f"{name} {there} there, {asked} asked for" for name, (there, asked) in other.items())
             raise MismatchError(
                 f"the scene-flow store {self.path} was built otherwise ({values}); ask for the same, or --overwrite"
             )

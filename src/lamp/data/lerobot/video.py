@@ -198,6 +198,38 @@ def join_videos(sources: Sequence[Path], target: Path, fps: float | int) -> list
     return first
 
 
+def cut_video(source: Path, target: Path, fps: float | int, *, first: int, count: int) -> None:
+    """Copies the packets of `count` frames, from frame `first` on, into a file of their own, without re-encoding.
+
+    Raises:
+        DataError: The file is unreadable, does not begin anew at `first`, lacks frames, or has them in another order than shown.
+    """
+    rate, next_frame = frame_rate(fps), first
+    with _opened(source) as (container, stream), av.open(str(target), "w", format="mp4") as output:
+        copied = output.add_stream_from_template(stream)
+        if stream.time_base is not None and first:
+            # Half a frame late, so that rounding never lands before the keyframe that is meant.
+            container.seek(int((first + 0.5) / rate / stream.time_base), stream=stream)
+        for packet in container.demux(stream):
+            if packet.size == 0 or packet.pts is None or packet.time_base is None:
+                continue
+            number = round(packet.pts * packet.time_base * rate)
+            if number >= first + count:
+                break
+            if number != next_frame or (number == first and not packet.is_keyframe):
+                raise DataError(
+                    f"{source} cannot be cut at frame {first} without encoding it anew: frame {number} comes where {next_frame} "
+                    "was expected, or needs others before it; expected a video that LaMP wrote"
+                )
+            packet.time_base = 1 / rate
+            packet.pts = packet.dts = number - first
+            packet.duration, packet.stream = 1, copied
+            output.mux(packet)
+            next_frame += 1
+    if next_frame != first + count:
+        raise DataError(f"{source} ends at frame {next_frame}; expected {first + count}: it is truncated or corrupt")
+
+
 OPEN_FILES = 8
 """Videos that a process keeps open: enough for a few cameras of a few datasets, far from any limit of open files."""
 

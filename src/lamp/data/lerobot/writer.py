@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ from lamp.data.lerobot.statistics import FILE_NAME as STORED_STATISTICS
 from lamp.data.lerobot.statistics import FeatureStatistics, aggregate, statistics_of
 from lamp.data.lerobot.video import join_videos, pixel_format, video_info
 from lamp.errors import DataError, MismatchError
-from lamp.files import atomic_path, atomic_write_text, locked, remove_folder, remove_leftovers
+from lamp.files import atomic_path, atomic_write_text, link_or_copy, locked, remove_folder, remove_leftovers
 from lamp.json_files import to_line, to_text, write_json
 from lamp.sceneflow.sim_states import SIMULATION_PATH
 
@@ -248,10 +247,7 @@ class Consolidation:
                 target.unlink(missing_ok=True)
                 continue
             with atomic_path(target) as path:
-                try:
-                    os.link(source, path)
-                except OSError:
-                    shutil.copyfile(source, path)
+                link_or_copy(source, path)
 
     def _statistics(self, episodes: Sequence[_NewEpisode]) -> dict[str, Any]:
         """Exact statistics over all frames; for images the episodes' statistics are put together."""

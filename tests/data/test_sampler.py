@@ -37,7 +37,7 @@ def test_a_resumed_sampler_goes_on_exactly(size: int, batch: int, steps: int, se
 def test_an_epoch_takes_no_sample_twice(size: int, batch: int) -> None:
     sampler = Sampler(size, batch)
     for epoch in range(3):
-        picks = [next(sampler) for _ in range(sampler.batches_per_epoch)]
+        picks = [next(sampler) for _ in range(sampler.size // sampler.batch_size)]
         assert {pick.epoch for pick in picks} == {epoch}
         taken = np.concatenate([pick.indices for pick in picks])
         assert len(set(taken.tolist())) == len(taken) >= size - min(batch, size) + 1

@@ -42,7 +42,7 @@ class Scripted(WebsocketPolicy):
             "fps": 20.0,
             **about,
         }
-        self.asked: list[tuple[int, int]] = []
+        self.observed: list[tuple[int, int]] = []
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Scripted(WebsocketPolicy):
     def act(self, observation: Observation, *, noise_seed: tuple[int, ...] | None = None) -> ActionChunk:
         assert noise_seed is not None
         _, episode, frame = noise_seed
-        self.asked.append((episode, frame))
+        self.observed.append((episode, frame))
         np.testing.assert_array_equal(observation.state, self.dataset.column("observation.state", episode)[frame])
         assert observation.instruction == f"task {episode % 2}"
         actions = self.dataset.column("action", episode)[frame : frame + 6].astype(np.float32)
@@ -72,7 +72,7 @@ def test_the_recorded_actions_themselves_have_no_error(
     assert report.dimensions[6].agrees == 1.0 and report.dimensions[0].agrees is None
     assert [one.name for one in report.dimensions] == ["x", "y", "z", "rx", "ry", "rz", "gripper"]
     # Every fourth frame, all of which have new pictures; of four episodes, two.
-    assert policy.asked == [(episode, frame) for episode in (0, 3) for frame in range(0, 24, 4)]
+    assert policy.observed == [(episode, frame) for episode in (0, 3) for frame in range(0, 24, 4)]
     assert "2 of 4" in report.chosen and "does not say what it was trained on" in report.chosen
     with Image.open(tmp_path / "replay.png") as picture:
         assert picture.width > 800 and picture.height > 700
@@ -93,7 +93,7 @@ def test_errors_are_those_of_each_dimension(root: Path, tmp_path: Path, monkeypa
 def test_pictures_that_repeat_are_not_asked_about(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Scripted(root / "data", execute=3)
     scripted(policy, tmp_path / "x.png", monkeypatch, selection=EpisodeSelection(episodes="1"))
-    assert policy.asked == [(1, frame) for frame in range(0, 24, 4)]
+    assert policy.observed == [(1, frame) for frame in range(0, 24, 4)]
 
 
 def test_held_out_episodes_are_the_default(root: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_server_is_asked_the_same(root: Path, tmp_path: Path) -> None:
     with running(CheckpointPolicy(spec=policy_spec(policy), act_batch=policy.act_batch)) as server:
         there = replay(replace(config, checkpoint=None, server=f"localhost:{server.port}"))
     np.testing.assert_allclose(there.episodes[0].predicted, here.episodes[0].predicted, atol=1e-4)
-    assert there.episodes[0].asked == here.episodes[0].asked
+    assert there.episodes[0].observed == here.episodes[0].observed
 
 
 @pytest.mark.parametrize(

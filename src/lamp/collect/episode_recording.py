@@ -40,7 +40,6 @@ class Trajectory:
 
     @property
     def length(self) -> int:
-        """Number of frames."""
         return len(self.states)
 
 

@@ -96,15 +96,15 @@ class CollectConfig:
             ConfigError: One is twice there, or changes what a demonstration is of.
             LampClientError: One does not exist.
         """
-        found = {text: None if text == "none" else parse(text) for text in self.perturb}
-        for text, one in found.items():
+        parsed = {text: None if text == "none" else parse(text) for text in self.perturb}
+        for text, one in parsed.items():
             if one is not None and not set(one.category.split("+")) <= {*PERTURBED}:
                 raise ConfigError(
                     f"perturb {text}: expected perturbations of {' and '.join(PERTURBED)}, such as camera=2"
                 )
-        if len(found) < len(self.perturb):
+        if len(parsed) < len(self.perturb):
             raise ConfigError(f"perturb {', '.join(self.perturb)}: expected none twice")
-        return found
+        return parsed
 
     def _check_states(self) -> None:
         first, end = self.states
@@ -202,12 +202,12 @@ class Attempts:
 
     def next(self, name: str) -> int | None:
         """The number of the job's next attempt, from 0; None if it has used up its attempts."""
-        number = max((found.attempt for found in self.by_job.get(name, [])), default=-1) + 1
+        number = max((tried.attempt for tried in self.by_job.get(name, [])), default=-1) + 1
         return number if number < MAX_ATTEMPTS else None
 
     def failures(self, names: Iterable[str]) -> Counter[str]:
         """How often each reason occurred in these jobs."""
-        outcomes = (found.outcome for name in names for found in self.by_job.get(name, []))
+        outcomes = (tried.outcome for name in names for tried in self.by_job.get(name, []))
         return Counter(outcome for outcome in outcomes if outcome != "success")
 
 

@@ -39,7 +39,6 @@ class OrnsteinUhlenbeck:
         self.value = std * generator.standard_normal(len(std))
 
     def sample(self) -> Float[np.ndarray, " a"]:
-        """The noise of the next step."""
         fresh = np.sqrt(1.0 - self.keep**2) * self.std * self.generator.standard_normal(len(self.std))
         self.value = self.keep * self.value + fresh
         return self.value

@@ -116,7 +116,6 @@ class LiberoScene:
         self._goal_geoms = np.flatnonzero(roots == self._goal_root)
 
     def volumes(self) -> Volumes:
-        """Where everything is now."""
         rotations = np.asarray(self.data.geom_xmat).reshape(-1, 3, 3)[self._geom]
         points = np.asarray(self.data.geom_xpos)[self._geom] + np.einsum("nij,nj->ni", rotations, self._local)
         own, goal = self._root == self.object_body, self._root == self._goal_root

@@ -48,17 +48,10 @@ class SelectionFlags:
 
     @property
     def selection(self) -> EpisodeSelection:
-        """What the flags select."""
         from lamp.data.episode_selection import EpisodeSelection
 
-        return EpisodeSelection(
-            episodes=self.episodes,
-            tasks=self.tasks,
-            states=self.states,
-            per_task=self.per_task,
-            share=self.share,
-            seed=self.selection_seed,
-        )
+        conditions = {name: getattr(self, name) for name in ("episodes", "tasks", "states", "per_task", "share")}
+        return EpisodeSelection(**conditions, seed=self.selection_seed)
 
 
 def need(flag: str, arguments: Sequence[str], command: str) -> None:

@@ -73,12 +73,12 @@ def _recipe_show(arguments: Sequence[str]) -> None:
     from lamp.model.parameter_count import expected_parameters
     from lamp.recipes import recipe
 
-    made = recipe(flags.name)
+    shown_recipe = recipe(flags.name)
     if flags.json:
-        print(json.dumps(to_json(made), indent=2, ensure_ascii=False))
+        print(json.dumps(to_json(shown_recipe), indent=2, ensure_ascii=False))
         return
-    counts = {name: expected_parameters(model) for name, model in made.models.items()}
-    print(to_text({**to_json(made), "parameters": counts}))
+    counts = {name: expected_parameters(model) for name, model in shown_recipe.models.items()}
+    print(to_text({**to_json(shown_recipe), "parameters": counts}))
 
 
 COMMANDS: dict[str, Command] = {

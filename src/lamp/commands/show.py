@@ -142,7 +142,6 @@ class CompletionFlags:
 
 
 def completion(arguments: Sequence[str], known: Mapping[str, Command]) -> None:
-    """Prints a shell's completion of all commands."""
     flags = parse(CompletionFlags, arguments, "completion")
     if flags.shell not in _SHELLS:
         raise unknown("shell", flags.shell, _SHELLS)

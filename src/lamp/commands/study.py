@@ -110,14 +110,14 @@ def deadline(until: str | None, hours: float | None, now: float | None = None) -
     if until is None:
         return None
     try:
-        told = time.strptime(until, "%H:%M")
+        clock_time = time.strptime(until, "%H:%M")
     except ValueError:
         raise ConfigError(f"--until {until!r}: expected a time of the day such as 18:30") from None
     today = time.localtime(now)
-    wanted = time.mktime((*today[:3], told.tm_hour, told.tm_min, 0, 0, 0, -1))
+    wanted = time.mktime((*today[:3], clock_time.tm_hour, clock_time.tm_min, 0, 0, 0, -1))
     if wanted > now:
         return wanted
-    return time.mktime((*today[:2], today[2] + 1, told.tm_hour, told.tm_min, 0, 0, 0, -1))
+    return time.mktime((*today[:2], today[2] + 1, clock_time.tm_hour, clock_time.tm_min, 0, 0, 0, -1))
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -25,7 +25,6 @@ class AxisAngle:
     """Whether the angle is in degrees, not radians."""
 
     def matrix(self, values: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3 3"]:
-        """The rotation matrices."""
         return Rotation.from_rotvec(values.astype(np.float64) * _unit(self.degrees)).as_matrix()
 
     def values(self, matrix: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3"]:
@@ -52,7 +51,6 @@ class RollPitchYaw:
     """Whether the angles are in degrees, not radians."""
 
     def matrix(self, values: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3 3"]:
-        """The rotation matrices."""
         return Rotation.from_euler("xyz", values.astype(np.float64) * _unit(self.degrees)).as_matrix()
 
     def values(self, matrix: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3"]:
@@ -61,7 +59,6 @@ class RollPitchYaw:
         return rpy_from_matrix(matrix) / _unit(self.degrees)
 
     def nearest(self, values: Float[np.ndarray, "*b 3"], to: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
-        """The same rotations by other angles, as near to others' values as can be."""
         turn = 2 * np.pi / _unit(self.degrees)
         roll, pitch, yaw = np.moveaxis(values, -1, 0)
         flipped = np.stack([roll + turn / 2, turn / 2 - pitch, yaw + turn / 2], axis=-1)
@@ -122,22 +119,27 @@ class Gripper(GripperUnits):
 class Absolute:
     """Actions are targets (joint angles, a pose in the robot's frame), learnt as they are recorded."""
 
+    per_frame: ClassVar[bool] = True
+    """Whether an action is the same thing in every chunk that it is part of."""
+    are_increments: ClassVar[bool] = False
+    """Whether an action belongs to the time between two frames."""
+
     def relate(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
     ) -> Float[np.ndarray, "b h a"]:
-        """Returns the chunks as they are."""
         return chunks
 
     def restore(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
     ) -> Float[np.ndarray, "b h a"]:
-        """Returns the chunks as they are."""
         return chunks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delta(Absolute):
     """Actions are changes from one step to the next, learnt as they are recorded."""
+
+    are_increments: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,8 @@ class Relative:
     Relative poses are in the tool's own frame, T_state^-1 T_target: where the robot stands and which way it faces is gone.
     """
 
+    per_frame: ClassVar[bool] = False
+    are_increments: ClassVar[bool] = False
     pose: Pose | None = None
     offsets: tuple[tuple[int, int], ...] = ()
     """Pairs of an action's and a state's dimension whose difference is learnt: joint angles, or a position alone."""
@@ -330,12 +334,12 @@ def _correlation(episodes: Sequence[tuple[np.ndarray, np.ndarray]], dim: int, pl
         size = (both**2).sum(axis=0)
         if len(both) < 6 or not size.all():
             continue
-        found = float(both.prod(axis=1).sum() / np.sqrt(size.prod()))
+        correlation = float(both.prod(axis=1).sum() / np.sqrt(size.prod()))
         # Smooth paths say less than their number of frames (Bartlett); Fisher's z has unit variance.
         smooth = float(np.prod((both[1:] * both[:-1]).sum(axis=0) / size))
         frames = len(both) * (1 - smooth) / (1 + smooth)
-        if frames > 3 and np.arctanh(min(found, 1 - 1e-9)) * np.sqrt(frames - 3) > SURE:
-            best = max(best, found)
+        if frames > 3 and np.arctanh(min(correlation, 1 - 1e-9)) * np.sqrt(frames - 3) > SURE:
+            best = max(best, correlation)
     return best
 
 

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle
 from multiprocessing import reduction, util
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -54,18 +54,6 @@ class BatchIndices:
     epoch: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplerState:
-    """Where a sampler is; JSON-friendly."""
-
-    size: int
-    batch_size: int
-    seed: int
-    epoch: int
-    position: int
-    """Samples of the epoch that have been given out."""
-
-
 class Sampler:
     """An endless stream of batches of sample indices.
 
@@ -100,7 +88,7 @@ class Sampler:
             raise ConfigError(f"expected {size} weights, none negative and not all zero; got {len(weights)}")
         self.size, self.batch_size, self.seed, self.share = size, min(batch_size, size), seed, share
         self._shares = None if weights is None else weights / weights.sum()
-        self.epoch = self.position = 0
+        self.epoch = self.position = 0  # the position counts the samples of the epoch that have been given out
         self._order = self._epoch_order()
 
     def _epoch_order(self) -> Int64[np.ndarray, " n"]:
@@ -111,11 +99,6 @@ class Sampler:
         points = (generator.random() + np.arange(self.size)) / self.size
         taken = np.searchsorted(np.cumsum(self._shares), points, side="right")
         return generator.permutation(np.minimum(taken, self.size - 1))
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in one epoch."""
-        return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[BatchIndices]:
         return self
@@ -132,10 +115,7 @@ class Sampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler is, as plain numbers."""
-        state = SamplerState(
-            size=self.size, batch_size=self.batch_size, seed=self.seed, epoch=self.epoch, position=self.position
-        )
-        return asdict(state)
+        return {name: getattr(self, name) for name in ("size", "batch_size", "seed", "epoch", "position")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where another sampler was.
@@ -143,17 +123,16 @@ class Sampler:
         Raises:
             MismatchError: The state is of a sampler over other samples, or with another batch size or seed.
         """
-        try:
-            found = SamplerState(**state)
-        except TypeError:
-            raise MismatchError(f"{sorted(state)} is no sampler state; expected {list(self.state_dict())}") from None
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise MismatchError(f"{sorted(state)} is no sampler state; expected {list(own)}")
         for name in ("size", "batch_size", "seed"):
-            if getattr(found, name) != getattr(self, name):
+            if state[name] != own[name]:
                 raise MismatchError(
-                    f"the run to be continued has a sampler {name} of {getattr(found, name)}, this one {getattr(self, name)}; "
+                    f"the run to be continued has a sampler {name} of {state[name]}, this one {own[name]}; "
                     "continue with the same data and settings, or start afresh"
                 )
-        self.epoch, self.position = found.epoch, found.position
+        self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._epoch_order()
 
 
@@ -183,8 +162,8 @@ class SharedMemoryBlock:
         """
         if descriptor is None and hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("lamp-batch")
-        made = tempfile.TemporaryFile(buffering=0) if descriptor is None else open(descriptor, "r+b", buffering=0)  # noqa: SIM115
-        self._file: io.FileIO = made  # pyright: ignore[reportAttributeAccessIssue]
+        file = tempfile.TemporaryFile(buffering=0) if descriptor is None else open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+        self._file: io.FileIO = file  # pyright: ignore[reportAttributeAccessIssue]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A process that is being started gets it opened."""
@@ -295,7 +274,7 @@ class DataLoader(Generic[Batch]):
             batch, self._state = self._next()
         else:
             picks = next(self._sampler)
-            batch, self._state = self.samples.batch(picks.indices, epoch=picks.epoch), self._position()
+            batch, self._state = self.samples.batch(picks.indices, epoch=picks.epoch), self._sampler.state_dict()
         if isinstance(batch, ObservedBatch):
             for fault in batch.left_out:
                 self.left_out[fault.file] += fault.samples
@@ -313,7 +292,7 @@ class DataLoader(Generic[Batch]):
         """
         self._discard_pending()
         self._sampler.load_state_dict(state)
-        self._state = self._position()
+        self._state = self._sampler.state_dict()
 
     def wait(self) -> None:
         """Waits until the workers have made what is asked of them."""
@@ -332,9 +311,6 @@ class DataLoader(Generic[Batch]):
         self._pending.clear()
         self._sampler.load_state_dict(self._state)
 
-    def _position(self) -> dict[str, Any]:
-        return self._sampler.state_dict()
-
     def _next(self) -> tuple[Batch, dict[str, Any]]:
         if self._pool is None:
             # Not forked: a fork of a process that has computed with torch may wait for ever on a lock that no thread of its own
@@ -342,7 +318,7 @@ class DataLoader(Generic[Batch]):
             self._pool = ProcessPool(self.workers, _start, (pickle.dumps(self.samples), self._blocks))
         while len(self._pending) < len(self._blocks):
             batch_indices, place = next(self._sampler), next(self._places)
-            self._pending.append((self._pool.submit(_work, batch_indices, place), place, self._position()))
+            self._pending.append((self._pool.submit(_work, batch_indices, place), place, self._sampler.state_dict()))
         future, place, state = self._pending.popleft()
         try:
             return self._blocks[place].take(future.result()), state

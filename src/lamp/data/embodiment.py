@@ -222,7 +222,7 @@ class Embodiment:
     @property
     def per_frame(self) -> bool:
         """Whether an action is the same thing in every chunk that it is part of."""
-        return not isinstance(self.kind, Relative)
+        return self.kind.per_frame
 
 
 def collected_in_libero(dataset: LeRobotDataset) -> bool:

@@ -62,29 +62,29 @@ class EpisodeSelection:
             DataError: Initial states are asked for, and an episode does not say its own.
         """
         gone = set(leave_out)
-        found = [episode for episode in range(len(dataset)) if episode not in gone]
+        selected = [episode for episode in range(len(dataset)) if episode not in gone]
         if self.episodes is not None:
             wanted = set(parse_numbers(self.episodes, len(dataset), f"episodes of {dataset.root}"))
-            found = [episode for episode in found if episode in wanted]
+            selected = [episode for episode in selected if episode in wanted]
         if self.tasks is not None:
             texts = set(_instructions(self.tasks, dataset))
-            found = [episode for episode in found if texts.intersection(dataset.instructions(episode)[0])]
+            selected = [episode for episode in selected if texts.intersection(dataset.instructions(episode)[0])]
         if self.states is not None:
-            states = {episode: _initial_state(dataset, episode) for episode in found}
+            states = {episode: _initial_state(dataset, episode) for episode in selected}
             wanted = set(
                 parse_numbers(self.states, max(states.values(), default=0) + 1, "initial states", strict=False)
             )
-            found = [episode for episode in found if states[episode] in wanted]
+            selected = [episode for episode in selected if states[episode] in wanted]
         if self.per_task is not None or self.share is not None:
-            found = self._of_each_task(found, dataset)
-        if not found:
+            selected = self._of_each_task(selected, dataset)
+        if not selected:
             if len(gone) >= len(dataset):
                 raise ConfigError(
                     f"all {len(dataset)} episodes of {dataset.root} are held out; expected some to be left"
                 )
             rest = f", {len(gone)} of them held out" if gone else ""
             raise ConfigError(f"{self}: no episode of {dataset.root} meets that; it has {len(dataset)}{rest}")
-        return tuple(found)
+        return tuple(selected)
 
     def _of_each_task(self, episodes: Sequence[int], dataset: LeRobotDataset) -> list[int]:
         groups: dict[tuple[str, ...], list[int]] = {}

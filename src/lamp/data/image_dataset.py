@@ -86,7 +86,6 @@ class ImageSamples:
         self.frame, self.episode = self.targets.frame, self.targets.episode
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.frame)
 
     @torch.no_grad()
@@ -146,7 +145,6 @@ class Videos:
     dataset: LeRobotDataset
 
     def read(self, camera: str, episode: int, frames: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
-        """Frames of one episode, in ascending order."""
         return self.dataset.frames(camera, episode, frames)
 
 
@@ -165,7 +163,6 @@ class DecodedFrames:
         return {**self.__dict__, "_mapped": {}}
 
     def path(self, camera: str, episode: int) -> Path:
-        """The file of an episode's frames."""
         return self.folder / safe_file_name(camera) / f"episode-{episode:06d}.npy"
 
     def build(self, cameras: Sequence[str], episodes: Sequence[int]) -> None:
@@ -184,8 +181,8 @@ class DecodedFrames:
         path = self.path(camera, episode)
         if not (path.is_file() and path.with_suffix(".json").is_file()):
             return False
-        found = read_json_object(path.with_suffix(".json"), "mark of decoded frames")
-        return found.get("fingerprint") == self.dataset.fingerprint(episode)
+        mark = read_json_object(path.with_suffix(".json"), "mark of decoded frames")
+        return mark.get("fingerprint") == self.dataset.fingerprint(episode)
 
     def read(self, camera: str, episode: int, frames: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
         """Frames of one episode.

@@ -38,7 +38,6 @@ class Unencoded(Encoded):
 
     @classmethod
     def of(cls, parts: Sequence[Observations], order: Int64[Tensor, " b"]) -> Unencoded:
-        """Collects the pictures of a batch."""
         none = torch.zeros(len(order), 0, 0)
         return cls(tokens=none, mask=torch.zeros(len(order), 0, dtype=torch.bool), parts=tuple(parts), order=order)
 
@@ -92,7 +91,6 @@ class LiveFeatures(Features):
 
     @property
     def padding(self) -> Padding:
-        """On which side of a sequence its padding is."""
         return self._padding
 
     def observed(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Observations:

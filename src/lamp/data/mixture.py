@@ -62,7 +62,6 @@ class Mixture(Generic[Part]):
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])])
 
     def __len__(self) -> int:
-        """Number of samples."""
         return int(self._starts[-1])
 
     def part_of(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
@@ -83,8 +82,8 @@ class Mixture(Generic[Part]):
         self, indices: Int64[np.ndarray, " b"], collate: Callable[[Part, Int64[np.ndarray, " n"]], Found]
     ) -> tuple[list[Found], Int64[Tensor, " b"]]:
         """What is collated of each dataset's samples, and the order that brings all of them back to that of the indices."""
-        found = [(collate(self.parts[of], indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
-        return [one for one, _ in found], torch.from_numpy(np.argsort(np.concatenate([at for _, at in found])))
+        parts = [(collate(self.parts[of], indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
+        return [one for one, _ in parts], torch.from_numpy(np.argsort(np.concatenate([at for _, at in parts])))
 
 
 class MixedSamples(Mixture[PolicySamples]):
@@ -139,25 +138,21 @@ class MixedMotionSamples(Mixture[MotionSamples]):
         return {"grid": grid, "flow steps": part.horizon, "bounds": part.bounds}
 
     def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
-        """The scene flow of some samples, in image fractions and metres."""
         return concatenate_flow(*self._each(indices, MotionSamples.flow))
 
     def encoded(self, indices: Int64[np.ndarray, " b"]) -> Encoded:
-        """The backbone's tokens of some samples."""
         encoded, order = self._each(indices, MotionSamples.encoded)
         return concatenate_encoded(encoded, order, self.parts[0].features.padding)
 
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
-        """Collates samples, in the order of the indices."""
         shown = indices if self.pairing is None else self.pairing[indices]
         return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(shown)))
 
     def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
-        """The samples one flow step before, -1 where there is none."""
         out = np.full(len(indices), -1, np.int64)
         for of, at in self._places(indices):
-            found = self.parts[of].earlier(indices[at] - self._starts[of])
-            out[at] = np.where(found < 0, -1, found + self._starts[of])
+            before = self.parts[of].earlier(indices[at] - self._starts[of])
+            out[at] = np.where(before < 0, -1, before + self._starts[of])
         return out
 
     def clamp_rate(self) -> tuple[float, float, float]:

@@ -126,7 +126,6 @@ class MotionSamples:
         self.bounds: MotionBounds = bounds if isinstance(bounds, MotionBounds) else bounds.fit(self.flows())
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -180,13 +179,13 @@ class MotionSamples:
     def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """The samples one flow step (of these samples) before, -1 where there is none."""
         step = self.frames_per_step
-        found = np.full(len(indices), -1, np.int64)
+        before = np.full(len(indices), -1, np.int64)
         for episode, places in self._by_episode(indices):
             first, count = self._first[episode], len(self.store.frames(episode, self.camera))
             present, wanted = self.frame[first : first + count], self.frame[indices[places]] - step
             near = np.searchsorted(present, wanted)
-            found[places] = np.where(present[np.minimum(near, count - 1)] == wanted, first + near, -1)
-        return found
+            before[places] = np.where(present[np.minimum(near, count - 1)] == wanted, first + near, -1)
+        return before
 
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
         """Collates samples; every epoch is alike."""
@@ -211,8 +210,8 @@ def shuffled_pairing(groups: Int64[np.ndarray, " n"], seed: int) -> Int64[np.nda
         other = np.roll(np.arange(count), -start)
         suits = (groups[partner[other]] != groups[one]) & (groups[partner[one]] != groups[other])
         if groups[partner[one]] == groups[one] and suits.any():
-            its = int(other[np.argmax(suits)])
-            partner[one], partner[its] = partner[its], partner[one]
+            exchanged = int(other[np.argmax(suits)])
+            partner[one], partner[exchanged] = partner[exchanged], partner[one]
     return partner
 
 

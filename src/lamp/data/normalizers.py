@@ -58,7 +58,6 @@ class Affine:
 
     @property
     def width(self) -> int:
-        """Number of dimensions."""
         return len(self._affine()[0])
 
     def centre_and_scale(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
@@ -121,7 +120,6 @@ class Standardise(Affine):
         return cls(mean=_plain(mean), std=_plain(np.maximum(std, least)), floored=floored, **chosen)
 
     def with_scale(self, scale: Float[np.ndarray, " d"], **changes: Any) -> Standardise:
-        """The same with other scales."""
         return replace(self, std=_plain(scale), **changes)
 
 
@@ -137,7 +135,6 @@ class AffineRange(Affine):
         return [(low + high) / 2 for low, high in pairs], [(high - low) / 2 for low, high in pairs]
 
     def with_scale(self: Ranged, scale: Float[np.ndarray, " d"], **changes: Any) -> Ranged:
-        """The same with other scales, around the same middle."""
         middle = np.array(self._affine()[0], np.float64)
         return replace(self, low=_plain(middle - scale), high=_plain(middle + scale), **changes)
 
@@ -148,7 +145,6 @@ class MinMax(AffineRange):
 
     @classmethod
     def fit(cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()) -> MinMax:
-        """From data."""
         low, high = _plain(values.min(0)), _plain(values.max(0))
         return cls(low=low, high=high, **_dimensions(values, masked, binary))
 
@@ -166,7 +162,6 @@ class Quantile(AffineRange):
         binary: Sequence[int] = (),
         between: tuple[float, float] = (0.01, 0.99),
     ) -> Quantile:
-        """From data, between two quantiles."""
         low, high = np.quantile(values.astype(np.float64), between, axis=0)
         return cls(low=_plain(low), high=_plain(high), **_dimensions(values, masked, binary))
 
@@ -187,12 +182,10 @@ class ClampedRange(AffineRange):
             raise ConfigError(f"switches {self.switches} and hidden {self.hidden} must be in 0 to {width - 1}")
 
     def normalise(self, values: Values) -> Values:
-        """To what the model sees."""
         ranged, switch = self._kinds(values)
         return super().normalise(values) * ranged * self._seen(values) + (values > 0.5) * switch * self._seen(values)
 
     def invert(self, values: Values) -> Values:
-        """Back to the data's units; a hidden dimension does not come back."""
         ranged, switch = self._kinds(values)
         return super().invert(values.clip(-1, 1) * ranged) * (1 - switch) + (values > 0.5) * switch
 
@@ -221,7 +214,6 @@ class Identity(Affine):
     def fit(
         cls, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Identity:
-        """From data, of which only the width matters."""
         return cls(dimensions=values.shape[1], **_dimensions(values, masked, binary))
 
 
@@ -313,7 +305,6 @@ class ByDeviation:
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Standardise:
-        """Fits the normaliser to data."""
         found = Standardise.fit(values, masked=masked, binary=binary, least=self.least)
         return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
 
@@ -328,7 +319,6 @@ class ByRange:
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> MinMax:
-        """Fits the normaliser to data."""
         found = MinMax.fit(values, masked=masked, binary=binary)
         return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
 
@@ -345,7 +335,6 @@ class ByQuantiles:
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Quantile:
-        """Fits the normaliser to data."""
         found = Quantile.fit(values, masked=masked, binary=binary, between=(self.low, self.high))
         return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
 
@@ -357,7 +346,6 @@ class Unchanged:
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Identity:
-        """Fits the normaliser to data."""
         return Identity.fit(values, masked=masked, binary=binary)
 
 
@@ -373,7 +361,6 @@ class RawState:
         return raw
 
     def apply(self, state: Values) -> Values:
-        """Returns the state unchanged."""
         return state
 
 
@@ -393,7 +380,6 @@ class ContinuousRotation:
     """What they are."""
 
     def width(self, raw: int) -> int:
-        """Width of the policy's state for a raw state of width `raw`."""
         return raw + 6 - self.rotation.SIZE
 
     def apply(self, state: Values) -> Values:
@@ -421,11 +407,9 @@ class NoState:
     """State transform: the policy is not shown what the data record (SimplerEnv's protocol has no proprioception)."""
 
     def width(self, raw: int) -> int:
-        """Returns 0."""
         return 0
 
     def apply(self, state: Values) -> Values:
-        """Returns nothing of the state (..., 0)."""
         return state[..., :0]
 
 

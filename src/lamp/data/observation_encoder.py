@@ -118,22 +118,22 @@ def check_instructions(backbone: object, instructions: Iterable[str], where: obj
     Raises:
         DataError: A policy could not learn them.
     """
-    found = unreadable(backbone, instructions)
-    if found is None:
+    report = unreadable(backbone, instructions)
+    if report is None:
         return
-    if found.problems:
-        remedies = list(_remedies(found))
-        raise DataError(f"{where}: {'; '.join(found.problems)}. Expected: {', or '.join(remedies)}")
-    for line in found.remarks:
+    if report.problems:
+        remedies = list(_remedies(report))
+        raise DataError(f"{where}: {'; '.join(report.problems)}. Expected: {', or '.join(remedies)}")
+    for line in report.remarks:
         print(f"{where}: {line}", file=sys.stderr)
 
 
-def _remedies(found: InstructionReport) -> Iterator[str]:
-    if found.long:
-        yield f"backbone.text_tokens of at least {max(count for _, count in found.long)}"
+def _remedies(report: InstructionReport) -> Iterator[str]:
+    if report.long:
+        yield f"backbone.text_tokens of at least {max(count for _, count in report.long)}"
         yield "shorter instructions"
-    if found.equal:
-        yield "instructions in words that the backbone knows, such as English ones" if found.unknown else "other words"
+    if report.equal:
+        yield "instructions in words that the backbone knows, such as English ones" if report.unknown else "other words"
         yield "a backbone that tells them apart, such as Qwen3-VL (--recipe paper_libero, or recipe fit --like paper_real)"
 
 

@@ -178,7 +178,6 @@ class PolicyTargets:
         self._first, self._last, self._ends = map(np.concatenate, (first, last, ends))
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self.frame)
 
     @property
@@ -310,8 +309,8 @@ class PolicySamples(PolicyTargets):
         actions, mask = self.chunks(indices)
         views, hidden = self.views(indices, epoch=epoch), None
         if self._hidden is not None:
-            found = self._hidden.take(indices, (indices + epoch) % self._hidden.draws, views)
-            hidden = torch.from_numpy(found.astype(np.float32))
+            z_m = self._hidden.take(indices, (indices + epoch) % self._hidden.draws, views)
+            hidden = torch.from_numpy(z_m.astype(np.float32))
         return PolicyBatch(
             encoded=self.features.encoded(self.rows[indices], views),
             state=self.states(indices),

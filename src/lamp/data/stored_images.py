@@ -13,7 +13,7 @@ import math
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
-from lamp.data.lerobot.episodes import CORRUPT
+from lamp.data.lerobot.episodes import open_parquet
 from lamp.data.lerobot.format import CameraFeature, DepthFeature
-from lamp.errors import DataError, unreadable
+from lamp.errors import DataError
 from lamp.files import path_inside
 
 LARGEST_CODE = 4095
@@ -95,7 +95,7 @@ def metres_of_codes(
     """
     code = depth.code
     if code is None and bits == 16:
-        found = codes.astype(np.float32) * np.float32(depth.unit or MILLIMETRE)
+        metres = codes.astype(np.float32) * np.float32(depth.unit or MILLIMETRE)
     elif code is None:
         raise _no_code(depth, bits, where)
     else:
@@ -107,9 +107,9 @@ def metres_of_codes(
             table = np.exp(low + share * (high - low)) - code.shift
         else:
             table = code.depth_min + share * (code.depth_max - code.depth_min)
-        found = np.clip(table, code.depth_min, code.depth_max).astype(np.float32)[codes]
-    found[codes == 0] = np.nan
-    return found
+        metres = np.clip(table, code.depth_min, code.depth_max).astype(np.float32)[codes]
+    metres[codes == 0] = np.nan
+    return metres
 
 
 def metres_of_image(image: Image.Image, depth: DepthFeature, where: str) -> Float32[np.ndarray, "h w"]:
@@ -127,9 +127,9 @@ def metres_of_image(image: Image.Image, depth: DepthFeature, where: str) -> Floa
             f"{where} is a picture of depth ({image.mode}, 8 bits), not depth in metres; expected 16-bit millimetres or "
             "floating-point metres"
         )
-    found = (np.asarray(image).astype(np.float64) * unit).astype(np.float32)
-    found[~(np.isfinite(found) & (found > 0))] = np.nan
-    return found
+    metres = (np.asarray(image).astype(np.float64) * unit).astype(np.float32)
+    metres[~(np.isfinite(metres) & (metres > 0))] = np.nan
+    return metres
 
 
 IMAGES_AT_ONCE = 64
@@ -181,26 +181,22 @@ def image_digests(path: Path, key: str, root: Path) -> list[bytes]:
     Raises:
         DataError: The file is missing or corrupt, or lacks the column.
     """
-    if not path.is_file():
-        raise DataError(f"no file {path}; the dataset is incomplete")
     digests = []
-    try:
-        with pq.ParquetFile(path) as file:
-            if key not in file.schema_arrow.names:
-                raise DataError(f"{path} lacks the column {key}; it has {', '.join(file.schema_arrow.names)}")
-            for batch in file.iter_batches(IMAGES_AT_ONCE, columns=[key]):
-                for value in batch.column(0).to_pylist():
-                    found = value if isinstance(value, Mapping) else {"bytes": value}
-                    content = found.get("bytes") or str(found.get("path")).encode()
-                    digest = hashlib.sha1(content, usedforsecurity=False)
-                    if not found.get("bytes"):
-                        named = path_inside(root, str(found.get("path")), f"image path of {key} in {path}")
-                        digest.update(named.read_bytes() if named.is_file() else b"")
-                    digests.append(digest.digest())
-    except CORRUPT as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"cannot read {path} ({reason}); it is truncated or corrupt") from None
+    with open_parquet(path, [key]) as file:
+        for batch in file.iter_batches(IMAGES_AT_ONCE, columns=[key]):
+            for value in batch.column(0).to_pylist():
+                content, name = _content_and_name(value)
+                digest = hashlib.sha1(content or str(name).encode(), usedforsecurity=False)
+                if not content:
+                    named = path_inside(root, str(name), f"image path of {key} in {path}")
+                    digest.update(named.read_bytes() if named.is_file() else b"")
+                digests.append(digest.digest())
     return digests
+
+
+def _content_and_name(value: Any) -> tuple[Any, Any]:
+    """The encoded image in a cell, and the name of its file; LeRobot keeps one of the two."""
+    return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
 
 
 class StoredImages:
@@ -216,8 +212,8 @@ class StoredImages:
         Raises:
             DataError: The file is missing or corrupt, lacks the column or a row, or an image is not what it should be.
         """
-        found = [self._decoded(value, camera, where) for value, where in self._with_places(path, camera, rows)]
-        return np.stack(found) if found else np.empty((0, camera.height, camera.width, 3), np.uint8)
+        images = [self._decoded(value, camera, where) for value, where in self._with_places(path, camera, rows)]
+        return np.stack(images) if images else np.empty((0, camera.height, camera.width, 3), np.uint8)
 
     def read_depth(self, path: Path, depth: DepthFeature, rows: np.ndarray) -> Float32[np.ndarray, "n h w"]:
         """Decodes the depth of some rows of a data file, in metres; NaN where it is not known.
@@ -225,11 +221,11 @@ class StoredImages:
         Raises:
             DataError: The file is missing or corrupt, lacks the column or a row, or an image holds no depth.
         """
-        found = [
+        maps = [
             metres_of_image(self._opened(value, depth, where), depth, where)
             for value, where in self._with_places(path, depth, rows)
         ]
-        return np.stack(found) if found else np.empty((0, depth.height, depth.width), np.float32)
+        return np.stack(maps) if maps else np.empty((0, depth.height, depth.width), np.float32)
 
     def check(self, path: Path, camera: CameraFeature, row: int) -> None:
         """Decodes an image.
@@ -237,36 +233,24 @@ class StoredImages:
         Raises:
             DataError: It cannot be read, or is not what it should be, such as a picture of depth without its metres.
         """
-        if not isinstance(camera, DepthFeature):
-            self.read(path, camera, np.array([row]))
-            return
-        for value, where in self._with_places(path, camera, np.array([row])):
-            metres_of_image(self._opened(value, camera, where), camera, where)
+        read: Any = self.read_depth if camera.is_depth else self.read
+        read(path, camera, np.array([row]))
 
     def _with_places(self, path: Path, camera: CameraFeature, rows: np.ndarray) -> Iterator[tuple[Any, str]]:
         for row, value in zip(rows.tolist(), self._values(path, camera.key, rows), strict=True):
             yield value, f"{camera.key} in row {row} of {path}"
 
     def _values(self, path: Path, key: str, rows: np.ndarray) -> list[Any]:
-        if not path.is_file():
-            raise DataError(f"no file {path}; the dataset is incomplete")
-        try:
-            with pq.ParquetFile(path) as file:
-                if key not in file.schema_arrow.names:
-                    raise DataError(f"{path} lacks the column {key}; it has {', '.join(file.schema_arrow.names)}")
-                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                starts = np.concatenate([[0], np.cumsum(sizes)])
-                if len(rows) and rows.max() >= starts[-1]:
-                    raise DataError(f"{path} ends before row {rows.max()}: it has {starts[-1]}; it is incomplete")
-                groups = np.searchsorted(starts, rows, side="right") - 1
-                return [
-                    self._group(file, path, key, int(group))[int(row - starts[group])]
-                    for row, group in zip(rows, groups, strict=True)
-                ]
-        except CORRUPT as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            damaged = DataError(f"cannot read {path} ({reason}); it is truncated or corrupt")
-            raise unreadable(path, error, damaged) from None
+        with open_parquet(path, [key]) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            if len(rows) and rows.max() >= starts[-1]:
+                raise DataError(f"{path} ends before row {rows.max()}: it has {starts[-1]}; it is incomplete")
+            groups = np.searchsorted(starts, rows, side="right") - 1
+            return [
+                self._group(file, path, key, int(group))[int(row - starts[group])]
+                for row, group in zip(rows, groups, strict=True)
+            ]
 
     def _group(self, file: pq.ParquetFile, path: Path, key: str, group: int) -> list[Any]:
         place = path, key, group
@@ -278,8 +262,7 @@ class StoredImages:
         return self._kept[place]
 
     def _opened(self, value: Any, camera: CameraFeature, where: str) -> Image.Image:
-        content = value.get("bytes") if isinstance(value, dict) else value
-        name = value.get("path") if isinstance(value, dict) else None
+        content, name = _content_and_name(value)
         if not content and isinstance(name, str) and name:
             path = path_inside(self._root, name, f"image path of {where}")
             if not path.is_file():

@@ -105,13 +105,13 @@ def verdict(results: RunResults) -> Section:
         still, own = rows.get("zero motion"), rows.get("mean of 4") or rows.get("one sample")
         if own is None or still is None:
             continue
-        told = (
+        comparison = (
             f"{own:.1f} px on held-out demonstrations, where expecting no motion errs by {still:.1f} px ({words(name)})"
         )
         if own < still:
-            can.append(f"The motion prior foresees motion: its paths of moving points err by {told}.")
+            can.append(f"The motion prior foresees motion: its paths of moving points err by {comparison}.")
         else:
-            cannot.append(f"That the motion prior foresees anything: its paths of moving points err by {told}.")
+            cannot.append(f"That the motion prior foresees anything: its paths of moving points err by {comparison}.")
     records = [record for records in results.records for record in records]
     if not records:
         cannot.append("How often the robot succeeds: nothing was evaluated. `lamp evaluate` does that.")

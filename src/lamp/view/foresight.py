@@ -84,7 +84,6 @@ class ForesightPicture:
     predicted: bool = False
 
     def __str__(self) -> str:
-        """What was drawn, and how far the predicted paths are from the true ones."""
         if not self.predicted:
             return f"true motion of {self.caption}; --checkpoint draws a prediction beside it"
         what = f"predicted beside true motion of {self.caption}"
@@ -121,10 +120,10 @@ class Foreseer:
     def __init__(self, checkpoint: Path, *, backbone: FrozenBackbone | None = None) -> None:
         self.model: LaMP
         self.description: Description
-        found = read_description(checkpoint)
-        if found.model.motion is None or found.flow is None:
+        description = read_description(checkpoint)
+        if description.model.motion is None or description.flow is None:
             raise MismatchError(f"{checkpoint} has no motion prior to look at; expected a checkpoint trained with one")
-        self.flow = found.flow
+        self.flow = description.flow
         backbone = backbone or Backbones().of(checkpoint)
         expected = Expected(backbone_key=backbone.key, backbone=backbone.description)
         self.model, self.description = load_checkpoint(checkpoint, expected=expected)

@@ -66,7 +66,6 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"], caption: str = "") -> bytes:
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "h w 3"], caption: str = "") -> None:
-    """Writes an image as a PNG file, atomically."""
     atomic_write_bytes(path, encode_png(image, caption))
 
 

@@ -48,7 +48,6 @@ def moving_points(points: Float[np.ndarray, "k t1 c"], threshold: float) -> Bool
 
 
 def enlarged(image: UInt8[np.ndarray, "h w 3"], scale: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Returns the image enlarged by a whole factor."""
     if scale == 1:
         return image
     height, width = image.shape[:2]

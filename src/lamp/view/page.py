@@ -201,7 +201,6 @@ def value_text(value: Any) -> str:
 def render_page(
     *, title: str, lead: str, cards: Sequence[Card], sections: Sequence[Section], footer: str, warning: str = ""
 ) -> str:
-    """Returns the whole page."""
     template = _environment().get_template("report.html")
     return (
         template.render(title=title, lead=lead, warning=warning, cards=cards, sections=sections, footer=footer) + "\n"
@@ -209,22 +208,21 @@ def render_page(
 
 
 def render_section(section: Section) -> str:
-    """Returns one section's HTML."""
     return _environment().get_template("section.html").render(section=section)
 
 
 @cache
 def _environment() -> Environment:
     """Everything is escaped but charts, which are drawn and escaped by Matplotlib."""
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("lamp.view"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value,
     )  # fmt: skip
-    made.filters["value_text"] = value_text
-    made.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    made.filters["kind"] = lambda block: type(block).__name__
-    made.tests["shown"] = _is_shown
-    return made
+    environment.filters["value_text"] = value_text
+    environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    environment.filters["kind"] = lambda block: type(block).__name__
+    environment.tests["shown"] = _is_shown
+    return environment
 
 
 def _is_shown(block: Block | None) -> bool:

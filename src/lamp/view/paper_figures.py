@@ -197,12 +197,12 @@ def departures(trials: Sequence[Trial]) -> list[str]:
     for trial in trials:
         key = trial.method, trial.task, trial.setting
         counts[key] = counts.get(key, 0) + 1
-    found = []
+    missing = []
     for (method, task, setting), count in counts.items():
         meant = TRIALS_PER_TASK if setting == IN_DOMAIN else TRIALS_PER_SETTING
         if count != meant:
-            found.append(f"{method}: {count} of {meant} trials of {words(task)}, {words(setting)}")
-    return found
+            missing.append(f"{method}: {count} of {meant} trials of {words(task)}, {words(setting)}")
+    return missing
 
 
 def to_json(results: RunResults) -> dict[str, Any]:

@@ -113,15 +113,15 @@ def _is_standard_libero(record: EpisodeRecord) -> bool:
 
 def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
     """The protocol: 10 tasks a suite, 50 stored states a task, once each, exact rendering."""
-    found = []
+    departures = []
     visits = {(record.suite, record.task, record.state) for record in records}
     suites = {record.suite for record in records}
     if len(visits) < 500 * len(suites) or len(records) > len(visits):
         tasks = len({(record.suite, record.task) for record in records})
-        found.append(f"{tasks} of {10 * len(suites)} tasks, {len(visits)} initial states, {len(records)} episodes")
+        departures.append(f"{tasks} of {10 * len(suites)} tasks, {len(visits)} initial states, {len(records)} episodes")
     if any(record.render != "exact" for record in records):
-        found.append("fast rendering")
-    return found
+        departures.append("fast rendering")
+    return departures
 
 
 def plus_rows(results: RunResults) -> list[RunRow]:
@@ -148,12 +148,12 @@ def plus_rows(results: RunResults) -> list[RunRow]:
 
 def _departs_from_plus(records: Sequence[EpisodeRecord]) -> list[str]:
     """The protocol: every task once, exact rendering, prompts without the perturbations' numbers."""
-    found, tasks = [], {(record.suite, record.task) for record in records}
+    departures, tasks = [], {(record.suite, record.task) for record in records}
     if len(tasks) < sum(SIZES.values()) or len(records) > len(tasks):
-        found.append(f"{len(tasks)} of {sum(SIZES.values())} tasks, {len(records)} episodes")
+        departures.append(f"{len(tasks)} of {sum(SIZES.values())} tasks, {len(records)} episodes")
     if any(record.render != "exact" for record in records):
-        found.append("fast rendering")
-    return found
+        departures.append("fast rendering")
+    return departures
 
 
 def widowx_rows(results: RunResults) -> list[RunRow]:
@@ -178,15 +178,15 @@ def widowx_rows(results: RunResults) -> list[RunRow]:
 
 def _departs_from_widowx(records: Sequence[EpisodeRecord]) -> list[str]:
     """The protocol: 24 episodes of each of four tasks, each to its own limit, in the original scenes."""
-    found, whole = [], EPISODES * len(SIMPLER_TASKS)
+    departures, whole = [], EPISODES * len(SIMPLER_TASKS)
     visits = {(record.task, record.state) for record in records}
     if len(visits) < whole or len(records) > len(visits):
-        found.append(f"{len(visits)} of {whole} arrangements, {len(records)} episodes")
+        departures.append(f"{len(visits)} of {whole} arrangements, {len(records)} episodes")
     if any(record.steps != SIMPLER_TASKS[record.task].step_limit for record in records):
-        found.append("another number of actions")
+        departures.append("another number of actions")
     if any(record.suite == WITH_STAND_INS for record in records):
-        found.append("files of the scenes are not the original ones")
-    return found
+        departures.append("files of the scenes are not the original ones")
+    return departures
 
 
 def paper_tables(results: RunResults) -> Section | None:

@@ -15,7 +15,6 @@ import tyro
 from jaxtyping import Float
 
 from lamp.configuration import from_json
-from lamp.data.actions import Delta
 from lamp.data.embodiment import OWN, Embodiment, action_units
 from lamp.data.episode_selection import ALL_EPISODES, EpisodeSelection, number_ranges
 from lamp.data.feature_cache.cache import FrozenBackbone
@@ -31,7 +30,7 @@ from lamp.view.page import printable
 from lamp_client.client import WebsocketPolicy
 from lamp_client.types import Observation
 
-Asked = LaMPPolicy | WebsocketPolicy
+AnyPolicy = LaMPPolicy | WebsocketPolicy
 DRAWN = 3
 """Episodes in the picture."""
 
@@ -91,7 +90,7 @@ class Replayed:
 
     episode: int
     instruction: str
-    asked: tuple[int, ...]
+    observed: tuple[int, ...]
     """Frames whose observation the policy was given."""
     recorded: Float[np.ndarray, "n a"]
     predicted: Float[np.ndarray, "n a"]
@@ -113,7 +112,6 @@ class ReplayReport:
         return sum(one.mean < one.constant for one in self.dimensions)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
         return {
             "episodes": [one.episode for one in self.episodes],
             "chosen": self.chosen,
@@ -168,7 +166,7 @@ def replay(config: ReplayConfig, *, backbone: FrozenBackbone | None = None) -> R
         LampClientError: The server cannot be reached, or refuses.
     """
     local = None if config.checkpoint is None else LaMPPolicy.from_checkpoint(config.checkpoint, backbone=backbone)
-    policy: Asked = local if local is not None else WebsocketPolicy(*_address(config.server or ""), config.api_key)
+    policy: AnyPolicy = local if local is not None else WebsocketPolicy(*_address(config.server or ""), config.api_key)
     embodiment = config.embodiment or _embodiment(policy)
     dataset = embodiment.open(config.data)
     held_out: tuple[int, ...] | None = None
@@ -214,7 +212,7 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _embodiment(policy: Asked) -> Embodiment:
+def _embodiment(policy: AnyPolicy) -> Embodiment:
     """The robot that a policy was trained on, as it says itself."""
     stored = policy.metadata.get("embodiment")
     return OWN if stored is None else from_json(Embodiment, stored, where="the policy's embodiment")
@@ -223,24 +221,24 @@ def _embodiment(policy: Asked) -> Embodiment:
 def _episodes(config: ReplayConfig, dataset: LeRobotDataset, held_out: tuple[int, ...] | None) -> tuple[list[int], str]:
     """Which episodes are replayed, and what they are to the policy, in words."""
     if not config.selection.is_everything:
-        found = config.selection.select(dataset)
-        seen = len(found) if held_out is None else len(set(found) - {*held_out})
+        candidates = config.selection.select(dataset)
+        seen = len(candidates) if held_out is None else len(set(candidates) - {*held_out})
         what = "as selected" + (f", {seen} of them trained on" if held_out is not None and seen else "")
     elif held_out:
-        found, what = held_out, "held out by the policy's training"
+        candidates, what = held_out, "held out by the policy's training"
     else:
-        found = tuple(range(len(dataset)))
+        candidates = tuple(range(len(dataset)))
         unknown = (
             "the server does not say what it was trained on"
             if config.server
             else "of a dataset that it was not trained on"
         )
         what = unknown if held_out is None else "all trained on: nothing was held out"
-    chosen = [found[place] for place in evenly(len(found), config.most)]
-    return chosen, what + (f", {len(chosen)} of {len(found)}" if len(chosen) < len(found) else "")
+    chosen = [candidates[place] for place in evenly(len(candidates), config.most)]
+    return chosen, what + (f", {len(chosen)} of {len(candidates)}" if len(chosen) < len(candidates) else "")
 
 
-def _replay(policy: Asked, dataset: LeRobotDataset, embodiment: Embodiment, episode: int, *, seed: int) -> Replayed:
+def _replay(policy: AnyPolicy, dataset: LeRobotDataset, embodiment: Embodiment, episode: int, *, seed: int) -> Replayed:
     about = policy.metadata
     recorded, states = embodiment.recorded_actions(dataset, episode), embodiment.states(dataset, episode)
     cameras = list(about.get("cameras") or dataset.cameras)
@@ -248,7 +246,7 @@ def _replay(policy: Asked, dataset: LeRobotDataset, embodiment: Embodiment, epis
         if camera not in dataset.cameras:
             raise unknown(f"camera of {dataset.root} (that the policy sees)", camera, dataset.cameras)
     step, fresh = _frames_per_action(about, dataset, embodiment), dataset.fresh(episode)
-    predicted, asked, frame = np.full(recorded.shape, np.nan), [], 0
+    predicted, observed, frame = np.full(recorded.shape, np.nan), [], 0
     while frame < len(recorded):
         # Where pictures repeat an earlier one, the next new one is waited for.
         frame = next((later for later in range(frame, len(recorded)) if fresh[later]), len(recorded))
@@ -269,12 +267,12 @@ def _replay(policy: Asked, dataset: LeRobotDataset, embodiment: Embodiment, epis
         places = frame + (np.arange(len(actions)) + 1) * step - 1
         inside = places < len(recorded)
         predicted[places[inside]] = actions[inside]
-        asked.append(frame)
+        observed.append(frame)
         frame += step * max(1, int(about.get("execute") or len(actions)))
     return Replayed(
         episode=episode,
         instruction=dataset.instruction(episode, 0),
-        asked=tuple(asked),
+        observed=tuple(observed),
         recorded=recorded,
         predicted=predicted,
     )
@@ -288,8 +286,8 @@ def _frames_per_action(about: Mapping[str, Any], dataset: LeRobotDataset, embodi
     fps = about.get("fps")
     ratio = dataset.fps / fps if isinstance(fps, int | float) and fps > 0 else 1.0
     step = max(1, round(ratio))
-    if abs(ratio - step) > 0.01 * step or (step > 1 and isinstance(embodiment.kind, Delta)):
-        expected = "its own rate" if isinstance(embodiment.kind, Delta) else "its own rate or a whole multiple"
+    if abs(ratio - step) > 0.01 * step or (step > 1 and embodiment.kind.are_increments):
+        expected = "its own rate" if embodiment.kind.are_increments else "its own rate or a whole multiple"
         raise MismatchError(f"{dataset.root} runs at {dataset.fps:g} fps, the policy at {fps:g}; expected {expected}")
     return step
 
@@ -331,7 +329,7 @@ def _picture(report: ReplayReport, fps: float) -> bytes:
                 axis.plot(time, one.recorded[:, row], color=INK, linewidth=1.4, label="recorded")
                 known = np.isfinite(one.predicted[:, row])
                 axis.plot(time[known], one.predicted[known, row], color=SERIES[0], linewidth=1.2, label="predicted")
-                for frame in one.asked:
+                for frame in one.observed:
                     axis.axvline(frame / fps, color=LINE, linewidth=0.8, zorder=0)
                 axis.spines[["top", "right"]].set_visible(False)
                 axis.tick_params(labelsize=8, labelcolor=SOFT)

@@ -121,7 +121,6 @@ def report(config: ReportConfig) -> Path:
 
 
 def render(inputs: ReportInputs) -> str:
-    """Builds the page."""
     results = _load(inputs)
     sections = [
         evaluation_sections.verdict(results),
@@ -295,18 +294,20 @@ def _by_name(run: Path, file: str) -> dict[str, Path]:
 
 def _stage(folder: Path) -> str:
     """Which stage a run trained, by its own record or its checkpoint's; else by its folder's name."""
-    for path, key in ((folder / "lamp.json", "stage"), (folder / "checkpoint" / "lamp.json", "kind")):
-        record = _json(path)
-        if isinstance(record, dict) and record.get(key) in ("motion", "policy"):
-            return record[key]
+    for path in (folder / "lamp.json", folder / "checkpoint" / "lamp.json"):
+        match _json(path):
+            case {"stage": "motion" | "policy" as stage} | {"kind": "motion" | "policy" as stage}:
+                return stage
     return "motion" if "motion" in folder.name and not folder.name.startswith("policy") else "policy"
 
 
 def _is_oracle(folder: Path) -> bool:
     """Whether a policy was trained with the true motion to come, by its own record or its checkpoint's."""
-    records = [_json(folder / "lamp.json"), _json(folder / "checkpoint" / "lamp.json")]
-    trainings = [record.get("training") for record in records if isinstance(record, dict)]
-    return any(isinstance(training, dict) and training.get("prior") == "oracle" for training in trainings)
+    for path in (folder / "lamp.json", folder / "checkpoint" / "lamp.json"):
+        match _json(path):
+            case {"training": {"prior": "oracle"}}:
+                return True
+    return False
 
 
 def together(runs: Sequence[tuple[Path, ReportInputs]]) -> ReportInputs:
@@ -317,12 +318,12 @@ def together(runs: Sequence[tuple[Path, ReportInputs]]) -> ReportInputs:
     def named(kind: str) -> dict[str, Any]:
         """Parts by their names; those that several runs have by the folders' names too."""
         times = Counter(name for _, inputs in runs for name in getattr(inputs, kind))
-        found: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
         for run, inputs in runs:
             for name, value in getattr(inputs, kind).items():
                 full = name if times[name] == 1 else f"{folder_label(run)}/{name}"
-                found[full if full not in found else f"{run.resolve()}/{name}"] = value
-        return found
+                parts[full if full not in parts else f"{run.resolve()}/{name}"] = value
+        return parts
 
     def all_of(kind: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(item for _, inputs in runs for item in getattr(inputs, kind)))

@@ -56,12 +56,13 @@ def words(name: str) -> str:
 
 def failure_kind(record: EpisodeRecord) -> str:
     """How an episode failed, by what its objects did; empty where its simulator did not say, or the goal is about no object."""
-    facts = record.extra.get("simulator")
-    if not isinstance(facts, dict) or not facts.get("targets") or not isinstance(facts.get("moved"), dict):
-        return ""
-    moved: dict[str, list[float]] = facts["moved"]
+    match record.extra.get("simulator"):
+        case {"targets": [_, *_] as targets, "moved": dict(moved)}:
+            pass
+        case _:
+            return ""
     lifted = {name for name, (_, up) in moved.items() if up > LIFTED_M}
-    wanted = {name for name in moved if name in facts["targets"]}
+    wanted = {name for name in moved if name in targets}
     if wanted & lifted:
         return "lifted it, and did not bring it there"
     if lifted:
@@ -86,16 +87,13 @@ class Curves:
     def values(self, kind: str, name: str, entry: int | str | None = None) -> list[tuple[float, float]]:
         """Returns (step, value) of a metric, or of one entry of a metric that has several, by its name or, in older runs, its
         place; what is missing is left out."""
-        found = []
+        points = []
         for line in self.lines:
-            value = line.get(name)
-            if line.get("kind") != kind or value is None:
-                continue
-            if entry is not None:
-                value = _entry(value, entry)
-            if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
-                found.append((float(line["step"]), float(value)))
-        return found
+            value = line.get(name) if entry is None else _entry(line.get(name), entry)
+            match value:
+                case int() | float() if line.get("kind") == kind and abs(value) <= sys.float_info.max:
+                    points.append((float(line["step"]), float(value)))
+        return points
 
     def names(self, kind: str, prefix: str) -> list[str]:
         """Returns the metrics of a kind of line whose name begins so, in order of appearance."""
@@ -104,8 +102,8 @@ class Curves:
 
     def entries(self, kind: str, name: str) -> list[str]:
         """Returns the names of a metric's entries, in order of appearance."""
-        found = [line[name] for line in self.lines if line.get("kind") == kind and isinstance(line.get(name), dict)]
-        return list(dict.fromkeys(entry for value in found for entry in value))
+        values = [line.get(name) for line in self.lines if line.get("kind") == kind]
+        return list(dict.fromkeys(entry for value in values if isinstance(value, dict) for entry in value))
 
     @property
     def steps(self) -> int:
@@ -119,9 +117,12 @@ class Curves:
 
 
 def _entry(value: Any, entry: int | str) -> Any:
-    if isinstance(value, dict):
-        return value.get(entry)
-    return value[entry] if isinstance(value, list) and isinstance(entry, int) and entry < len(value) else None
+    match value, entry:
+        case dict(), _:
+            return value.get(entry)
+        case list(), int() if entry < len(value):
+            return value[entry]
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +250,9 @@ def _planned_steps(run: Path) -> int | None:
     """How many steps a training was to take; None where it does not say, or goes by time."""
     for path in (run / DESCRIPTION, run / CHECKPOINT / DESCRIPTION):
         if path.is_file():
-            training = read_json_object(path, "description of a training").get("training")
-            loop = training.get("loop") if isinstance(training, dict) else None
-            if isinstance(loop, dict) and not loop.get("time_budget_s") and isinstance(loop.get("steps"), int):
-                return loop["steps"]
+            match read_json_object(path, "description of a training"):
+                case {"training": {"loop": {"steps": int(steps), **loop}}} if not loop.get("time_budget_s"):
+                    return steps
     return None
 
 

@@ -230,15 +230,15 @@ def glossary(results: RunResults) -> Section | None:
 
 def unfinished(results: RunResults) -> list[str]:
     """What of the run is not done yet, a sentence each."""
-    found = [
+    sentences = [
         f"{folder_label(folder)}: {len(records)} of {planned} planned episodes are done, and rates may still change"
         for folder, records, planned in zip(results.folders, results.records, results.planned, strict=True)
         if len(records) < planned
     ]
     for name, curves in {**results.motions, **results.policies}.items():
         if curves.planned is not None and curves.steps < curves.planned:
-            found.append(f"{words(name)}: step {curves.steps:,} of {curves.planned:,}")
-    return found
+            sentences.append(f"{words(name)}: step {curves.steps:,} of {curves.planned:,}")
+    return sentences
 
 
 def _distinct(values: Iterable[str]) -> str:

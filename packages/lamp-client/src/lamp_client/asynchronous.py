@@ -15,19 +15,19 @@ from lamp_client.types import ActionChunk
 
 @dataclass(kw_only=True)
 class Asynchronous:
-    """Asks in a thread of its own while the present chunk is executed.
+    """Requests the next chunk in a thread of its own while the present one is executed.
 
     A chunk begins at the moment of its observation. By the time it is there, some of that time has passed: the actions for it
     are skipped, and the next is executed. Where the present chunk ends before the next is there, the robot waits.
 
-    The policy is asked in that thread only; it must not be used elsewhere meanwhile.
+    The policy is called in that thread only; it must not be used elsewhere meanwhile.
     """
 
     every: int = 4
-    """Steps after a chunk took over at which the next one is asked for. Where asking takes d steps, chunks need `every` + 2 d
+    """Steps after a chunk took over at which the next one is requested. Where a request takes d steps, chunks need `every` + 2 d
     actions, or the robot waits (`waits`)."""
     delay: int | None = None
-    """Steps from asking until the new chunk takes over, whenever it came: an episode in a simulator, whose time is not the
+    """Steps from the request until the new chunk takes over, whenever it came: an episode in a simulator, whose time is not the
     world's, can then be repeated. None: as soon as it is there."""
     blend: int = 0
     """Steps over which the old chunk's actions, where it still has some, fade into the new one's."""
@@ -83,7 +83,7 @@ class Asynchronous:
         return action
 
     def _ask(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> tuple[Future[ActionChunk], int]:
-        """Asks for a chunk; returns it, once computed, and the step of its observation."""
+        """Requests a chunk; returns its future and the step of its observation."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lamp-ask")
         seed, seen = (*noise_seed, self.calls), observe()
@@ -91,23 +91,23 @@ class Asynchronous:
         self.calls += 1
         return future, self._step
 
-    def _due(self, chunk: ActionChunk, future: Future[ActionChunk], asked: int) -> bool:
+    def _due(self, chunk: ActionChunk, future: Future[ActionChunk], observed_at: int) -> bool:
         """Whether the next chunk takes over now: it is there, its time has come, or the present chunk has ended."""
         if self._step - self._from >= len(chunk.actions):
             self.waits += not future.done()
             return True
-        return future.done() if self.delay is None else self._step - asked >= self.delay
+        return future.done() if self.delay is None else self._step - observed_at >= self.delay
 
-    def _take(self, future: Future[ActionChunk], asked: int) -> ActionChunk:
+    def _take(self, future: Future[ActionChunk], observed_at: int) -> ActionChunk:
         self._next = None
         chunk = future.result()
-        if self._step - asked >= len(chunk.actions):
+        if self._step - observed_at >= len(chunk.actions):
             raise InvalidValueError(
-                f"a chunk of {len(chunk.actions)} actions came {self._step - asked} steps after its observation.",
+                f"a chunk of {len(chunk.actions)} actions came {self._step - observed_at} steps after its observation.",
                 hint="Expected longer chunks, a faster policy, or a smaller `every`.",
             )
         self._old = None if self.chunk is None else (self.chunk.actions, self._from)
-        self.chunk, self._from, self._taken_over = chunk, asked, self._step
+        self.chunk, self._from, self._taken_over = chunk, observed_at, self._step
         return chunk
 
     def _blended(self, chunk: ActionChunk) -> np.ndarray:

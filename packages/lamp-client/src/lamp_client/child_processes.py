@@ -99,7 +99,6 @@ class ChildProcess(SpawnProcess):
     """Whether numeric libraries compute on one thread there, unless the environment says otherwise."""
 
     def start(self) -> None:
-        """Starts it."""
         _in_lasting_thread(self._start)
 
     def _start(self) -> None:
@@ -107,7 +106,6 @@ class ChildProcess(SpawnProcess):
             super().start()
 
     def run(self) -> None:
-        """Works, in the child."""
         threading.Thread(target=_end_with_parent, daemon=True).start()
         super().run()
 
@@ -261,9 +259,9 @@ def _in_lasting_thread(work: Callable[[], Result]) -> Result:
     """Works in a thread that lasts as long as the process: to the kernel, that thread is the parent of what it starts."""
     if threading.current_thread() is threading.main_thread():
         return work()
-    found: Future[Result] = Future()
-    _starter().put((work, found))
-    return found.result()
+    future: Future[Result] = Future()
+    _starter().put((work, future))
+    return future.result()
 
 
 _lock = threading.Lock()
@@ -279,10 +277,10 @@ def _starter() -> queue.SimpleQueue[Any]:
         return _queue
 
 
-def _start_all(asked: queue.SimpleQueue[Any]) -> None:
+def _start_all(tasks: queue.SimpleQueue[Any]) -> None:
     while True:
-        work, found = asked.get()
+        work, future = tasks.get()
         try:
-            found.set_result(work())
+            future.set_result(work())
         except BaseException as error:
-            found.set_exception(error)
+            future.set_exception(error)

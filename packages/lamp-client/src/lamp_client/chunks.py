@@ -1,6 +1,6 @@
 """From chunks of actions to one action per step: open loop, replanning, and averaging over chunks.
 
-Each executor asks the policy with the noise seed (episode's seed ..., number of the call), so that an episode is reproduced
+Each executor calls the policy with the noise seed (episode's seed ..., number of the call), so that an episode is reproduced
 whatever ran before it.
 """
 
@@ -31,7 +31,7 @@ class Executor(Protocol):
 
     @property
     def calls(self) -> int:
-        """How often the policy was asked since `reset`."""
+        """Requests to the policy since `reset`."""
         ...
 
     def reset(self) -> None:
@@ -39,7 +39,7 @@ class Executor(Protocol):
         ...
 
     def next_action(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> np.ndarray:
-        """Returns (a,) float32 in the policy's units; calls `observe` only if the policy must be asked."""
+        """Returns (a,) float32 in the policy's units; calls `observe` only if the policy must be called."""
         ...
 
 
@@ -59,7 +59,7 @@ class _ChunkExecutor:
 
 @dataclass(kw_only=True)
 class OpenLoop(_ChunkExecutor):
-    """Executes the first actions of a chunk without looking, then asks again."""
+    """Executes the first actions of a chunk without looking, then requests another."""
 
     execute: int | None = None
     """Number of actions executed of each chunk; None executes all of it."""
@@ -94,10 +94,10 @@ class OpenLoop(_ChunkExecutor):
 
 @dataclass(kw_only=True)
 class Replan(_ChunkExecutor):
-    """Asks at every `every`-th step, and executes the newest chunk in between."""
+    """Requests a chunk at every `every`-th step, and executes the newest one in between."""
 
     every: int = 1
-    """Steps between two questions."""
+    """Steps between two requests."""
     _loop: OpenLoop = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ class Replan(_ChunkExecutor):
 
 @dataclass(kw_only=True)
 class _Averaging(_ChunkExecutor):
-    """Asks at every step and averages what the chunks so far say about the present step."""
+    """Requests a chunk at every step and averages what the chunks so far say about the present step."""
 
     window: int | None = None
     """Number of newest chunks averaged; None averages all that reach the present step."""

@@ -83,8 +83,8 @@ class InProcessPolicy:
 class WebsocketPolicy:
     """Asks a server that speaks openpi's protocol: LaMP's, or openpi's own.
 
-    It connects when first needed. A connection that breaks is opened again, and the question asked again, as asking changes
-    nothing in the world. A LaMP server is also told the noise seed and may return its foresight; any other server's actions are
+    It connects when first needed. A connection that breaks is opened again and the request repeated, since a request changes
+    nothing in the world. A LaMP server also gets the noise seed and may return its foresight; any other server's actions are
     taken to be in the environment's units, as openpi documents.
 
     Args:
@@ -95,8 +95,8 @@ class WebsocketPolicy:
         connect_timeout_s: How long to keep trying to connect [s]; covers a server that is still starting, or restarts, also
             behind a tunnel, a container's port or a proxy. What waiting cannot mend (a refused key, an invalid certificate, no
             policy server) is an error at once.
-        reply_timeout_s: How long to wait for one reply [s]; a reply that does not come in time is not asked for again.
-        retries: How often a question is asked again after the connection broke or the server was too busy.
+        reply_timeout_s: How long to wait for one reply [s]; a request without a reply is not repeated.
+        retries: How often a request is repeated after the connection broke or the server was too busy.
         max_message_bytes: Larger messages are refused both ways.
         foresight: Ask a LaMP server for its predicted motion.
         ca_file: PEM file of the authority or certificate to trust for ``wss://``; None: those that the system trusts.
@@ -131,7 +131,6 @@ class WebsocketPolicy:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
         return self._connection.address
 
     @property
@@ -141,7 +140,6 @@ class WebsocketPolicy:
 
     @property
     def layout(self) -> RequestLayout:
-        """The keys of a request."""
         if self._layout is not None:
             return self._layout
         metadata = self.metadata
@@ -163,7 +161,7 @@ class WebsocketPolicy:
         return layout
 
     def act(self, observation: Observation, *, noise_seed: NoiseSeed | None = None) -> ActionChunk:
-        """Asks the server.
+        """Sends the observation and returns the chunk.
 
         Raises:
             ConnectionFailedError: if it cannot be reached, does not reply in time, or closes the connection.
@@ -234,8 +232,8 @@ def chunk_from_reply(reply: Any, greeting: Mapping[str, Any] | None = None) -> A
 
     Args:
         reply: The message.
-        greeting: What the server said on connecting: what contradicts it reaches no robot. `action_width` and `chunk` give
-            the shape of `actions`, `action_low` and `action_high` their limits.
+        greeting: The metadata that the server sent on connecting; what contradicts it reaches no robot. `action_width` and
+            `chunk` give the shape of `actions`, `action_low` and `action_high` their limits.
 
     Raises:
         WireError: if it holds no actions, what should be numbers is none, or it contradicts the greeting.

@@ -1,4 +1,4 @@
-"""A websocket to a policy server: opened when needed, closed after a failure, every failure told in one line."""
+"""A websocket to a policy server: opened when needed, closed after a failure, every failure reported in one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
 """Between the first attempts to connect, and later ones [s]."""
 _LAST_ATTEMPT_S = 0.1
 _SAY_AFTER_S = 1.0
-"""Waiting that lasts longer is told, once."""
+"""Waiting that lasts longer is logged, once."""
 _HANDSHAKE_S = 5.0
 """How long the first handshake may take, and each later one twice as long: a tunnel may swallow one for good [s]."""
 _TRY_AGAIN_LATER = 1013
@@ -104,7 +104,7 @@ class Connection:
         """Sends a request and returns the reply.
 
         Raises:
-            ConnectionLostError: the connection broke; the same may be asked again.
+            ConnectionLostError: the connection broke; the request may be repeated.
             ConnectionFailedError: the server cannot be reached or does not reply in time.
             ServerBusyError: it has too much to do just now.
             ServerError: it replied with an error.
@@ -133,7 +133,6 @@ class Connection:
             )
 
     def close(self) -> None:
-        """Closes the connection, if there is one."""
         connection, self._socket = self._socket, None
         if connection is not None:
             connection.close()

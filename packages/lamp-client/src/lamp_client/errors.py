@@ -47,7 +47,7 @@ class ConnectionFailedError(LampClientError):
 
 
 class ConnectionLostError(ConnectionFailedError):
-    """The connection broke; the same question may be asked again on another."""
+    """The connection broke; the request may be repeated on another."""
 
 
 class ServerError(LampClientError):

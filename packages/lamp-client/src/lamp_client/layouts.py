@@ -144,19 +144,19 @@ def state_from(value: Any, where: str, size: int) -> np.ndarray:
 
 def _numbers_in(values: list[Any], where: str, size: int) -> list[float]:
     """The numbers of a list, inner lists' too."""
-    found: list[float] = []
+    numbers: list[float] = []
     waiting = [*reversed(values)]
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
             waiting += reversed(value)
         elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size <= size:
-            found += value.reshape(-1).tolist()
+            numbers += value.reshape(-1).tolist()
         elif isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
-            found.append(float(value))
+            numbers.append(float(value))
         else:
             raise InvalidValueError(f"{where!r} is a list with a {type(value).__name__}; expected {size} numbers.")
-    return found
+    return numbers
 
 
 def prompt_from(value: Any, where: str, *, needed: bool = True) -> str:

@@ -56,7 +56,7 @@ class RecordedEpisode:
     metadata: Mapping[str, Any]
     """Metadata that the recorder was given: robot, policy ..."""
     policy: Mapping[str, Any]
-    """What the policy said about itself; empty where nobody told the recorder."""
+    """The policy's metadata; empty where the recorder was given none."""
     success: bool | None
     """How it ended; None where nobody said."""
     complete: bool
@@ -112,7 +112,7 @@ class Recorder:
         Args:
             instruction: The task in words.
             name: Name of the episode; None: made of the date and time.
-            policy: What the policy says about itself: with it, an import knows in which units its actions are.
+            policy: The policy's metadata: an import reads from it in which units its actions are.
         """
         if self._thread is not None:
             self.end()
@@ -255,7 +255,7 @@ class Recorder:
                 try:
                     file.write(_record(message, compress=self.compress))
                     file.flush()
-                except Exception as error:  # told to whoever records; a thread that ended would leave the robot waiting
+                except Exception as error:  # raised at the next step; a thread that ended would leave the robot waiting
                     self._failed = error
             try:
                 os.fsync(file.fileno())
@@ -400,16 +400,16 @@ def _read(path: Path, name: str, *, pixels: bool) -> RecordedEpisode:
 
 
 def _with_instructions(frames: list[dict[str, Any]], begun: str) -> list[dict[str, Any]]:
-    """Gives each frame its instruction. What the first observations were told goes by the words that the episode began with."""
-    first, instruction, found = (
+    """Gives each frame its instruction; the first one goes by the words that the episode began with."""
+    first, instruction, completed = (
         next((str(frame["instruction"]) for frame in frames if "instruction" in frame), ""),
         "",
         [],
     )
     for frame in frames:
         instruction = str(frame.get("instruction", instruction))
-        found.append({**frame, "instruction": begun if begun and instruction in ("", first) else instruction})
-    return found
+        completed.append({**frame, "instruction": begun if begun and instruction in ("", first) else instruction})
+    return completed
 
 
 def _messages(path: Path) -> Iterator[dict[str, Any]]:

@@ -50,7 +50,6 @@ class Plan:
     """In the order in which the backbone has them."""
 
     def to_text(self) -> str:
-        """One line of JSON."""
         return to_line(to_json(self))
 
     @classmethod
@@ -73,12 +72,12 @@ def settings_of(recipe: str, *, motion: str | None) -> PolicyTraining:
     Raises:
         ConfigError: There is no such recipe, or it has no training, or trains an oracle.
     """
-    made = training(recipe)
-    if made.policy.prior == "oracle":
+    chosen = training(recipe)
+    if chosen.policy.prior == "oracle":
         raise ConfigError(
             f"recipe {recipe!r} trains an oracle, with prior 'oracle': `lamp train policy` does that; expected a recipe without."
         )
-    return made.policy_with(motion) if motion and made.policy.model.motion is not None else made.without_motion
+    return chosen.policy_with(motion) if motion and chosen.policy.model.motion is not None else chosen.without_motion
 
 
 def make_plan(
@@ -111,8 +110,8 @@ def make_plan(
     """
     policy = settings_of(recipe, motion=motion)
     named = _named(images, cameras)
-    found = None if motion is None else _motion(motion)
-    backbone = _backbone_of(found, motion) if found and motion else _with_cameras(policy.backbone, named)
+    prior = None if motion is None else _motion(motion)
+    backbone = _backbone_of(prior, motion) if prior and motion else _with_cameras(policy.backbone, named)
     if vlm is not None:
         if isinstance(backbone, SmallBackboneConfig):
             raise ConfigError(f"recipe {recipe!r} has no vision-language model to replace by {vlm}; expected no vlm.")
@@ -123,7 +122,7 @@ def make_plan(
             f"the motion prior was trained with the cameras {camera_names}; {missing[0]!r} is not among {list(named)}. Say which "
             f"image it is: cameras = {{{missing[0]!r}: one of {list(images)}}}."
         )
-    model = _fitted(policy, found, state_width=state_width, action_width=action_width, chunk=chunk)
+    model = _fitted(policy, prior, state_width=state_width, action_width=action_width, chunk=chunk)
     keys = tuple(CameraKey(name=name, key=named[name]) for name in camera_names)
     return Plan(model=_of_cameras(model, backbone), backbone=backbone, cameras=keys)
 
@@ -141,16 +140,16 @@ def _named(images: Sequence[str], cameras: Mapping[str, str]) -> dict[str, str]:
 
 def _motion(source: str) -> Description:
     folder = find_checkpoint(source)
-    found = read_description(folder)
-    Expected(kind="motion").check(folder, found)
-    return found
+    description = read_description(folder)
+    Expected(kind="motion").check(folder, description)
+    return description
 
 
-def _backbone_of(found: Description, source: str) -> BackboneConfig:
+def _backbone_of(prior: Description, source: str) -> BackboneConfig:
     """The settings of the backbone that a motion prior was trained on: it can be used with no other."""
-    if not isinstance(found.training, Imported):
-        return found.training.backbone
-    backbone = found.training.backbone_in(checkpoint_folder(find_checkpoint(source)))
+    if not isinstance(prior.training, Imported):
+        return prior.training.backbone
+    backbone = prior.training.backbone_in(checkpoint_folder(find_checkpoint(source)))
     if backbone is None:
         raise MismatchError(
             f"{source} was imported and holds no settings of its backbone; expected it imported with them."
@@ -166,14 +165,14 @@ def _with_cameras(backbone: BackboneConfig, named: Mapping[str, str]) -> Backbon
 
 
 def _fitted(
-    policy: PolicyTraining, found: Description | None, *, state_width: int, action_width: int, chunk: int | None
+    policy: PolicyTraining, prior: Description | None, *, state_width: int, action_width: int, chunk: int | None
 ) -> LaMPConfig:
     model = policy.model
     assert model.action is not None
     action = replace(model.action, chunk=chunk or model.action.chunk, state_dim=state_width, action_dim=action_width)
-    if found is None:
+    if prior is None:
         return replace(model, action=action)
-    motion = found.model.motion
+    motion = prior.model.motion
     assert motion is not None
     if motion.token_width != model.token_width:
         raise MismatchError(

@@ -77,9 +77,9 @@ class LampConfig(PreTrainedConfig):
     @property
     def settings(self) -> PolicyTraining:
         """The recipe's Stage 2, with what this configuration says otherwise."""
-        found = settings_of(self.recipe, motion=self.motion)
+        training = settings_of(self.recipe, motion=self.motion)
         own = {name: getattr(self, name) for name in ("noise_draws", "state_noise", "token_dropout", "prior_dropout")}
-        return replace(found, **{name: value for name, value in own.items() if value is not None})
+        return replace(training, **{name: value for name, value in own.items() if value is not None})
 
     def planned(self) -> Plan:
         """What is built: as it was saved, or made from the recipe and the features.

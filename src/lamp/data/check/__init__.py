@@ -60,10 +60,10 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Datas
     )
     by_path = _by_path(dataset, listing.episodes, None)
     data = [DataFile(path=path, episodes=tuple(episodes)) for path, episodes in by_path.items()]
-    for found in _mapped("check numbers", check_rows, data, workers, rules):
-        faults += found.faults
-        content |= found.content
-        for key, of_key in found.statistics.items():
+    for result in _mapped("check numbers", check_rows, data, workers, rules):
+        faults += result.faults
+        content |= result.content
+        for key, of_key in result.statistics.items():
             parts = statistics.setdefault(key, [])
             parts.append(of_key)
             if len(parts) >= KEPT_APART:
@@ -127,7 +127,7 @@ def _files_of_pictures(
             path=path,
             camera=camera,
             episodes=tuple(inside),
-            firsts=tuple(one.videos[name].first if camera.in_videos else one.row for one in inside),
+            firsts=tuple(one.first_picture(name) for one in inside),
             fps=dataset.fps,
             whole=dataset.meta.one_file_per_episode,
             decode=decode,
@@ -146,12 +146,12 @@ def _by_path(
         apart = camera is not None and camera in episode.videos
         slot = episode.videos[camera].slot if camera is not None and apart else episode.slot
         by_slot.setdefault((slot, apart), []).append(episode)
-    found: dict[Path, list[EpisodeMetadata]] = {}
+    by_path: dict[Path, list[EpisodeMetadata]] = {}
     for (slot, apart), inside in by_slot.items():
         key = meta.pictures[camera].key if camera is not None and apart else None
         path = meta.data_file(dataset.root, slot) if key is None else meta.video_file(dataset.root, slot, key)
-        found.setdefault(path, []).extend(inside)
-    return found
+        by_path.setdefault(path, []).extend(inside)
+    return by_path
 
 
 def _duplicate_episodes(content: Mapping[int, str]) -> Iterator[DatasetFault]:

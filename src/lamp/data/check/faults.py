@@ -40,7 +40,6 @@ class DatasetFault:
         return line.encode("utf-8", "backslashreplace").decode()
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, None where one does not apply."""
         return asdict(self)
 
 
@@ -113,10 +112,10 @@ class DatasetReport:
     def to_text(self) -> str:
         """For people: a line a fault, then a summary."""
         total = len(self.faults) + self.alike
-        found = f"{total} faults" if total != 1 else "1 fault"
+        counted = f"{total} faults" if total != 1 else "1 fault"
         more = [f"... and {self.alike} more like those above"] if self.alike else []
         summary = (
             f"{self.root}: LeRobot {self.version or 'of no known version'}, {self.episodes} episodes, {self.frames} frames, "
-            f"{self.pictures} pictures read: {found if self.faults else 'no fault found'}"
+            f"{self.pictures} pictures read: {counted if self.faults else 'no fault found'}"
         )
         return "\n".join([*map(str, self.faults), *more, summary])

@@ -67,7 +67,7 @@ def check_pictures(file: PictureFile) -> PictureFileResult:
         with naming_video_errors(file.path):
             container, stream = open_video(file.path)
             with container:
-                faults = [*_check_stream(file, stream), *_check_depth(file, stream), *_check_spans(file)]
+                faults = [*_check_stream(file, stream)]
                 numbers = _numbers(container, stream, file.fps)
                 faults += _check_numbers(file, numbers)
         if file.decode:
@@ -78,6 +78,7 @@ def check_pictures(file: PictureFile) -> PictureFileResult:
 
 
 def _check_stream(file: PictureFile, stream: VideoStream) -> Iterator[DatasetFault]:
+    """Size, rate, depth of which nobody knows the metres, and pictures of two episodes."""
     context, camera = stream.codec_context, file.camera
     if (context.height, context.width) != (camera.height, camera.width):
         problem = f"is {context.height}x{context.width}; the description says {camera.height}x{camera.width}"
@@ -85,19 +86,11 @@ def _check_stream(file: PictureFile, stream: VideoStream) -> Iterator[DatasetFau
     rate = float(stream.average_rate) if stream.average_rate else 0.0
     if rate and abs(rate - file.fps) > 0.01 * file.fps:
         yield file.fault(f"runs at {rate:.4g} fps; the description says {file.fps:g}")
-
-
-def _check_depth(file: PictureFile, stream: VideoStream) -> Iterator[DatasetFault]:
-    """Depth of which nobody knows the metres."""
-    kind = stream.codec_context.format
-    if isinstance(file.camera, DepthFeature) and kind is not None:
+    if isinstance(camera, DepthFeature) and context.format is not None:
         try:
-            check_video_of_depth(kind, file.camera, file.path)
+            check_video_of_depth(context.format, camera, file.path)
         except DataError as error:
             yield file.fault(str(error))
-
-
-def _check_spans(file: PictureFile) -> Iterator[DatasetFault]:
     spans = sorted(zip(file.firsts, (episode.length for episode in file.episodes), strict=True))
     for (first, length), (later, _) in pairwise(spans):
         if later < first + length:
@@ -111,10 +104,8 @@ def _numbers(container: InputContainer, stream: VideoStream, fps: float) -> list
 
 
 def _check_numbers(file: PictureFile, numbers: Sequence[int]) -> Iterator[DatasetFault]:
-    present, needed = (
-        np.array(numbers, np.int64),
-        max((first + episode.length for first, episode in zip(file.firsts, file.episodes, strict=True)), default=0),
-    )
+    present = np.array(numbers, np.int64)
+    needed = max((first + episode.length for first, episode in zip(file.firsts, file.episodes, strict=True)), default=0)
     gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps):
         number = int(gaps[0])
@@ -125,13 +116,8 @@ def _check_numbers(file: PictureFile, numbers: Sequence[int]) -> Iterator[Datase
         have = max(0, min(len(present) - first, episode.length))
         if have < episode.length:
             problem = f"the video ends after {have} pictures of the episode; expected {episode.length}"
-            yield DatasetFault(
-                problem=problem,
-                file=str(file.path.relative_to(file.root)),
-                episode=episode.index,
-                frame=have,
-                key=file.camera.key,
-            )
+            name = str(file.path.relative_to(file.root))
+            yield DatasetFault(problem=problem, file=name, episode=episode.index, frame=have, key=file.camera.key)
     if file.whole and len(present) > needed:
         yield file.fault(f"the video has {len(present)} pictures; expected {needed}")
 

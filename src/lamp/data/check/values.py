@@ -96,12 +96,12 @@ def check_rows(file: DataFile, rules: CheckContext) -> DataFileResult:
         faults.append(DatasetFault(problem=problem, file=name, episode=_last(file.episodes), key="length"))
     episodes = sorted(file.episodes, key=lambda episode: episode.row)
     whole = _FileColumns.of(table, features, episodes, rules)
-    parts: dict[str, list[Moments]] = {key: [found] for key, found in whole.moments().items()}
+    parts: dict[str, list[Moments]] = {key: [moments] for key, moments in whole.moments().items()}
     content = whole.content()
     for episode in (episode for episode, sound in zip(episodes, whole.sound, strict=True) if not sound):
         rows = _EpisodeColumns(file=name, episode=episode, meta=rules.meta, tasks=rules.tasks)
-        found, numbers = rows.read(table.slice(episode.row, episode.length), features)
-        faults += found
+        column_faults, numbers = rows.read(table.slice(episode.row, episode.length), features)
+        faults += column_faults
         for key, values in numbers.items():
             if len(values):
                 one = moments_of(values, np.array([0]), np.array([len(values)]), np.array([episode.index]))
@@ -188,8 +188,8 @@ class _FileColumns:
             runs: list[dict[int, None]] = [{} for _ in episodes]
             for place, index in zip(of_row[changes].tolist(), indices[changes].tolist(), strict=True):
                 runs[place][index] = None
-            for place, (episode, found) in enumerate(zip(episodes, runs, strict=True)):
-                instructions[place] = [rules.tasks.get(int(index), "") for index in found]
+            for place, (episode, task_indices) in enumerate(zip(episodes, runs, strict=True)):
+                instructions[place] = [rules.tasks.get(int(index), "") for index in task_indices]
                 listed = not episode.tasks or all(text in episode.tasks for text in instructions[place])
                 sound[place] &= listed and all(text.strip() for text in instructions[place])
         else:
@@ -212,13 +212,13 @@ class _FileColumns:
 
     def content(self) -> dict[int, str]:
         """Of the sound episodes that do something: their hashes."""
-        found = {}
+        hashes = {}
         for episode, instructions in self._spans():
             rows = slice(episode.row, episode.row + episode.length)
             own = {key: values[rows] for key, values in self.numbers.items() if key not in BOOKKEEPING}
             if any(values.min() < values.max() for values in own.values()):
-                found[episode.index] = _digest(instructions, own)
-        return found
+                hashes[episode.index] = _digest(instructions, own)
+        return hashes
 
 
 def _widths_differ(column: pa.ChunkedArray, feature: Feature) -> bool:
@@ -264,9 +264,9 @@ class _EpisodeColumns:
             problem = f"has {table.num_rows} rows; its length is {self.episode.length}"
             faults.append(self._fault(problem, "length"))
         for key in table.column_names:
-            found = list(self._check_column(table[key], features[key], key))
-            faults += found
-            if not found:
+            column_faults = list(self._check_column(table[key], features[key], key))
+            faults += column_faults
+            if not column_faults:
                 numbers[key] = from_arrow(table[key], features[key], key)
         faults += self._check_bookkeeping(numbers)
         return faults, numbers
@@ -372,21 +372,21 @@ TOLERANCE = 1e-3
 """Relative to the larger of the value's range and size: statistics are written in float32 by some."""
 
 
-def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> Iterator[DatasetFault]:
+def check_statistics(dataset: LeRobotDataset, computed: Mapping[str, Moments]) -> Iterator[DatasetFault]:
     """Compares what is stored with what was found. Files that are not there are no fault: they are optional.
 
     Args:
-        found: Per feature, of the episodes where it has no fault.
+        computed: Per feature, of the episodes where it has no fault.
     """
     try:
         if (dataset.root / STATISTICS_PATH).is_file():
             stored = read_json_object(dataset.root / STATISTICS_PATH, "file of dataset statistics")
             for key in dataset.features:
-                if key in stored and key in found and len(found[key].episode) == len(dataset):
-                    yield from _compare(stored[key], found[key].together(), 0, STATISTICS_PATH, key)
+                if key in stored and key in computed and len(computed[key].episode) == len(dataset):
+                    yield from _compare(stored[key], computed[key].together(), 0, STATISTICS_PATH, key)
         rows = {
             key: (of_key, {episode: row for row, episode in enumerate(of_key.episode.tolist())})
-            for key, of_key in found.items()
+            for key, of_key in computed.items()
             if key in dataset.features
         }
         for episode, recorded in dataset.table.each_recorded_statistics():
@@ -398,13 +398,13 @@ def check_statistics(dataset: LeRobotDataset, found: Mapping[str, Moments]) -> I
 
 
 def _compare(
-    stored: Any, found: Moments, row: int, file: str, key: str, episode: int | None = None
+    stored: Any, computed: Moments, row: int, file: str, key: str, episode: int | None = None
 ) -> Iterator[DatasetFault]:
     if not isinstance(stored, Mapping):
         problem = f"is {shown(stored)}; expected an object with the feature's statistics"
         yield DatasetFault(problem=problem, file=file, episode=episode, key=key)
         return
-    data = {name: found.of(name)[row].reshape(-1) for name in COMPARED}
+    data = {name: computed.of(name)[row].reshape(-1) for name in COMPARED}
     size = np.maximum(np.maximum(np.abs(data["max"]), np.abs(data["min"])), 1e-6)
     wrong = [name for name in COMPARED if name in stored and not _alike(stored[name], data[name], name, size)]
     if wrong:
@@ -415,15 +415,15 @@ def _compare(
         )
 
 
-def _alike(stored: Any, found: np.ndarray, name: str, size: np.ndarray) -> bool:
+def _alike(stored: Any, computed: np.ndarray, name: str, size: np.ndarray) -> bool:
     try:
         array = np.asarray(stored, np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return False
-    if array.shape != found.shape:
+    if array.shape != computed.shape:
         return False
     allowed = 0.5 if name == "count" else TOLERANCE * size
-    return bool((np.abs(array - found) <= allowed).all())
+    return bool((np.abs(array - computed) <= allowed).all())
 
 
 def _short(values: np.ndarray) -> str:

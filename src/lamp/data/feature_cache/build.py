@@ -61,7 +61,6 @@ class PreloadedBackbone:
     backbone: FrozenBackbone
 
     def __call__(self, device: str | None) -> FrozenBackbone:
-        """Returns it."""
         return self.backbone
 
 
@@ -78,15 +77,12 @@ class FeatureShardBuilder:
 
     @property
     def folder(self) -> Path:
-        """The cache's."""
         return self.store.folder
 
     def load(self, device: str | None) -> None:
-        """Loads the backbone."""
         self.backbone = self.load_backbone(device)
 
     def is_done(self, episode: int) -> bool:
-        """Whether an episode needs nothing."""
         return self.store.is_current(episode)
 
     def make(self, episode: int) -> None:
@@ -116,7 +112,7 @@ class FeatureShardBuilder:
         """Encodes some views of an episode, 0 being the pictures themselves, unless that has been done."""
         if shards.state(episode) is ShardState.CURRENT:
             return
-        rounding, found = Rounding(), dict[str, Tensor]()
+        rounding, encoded = Rounding(), dict[str, Tensor]()
         texts, which = self.store.dataset.instructions(episode)
         instructions = [texts[place] for place in which[frames].tolist()]
         for place, number in enumerate(numbers):
@@ -127,10 +123,10 @@ class FeatureShardBuilder:
             except DataError as error:
                 raise DataError(f"episode {episode} of {self.store.dataset.root}: {error}") from None
             for name, tensor in tokens.items():
-                found.setdefault(name, tensor.new_empty(len(numbers), *tensor.shape))[place] = tensor
+                encoded.setdefault(name, tensor.new_empty(len(numbers), *tensor.shape))[place] = tensor
         if shards is self.store.pictures:
-            found = {name: tensor[0] for name, tensor in found.items()}
-        shards.write(episode, found, views=str(len(numbers)), **rounding.header())
+            encoded = {name: tensor[0] for name, tensor in encoded.items()}
+        shards.write(episode, encoded, views=str(len(numbers)), **rounding.header())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,5 +256,5 @@ def _values_of(dataset: LeRobotDataset, backbone: BackboneIdentity, instruction:
     blank = {camera: torch.zeros(1, *size, 3, dtype=torch.uint8) for camera, size in sizes.items()}
     if not isinstance(backbone, FrozenBackbone):
         return None
-    found = encode_episode(backbone, blank, (instruction,), "float32", Rounding())
-    return sum(tensor.numel() for tensor in found.values())
+    tokens = encode_episode(backbone, blank, (instruction,), "float32", Rounding())
+    return sum(tensor.numel() for tensor in tokens.values())

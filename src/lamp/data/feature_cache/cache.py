@@ -141,7 +141,6 @@ class Features(ABC):
     """Where a cache of them is, or would be."""
 
     def __len__(self) -> int:
-        """Number of rows: fresh frames of the dataset."""
         return len(self.index.frame)
 
     @property
@@ -254,23 +253,19 @@ class FeatureCache(Features):
 
     @property
     def kept_otherwise(self) -> tuple[str, ...]:
-        """The number format that tokens are kept in, where it is another than by default."""
         stored = self.manifest.get("storage")
         usual = self.manifest.get("dtype", "float16") if self.manifest["version"] == SEQUENCES else "float16"
         return () if stored in (None, usual) else (stored,)
 
     @property
     def tokens(self) -> int | None:
-        """Tokens of every observation; None where that depends on which ones are in the batch."""
         return self._layout.tokens
 
     @property
     def padding(self) -> Padding:
-        """On which side of a sequence its padding is."""
         return self._layout.padding
 
     def encoded(self, rows: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None = None) -> Encoded:
-        """The tokens of some rows of `index`, in the backbone's order."""
         augmented = np.zeros(len(rows), bool) if views is None else views > 0
         groups = self.index.episode[rows] * 2 + augmented
         order = np.argsort(groups, kind="stable")
@@ -346,19 +341,18 @@ class HiddenStates:
         self._episode, self._place, self.draws = episode, place, draws
 
     def __len__(self) -> int:
-        """Number of samples."""
         return len(self._episode)
 
     def take(
         self, samples: Int64[np.ndarray, " b"], draws: Int64[np.ndarray, " b"], views: Int64[np.ndarray, " b"] | None
     ) -> Float16[np.ndarray, "b m dm"]:
         """Reads one draw of each of some samples, in the view that it is seen in."""
-        found = []
+        hidden = []
         for place, (sample, draw) in enumerate(zip(samples.tolist(), draws.tolist(), strict=True)):
             view = 0 if views is None else int(views[place])
             stored = self._shards.shard(int(self._episode[sample]), augmented=view > 0)[HIDDEN]
-            found.append((stored[view - 1] if view else stored)[draw, int(self._place[sample])].numpy())
-        return np.stack(found)
+            hidden.append((stored[view - 1] if view else stored)[draw, int(self._place[sample])].numpy())
+        return np.stack(hidden)
 
 
 class ImageTextLayout:
@@ -383,7 +377,6 @@ class ImageTextLayout:
         self.padding: Padding = RightPadding()
 
     def encoded(self, parts: Sequence[EpisodeRows]) -> Encoded:
-        """Puts the tokens of a batch together: cameras in order, then the instruction."""
         size, start = sum(len(part.places) for part in parts), 0
         tokens = torch.empty(size, self.tokens, self._width)
         mask = torch.ones(size, self.tokens, dtype=torch.bool)

@@ -28,12 +28,8 @@ ADVICE = "keep them with --storage bfloat16, or float32"
 FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-@runtime_checkable
-class FeatureBackbone(Protocol):
-    """A frozen backbone whose tokens of one image or instruction do not depend on the others.
-
-    It must be picklable, to be sent to worker processes.
-    """
+class DescribedBackbone(Protocol):
+    """What is known of any backbone before its weights are loaded."""
 
     @property
     def key(self) -> str:
@@ -49,6 +45,14 @@ class FeatureBackbone(Protocol):
     def description(self) -> dict[str, Any]:
         """JSON values; among them ``cameras``, a list of [name, size in px] in the order of their tokens."""
         ...
+
+
+@runtime_checkable
+class FeatureBackbone(DescribedBackbone, Protocol):
+    """A frozen backbone whose tokens of one image or instruction do not depend on the others.
+
+    It must be picklable, to be sent to worker processes.
+    """
 
     def image_tokens(self, camera: str, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b n d"]:
         """Tokens of a camera's images."""
@@ -60,23 +64,8 @@ class FeatureBackbone(Protocol):
 
 
 @runtime_checkable
-class SequenceIdentity(Protocol):
+class SequenceIdentity(DescribedBackbone, Protocol):
     """What is known of a `SequenceBackbone` before its weights are loaded."""
-
-    @property
-    def key(self) -> str:
-        """Identifies weights and settings; different tokens mean a different key."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        ...
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """JSON values; among them ``cameras``, a list of [name, size in px] in the order of their tokens."""
-        ...
 
     @property
     def padding(self) -> Padding:
@@ -212,16 +201,16 @@ def _image_parts(
 ) -> dict[str, Tensor]:
     varying = backbone.varying_channels if isinstance(backbone, PartlyConstant) else slice(None)
     dtype = FORMATS["float16" if storage == "default" else storage]
-    found: dict[str, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
     for camera, of_camera in images.items():
         parts = [
             rounding.stored(backbone.image_tokens(camera, part)[..., varying], dtype)
             for part in of_camera.split(IMAGES_AT_ONCE)
         ]
-        found[camera] = torch.cat(parts).contiguous()
-        if not found[camera].isfinite().all():
+        tokens[camera] = torch.cat(parts).contiguous()
+        if not tokens[camera].isfinite().all():
             raise DataError(f"the backbone's tokens of camera {camera} are not finite numbers as {dtype}; {ADVICE}")
-    return found
+    return tokens
 
 
 def _sequences(
@@ -232,7 +221,7 @@ def _sequences(
     rounding: Rounding,
 ) -> dict[str, Tensor]:
     """The real tokens of an episode's frames, by default to the bit as the backbone gives them."""
-    found: dict[int, Float[Tensor, "n d"]] = {}
+    sequences: dict[int, Float[Tensor, "n d"]] = {}
     for instruction in dict.fromkeys(instructions):
         # Frames of one instruction have sequences of one length.
         frames = [frame for frame, text in enumerate(instructions) if text == instruction]
@@ -247,8 +236,8 @@ def _sequences(
             kept = rounding.stored(tokens, dtype)
             if not kept.isfinite().all():
                 raise DataError(f"the backbone's tokens of {instruction!r} are not finite numbers as {dtype}; {ADVICE}")
-            found.update(zip(some, kept, strict=True))
-    ordered = [found[frame] for frame in range(len(instructions))]
+            sequences.update(zip(some, kept, strict=True))
+    ordered = [sequences[frame] for frame in range(len(instructions))]
     lengths = torch.tensor([len(tokens) for tokens in ordered])
     whole = {TOKENS: torch.nn.utils.rnn.pad_sequence(ordered, batch_first=True)}
     return whole if len(lengths.unique()) == 1 else whole | {LENGTHS: lengths}

@@ -44,7 +44,6 @@ class CacheReport:
     """Every episode is current or was left out."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
         return {"ok": self.ok, "folder": str(self.folder), "episodes": self.episodes, "faults": list(self.faults)}
 
 
@@ -88,7 +87,6 @@ class CacheEntry:
     """Of the backbone, the augmentation, what z_m depends on, or the settings of scene flow."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
         return asdict(self)
 
 
@@ -104,7 +102,7 @@ def list_caches(caches: Path) -> list[CacheEntry]:
     Raises:
         DataError: A description is damaged.
     """
-    found = []
+    entries = []
     for path in sorted(caches.glob(f"*/{MANIFEST}")):
         manifest, folder = read_json_as(path, Listed, "feature cache's description"), path.parent
         parts = [
@@ -113,13 +111,13 @@ def list_caches(caches: Path) -> list[CacheEntry]:
         ]
         whole = _entry(caches, path, "features")
         size = whole.size - sum(part.size for part in parts)
-        found += [replace(whole, size=size, description=manifest.get("backbone") or {}), *parts]
-    return found
+        entries += [replace(whole, size=size, description=manifest.get("backbone") or {}), *parts]
+    return entries
 
 
 def list_stores(data: Path) -> list[CacheEntry]:
     """The scene-flow stores of a dataset, the first one first; one that is damaged is there without a description."""
-    found = []
+    entries = []
     for folder in store_folders(data):
         try:
             described = to_json(SceneFlowStore(folder).description)
@@ -127,8 +125,10 @@ def list_stores(data: Path) -> list[CacheEntry]:
             described = {}
         count = len(list(folder.glob("episode-[0-9]*")))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        found.append(CacheEntry(name=folder.name, kind="scene flow", episodes=count, size=size, description=described))
-    return found
+        entries.append(
+            CacheEntry(name=folder.name, kind="scene flow", episodes=count, size=size, description=described)
+        )
+    return entries
 
 
 def _entry(caches: Path, mark: Path, kind: Literal["features", "augmented views", "z_m"]) -> CacheEntry:
@@ -188,12 +188,12 @@ def _named(name: str, present: Sequence[CacheEntry], caches: Path) -> CacheEntry
     whole = [
         entry for entry in near if not any(other is not entry and _is_in(entry.name, other.name) for other in near)
     ]
-    found = exact or whole
-    if len(found) == 1:
-        return found[0]
-    have = ", ".join(entry.name for entry in (found or present)) or "none"
+    matching = exact or whole
+    if len(matching) == 1:
+        return matching[0]
+    have = ", ".join(entry.name for entry in (matching or present)) or "none"
     raise ConfigError(
-        f"{len(found) or 'no'} caches in {caches} are called {name!r}; expected one of: {have} (lamp cache list)"
+        f"{len(matching) or 'no'} caches in {caches} are called {name!r}; expected one of: {have} (lamp cache list)"
     )
 
 
@@ -213,7 +213,7 @@ def describe_cache(folder: Path) -> dict[str, Any]:
 
 def _summary(folder: Path) -> dict[str, Any]:
     files = sorted(folder.glob("episode-*.safetensors"))
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "episodes": len(files),
         "left out": len(list(folder.glob("episode-*.left-out.json"))),
         "megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 1),
@@ -225,5 +225,5 @@ def _summary(folder: Path) -> dict[str, Any]:
         except DataError:
             unreadable.append(file.name)
     if rounding:
-        found["rounding error"] = rounding
-    return found | ({"unreadable": unreadable[:NAMED]} if unreadable else {})
+        summary["rounding error"] = rounding
+    return summary | ({"unreadable": unreadable[:NAMED]} if unreadable else {})

@@ -49,30 +49,30 @@ class EpisodeFingerprints:
             folder: Where hashes of pictures are kept, if it is there and can be written to.
         """
         self._dataset, self._cameras, self._path = dataset, tuple(sorted(cameras)), folder / PICTURES
-        self._found: dict[int, str] = {}
+        self._fingerprints: dict[int, str] = {}
         self._files: dict[str, dict[str, Any]] | None = None
         self._spans: dict[tuple[str, Path], list[tuple[int, int]]] | None = None
 
     def __getitem__(self, episode: int) -> str:
-        if episode not in self._found:
+        if episode not in self._fingerprints:
             self.find([episode])
-        return self._found[episode]
+        return self._fingerprints[episode]
 
     def find(self, episodes: Collection[int]) -> None:
         """Finds the hashes of some episodes; of a file that has to be read, those of all its episodes."""
         read = False
         for episode in episodes:
-            if episode in self._found:
+            if episode in self._fingerprints:
                 continue
             place = self._dataset.episode(episode)
-            found = hashlib.sha256(f"{place.length} {self._dataset.instruction_key(episode)}".encode())
-            found.update(np.packbits(self._dataset.fresh(episode)).tobytes())
+            digest = hashlib.sha256(f"{place.length} {self._dataset.instruction_key(episode)}".encode())
+            digest.update(np.packbits(self._dataset.fresh(episode)).tobytes())
             for camera in self._cameras:
                 entry, new = self._of_file(camera, self._dataset.video_path(camera, episode))
                 read = read or new
-                first = place.videos[camera].first if camera in place.videos else place.row
-                found.update(f"\n{camera} {entry.get(f'{first}+{place.length}', entry['state'])}".encode())
-            self._found[episode] = found.hexdigest()[:16]
+                span = f"{place.first_picture(camera)}+{place.length}"
+                digest.update(f"\n{camera} {entry.get(span, entry['state'])}".encode())
+            self._fingerprints[episode] = digest.hexdigest()[:16]
         if read and self._path.parent.is_dir():
             with contextlib.suppress(OSError):  # a cache on a read-only disk: found anew each time
                 write_json(self._path, {"format": FORMAT, "version": VERSION, "files": self._files})
@@ -80,13 +80,12 @@ class EpisodeFingerprints:
     def pictures(self, episode: int) -> dict[str, str]:
         """Hashes of an episode's pictures alone, by camera; of those that can be read."""
         self.find([episode])
-        place, found = self._dataset.episode(episode), {}
+        place, hashes = self._dataset.episode(episode), {}
         for camera in self._cameras:
             entry, _ = self._of_file(camera, self._dataset.video_path(camera, episode))
-            first = place.videos[camera].first if camera in place.videos else place.row
-            if digest := entry.get(f"{first}+{place.length}"):
-                found[camera] = digest
-        return found
+            if digest := entry.get(f"{place.first_picture(camera)}+{place.length}"):
+                hashes[camera] = digest
+        return hashes
 
     def _of_file(self, camera: str, path: Path) -> tuple[dict[str, Any], bool]:
         """Hashes of the pictures in a file, by span of frames, and whether it had to be read for them."""
@@ -96,11 +95,11 @@ class EpisodeFingerprints:
         known = self._files.get(name)
         if known is not None and known.get("state") == state:
             return known, False
-        found = {"state": state}
+        entry = {"state": state}
         with contextlib.suppress(DataError):  # known by its size and time alone
-            found |= self._read(camera, path)
-        self._files[name] = found
-        return found, True
+            entry |= self._read(camera, path)
+        self._files[name] = entry
+        return entry, True
 
     def _read(self, camera: str, path: Path) -> dict[str, str]:
         spans = self._spans_in(camera, path)
@@ -110,11 +109,11 @@ class EpisodeFingerprints:
         else:
             digests = image_digests(path, feature.key, self._dataset.root)
             numbers = np.arange(len(digests))
-        found = {}
+        hashes = {}
         for first, length in spans:
             start, stop = np.searchsorted(numbers, [first, first + length]).tolist()
-            found[f"{first}+{length}"] = hashlib.sha256(b"".join(digests[start:stop])).hexdigest()[:16]
-        return found
+            hashes[f"{first}+{length}"] = hashlib.sha256(b"".join(digests[start:stop])).hexdigest()[:16]
+        return hashes
 
     def _spans_in(self, camera: str, path: Path) -> list[tuple[int, int]]:
         """First picture and number of pictures of each episode in a file."""
@@ -122,16 +121,15 @@ class EpisodeFingerprints:
             self._spans = {}
             for place in self._dataset.episodes:
                 for name in self._cameras:
-                    first = place.videos[name].first if name in place.videos else place.row
                     key = (name, self._dataset.video_path(name, place.index))
-                    self._spans.setdefault(key, []).append((first, place.length))
+                    self._spans.setdefault(key, []).append((place.first_picture(name), place.length))
         return self._spans[camera, path]
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         try:
-            found = read_json_object(self._path, "hashes of pictures") if self._path.is_file() else {}
-            if (found.get("format"), found.get("version")) == (FORMAT, VERSION):
-                return {str(name): dict(entry) for name, entry in found["files"].items()}
+            stored = read_json_object(self._path, "hashes of pictures") if self._path.is_file() else {}
+            if (stored.get("format"), stored.get("version")) == (FORMAT, VERSION):
+                return {str(name): dict(entry) for name, entry in stored["files"].items()}
         except (DataError, AttributeError, KeyError, TypeError, ValueError):
             pass  # damaged: found anew
         return {}
@@ -147,16 +145,16 @@ def picture_hashes(data: Path, cameras: Sequence[str]) -> Callable[[int], dict[s
         return None
     dataset = LeRobotDataset(data)
     shown = [camera for camera in cameras if camera in dataset.cameras]
-    found = EpisodeFingerprints(dataset, shown, data / FEATURES)
-    return (lambda episode: found.pictures(episode) if episode < len(dataset) else {}) if shown else None
+    fingerprints = EpisodeFingerprints(dataset, shown, data / FEATURES)
+    return (lambda episode: fingerprints.pictures(episode) if episode < len(dataset) else {}) if shown else None
 
 
 def _file_state(path: Path) -> str:
     """Identifies a state of a file without reading it."""
     if not path.is_file():
         return "missing"
-    found = path.stat()
-    return f"{found.st_size} bytes at {found.st_mtime_ns}"
+    state = path.stat()
+    return f"{state.st_size} bytes at {state.st_mtime_ns}"
 
 
 FULL = ("os error 28", "os error 122", "os error 27")
@@ -208,8 +206,8 @@ class Shards:
         """The state of a shard, by its header alone; `verify` reads the rest."""
         if not self.path(episode).is_file():
             path = self.left_out_path(episode)
-            found = read_json_object(path, "note of an episode that was left out") if path.is_file() else {}
-            return ShardState.LEFT_OUT if self._is_of(episode, found.get("fingerprint")) else ShardState.MISSING
+            note = read_json_object(path, "note of an episode that was left out") if path.is_file() else {}
+            return ShardState.LEFT_OUT if self._is_of(episode, note.get("fingerprint")) else ShardState.MISSING
         try:
             header = read_header(self.path(episode))
         except DataError:
@@ -306,7 +304,7 @@ def one_error_when_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else None
+        number = getattr(error, "errno", None)
         if not any(words in str(error) or words == f"os error {number}" for words in FULL):
             raise
         raise DataError(
@@ -335,5 +333,5 @@ def in_bytes(size: int) -> str:
 
 def _free(folder: Path) -> int:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    found = os.statvfs(existing)
-    return found.f_bavail * found.f_frsize
+    disk = os.statvfs(existing)
+    return disk.f_bavail * disk.f_frsize

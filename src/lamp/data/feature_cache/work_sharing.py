@@ -92,11 +92,9 @@ class EpisodeLocks:
         return True
 
     def release(self, episode: int) -> None:
-        """Lets others claim it."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, episode)
 
     def close(self) -> None:
-        """Lets go of everything."""
         os.close(self._file)
 
 

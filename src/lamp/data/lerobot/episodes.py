@@ -67,6 +67,10 @@ class EpisodeMetadata:
     videos: Mapping[str, VideoSpan]
     """Per camera that is in videos, under its short name."""
 
+    def first_picture(self, camera: str) -> int:
+        """The number of its first picture in the file that holds the camera's: a video, or the data file itself."""
+        return self.videos[camera].first if camera in self.videos else self.row
+
     @property
     def task(self) -> str:
         """The first of its instructions, which is that of its first frame; empty where there is none."""
@@ -78,11 +82,20 @@ CORRUPT = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexErr
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Opens a data file that must have some columns; whatever is found wrong with it in the block names the file.
+
+    Raises:
+        DataError: The file is missing, corrupt, or lacks a column.
+    """
     if not path.is_file():
         raise DataError(f"no file {path}; the dataset is incomplete")
     try:
         with pq.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            missing = [name for name in columns if name not in present]
+            if missing:
+                raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
             yield file
     except CORRUPT as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -96,7 +109,7 @@ def column_names(path: Path) -> list[str]:
     Raises:
         DataError: The file is missing or corrupt.
     """
-    with _opened(path) as file:
+    with open_parquet(path) as file:
         return list(file.schema_arrow.names)
 
 
@@ -106,11 +119,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         DataError: The file is missing, corrupt, or lacks a column.
     """
-    with _opened(path) as file:
-        present = file.schema_arrow.names
-        missing = [name for name in columns or () if name not in present]
-        if missing:
-            raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(present)}")
+    with open_parquet(path, columns or ()) as file:
         return file.read(columns=list(columns) if columns is not None else None)
 
 
@@ -167,12 +176,20 @@ class EpisodeIndex(ABC):
         """The episodes of some rows."""
 
     @abstractmethod
+    def _statistics(self, feature: str) -> tuple[str, Mapping[int, Any]]:
+        """Where a feature's statistics are, in words, and what is there of each episode."""
+
     def statistics(self, feature: str) -> list[FeatureStatistics]:
         """A feature's statistics in each episode.
 
         Raises:
             DataError: The dataset lacks them, as those of v2.0 do, or they lack quantiles.
         """
+        where, stored = self._statistics(feature)
+        listed = _in_order([{"episode_index": index} for index in stored], self.total, where)
+        return [
+            FeatureStatistics.from_json(stored[row["episode_index"]], where=f"{where}: {feature}") for row in listed
+        ]
 
     def tasks(self) -> dict[int, str]:
         """The instructions, by task index.
@@ -207,7 +224,6 @@ class EpisodeTable(EpisodeIndex):
 
     @property
     def source(self) -> str:
-        """The table."""
         return f"the episode table of {self.root}"
 
     def _paths(self) -> list[Path]:
@@ -218,14 +234,12 @@ class EpisodeTable(EpisodeIndex):
         return files
 
     def files(self) -> set[Path]:
-        """The table's files."""
         indices = {
             path: by_episode(as_rows(read_parquet(path, ["episode_index"]), path), path) for path in self._paths()
         }
-        return {path for path, found in indices.items() if min(found, default=self.total) < self.total}
+        return {path for path, rows in indices.items() if min(rows, default=self.total) < self.total}
 
     def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
-        """The instructions by task index, and the problems of other entries."""
         path = self.root / TASKS_PATH
         table = read_parquet(path)
         names = [name for name in ("task", "__index_level_0__", *table.column_names) if name in table.column_names]
@@ -237,7 +251,6 @@ class EpisodeTable(EpisodeIndex):
         return {row["task_index"]: row["task"] for _, row in sorted(good.items())}, problems
 
     def read_rows(self, *, whole: bool = False) -> tuple[list[Mapping[str, Any]], list[Problem]]:
-        """The rows of all episodes, in the files' order, and the problems of other rows."""
         rows, problems = list[Mapping[str, Any]](), list[Problem]()
         row = episode_rows(tuple(f"videos/{camera.key}" for camera in self.cameras.values() if camera.in_videos))
         wanted = self.columns()
@@ -262,7 +275,6 @@ class EpisodeTable(EpisodeIndex):
         return ["episode_index", "tasks", *places, *videos]
 
     def from_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[EpisodeMetadata]:
-        """The episodes of some rows with `columns`."""
         first: dict[Slot, int] = {}
         for row in rows:
             slot = _slot(row, "data")
@@ -288,28 +300,20 @@ class EpisodeTable(EpisodeIndex):
             videos=videos,
         )
 
-    def statistics(self, feature: str) -> list[FeatureStatistics]:
-        """A feature's statistics in each episode."""
-        prefix = f"stats/{feature}/"
+    def _statistics(self, feature: str) -> tuple[str, Mapping[int, Any]]:
         names = [field.name for field in fields(FeatureStatistics)]
-        where = f"{self.source}: {feature}"
-        rows = dict[int, Mapping[str, Any]]()
+        stored = dict[int, Any]()
         for path in self._paths():
-            columns = ["episode_index", *(prefix + name for name in names)]
-            rows |= by_episode(as_rows(read_parquet(path, columns), path), path)
-        listed = _in_order([{"episode_index": index} for index in rows], self.total, self.source)
-        return [
-            FeatureStatistics.from_json(
-                {name: rows[row["episode_index"]][prefix + name] for name in names}, where=where
-            )
-            for row in listed
-        ]
+            columns = ["episode_index", *(f"stats/{feature}/{name}" for name in names)]
+            rows = by_episode(as_rows(read_parquet(path, columns), path), path)
+            stored |= {index: {name: row[f"stats/{feature}/{name}"] for name in names} for index, row in rows.items()}
+        return self.source, stored
 
 
-def _without_problems(found: Value, problems: Sequence[Problem]) -> Value:
+def _without_problems(value: Value, problems: Sequence[Problem]) -> Value:
     if problems:
         raise MetadataError(problems)
-    return found
+    return value
 
 
 def distinct(texts: Sequence[str]) -> tuple[str, ...]:
@@ -319,6 +323,11 @@ def distinct(texts: Sequence[str]) -> tuple[str, ...]:
 
 def _slot(row: Mapping[str, Any], prefix: str) -> Slot:
     return Slot(chunk=row[f"{prefix}/chunk_index"], file=row[f"{prefix}/file_index"])
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A value where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 LINES_AT_ONCE = 512
@@ -333,7 +342,6 @@ class EpisodeLines(EpisodeIndex):
 
     @property
     def source(self) -> str:
-        """The file of the episodes."""
         return str(self.root / EPISODES_LINES)
 
     def _lines(self, name: str) -> list[Any]:
@@ -342,11 +350,9 @@ class EpisodeLines(EpisodeIndex):
         return read_lines_json(self.root / name)
 
     def files(self) -> set[Path]:
-        """The files that describe the episodes."""
         return {self.root / EPISODES_LINES, self.root / TASKS_LINES}
 
     def read_tasks(self) -> tuple[dict[int, str], list[Problem]]:
-        """The instructions by task index, and the problems of other entries."""
         good, problems = checked_rows(TASKS, self._lines(TASKS_LINES), self.root / TASKS_LINES)
         return {row["task_index"]: row["task"] for row in good.values()}, problems
 
@@ -356,12 +362,11 @@ class EpisodeLines(EpisodeIndex):
         return list(good.values()), problems
 
     def from_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[EpisodeMetadata]:
-        """The episodes of some lines."""
-        found, start = [], 0
+        episodes, start = [], 0
         for row in rows:
             slot = Slot(chunk=row["episode_index"] // self.chunk_size, file=row["episode_index"])
             span = VideoSpan(slot=slot, first=0)
-            found.append(
+            episodes.append(
                 EpisodeMetadata(
                     index=row["episode_index"],
                     length=row["length"],
@@ -373,7 +378,7 @@ class EpisodeLines(EpisodeIndex):
                 )
             )
             start += row["length"]
-        return found
+        return episodes
 
     def recorded_statistics(self) -> dict[int, dict[str, Any]]:
         """What the dataset says of each episode's features; empty for v2.0.
@@ -384,8 +389,7 @@ class EpisodeLines(EpisodeIndex):
         path = self.root / EPISODE_STATISTICS_LINES
         if not path.is_file():
             return {}
-        found = {index: row.get("stats") for index, row in by_episode(read_lines_json(path), path).items()}
-        return {index: stats if isinstance(stats, dict) else {} for index, stats in found.items()}
+        return {index: _object(row.get("stats")) for index, row in by_episode(read_lines_json(path), path).items()}
 
     def each_recorded_statistics(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """A line at a time: of very many episodes, the whole file takes gigabytes in memory."""
@@ -397,18 +401,10 @@ class EpisodeLines(EpisodeIndex):
             except MetadataError:
                 self.recorded_statistics()  # says it of all lines, each by its number
                 raise
-            for index, row in found.items():
-                stats = row.get("stats")
-                yield index, stats if isinstance(stats, dict) else {}
+            yield from ((index, _object(row.get("stats"))) for index, row in found.items())
 
-    def statistics(self, feature: str) -> list[FeatureStatistics]:
-        """A feature's statistics in each episode."""
+    def _statistics(self, feature: str) -> tuple[str, Mapping[int, Any]]:
         path = self.root / EPISODE_STATISTICS_LINES
         if not path.is_file():
             raise DataError(f"no file {path}; the dataset is incomplete")
-        recorded = self.recorded_statistics()
-        rows = _in_order([{"episode_index": index} for index in recorded], self.total, str(path))
-        return [
-            FeatureStatistics.from_json(recorded[row["episode_index"]].get(feature, {}), where=f"{path}: {feature}")
-            for row in rows
-        ]
+        return str(path), {index: stats.get(feature, {}) for index, stats in self.recorded_statistics().items()}

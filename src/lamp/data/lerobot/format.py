@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ from lamp.data.lerobot.metadata import (
 )
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.files import path_inside
-from lamp.json_files import read_json
+from lamp.json_files import read_json_object
 
 CODEBASE_VERSION = "v3.0"
 """What we write: many episodes in a file."""
@@ -66,7 +66,6 @@ class Feature:
     names: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As in `info.json`."""
         return {"dtype": self.dtype, "shape": list(self.shape), "names": list(self.names) if self.names else None}
 
     @classmethod
@@ -93,7 +92,6 @@ class Slot:
     file: int
 
     def next(self) -> Slot:
-        """The slot after this one."""
         return (
             Slot(chunk=self.chunk, file=self.file + 1)
             if self.file + 1 < CHUNK_SIZE
@@ -179,16 +177,16 @@ def _numbers(array: pa.Array, feature: Feature, name: str) -> np.ndarray:
         raise DataError(f"column {name} has no value in row {row}; expected {feature.dtype}")
     values = array.to_numpy(zero_copy_only=False)
     with np.errstate(invalid="ignore", over="ignore"):
-        made = values.astype(dtype, copy=False)
+        converted = values.astype(dtype, copy=False)
         if dtype.kind == "f":
-            return made  # whether it is finite is asked of what is used, with its frame
-        wrong = np.asarray(made != values)
+            return converted  # whether it is finite is asked of what is used, with its frame
+        wrong = np.asarray(converted != values)
     if wrong.any():
         place = int(wrong.argmax())
         raise DataError(
             f"column {name} holds {values[place]} in row {place // math.prod(feature.shape)}; expected {feature.dtype}"
         )
-    return made
+    return converted
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:
@@ -230,13 +228,13 @@ def video_feature(height: int, width: int, fps: float | int, codec: str, pixels:
 def short_names(features: Iterable[str], prefixes: Sequence[str] = (IMAGE_PREFIX,)) -> dict[str, str]:
     """Features by their names without the first of the customary prefixes that they have; those that would then have one name
     keep their whole ones, so that none is lost."""
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     for feature in features:
         prefix = next((prefix for prefix in prefixes if feature.startswith(prefix)), "")
-        found.setdefault(feature.removeprefix(prefix), []).append(feature)
+        by_name.setdefault(feature.removeprefix(prefix), []).append(feature)
     return {
         feature if len(alike) > 1 else name: feature
-        for name, alike in found.items()
+        for name, alike in by_name.items()
         for feature in dict.fromkeys(alike)
     }
 
@@ -251,6 +249,7 @@ class CameraFeature:
     width: int
     in_videos: bool
     """In video files; otherwise as encoded images in the data files."""
+    is_depth: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +260,7 @@ class DepthFeature(CameraFeature):
     """How a video's codes were made; None where the description does not say."""
     unit: float | None
     """What 1 stands for in images [m]; None: millimetres where they hold integers, metres where they hold floating point."""
+    is_depth: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +284,6 @@ class DatasetMetadata:
 
     @property
     def pictures(self) -> Mapping[str, CameraFeature]:
-        """Cameras and depth maps."""
         return {**self.cameras, **self.depths}
 
     @property
@@ -298,11 +297,9 @@ class DatasetMetadata:
         return self.info.get("chunks_size") or CHUNK_SIZE
 
     def data_file(self, root: Path, slot: Slot) -> Path:
-        """The data file in a slot."""
         return slot.path(root, self.data_path, what="data file")
 
     def video_file(self, root: Path, slot: Slot, key: str) -> Path:
-        """A camera's video in a slot."""
         return slot.path(root, self.video_path, key, what="video")
 
     @classmethod
@@ -322,50 +319,51 @@ class DatasetMetadata:
                 f"{root} is not a LeRobot dataset: there is no {INFO_PATH}; "
                 "expected a folder written by `lamp collect` or by LeRobot (v2.0, v2.1 or v3.0)"
             )
-        info: Any = read_json(file, "dataset description")
-        version = info.get("codebase_version") if isinstance(info, dict) else None
-        if isinstance(info, dict) and version not in (CODEBASE_VERSION, *EPISODE_VERSIONS):
+        info = read_json_object(file, "dataset description")
+        version = info.get("codebase_version")
+        if version not in (CODEBASE_VERSION, *EPISODE_VERSIONS):
             raise DataError(
                 f"{root} is a LeRobot {shown(version).strip(QUOTES)} dataset; expected {', '.join(EPISODE_VERSIONS)} or "
                 f"{CODEBASE_VERSION}, to which LeRobot's own scripts convert older ones"
             )
-        found, one = checked(INFO, info, file), version in EPISODE_VERSIONS
+        described: Info = checked(INFO, info, file)
+        one_file = version in EPISODE_VERSIONS
         counts = {
-            name: getattr(found, name) for name in ("total_episodes", "total_frames", "total_tasks", "chunks_size")
+            name: getattr(described, name) for name in ("total_episodes", "total_frames", "total_tasks", "chunks_size")
         }
-        pictures = _pictures(found.features, file)
+        pictures = _pictures(described.features, file)
         meta = cls(
             info=info | {name: count for name, count in counts.items() if count is not None},
             version=str(version),
-            fps=found.fps,
+            fps=described.fps,
             cameras=_without_depth(_named(pictures, cameras, root), cameras, root),
             depths={name: one for name, one in _named(pictures, None, root).items() if isinstance(one, DepthFeature)},
             features={
                 name: Feature(dtype=entry.dtype, shape=entry.shape or (1,), names=entry.names)
-                for name, entry in found.features.items()
+                for name, entry in described.features.items()
                 if entry.is_numeric and name not in BOOKKEEPING
             },
             other_features={
                 name: entry.dtype
-                for name, entry in found.features.items()
+                for name, entry in described.features.items()
                 if entry.dtype not in PICTURES and not is_numeric(entry.dtype)
             },
-            data_path=found.data_path or (EPISODE_DATA_PATH if one else DATA_PATH),
-            video_path=found.video_path or (EPISODE_VIDEO_PATH if one else VIDEO_PATH),
+            data_path=described.data_path or (EPISODE_DATA_PATH if one_file else DATA_PATH),
+            video_path=described.video_path or (EPISODE_VIDEO_PATH if one_file else VIDEO_PATH),
         )
-        meta._check_paths(file, found)
+        meta._check_paths(file, described)
         return meta
 
-    def _check_paths(self, file: Path, found: Info) -> None:
+    def _check_paths(self, file: Path, info: Info) -> None:
         """Each episode has files of its own before v3.0, and no name of a feature leads out of the dataset."""
-        in_videos = any(entry.dtype == "video" for entry in found.features.values())
+        in_videos = any(entry.dtype == "video" for entry in info.features.values())
         parts = {"data_path": (self.data_path, True), "video_path": (self.video_path, in_videos)}
         problems = [
             Problem(text=f"is {shown(template)}; expected {{episode_index}} in it", file=file, key=key)
             for key, (template, used) in parts.items()
-            if used and self.one_file_per_episode and found.total_episodes > 1 and "{episode_index" not in template
+            if used and self.one_file_per_episode and info.total_episodes > 1 and "{episode_index" not in template
         ]
-        for name, entry in found.features.items():
+        for name, entry in info.features.items():
             try:
                 if entry.dtype == "video":
                     self.video_file(file.parents[1], Slot(chunk=0, file=0), name)
@@ -380,13 +378,13 @@ QUOTES = "'\""
 
 def _pictures(features: Mapping[str, FeatureEntry], file: Path) -> dict[str, CameraFeature]:
     """All cameras and depth maps of a description, by their feature's name."""
-    found = {}
+    pictures = {}
     for key, entry in features.items():
         if entry.dtype in PICTURES:
             height, width = _size(entry)
             where = {"key": key, "height": height, "width": width, "in_videos": entry.dtype == "video"}
-            found[key] = _depth(where, entry, file) if _is_depth(key, entry) else CameraFeature(**where)
-    return found
+            pictures[key] = _depth(where, entry, file) if _is_depth(key, entry) else CameraFeature(**where)
+    return pictures
 
 
 def _is_depth(key: str, entry: FeatureEntry) -> bool:
@@ -399,11 +397,11 @@ def _is_depth(key: str, entry: FeatureEntry) -> bool:
 
 def _depth(where: Mapping[str, Any], entry: FeatureEntry, file: Path) -> DepthFeature:
     try:
-        found: DepthInfo = checked(DEPTH, entry.picture_info, file)
+        depth: DepthInfo = checked(DEPTH, entry.picture_info, file)
     except MetadataError as error:
         own = f"features.{where['key']}.info"
         raise MetadataError([replace(problem, key=f"{own}.{problem.key}") for problem in error.problems]) from None
-    return DepthFeature(**where, code=found.code, unit=found.metres)
+    return DepthFeature(**where, code=depth.code, unit=depth.metres)
 
 
 def _size(entry: FeatureEntry) -> tuple[int, int]:
@@ -417,20 +415,20 @@ def _size(entry: FeatureEntry) -> tuple[int, int]:
 
 
 def _without_depth(
-    found: Mapping[str, CameraFeature], wanted: Mapping[str, str] | None, root: Path
+    cameras: Mapping[str, CameraFeature], wanted: Mapping[str, str] | None, root: Path
 ) -> dict[str, CameraFeature]:
     """Cameras alone.
 
     Raises:
         ConfigError: A depth map was asked for by name.
     """
-    depth = [one.key for one in found.values() if isinstance(one, DepthFeature)]
+    depth = [one.key for one in cameras.values() if one.is_depth]
     if wanted is not None and depth:
         raise ConfigError(
             f"{root}: {depth[0]} is a depth map, not a camera's picture; a policy sees colour: name a feature that is not depth "
             "(`LeRobotDataset.depth` reads depth in metres)"
         )
-    return {name: one for name, one in found.items() if one.key not in depth}
+    return {name: one for name, one in cameras.items() if one.key not in depth}
 
 
 def _named(
@@ -441,7 +439,7 @@ def _named(
         return {name: present[key] for name, key in short_names(present).items()}
     for key in wanted.values():
         if key not in present:
-            cameras = [name for name, one in present.items() if not isinstance(one, DepthFeature)]
+            cameras = [name for name, one in present.items() if not one.is_depth]
             known = unknown("camera feature", key, cameras)
             raise ConfigError(f"{root}: {known}")
     return {name: present[key] for name, key in wanted.items()}

@@ -97,8 +97,9 @@ def is_numeric(dtype: str) -> bool:
 
 def _number(value: object) -> object:
     """Neither a text nor a truth is a number, whatever can be made of it."""
-    if isinstance(value, bool | str | bytes):
-        raise PydanticCustomError("number", "expected a number")
+    match value:
+        case bool() | str() | bytes():
+            raise PydanticCustomError("number", "expected a number")
     return value
 
 
@@ -113,26 +114,30 @@ def _whole_characters(value: str) -> str:
     return value
 
 
-def _texts(value: object) -> object:
-    return [] if value is None else [value] if isinstance(value, str) else value
-
-
-def _shape(value: object) -> object:
-    """Null is no shape; a number is the width of a vector."""
-    return (
-        () if value is None else (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
-    )
+def _as_sequence(value: object) -> object:
+    """Null is nothing; one text, or one number (the width of a vector), is a sequence of one."""
+    match value:
+        case None:
+            return ()
+        case bool():
+            return value
+        case str() | int() | float():
+            return (value,)
+    return value
 
 
 def _axis_names(value: object) -> object:
     """LeRobot gives names as a list, or as a list under some key; other tools as lists of lists, of which nothing is made."""
-    if isinstance(value, Mapping):
-        value = next((entry for entry in value.values() if isinstance(entry, list)), None)
-    if isinstance(value, str):
-        return (value,)
-    if value is not None and not isinstance(value, list | tuple):
-        raise PydanticCustomError("names", "expected a list of names")
-    return None if value is None else tuple(str(name) for name in value if isinstance(name, str | int | float))
+    match value:
+        case Mapping():
+            return _axis_names(next((entry for entry in value.values() if isinstance(entry, list)), None))
+        case None:
+            return None
+        case str():
+            return (value,)
+        case list() | tuple():
+            return tuple(str(name) for name in value if isinstance(name, str | int | float))
+    raise PydanticCustomError("names", "expected a list of names")
 
 
 def _template(value: str) -> str:
@@ -168,7 +173,7 @@ Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, ge=0, le=1e9)]
 Name = Annotated[str, AfterValidator(_whole_characters)]
 Text = Annotated[str, BeforeValidator(_text), AfterValidator(_whole_characters)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_texts)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_sequence)]
 Template = Annotated[str, AfterValidator(_whole_characters), AfterValidator(_template)]
 
 
@@ -178,7 +183,7 @@ class FeatureEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     dtype: Annotated[str, Field(max_length=100)]
-    shape: Annotated[tuple[Whole, ...], BeforeValidator(_shape)] = ()
+    shape: Annotated[tuple[Whole, ...], BeforeValidator(_as_sequence)] = ()
     names: Annotated[tuple[str, ...] | None, BeforeValidator(_axis_names)] = None
     info: dict[str, Any] | None = None
     video_info: dict[str, Any] | None = None
@@ -187,9 +192,10 @@ class FeatureEntry(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_used(cls, entry: object) -> object:
-        dtype = entry.get("dtype") if isinstance(entry, Mapping) else None
-        used = not isinstance(dtype, str) or dtype in PICTURES or is_numeric(dtype)
-        return entry if used else {"dtype": dtype}
+        match entry:
+            case {"dtype": str(dtype)} if dtype not in PICTURES and not is_numeric(dtype):
+                return {"dtype": dtype}
+        return entry
 
     @field_validator("shape")
     @classmethod
@@ -353,21 +359,21 @@ def checked_rows(adapter: TypeAdapter, rows: Sequence[Any], file: Path) -> tuple
     try:
         return dict(enumerate(adapter.validate_python(rows))), []
     except ValidationError as error:
-        found: dict[tuple[Any, ...], tuple[Problem, list[int | None]]] = {}
+        by_kind: dict[tuple[Any, ...], tuple[Problem, list[int | None]]] = {}
         wrong = set[int]()
         for entry in error.errors(include_url=False):
             row, *place = entry["loc"]
-            assert isinstance(row, int)
+            row = int(row)
             wrong.add(row)
             kind = *place, entry["type"]
-            if kind in found:
-                found[kind][1].append(_episode_of(rows[row]))
+            if kind in by_kind:
+                by_kind[kind][1].append(_episode_of(rows[row]))
             else:
                 problem = _problem(place, entry, file)
-                found[kind] = replace(problem, row=row, episode=_episode_of(rows[row])), []
+                by_kind[kind] = replace(problem, row=row, episode=_episode_of(rows[row])), []
     good = [number for number in range(len(rows)) if number not in wrong]
-    made = dict(zip(good, adapter.validate_python([rows[number] for number in good]), strict=True))
-    return made, [replace(problem, later=tuple(later)) for problem, later in found.values()]
+    checked_good = dict(zip(good, adapter.validate_python([rows[number] for number in good]), strict=True))
+    return checked_good, [replace(problem, later=tuple(later)) for problem, later in by_kind.values()]
 
 
 def by_episode(rows: Sequence[Any], file: Path) -> dict[int, Any]:
@@ -384,10 +390,12 @@ def by_episode(rows: Sequence[Any], file: Path) -> dict[int, Any]:
 
 def _episode_of(row: Any) -> int | None:
     """Which episode a row is of, where that much can be told."""
-    index = row.get("episode_index") if isinstance(row, Mapping) else None
-    if isinstance(index, bool) or not isinstance(index, int | float):
-        return None
-    return int(index) if math.isfinite(index) and index == int(index) else None
+    match row:
+        case {"episode_index": bool()}:
+            return None
+        case {"episode_index": int(index) | float(index)} if math.isfinite(index) and index == int(index):
+            return int(index)
+    return None
 
 
 def as_rows(table: pa.Table, file: Path) -> list[dict[str, Any]]:

@@ -137,12 +137,12 @@ class LeRobotDataset:
             frames: Of each episode, numbers of its frames.
         """
         known: dict[str, int] = {}
-        found = [np.zeros(0, np.int64)]
+        indices = [np.zeros(0, np.int64)]
         for episode, of_episode in zip(episodes, frames, strict=True):
             texts, which = self.instructions(episode)
             places = np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
-            found.append(places[which[of_episode]])
-        return tuple(known), np.concatenate(found)
+            indices.append(places[which[of_episode]])
+        return tuple(known), np.concatenate(indices)
 
     def instruction(self, episode: int, frame: int) -> str:
         """The instruction of one frame of an episode."""
@@ -307,8 +307,8 @@ class LeRobotDataset:
                 return self._stored_images.read_depth(path, feature, wanted + place.row)
             span = self._depth_places[episode].videos[name]
             path = self.meta.video_file(self.root, span.slot, feature.key)
-            codes, bits = self._depth_videos.codes(path, wanted + span.first, self.fps)
-            return metres_of_codes(codes, feature, bits, f"the video {path}")
+            codes = self._depth_videos.read(path, wanted + span.first, self.fps)
+            return metres_of_codes(codes, feature, self._depth_videos.reader(path, self.fps).bits, f"the video {path}")
         except DataError as error:
             message = f"episode {episode}, depth {name}: {error}"
             raise CorruptPicturesError(message, path=path, episode=episode) from None
@@ -329,11 +329,11 @@ class LeRobotDataset:
         """
         path, key = self.root / STATISTICS_PATH, self.meta.cameras[name].key if name in self.cameras else name
         computable = key in self.features
-        found = read_json_object(path, "file of dataset statistics") if path.is_file() or not computable else {}
-        if key in found and not (computable and FeatureStatistics.lacking(found[key])):
-            return FeatureStatistics.from_json(found[key], where=f"{path}: {key}")
+        stored = read_json_object(path, "file of dataset statistics") if path.is_file() or not computable else {}
+        if key in stored and not (computable and FeatureStatistics.lacking(stored[key])):
+            return FeatureStatistics.from_json(stored[key], where=f"{path}: {key}")
         if not computable:
-            raise unknown("statistics", key, found)
+            raise unknown("statistics", key, stored)
         return stored_statistics(self)[key]
 
     @cached_property
@@ -353,14 +353,14 @@ class LeRobotDataset:
     def fingerprint(self, episode: int) -> str:
         """A hash of what an episode holds, with pictures known by their files: caches go stale when it changes."""
         place, name = self.episode(episode), self.extra(episode).get("name")
-        found = hashlib.sha256(f"{place.index} {place.length} {self.instruction_key(episode)} {name}".encode())
+        digest = hashlib.sha256(f"{place.index} {place.length} {self.instruction_key(episode)} {name}".encode())
         for camera in self.cameras:
             path = self.video_path(camera, episode)
             size = path.stat().st_size if path.is_file() else 0
-            found.update(f"{camera} {place.videos.get(camera)} {size}".encode())
+            digest.update(f"{camera} {place.videos.get(camera)} {size}".encode())
         for name in sorted(self.features):
-            found.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
-        return found.hexdigest()[:16]
+            digest.update(np.ascontiguousarray(self.column(name, episode)).tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def content(self) -> str:
@@ -405,11 +405,11 @@ class LeRobotDataset:
                 path = self.video_path(camera, episode.index)
                 ends[path] = max(ends.get(path, 0), episode.videos[camera].first + episode.length)
             for path, end in ends.items():
-                found = video_info(path)
-                if found.frames < end:
-                    raise DataError(f"the video {path} holds {found.frames} frames; expected {end}; it is truncated")
-                if (found.height, found.width) != size:
-                    raise DataError(f"the video {path} is {found.height}x{found.width}; the description says {size}")
+                video = video_info(path)
+                if video.frames < end:
+                    raise DataError(f"the video {path} holds {video.frames} frames; expected {end}; it is truncated")
+                if (video.height, video.width) != size:
+                    raise DataError(f"the video {path} is {video.height}x{video.width}; the description says {size}")
 
     def describe(self) -> dict[str, Any]:
         """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""

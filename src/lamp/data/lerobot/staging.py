@@ -47,7 +47,6 @@ class EpisodeData:
 
     @property
     def length(self) -> int:
-        """Number of frames."""
         return len(next(iter(self.frames.values())))
 
     def __post_init__(self) -> None:
@@ -97,7 +96,6 @@ class StagedEpisode:
     codec: str
 
     def frames(self) -> dict[str, np.ndarray]:
-        """The features' values."""
         try:
             return load_file(self.folder / "frames.safetensors")
         except (SafetensorError, OSError) as error:
@@ -105,7 +103,6 @@ class StagedEpisode:
             raise unreadable(self.folder, error, DataError(damaged)) from None
 
     def video(self, camera: str) -> Path:
-        """The camera's encoded frames."""
         return self.folder / f"{camera}.mp4"
 
     @property
@@ -191,14 +188,14 @@ def read_staged(root: Path, name: str) -> StagedEpisode:
         DataError: It is incomplete or corrupt.
     """
     folder = root / STAGING / name
-    found = read_json_object(folder / "episode.json", "staged episode's description")
-    sizes = {camera: (int(height), int(width)) for camera, (height, width) in found["image_sizes"].items()}
+    stored = read_json_object(folder / "episode.json", "staged episode's description")
+    sizes = {camera: (int(height), int(width)) for camera, (height, width) in stored["image_sizes"].items()}
     where = f"statistics of the staged episode {name}"
     images = {
-        camera: FeatureStatistics.from_json(stats, where=where) for camera, stats in found["image_statistics"].items()
+        camera: FeatureStatistics.from_json(stats, where=where) for camera, stats in stored["image_statistics"].items()
     }
-    known = {key: found[key] for key in ("task", "length", "fps", "extra", "codec")}
-    instructions = tuple(found.get("instructions") or (found["task"],) * found["length"])
+    known = {key: stored[key] for key in ("task", "length", "fps", "extra", "codec")}
+    instructions = tuple(stored.get("instructions") or (stored["task"],) * stored["length"])
     return StagedEpisode(
         instructions=instructions, name=name, folder=folder, image_sizes=sizes, image_statistics=images, **known
     )

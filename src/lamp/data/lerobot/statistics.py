@@ -43,7 +43,6 @@ class FeatureStatistics:
     q99: Float64[np.ndarray, "*s"]
 
     def to_json(self) -> dict[str, Any]:
-        """Nested lists under LeRobot's names."""
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
     @classmethod
@@ -66,24 +65,24 @@ class FeatureStatistics:
                 f"{where} lacks {', '.join(missing)}; expected LeRobot v3 statistics with quantiles, "
                 "which its augment_dataset_quantile_stats script adds"
             )
-        found = {field.name: _array(obj[field.name], f"{where}: {field.name}") for field in fields(cls)}
-        shapes = {name: values.shape for name, values in found.items() if name != "count"}
+        arrays = {field.name: _array(obj[field.name], f"{where}: {field.name}") for field in fields(cls)}
+        shapes = {name: values.shape for name, values in arrays.items() if name != "count"}
         other = next((name for name, shape in shapes.items() if shape != shapes["mean"]), None)
         if other is not None:
             raise DataError(f"{where}: {other} has the shape {shapes[other]}, mean {shapes['mean']}; expected the same")
-        if found["count"].size != 1 or not 0 <= found["count"].item() <= 1 << 53:
-            raise DataError(f"{where}: count is {found['count'].tolist()!r:.60}; expected one number of frames")
-        return cls(**(found | {"count": found["count"].reshape(1).astype(np.int64)}))
+        if arrays["count"].size != 1 or not 0 <= arrays["count"].item() <= 1 << 53:
+            raise DataError(f"{where}: count is {arrays['count'].tolist()!r:.60}; expected one number of frames")
+        return cls(**(arrays | {"count": arrays["count"].reshape(1).astype(np.int64)}))
 
 
 def _array(value: Any, where: str) -> Float64[np.ndarray, "*s"]:
     try:
-        found = np.asarray(value, np.float64)
+        array = np.asarray(value, np.float64)
     except (TypeError, ValueError, OverflowError, RecursionError):
         raise DataError(f"{where} is no array of numbers; compute the statistics again") from None
-    if not np.isfinite(found).all():
+    if not np.isfinite(array).all():
         raise DataError(f"{where} holds a value that is not finite; compute the statistics again")
-    return found
+    return array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,22 +183,14 @@ def image_statistics(images: UInt8[np.ndarray, "n h w 3"]) -> FeatureStatistics:
 
 def aggregate(parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
     """Statistics of the union of several parts: exact, except quantiles, which are averaged by count as LeRobot does."""
-    counts = np.array([part.count[0] for part in parts])
-    weights = counts / counts.sum()
-
-    def mean_of(name: str) -> np.ndarray:
-        return np.tensordot(weights, np.stack([getattr(part, name) for part in parts]), axes=1)
-
-    mean = mean_of("mean")
-    second = sum(w * (part.std**2 + (part.mean - mean) ** 2) for w, part in zip(weights, parts, strict=True))
-    return FeatureStatistics(
-        min=np.min([part.min for part in parts], axis=0),
-        max=np.max([part.max for part in parts], axis=0),
-        mean=mean,
-        std=np.sqrt(second),
-        count=np.array([counts.sum()]),
-        **{name: mean_of(name) for name in QUANTILES},
-    )
+    counts = np.concatenate([part.count for part in parts])
+    values = np.stack([[getattr(part, name) for name in MOMENTS] for part in parts])
+    whole = Moments(episode=np.arange(len(parts)), count=counts, values=values).together()
+    quantiles = {
+        name: np.tensordot(counts / counts.sum(), np.stack([getattr(part, name) for part in parts]), axes=1)
+        for name in QUANTILES
+    }
+    return FeatureStatistics(**dict(zip(MOMENTS, whole.values[0], strict=True)), count=whole.count, **quantiles)
 
 
 FILE_NAME = "meta/lamp_statistics.json"
@@ -238,11 +229,11 @@ def stored_statistics(dataset: ColumnSource, *, processes: int = 1) -> Mapping[s
     else:
         with ProcessPool(min(processes, len(names))) as pool:
             parts = list(pool.map(_of_feature, [dataset] * len(names), names))
-    found = dict(zip(names, parts, strict=True))
-    features = {name: statistics.to_json() for name, statistics in found.items()}
+    statistics_by_name = dict(zip(names, parts, strict=True))
+    features = {name: statistics.to_json() for name, statistics in statistics_by_name.items()}
     with contextlib.suppress(OSError):  # a dataset on a read-only disk: computed anew each time
         write_json(path, {"format": FORMAT, "version": VERSION, "data": mark, "features": features})
-    return found
+    return statistics_by_name
 
 
 def _of_feature(dataset: ColumnSource, name: str) -> FeatureStatistics:
@@ -254,12 +245,12 @@ def _read_stored(path: Path, mark: str) -> dict[str, FeatureStatistics] | None:
     if not path.is_file():
         return None
     try:
-        found = read_json_object(path, "file of statistics")
-        if (found.get("format"), found.get("version"), found.get("data")) != (FORMAT, VERSION, mark):
+        stored = read_json_object(path, "file of statistics")
+        if (stored.get("format"), stored.get("version"), stored.get("data")) != (FORMAT, VERSION, mark):
             return None
         return {
             name: FeatureStatistics.from_json(entry, where=f"{path}: {name}")
-            for name, entry in found["features"].items()
+            for name, entry in stored["features"].items()
         }
     except (DataError, AttributeError, KeyError, TypeError):
         return None  # damaged: computed again

@@ -261,11 +261,9 @@ class VideoReader:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
         return self._stream.codec_context.height, self._stream.codec_context.width
 
     def close(self) -> None:
-        """Closes the file."""
         self._frames = None
         self._container.close()
 
@@ -338,8 +336,8 @@ class VideoReader:
         return frame.to_ndarray(format="rgb24")
 
     def _walk_to(self, number: int) -> np.ndarray:
-        while (found := self._take()) is not None:
-            present, frame = found
+        while (decoded := self._take()) is not None:
+            present, frame = decoded
             if present > number:
                 raise DataError(
                     f"the video {self.path} jumps over frame {number} to {present}; it does not run at {self.fps} fps"
@@ -349,10 +347,10 @@ class VideoReader:
         raise DataError(f"the video {self.path} ends before frame {number}; it is truncated")
 
     def _take(self) -> tuple[int, av.VideoFrame] | None:
-        found, self._pending = self._pending or self._decode(), None
-        if found is not None:
-            self._next = found[0] + 1
-        return found
+        decoded, self._pending = self._pending or self._decode(), None
+        if decoded is not None:
+            self._next = decoded[0] + 1
+        return decoded
 
     def _decode(self) -> tuple[int, av.VideoFrame] | None:
         for frame in self._frames or ():
@@ -375,7 +373,6 @@ class VideoReaders:
         return {"_limit": self._limit, "_depth": self._depth, "_open": OrderedDict(), "_process": -1}
 
     def close(self) -> None:
-        """Closes all files."""
         if self._process == os.getpid():
             for _, reader in self._open.values():
                 reader.close()
@@ -401,38 +398,23 @@ class VideoReaders:
             self._open.popitem(last=False)[1][1].close()
         return self._open[path, fps][1]
 
-    def read(self, path: Path, numbers: Sequence[int] | np.ndarray, fps: float) -> UInt8[np.ndarray, "n h w 3"]:
-        """Decodes the frames with the given numbers, which must be sorted; repeats are allowed.
+    def read(
+        self, path: Path, numbers: Sequence[int] | np.ndarray, fps: float
+    ) -> UInt8[np.ndarray, "n h w 3"] | UInt16[np.ndarray, "n h w"]:
+        """Decodes the frames with the given numbers, which must be sorted; repeats are allowed. Of depth, its codes.
 
         Raises:
-            DataError: The file is missing, truncated or corrupt, or lacks one of the frames.
+            DataError: The file is missing, truncated or corrupt, lacks one of the frames, or holds codes of 8 bits.
         """
-        wanted, reader = _sorted(numbers), self.reader(path, fps)
-        out = np.empty((len(wanted), *reader.size, 3), np.uint8)
+        wanted = [int(number) for number in numbers]
+        if any(later < earlier for earlier, later in pairwise(wanted)) or (wanted and wanted[0] < 0):
+            raise ValueError("frame numbers must be sorted and not negative")
+        reader = self.reader(path, fps)
+        size = (len(wanted), *reader.size)
+        out = np.empty(size, np.uint16) if self._depth else np.empty((*size, 3), np.uint8)
         for row, number in enumerate(wanted):
             out[row] = reader.frame(number)
         return out
-
-    def codes(
-        self, path: Path, numbers: Sequence[int] | np.ndarray, fps: float
-    ) -> tuple[UInt16[np.ndarray, "n h w"], int]:
-        """The same of readers of depth: codes, and of how many bits.
-
-        Raises:
-            DataError: The file is missing, truncated or corrupt, lacks one of the frames, or has 8 bits.
-        """
-        wanted, reader = _sorted(numbers), self.reader(path, fps)
-        out = np.empty((len(wanted), *reader.size), np.uint16)
-        for row, number in enumerate(wanted):
-            out[row] = reader.frame(number)
-        return out, reader.bits
-
-
-def _sorted(numbers: Sequence[int] | np.ndarray) -> list[int]:
-    wanted = [int(number) for number in numbers]
-    if any(later < earlier for earlier, later in pairwise(wanted)) or (wanted and wanted[0] < 0):
-        raise ValueError("frame numbers must be sorted and not negative")
-    return wanted
 
 
 def read_frames(path: Path, numbers: Sequence[int] | np.ndarray, fps: float | int) -> UInt8[np.ndarray, "n h w 3"]:

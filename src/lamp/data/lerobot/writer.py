@@ -66,18 +66,6 @@ class FileSizes:
     video_mb: float = 200.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewDatasetSettings:
-    """What a new dataset is to be like; an existing one stays as it is."""
-
-    features: Mapping[str, Feature] | None
-    """None: whatever the first episode has."""
-    cameras: tuple[str, ...] | None
-    """Likewise."""
-    fps: float | int
-    robot_type: str
-
-
 @dataclass(kw_only=True)
 class _NewEpisode:
     """A staged episode on its way into the dataset."""
@@ -92,25 +80,18 @@ class _NewEpisode:
 class Consolidation:
     """One run of `finalize`: what there is, what is added, and the steps in between."""
 
-    def __init__(
-        self,
-        root: Path,
-        wanted: NewDatasetSettings,
-        old: LeRobotDataset | None,
-        staged: Sequence[StagedEpisode],
-        sizes: FileSizes,
-    ):
-        self.root, self.old, self.staged = root, old, staged
-        self.fps, self.sizes = wanted.fps, sizes
-        self.robot_type = wanted.robot_type if old is None else old.info.get("robot_type", wanted.robot_type)
+    def __init__(self, writer: LeRobotWriter, old: LeRobotDataset | None, staged: Sequence[StagedEpisode]):
+        self.root, self.old, self.staged = writer.root, old, staged
+        self.fps, self.sizes = writer.fps, writer.sizes
+        self.robot_type = writer.robot_type if old is None else old.info.get("robot_type", writer.robot_type)
         first = staged[0]
         if old is not None:
             self.features, self.cameras = dict(old.features), old.cameras
         else:
             self.features = dict(
-                wanted.features or {name: Feature.of(values) for name, values in sorted(first.frames().items())}
+                writer.features or {name: Feature.of(values) for name, values in sorted(first.frames().items())}
             )
-            self.cameras = wanted.cameras if wanted.cameras is not None else tuple(first.image_sizes)
+            self.cameras = writer.cameras if writer.cameras is not None else tuple(first.image_sizes)
         self.image_sizes = dict(first.image_sizes) if old is None else dict(old.image_sizes)
         self.codec = first.codec
         if old is not None and old.depth_cameras:
@@ -251,17 +232,17 @@ class Consolidation:
 
     def _statistics(self, episodes: Sequence[_NewEpisode]) -> dict[str, Any]:
         """Exact statistics over all frames; for images the episodes' statistics are put together."""
-        found: dict[str, FeatureStatistics] = {}
+        statistics: dict[str, FeatureStatistics] = {}
         for camera in self.cameras:
             key = IMAGE_PREFIX + camera
             parts = [episode.staged.image_statistics[camera] for episode in episodes]
-            found[key] = aggregate(parts if self.old is None else [*self.old.table.statistics(key), *parts])
+            statistics[key] = aggregate(parts if self.old is None else [*self.old.table.statistics(key), *parts])
         for name in (*self.features, *BOOKKEEPING):
             values = [episode.columns[name] for episode in episodes]
-            found[name] = statistics_of(
+            statistics[name] = statistics_of(
                 np.concatenate(values if self.old is None else [self.old.all_values(name), *values])
             )
-        return {name: of_feature.to_json() for name, of_feature in found.items()}
+        return {name: of_feature.to_json() for name, of_feature in statistics.items()}
 
     def _write_lamp_episodes(self, episodes: Sequence[_NewEpisode]) -> None:
         lines = [self.old.extra(index) for index in range(len(self.old))] if self.old is not None else []
@@ -336,8 +317,8 @@ NEVER_CHANGED = ("data/", "images/", "meta/episodes/", "simulation/", "videos/")
 def dataset_files(root: Path) -> list[Path]:
     """The files of a dataset that its list of checksums is of."""
     apart = (CHECKSUMS_PATH, ATTEMPTS_PATH, STORED_STATISTICS)
-    found = [path for folder in LISTED for path in files_in(root / folder)]
-    return [path for path in found if path.relative_to(root).as_posix() not in apart]
+    files = [path for folder in LISTED for path in files_in(root / folder)]
+    return [path for path in files if path.relative_to(root).as_posix() not in apart]
 
 
 def update_checksums(root: Path, *, changed: bool = True, pending: Mapping[str, bytes] | None = None) -> None:
@@ -354,7 +335,11 @@ def update_checksums(root: Path, *, changed: bool = True, pending: Mapping[str, 
     # A finalising that was killed between the description and this list.
     if not changed and listed.get(INFO_PATH) == checksum_of(root / INFO_PATH):
         return
-    kept = {name: found for name, found in listed.items() if name.startswith(NEVER_CHANGED) and (root / name).is_file()}
+    kept = {
+        name: checksum
+        for name, checksum in listed.items()
+        if name.startswith(NEVER_CHANGED) and (root / name).is_file()
+    }
     new = [path for path in dataset_files(root) if path.relative_to(root).as_posix() not in kept]
     expected = {
         name: Checksum(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -383,19 +368,15 @@ class LeRobotWriter:
             sizes: When to start new files.
         """
         self.root = Path(root)
-        self.wanted = NewDatasetSettings(
-            features=dict(features) if features is not None else None,
-            cameras=tuple(cameras) if cameras is not None else None,
-            fps=fps,
-            robot_type=robot_type,
-        )
+        self.features, self.cameras = features, None if cameras is None else tuple(cameras)
+        self.fps, self.robot_type = fps, robot_type
         self.sizes = sizes or FileSizes()
 
     def add_episode(self, episode: EpisodeData, name: str | None = None) -> Path:
         """Stages an episode; without a name it comes after all that are there (one process only)."""
         if name is None:
             name = f"{len(recorded_names(self.root)) + len(staged_names(self.root)):06d}"
-        return stage_episode(self.root, name, episode, fps=self.wanted.fps)
+        return stage_episode(self.root, name, episode, fps=self.fps)
 
     def names(self) -> set[str]:
         """Names of all episodes, staged or part of the dataset: those a resumed collection need not record."""
@@ -424,9 +405,9 @@ class LeRobotWriter:
             if old is None and not staged:
                 raise DataError(f"no episodes are staged in {self.root}; record some before finalising")
             if staged:
-                Consolidation(self.root, self.wanted, old, staged, self.sizes).write(collection)
+                Consolidation(self, old, staged).write(collection)
             elif collection is not None and old is not None:
-                write_json(self.root / LAMP_PATH, lamp_description(old.cameras, self.wanted.fps, collection, old.info))
+                write_json(self.root / LAMP_PATH, lamp_description(old.cameras, self.fps, collection, old.info))
             for name in staged_names(self.root):
                 remove_folder(self.root / STAGING / name)
             remove_leftovers(self.root / STAGING)

@@ -261,7 +261,6 @@ class LiberoEnv:
         libero_simulation.copy_state(other.robosuite, self.robosuite)
 
     def close(self) -> None:
-        """Frees the renderer and the simulation."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None

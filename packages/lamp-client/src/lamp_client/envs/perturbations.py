@@ -26,7 +26,6 @@ class MotionBlur:
     """The direction lies within so many degrees of the horizontal."""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Returns the blurred image, (H, W, 3) uint8."""
         angle = np.deg2rad(generator.uniform(-self.max_angle, self.max_angle))
         steps = np.arange(2 * self.radius + 1)
         weights = np.exp(-(steps**2) / (2.0 * self.sigma**2))
@@ -49,7 +48,6 @@ class GaussianBlur:
     """[px]"""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Returns the blurred image, (H, W, 3) uint8."""
         return _to_bytes(_smoothed(image / 255.0, self.sigma))
 
 
@@ -63,7 +61,6 @@ class ZoomBlur:
     """From one enlargement to the next, beginning with 1."""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Returns the blurred image, (H, W, 3) uint8; a square one."""
         factors = np.arange(1.0, self.until, self.step)
         original = image / 255.0
         return _to_bytes((original + sum(_enlarged(original, factor) for factor in factors)) / (len(factors) + 1))
@@ -79,7 +76,6 @@ class Fog:
     """By what the swathes' roughness falls from one scale to the next finer."""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Returns the image in fog, (H, W, 3) uint8."""
         height, width = image.shape[:2]
         size = 1 << max(height - 1, width - 1).bit_length()
         original = image / 255.0
@@ -102,7 +98,6 @@ class GlassBlur:
     """Rows and columns from here on are blurred but not exchanged: LIBERO-Plus takes images for smaller than they are."""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Returns the blurred image, (H, W, 3) uint8."""
         shuffled = _to_bytes(_smoothed(image / 255.0, self.sigma))
         for _ in range(self.rounds):
             shuffled = self._exchanged(shuffled, generator)
@@ -138,7 +133,6 @@ class GaussianNoise:
     """As a fraction of full brightness."""
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Returns the noisy image, (H, W, 3) uint8."""
         return _to_bytes(image / 255.0 + self.std * generator.standard_normal(image.shape))
 
 

@@ -39,7 +39,6 @@ class MessageSocket:
         self._end = end
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Sends a message."""
         encoded = wire.pack(dict(message))
         self._end.sendall(_LENGTH.pack(len(encoded)) + encoded)
 
@@ -53,7 +52,6 @@ class MessageSocket:
         return wire.unpack(self._exactly(length))
 
     def close(self) -> None:
-        """Closes this end."""
         self._end.close()
 
     def _exactly(self, count: int) -> bytes:
@@ -123,26 +121,21 @@ class RemoteEnv:
         """What the other side says about itself, for the record."""
 
     def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
-        """Goes to a numbered initial state."""
         self._request("reset", initial_state=int(initial_state))
 
     def observe(self) -> Observation:
-        """Has the other side render."""
         reply = self._request("observe")
         return Observation(images=reply["images"], state=reply["state"], instruction=reply["instruction"])
 
     def step(self, action: np.ndarray) -> StepResult:
-        """Executes one action in the environment's units."""
         reply = self._request("step", action=np.asarray(action, dtype=np.float64))
         return StepResult(success=bool(reply["success"]), done=bool(reply["done"]))
 
     def expert(self) -> Callable[[], np.ndarray]:
-        """The other side's scripted expert for the episode that has just been reset."""
         self._request("expert")
         return lambda: self._request("expert_action")["action"]
 
     def close(self) -> None:
-        """Ends the other process."""
         with contextlib.suppress(OSError):
             self._socket.close()  # the end of the link is what tells it
         try:

@@ -77,7 +77,6 @@ class Renderer:
         return np.ascontiguousarray(self._renderer.render()[:, ::-1])
 
     def close(self) -> None:
-        """Frees the OpenGL context."""
         with contextlib.suppress(Exception):
             self._renderer.close()
 

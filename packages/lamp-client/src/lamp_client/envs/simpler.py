@@ -154,7 +154,6 @@ class SimplerScene:
 
     @property
     def hand_target(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the controller is taking the hand: what the deltas are added to."""
         return _parts(self.maniskill.agent.controller.controllers["arm"]._target_pose)
 
     @property
@@ -181,7 +180,6 @@ class SimplerScene:
         return self._corners(self.maniskill.target_obj_name)
 
     def close(self) -> None:
-        """Frees the simulation."""
         self.maniskill.close()
 
     def _corners(self, name: str) -> np.ndarray:
@@ -298,7 +296,6 @@ class SimplerEnv:
         return SimplerExpert(self.scene)
 
     def close(self) -> None:
-        """Frees the simulation."""
         self.scene.close()
 
     def __enter__(self) -> SimplerEnv:

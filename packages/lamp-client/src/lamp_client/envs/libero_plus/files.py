@@ -302,7 +302,7 @@ class PlusFiles:
             return tuple(self.assets / name for name in self.scenery.scene(self.problem(suite, task)).files)
         if isinstance(task.change, Added):
             paths = (self.scenery.objects.get(name) for name in sorted(self.categories(suite, task)))
-            return tuple(self.assets / found.file for found in paths if found is not None)
+            return tuple(self.assets / added.file for added in paths if added is not None)
         return ()
 
     def instruction(self, suite: str, task: PlusName, *, raw: bool = False) -> str:

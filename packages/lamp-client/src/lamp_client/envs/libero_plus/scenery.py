@@ -282,9 +282,9 @@ class PlusAssets:
         from libero.libero.envs.regions import REGION_SAMPLERS
 
         standard_assets = Path(get_libero_path("assets"))
-        for made in self.objects:
-            path = check_model(self.assets, made.file, standard_assets)
-            OBJECTS_DICT.setdefault(made.category, _make_object_class(made, path))
+        for added in self.objects:
+            path = check_model(self.assets, added.file, standard_assets)
+            OBJECTS_DICT.setdefault(added.category, _make_object_class(added, path))
         if self.scene is None:
             return {}
         scene_file = check_model(self.assets, self.scene.scene, standard_assets)
@@ -378,19 +378,19 @@ def _is_small(value: str) -> bool:
     return value.strip().isascii() and value.strip().isdigit() and len(value.strip()) <= 5 and int(value) <= 16384
 
 
-def _make_object_class(made: PlusObject, path: Path) -> type:
+def _make_object_class(added: PlusObject, path: Path) -> type:
     """An object's class, as LIBERO's library makes its own."""
     import xml.etree.ElementTree as ElementTree
 
     from robosuite.models.objects import MujocoXMLObject
 
     class AddedObject(MujocoXMLObject):
-        def __init__(self, name: str = made.category, obj_name: str = made.category) -> None:
+        def __init__(self, name: str = added.category, obj_name: str = added.category) -> None:
             joints: Any = [{"type": "free", "damping": "0.0005"}]
             super().__init__(str(path), name=name, joints=joints, obj_type="all", duplicate_collision_geoms=False)
-            self.category_name = made.category
+            self.category_name = added.category
             self.object_properties = {"vis_site_names": {}}
-            self.rotation = dict(made.rotation)
+            self.rotation = dict(added.rotation)
             self.rotation_axis = None
 
         def _get_object_subtree(self) -> Any:

@@ -140,7 +140,6 @@ class PlusTasks:
 
     @cached_property
     def all(self) -> tuple[PlusTask, ...]:
-        """Every task, suite by suite, in the benchmark's order."""
         classified = self.files.classification
         tasks = []
         for suite, names in self.files.names.items():

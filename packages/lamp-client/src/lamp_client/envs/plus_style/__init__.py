@@ -68,11 +68,9 @@ class OneOf:
 
     @property
     def category(self) -> str:
-        """That of the choices."""
         return self.choices[0].category
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws a choice, and what it draws."""
         chosen = self.choices[int(generator.integers(len(self.choices)))]
         sampled = chosen.draw(generator, standard)
         return dataclasses.replace(sampled, numbers={"aspect": type(chosen).__name__, **sampled.numbers})
@@ -93,11 +91,9 @@ class Joined:
 
     @property
     def category(self) -> str:
-        """The categories of the parts, joined."""
         return "+".join(part.category for part in self.parts)
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws every part."""
         effects, numbers = Effects(), {}
         for part in self.parts:
             sampled = part.draw(generator, standard)
@@ -127,8 +123,8 @@ _REWORDED = (
 
 def _corrupted(family: int, level: int) -> Corrupted:
     """Two of LIBERO-Plus' ten severities."""
-    found: tuple[Corruption, ...] = CORRUPTIONS[family]
-    return Corrupted(choices=found[2 * level - 2 : 2 * level])
+    severities: tuple[Corruption, ...] = CORRUPTIONS[family]
+    return Corrupted(choices=severities[2 * level - 2 : 2 * level])
 
 
 ASPECTS: dict[str, Callable[[int], Single]] = {
@@ -164,10 +160,10 @@ def at_level(name: str, level: int) -> Single | OneOf:
         raise UnknownNameError(f"level of {name}", level, LEVELS)
     if name in ASPECTS:
         return ASPECTS[name](level)
-    aspects = [made for aspect, made in ASPECTS.items() if aspect.split(".")[0] == name]
+    aspects = [build for aspect, build in ASPECTS.items() if aspect.split(".")[0] == name]
     if not aspects:
         raise UnknownNameError("perturbation", name, (*CATEGORIES, *ASPECTS))
-    return aspects[0](level) if len(aspects) == 1 else OneOf(choices=tuple(made(level) for made in aspects))
+    return aspects[0](level) if len(aspects) == 1 else OneOf(choices=tuple(build(level) for build in aspects))
 
 
 def parse(text: str) -> Perturbation:

@@ -37,7 +37,6 @@ class Orbit:
     """Least and largest angle upwards [deg]."""
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws side and angles."""
         azimuth, elevation = signed(generator, self.azimuth), float(generator.uniform(*self.elevation))
         camera, pivot = standard.camera, looked_at(standard.camera)
         sideways = np.cross(VERTICAL, camera.position - pivot)
@@ -60,7 +59,6 @@ class Distance:
     """Least and largest multiple of its distance to what it looks at."""
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws the distance."""
         factor = float(generator.uniform(*self.factor))
         camera, pivot = standard.camera, looked_at(standard.camera)
         pose = replace(camera, position=pivot + factor * (camera.position - pivot))
@@ -76,7 +74,6 @@ class Turn:
     """Least and largest angle, about the vertical and about its own horizontal axis [deg]."""
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws both angles and their signs."""
         pan, tilt = signed(generator, self.angle), signed(generator, self.angle)
         camera = standard.camera
         horizontal = rotated(np.array([1.0, 0.0, 0.0]), camera.quaternion)
@@ -97,7 +94,6 @@ class FieldOfView:
     """Least and largest change of the vertical field of view, wider or narrower [deg]."""
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws the change."""
         change = signed(generator, self.change)
         pose = replace(standard.camera, fov=standard.camera.fov + change)
         return SampledPerturbation(effects=Effects(camera=pose), numbers={"field_of_view": change})
@@ -131,7 +127,6 @@ class Brightness:
     """Least and largest change, either way, in doublings of the light."""
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws the change."""
         stops = signed(generator, self.stops)
         lights, factor = standard.lights, 2.0**stops
         changed = replace(
@@ -151,7 +146,6 @@ class LightDirection:
     """Least and largest angle between the vertical and where they then stand [deg]."""
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws both angles."""
         azimuth, from_above = signed(generator, self.azimuth), float(generator.uniform(*self.from_above))
         lights, middle = standard.lights, looked_at(standard.camera)
         away = lights.position - middle
@@ -247,7 +241,6 @@ class Corrupted:
     choices: tuple[Corruption, ...]
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws one of the choices."""
         chosen = self.choices[int(generator.integers(len(self.choices)))]
         numbers = {"corruption": type(chosen).__name__, **dataclasses.asdict(chosen)}
         return SampledPerturbation(effects=Effects(corruption=chosen), numbers=numbers)
@@ -265,7 +258,6 @@ class JointShift:
     """Least and largest Euclidean distance over the seven joints [rad]."""
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws direction and distance."""
         direction = generator.standard_normal(len(standard.joints))
         joints = standard.joints + direction / np.linalg.norm(direction) * generator.uniform(*self.distance)
         numbers: dict[str, object] = {"joints": [round(float(angle), 6) for angle in joints]}
@@ -354,7 +346,6 @@ class Reworded:
             )
 
     def draw(self, generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
-        """Draws the words."""
         text = standard.instruction
         if self.verbs:
             text = replace_words(text, VERBS, generator)

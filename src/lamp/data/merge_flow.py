@@ -21,7 +21,7 @@ from lamp.data.lerobot.format import IMAGE_PREFIX, INFO_PATH
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.staging import StagedEpisode, staged_names
 from lamp.data.lerobot.video import cut_video
-from lamp.data.lerobot.writer import Consolidation, FileSizes, NewDatasetSettings
+from lamp.data.lerobot.writer import Consolidation, LeRobotWriter
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import atomic_path, locked, remove_folder
 from lamp.json_files import read_lines_json, to_line
@@ -227,13 +227,12 @@ def _merge_datasets(parts: Sequence[Part], root: Path) -> dict[str, dict[int, in
             numbers[part.name][episode.index] = len(taken)
             taken.append(replace(episode, name=name))
     first = taken[0].dataset
-    wanted = NewDatasetSettings(
-        features=None, cameras=first.cameras, fps=first.fps, robot_type=first.info.get("robot_type") or "unknown"
-    )
+    robot_type = first.info.get("robot_type") or "unknown"
+    writer = LeRobotWriter(root, cameras=first.cameras, fps=first.fps, robot_type=robot_type)
     described = [part.dataset.lamp for part in parts if part.dataset is not None]
     common = {name: value for name, value in described[0].items() if all(one.get(name) == value for one in described)}
     collection = {**common, "merged_from": [part.name for part in parts]}
-    Consolidation(root, wanted, None, taken, FileSizes()).write(collection)
+    Consolidation(writer, None, taken).write(collection)
     remove_folder(root / CUT)
     return numbers
 

@@ -13,6 +13,7 @@ from lamp.data.motion_dataset import MotionSamples
 from lamp.errors import DataError, MismatchError
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
+from lamp.sceneflow.retiming import ByArcLength
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription
 from lamp.sceneflow.tracks import flow_from_tracks, retime
 from lamp.types import Camera, Tracks
@@ -85,6 +86,15 @@ def test_the_sample_one_flow_step_before(data: tuple[FeatureCache, SceneFlowStor
         MotionSamples(*data, episodes=(0,), horizon=2, stride=1, bounds=BOUNDS).earlier(np.arange(5)).tolist()
         == [-1] * 5
     )
+
+
+def test_flow_steps_of_equal_way(data: tuple[FeatureCache, SceneFlowStore]) -> None:
+    arc = ByArcLength(interval=0.03)
+    samples = MotionSamples(*data, episodes=(0,), horizon=20, retiming=arc, bounds=BOUNDS)  # longer than what is stored
+    tracks, camera = data[1].read(0, samples.frame)
+    expected = BOUNDS.motion(flow_from_tracks(arc.tracks(tracks, camera, stride=1, horizon=20), camera))
+    torch.testing.assert_close(samples.batch(np.arange(5)).motion.values, expected.values, rtol=0, atol=0)
+    assert samples.earlier(np.arange(5)).tolist() == [-1] * 5, "such steps take no fixed time"
 
 
 def test_bounds_are_fitted_to_these_episodes(data: tuple[FeatureCache, SceneFlowStore]) -> None:

@@ -260,6 +260,7 @@ class Policies:
 
 
 def _probe(flow: FlowRecord) -> FlowProbe:
+    flow.check_timed("measuring its foresight")
     return FlowProbe(
         camera=flow.camera,
         grid=flow.grid,

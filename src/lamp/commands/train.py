@@ -92,7 +92,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
     flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
     if value_of("--flow-stride", arguments) is not None:
         training = replace(training, flow_frames=None)
-    elif isinstance(chosen, Recipe):
+    elif isinstance(chosen, Recipe) and training.arc_length is None:
         stride, name = _flow_stride(chosen, training, flags.data)
         training = replace(training, flow_stride=stride, scene_flow=name)
     training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training

@@ -16,9 +16,10 @@ from lamp.data.feature_cache.cache import Features
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.errors import DataError
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
+from lamp.sceneflow.retiming import ByTime, Retiming
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.tracks import Supervision, flow_from_tracks, retime
-from lamp.types import Encoded, MotionBatch, SceneFlow
+from lamp.types import Camera, Encoded, MotionBatch, SceneFlow, Tracks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ class MotionSamples:
         episodes: Sequence[int],
         horizon: int,
         stride: int = 1,
+        retiming: Retiming | None = None,
         bounds: MotionBounds | BoundsRule,
         supervision: Supervision | None = None,
         camera: str | None = None,
@@ -90,7 +92,8 @@ class MotionSamples:
         Args:
             features: The backbone's tokens of all fresh frames of the dataset.
             horizon: Flow steps of a sample.
-            stride: Stored flow steps per flow step of a sample.
+            stride: Stored flow steps per flow step of a sample, where these are of time.
+            retiming: What a flow step of a sample is; by default, so much time.
             bounds: What maps to [-1, 1], or the rule to find it from these episodes.
             camera: The reference camera; the store's first by default.
             memory_limit: Bytes of scene flow to keep.
@@ -102,6 +105,7 @@ class MotionSamples:
         if not episodes:
             raise DataError(f"no episodes of {store.path} to take samples from; expected at least one")
         self.features, self.store, self.horizon, self.stride = features, store, horizon, stride
+        self.retiming: Retiming = retiming or ByTime()
         self.episodes = tuple(episodes)
         self.camera = camera or store.description.cameras[0]
         self._supervision, self._memory_limit = supervision, memory_limit
@@ -122,7 +126,7 @@ class MotionSamples:
         if len(self.rows) == 0:
             raise DataError(f"the scene flow of {store.path} holds no frames of episodes {self.episodes}")
         # Even with given bounds: a store that is too short should be refused here, not at some batch.
-        retime(store.read(episodes[0], self.frame[:1], self.camera)[0], stride=stride, horizon=horizon)
+        self._retimed(*store.read(episodes[0], self.frame[:1], self.camera))
         self.bounds: MotionBounds = bounds if isinstance(bounds, MotionBounds) else bounds.fit(self.flows())
 
     def __len__(self) -> int:
@@ -145,13 +149,15 @@ class MotionSamples:
         """The backbone's tokens of some samples."""
         return self.features.encoded(self.rows[indices])
 
+    def _retimed(self, tracks: Tracks, camera: Camera) -> Tracks:
+        return self.retiming.tracks(tracks, camera, stride=self.stride, horizon=self.horizon)
+
     def _episode_flow(self, episode: int) -> SceneFlow:
         if episode in self._kept:
             return self._kept[episode]
         frames = self.store.frames(episode, self.camera)
         tracks, camera = self.store.read(episode, frames, self.camera)
-        retimed = retime(tracks, stride=self.stride, horizon=self.horizon)
-        flow = flow_from_tracks(retimed, camera, supervision=self._supervision)
+        flow = flow_from_tracks(self._retimed(tracks, camera), camera, supervision=self._supervision)
         # Slices of what was read would keep all of it in memory.
         flow = flow.changed(lambda tensor: tensor.clone())
         size = sum(tensor.nbytes for tensor in (flow.start, flow.increments, flow.visible, flow.mask))
@@ -177,9 +183,11 @@ class MotionSamples:
         yield from zip(taken.tolist(), np.split(order, cuts[1:]), strict=True)
 
     def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
-        """The samples one flow step (of these samples) before, -1 where there is none."""
+        """The samples one flow step (of these samples) before, -1 where there is none or steps are not of time."""
         step = self.frames_per_step
         before = np.full(len(indices), -1, np.int64)
+        if not isinstance(self.retiming, ByTime):
+            return before
         for episode, places in self._by_episode(indices):
             first, count = self._first[episode], len(self.store.frames(episode, self.camera))
             present, wanted = self.frame[first : first + count], self.frame[indices[places]] - step

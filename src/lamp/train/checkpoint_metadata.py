@@ -19,6 +19,7 @@ from lamp.json_files import read_json_object, write_json
 from lamp.model.lamp import LaMPConfig
 from lamp.model.prior_interventions import PriorKind
 from lamp.sceneflow.normalization import MotionBounds
+from lamp.sceneflow.retiming import ByTime, Retiming
 from lamp.sceneflow.tracks import Supervision
 from lamp.train.config import Imported, MotionTraining, PolicyTraining
 
@@ -88,6 +89,20 @@ class FlowRecord:
     """Which steps supervised it; the others are 0 in a true motion."""
     also: tuple[DataRecord, ...] = ()
     """What else the Motion Expert was trained on; `stride` and `fps` are the first dataset's."""
+    retiming: Retiming = field(default_factory=ByTime)
+    """What a flow step is."""
+
+    def check_timed(self, purpose: str) -> None:
+        """Refuses scene flow whose steps take no time that is known.
+
+        Raises:
+            MismatchError: They are pieces of way.
+        """
+        if not isinstance(self.retiming, ByTime):
+            raise MismatchError(
+                f"the Motion Expert was trained on flow steps of equal way (retiming by arc length), which take no fixed time; "
+                f"{purpose} needs steps of time: train one without --arc-length"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from lamp.model.prior_interventions import PriorKind
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
+from lamp.sceneflow.retiming import ByArcLength, ByTime, Retiming
 from lamp.sceneflow.tracks import Supervision
 from lamp.seeding import Noise, PerBatch
 from lamp.train.backbones import BackboneConfig
@@ -238,6 +239,11 @@ class MotionTraining:
     """Stored flow steps per step of the model: a horizon of 8 at stride 4 covers 32 frames."""
     flow_frames: int | None = None
     """Frames of the dataset per step of the model, whatever the store's steps are; `flow_stride` then follows from the store."""
+    arc_length: float | None = None
+    """Retime by arc length: a flow step is so much of the way that things come, in fractions of the image's width, such as
+    0.02, however long it took (`lamp.sceneflow.retiming`). `flow_stride` and `flow_frames` then count for nothing."""
+    arc_floor: float = ByArcLength.floor
+    """Of retiming by arc length: less than this is taken for noise. [fraction of the image's width]"""
     scene_flow: str | None = None
     """The dataset's scene-flow store, by its name in `lamp cache list`, where several have what the model needs."""
     bounds: BoundsRule | MotionBounds = field(default_factory=BoundsRule)
@@ -262,6 +268,11 @@ class MotionTraining:
     """Held-out samples of the measurement at the end, `flow.json`; each takes all solver steps four times."""
 
     @property
+    def retiming(self) -> Retiming:
+        """What a flow step is."""
+        return ByTime() if self.arc_length is None else ByArcLength(interval=self.arc_length, floor=self.arc_floor)
+
+    @property
     def motion(self) -> MotionExpertConfig:
         """The Motion Expert's settings, which are there in Stage 1."""
         return cast(MotionExpertConfig, self.model.motion)
@@ -276,6 +287,7 @@ class MotionTraining:
         if isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None:
             raise ConfigError("backbone.lora is given; Stage 1 leaves the backbone frozen: train adapters in Stage 2.")
         _check_share("token_dropout", self.token_dropout)
+        _ = self.retiming  # refuses what cannot be
 
 
 @dataclass(frozen=True, kw_only=True)

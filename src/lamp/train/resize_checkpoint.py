@@ -68,6 +68,8 @@ def following(model: LaMPConfig, checkpoint: Path) -> LaMPConfig:
 
 
 def _paced(flow: FlowRecord, pace: float) -> FlowRecord:
+    if pace != 1:
+        flow.check_timed("another pace")
     frames = flow.stride * pace
     if not frames.is_integer():
         raise ConfigError(

@@ -27,6 +27,7 @@ from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, LaMPConfig, required
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds
+from lamp.sceneflow.retiming import ByTime
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, check_current, find_store, store_folders
 from lamp.seeding import seed_everything
@@ -162,10 +163,10 @@ def _open_datasets(
         if opened and config.rates != "recorded":
             needed = replace(config, flow_frames=max(1, round(opened[0].step_s * sources.dataset.fps)))
         store = flow_store(needed, sources, config.scene_flow, own=not opened)
-        whole = not opened or (config.flow_frames or 1) % store.description.sampling.stride == 0
+        whole = not opened or not _timed(config) or (config.flow_frames or 1) % store.description.sampling.stride == 0
         stride = at_stride(config, store).flow_stride if whole else config.flow_stride
         now = _Dataset(sources=sources, store=store, stride=stride)
-        opened.append(_paced(now, opened[0].step_s, config.rates) if opened else now)
+        opened.append(_paced(now, opened[0].step_s, config.rates, timed=_timed(config)) if opened else now)
         # Together with those before it: the instructions of all datasets have to be told apart.
         instructions = [text for one in opened for text in one.sources.dataset.tasks]
         check_instructions(found, instructions, ", ".join(str(one.sources.dataset.root) for one in opened))
@@ -175,13 +176,13 @@ def _open_datasets(
     return opened
 
 
-def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
-    """Lets a dataset's flow steps take the same time as the first one's.
+def _paced(one: _Dataset, step_s: float, rates: RateMixing, *, timed: bool) -> _Dataset:
+    """Lets a dataset's flow steps take the same time as the first one's, where they are `timed`.
 
     Raises:
         MismatchError: They do not, and must not differ or cannot be made to agree.
     """
-    if rates == "recorded" or abs(one.step_s - step_s) <= SAME_RATE * step_s:
+    if not timed or rates == "recorded" or abs(one.step_s - step_s) <= SAME_RATE * step_s:
         return one
     root, fps, stored = one.sources.dataset.root, one.sources.dataset.fps, one.store.description.sampling.stride
     stride = max(1, round(step_s * fps / stored))
@@ -206,6 +207,10 @@ def _paced(one: _Dataset, step_s: float, rates: RateMixing) -> _Dataset:
     )
 
 
+def _timed(config: MotionTraining) -> bool:
+    return isinstance(config.retiming, ByTime)
+
+
 def _parts(samples: AnyMotionSamples) -> tuple[MotionSamples, ...]:
     return samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
 
@@ -223,8 +228,13 @@ def _with_kept_bounds(config: MotionTraining, own: _Dataset, tuned: FineTune | N
     if tuned is None or tuned.normalizers == "refit" or tuned.description.flow is None:
         return config
     flow = tuned.description.flow
+    if flow.retiming != config.retiming:
+        raise MismatchError(
+            f"{tuned.path} was trained with {flow.retiming}, and this run has {config.retiming}; expected the same, or "
+            "--normalizers refit"
+        )
     now, before = own.step_s, flow.stride / flow.fps
-    if abs(now - before) > SAME_RATE * before:
+    if _timed(config) and abs(now - before) > SAME_RATE * before:
         raise MismatchError(
             f"a flow step of {own.sources.dataset.root} takes {now:.3g} s, one of {tuned.path} {before:.3g} s, and its bounds "
             "are of such steps; expected the same: choose --flow-stride, or give --normalizers refit"
@@ -238,6 +248,8 @@ def at_stride(config: MotionTraining, store: SceneFlowStore) -> MotionTraining:
     Raises:
         MismatchError: The stored steps do not add up to them.
     """
+    if not _timed(config):
+        return replace(config, flow_stride=1)
     if config.flow_frames is None:
         return config
     stored = store.description.sampling.stride
@@ -344,7 +356,7 @@ def evaluate_flow(
     steps, rest = divmod(recorded.stride, store.description.sampling.stride)
     here = _Dataset(sources=sources, store=store, stride=config.flow_stride if rest else steps)
     if config.also:
-        here = _paced(here, recorded.stride / recorded.fps, "resampled")
+        here = _paced(here, recorded.stride / recorded.fps, "resampled", timed=_timed(config))
     samples = here.samples(config, chosen, recorded.bounds)
     indices = spread(len(samples), frames or len(samples))
     return measure_flow(model.to(settings.device), samples, indices, loop=settings)
@@ -365,13 +377,9 @@ def flow_store(
         MismatchError: None of several fits, or the dataset has changed since it was made.
     """
     motion = config.motion
-    needs = FlowRequirements(
-        grid=motion.grid,
-        horizon=motion.horizon,
-        stride=config.flow_stride,
-        frames=config.flow_frames,
-        camera=sources.features.cameras[0],
-    )
+    needs = FlowRequirements(grid=motion.grid, camera=sources.features.cameras[0])
+    if _timed(config):
+        needs = replace(needs, horizon=motion.horizon, stride=config.flow_stride, frames=config.flow_frames)
     return current_store(needs, sources, name, own=own)
 
 
@@ -410,7 +418,7 @@ def motion_samples(
         MismatchError: It has another grid or camera, or is too short.
     """
     motion = config.motion
-    store.check(grid=motion.grid, span=motion.horizon * config.flow_stride)
+    store.check(grid=motion.grid, span=motion.horizon * config.flow_stride if _timed(config) else 1)
     camera = sources.features.cameras[0]
     if camera not in store.description.cameras:
         have = ", ".join(store.description.cameras)
@@ -423,6 +431,7 @@ def motion_samples(
         episodes=episodes,
         horizon=motion.horizon,
         stride=config.flow_stride,
+        retiming=config.retiming,
         bounds=bounds,
         supervision=config.supervision,
         camera=camera,
@@ -519,6 +528,7 @@ def _describe(
         clamped=clamped,
         supervision=config.supervision,
         also=tuple(others),
+        retiming=config.retiming,
     )
     return Description(
         kind="motion",

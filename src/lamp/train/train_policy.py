@@ -338,6 +338,7 @@ def true_motion(config: PolicyTraining, sources: Sources, flow: FlowRecord, *, o
         DataError: There is no scene flow, or not of every frame.
         MismatchError: None fits, or the flow steps take another time than the Motion Expert's.
     """
+    flow.check_timed("an oracle")
     dataset, camera = sources.dataset, sources.features.cameras[0]
     exact = flow.stride * dataset.fps / flow.fps
     frames = max(1, round(exact))

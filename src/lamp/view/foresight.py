@@ -18,7 +18,7 @@ from lamp.model.lamp import LaMP
 from lamp.sceneflow.motion_mask import DRAWN, leaves_start
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, find_store, store_folders
-from lamp.sceneflow.tracks import grid_points, integrate, retime
+from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.train.checkpoint import Backbones, Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, read_description
 from lamp.train.flow_metrics import IMAGE_PX
@@ -230,13 +230,12 @@ class ForesightRenderer:
 
     def truth(self, episode: int, frame: int) -> Float[np.ndarray, "k t1 3"]:
         """Returns the true paths, as long as the motion prior's where there is one; not-a-number where unknown."""
-        tracks, _ = self.store.read(episode, [frame])
+        tracks, camera = self.store.read(episode, [frame])
         if self.foreseer is not None:
             flow = self.foreseer.flow
             # The description counts a flow step in frames, the store may itself keep only every n-th.
-            tracks = retime(
-                tracks, stride=max(1, flow.stride // self.store.description.sampling.stride), horizon=flow.horizon
-            )
+            stride = max(1, flow.stride // self.store.description.sampling.stride)
+            tracks = flow.retiming.tracks(tracks, camera, stride=stride, horizon=flow.horizon)
         points = tracks.points[0].clone()
         points[~tracks.valid[0]] = torch.nan
         return points.numpy()

@@ -58,6 +58,7 @@ KEYS = (
     *("lamp/foresight", "lamp/reset", "observation.images.agentview", "observation.state", "task", "type", "__ctrl__"),
 )
 EXAMPLE_KEYS = ("image", "lang", "state")
+OBSERVATION_KEYS = ("images", "states", "task_description", "protocol_version")
 ENVELOPE_KEYS = ("examples", "unnorm_key", "lamp/noise_seed", "lamp/foresight")
 
 
@@ -84,6 +85,15 @@ def odd_envelope(generator: random.Random) -> dict[Any, Any]:
     kind = generator.choice(["infer", "predict_action", "ping", "reset"])
     number = generator.choice([1, "r", "x" * 500, None, [1]])
     return {"type": kind, "request_id": number, "payload": payload}
+
+
+def odd_vla_eval(generator: random.Random) -> dict[Any, Any]:
+    """A message of vla-eval with something out of place."""
+    one: dict[str, Any] = example(generator.randrange(4))
+    payload: dict[str, Any] = {"images": one["image"], "states": one["state"], "task_description": one["lang"]}
+    payload[generator.choice(OBSERVATION_KEYS)] = odd_value(generator)
+    kind = generator.choice(["observation", "observation", "hello", odd_value(generator)])
+    return {"type": kind, "payload": payload, "seq": odd_value(generator), "timestamp": 0.0}
 
 
 def object_array(generator: random.Random) -> bytes:
@@ -184,7 +194,9 @@ class Attack:
 
     async def odd(self) -> None:
         """Well-formed messages with something wrong in them: types, shapes, sizes."""
-        await self._send_invalid(wire.pack(odd_request(self._generator)), "odd requests")
+        await self._send_invalid(
+            wire.pack(self._generator.choice([odd_request, odd_vla_eval])(self._generator)), "odd requests"
+        )
 
     async def objects(self) -> None:
         """Pickles."""
@@ -348,7 +360,14 @@ def attacked(port: int, messages: int, seed: int) -> tuple[dict[str, int], float
 
 
 async def _message(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """The first byte and the payload of the server's next frame."""
+    """The first byte and the payload of the server's next frame that is no ping: on a busy machine one may come first."""
+    opcode, payload = await _frame(reader)
+    while opcode == 0x89:
+        opcode, payload = await _frame(reader)
+    return opcode, payload
+
+
+async def _frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     opcode, size = await reader.readexactly(2)
     if size == 126:
         (size,) = struct.unpack(">H", await reader.readexactly(2))

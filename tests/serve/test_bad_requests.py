@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import tracemalloc
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,21 @@ from lamp.serve.config import ServerConfig
 from lamp.serve.policy_spec import FakePolicy
 from lamp.serve.protocols import ActRequest, OpenPi, PingRequest, ResetRequest, StarVla, WireProtocol
 from lamp.serve.server import PolicyServer, served
+from lamp.serve.vla_eval import VlaEval
+from lamp.serve.vllm_omni import VllmOmni
 from lamp_client import wire
 from lamp_client.errors import InvalidValueError, LampClientError
 from lamp_client.layouts import state_from
 
 SPEC = FakePolicy(side=SIDE).spec
-PROTOCOLS: tuple[WireProtocol, ...] = (StarVla(spec=SPEC, max_examples=4), OpenPi.of(SPEC, DatasetUnits()))
+UNITS = DatasetUnits()
+OPENPI = OpenPi.of(SPEC, UNITS)
+PROTOCOLS: tuple[WireProtocol, ...] = (
+    VlaEval(spec=SPEC, units=UNITS, limits=wire.Limits()),
+    StarVla(spec=SPEC, max_examples=4),
+    OPENPI,
+)
+VLLM_OMNI = (VllmOmni(spec=SPEC, units=UNITS, openpi=OPENPI),)
 TYPES = st.one_of(
     nst.boolean_dtypes(), nst.integer_dtypes(), nst.unsigned_integer_dtypes(), nst.floating_dtypes(sizes=(16, 32, 64)),
     nst.unicode_string_dtypes(max_len=4), nst.byte_string_dtypes(max_len=4), nst.datetime64_dtypes(), nst.timedelta64_dtypes(),
@@ -50,10 +60,19 @@ BESIDE = st.sampled_from(
 )
 
 
-def read(message: dict[Any, Any]) -> None:
+MARKERS = st.fixed_dictionaries(
+    {},
+    optional={"__image__": VALUES, "__ndarray__": VALUES, "nd": VALUES}
+    | {"format": st.sampled_from(["png", "jpeg", "raw"]) | VALUES, "dtype": st.sampled_from(["<f4", "O"]) | VALUES}
+    | {"data": VALUES, "shape": VALUES, "type": VALUES},
+)
+"""What says that it is an array or an image of another codec."""
+
+
+def read(message: dict[Any, Any], protocols: Sequence[WireProtocol] = PROTOCOLS) -> None:
     """Reads a message as a session does, as it comes over the wire; anything but a refusal or a request comes through."""
     message = wire.unpack(wire.pack(message), copy=False)
-    protocol = next(protocol for protocol in PROTOCOLS if protocol.matches(message))
+    protocol = next(protocol for protocol in protocols if protocol.matches(message))
     try:
         found = protocol.read(message)
     except (LampError, LampClientError) as error:
@@ -81,6 +100,39 @@ def test_any_value_under_any_key_of_starvla_is_read_or_refused(
 ) -> None:
     message = {"examples": [example() | inside]} | beside
     read({"type": "infer", "payload": message} if enveloped else message)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["type", "payload", "seq", "timestamp"]), VALUES, max_size=1),
+    st.dictionaries(
+        st.sampled_from(["images", "states", "task_description", "protocol_version"]), VALUES | MARKERS, max_size=2
+    ),
+    st.dictionaries(st.sampled_from(["agentview", "wrist", "x"]), VALUES | MARKERS, max_size=2),
+    st.sampled_from(["hello", "observation", "episode_start", "error"]),
+)
+def test_any_value_under_any_key_of_vla_eval_is_read_or_refused(
+    envelope: dict[str, Any], payload: dict[str, Any], images: dict[str, Any], kind: str
+) -> None:
+    seen = example()
+    named = dict(zip(("agentview", "wrist"), seen["image"], strict=True))
+    observed = {"images": named | images, "states": seen["state"], "task_description": seen["lang"]}
+    read({"type": kind, "payload": observed | payload, "seq": 1, "timestamp": 0.0} | envelope)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["images", "state", "prompt", "seed", "session_id", "endpoint", "modality_config"]),
+        VALUES | MARKERS | st.dictionaries(st.sampled_from(["x", "state"]), VALUES | MARKERS, max_size=2),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_any_value_under_any_key_of_vllm_omni_is_read_or_refused(changes: dict[str, Any]) -> None:
+    seen = example()
+    read({"images": seen["image"], "state": seen["state"], "prompt": seen["lang"]} | changes, VLLM_OMNI)
+    read(request() | changes, VLLM_OMNI)
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_http_beside_the_websocket(server: PolicyServer) -> None:
             status, picture, kind = fetch(server, f"/image/{camera}.jpg?n=1")
             assert status == 200 and kind == "image/jpeg" and picture[:2] == b"\xff\xd8"
     status, words, _ = fetch(server, "/nothing")
-    assert status == 404 and b"Known: /healthz, /metrics, /" in words
+    assert status == 404 and b"Known: /healthz, /health, /metrics, /" in words
     assert fetch(server, "/image/../../etc/passwd.jpg")[0] == 404
     with running(page=False) as bare:
         assert fetch(bare, "/")[0] == 404 and fetch(bare, "/live.json")[0] == 404 and fetch(bare, "/healthz")[0] == 200

@@ -29,7 +29,7 @@ class ServerConfig:
     tls_key: Path | None = None
     """PEM file with its private key; None where the certificate's file holds both."""
     units: str = "dataset"
-    """Of the actions in replies to openpi's requests: dataset, libero or widowx."""
+    """Of the actions in replies to openpi's, vla-eval's and LeRobot's requests: dataset, libero or widowx."""
     gather_ms: float = 2.5
     """How long a request waits for others to be computed with [ms]; one that is alone does not wait."""
     max_batch: int = 16

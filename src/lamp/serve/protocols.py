@@ -1,8 +1,8 @@
-"""The two protocols of the websocket, told apart by each message: openpi's and starVLA's.
+"""Protocols of the websocket, told apart by each message: openpi's and starVLA's, and what others share with them.
 
-Both carry maps in the same codec. openpi's requests are flat and its errors a text frame that closes the connection;
+All carry maps in the same codec. openpi's requests are flat and its errors a text frame that closes the connection;
 starVLA's are an envelope around a list of examples, and so are its errors. Whichever it is, a message becomes a request: act,
-reset, ping.
+reset, ping. vla-eval's protocol and vLLM-Omni's endpoint are in `vla_eval` and `vllm_omni`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class WireProtocol(Protocol):
 
     def make_reply(
         self, message: Message, request: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
-    ) -> dict[str, Any]:
-        """The reply."""
+    ) -> dict[str, Any] | None:
+        """The reply; None where none is due."""
         ...
 
     def error_reply(self, message: Message, problem: str, *, busy: bool = False) -> ErrorReply:
@@ -87,10 +87,10 @@ class OpenPi:
         seed = seed_from(message.get("lamp/noise_seed"), "lamp/noise_seed")
         if flag_from(message, "lamp/reset") or "__ctrl__" in message:
             return ResetRequest(noise_seed=seed)
-        observation = self.spec.fitted(self._layout(message).observation(message))
+        observation = self.spec.fitted(self.layout(message).observation(message))
         return ActRequest(observations=(observation,), noise_seed=seed, foresight=flag_from(message, "lamp/foresight"))
 
-    def _layout(self, message: Message) -> RequestLayout:
+    def layout(self, message: Message) -> RequestLayout:
         """The layout of which the request has most keys, and of those with the same keys the one whose state fits."""
 
         def fit(layout: RequestLayout) -> tuple[int, int]:
@@ -144,9 +144,7 @@ class StarVla:
             InvalidValueError: A value has another shape or type.
             MismatchError: An example does not fit the policy.
         """
-        kind = message.get("type", "infer")
-        if not isinstance(kind, str) or kind not in STARVLA_TYPES:
-            raise WireError(f"the message's type is {str(kind)[:40]!r}; expected one of {', '.join(STARVLA_TYPES)}.")
+        kind = word_from(message, "type", STARVLA_TYPES, absent="infer")
         if kind == "ping":
             return PingRequest()
         payload = message.get("payload", message)
@@ -180,17 +178,11 @@ class StarVla:
             raise InvalidValueError(
                 f"example {number} has {count} for 'image'; expected {len(names)}: {', '.join(names)}."
             )
-        width, spared = self.spec.state_width, not self.spec.takes_language
-        if width and example.get("state") is None:
-            raise InvalidValueError(f"example {number} has no 'state'; expected {width} numbers.")
-        if _size(example.get("state", [])) == self.spec.recorded_state_width:
-            width = self.spec.recorded_state_width
-        observation = Observation(
-            images={name: image_from(image, name) for name, image in zip(names, images, strict=True)},
-            state=state_from(example.get("state", []), "state", width),
-            instruction=prompt_from(example.get("lang", "" if spared else None), "lang", needed=not spared),
-        )
-        return self.spec.fitted(observation)
+        if self.spec.state_width and example.get("state") is None:
+            raise InvalidValueError(f"example {number} has no 'state'; expected {self.spec.state_width} numbers.")
+        named = dict(zip(names, images, strict=True))
+        instruction = example.get("lang", None if self.spec.takes_language else "")
+        return observation_from(self.spec, named, example.get("state", []), instruction, ("state", "lang"))
 
     def make_reply(
         self, message: Message, request: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
@@ -220,9 +212,73 @@ class StarVla:
         return ErrorReply(frame=frame, close=None)
 
 
+def observation_from(
+    spec: PolicySpec, images: Mapping[str, Any], state: Any, instruction: Any, names: tuple[str, str]
+) -> Observation:
+    """Makes the policy's observation of a client's images, whatever it calls them.
+
+    Args:
+        spec: The policy's.
+        images: By the policy's names of its cameras; or by others, in any order as long as the wrist's says so or comes last.
+        state: The state, or the whole features that it is taken from.
+        instruction: The instruction.
+        names: What the request calls the state and the instruction, for errors.
+
+    Raises:
+        InvalidValueError: A value has another shape or type.
+        MismatchError: The images are too few, or do not fit.
+    """
+    cameras = [camera.name for camera in spec.cameras]
+    if not set(cameras) <= images.keys():
+        given = sorted(images, key=lambda name: "wrist" in name or "hand" in name)  # stable: others keep their order
+        if len(given) < len(cameras):
+            raise MismatchError(f"the observation has {len(given)} images: {', '.join(given)[:200]}. {spec.expected}")
+        others = [name for name in cameras if name != spec.wrist]
+        found = dict(zip(others, given, strict=False)) | ({spec.wrist: given[-1]} if spec.wrist else {})
+        images = {name: images[found[name]] for name in cameras}
+    width = spec.recorded_state_width if _size(state) == spec.recorded_state_width else spec.state_width
+    observation = Observation(
+        images={name: image_from(images[name], name) for name in cameras},
+        state=state_from(state, names[0], width),
+        instruction=prompt_from(instruction, names[1], needed=spec.takes_language),
+    )
+    return spec.fitted(observation)
+
+
+def array_from(value: Any) -> Any:
+    """An array that came in a map of another codec than openpi's; anything else as it is.
+
+    `__ndarray__` with text keys is vla-eval's, as is `__image__` for images that are not compressed; `nd` is the
+    `msgpack-numpy` package's and older vLLM clients'.
+
+    Raises:
+        InvalidValueError: The map describes no array.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    fields = {key.decode("utf-8", "replace") if isinstance(key, bytes) else key: part for key, part in value.items()}
+    if not fields.keys() & {"__ndarray__", "__image__", "nd"}:
+        return value
+    try:
+        kind = fields["type"] if "nd" in fields else fields["dtype"]
+        dtype = np.dtype(kind.decode("ascii") if isinstance(kind, bytes) else str(kind))
+        if dtype.kind not in "biuf":
+            raise ValueError(f"the type {dtype.str}")
+        array = np.frombuffer(fields["data"], dtype)
+        return array.reshape([int(size) for size in fields.get("shape", ())]) if fields.get("nd", True) else array[0]
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
+        raise InvalidValueError(
+            f"an array cannot be read: {str(error)[:120]}; expected numbers with 'data', their type and 'shape'."
+        ) from None
+
+
 def _size(value: Any) -> int:
-    """How many values an array or a flat list has, without making an array of it."""
-    return value.size if isinstance(value, np.ndarray) else len(value) if isinstance(value, list) else 1
+    """How many values an array, a number or a list of these has, without making an array of it."""
+    if isinstance(value, list):
+        return sum(
+            part.size if isinstance(part, np.ndarray) else len(part) if isinstance(part, list) else 1 for part in value
+        )
+    return value.size if isinstance(value, np.ndarray) else 1
 
 
 def _request_id(message: Message) -> Any:
@@ -307,6 +363,8 @@ class ActRequest:
     """None: the client's episode gives it, or chance."""
     foresight: bool = False
     """Whether the predicted flow is to come with the actions."""
+    begins: bool = False
+    """Whether it begins an episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +411,18 @@ def seed_from(value: Any, where: str) -> NoiseSeed | None:
             f"{where!r} is {str(value)[:60]}; expected 1 to {MAX_SEED_PARTS} whole numbers from 0 to 2**63 - 1."
         )
     return tuple(parts)
+
+
+def word_from(message: Message, key: str, words: Sequence[str], *, absent: str | None = None) -> str:
+    """Reads one of some words; `absent` is taken where the key is not there.
+
+    Raises:
+        WireError: It is something else: an array, too, which compares with a word value by value.
+    """
+    value = message.get(key, absent)
+    if not isinstance(value, str) or value not in words:
+        raise WireError(f"{key!r} is {str(value)[:40]!r}; expected one of {', '.join(words)}.")
+    return value
 
 
 def flag_from(message: Mapping[Any, Any], key: str) -> bool:

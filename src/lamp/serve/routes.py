@@ -19,7 +19,7 @@ from lamp.serve.live import LivePage
 from lamp.serve.protocols import NoiseSeed, seed_from
 from lamp_client.errors import LampClientError
 
-PATHS = ("/healthz", "/metrics", "/", "/live.json", "/image/CAMERA.jpg")
+PATHS = ("/healthz", "/health", "/metrics", "/", "/live.json", "/image/CAMERA.jpg")
 RETRY_AFTER_S = 2
 POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
@@ -66,6 +66,11 @@ class Routes:
         upgrade = not head and "websocket" in ",".join(request.headers.get_all("Upgrade")).lower()
         if path == "/healthz" and not upgrade:
             return text_response("OK") if self.state() == "ready" else unavailable(self.state())
+        if path == "/health" and not upgrade:  # as vla-eval's servers say it
+            state = self.state()
+            status = HTTPStatus.OK if state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
+            words = json.dumps({"status": "ok" if state == "ready" else state}) + "\n"
+            return full_response(words.encode(), "application/json", status)
         if not self.keys.admit(single_header(request.headers, "Authorization")):
             self.refused("key")
             response = text_response("An API key is needed: Authorization: Api-Key KEY\n", HTTPStatus.UNAUTHORIZED)
@@ -104,7 +109,7 @@ class Routes:
                 picture = await live.picture(unquote(path.removeprefix("/image/").removesuffix(".jpg")))
                 if picture is not None:
                     return full_response(picture, "image/jpeg")
-        known = PATHS if self.live is not None else PATHS[:2]
+        known = PATHS if self.live is not None else PATHS[:3]
         return text_response(
             f"There is nothing at {path[:80]!r}. Known: {', '.join(known)}; and the websocket.\n", HTTPStatus.NOT_FOUND
         )

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets.asyncio.server import Server
 from websockets.asyncio.server import serve as listen
@@ -37,9 +38,12 @@ from lamp.serve.keys import ApiKeys
 from lamp.serve.live import Artist, LivePage
 from lamp.serve.metrics import Metrics
 from lamp.serve.policy_spec import ServedPolicy, open_checkpoint
-from lamp.serve.protocols import OpenPi, StarVla, WireProtocol, greeting
+from lamp.serve.protocols import OpenPi, StarVla, greeting
 from lamp.serve.routes import Routes, seed_of
 from lamp.serve.sessions import ClientSession
+from lamp.serve.vla_eval import VlaEval, hello_fields
+from lamp.serve.vllm_omni import PATH as VLLM_OMNI_PATH
+from lamp.serve.vllm_omni import VllmOmni, policy_server_config
 from lamp_client import wire
 from lamp_client.types import ActionChunk
 
@@ -66,8 +70,10 @@ class PolicyServer:
     policy: ServedPolicy
     live: LivePage
     batcher: Batcher
-    protocols: tuple[WireProtocol, ...]
+    openpi: OpenPi
+    starvla: StarVla
     greeting: bytes
+    vllm_omni_greeting: bytes
 
     def __init__(self, config: ServerConfig, *, artist: Artist | None = None) -> None:
         self.config, self.artist = config, artist
@@ -122,12 +128,11 @@ class PolicyServer:
         units = action_units(config.units, policy.spec)
         self.policy = policy
         self.live = LivePage(spec=policy.spec, metrics=self.metrics, artist=self.artist)
-        self.protocols = (
-            StarVla(spec=policy.spec, units=units, max_examples=config.max_queue),
-            OpenPi.of(policy.spec, units),
-        )
+        self.openpi = OpenPi.of(policy.spec, units)
+        self.starvla = StarVla(spec=policy.spec, units=units, max_examples=config.max_queue)
         limits = {"message_bytes": config.limits.message_bytes, "array_bytes": config.limits.array_bytes}
-        self.greeting = wire.pack(greeting(policy.spec, units, limits))
+        self.greeting = wire.pack(greeting(policy.spec, units, limits) | hello_fields(policy.spec, units))
+        self.vllm_omni_greeting = wire.pack(policy_server_config(policy.spec, units))
         self.batcher = Batcher(
             policy,
             gather_s=config.gather_ms / 1000,
@@ -241,13 +246,18 @@ class PolicyServer:
             await connection.close(1001, "the server is stopping")
 
     async def _serve(self, connection: ClientConnection) -> None:
+        spec, units = self.policy.spec, self.openpi.units
+        path, limits = urlsplit(connection.request.path).path if connection.request else "", self.config.limits
+        at_vllm_omni = path.rstrip("/") == VLLM_OMNI_PATH
         session = ClientSession(
             connection=connection,
             batcher=self.batcher,
-            protocols=self.protocols,
+            protocols=(VllmOmni(spec=spec, units=units, openpi=self.openpi),)
+            if at_vllm_omni
+            else (VlaEval(spec=spec, units=units, limits=limits), self.starvla, self.openpi),
             metrics=self.metrics,
-            limits=self.config.limits,
-            greeting=self.greeting,
+            limits=limits,
+            greeting=self.vllm_omni_greeting if at_vllm_omni else self.greeting,
             stopping=self._stopping,
             send_timeout_s=self.config.send_timeout_s,
             first_seed=seed_of(connection.request.path) if connection.request else None,

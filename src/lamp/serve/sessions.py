@@ -133,7 +133,8 @@ class ClientSession:
             return await self._refuse(
                 protocol.error_reply(message, self._error_for_client(error), busy=isinstance(error, BusyError))
             )
-        await self._send(reply)
+        if reply is not None:
+            await self._send(reply)
         total = time.perf_counter() - arrived
         self.metrics.request.add(total)
         self.metrics.requests[protocol.name] += 1
@@ -148,10 +149,11 @@ class ClientSession:
             raise WireError(f"the message is a {type(message).__name__}; expected a map.")
         return message
 
-    async def _reply(self, protocol: WireProtocol, message: Message) -> bytes:
+    async def _reply(self, protocol: WireProtocol, message: Message) -> bytes | None:
         request = protocol.read(message)
         answers = await self._compute(request)
-        return wire.pack(protocol.make_reply(message, request, answers, self.prev_total_ms))
+        reply = protocol.make_reply(message, request, answers, self.prev_total_ms)
+        return None if reply is None else wire.pack(reply)
 
     async def _compute(self, request: PolicyRequest) -> list[ActReply]:
         if isinstance(request, ResetRequest):
@@ -160,6 +162,8 @@ class ClientSession:
         if not isinstance(request, ActRequest):
             return []
         self.asked_at = time.monotonic()
+        if request.begins:
+            self.episode = EpisodeNoise(seed=self.first_seed)
         seeds = seeds_for(request, request.noise_seed or self.episode.noise_seed())
         asking = self.batcher.ask(request.observations, seeds, foresight=request.foresight, client=self.number)
         self._work = asyncio.ensure_future(asking)

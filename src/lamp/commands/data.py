@@ -148,7 +148,13 @@ def _flow_merge(arguments: Sequence[str]) -> None:
 def _flow_score(arguments: Sequence[str]) -> None:
     from lamp.sceneflow.estimate.score import FlowScoreConfig, score
 
-    score(parse(FlowScoreConfig, arguments, "flow score", leading="--episodes"))
+    config = parse(FlowScoreConfig, arguments, "flow score", leading="--episodes")
+    if any(config.episodes.glob("simulation/episode-*")) or not config.episodes.is_dir():
+        score(config)
+        return
+    from lamp.data.robot_check import check_by_robot
+
+    check_by_robot(config)
 
 
 def _flow_settings(name: str) -> FlowBuildConfig:

@@ -21,8 +21,10 @@ from PIL import Image
 
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.lerobot.video import naming_video_errors
+from lamp.data.robot_calibration import RobotCalibration, read_joints
 from lamp.data.stored_images import BROKEN, luma
 from lamp.errors import ConfigError, DataError, missing, unknown
+from lamp.files import path_inside
 from lamp.json_files import read_json_object
 from lamp.sceneflow.estimate.interfaces import Clip
 from lamp.sceneflow.estimate.optical_flow import import_cv2
@@ -65,6 +67,14 @@ class ClipReader(ABC):
     fps: float
     instruction: str
     length: int
+
+    @abstractmethod
+    def joints(self, place: str) -> Float64[np.ndarray, "n j"]:
+        """The robot's joint states at every frame.
+
+        Raises:
+            DataError: They are not there.
+        """
 
     @abstractmethod
     def window(self, first: int, last: int) -> Clip:
@@ -146,6 +156,14 @@ class LeRobotClip(ClipReader):
         )
         self._calibration = Calibration.read(source.path, source.settings)
 
+    def joints(self, place: str) -> Float64[np.ndarray, "n j"]:
+        dataset = self._source.dataset
+        if place not in dataset.features:
+            raise DataError(
+                f"{dataset.root} has no feature {place!r} with joint states; it has {', '.join(sorted(dataset.features))}"
+            )
+        return dataset.column(place, self._episode).astype(np.float64).reshape(self.length, -1)
+
     def window(self, first: int, last: int) -> Clip:
         dataset, source = self._source.dataset, self._source
         indices = np.arange(first, last)
@@ -171,6 +189,7 @@ class Calibration:
     depth_camera: DepthCamera | None = None
     """Where depth is not registered to the colours."""
     fps: float | None = None
+    robot: RobotCalibration | None = None
 
     @classmethod
     def read(cls, folder: Path, settings: SourceSettings) -> Calibration:
@@ -184,18 +203,18 @@ class Calibration:
         if (folder / CALIBRATION).is_file():
             content = read_json_object(folder / CALIBRATION, "calibration")
             try:
-                found = cls._of(content, str(folder / CALIBRATION))
+                found = cls._of(content, folder / CALIBRATION)
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{folder / CALIBRATION}: no calibration ({type(error).__name__}: {error}); expected intrinsics with fx, "
-                    "fy, cx, cy, width and height in px, or also world_from_cam, fixed_camera, fps, depth_unit, depth_intrinsics "
-                    "and colour_from_depth (docs/scene_flow.md)"
+                    "fy, cx, cy, width and height in px, or also world_from_cam, fixed_camera, fps, depth_unit, "
+                    "depth_intrinsics, colour_from_depth and robot (docs/scene_flow.md)"
                 ) from None
         changes = {"depth_unit": unit, "fixed_camera": settings.fixed_camera, "fps": settings.fps}
         return replace(found, **{name: value for name, value in changes.items() if value is not None})
 
     @classmethod
-    def _of(cls, content: dict[str, Any], file: str) -> Calibration:
+    def _of(cls, content: dict[str, Any], file: Path) -> Calibration:
         known = {
             "intrinsics",
             "world_from_cam",
@@ -204,6 +223,7 @@ class Calibration:
             "depth_intrinsics",
             "colour_from_depth",
             "fps",
+            "robot",
         }
         if strange := sorted(content.keys() - known):
             raise ValueError(f"unknown key {strange[0]!r}; known: {', '.join(sorted(known))}")
@@ -217,7 +237,8 @@ class Calibration:
                 intrinsics=_pinhole(content["depth_intrinsics"])[0], colour_from_depth=_pose(pose)
             )
         return cls(
-            file=file,
+            file=str(file),
+            robot=RobotCalibration.of(content["robot"], file.parent) if "robot" in content else None,
             intrinsics=matrix,
             size=size,
             world_from_cam=None if poses is None else _pose(np.array(poses, dtype=np.float64).reshape(-1, 4, 4)),
@@ -276,9 +297,24 @@ class Calibration:
         poses = self.world_from_cam
         if poses is not None:
             poses = np.repeat(poses, last - first, axis=0) if len(poses) == 1 else poses[first:last]
+        robot = None
+        if self.robot is not None:
+            if self.intrinsics is None:
+                raise DataError(
+                    f"{reader.name}: {self.file} has a robot and no intrinsics; where its links are in the image cannot be said "
+                    "without"
+                )
+            joints = reader.joints(self.robot.joints)
+            if len(joints) != reader.length:
+                raise DataError(
+                    f"{reader.name} has {len(joints)} joint states for {reader.length} frames; expected one a frame"
+                )
+            robot = self.robot.motion(joints[first:last], reader.name)
+            poses = robot.base_from_cam if poses is None else poses
         return Clip(
             rgb=rgb,
             depth=depth,
+            robot=robot,
             fps=reader.fps,
             name=reader.name,
             instruction=reader.instruction,
@@ -407,6 +443,7 @@ class FolderClip(ClipReader):
 
     def __init__(self, name: str, recording: Recording, settings: SourceSettings) -> None:
         self.name = name
+        self._folder = recording.folder
         calibration = Calibration.read(recording.folder, settings)
         if recording.bridge:
             calibration = _bridge_calibration(calibration)
@@ -427,6 +464,9 @@ class FolderClip(ClipReader):
         texts = [recording.colours.with_suffix(".txt"), *(recording.folder / text for text in TEXTS)]
         found = [text.read_text(errors="replace").split("confidence:")[0] for text in texts if text.is_file()]
         self.instruction = instruction_of([*found, settings.instruction or ""], name)
+
+    def joints(self, place: str) -> Float64[np.ndarray, "n j"]:
+        return read_joints(path_inside(self._folder, place, "joints of calibration.json"), self.name)
 
     def window(self, first: int, last: int) -> Clip:
         rgb = np.stack([_colours(value, self.name) for value in self._colours.read(first, last)])

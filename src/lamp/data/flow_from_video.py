@@ -449,7 +449,9 @@ def estimate(
         for found in tracks:
             frame = found.frame + start
             known.append(float(np.isfinite(found.points[:, 0, 2]).mean()))
-            filtered = apply_filters(found, config.filters, reader.fps / config.stride, counts)
+            filtered = apply_filters(
+                found, config.filters, reader.fps / config.stride, counts, partial=config.robot == "only"
+            )
             if filtered is not None:
                 kept.append(replace(filtered, frame=frame - first))
                 intrinsics.append(cameras.intrinsics)
@@ -475,12 +477,15 @@ def moving(found: PointTracks) -> np.ndarray:
     return leaves_start(found.points[..., :2] - found.points[:, :1, :2], found.valid, MOVING)
 
 
-def apply_filters(found: PointTracks, filters: Filters, rate: float | int, counts: Counter[str]) -> PointTracks | None:
+def apply_filters(
+    found: PointTracks, filters: Filters, rate: float | int, counts: Counter[str], *, partial: bool = False
+) -> PointTracks | None:
     """Tracks without what is not believed; None where too little is left.
 
     Args:
         rate: Flow steps a second, by which it is judged what a jump is.
         counts: What was left out is added to it.
+        partial: Points that are not known at the query frame are not meant to be, and do not count as lost.
     """
     valid = found.valid & (found.confidence >= filters.confidence)
     valid[:, 0] = found.valid[:, 0]
@@ -494,9 +499,10 @@ def apply_filters(found: PointTracks, filters: Filters, rate: float | int, count
     broken = np.concatenate([np.zeros_like(valid[:, :1]), np.cumsum(jumps, axis=1) > 0], axis=1)
     valid &= ~broken
     present = found.valid.any(axis=0)
-    coverage = float(valid[:, present].mean()) if present.any() else 0.0
+    started = found.valid[:, 0] | (not partial)
+    coverage = float(valid[started][:, present].mean()) if present.any() and started.any() else 0.0
     if coverage < filters.coverage:
-        reasons = {"lost": (~found.valid[:, present]).sum(), "jumps": (broken & found.valid).sum()}
+        reasons = {"lost": (~found.valid[started][:, present]).sum(), "jumps": (broken & found.valid).sum()}
         reasons["low_confidence"] = (found.valid & (found.confidence < filters.confidence)).sum()
         counts[max(reasons, key=lambda name: int(reasons[name]))] += 1
         return None

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
 from lamp.errors import DataError
+from lamp.sceneflow.estimate.robot_motion import RobotMotion
 from lamp.sceneflow.exact_flow import Sampling
 
 MAX_DEPTH = 10.0
@@ -38,6 +39,8 @@ class Clip:
     """Recorded poses of the camera; None: not recorded."""
     fixed_camera: bool | None = None
     """Whether the camera is known to stand still, or to move; None: found in the images."""
+    robot: RobotMotion | None = None
+    """Where the robot's links are, from its joint states; None: not recorded."""
 
     def __post_init__(self) -> None:
         count, height, width = self.rgb.shape[:3]
@@ -51,6 +54,10 @@ class Clip:
         if self.world_from_cam is not None and len(self.world_from_cam) != count:
             raise DataError(
                 f"{self.name} has {len(self.world_from_cam)} camera poses for {count} frames; expected as many"
+            )
+        if self.robot is not None and len(self.robot.base_from_cam) != count:
+            raise DataError(
+                f"{self.name} has joint states of {len(self.robot.base_from_cam)} frames and {count} images; expected as many"
             )
         if self.intrinsics is not None:
             check_intrinsics(self.intrinsics, self.name)
@@ -71,6 +78,7 @@ class Clip:
             rgb=self.rgb[part],
             depth=None if self.depth is None else self.depth[part],
             world_from_cam=None if self.world_from_cam is None else self.world_from_cam[part],
+            robot=None if self.robot is None else self.robot.window(first, last),
         )
 
 

@@ -41,7 +41,8 @@ class FlowScoreConfig(ChainSettings):
     """Compares a chain that estimates scene flow from video with the exact scene flow of recorded simulations."""
 
     episodes: Path
-    """A dataset with recorded simulation, as `lamp collect` writes it."""
+    """A dataset with recorded simulation, as `lamp collect` writes it; or recordings with joint states, a URDF and a calibrated
+    camera (docs/scene_flow.md), whose points on the robot are compared with its kinematics."""
     baselines: tuple[str, ...] = BASELINES
     """Chains that are measured beside it."""
     only: tuple[int, ...] = ()
@@ -183,12 +184,27 @@ def score(config: FlowScoreConfig, *, load_scene: LoadScene = load_libero_scene)
                 measure(chain, clip, truth, sampling, found[name], scale=config.scale)
             count += 1
             progress.advance(note=f"{own.name} {found[own.name].brief}")
+    return report(
+        config, own.name, found, episodes=count, tasks=sorted(tasks), truth="the simulator's exact scene flow"
+    )
+
+
+def report(
+    config: FlowScoreConfig, own: str, found: Mapping[str, Errors], *, episodes: int, tasks: Sequence[str], truth: str
+) -> dict[str, Any]:
+    """Prints what was found, writes it where that is asked for, and returns it.
+
+    Args:
+        own: Name of the chain that is measured; the others are baselines.
+        truth: What was compared with.
+    """
     result: dict[str, Any] = {
-        "chain": own.name,
-        **found[own.name].summary,
+        "chain": own,
+        **found[own].summary,
         "baselines": {name: found[name].summary for name in config.baselines},
-        "episodes": count,
-        "tasks": sorted(tasks),
+        "truth": truth,
+        "episodes": episodes,
+        "tasks": list(tasks),
         "camera": config.camera,
         "image_size": config.image_size,
         "horizon": config.horizon,
@@ -199,7 +215,7 @@ def score(config: FlowScoreConfig, *, load_scene: LoadScene = load_libero_scene)
     }
     if config.out is not None:
         write_json(config.out, result)
-    print(json.dumps(result, indent=2) if config.json else table({own.name: result, **result["baselines"]}))
+    print(json.dumps(result, indent=2) if config.json else table({own: result, **result["baselines"]}))
     return result
 
 

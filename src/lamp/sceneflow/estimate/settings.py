@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from lamp.errors import ConfigError, unknown
 from lamp.sceneflow.estimate.chain import Chain, chain_named
@@ -12,6 +13,7 @@ from lamp.sceneflow.estimate.learned.cameras import CAMERAS, LearnedCameras
 from lamp.sceneflow.estimate.learned.depth import DEPTHS, LearnedDepth
 from lamp.sceneflow.estimate.learned.model import LearnedModel, default_device, loaded
 from lamp.sceneflow.estimate.learned.trackers import TRACKERS, LearnedTracker
+from lamp.sceneflow.estimate.robot import RobotTracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class ChainSettings:
     """Learned cameras where calibration or poses are unknown: da3 or moge2."""
     camera_weights: str | None = None
     """Likewise."""
+    robot: Literal["no", "with", "only"] = "no"
+    """Whether points on the robot move as its joint states and URDF say: not; they do, and other points as the chain finds; or
+    they do, and others are not known."""
     device: str | None = None
     """Where learned estimators compute: cpu, cuda:0 ...; by default a GPU if there is one."""
 
@@ -73,7 +78,12 @@ class ChainSettings:
             cameras = LearnedCameras(model=CAMERAS[self.camera_model], weights=self.camera_weights, device=device)
         if self.tracker is not None:
             tracker = LearnedTracker(model=TRACKERS[self.tracker], weights=self.tracker_weights, device=device)
-        parts = (self.chain, self.tracker, self.depth_model, self.camera_model and f"{self.camera_model}_cameras")
+        if self.robot == "only":
+            return replace(chain, name="robot", depth=depth, cameras=cameras, tracker=RobotTracker())
+        if self.robot == "with":
+            tracker = RobotTracker(others=tracker)
+        cameras_name = self.camera_model and f"{self.camera_model}_cameras"
+        parts = (self.chain, self.tracker, self.depth_model, cameras_name, "robot" if self.robot == "with" else None)
         name = "+".join(filter(None, parts))
         return replace(chain, name=name, depth=depth, cameras=cameras, tracker=tracker)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,27 @@ class Line:
 
     def action_from_policy(self, action: np.ndarray) -> np.ndarray:
         return -action
+
+
+@pytest.mark.parametrize(
+    ("simulator", "widths", "message"),
+    [
+        ("twin", (3, 3), "has no attribute"),
+        ({"suite": "twin", "model": {"body_pos": "far"}}, (3, 3), "could not convert string to float"),
+        ({"suite": "twin", "model": {}}, (3, 4), "must have the same shape"),
+    ],
+)
+def test_a_damaged_simulator_is_a_reason_to_skip(
+    simulator: Any, widths: tuple[int, int], message: str, tmp_path: Path
+) -> None:
+    recorder = Recorder(folder=tmp_path / "recording", fps=10, metadata={"simulator": simulator})
+    recorder.begin("go right", "one")
+    for width in widths:
+        extra = {"simulation.states": np.zeros(width), "simulation.body_poses": np.zeros((2, 7))}
+        recorder.add(replace(Line().observe(), extra=extra), np.zeros(2, np.float32), time_s=0.0)
+    recorder.end()
+    with pytest.raises(DataError, match=f"its simulator is damaged.*{message}"):
+        import_recording(tmp_path / "recording", tmp_path / "data")
 
 
 def record(folder: Path, episodes: int, fps: float = 10.0) -> None:

@@ -284,7 +284,7 @@ def test_a_loop_that_cannot_keep_its_rate_says_so(caplog: pytest.LogCaptureFixtu
     assert "steps per second, not 100" in line
 
 
-@pytest.mark.parametrize("damage", ["shape", "deep", "time", "head"])
+@pytest.mark.parametrize("damage", ["shape", "deep", "time", "head", "depth", "extra"])
 def test_a_hostile_recording_is_an_error_of_ours(damage: str, tmp_path: Path) -> None:
     head: dict[str, Any] = {"format": "lamp-recording", "version": 1, "instruction": "x", "fps": 10.0, "metadata": "{}"}
     image = {"shape": [10**6, 10**6, 3], "zlib": b"x"} if damage == "shape" else np.zeros((4, 4, 3), np.uint8)
@@ -295,8 +295,32 @@ def test_a_hostile_recording_is_an_error_of_ours(damage: str, tmp_path: Path) ->
         del head["fps"]
     if damage == "time":
         frame["images"] = 7
+    if damage in ("depth", "extra"):
+        frame["extra"] = {"depth.a": {"shape": [10**6, 10**6], "zlib": b"x"}} if damage == "depth" else 7
     records = [module._record(message, compress=False) for message in (head, frame)]
     (tmp_path / "one.lamprec").write_bytes(b"".join(records))
     for pixels in (True, False):
         with pytest.raises(RecordingError, match="is damaged, or no recording"):
             read_episode(tmp_path, "one", pixels=pixels)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_depth_and_what_a_simulator_knows_are_kept(tmp_path: Path, compress: bool) -> None:
+    depth = np.array([[0.0, 0.5, 1.23456], [6.5, 9.0, np.nan]], np.float32)
+    state = np.array([0.1, -2.0, 1e-9])
+    seen = Observation(
+        images={"front": np.zeros((2, 3, 3), np.uint8)}, state=np.zeros(2, np.float32), instruction="go",
+        extra={"depth.front": depth, "simulation.states": state},
+    )  # fmt: skip
+    recorder = Recorder(folder=tmp_path, fps=20, compress=compress)
+    recorder.begin("go", "one")
+    for _ in range(2):
+        recorder.add(seen, np.zeros(2, np.float32), time_s=0.0)
+    recorder.end()
+    frame = read_episode(tmp_path, "one").frames[1]
+    np.testing.assert_array_equal(frame["extra"]["simulation.states"], state)
+    found = frame["extra"]["depth.front"]
+    assert found.dtype == np.float32
+    # To a tenth of a millimetre; what is unknown or farther than 6.5 m is 0.
+    np.testing.assert_allclose(found, [[0, 0.5, 1.23456], [6.5, 0, 0]], atol=6e-5)
+    assert read_episode(tmp_path, "one", pixels=False).frames[0]["extra"]["simulation.states"].shape == (3,)

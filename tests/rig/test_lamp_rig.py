@@ -20,6 +20,12 @@ import pytest
 from lamp.benchmark.trials import read_trials
 from lamp.data.import_recording import EMBODIMENT_PATH, import_recording
 from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.geometry import apply, unproject
+from lamp.sceneflow.build import FlowBuildConfig, build
+from lamp.sceneflow.rendering import load_scene
+from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths
+from lamp.sceneflow.store import SceneFlowStore
+from lamp.sceneflow.validate import validate
 from lamp_client.client import InProcessPolicy
 from lamp_client.recording import read_episode, recorded_names
 from lamp_client.rig import session
@@ -97,6 +103,37 @@ def test_recordings_of_the_expert_are_a_lerobot_dataset(recording: Path, tmp_pat
     assert said["kind"]["type"] == "Relative" and said["kind"]["pose"]["action"] == 0
     assert said["gripper"]["dim"] == 6
     assert said["name"] == f"twin-rizon4.rig-{episode.metadata['rig_fingerprint'][:12]}_recorded"
+
+
+def test_recordings_of_the_twin_have_exact_scene_flow(recording: Path, tmp_path: Path) -> None:
+    import_recording(recording, tmp_path / "data")
+    report = build(FlowBuildConfig(data=tmp_path / "data", grid=(12, 16), horizon=6, stride=4, every=20, workers=1))
+    assert report.built == 2 and report.kept == 0
+    store = SceneFlowStore(tmp_path / "data" / "sceneflow")
+    described = store.description
+    assert described.cameras == ("front",) and not described.mirrored and described.image_size == (64, 48)
+    assert not validate(tmp_path / "data" / "sceneflow")
+    tracks, camera = store.read(0, store.frames(0))
+    moved = (tracks.points - tracks.points[:, :, :1]).abs().amax((2, 3))
+    assert 0.02 < float((moved > 1e-3).float().mean()) < 0.5
+    # The table's points do not move at all, and the camera's focal length is that of the rig's description.
+    assert float((moved == 0).float().mean()) > 0.3
+    focal = twin_description(width=64, height=48).cameras["front"].calibration
+    assert focal is not None and focal.focal is not None
+    assert float(camera.intrinsics[0, 0, 0]) == pytest.approx(focal.focal[0] / 64)
+    # A cup in the hand moves with it: its true path, from the recorded poses, is among the tracks.
+    path = recording_paths(tmp_path / "data")[0]
+    playback = Playback(load_scene(read_header(path)[0]).model, read_recording(path))
+    cup = playback.model.body("cup").id
+    poses = playback.world_from_body[:, cup, :3, 3]
+    assert float((poses[-1] - poses[0]).norm()) > 0.1
+    frame = int((poses[:, 2] - poses[0, 2] > 0.03).float().argmax())
+    view_frame = max(int(at) for at in store.frames(0) if at <= frame)
+    points, one = store.read(0, [view_frame])
+    paths3d = apply(one.world_from_cam[0], unproject(points.points[0].double(), one.intrinsics[0]))
+    way = poses[min(view_frame + 24, len(poses) - 1)] - poses[view_frame]
+    off = (paths3d[:, -1] - paths3d[:, 0] - way).norm(dim=-1)[points.valid[0].all(-1)]
+    assert float(off.min()) < 0.02
 
 
 def test_an_interrupted_recording_goes_on(small: str, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ class FlowFlags(SelectionFlags):
 
 def _flow_build(arguments: Sequence[str]) -> None:
     from lamp.data.feature_cache.shards import picture_hashes
-    from lamp.sceneflow.build import FlowBuildConfig, build
+    from lamp.sceneflow.build import FlowBuildConfig, as_recorded, build
 
     settings, words = None, with_flag(arguments, "--data")
     if _is_video(arguments):
@@ -71,6 +71,7 @@ def _flow_build(arguments: Sequence[str]) -> None:
         from lamp.data.lerobot.reader import LeRobotDataset
 
         config = replace(config, only=flags.selection.select(LeRobotDataset(config.data)))
+    config = as_recorded(config)
     build(config, pictures=picture_hashes(config.data, config.cameras))
 
 

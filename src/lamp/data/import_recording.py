@@ -20,10 +20,10 @@ from lamp.data.lerobot.video import frame_rate
 from lamp.data.lerobot.writer import LeRobotWriter
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import safe_file_name
-from lamp.json_files import read_json, write_json
+from lamp.json_files import read_json, to_line, write_json
 from lamp_client.errors import InvalidValueError
 from lamp_client.recording import RecordedEpisode, RecordingError, read_episode, recorded_names
-from lamp_client.types import GripperUnits
+from lamp_client.types import SIMULATION, GripperUnits
 
 EMBODIMENT_PATH = "meta/embodiment.json"
 """In an imported dataset: what its actions mean, for `--embodiment` and `--also`."""
@@ -390,6 +390,10 @@ def _reason_to_skip(episode: RecordedEpisode, successes_only: bool) -> str:
             return f"the width of its {key} changes"
         if not all(each.dtype.kind in "fiub" and np.isfinite(each).all() for each in values):
             return f"its {key} holds what are no finite numbers"
+    try:
+        _simulation(episode)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"what it keeps of its simulator is damaged ({str(error)[:100]})"
     return ""
 
 
@@ -418,11 +422,32 @@ def episode_data(episode: RecordedEpisode) -> EpisodeData:
     extra: dict[str, Any] = {
         "success": episode.success,
         "complete": episode.complete,
-        "recorder": dict(episode.metadata),
+        "recorder": {name: value for name, value in episode.metadata.items() if name != "simulator"},
     }
     texts = tuple(frame.get("instruction", episode.instruction) for frame in frames)
     changes = texts if len(set(texts)) > 1 else None
-    return EpisodeData(frames=columns, images=images, task=texts[0], instructions=changes, extra=extra)
+    simulation, described = _simulation(episode)
+    return EpisodeData(
+        frames=columns, images=images, task=texts[0], instructions=changes, extra=extra, simulation=simulation,
+        simulation_metadata=described,
+    )  # fmt: skip
+
+
+def _simulation(episode: RecordedEpisode) -> tuple[dict[str, np.ndarray] | None, dict[str, str]]:
+    """The states of the simulator in which an episode was recorded, from which `lamp flow build` computes exact scene flow.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: They are damaged.
+    """
+    names, frames = ("states", "body_poses"), episode.frames
+    simulator = episode.metadata.get("simulator")
+    if not simulator or not all(f"{SIMULATION}{name}" in frame.get("extra", {}) for frame in frames for name in names):
+        return None, {}
+    arrays = {name: np.stack([frame["extra"][f"{SIMULATION}{name}"] for frame in frames]) for name in names}
+    arrays |= {f"model_{name}": np.array(value, np.float64) for name, value in simulator.get("model", {}).items()}
+    height, width = next(iter(frames[0]["images"].values())).shape[:2]
+    described = {**simulator, "image_size": [width, height], "mirrored": False}
+    return arrays, {name: to_line(value) for name, value in described.items() if name != "model"}
 
 
 def _column(frames: Iterable[dict[str, Any]], key: str, dtype: type[np.generic]) -> np.ndarray:

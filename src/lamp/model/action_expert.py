@@ -297,32 +297,40 @@ class ActionExpert(nn.Module):
     def forward(
         self,
         actions: Float[Tensor, "b r h a"],
-        tau: Float[Tensor, "b r"] | float,
+        tau: Float[Tensor, "b r *h"] | float,
         state: Float[Tensor, "b s"],
         context: JointContext | PrefixContext,
     ) -> Float[Tensor, "b r h a"]:
         """Returns the predicted velocity (Eq. 5) of r noise draws per sample, which share state and context.
 
-        `tau` may be one flow time for all.
+        `tau` may be one flow time for all, or one for each action (`lamp.model.realtime`).
         """
         if self.baseline is None:
             return self._predict(actions, tau, state, context)
         mean = self.baseline(state)[:, None]
         time = flow_times(tau, 2, actions.device)
-        scale_in, skip, out = preconditioning(time, self.baseline.std)
-        rest = actions.float() - time[..., None, None] * mean
+        scale_in, skip, out = self._preconditioning(time, self.baseline)
+        rest = actions.float() - time[(..., *(None,) * (4 - time.ndim))] * mean
         return mean + skip * rest + out * self._predict(scale_in * rest, tau, state, context).float()
 
-    def error_scale(self, tau: Float[Tensor, "b r"]) -> Float[Tensor, "..."]:
+    def error_scale(self, tau: Float[Tensor, "b r *h"]) -> Float[Tensor, "..."]:
         """The unit in which the loss measures the velocity's error: 1 but for a network that starts at a baseline."""
         if self.baseline is None:
             return torch.ones((), device=tau.device)
-        return preconditioning(tau, self.baseline.std)[2]
+        return self._preconditioning(tau, self.baseline)[2]
+
+    @staticmethod
+    def _preconditioning(tau: Float[Tensor, "#b #r *h"], baseline: ActionBaseline) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the baseline's deviations, shaped to multiply (b, r, h, a)."""
+        if tau.ndim == 2:
+            return preconditioning(tau, baseline.std)
+        each = [preconditioning(tau[..., step], std) for step, std in enumerate(baseline.std)]
+        return tuple(torch.stack(parts, dim=-2) for parts in zip(*each, strict=True))  # pyright: ignore[reportReturnType]
 
     def _predict(
         self,
         actions: Float[Tensor, "b r h a"],
-        tau: Float[Tensor, "b r"] | float,
+        tau: Float[Tensor, "b r *h"] | float,
         state: Float[Tensor, "b s"],
         context: JointContext | PrefixContext,
     ) -> Float[Tensor, "b r h a"]:
@@ -339,19 +347,20 @@ class ActionExpert(nn.Module):
     def embed(
         self,
         actions: Float[Tensor, "b r h a"],
-        time: Float[Tensor, "#b #r c"],
+        time: Float[Tensor, "#b #r *h c"],
         state: Float[Tensor, "b s"],
         t_1: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b r h d"]:
-        """Returns the action tokens as the first block finds them, from the embedded flow time."""
+        """Returns the action tokens as the first block finds them, from the embedded flow time, of all or of each."""
         b, r, h, _ = actions.shape
-        parts = [actions, time[:, :, None].expand(b, r, h, -1), state[:, None, None].expand(b, r, h, -1)]
+        time = time if time.ndim == 4 else time[:, :, None]
+        parts = [actions, time.expand(b, r, h, -1), state[:, None, None].expand(b, r, h, -1)]
         if self.config.sees_t_1 and t_1 is not None:
             parts.append(self._times(t_1)[:, None, None].expand(b, r, h, -1))
         tokens = torch.cat(parts, dim=-1)
         return self.action_in(tokens.to(self.action_in.weight.dtype)) + self.positions[:h]
 
-    def _time(self, tau: Float[Tensor, "b r"] | float) -> Float[Tensor, "#b #r c"]:
+    def _time(self, tau: Float[Tensor, "b r *h"] | float) -> Float[Tensor, "#b #r *h c"]:
         if isinstance(tau, float) and tau in self._fixed:
             return self._fixed[tau]
         return self._times(flow_times(tau, 2, self.positions.device))

@@ -23,6 +23,7 @@ from lamp.model.action_expert import ActionExpert
 from lamp.model.lamp import LaMP
 from lamp.model.layers import Block, Mlp
 from lamp.model.motion_expert import MotionBlock
+from lamp.model.realtime import PreviousChunk, RealTimeMethod
 from lamp.types import Encoded
 
 GRAPHS_KEPT = 16
@@ -106,15 +107,20 @@ class FastActor:
         motion_noise: Float[Tensor, "b k t 3"] | None,
         action_noise: Float[Tensor, "b h a"],
         prior: Encoded | None = None,
+        previous: PreviousChunk | None = None,
+        real_time: RealTimeMethod | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """Returns a normalised action chunk, as `LaMP.act`."""
+        """Returns a normalised action chunk, as `LaMP.act`; going on from another is not part of the recorded graphs."""
         if encoded.whole is None:
             # The one question to the device, where the encoder has not answered it: without a mask, attention is faster.
             encoded = replace(encoded, whole=bool(encoded.mask.all()))
         # The weights have their type: autocast would only convert what need not be.
         with torch.autocast(self.device.type, enabled=False):
-            if self.device.type != "cuda":
-                return self.model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise, prior=prior)
+            if self.device.type != "cuda" or previous is not None:
+                return self.model.act(
+                    encoded, state, motion_noise=motion_noise, action_noise=action_noise, prior=prior, previous=previous,
+                    real_time=real_time,
+                )  # fmt: skip
             return self._replayed(encoded, state, motion_noise, action_noise, prior)
 
     def _replayed(

@@ -47,6 +47,8 @@ from lamp.model.guidance import (
 )
 from lamp.model.layers import Block
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
+from lamp.model.realtime import Guided as GuidedByPrevious
+from lamp.model.realtime import PreviousChunk, RealTimeMethod, TrainedDelays
 from lamp.model.token_pooling import TokenPooling
 from lamp.seeding import Source
 from lamp.types import Encoded, Guided, MotionBatch, PolicyBatch
@@ -97,6 +99,8 @@ class LaMPConfig:
     """What guidance and Action Expert read of z; None: all of it, as in the paper."""
     motion_tau: TauSampling = field(default_factory=Uniform)
     action_tau: TauSampling = field(default_factory=Beta)
+    real_time: TrainedDelays | None = None
+    """Whether the policy learns to go on from committed actions (`lamp.model.realtime`); None: it does not, as in the paper."""
 
     def __post_init__(self) -> None:
         if self.motion is None and self.action is None:
@@ -125,6 +129,10 @@ class LaMPConfig:
             raise ConfigError(f"LaMP: {message}, the Motion Expert's width is {self.motion.width}.")
         if not 0 <= self.action_noise_std <= 1:
             raise ConfigError(f"LaMP: action_noise_std {self.action_noise_std} given, 0 to 1 expected.")
+        if self.real_time and self.action and self.real_time.largest >= self.action.chunk:
+            raise ConfigError(
+                f"LaMP: real_time.largest {self.real_time.largest} given, less than the chunk of {self.action.chunk} expected."
+            )
         if self.solver_steps < 1:
             raise ConfigError(f"LaMP: solver_steps {self.solver_steps} given, at least 1 expected.")
 
@@ -329,13 +337,16 @@ class LaMP(nn.Module):
         noise = gaussian(data.shape, source, data.device)
         tau = self.config.action_tau.sample(data.shape[0] * noise_draws, source, data.device)
         tau = tau.unflatten(0, (-1, noise_draws))
+        mask, times = batch.action_mask[:, None, :, None].expand(data.shape), tau
+        if self.config.real_time is not None:
+            committed = self.config.real_time.draw((len(data), noise_draws), data.shape[2], source, data.device)
+            times, mask = torch.where(committed, 1.0, tau[..., None]), mask & ~committed[..., None]
         predicted, target = (
-            expert(interpolate(noise, data, tau), tau, batch.state, context),
+            expert(interpolate(noise, data, times), times, batch.state, context),
             velocity_target(noise, data),
         )
-        scale = expert.error_scale(tau)
+        scale = expert.error_scale(times)
         predicted, target = predicted / scale, target / scale
-        mask = batch.action_mask[:, None, :, None].expand(data.shape)
         total, flow = masked_velocity_loss(predicted, target, mask), None
         if isinstance(self.guidance, FlowPredictor) and (batch.motion is not None or self.guidance.training):
             motion = required(batch.motion, "scene flow of the batch, which the flow head learns,")
@@ -360,10 +371,13 @@ class LaMP(nn.Module):
         motion_noise: Float[Tensor, "b k t 3"] | None,
         action_noise: Float[Tensor, "b h a"],
         prior: Encoded | None = None,
+        previous: PreviousChunk | None = None,
+        real_time: RealTimeMethod | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Returns a normalised action chunk (Algorithm 2); a model without motion prior takes no `motion_noise`.
 
-        `prior` is what the Motion Expert is conditioned on where that is not `encoded`.
+        `prior` is what the Motion Expert is conditioned on where that is not `encoded`; `previous` and `real_time` are as for
+        `decode`.
 
         Deviation: the Action Expert sees t_1, a constant of the solver, only where its configuration says so.
         """
@@ -371,7 +385,8 @@ class LaMP(nn.Module):
         if self.motion_expert is not None:
             read = encoded if prior is None else prior
             hidden = self.motion_hidden(read, required(motion_noise, "motion_noise"))
-        return self.decode(self.guide(encoded, hidden), state, action_noise)
+        guided = self.guide(encoded, hidden)
+        return self.decode(guided, state, action_noise, previous=previous, real_time=real_time)
 
     @torch.no_grad()
     def decode(
@@ -381,20 +396,26 @@ class LaMP(nn.Module):
         action_noise: Float[Tensor, "b h a"],
         *,
         steps: int | None = None,
+        previous: PreviousChunk | None = None,
+        real_time: RealTimeMethod | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Returns a normalised action chunk from what the Action Expert is conditioned on (Algorithm 2, lines 6 to 10).
 
         Args:
             action_noise: Where the solver starts.
             steps: Euler steps; None takes the configuration's.
+            previous: What is left of the chunk before, which the new one goes on from; None: nothing.
+            real_time: How it goes on; None: guided.
         """
         expert = required(self.action_expert, "Action Expert")
         context = expert.context(guided)
-        return euler(
-            lambda a, tau: expert(a[:, None], tau, state, context)[:, 0],
-            self.config.action_noise_std * action_noise,
-            steps or self.config.solver_steps,
-        )
+
+        def network(a: Tensor, tau: Tensor | float) -> Tensor:
+            return expert(a[:, None], tau[:, None] if isinstance(tau, Tensor) else tau, state, context)[:, 0]
+
+        velocity = network if previous is None else (real_time or GuidedByPrevious()).velocity(network, previous)
+        actions = euler(velocity, self.config.action_noise_std * action_noise, steps or self.config.solver_steps)
+        return actions if previous is None else previous.kept(actions)
 
     @torch.no_grad()
     def foresee(

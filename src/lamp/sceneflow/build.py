@@ -23,7 +23,7 @@ from lamp.files import locked, remove_leftovers
 from lamp.progress import Progress
 from lamp.sceneflow.exact_flow import Occlusion, RayCast, Sampling, episode_flow
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
-from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, SimulationScene, load_libero_scene
+from lamp.sceneflow.rendering import BodyDepthRenderer, LoadScene, SimulationScene, load_scene
 from lamp.sceneflow.sim_states import Playback, read_header, read_recording, recording_paths
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of, remove
 from lamp.sceneflow.stores import (
@@ -142,7 +142,7 @@ class _BuildJob:
 
 
 def build(
-    config: FlowBuildConfig, *, load_scene: LoadScene = load_libero_scene, pictures: PictureHashes | None = None
+    config: FlowBuildConfig, *, load_scene: LoadScene = load_scene, pictures: PictureHashes | None = None
 ) -> FlowBuildReport:
     """Builds what is missing of a dataset's scene-flow store.
 
@@ -162,6 +162,7 @@ def build(
             raise DataError(
                 f"none of the {len(config.only)} selected episodes of {config.data} has a recorded simulation"
             )
+    config = as_recorded(config)
     if config.overwrite:
         folders = store_folders(config.data)
         old = folders[0] if len(folders) == 1 else folder_for(config.data, config.description)
@@ -200,6 +201,26 @@ def build(
     )
     print(report)
     return report
+
+
+def as_recorded(config: FlowBuildConfig) -> FlowBuildConfig:
+    """The settings with what the recording says of its pictures, where it does: LIBERO's do not, and the defaults are theirs.
+
+    Raises:
+        DataError: There is no recorded simulation, or it cannot be read.
+    """
+    path = next(iter(recording_paths(config.data).values()))
+    metadata, _ = read_header(path)
+    if "mirrored" not in metadata:
+        return config
+    try:
+        width, height = (int(side) for side in metadata["image_size"])
+        cameras = tuple(str(name) for name in metadata["cameras"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} does not say its cameras and `image_size`, as it says `mirrored`: {error}") from error
+    if config.cameras != FlowBuildConfig(data=config.data).cameras:
+        cameras = config.cameras
+    return replace(config, cameras=cameras, mirrored=bool(metadata["mirrored"]), image_size=(width, height))
 
 
 @contextmanager

@@ -193,6 +193,27 @@ LoadScene = Callable[[Mapping[str, Any]], SimulationScene]
 """Builds the simulator of a recording from its metadata."""
 
 
+def load_scene(metadata: Mapping[str, Any]) -> SimulationScene:
+    """The simulator of a recording: LIBERO, or the twin of a rig (`lamp_client.twin`).
+
+    Raises:
+        DataError: The metadata name no task.
+        LampClientError: The task does not exist, or the simulator is not installed.
+    """
+    return load_twin_scene(metadata) if metadata.get("suite") == "twin" else load_libero_scene(metadata)
+
+
+def load_twin_scene(metadata: Mapping[str, Any]) -> SimulationScene:
+    """The model of a task in the twin, with the arm that the metadata describe."""
+    from lamp_client.rig.description import typed
+    from lamp_client.twin import World, make_task
+    from lamp_client.twin.world import ArmModel
+
+    arm = typed(ArmModel, metadata.get("arm"), "the recorded simulation's arm")
+    world = World(make_task(str(metadata.get("task"))), arm)
+    return SimulationScene(model=world.model, cameras={name: name for name in metadata.get("cameras", ())})
+
+
 def load_libero_scene(metadata: Mapping[str, Any]) -> SimulationScene:
     """The model of a LIBERO task; collision shapes (group 0) are not drawn.
 

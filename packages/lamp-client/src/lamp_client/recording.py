@@ -23,11 +23,14 @@ import numpy as np
 
 from lamp_client import wire
 from lamp_client.errors import InvalidValueError, LampClientError, WireError
-from lamp_client.types import ActionChunk, Observation
+from lamp_client.types import DEPTH, ActionChunk, Observation
 
 FORMAT = "lamp-recording"
 VERSION = 1
 SUFFIX = ".lamprec"
+
+DEPTH_UNIT = 1e-4
+"""In which depth is kept, as 16-bit numbers [m]: up to 6.5 m."""
 
 _HEAD = struct.Struct("<4sII")
 """Mark, length of the message, its CRC-32."""
@@ -51,8 +54,8 @@ class RecordedEpisode:
     """With which it began; each frame has its own, for it may change."""
     fps: float
     frames: tuple[dict[str, Any], ...]
-    """Per step: `images`, `state`, `action`, `time_s`, `instruction`, and where there are: `executed`, `call`, `chunk`, `gate`,
-    `timing_ms`."""
+    """Per step: `images`, `state`, `action`, `time_s`, `instruction`, and where there are: `extra` (`Observation.extra`),
+    `executed`, `call`, `chunk`, `gate`, `timing_ms`."""
     metadata: Mapping[str, Any]
     """Metadata that the recorder was given: robot, policy ..."""
     policy: Mapping[str, Any]
@@ -179,6 +182,8 @@ class Recorder:
             "state": np.array(observation.state),
             "action": np.array(action, dtype=np.float32),
         }
+        if observation.extra:
+            frame["extra"] = {name: _kept(name, values) for name, values in observation.extra.items()}
         if observation.instruction and observation.instruction != self._last_instruction:
             frame["instruction"] = self._last_instruction = observation.instruction
         if executed is not None:
@@ -340,16 +345,27 @@ def recorded_shapes(folder: Path) -> _Shapes | None:
     return None
 
 
+def _kept(name: str, values: np.ndarray) -> np.ndarray:
+    """A copy; of depth, in units of `DEPTH_UNIT`, 0 where it is unknown or too far for that."""
+    if not name.startswith(DEPTH):
+        return np.array(values)
+    units = np.nan_to_num(np.asarray(values, dtype=np.float32) / np.float32(DEPTH_UNIT), posinf=0.0, neginf=0.0)
+    return np.where((units < 0) | (units > np.iinfo(np.uint16).max), 0, np.rint(units)).astype(np.uint16)
+
+
 def _record(message: Any, *, compress: bool) -> bytes:
     images = message.get("images") if isinstance(message, dict) else None
     if images and compress:
-        packed = {
-            name: {"shape": list(image.shape), "zlib": zlib.compress(image.tobytes(), 1)}
-            for name, image in images.items()
-        }
-        message = {**message, "images": packed}
+        message = {**message, "images": {name: _compressed(image) for name, image in images.items()}}
+        depths = {name: value for name, value in message.get("extra", {}).items() if name.startswith(DEPTH)}
+        if depths:
+            message["extra"] = {**message["extra"], **{name: _compressed(value) for name, value in depths.items()}}
     encoded = wire.pack(message, limits=_LIMITS)
     return _HEAD.pack(_MARK, len(encoded), zlib.crc32(encoded)) + encoded
+
+
+def _compressed(image: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(image.shape), "zlib": zlib.compress(image.tobytes(), 1)}
 
 
 def recorded_names(folder: Path) -> list[str]:
@@ -441,4 +457,21 @@ def _with_images(frame: dict[str, Any], *, pixels: bool = True) -> dict[str, Any
             else:
                 image = np.broadcast_to(np.uint8(0), shape)
         images[name] = image
-    return {**frame, "images": images}
+    frame = {**frame, "images": images}
+    if "extra" in frame:
+        frame["extra"] = {name: _extra(name, value, pixels=pixels) for name, value in frame["extra"].items()}
+    return frame
+
+
+def _extra(name: str, value: Any, *, pixels: bool) -> np.ndarray:
+    if not name.startswith(DEPTH):
+        return np.asarray(value)
+    if isinstance(value, dict):
+        height, width = shape = tuple(value["shape"])
+        size = 2 * height * width
+        if min(shape) < 1 or size > _LIMITS.array_bytes:
+            raise ValueError(f"depth of shape {shape}")
+        if not pixels:
+            return np.broadcast_to(np.float32(0), shape)
+        value = np.frombuffer(zlib.decompressobj().decompress(value["zlib"], size), np.uint16).reshape(shape)
+    return np.asarray(value, dtype=np.float32) * np.float32(DEPTH_UNIT)

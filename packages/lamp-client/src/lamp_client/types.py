@@ -12,6 +12,11 @@ import numpy as np
 from lamp_client.errors import InvalidValueError
 
 
+DEPTH = "depth."
+SIMULATION = "simulation."
+"""Before the names in `Observation.extra`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """What the robot observes at one moment: images, proprioception, and the instruction.
@@ -25,6 +30,9 @@ class Observation:
     state: np.ndarray
     """(s,) float32 proprioception, as the environment documents it."""
     instruction: str
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What else is recorded of the moment and no policy is shown: `depth.CAMERA` (H, W) float32 [m], 0 where unknown;
+    `simulation.states` and `simulation.body_poses` of a simulator."""
 
     def __post_init__(self) -> None:
         if not self.images:

@@ -90,6 +90,8 @@ class CameraFrame:
     """The device's count of frames: one that stands still is an old picture."""
     depth: np.ndarray | None = None
     """(H, W) float32 [m] in the colour camera's view, 0 where unknown; None where there is none."""
+    simulation: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What a simulator knows of the moment of the picture (`World.snapshot`)."""
 
 
 class Arm(Protocol):

@@ -12,7 +12,7 @@ from lamp_client.errors import InvalidValueError, LampClientError
 from lamp_client.rig.description import RigDescription
 from lamp_client.rig.devices import Arm, ArmState, Camera, CameraFrame, Clock, Gripper, Job, Pose, RigError, WallClock
 from lamp_client.rig.safety import ImageWatch, RigStoppedError, Stop, Watchdog, admit, violated
-from lamp_client.types import Observation
+from lamp_client.types import DEPTH, Observation
 
 WIDTH = 7
 """Of states and actions: x, y, z, rotation vector, gripper."""
@@ -150,7 +150,7 @@ class Rig:
         Raises:
             RigError: a camera has not sent a picture yet, or another size than described.
         """
-        images = {}
+        images, extra = {}, dict[str, np.ndarray]()
         for name, described in self.description.cameras.items():
             frame = self._frame(name)
             if frame.image.shape != (described.height, described.width, 3):
@@ -159,7 +159,11 @@ class Rig:
                     f"the camera {name!r} sends {width}x{height}; its description says {described.width}x{described.height}."
                 )
             images[name] = frame.image
-        return Observation(images=images, state=self.state_values(), instruction=instruction)
+            if frame.depth is not None:
+                extra[f"{DEPTH}{name}"] = frame.depth
+            if not extra.keys() & frame.simulation.keys():  # of the first camera, in which scene flow is predicted
+                extra |= frame.simulation
+        return Observation(images=images, state=self.state_values(), instruction=instruction, extra=extra)
 
     def state_values(self) -> np.ndarray:
         """(7,) float32, as measured."""

@@ -63,6 +63,14 @@ def instruction_and_steps(options: argparse.Namespace, world: Any) -> tuple[str,
     return instruction, options.steps or (world.task.step_limit if world is not None else 1200)
 
 
+def episode_metadata(options: argparse.Namespace, rig: Rig, world: Any, seed: int) -> dict[str, Any]:
+    """What a recording keeps of an episode: rig, task, layout, and the simulator where there is one."""
+    simulator = {} if world is None else {"simulator": world.about}
+    return {
+        **rig.description.recorded, "task": options.task, "seed": seed, "condition": options.condition, **simulator
+    }  # fmt: skip
+
+
 def begin_episode(rig: Rig, world: Any, seed: int, condition: str, definition: str = "body") -> Any:
     """Goes to where an episode begins; returns what follows the twin's progress."""
     if world is None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,15 @@ from lamp_client.envs.rotations import axis_angle_from_matrix, quaternion_from_m
 from lamp_client.errors import InvalidValueError, MissingSoftwareError, UnknownNameError
 from lamp_client.rig.description import Vector, read_json, typed
 from lamp_client.rig.devices import ArmState, CameraFrame, Clock, Pose, RigError, SimulatedClock, WallClock
+from lamp_client.types import SIMULATION
 
 if TYPE_CHECKING:
     from lamp_client.twin.tasks import Task
 
 Quaternion = tuple[float, float, float, float]
 ARMS = ("rizon4", "panda")
+SUITE = "twin"
+"""In the metadata of recordings."""
 CAMERA = "front"
 CAMERA_FROM, CAMERA_AT = (1.35, 0.0, 0.62), (0.58, 0.0, 0.03)
 """Where the camera is and what it looks at [m]."""
@@ -351,9 +354,9 @@ class World:
     clock, in a thread.
     """
 
-    def __init__(self, task: Task, arm: str = "rizon4", *, real_time: bool = False) -> None:
+    def __init__(self, task: Task, arm: str | ArmModel = "rizon4", *, real_time: bool = False) -> None:
         self._mj = mj = mujoco_module()
-        self.task, self.arm = task, read_arm(arm)
+        self.task, self.arm = task, arm if isinstance(arm, ArmModel) else read_arm(arm)
         spec = empty_spec(task.timestep)
         add_gripper(spec, add_arm(spec, self.arm), self.arm)
         task.build(spec)
@@ -548,6 +551,22 @@ class World:
                 renderer.update_scene(self.data, CAMERA)
         return renderer.render()
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a recording keeps of the simulation, from which the same model is built again (`World.of`)."""
+        model = self.model
+        values = {name: getattr(model, name).tolist() for name in ("body_pos", "body_quat", "cam_pos", "cam_quat", "cam_fovy")}
+        return {"suite": SUITE, "task": self.task.name, "arm": asdict(self.arm), "cameras": [CAMERA], "model": values}
+
+    def snapshot(self, data: Any = None) -> dict[str, np.ndarray]:
+        """What exact scene flow is made of: time, positions and speeds, and where all bodies are, as `Observation.extra`."""
+        with self.lock:
+            data = self.data if data is None else data
+            return {
+                f"{SIMULATION}states": np.concatenate([[data.time], data.qpos, data.qvel]),
+                f"{SIMULATION}body_poses": np.concatenate([data.xpos, data.xquat], axis=1),
+            }
+
     def body(self, name: str) -> Pose:
         """An object, now."""
         with self.lock:
@@ -687,7 +706,7 @@ class TwinCamera:
         self._number += 1
         image = world.render(self.width, self.height, data=self._copy)
         depth = world.render(self.width, self.height, depth=True, data=self._copy) if self.depth else None
-        return CameraFrame(image=image, number=self._number, depth=depth)
+        return CameraFrame(image=image, number=self._number, depth=depth, simulation=world.snapshot(self._copy))
 
     def close(self) -> None:
         pass

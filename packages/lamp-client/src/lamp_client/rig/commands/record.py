@@ -15,6 +15,7 @@ from lamp_client.rig.session import (
     TWIN,
     begin_episode,
     describe_rig,
+    episode_metadata,
     instruction_and_steps,
     open_session,
     scripted_expert,
@@ -40,13 +41,7 @@ def record(options: argparse.Namespace) -> int:
             recorder = Recorder(
                 folder=options.out,
                 fps=rig.description.fps,
-                metadata={
-                    **rig.description.recorded,
-                    "task": options.task,
-                    "seed": seed,
-                    "condition": options.condition,
-                    "by": by,
-                },
+                metadata=episode_metadata(options, rig, world, seed) | {"by": by},
             )
             name = f"{options.task}-{options.condition}-{seed:06d}" if by == "expert" else None
             if name is not None and (options.out / f"{name}{SUFFIX}").exists():

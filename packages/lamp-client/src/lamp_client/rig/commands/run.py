@@ -18,6 +18,7 @@ from lamp_client.rig.session import (
     begin_episode,
     close_executor,
     connect_policy,
+    episode_metadata,
     instruction_and_steps,
     make_executor,
     open_session,
@@ -40,12 +41,7 @@ def run(options: argparse.Namespace) -> int:
             )
         recorder = None
         if options.record is not None:
-            metadata = {
-                **rig.description.recorded,
-                "task": options.task,
-                "seed": options.seed,
-                "condition": options.condition,
-            }
+            metadata = episode_metadata(options, rig, world, options.seed)
             recorder = Recorder(folder=options.record, fps=rig.description.fps * rig.speed, metadata=metadata)
         with rig, Keys() as keys:
             progress = begin_episode(rig, world, options.seed, options.condition)

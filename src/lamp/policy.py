@@ -28,6 +28,14 @@ from lamp.model.intervene import InterveningActor, OracleActor
 from lamp.model.lamp import LaMP
 from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
 from lamp.model.qwen3_vl import Qwen3VLBackbone
+from lamp.model.realtime import (
+    Guided,
+    PreviousChunk,
+    RealTimeMethod,
+    RealTimeName,
+    overlap_weights,
+    real_time_method,
+)
 from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.seeding import generator_at
 from lamp.train.checkpoint import Backbones, Expected, load_checkpoint, motion_weights, save_checkpoint
@@ -64,6 +72,21 @@ class LaMPPolicy:
         self._actor: LaMP | FastActor | InterveningActor | OracleActor = self.model
         self._step: tuple[FastStep, Qwen3VLBackbone] | None = None
         self._source: Path | None = None
+        self._real_time: RealTimeName = "auto"
+
+    @property
+    def real_time(self) -> RealTimeName:
+        """How chunks go on from committed actions (`lamp.model.realtime`).
+
+        Raises:
+            MismatchError: Set to `trained`, for which the policy was not.
+        """
+        return self._real_time
+
+    @real_time.setter
+    def real_time(self, name: RealTimeName) -> None:
+        real_time_method(name, self.model.config.real_time)
+        self._real_time = name
 
     @classmethod
     def from_checkpoint(
@@ -238,6 +261,7 @@ class LaMPPolicy:
             "action_names": list(self.record.action_names),
             "action_value_units": list(self.record.action_units),  # `action_units` is whose units they are
             "uses_motion": self.uses_motion,
+            "real_time": self._real_time_name,
             "step": self.description.step,
             "weights_sha256": self.description.weights_sha256,
             "code": self.description.code,
@@ -247,7 +271,15 @@ class LaMPPolicy:
         """Returns the next actions for one observation; without a seed, the noise is new every time."""
         return self.act_batch([observation], [noise_seed or (secrets.randbits(62),)])[0]
 
-    @torch.inference_mode()
+    @property
+    def _real_time_name(self) -> str | None:
+        """What `auto` stands for; None for a policy that acts with an intervention, and cannot go on from committed actions."""
+        if isinstance(self._actor, InterveningActor | OracleActor):
+            return None
+        if self._real_time != "auto":
+            return self._real_time
+        return "guided" if self.model.config.real_time is None else "trained"
+
     def act_batch(
         self,
         observations: Sequence[Observation],
@@ -271,6 +303,8 @@ class LaMPPolicy:
             true_motion: For an `oracle`, the increments of the true scene flow to come, in image fractions and metres, NaN where
                 they are not known.
 
+        An observation with `committed` actions is answered by a chunk that begins with these and goes on from them.
+
         Raises:
             MismatchError: An observation does not fit the policy, or what the Motion Expert is given instead is missing or not
                 asked for; or the policy was trained as an oracle, and acts as none.
@@ -290,6 +324,25 @@ class LaMPPolicy:
             return []
         for observation in observations:
             self._check(observation)
+        delays = [one.committed.delay for one in observations if one.committed is not None]
+        method = real_time_method(self._real_time, self.model.config.real_time, max(delays)) if delays else None
+        differentiated = isinstance(method, Guided) and method.jacobian == "exact"
+        with torch.inference_mode(not differentiated), torch.no_grad():
+            return self._act_batch(
+                observations, noise_seeds, foresight, prior_instructions, prior_observations, true_motion, method
+            )
+
+    def _act_batch(
+        self,
+        observations: Sequence[Observation],
+        noise_seeds: Sequence[tuple[int, ...]],
+        foresight: bool,
+        prior_instructions: Sequence[str] | None,
+        prior_observations: Sequence[Observation] | None,
+        true_motion: Sequence[Float[np.ndarray, "k t 3"]] | None,
+        method: RealTimeMethod | None,
+    ) -> list[ActionChunk]:
+        told = isinstance(self._actor, OracleActor)
         states = np.stack([self.record.selected(observation.state) for observation in observations])
         watch = Stopwatch(self.device)
         prior = self._prior(observations, prior_instructions, prior_observations)
@@ -304,15 +357,20 @@ class LaMPPolicy:
             "true_motion" if told else "motion_noise": motion,
             "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
         }
+        actor, going_on = self._actor, {}
+        if method is not None:
+            actor, going_on = self._going_on(observations, states, method)
         pictures: Sequence[np.ndarray | None] = [None] * len(observations)
-        if self._step is not None and not foresight:
+        if self._step is not None and not foresight and method is None:
             step, backbone = self._step
             acted = step.act(backbone.prepare(self._observed(observations)), **inputs)
         else:
             encoded = self._encode(observations)
+            if method is not None:  # what an encoder keeps from other calls may be of inference mode
+                encoded = encoded.changed(lambda value: value.clone() if isinstance(value, Tensor) else value)
             watch.note("encode")
             with self.precision.autocast(self.device):
-                acted = self._actor.act(encoded, **inputs, **prior)  # pyright: ignore[reportArgumentType]
+                acted = actor.act(encoded, **inputs, **prior, **going_on)  # pyright: ignore[reportArgumentType]
                 if foresight and motion is not None and (flow := self.foresees) is not None:
                     watch.note("act")
                     changed = prior_instructions is not None or prior_observations is not None
@@ -323,6 +381,9 @@ class LaMPPolicy:
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
         timing = watch.times_ms()
         actions = self.record.embodiment.recorded(actions, states).astype(np.float32)
+        for row, one in zip(actions, (seen.committed for seen in observations), strict=True):
+            if one is not None:  # to the bit: there and back, they were rounded
+                row[: one.delay] = one.actions[: one.delay]
         gate = self.gate
         return [
             ActionChunk(actions=chunk, timing_ms=dict(timing), foresight=picture, gate=gate)
@@ -407,6 +468,35 @@ class LaMPPolicy:
         """The tokens that the Motion Expert reads, where the backbone's adapters make those of the policy others."""
         read = self.encoder.encode_for_prior(self._observed(observations))
         return None if read is None else read.to(self.device)
+
+    def _going_on(
+        self, observations: Sequence[Observation], states: Float[np.ndarray, "b s"], method: RealTimeMethod
+    ) -> tuple[LaMP | FastActor, dict[str, Any]]:
+        """Who goes on from committed actions, and what it is told: what is left of the chunks before, related to the state now.
+
+        Raises:
+            MismatchError: They are no actions of this policy, or the policy acts with an intervention.
+        """
+        if isinstance(self._actor, InterveningActor | OracleActor):
+            raise MismatchError("committed actions are given; expected none for an oracle, or with an intervention.")
+        width, chunk = self.record.scaling.actions.width, self.chunk
+        actions, weights = (
+            np.zeros((len(observations), chunk, width), np.float32),
+            torch.zeros(len(observations), chunk),
+        )
+        for row, (one, state) in enumerate(zip((seen.committed for seen in observations), states, strict=True)):
+            if one is None:
+                continue
+            if one.actions.shape[1] != width:
+                raise MismatchError(f"committed actions of {one.actions.shape[1]} values; this policy's have {width}.")
+            weights[row] = overlap_weights(chunk, len(one.actions), one.delay)
+            learnt = self.record.embodiment.learnt(one.actions[None].astype(np.float64), state[None])[0]
+            actions[row, : len(one.actions)] = self.record.scaling.actions.normalise(learnt.astype(np.float32))
+        previous = PreviousChunk(actions=torch.from_numpy(actions), weights=weights).to(self.device)
+        differentiated = isinstance(method, Guided) and method.jacobian == "exact"
+        # The fast path's kernels have no gradients.
+        actor = self.model if differentiated else self._actor
+        return actor, {"previous": previous, "real_time": method}
 
     def _noise(self, shape: tuple[int, ...] | None, seeds: Sequence[tuple[int, ...]], use: str) -> Tensor | None:
         if shape is None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lamp_client.asynchronous import Asynchronous
+from lamp_client.asynchronous import Asynchronous, RealTime
 from lamp_client.client import InProcessPolicy, NoiseSeed
 from lamp_client.errors import InvalidValueError, ServerError
-from lamp_client.types import Observation
+from lamp_client.types import ActionChunk, Committed, Observation
 
 
 class World:
@@ -133,3 +136,108 @@ def test_chunks_that_are_too_short() -> None:
 def test_settings_that_do_not_fit(settings: dict[str, int], words: str) -> None:
     with pytest.raises(InvalidValueError, match=words):
         Asynchronous(**settings)
+
+
+class Later:
+    """A thread whose answers are there after so many steps of the world."""
+
+    def __init__(self, world: World, latencies: list[int]) -> None:
+        self.world, self.latencies = world, latencies
+
+    def submit(self, act: Any, seen: Observation, *, noise_seed: NoiseSeed) -> Any:
+        ready = self.world.step + self.latencies[len(self.world.seeds) % len(self.latencies)]
+        chunk, world = act(seen, noise_seed=noise_seed), self.world
+
+        class Answer:
+            def done(self) -> bool:
+                return world.step >= ready
+
+            def result(self) -> ActionChunk:
+                return chunk
+
+            def exception(self) -> None:
+                return None
+
+        return Answer()
+
+    def shutdown(self) -> None:
+        pass
+
+
+class GoingOn(World):
+    """The same, but for committed actions, with which a chunk begins; [c, t + i] after them."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.asked: list[Committed | None] = []
+        self.policy = InProcessPolicy(self._act, {"real_time": "guided"})
+
+    def _act(self, seen: Observation, seed: NoiseSeed | None) -> np.ndarray:
+        self.asked.append(seen.committed)
+        actions = super()._act(seen, seed)
+        if seen.committed is not None:
+            actions[: seen.committed.delay] = seen.committed.actions[: seen.committed.delay]
+        return actions
+
+
+@given(
+    every=st.integers(1, 6), spare=st.integers(2, 12), delay=st.none() | st.integers(1, 5),
+    latencies=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_no_action_is_executed_twice_or_skipped_and_committed_ones_are_executed(
+    every: int, spare: int, delay: int | None, latencies: list[int]
+) -> None:
+    length = every + 10 + spare
+    world, executor = GoingOn(length), RealTime(every=every, delay=delay)
+    executor._thread = Later(world, latencies)  # pyright: ignore[reportAttributeAccessIssue]
+    questions, actions = dict[int, Committed](), []
+    for step in range(60):
+        before = len(world.asked)
+        actions.append(executor.next_action(world.observe, world.policy, (5,)))
+        if len(world.asked) > before and world.asked[-1] is not None:
+            questions[step] = world.asked[-1]
+        world.step += 1
+    executed = np.stack(actions)
+    np.testing.assert_array_equal(executed[:, 1], np.arange(60))  # each step, the action that is meant for it
+    chunks = executed[:, 0]
+    assert (np.diff(chunks) >= 0).all() and len(questions) > 60 / (every + 12)
+    for step, committed in questions.items():
+        until = min(step + committed.delay, 60)
+        np.testing.assert_array_equal(executed[step:until], committed.actions[: until - step])
+        # The next chunk takes over exactly then, unless it is late.
+        if delay is not None and until < 60:
+            assert committed.delay == delay and chunks[until] == chunks[until - 1] + 1
+
+
+def test_the_delay_is_that_of_the_slowest_answer_of_late() -> None:
+    world, executor = GoingOn(20), RealTime(every=4)
+    executor._thread = Later(world, [2, 5, 1, 1, 1])  # pyright: ignore[reportAttributeAccessIssue]
+    world.run(executor, 40)
+    delays = [one.delay for one in world.asked if one is not None]
+    assert delays[0] == 4  # nothing is known yet, but that `every` should do
+    assert 5 in delays and max(delays) == 5
+    assert executor.late == 1 and executor.waits == 0
+
+
+def test_a_policy_that_does_not_go_on_is_refused() -> None:
+    world = World()
+    with pytest.raises(InvalidValueError, match="metadata have no `real_time`"):
+        world.run(RealTime(), 1)
+    with pytest.raises(InvalidValueError, match="blend is 2; expected 0"):
+        RealTime(blend=2)
+
+
+@pytest.mark.parametrize(
+    ("actions", "delay", "message"),
+    [
+        (np.zeros((3, 2), np.float32), 4, "expected 0 to 3 steps"),
+        (np.zeros((3, 2), np.float32), True, "delay is True"),
+        (np.zeros((0, 2), np.float32), 0, "are none, or not finite"),
+        (np.full((1, 2), np.nan, np.float32), 0, "not finite"),
+        (np.zeros((3, 2)), 1, "expected float32"),
+    ],
+)
+def test_committed_actions_that_are_none(actions: np.ndarray, delay: Any, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        Committed(actions=actions, delay=delay)

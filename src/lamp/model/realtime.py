@@ -2,10 +2,10 @@
 
 The first `delay` actions of a chunk are those of the one before, whatever comes; the others should follow from them. Two ways:
 
-- `Guided` (Black et al., arXiv:2506.07339) needs no training: at each step of the solver, the velocity is corrected by how far the
-  chunk that it points at is from what is left.
-- `Conditioned` (arXiv:2512.05964) needs a policy that was trained for it (`TrainedDelays`): the committed actions are put into the
-  chunk without noise, each with a flow time of its own, 1, and the others are drawn given them.
+- `Guided` (Black et al., arXiv:2506.07339) needs no training: at each step of the solver, the velocity is corrected by how far
+  the chunk that it points at is from what is left.
+- `Conditioned` (arXiv:2512.05964) needs a policy that was trained for it (`TrainedDelays`): the committed actions are put into
+  the chunk without noise, each with a flow time of its own, 1, and the others are drawn given them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TimedVelocity = Callable[[Tensor, Float[Tensor, "b h"] | float], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedDelays:
-    """Recipe setting: in training, the first d actions of a chunk are shown without noise and are not learnt, with d drawn from 0 to
-    `largest` for each noise draw, so that the policy can go on from committed actions (`Conditioned`)."""
+    """Recipe setting: in training, the first d actions of a chunk are shown without noise and are not learnt, with d drawn from 0
+    to `largest` for each noise draw, so that the policy can go on from committed actions (`Conditioned`)."""
 
     largest: int = 7
     """Actions that may be committed when the policy acts."""
@@ -73,7 +73,9 @@ def overlap_weights(chunk: int, left: int, delay: int) -> Float[Tensor, " h"]:
         MismatchError: More is committed than is left, or more is left than a chunk has.
     """
     if not 0 <= delay <= left <= chunk:
-        raise MismatchError(f"a delay of {delay} steps with {left} actions left of a chunk of {chunk}; expected 0 <= delay <= left.")
+        raise MismatchError(
+            f"a delay of {delay} steps with {left} actions left of a chunk of {chunk}; expected 0 <= delay <= left <= chunk."
+        )
     share = ((left - torch.arange(chunk)) / (left - delay + 1)).clamp(0, 1)
     soft = share * torch.expm1(share) / math.expm1(1)
     return torch.where(torch.arange(chunk) < delay, torch.ones(()), soft)
@@ -81,8 +83,8 @@ def overlap_weights(chunk: int, left: int, delay: int) -> Float[Tensor, " h"]:
 
 @dataclass(frozen=True, kw_only=True)
 class Guided:
-    """v' = v + min(beta, (1 - tau) / (tau r^2)) J^T [(Y - x1) W], with x1 = x + (1 - tau) v, r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2)
-    and J = d x1 / d x; Y is what is left, W its weights."""
+    """v' = v + min(beta, (1 - tau) / (tau r^2)) J^T [(Y - x1) W], with x1 = x + (1 - tau) v, J = d x1 / d x and
+    r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2); Y is what is left, W its weights."""
 
     jacobian: Literal["exact", "identity"] = "exact"
     """exact: a vector-Jacobian product through the Action Expert, so that what is not committed follows as the network has learnt
@@ -131,3 +133,24 @@ class Conditioned:
 
 
 RealTimeMethod = Guided | Conditioned
+RealTimeName = Literal["auto", "guided", "identity", "trained"]
+
+
+def real_time_method(name: RealTimeName, trained: TrainedDelays | None, delay: int = 0) -> RealTimeMethod:
+    """The method of a name; `auto` is trained where the policy was trained for the delay, else guided.
+
+    Args:
+        trained: What the policy was trained for.
+        delay: The most committed actions of any chunk.
+
+    Raises:
+        MismatchError: The policy was not trained for it.
+    """
+    if name == "trained" and trained is None:
+        raise MismatchError(
+            "real_time is 'trained', and the policy was trained without delays (model.real_time); expected guided or identity."
+        )
+    if name in ("guided", "identity"):
+        return Guided(jacobian="exact" if name == "guided" else "identity")
+    # More committed actions than any chunk of the training had are followed by guidance.
+    return Conditioned() if trained is not None and delay <= trained.largest else Guided()

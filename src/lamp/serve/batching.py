@@ -38,6 +38,11 @@ class QueuedRequest:
     answer: asyncio.Future[ActReply]
     arrived: float = field(default_factory=time.perf_counter)
 
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """What is computed together: predicting flow, or going on from committed actions, costs more than actions alone."""
+        return self.foresight, self.observation.committed is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComputedBatch:
@@ -185,14 +190,14 @@ class Batcher:
         return len(self._waiting) < self.max_batch and len({q.client for q in self._waiting}) < self._active_clients()
 
     def _take_batch(self) -> tuple[QueuedRequest, ...]:
-        """The next batch: requests with the same wish for flow, which costs far more than actions alone."""
+        """The next batch: requests of the kind of the one that came first."""
         taken: list[QueuedRequest] = []
         left: deque[QueuedRequest] = deque()
         while self._waiting:
             request = self._waiting.popleft()
             if request.answer.done():
                 continue
-            if len(taken) < self.max_batch and (not taken or request.foresight == taken[0].foresight):
+            if len(taken) < self.max_batch and (not taken or request.kind == taken[0].kind):
                 taken.append(request)
             else:
                 left.append(request)

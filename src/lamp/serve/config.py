@@ -11,6 +11,7 @@ import tyro
 
 from lamp.errors import ConfigError, DataError
 from lamp.serve.action_conventions import check_units
+from lamp.serve.policy_spec import RealTimeName
 from lamp_client.wire import Limits
 
 
@@ -122,3 +123,6 @@ class ServeConfig(ServerConfig):
     """Of a policy that was trained on several datasets, the one whose robot it acts as, by its folder's name; None: the first."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the experts; auto is bfloat16 where the fast path runs on a GPU, and float32 elsewhere."""
+    real_time: RealTimeName = "auto"
+    """How chunks go on from the actions that a robot executes meanwhile (docs/realtime.md): guided, identity, which is faster and
+    coarser, or trained, where the policy was trained for it; auto is trained where it was, else guided."""

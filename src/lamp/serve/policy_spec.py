@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from lamp.errors import MismatchError
 from lamp_client.client import LARGEST_ACTION
 from lamp_client.types import ActionChunk, GripperUnits, Observation
 
+RealTimeName = Literal["auto", "guided", "identity", "trained"]
 ActionLimits = tuple[tuple[float, ...], tuple[float, ...]]
 ROOM = 20.0
 """Limits of actions are so many times as far from the middle as the data's spread: a trained policy stays within a few."""
@@ -104,7 +105,7 @@ class PolicySpec:
             recorded = self.recorded_state_width
             whole = f", or {recorded} as recorded" if recorded != self.state_width else ""
             raise MismatchError(f"the state has {len(state)} values; expected {self.state_width}{whole}.")
-        return Observation(images=images, state=state, instruction=observation.instruction)
+        return replace(observation, images=images, state=state)
 
     @property
     def recorded_state_width(self) -> int:
@@ -158,6 +159,7 @@ def open_checkpoint(
     fast: bool = True,
     precision: str = "auto",
     dataset: str | None = None,
+    real_time: RealTimeName = "auto",
 ) -> CheckpointPolicy:
     """Opens the policy of a checkpoint folder.
 
@@ -168,6 +170,7 @@ def open_checkpoint(
         fast: Prepare the fast path.
         precision: Of the experts: float32, bfloat16, or auto for what `LaMPPolicy` takes by itself.
         dataset: The one of its datasets whose robot it acts as; None: its own, the first.
+        real_time: How it goes on from committed actions (`LaMPPolicy.real_time`).
 
     Raises:
         ConfigError: There is no such device, or it was not trained on such a dataset.
@@ -189,6 +192,7 @@ def open_checkpoint(
     policy = LaMPPolicy.from_checkpoint(path, device=device, precision=dtype)
     policy = policy if dataset is None else policy.of_dataset(dataset)
     policy = policy.compile() if fast else policy
+    policy.real_time = real_time
     spec = policy_spec(policy)
     # Not the whole path, which is nobody's business.
     named = "/".join(part for part in path.resolve().parts[-3:] if part not in ("/", "checkpoint"))
@@ -248,6 +252,7 @@ def policy_spec(policy: Any) -> PolicySpec:
                 "uses_motion",
                 "step",
                 "weights_sha256",
+                "real_time",
             ),
             "code",
         )

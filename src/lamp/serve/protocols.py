@@ -16,10 +16,10 @@ import numpy as np
 from lamp.errors import MismatchError
 from lamp.serve.action_conventions import DatasetUnits, Units
 from lamp.serve.policy_spec import PolicySpec
-from lamp_client.client import PROTOCOL_VERSION
+from lamp_client.client import LARGEST_ACTION, PROTOCOL_VERSION
 from lamp_client.errors import InvalidValueError, WireError
 from lamp_client.layouts import RequestLayout, frame_request, image_from, prompt_from, state_from
-from lamp_client.types import ActionChunk, GripperUnits, Observation
+from lamp_client.types import ActionChunk, Committed, GripperUnits, Observation
 
 Message = Mapping[Any, Any]
 STARVLA_TYPES = ("ping", "infer", "predict_action", "reset")
@@ -88,7 +88,36 @@ class OpenPi:
         if flag_from(message, "lamp/reset") or "__ctrl__" in message:
             return ResetRequest(noise_seed=seed)
         observation = self.spec.fitted(self.layout(message).observation(message))
+        observation = replace(observation, committed=self._committed(message))
         return ActRequest(observations=(observation,), noise_seed=seed, foresight=flag_from(message, "lamp/foresight"))
+
+    def _committed(self, message: Message) -> Committed | None:
+        """What is left of the client's chunk; None where it begins anew."""
+        actions, delay = message.get("lamp/committed"), message.get("lamp/delay")
+        if actions is None:
+            if delay is not None:
+                raise WireError("the request has 'lamp/delay' and no 'lamp/committed'; expected both, or neither.")
+            return None
+        if not self.spec.about.get("real_time") or self.units.action_units != "dataset":
+            raise MismatchError(
+                "'lamp/committed' is given, and this server's policy does not go on from committed actions; the greeting of one "
+                "that does says `real_time`, for which --units dataset is needed."
+            )
+        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu" or actions.ndim != 2:
+            kind = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
+            raise InvalidValueError(f"'lamp/committed' is {kind}; expected an array of numbers (actions, values).")
+        if actions.shape[1] != self.spec.action_width or not 1 <= len(actions) <= self.spec.chunk:
+            raise InvalidValueError(
+                f"'lamp/committed' is of shape {actions.shape}; expected 1 to {self.spec.chunk} actions of "
+                f"{self.spec.action_width} values."
+            )
+        if (beyond := ~(np.abs(actions) <= LARGEST_ACTION)).any():
+            raise InvalidValueError(
+                f"'lamp/committed' holds {actions[beyond][0]}; expected numbers up to {LARGEST_ACTION:g}."
+            )
+        if isinstance(delay, bool) or not isinstance(delay, int | np.integer):
+            raise InvalidValueError(f"'lamp/delay' is {str(delay)[:40]!r}; expected a number of steps.")
+        return Committed(actions=actions.astype(np.float32), delay=int(delay))
 
     def layout(self, message: Message) -> RequestLayout:
         """The layout of which the request has most keys, and of those with the same keys the one whose state fits."""
@@ -338,7 +367,7 @@ def greeting(spec: PolicySpec, units: Units, limits: Mapping[str, int]) -> dict[
         "action_chunk_size": spec.chunk,
         "available_unnorm_keys": [spec.dataset],
         "default_unnorm_key": spec.dataset,
-        **spec.about,
+        **{name: value for name, value in spec.about.items() if name != "real_time" or units.action_units == "dataset"},
     }
 
 

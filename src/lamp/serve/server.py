@@ -349,6 +349,7 @@ def serve(config: ServeConfig, *, artist: Artist | None = None) -> None:
             fast=config.fast,
             precision=config.precision,
             dataset=config.dataset,
+            real_time=config.real_time,
         )
 
     asyncio.run(serve_until_signalled(open_policy, config, artist=artist))

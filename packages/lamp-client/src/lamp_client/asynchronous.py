@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lamp_client.chunks import ObservationFn
 from lamp_client.client import NoiseSeed, Policy
 from lamp_client.errors import InvalidValueError
-from lamp_client.types import ActionChunk
+from lamp_client.types import ActionChunk, Committed, Observation
+
+DELAYS = 10
+"""Answers of which the slowest says how long the next may take."""
 
 
 @dataclass(kw_only=True)
@@ -86,10 +90,14 @@ class Asynchronous:
         """Requests a chunk; returns its future and the step of its observation."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lamp-ask")
-        seed, seen = (*noise_seed, self.calls), observe()
+        seed, seen = (*noise_seed, self.calls), self._seen(observe(), policy)
         future = self._thread.submit(policy.act, seen, noise_seed=seed)
         self.calls += 1
         return future, self._step
+
+    def _seen(self, observation: Observation, policy: Policy) -> Observation:
+        """What the policy is asked about."""
+        return observation
 
     def _due(self, chunk: ActionChunk, future: Future[ActionChunk], observed_at: int) -> bool:
         """Whether the next chunk takes over now: it is there, its time has come, or the present chunk has ended."""
@@ -127,3 +135,72 @@ class Asynchronous:
             future, _ = self._next
             self._next = None
             future.exception()  # waits; whatever went wrong concerns an episode that is over
+
+
+@dataclass(kw_only=True)
+class RealTime(Asynchronous):
+    """Real-time chunking: the next chunk goes on from what the robot does while it is computed.
+
+    With each question goes what is left of the present chunk, and how many of these actions, the `delay`, will be executed before
+    the new chunk takes over, exactly then. The new chunk begins with these and follows from them, so that nothing jumps where it
+    takes over (docs/realtime.md). Where an answer comes later than that, the present chunk goes on until it is there.
+    """
+
+    delay: int | None = None
+    """Steps from asking until the new chunk takes over. None: the most that any of the last `DELAYS` answers took; `every` before
+    there was one."""
+    late: int = field(default=0, init=False, compare=False)
+    """How often an answer came after its time since `reset`, so that the new chunk did not know all that was executed."""
+    _took: deque[int] = field(default_factory=lambda: deque(maxlen=DELAYS), init=False, repr=False, compare=False)
+    """Steps that the last answers took."""
+    _promised: int = field(default=0, init=False, repr=False, compare=False)
+    """The delay that the question on its way was asked with."""
+    _noted: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether how long its answer took has been noted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blend:
+            raise InvalidValueError(
+                f"blend is {self.blend}; expected 0: a chunk that goes on from the last needs none."
+            )
+
+    def reset(self) -> None:
+        super().reset()
+        self.late = 0  # how long answers take is still known
+
+    def _seen(self, observation: Observation, policy: Policy) -> Observation:
+        if not policy.metadata.get("real_time"):
+            raise InvalidValueError(
+                "the policy does not go on from committed actions: its metadata have no `real_time`.",
+                hint="Expected a LaMP server with --units dataset, or the executor Asynchronous.",
+            )
+        self._promised = 0
+        if self.chunk is None or self._step - self._from >= len(self.chunk.actions):
+            return observation
+        left = self.chunk.actions[self._step - self._from :]
+        expected = self.delay or max(self._took, default=self.every)
+        self._promised = min(expected, len(left))
+        return replace(observation, committed=Committed(actions=left, delay=self._promised))
+
+    def _due(self, chunk: ActionChunk, future: Future[ActionChunk], observed_at: int) -> bool:
+        passed = self._step - observed_at
+        if future.done() and passed > 0 and not self._noted:
+            self._took.append(passed)
+            self._noted = True
+        if self._step - self._from >= len(chunk.actions):
+            self.waits += not future.done()
+            return True
+        if passed < self._promised:
+            return False
+        return self.delay is not None or future.done()
+
+    def _take(self, future: Future[ActionChunk], observed_at: int) -> ActionChunk:
+        first = self.chunk is None
+        chunk = super()._take(future, observed_at)
+        if not first:
+            if not self._noted:
+                self._took.append(max(1, self._step - observed_at))
+            self.late += self._step - observed_at > self._promised
+        self._noted = False
+        return chunk

@@ -216,6 +216,9 @@ class WebsocketPolicy:
                 self._connection.ask(self._reset_request() or {})
             if noise_seed is not None:
                 message["lamp/noise_seed"] = [int(part) for part in noise_seed]
+            if observation.committed is not None:
+                message["lamp/committed"] = observation.committed.actions
+                message["lamp/delay"] = observation.committed.delay
             if self._foresight:
                 message["lamp/foresight"] = True
         return message

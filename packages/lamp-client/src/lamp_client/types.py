@@ -12,6 +12,29 @@ import numpy as np
 from lamp_client.errors import InvalidValueError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """What is left of the chunk before, from the moment of an observation on, while the next chunk is being computed.
+
+    Raises:
+        InvalidValueError: these are no actions, or more are committed than are left.
+    """
+
+    actions: np.ndarray
+    """(n, a) float32, as the policy gave them."""
+    delay: int
+    """The first so many are executed before the next chunk takes over, whatever it says."""
+
+    def __post_init__(self) -> None:
+        _check_floats("committed actions", self.actions, 2)
+        if not len(self.actions) or not np.isfinite(self.actions).all():
+            raise InvalidValueError("committed actions are none, or not finite; expected finite numbers.")
+        if isinstance(self.delay, bool) or not isinstance(self.delay, int) or not 0 <= self.delay <= len(self.actions):
+            raise InvalidValueError(
+                f"delay is {self.delay!r}; expected 0 to {len(self.actions)} steps, the actions left."
+            )
+
+
 DEPTH = "depth."
 SIMULATION = "simulation."
 """Before the names in `Observation.extra`."""
@@ -33,6 +56,8 @@ class Observation:
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What else is recorded of the moment and no policy is shown: `depth.CAMERA` (H, W) float32 [m], 0 where unknown;
     `simulation.states` and `simulation.body_poses` of a simulator."""
+    committed: Committed | None = None
+    """What is left of the chunk before, for a policy whose metadata say `real_time`; None: the next chunk begins anew."""
 
     def __post_init__(self) -> None:
         if not self.images:

@@ -14,6 +14,7 @@ from lamp_client.rig.commands.record import record
 from lamp_client.rig.commands.run import replay, run
 from lamp_client.rig.commands.score import score
 from lamp_client.rig.safety import RigStoppedError
+from lamp_client.rig.session import EXECUTORS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,16 +119,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_policy_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--executor", choices=("open_loop", "asynchronous"), default=None, help="default: asynchronous in real time"
+        "--executor",
+        choices=EXECUTORS,
+        default=None,
+        help="default in real time: real_time where the policy can go on from committed actions, else asynchronous",
     )
     sub.add_argument(
         "--execute", type=_positive, default=None, help="actions of each chunk (default: as the policy says)"
     )
     sub.add_argument(
-        "--every", type=_positive, default=5, help="asynchronous: steps after which the next chunk is asked for"
+        "--every", type=_positive, default=5, help="steps after which the next chunk is asked for, but for open_loop"
     )
     sub.add_argument("--blend", type=int, default=0, help="asynchronous: steps over which chunks fade into each other")
-    sub.add_argument("--delay", type=_positive, default=None, help="asynchronous: steps from asking to hand-over")
+    sub.add_argument("--delay", type=_positive, default=None, help="steps from asking to hand-over, but for open_loop")
     sub.add_argument("--another-rig", action="store_true", help="take a policy that was trained on another rig's data")
     sub.add_argument("--speed", type=_share, default=1.0, help="share of the described rate and speeds")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lamp_client.asynchronous import Asynchronous
+from lamp_client.asynchronous import Asynchronous, RealTime
 from lamp_client.chunks import Executor, OpenLoop
 from lamp_client.client import Policy, WebsocketPolicy
 from lamp_client.errors import InvalidValueError
@@ -16,6 +16,7 @@ from lamp_client.rig.drivers import open_rig
 from lamp_client.rig.rig import Rig
 
 TWIN = "twin"
+EXECUTORS = ("open_loop", "asynchronous", "real_time")
 
 
 def open_session(options: argparse.Namespace, *, speed: float = 1.0, dry_run: bool = False) -> tuple[Rig, Any]:
@@ -106,10 +107,16 @@ def connect_policy(address: str) -> WebsocketPolicy:
 
 def make_executor(options: argparse.Namespace, policy: Policy, rig: Rig, world: Any) -> Executor:
     simulated = world is not None and not options.real_time
-    kind = options.executor or ("open_loop" if simulated or getattr(options, "confirm", False) else "asynchronous")
+    kind = options.executor
+    if kind is None and (simulated or getattr(options, "confirm", False)):
+        kind = "open_loop"
+    if kind is None:
+        kind = "real_time" if policy.metadata.get("real_time") and not options.blend else "asynchronous"
+    # In simulated time no time passes while a policy thinks: the delay has to be said.
+    delay = options.delay or (1 if simulated else None)
+    if kind == "real_time":
+        return RealTime(every=options.every, blend=options.blend, delay=delay)
     if kind == "asynchronous":
-        # In simulated time no time passes while a policy thinks: the delay has to be said.
-        delay = options.delay or (1 if simulated else None)
         return Asynchronous(every=options.every, blend=options.blend, delay=delay)
     execute = options.execute
     if execute is None:

@@ -555,7 +555,9 @@ class World:
     def about(self) -> dict[str, Any]:
         """What a recording keeps of the simulation, from which the same model is built again (`World.of`)."""
         model = self.model
-        values = {name: getattr(model, name).tolist() for name in ("body_pos", "body_quat", "cam_pos", "cam_quat", "cam_fovy")}
+        values = {
+            name: getattr(model, name).tolist() for name in ("body_pos", "body_quat", "cam_pos", "cam_quat", "cam_fovy")
+        }
         return {"suite": SUITE, "task": self.task.name, "arm": asdict(self.arm), "cameras": [CAMERA], "model": values}
 
     def snapshot(self, data: Any = None) -> dict[str, np.ndarray]:

@@ -23,6 +23,12 @@ def _view(arguments: Sequence[str]) -> None:
     print(f"{config.out}: {view(config)}")
 
 
+def _view_flow(arguments: Sequence[str]) -> None:
+    from lamp.view.flow_scene import FlowViewConfig, view_flow
+
+    print(view_flow(parse(FlowViewConfig, arguments, "view flow", leading="--clip")))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplayFlags(SelectionFlags):
     """A dry run: gives a policy the observations of recorded episodes, and compares its actions with the recorded ones, value by
@@ -203,6 +209,12 @@ _SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
 
 COMMANDS: dict[str, Command] = {
     "view": Command(summary="draw predicted beside true scene flow", run=_view, elsewhere="--out FILE"),
+    "view flow": Command(
+        summary="show scene flow in 3-D over time, true beside estimated (rerun)",
+        run=_view_flow,
+        waits=True,
+        elsewhere="--save FILE.rrd",
+    ),
     "replay": Command(
         summary="compare a policy's actions with recorded ones: a dry run", run=_replay, elsewhere="--out FILE"
     ),

@@ -161,7 +161,7 @@ def test_depth_whose_metres_nobody_knows_is_refused_when_it_is_read(tmp_path: Pa
     with pytest.raises(DataError, match=r"depth in 12 bits.*video\.depth_min"):
         LeRobotDataset(root).depth("front_depth", 0)
     (fault,) = told(root)
-    assert "does not say which depth that is" in fault
+    assert "lacks the depth they stand for" in fault
     gray = [np.full((SIDE, SIDE, 3), 10 * t, np.uint8) for t in range(FRAMES)]
     root = with_video(tmp_path / "eight", gray, bare)
     assert LeRobotDataset(root).cameras == ("front",)

@@ -19,7 +19,7 @@ from lamp.data.lerobot import LeRobotDataset
 from lamp.data.mixture import MixedSamples, mixture_weights
 from lamp.data.normalizers import ByDeviation, MinMax, RawState
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling, states_and_actions
-from lamp.data.stored_images import CorruptPicturesError, LeaveOut
+from lamp.data.stored_images import CorruptPicturesError
 from lamp.errors import ConfigError, DataError, MismatchError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/lerobot"
@@ -92,18 +92,18 @@ def test_corrupt_videos_are_named_or_left_out_and_counted(tmp_path: Path) -> Non
     picks = np.array([0, 12, 13, 20])  # two of episode 1
     with pytest.raises(CorruptPicturesError, match=r"episode 1, camera front: .*episode_000001\.mp4"):
         of_images(dataset).batch(picks)
-    batch = of_images(dataset, on_corrupt=LeaveOut()).batch(picks)
+    batch = of_images(dataset, on_corrupt="leave_out").batch(picks)
     assert batch.observations is not None
     assert [number_in(image.numpy()) for image in batch.observations.images["front"]] == [0, 1024 + 2]
     assert len(batch.state) == len(batch.actions) == 2
     assert [(fault.file, fault.episode, fault.samples) for fault in batch.left_out] == [(str(path), 1, 2)]
     for workers in (0, 1):
-        loader = DataLoader(of_images(dataset, on_corrupt=LeaveOut()), Sampler(34, 17), workers=workers)
+        loader = DataLoader(of_images(dataset, on_corrupt="leave_out"), Sampler(34, 17), workers=workers)
         sizes = [len(next(loader).state) for _ in range(2)]
         loader.close()
         assert sum(sizes) == 27 and loader.left_out == {str(path): 7}
     with pytest.raises(DataError, match="no picture of a whole batch"):
-        of_images(dataset, on_corrupt=LeaveOut()).batch(np.array([12]))
+        of_images(dataset, on_corrupt="leave_out").batch(np.array([12]))
 
 
 def test_errors_of_workers_arrive_whole(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_another_backbone_is_refused_and_the_difference_is_named(dataset: LeRobo
     told = r"cameras is .* stored, \[\['agentview', 4\]\] asked; prompt is None stored, 'now: \{instruction\}' asked"
     with pytest.raises(MismatchError, match=told):
         FeatureCache(dataset, "other", wanted=wanted)
-    with pytest.raises(MismatchError, match="its weights or code: key plain stored, other asked"):
+    with pytest.raises(MismatchError, match="its weights or code: key plain stored, other requested"):
         FeatureCache(dataset, "other", wanted=Plain().description)
 
 
@@ -165,7 +165,7 @@ def test_tokens_in_fewer_bits_are_as_near_as_stated(
     said = describe_cache(cache.folder)
     assert said["storage"] == storage and bound / 20 < said["rounding error"] < bound
     assert cache.kept_otherwise == (storage,)
-    with pytest.raises(MismatchError, match=f"keeps its tokens as {storage}, float32 asked"):
+    with pytest.raises(MismatchError, match=f"keeps its tokens as {storage}, float32 requested"):
         FeatureCache.build(dataset, backbone)
 
 

@@ -210,7 +210,7 @@ def test_stale_z_m_is_refused_and_that_of_other_settings_left_alone(
     out = tmp_path / "run"
     train(replace(config, loop=replace(SHORT, seed=3)), data, out, prior)
     told = capsys.readouterr().err
-    assert f"z_m is computed for this run alone; {hidden} holds another: seed is 0 stored, 3 asked" in told
+    assert f"z_m is computed for this run alone; {hidden} holds another: seed is 0 stored, 3 requested" in told
     train_motion(motion_training(loop=loop(steps=3)), data, tmp_path / "other", backbone=BACKBONE)
     train(config, data, tmp_path / "second", tmp_path / "other")
     assert re.search(r"motion weights is '[0-9a-f]{64}' stored, '[0-9a-f]{64}' asked", capsys.readouterr().err)

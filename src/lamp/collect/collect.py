@@ -188,7 +188,7 @@ def _record(config: CollectConfig, jobs: list[Job], attempts: Attempts, progress
 
 
 def _next_result(results: Any, workers: list[Any]) -> Attempt:
-    """Waits for a worker's answer.
+    """Waits for a worker's result.
 
     Raises:
         LampError: A worker met an error that the user can put right.
@@ -205,15 +205,13 @@ def _next_result(results: Any, workers: list[Any]) -> Attempt:
                     "recorded (fewer --workers need less memory)"
                 ) from None
             continue
-        if isinstance(result, str):
-            raise LampError(result)
-        if isinstance(result, OSError):
+        if isinstance(result, Exception):
             raise result
         return result
 
 
 def _description(config: CollectConfig, attempts: Attempts) -> dict[str, Any]:
-    """What `meta/lamp.json` says about the collection."""
+    """The collection's entry in `meta/lamp.json`."""
     names = list(attempts.by_job)
     return {
         **{key: value for key, value in _settings(config).items() if key != "type"},
@@ -250,7 +248,7 @@ FPS = 20
 def work(config: CollectConfig, jobs: Queue[tuple[Job, int] | None], results: Queue[Any]) -> None:
     """Takes jobs, each with the number of the attempt, until it gets None.
 
-    The answer to each is an `Attempt`, or an error's text, or an error of the system, after which the process ends.
+    The result of each is an `Attempt`, or an error for the parent to raise, after which the process ends.
     """
     env: LiberoEnv | None = None
     try:
@@ -262,7 +260,7 @@ def work(config: CollectConfig, jobs: Queue[tuple[Job, int] | None], results: Qu
                 env = _environment(config, job.task)
             results.put(attempt_job(env, config, job, attempt))
     except (LampError, LampClientError) as error:
-        results.put(str(error))
+        results.put(LampError(str(error)))
     except Exception as error:
         system_fault = system_error(error)
         if system_fault is None:
@@ -274,21 +272,17 @@ def work(config: CollectConfig, jobs: Queue[tuple[Job, int] | None], results: Qu
 
 
 def _environment(config: CollectConfig, task: int) -> LiberoEnv:
-    how: dict[str, Any] = {
-        "image_size": config.image_size,
-        "render": config.render,
-        "placement_shift": config.placement_shift,
-    }
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("image_size", "render", "placement_shift")}
     choices = list(config.perturbations().items())
     if not choices:
-        return LiberoEnv(load_task(config.suite, task), **how)
+        return LiberoEnv(load_task(config.suite, task), **settings)
 
     def draw(generator: np.random.Generator, standard: StandardScene) -> SampledPerturbation:
         text, chosen = choices[int(generator.integers(len(choices)))]
         sampled = unchanged(generator, standard) if chosen is None else chosen.draw(generator, standard)
         return replace(sampled, numbers={"perturbation": text, "drawn": dict(sampled.numbers)})
 
-    return PerturbedLibero(load_task(config.suite, task), draw, seed=config.seed, **how)
+    return PerturbedLibero(load_task(config.suite, task), draw, seed=config.seed, **settings)
 
 
 def attempt_job(env: LiberoEnv, config: CollectConfig, job: Job, attempt: int) -> Attempt:

@@ -90,10 +90,10 @@ class CollectConfig:
         self.perturbations()
 
     def perturbations(self) -> dict[str, Perturbation | None]:
-        """What `perturb` says, by its text; None changes nothing.
+        """The perturbations of `perturb`, by their texts; None stands for the standard scene.
 
         Raises:
-            ConfigError: One is twice there, or changes what a demonstration is of.
+            ConfigError: One is given twice, or perturbs something else than camera and light.
             LampClientError: One does not exist.
         """
         parsed = {text: None if text == "none" else parse(text) for text in self.perturb}

@@ -27,7 +27,7 @@ FUMBLE_REACH = (0.008, 0.05)
 FUMBLE_STEPS = (6, 14)
 """Least and greatest number of steps for which a fumbling gripper closes; about ten close it fully."""
 METRES_PER_STEP = 0.0125
-"""How far the arm moves in one step when an action of 1 is asked for."""
+"""How far the arm moves in one step under an action of 1 [m]."""
 
 
 class OrnsteinUhlenbeck:

@@ -22,9 +22,9 @@ class Command:
     summary: str
     run: Callable[[Sequence[str]], None]
     waits: bool = False
-    """It waits for somebody, for as long as that takes."""
+    """It waits for clients or a person, with no limit of time."""
     elsewhere: str = "--out FOLDER"
-    """The flags that choose another place for what it writes, said where it cannot write."""
+    """The flags that choose another place for its output, named in the error where it cannot write."""
     usual: tuple[str, ...] = ()
     """The flags that `--help` lists, of a command with very many; `--help-all` lists the others. Empty: all."""
 
@@ -55,7 +55,7 @@ class SelectionFlags:
 
 
 def need(flag: str, arguments: Sequence[str], command: str) -> None:
-    """Asks for the folder, which a recipe cannot know.
+    """Refuses a command without the folder, which no recipe can know.
 
     Raises:
         ConfigError: It is not among the arguments.
@@ -115,7 +115,7 @@ def ensure_features(
     augmentation: Augmentation | None = None,
     root: Path | None = None,
 ) -> None:
-    """Completes what a training reads; what is stored and is not what it asks for, it refuses."""
+    """Completes the feature cache that a training reads; refuses one with other settings."""
     from lamp.data.augmentation import NO_AUGMENTATION
     from lamp.train.backbones import Caching, ensure_features
 

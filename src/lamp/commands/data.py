@@ -76,7 +76,7 @@ def _flow_build(arguments: Sequence[str]) -> None:
 
 
 def _is_video(arguments: Sequence[str]) -> bool:
-    """Whether scene flow is to be estimated: where that is asked for, or nothing but video is there."""
+    """Whether scene flow is to be estimated: by flags, or because there is nothing but video."""
     if value_of("--out", arguments) is not None or value_of("--source", arguments) is not None:
         return True
     data = value_of("--data", with_flag(arguments, "--data"))
@@ -111,18 +111,18 @@ def _flow_validate(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsFlags(StoreFlags):
-    """Says what scene-flow stores hold, in numbers: episodes, query frames, shares of points, bounds, and clips that failed."""
+    """Summarises scene-flow stores in numbers: episodes, query frames, shares of points, bounds, and clips that failed."""
 
 
 def _flow_stats(arguments: Sequence[str]) -> None:
     flags = parse(StatisticsFlags, arguments, "flow stats")
     from lamp.sceneflow.validate import statistics
 
-    found = statistics(flags.store)
+    stores = statistics(flags.store)
     if flags.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(stores, indent=2))
     else:
-        print("\n\n".join("\n".join(f"{name}: {value}" for name, value in one.items()) for one in found))
+        print("\n\n".join("\n".join(f"{name}: {value}" for name, value in one.items()) for one in stores))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,6 @@ def _cache_features(arguments: Sequence[str]) -> None:
 def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
     from lamp.commands.feature_caches import CacheRequest
     from lamp.data.feature_cache.work_sharing import Workers
-    from lamp.data.stored_images import LeaveOut, Refuse
     from lamp.train.backbones import Caching
     from lamp.train.config import PolicyTraining, Seen
 
@@ -242,14 +241,16 @@ def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
         settings = following(policy, Path(motion))
     kind = PolicyTraining if motion is not None else Seen
     flags, settings = parse_beside(CacheFlags, kind, arguments, "cache features", settings)
-    processes, on_corrupt = flags.processes or len(flags.devices), LeaveOut() if flags.leave_out_corrupt else Refuse()
+    processes = flags.processes or len(flags.devices)
     workers = Workers(processes=processes, devices=flags.devices) if processes else None
     return flags, CacheRequest(
         datasets=tuple(mixed_in(text, flags.embodiment, policy.embodiment) for text in flags.data),
         settings=settings,
         motion=flags.motion,
         root=flags.out,
-        caching=Caching(workers=workers, storage=flags.storage, on_corrupt=on_corrupt),
+        caching=Caching(
+            workers=workers, storage=flags.storage, on_corrupt="leave_out" if flags.leave_out_corrupt else "refuse"
+        ),
     )
 
 
@@ -334,7 +335,7 @@ class DataCheckFlags:
     """Count the videos' pictures without decoding them."""
     recipe: str | None = None
     """Instructions that this recipe's backbone cannot tell apart, or has no room for, are faults. By default, those that the
-    small backbone cannot are told."""
+    small backbone cannot are listed as remarks."""
     json: bool = False
     """Print JSON."""
 
@@ -435,7 +436,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "flow validate": Command(summary="find every fault of a scene-flow store", run=_flow_validate),
     "flow merge": Command(summary="make one scene-flow store of several", run=_flow_merge, elsewhere="--out STORE"),
-    "flow stats": Command(summary="say what a scene-flow store holds, in numbers", run=_flow_stats),
+    "flow stats": Command(summary="summarise a scene-flow store in numbers", run=_flow_stats),
     "cache features": Command(summary="compute the frozen backbone's features of a dataset", run=_cache_features),
     "cache list": Command(summary="list a dataset's caches, their sizes and what they serve", run=_cache_list),
     "cache remove": Command(summary="remove caches of a dataset", run=_cache_remove),

@@ -97,7 +97,7 @@ def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenWo
     """What computes z_m of a dataset whose features are cached, for any training with the same settings.
 
     Raises:
-        ConfigError: No draws are asked for, or there is no Motion Expert.
+        ConfigError: The number of draws is 0, or there is no Motion Expert.
         MismatchError: The checkpoint is of another Motion Expert or backbone.
     """
     config = request.settings

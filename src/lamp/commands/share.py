@@ -87,7 +87,7 @@ class ImportFlags:
     """The hub's branch or commit."""
     vlm: Path | None = None
     """The VLM's folder: its config.json, tokenizer.json and preprocessor_config.json, and its weights where the release has none.
-    By default, the hub is asked for the VLM that config.yaml names."""
+    By default, the VLM that config.yaml names is downloaded."""
 
 
 def _import_released(arguments: Sequence[str]) -> None:

@@ -223,5 +223,5 @@ COMMANDS: dict[str, Command] = {
     ),
     "score": Command(summary="write down how far a trial on a real robot came", run=_score, waits=True),
     "report": Command(summary="write the HTML report of a run", run=_report, elsewhere="--out FILE"),
-    "info": Command(summary="say what a folder is and what is in it", run=_info),
+    "info": Command(summary="describe a folder: what it is and what is in it", run=_info),
 }

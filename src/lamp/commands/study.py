@@ -160,7 +160,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags:
-    """Prints what a study has found so far, and writes study.json and report.html into its folder."""
+    """Prints a study's results so far, and writes study.json and report.html into its folder."""
 
     folder: tyro.conf.Positional[Path]
     """The --out of `lamp study run`."""
@@ -177,5 +177,5 @@ COMMANDS: dict[str, Command] = {
     "study list": Command(summary="list the studies of when a motion prior helps", run=_list),
     "study show": Command(summary="print a study as JSON, for one of your own", run=_show),
     "study run": Command(summary="carry out a study: many trainings, compared in pairs", run=_run),
-    "study report": Command(summary="say what a study has found so far", run=_report, elsewhere="another folder"),
+    "study report": Command(summary="print a study's results so far", run=_report, elsewhere="another folder"),
 }

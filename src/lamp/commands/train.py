@@ -225,7 +225,7 @@ def _with_sharding(loop: LoopConfig, name: str | None) -> LoopConfig:
     from lamp.train.config import FullySharded, Replicated
 
     kinds = {"replicated": Replicated, "full": FullySharded}
-    # What the recipe says of its own kind of sharding, or was said by flags, stays.
+    # Settings of the same kind of sharding, from the recipe or from flags, stay.
     return loop if name is None or isinstance(loop.sharding, kinds[name]) else replace(loop, sharding=kinds[name]())
 
 

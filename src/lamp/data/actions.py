@@ -248,10 +248,10 @@ SURE = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class ActionComparison:
-    """What the actions were found to be."""
+    """Whether actions are targets or changes of the state."""
 
     kind: Literal["absolute", "delta"] | None
-    """None: they do not say."""
+    """None: undecided."""
     why: str
     """In words."""
     pairs: tuple[tuple[int, int], ...] = ()
@@ -264,12 +264,12 @@ def compare_with_state(
     """Compares the recorded actions of some episodes with their states.
 
     A target is where the state is a moment later. A change goes with the difference of the state between now and then. Each
-    dimension that moves has a vote; at least half of them must agree, and two thirds of those that say something: a change that
-    corrects an error, as a controller's does, looks like a target in other units.
+    dimension that moves has a vote; at least half of them must agree, and two thirds of those with a clear outcome: a change
+    that corrects an error, as a controller's does, looks like a target in other units.
 
     Args:
         episodes: Of each, the actions (frames, a) and the states (frames, s).
-        without: Dimensions of the action that are not asked, such as grippers.
+        without: Dimensions of the action without a vote, such as grippers.
     """
     episodes = [(actions.astype(np.float64), states.astype(np.float64)) for actions, states in episodes]
     width, states = episodes[0][0].shape[1], episodes[0][1].shape[1]
@@ -335,7 +335,7 @@ def _correlation(episodes: Sequence[tuple[np.ndarray, np.ndarray]], dim: int, pl
         if len(both) < 6 or not size.all():
             continue
         correlation = float(both.prod(axis=1).sum() / np.sqrt(size.prod()))
-        # Smooth paths say less than their number of frames (Bartlett); Fisher's z has unit variance.
+        # A smooth path has fewer independent samples than frames (Bartlett); Fisher's z has unit variance.
         smooth = float(np.prod((both[1:] * both[:-1]).sum(axis=0) / size))
         frames = len(both) * (1 - smooth) / (1 + smooth)
         if frames > 3 and np.arctanh(min(correlation, 1 - 1e-9)) * np.sqrt(frames - 3) > SURE:

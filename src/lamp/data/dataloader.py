@@ -243,7 +243,7 @@ class DataLoader(Generic[Batch]):
         Args:
             sampler: Owned by the loader from now on.
             workers: Processes, of one thread each; 0 makes batches in this one.
-            ahead: Batches that each worker makes before they are asked for.
+            ahead: Batches that each worker prefetches.
 
         Raises:
             ConfigError: The number of workers is negative, or nothing is to be made ahead.
@@ -257,7 +257,7 @@ class DataLoader(Generic[Batch]):
         self._state = sampler.state_dict()
         self._pool: ProcessPool | None = None
         self._blocks = tuple(SharedMemoryBlock() for _ in range(workers * ahead))
-        # Batches are taken in the order in which they are asked for, so that the block after the last one is free.
+        # Batches are taken in the order of their requests, so that the block after the last one is free.
         self._places = cycle(range(len(self._blocks)))
         self._pending: deque[tuple[Future[PackedBatch], int, dict[str, Any]]] = deque()
 
@@ -295,7 +295,7 @@ class DataLoader(Generic[Batch]):
         self._state = self._sampler.state_dict()
 
     def wait(self) -> None:
-        """Waits until the workers have made what is asked of them."""
+        """Waits until the workers have finished all prefetched batches."""
         wait([future for future, *_ in self._pending])
 
     def close(self) -> None:

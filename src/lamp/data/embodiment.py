@@ -88,7 +88,7 @@ class Embodiment:
 
     @property
     def grippers(self) -> tuple[Gripper, ...]:
-        """Those that are known."""
+        """All known grippers; empty where none is."""
         if self.gripper is None:
             return ()
         return (self.gripper,) if isinstance(self.gripper, Gripper) else self.gripper
@@ -200,7 +200,7 @@ class Embodiment:
     def recorded(
         self, chunks: Float[np.ndarray, "b h a"], states: Float[np.ndarray, "b s"]
     ) -> Float[np.ndarray, "b h a"]:
-        """The inverse of `learnt`: what a policy says, in the units in which the robot was recorded."""
+        """The inverse of `learnt`: a policy's actions in the units in which the robot was recorded."""
         chunks = self.kind.restore(chunks, states)
         for gripper in self.grippers:
             chunks = gripper.recorded(chunks)

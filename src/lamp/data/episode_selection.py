@@ -59,7 +59,7 @@ class EpisodeSelection:
 
         Raises:
             ConfigError: A number or an instruction is not in the dataset, or nothing is left.
-            DataError: Initial states are asked for, and an episode does not say its own.
+            DataError: Initial states are given, and an episode does not record its own.
         """
         gone = set(leave_out)
         selected = [episode for episode in range(len(dataset)) if episode not in gone]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.policy_dataset import PolicyScaling, PolicyTargets
-from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
+from lamp.data.stored_images import CorruptPicturesError, OnCorrupt
 from lamp.errors import DataError
 from lamp.files import atomic_path, safe_file_name
 from lamp.json_files import read_json_object, write_json
@@ -62,7 +62,7 @@ class ImageSamples:
     """Actions per sample, H + 1 in the paper's count."""
     scaling: PolicyScaling
     embodiment: Embodiment = OWN
-    on_corrupt: OnCorrupt = field(default_factory=Refuse)
+    on_corrupt: OnCorrupt = "refuse"
     encode: Callable[[Observations], Encoded] | None = None
     """Encodes where the pictures are decoded, in the loader's workers; None: the batch holds the pictures."""
 
@@ -119,7 +119,7 @@ class ImageSamples:
 
     def _images(self, indices: Int64[np.ndarray, " b"]) -> tuple[dict[str, dict[int, np.ndarray]], list[LeftOut]]:
         """Pictures by camera and sample. Those of an episode are read together, in the order of the video."""
-        found: dict[str, dict[int, np.ndarray]] = {camera: {} for camera in self.cameras}
+        by_camera: dict[str, dict[int, np.ndarray]] = {camera: {} for camera in self.cameras}
         left_out: list[LeftOut] = []
         for episode in np.unique(self.episode[indices]).tolist():
             inside = indices[self.episode[indices] == episode]
@@ -127,12 +127,12 @@ class ImageSamples:
             try:
                 for camera in self.cameras:
                     images = self.pictures.read(camera, episode, self.frame[ordered])
-                    found[camera].update(zip(ordered.tolist(), images, strict=True))
+                    by_camera[camera].update(zip(ordered.tolist(), images, strict=True))
             except CorruptPicturesError as error:
-                if isinstance(self.on_corrupt, Refuse):
+                if self.on_corrupt == "refuse":
                     raise
                 left_out.append(LeftOut(file=str(error.path), episode=episode, samples=len(inside), reason=str(error)))
-        return found, left_out
+        return by_camera, left_out
 
 
 FRAMES = "frames"
@@ -140,7 +140,7 @@ FRAMES = "frames"
 
 @dataclass(frozen=True, kw_only=True)
 class Videos:
-    """Decodes what is asked for; what lies between two frames is passed over by keyframe."""
+    """Decodes frames from the videos, seeking by keyframe."""
 
     dataset: LeRobotDataset
 

@@ -43,7 +43,7 @@ class Unencoded(Encoded):
 
 
 class LiveFeatures(Features):
-    """Tokens of the fresh frames of a dataset, encoded when they are asked for."""
+    """Tokens of the fresh frames of a dataset, encoded on demand."""
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ def mixture_weights(lengths: Sequence[int], weights: Sequence[float] | None) -> 
 
 
 Part = TypeVar("Part", PolicySamples, MotionSamples)
-Found = TypeVar("Found")
+Collated = TypeVar("Collated")
 
 
 class Mixture(Generic[Part]):
@@ -47,7 +47,7 @@ class Mixture(Generic[Part]):
     def __init__(self, parts: Sequence[Part]) -> None:
         """
         Raises:
-            MismatchError: The datasets have different backbones, or differ in what `_traits` says.
+            MismatchError: The datasets have different backbones, or differ in `_traits`.
         """
         self.parts = tuple(parts)
         first = self.parts[0]
@@ -79,8 +79,8 @@ class Mixture(Generic[Part]):
             yield number, np.flatnonzero(of == number)
 
     def _each(
-        self, indices: Int64[np.ndarray, " b"], collate: Callable[[Part, Int64[np.ndarray, " n"]], Found]
-    ) -> tuple[list[Found], Int64[Tensor, " b"]]:
+        self, indices: Int64[np.ndarray, " b"], collate: Callable[[Part, Int64[np.ndarray, " n"]], Collated]
+    ) -> tuple[list[Collated], Int64[Tensor, " b"]]:
         """What is collated of each dataset's samples, and the order that brings all of them back to that of the indices."""
         parts = [(collate(self.parts[of], indices[at] - self._starts[of]), at) for of, at in self._places(indices)]
         return [one for one, _ in parts], torch.from_numpy(np.argsort(np.concatenate([at for _, at in parts])))
@@ -120,7 +120,7 @@ class MixedSamples(Mixture[PolicySamples]):
 
 
 class MixedMotionSamples(Mixture[MotionSamples]):
-    """Samples of Stage 1, all with the same bounds: what the Motion Expert says of motion means the same in every dataset."""
+    """Samples of Stage 1, all with the same bounds: the Motion Expert's outputs mean the same motion in every dataset."""
 
     def __init__(self, parts: Sequence[MotionSamples]) -> None:
         super().__init__(parts)

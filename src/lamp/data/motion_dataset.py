@@ -71,7 +71,7 @@ MEMORY_LIMIT = 6 << 30
 class MotionSamples:
     """(observation, scene flow) for every stored frame of some episodes.
 
-    An episode's scene flow is read and retimed when one of its samples is first asked for.
+    An episode's scene flow is read and retimed at the first access to one of its samples.
     """
 
     def __init__(

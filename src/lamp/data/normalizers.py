@@ -61,7 +61,7 @@ class Affine:
         return len(self._affine()[0])
 
     def centre_and_scale(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-        """The map's constants, with masked, binary and constant dimensions taken care of."""
+        """Centre and scale of each dimension, masked, binary and constant ones included."""
         centre, scale = (np.array(values, np.float64) for values in self._affine())
         scale[scale < self.smallest] = 1
         centre[list(self.masked)], scale[list(self.masked)] = 0, 1
@@ -234,9 +234,9 @@ class HardlyMoved:
 
     share: float = 0.05
     at_most: float | None = None
-    """None, for what a policy is shown: such a dimension is divided by the largest spread of all, so that a value that was never
-    seen in training stays small. A number, for what a policy says: it is divided by `share` of the largest spread, but by no
-    more than so many times its own; one that never moved comes back as its one value."""
+    """None, for a policy's inputs: such a dimension is divided by the largest spread of all, so that a value never seen in
+    training stays small. A number, for a policy's outputs: it is divided by `share` of the largest spread, but by no more than
+    this many times its own; one that never moved comes back as its one value."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1 or (self.at_most is not None and self.at_most < 1):
@@ -305,8 +305,8 @@ class ByDeviation:
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Standardise:
-        found = Standardise.fit(values, masked=masked, binary=binary, least=self.least)
-        return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
+        fitted = Standardise.fit(values, masked=masked, binary=binary, least=self.least)
+        return fitted if self.hardly_moved is None else self.hardly_moved.settle(fitted, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,8 +319,8 @@ class ByRange:
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> MinMax:
-        found = MinMax.fit(values, masked=masked, binary=binary)
-        return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
+        fitted = MinMax.fit(values, masked=masked, binary=binary)
+        return fitted if self.hardly_moved is None else self.hardly_moved.settle(fitted, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,8 +335,8 @@ class ByQuantiles:
     def fit(
         self, values: Float[np.ndarray, "n d"], *, masked: Sequence[int] = (), binary: Sequence[int] = ()
     ) -> Quantile:
-        found = Quantile.fit(values, masked=masked, binary=binary, between=(self.low, self.high))
-        return found if self.hardly_moved is None else self.hardly_moved.settle(found, values)
+        fitted = Quantile.fit(values, masked=masked, binary=binary, between=(self.low, self.high))
+        return fitted if self.hardly_moved is None else self.hardly_moved.settle(fitted, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,7 +404,7 @@ class ContinuousRotation:
 
 @dataclass(frozen=True, kw_only=True)
 class NoState:
-    """State transform: the policy is not shown what the data record (SimplerEnv's protocol has no proprioception)."""
+    """State transform: no proprioception at all (SimplerEnv's protocol has none)."""
 
     def width(self, raw: int) -> int:
         return 0

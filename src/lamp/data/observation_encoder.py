@@ -18,12 +18,12 @@ from lamp.errors import DataError, MismatchError
 from lamp.types import Encoded, Observations
 
 SHOWN = 5
-"""Groups of instructions that are named; of more, the number is told."""
+"""Groups of instructions that are named; the others are counted."""
 
 
 @runtime_checkable
 class InstructionTokenizer(Protocol):
-    """A backbone, or the identity of one, that says what it sees of an instruction."""
+    """A backbone, or the identity of one, with access to its tokenizer."""
 
     @property
     def text_room(self) -> int | None:
@@ -41,7 +41,7 @@ class InstructionTokenizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionReport:
-    """What a backbone makes of instructions that they do not mean."""
+    """Where a backbone misreads instructions."""
 
     equal: tuple[tuple[str, ...], ...]
     """Groups of different instructions with equal tokens."""
@@ -70,7 +70,7 @@ class InstructionReport:
 
     @property
     def remarks(self) -> list[str]:
-        """A line for each thing that is worth knowing, and no harm."""
+        """A line for each harmless peculiarity."""
         lines = [f"{_listed(group)} are the same to the backbone" for group in self.spelled[:SHOWN]]
         apart = [word for word in self.unknown if not any(word in text for group in self.equal for text in group)]
         if apart:
@@ -79,7 +79,7 @@ class InstructionReport:
 
 
 def unreadable(backbone: object, instructions: Iterable[str]) -> InstructionReport | None:
-    """Compares instructions as a backbone sees them; None where it does not say what it sees.
+    """Compares instructions as a backbone sees them; None where its tokenizer is not accessible.
 
     Args:
         instructions: Those of a dataset, or of several that are trained on together.
@@ -108,10 +108,10 @@ def unreadable(backbone: object, instructions: Iterable[str]) -> InstructionRepo
 
 
 def check_instructions(backbone: object, instructions: Iterable[str], where: object) -> None:
-    """Refuses instructions that a backbone cannot tell apart or has no room for, and says on stderr what else it does not know.
+    """Refuses instructions that a backbone cannot tell apart or has no room for; prints other unknown words to stderr.
 
     Args:
-        backbone: The backbone, or its identity; one that does not say what it sees is not asked.
+        backbone: The backbone, or its identity; one without an accessible tokenizer passes.
         instructions: Those of a dataset, or of several that are trained on together.
         where: What they are from, for the error.
 
@@ -197,7 +197,7 @@ class ObservationEncoder:
                 log.warning(
                     "instruction %r: the backbone does not know %s, and takes no meaning from it", instruction, words
                 )
-            # Asked once an instruction, so that nobody has to ask the device while it acts.
+            # `all` waits for the device: once an instruction here, and not at every step.
             self.instruction_cache[instruction] = (tokens[0], mask[0], bool(mask[0].all()))
             if len(self.instruction_cache) > INSTRUCTIONS_KEPT:
                 self.instruction_cache.popitem(last=False)

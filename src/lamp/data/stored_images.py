@@ -14,9 +14,9 @@ import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -76,7 +76,7 @@ def check_video_of_depth(kind: av.VideoFormat, depth: DepthFeature, path: Path) 
 
 def _no_code(depth: DepthFeature, bits: int, where: str) -> DataError:
     return DataError(
-        f"{where} holds depth in {bits} bits, and the description of {depth.key} does not say which depth that is; expected "
+        f"{where} holds depth in {bits} bits, and the description of {depth.key} lacks the depth they stand for; expected "
         "info with video.depth_min, video.depth_max, video.shift and video.use_log, as LeRobot writes them"
     )
 
@@ -91,7 +91,7 @@ def metres_of_codes(
         bits: Of the video's format.
 
     Raises:
-        DataError: Nothing says what the codes mean, or they are no codes.
+        DataError: The description lacks the depth that the codes stand for, or the values are no codes.
     """
     code = depth.code
     if code is None and bits == 16:
@@ -144,32 +144,20 @@ GROUPS_KEPT = 4
 
 
 class CorruptPicturesError(DataError):
-    """An episode's pictures cannot be read; says where, for those who wish to go on without it."""
+    """An episode's pictures cannot be read; holds file and episode, so that a caller can go on without it."""
 
     def __init__(self, message: str, *, path: Path, episode: int):
         super().__init__(message)
         self.path, self.episode = path, episode
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors of worker processes are sent to the one that asked."""
-        return _corrupt, (str(self), self.path, self.episode)
+        """Pickles with all fields: worker processes send their errors to the parent."""
+        return partial(CorruptPicturesError, path=self.path, episode=self.episode), (str(self),)
 
 
-def _corrupt(message: str, path: Path, episode: int) -> CorruptPicturesError:
-    return CorruptPicturesError(message, path=path, episode=episode)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refuse:
-    """Pictures that cannot be read end the work; the error names file and episode."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeaveOut:
-    """What needs pictures that cannot be read is left out, named and counted; nothing else takes its place."""
-
-
-OnCorrupt = Refuse | LeaveOut
+OnCorrupt = Literal["refuse", "leave_out"]
+"""Pictures that cannot be read end the work with an error that names file and episode, or what needs them is left out, named and
+counted; nothing else takes its place."""
 
 
 def image_digests(path: Path, key: str, root: Path) -> list[bytes]:

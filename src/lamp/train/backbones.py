@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lamp.data.feature_cache.shards import in_bytes
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.observation_encoder import InstructionTokenizer
-from lamp.data.stored_images import OnCorrupt, Refuse
+from lamp.data.stored_images import OnCorrupt
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
 from lamp.model.small import SmallBackboneConfig
@@ -102,7 +102,7 @@ class Caching:
     workers: Workers | None = None
     """None: the embedded backbone works in a process a core; a large one in a process a GPU, or in this one."""
     storage: StorageFormat = "default"
-    on_corrupt: OnCorrupt = field(default_factory=Refuse)
+    on_corrupt: OnCorrupt = "refuse"
     refresh: bool = True
     """Make what there is not, and make again what is out of date. False: refuse what is out of date, as a training does."""
 
@@ -123,7 +123,7 @@ def ensure_features(
 
     Args:
         token_width: Of the model that will read the features; None: any.
-        on_corrupt: What to do about pictures that cannot be read; None: as `caching` says.
+        on_corrupt: What to do about pictures that cannot be read; None: as in `caching`.
         augmentation: Which views of the pictures to encode besides themselves.
         root: The folder that caches are in; None: the dataset's own.
 

@@ -366,9 +366,9 @@ def _own_attribute(name: str, value: str, own: str) -> str:
     """An attribute's value with the page's colours and font, and with references to this chart's own ids."""
     if name == "style":
         value = re.sub(r"font-family:[^;]*;? ?", "", value)
-        return re.sub(r"#[0-9a-f]{6}", lambda found: CSS_VARIABLES.get(found[0], found[0]), value)
+        return re.sub(r"#[0-9a-f]{6}", lambda match: CSS_VARIABLES.get(match[0], match[0]), value)
     if name == "d":
-        return " ".join(re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.1f}", value).split())
+        return " ".join(re.sub(r"\d+\.\d+", lambda match: f"{float(match[0]):.1f}", value).split())
     return value.replace("url(#", f"url(#{own}-") if name == "clip-path" else re.sub(r"^#", f"#{own}-", value)
 
 

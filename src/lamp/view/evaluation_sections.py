@@ -69,7 +69,7 @@ def verdict(results: RunResults) -> Section:
         for control, meaning in (
             ("replay", "repeating one expert episode blindly"),
             ("zero", "doing nothing"),
-            ("wrong_instruction", "being told another task's instruction"),
+            ("wrong_instruction", "acting on another task's instruction"),
         ):
             compared = next(
                 (one for one in table.pairs if {one.first, one.second} == {policy.condition, control}), None
@@ -112,14 +112,12 @@ def verdict(results: RunResults) -> Section:
             can.append(f"The motion prior foresees motion: its paths of moving points err by {comparison}.")
         else:
             cannot.append(f"That the motion prior foresees anything: its paths of moving points err by {comparison}.")
-    records = [record for records in results.records for record in records]
-    if not records:
+    if not results.episodes:
         cannot.append("How often the robot succeeds: nothing was evaluated. `lamp evaluate` does that.")
     else:
-        suites, tasks = {record.suite for record in records}, {(record.suite, record.task) for record in records}
-        cannot.append(
-            f"Anything about other tasks than these {len(tasks)} of {', '.join(sorted(suites))}, other scenes or robots."
-        )
+        tasks = {(record.suite, record.task) for record in results.episodes}
+        suites = ", ".join(sorted({suite for suite, _ in tasks}))
+        cannot.append(f"Anything about other tasks than these {len(tasks)} of {suites}, other scenes or robots.")
     blocks: list[Block] = [Panel([Notes(can)], "These results show")] if can else []
     return Section(
         anchor="verdict", title="What can be concluded", blocks=[*blocks, Panel([Notes(cannot)], "They do not show")]
@@ -138,11 +136,10 @@ def smallest_difference(pair: Paired) -> float:
 
 
 def failures(results: RunResults) -> Section | None:
-    """How the policies failed, by kind; None where none did, or no simulator said what its objects did."""
+    """How the policies failed, by kind; None where none did, or no simulator recorded its objects."""
     failed = [
         record
-        for records in results.records
-        for record in records
+        for record in results.episodes
         if not record.success and is_policy(record.condition) and failure_kind(record)
     ]
     if not failed:

@@ -88,7 +88,7 @@ class ForesightPicture:
             return f"true motion of {self.caption}; --checkpoint draws a prediction beside it"
         what = f"predicted beside true motion of {self.caption}"
         if self.errors is None:
-            return f"{what}; no point moves, so no error is said: try another --frame"
+            return f"{what}; no point moves, so there is no error to measure: try another --frame"
         return f"{what}; {self.errors}"
 
 

@@ -106,7 +106,7 @@ def _conditions(records: Sequence[EpisodeRecord]) -> Iterator[tuple[tuple[str, f
 
 
 def _kind(condition: str, models: Mapping[str, Any]) -> tuple[str | None, str | None] | None:
-    """Flow and fusion of a condition's policy, from the run's manifest; None where it does not say."""
+    """Flow and fusion of a condition's policy, from the run's manifest; None where it lacks them."""
     if condition in models:
         return models[condition].get("flow"), models[condition].get("fusion")
     # Manifests from before models were written down name only these two.

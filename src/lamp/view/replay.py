@@ -47,7 +47,7 @@ class ReplayConfig:
     server: str | None = None
     """In its place, the address of a `lamp serve`: HOST:PORT, ws://... or wss://...."""
     api_key: str | None = None
-    """Of the server, where it asks for one."""
+    """The server's key, where it requires one."""
     embodiment: Annotated[Embodiment | None, tyro.conf.Suppress] = None
     """How the dataset records its robot; None: as the policy's own did."""
     selection: Annotated[EpisodeSelection, tyro.conf.Suppress] = ALL_EPISODES
@@ -213,7 +213,7 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _embodiment(policy: AnyPolicy) -> Embodiment:
-    """The robot that a policy was trained on, as it says itself."""
+    """The robot that a policy was trained on, from its metadata."""
     stored = policy.metadata.get("embodiment")
     return OWN if stored is None else from_json(Embodiment, stored, where="the policy's embodiment")
 

@@ -21,7 +21,6 @@ from lamp.files import atomic_write_text
 from lamp.json_files import read_json, read_json_as, write_json
 from lamp.version import code_version
 from lamp.view import evaluation_sections, paper_figures, paper_tables, run_sections
-from lamp.view import run_sections as training_sections
 from lamp.view.images import read_caption
 from lamp.view.page import render_page
 from lamp.view.results import RunResults, folder_label, load_results
@@ -134,8 +133,8 @@ def render(inputs: ReportInputs) -> str:
         paper_figures.robot(results),
         run_sections.time(inputs.seconds),
         run_sections.foresight([(picture.path, picture.caption) for picture in inputs.pictures]),
-        training_sections.motion_prior(results),
-        training_sections.policy(results),
+        run_sections.motion_prior(results),
+        run_sections.policy(results),
         run_sections.data(results),
         run_sections.configuration(inputs.configuration, results, inputs.facts, inputs.command),
         run_sections.notes(results, inputs.notes),
@@ -219,7 +218,7 @@ EXPERIMENT = "experiment.json"
 
 
 class StoredExperiment(TypedDict):
-    """What an experiment's `experiment.json` says of the command that made it."""
+    """The command of an experiment, as its `experiment.json` records it."""
 
     command: str
     recipe: str

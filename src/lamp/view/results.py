@@ -55,7 +55,7 @@ def words(name: str) -> str:
 
 
 def failure_kind(record: EpisodeRecord) -> str:
-    """How an episode failed, by what its objects did; empty where its simulator did not say, or the goal is about no object."""
+    """How an episode failed, by what its objects did; empty where the simulator recorded no objects, or the goal names none."""
     match record.extra.get("simulator"):
         case {"targets": [_, *_] as targets, "moved": dict(moved)}:
             pass
@@ -82,7 +82,7 @@ class Curves:
 
     lines: Sequence[Mapping[str, Any]]
     planned: int | None = None
-    """Steps of the whole run, where it says so."""
+    """Steps of the whole run; None where it goes by time."""
 
     def values(self, kind: str, name: str, entry: int | str | None = None) -> list[tuple[float, float]]:
         """Returns (step, value) of a metric, or of one entry of a metric that has several, by its name or, in older runs, its
@@ -146,7 +146,7 @@ class FlowErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults:
-    """Everything that was found."""
+    """Everything that a report shows."""
 
     motions: Mapping[str, Curves]
     """Name -> a training of the motion prior."""
@@ -156,7 +156,7 @@ class RunResults:
     """The episodes of each evaluation folder."""
     planned: tuple[int, ...]
     models: tuple[Mapping[str, Mapping[str, str | None]], ...]
-    """Of each evaluation folder: condition -> its policy's `flow` and `fusion`, where the folder says."""
+    """Of each evaluation folder: condition -> its policy's `flow` and `fusion`, where recorded."""
     flows: Mapping[str, FlowErrors]
     """Name of a motion prior -> the errors of its paths."""
     data: Mapping[str, Any]
@@ -167,13 +167,18 @@ class RunResults:
 
     @cached_property
     def _colours(self) -> dict[str, int]:
-        names = [*self.policies, *(record.condition for records in self.records for record in records)]
+        names = [*self.policies, *(record.condition for record in self.episodes)]
         free = [name for name in dict.fromkeys(names) if name not in COLOURS and name not in CONTROLS]
         return {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(free)}
 
     def colour(self, name: str) -> int:
         """The style sheet's colour of a condition, a policy or a predictor, the same in all figures; controls are grey."""
         return COLOURS.get(name, 7 if name in CONTROLS else self._colours.get(name, OTHERS[0]))
+
+    @property
+    def episodes(self) -> list[EpisodeRecord]:
+        """The episodes of all evaluation folders."""
+        return [record for records in self.records for record in records]
 
     @property
     def tables(self) -> list[SuccessTable]:
@@ -247,7 +252,7 @@ def _curves(path: Path | None) -> Curves | None:
 
 
 def _planned_steps(run: Path) -> int | None:
-    """How many steps a training was to take; None where it does not say, or goes by time."""
+    """The planned steps of a training; None where they were not recorded, or it goes by time."""
     for path in (run / DESCRIPTION, run / CHECKPOINT / DESCRIPTION):
         if path.is_file():
             match read_json_object(path, "description of a training"):

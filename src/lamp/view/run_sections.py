@@ -185,11 +185,10 @@ def configuration(
     Args:
         command: Empty where it was not noted.
     """
-    records = [record for records in results.records for record in records]
     known = dict(facts)
-    if versions := _distinct(record.code for record in records):
+    if versions := _distinct(record.code for record in results.episodes):
         known["code"] = versions
-    if packages := {name: version for record in records for name, version in record.packages.items()}:
+    if packages := {name: version for record in results.episodes for name, version in record.packages.items()}:
         known["packages"] = packages
     blocks: list[Block] = [Panel([Shell(command)], "To repeat it")] if command else []
     blocks += [Panel([Facts(known)])] if known else []
@@ -214,10 +213,10 @@ GLOSSARY = {
     "p": "how often chance alone would make a difference at least as large; conditions are compared on the same episodes",
     "replay": "a control: one recorded expert episode of the task, repeated blindly",
     "zero": "a control: no action at all",
-    "wrong instruction": "a control: the policy is told another task's instruction, and should fail if it listens",
+    "wrong instruction": "a control: the policy gets another task's instruction, and should fail if it heeds it",
     "held out": "demonstrations that were not trained on",
     "gate": "a learnt number that scales what the motion prior adds; its size is no test of its use",
-    "chunk": "the actions that a policy gives at once, of which the first few are executed before it is asked again",
+    "chunk": "the actions that a policy gives at once, of which the first few are executed before the next request",
 }
 
 
@@ -249,11 +248,10 @@ def _own_notes(results: RunResults) -> list[str]:
     items = []
     for records in results.records:
         items += _scene_notes(records)
-    records = [record for records in results.records for record in records]
-    if len({record.code for record in records}) > 1:
-        versions = _distinct(record.code for record in records)
+    if len({record.code for record in results.episodes}) > 1:
+        versions = _distinct(record.code for record in results.episodes)
         items.append(f"The episodes were run by several versions of the code: {versions}.")
-    redone = sum(record.attempt > 1 for record in records)
+    redone = sum(record.attempt > 1 for record in results.episodes)
     if redone:
         were = "s were" if redone > 1 else " was"
         items.append(f"{redone} episode{were} started again after a simulator process died.")

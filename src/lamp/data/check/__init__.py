@@ -24,9 +24,9 @@ from lamp_client.child_processes import ProcessPool
 __all__ = ["DatasetFault", "DatasetReport", "check_dataset"]
 
 Unit = TypeVar("Unit")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 KEPT_APART = 256
-"""Of so many files, what was found is kept apart; then it is put together, which takes less memory."""
+"""Results of this many files are kept before they are merged, which takes less memory."""
 
 
 def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> DatasetReport:
@@ -87,11 +87,11 @@ def check_dataset(root: Path, *, workers: int = 1, quick: bool = False) -> Datas
 
 
 def _mapped(
-    what: str, work: Callable[..., Found], units: Sequence[Unit], workers: int, *shared: object
-) -> Iterator[Found]:
-    """What a function finds in each unit, given what they share, which travels to each process once."""
+    title: str, work: Callable[..., Result], units: Sequence[Unit], workers: int, *shared: object
+) -> Iterator[Result]:
+    """A function's result for each unit; the arguments that all share travel to each process once."""
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(what, len(units), "files", brief=True))
+        progress = stack.enter_context(Progress(title, len(units), "files", brief=True))
         alone = workers == 1 or len(units) < 2
         if alone:
             results = (work(unit, *shared) for unit in units)

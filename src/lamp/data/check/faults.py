@@ -69,7 +69,7 @@ def faults_from_error(error: DataError, root: Path, file: str) -> list[DatasetFa
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """All that was found wrong with a dataset, and how much was read."""
+    """All faults of a dataset, and how much was read."""
 
     root: str
     version: str | None
@@ -83,7 +83,7 @@ class DatasetReport:
     alike: int = 0
     """How many more there are."""
     faulty: tuple[int, ...] = ()
-    """The episodes that faults were found in, listed or not."""
+    """The episodes with faults, listed or not."""
 
     @classmethod
     def of(cls, faults: Iterable[DatasetFault], **read: Any) -> DatasetReport:
@@ -102,7 +102,7 @@ class DatasetReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there are no faults."""
         return not self.faults
 
     def to_json(self) -> Mapping[str, Any]:

@@ -78,7 +78,7 @@ def check_pictures(file: PictureFile) -> PictureFileResult:
 
 
 def _check_stream(file: PictureFile, stream: VideoStream) -> Iterator[DatasetFault]:
-    """Size, rate, depth of which nobody knows the metres, and pictures of two episodes."""
+    """Size and rate, depth without known metres, and pictures claimed by two episodes."""
     context, camera = stream.codec_context, file.camera
     if (context.height, context.width) != (camera.height, camera.width):
         problem = f"is {context.height}x{context.width}; the description says {camera.height}x{camera.width}"

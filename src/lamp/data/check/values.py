@@ -373,7 +373,7 @@ TOLERANCE = 1e-3
 
 
 def check_statistics(dataset: LeRobotDataset, computed: Mapping[str, Moments]) -> Iterator[DatasetFault]:
-    """Compares what is stored with what was found. Files that are not there are no fault: they are optional.
+    """Compares stored statistics with computed ones. Missing files are no fault: they are optional.
 
     Args:
         computed: Per feature, of the episodes where it has no fault.

@@ -1,4 +1,4 @@
-"""Making a feature cache: how large it will be, and encoding what its shards lack, in parallel where asked."""
+"""Building a feature cache: predicting its size, and encoding what its shards lack, in parallel if wished."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lamp.data.feature_cache.shards import EpisodeFingerprints, Shards, ShardSta
 from lamp.data.feature_cache.work_sharing import BuildProgress, ShardBuilder, Workers, build_shards
 from lamp.data.lerobot.reader import LeRobotDataset
 from lamp.data.observation_encoder import check_instructions
-from lamp.data.stored_images import CorruptPicturesError, OnCorrupt, Refuse
+from lamp.data.stored_images import CorruptPicturesError, OnCorrupt
 from lamp.errors import DataError, MismatchError
 from lamp.json_files import write_json
 
@@ -71,7 +71,7 @@ class FeatureShardBuilder:
     store: FeatureStore
     load_backbone: LoadBackbone
     storage: StorageFormat
-    on_corrupt: OnCorrupt = field(default_factory=Refuse)
+    on_corrupt: OnCorrupt = "refuse"
     backbone: FrozenBackbone = field(init=False)
     """Once it is loaded."""
 
@@ -92,7 +92,7 @@ class FeatureShardBuilder:
         try:
             images = {camera: dataset.frames(camera, episode, frames) for camera in camera_names(self.backbone)}
         except CorruptPicturesError as error:
-            if isinstance(self.on_corrupt, Refuse):
+            if self.on_corrupt == "refuse":
                 raise
             pictures.path(episode).unlink(missing_ok=True)
             pictures.leave_out(episode, error.path, str(error))
@@ -150,7 +150,7 @@ def make_features(
     workers: Workers,
     planned: Callable[[BuildPlan], None] | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
-    on_corrupt: OnCorrupt | None = None,
+    on_corrupt: OnCorrupt = "refuse",
     augmentation: Augmentation = NO_AUGMENTATION,
     root: Path | None = None,
     storage: StorageFormat = "default",
@@ -161,7 +161,6 @@ def make_features(
         load_backbone: Loads the backbone in the process that is to encode with it.
         planned: Called with what is going to be made, before it is.
         progress: Called after each episode.
-        on_corrupt: What to do where an episode's pictures cannot be read; by default, refuse.
         augmentation: Which views of the pictures to encode besides themselves.
         root: The folder that caches are in; None: the dataset's own.
 
@@ -187,15 +186,12 @@ def make_features(
     write_manifest(dataset, backbone, store.folder, storage)
     if store.views is not None:
         path = store.views.folder / VIEWS_MANIFEST
-        most = max(
-            augmentation.views, read_augmentation(path).views if path.exists() else 0
-        )  # that were ever asked for
+        # An earlier build may have made more views than this one.
+        most = max(augmentation.views, read_augmentation(path).views if path.exists() else 0)
         with one_error_when_full(path.parent):
             write_json(path, to_json(replace(augmentation, views=most)))
     fingerprints.find(todo)  # here, since each worker would read the files that hold many episodes
-    work = FeatureShardBuilder(
-        store=store, load_backbone=load_backbone, storage=storage, on_corrupt=on_corrupt or Refuse()
-    )
+    work = FeatureShardBuilder(store=store, load_backbone=load_backbone, storage=storage, on_corrupt=on_corrupt)
     build_with_progress(work, todo, frames, workers, progress)
 
 

@@ -131,7 +131,7 @@ class Features(ABC):
     cameras: tuple[str, ...]
     width: int
     description: Mapping[str, Any]
-    """What the backbone says of itself."""
+    """The backbone's own description: weights and settings."""
     index: FrameIndex
     left_out: tuple[int, ...]
     """Episodes without features, since their pictures cannot be read: they have no rows."""
@@ -212,7 +212,7 @@ class FeatureCache(Features):
         *,
         processes: int = 1,
         progress: Callable[[BuildProgress], None] | None = None,
-        on_corrupt: OnCorrupt | None = None,
+        on_corrupt: OnCorrupt = "refuse",
         augmentation: Augmentation = NO_AUGMENTATION,
         root: Path | None = None,
         storage: StorageFormat = "default",
@@ -396,7 +396,7 @@ class ImageTextLayout:
 class SequenceLayout:
     """Whole sequences, stored without their padding, and given in the backbone's number format.
 
-    A frame's own tokens say all about its instruction.
+    The tokens of a frame contain its instruction.
     """
 
     def __init__(self, shards: ShardReader, folder: Path, manifest: CacheManifest, instructions: Sequence[str]) -> None:
@@ -409,9 +409,9 @@ class SequenceLayout:
         """Puts the sequences of a batch together and pads them as the backbone does."""
         rows: dict[int, Tensor] = {}
         for part in parts:
-            found = self._shards.rows(part)
-            stored = found[TOKENS].to(self._dtype or found[TOKENS].dtype)
-            lengths = found[LENGTHS].tolist() if LENGTHS in found else [stored.shape[1]] * len(stored)
+            shard = self._shards.rows(part)
+            stored = shard[TOKENS].to(self._dtype or shard[TOKENS].dtype)
+            lengths = shard[LENGTHS].tolist() if LENGTHS in shard else [stored.shape[1]] * len(stored)
             real = (tokens[:length] for tokens, length in zip(stored, lengths, strict=True))
             rows.update(zip(part.places.tolist(), real, strict=True))
         return padded([rows[place] for place in range(len(rows))], self.padding, self.tokens)

@@ -1,4 +1,4 @@
-"""What a feature cache says of itself and where it is, and which of its shards are complete and up to date."""
+"""A feature cache's folder and manifest, and which of its shards are complete and up to date."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def stored_manifest(folder: Path) -> CacheManifest | None:
 
 
 def advice(dataset: LeRobotDataset, flags: str = "") -> str:
-    """What to run for a cache that is as asked for."""
+    """The command that makes a cache as the training needs it."""
     return f"`lamp cache features {dataset.root}{flags}` with the recipe and settings of the training"
 
 
@@ -104,7 +104,7 @@ def read_manifest(folder: Path, key: str, dataset: LeRobotDataset, wanted: Mappi
     """Reads the description of a cache.
 
     Args:
-        key: Of the backbone that is asked for.
+        key: Of the requested backbone.
         wanted: That backbone's description, to name how the caches that are there differ.
 
     Raises:
@@ -138,21 +138,21 @@ def _no_cache(
         )
     nearest = min(others, key=lambda manifest: len(differences(manifest["backbone"], wanted)))
     changes = differences(nearest["backbone"], wanted) or [
-        f"its weights or code: key {nearest['key']} stored, {key} asked"
+        f"its weights or code: key {nearest['key']} stored, {key} requested"
     ]
     return MismatchError(
-        f"{folder.parent / nearest['key']} is of another backbone: {'; '.join(changes)}. Make the features that are asked for "
-        f"with {advice(dataset)}, or train with what is stored"
+        f"{folder.parent / nearest['key']} is of another backbone: {'; '.join(changes)}. Make the requested features with "
+        f"{advice(dataset)}, or train with what is stored"
     )
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """How what is stored differs from what is asked, a line for each entry."""
+    """How stored settings differ from requested ones, a line for each entry."""
     # As JSON has it: what is stored has no tuples.
     requested = json.loads(json.dumps(dict(wanted)))
     names = [*requested, *(name for name in stored if name not in requested)]
     return [
-        f"{name} is {stored.get(name)!r} stored, {requested.get(name)!r} asked"
+        f"{name} is {stored.get(name)!r} stored, {requested.get(name)!r} requested"
         for name in names
         if stored.get(name) != requested.get(name)
     ]
@@ -202,7 +202,7 @@ def _check_storage(folder: Path, manifest: Mapping[str, Any]) -> None:
     stored = there.get("storage", "float16" if there["version"] == PARTS else manifest["storage"])
     if stored != manifest["storage"]:
         raise MismatchError(
-            f"{folder} keeps its tokens as {stored}, {manifest['storage']} asked; "
+            f"{folder} keeps its tokens as {stored}, {manifest['storage']} requested; "
             f"expected the same (--storage {stored}): or remove the folder, or write to another with --out"
         )
 
@@ -235,13 +235,13 @@ VIEWS_MANIFEST = "augmentation.json"
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The shards of a feature cache: of the pictures themselves and, where asked for, of their augmented views."""
+    """The shards of a feature cache: of the pictures themselves and, with an augmentation, of their augmented views."""
 
     dataset: LeRobotDataset
     folder: Path
     augmentation: Augmentation = NO_AUGMENTATION
     least: Mapping[str, int] = field(default_factory=dict)
-    """What each shard is to hold at least, besides the views."""
+    """Counts that each shard must hold at least, such as draws, besides the views."""
     flags: str = ""
     """Flags of `lamp cache features` that it takes to make these shards."""
     known: EpisodeFingerprints | None = None
@@ -263,7 +263,7 @@ class FeatureStore:
 
     @cached_property
     def views(self) -> Shards | None:
-        """Of all augmented views of each; None where none are asked for."""
+        """Of all augmented views of each; None without an augmentation."""
         if not self.augmentation.views:
             return None
         least = {**self.least, "views": self.augmentation.views}
@@ -317,12 +317,12 @@ class FeatureStore:
             changes = [line for line in differences(stored, wanted) if not line.startswith("views ")]
             raise MismatchError(
                 f"{path.parent} has other augmented views: {'; '.join(changes) or 'drawn by other code'}. "
-                f"Make those that are asked for with {advice(self.dataset, self.flags)}, or train with the stored ones"
+                f"Make the requested ones with {advice(self.dataset, self.flags)}, or train with the stored ones"
             )
 
 
 def read_augmentation(path: Path) -> Augmentation:
-    """Reads what a folder of views says of itself."""
+    """Reads the description of a folder of augmented views."""
     return from_json(Augmentation, read_json(path, "description of augmented views"), where=str(path))
 
 

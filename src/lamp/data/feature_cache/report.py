@@ -1,4 +1,4 @@
-"""What is in a feature cache: told from its files alone, or compared with the dataset after reading every byte."""
+"""Listing, checking and removing feature caches, augmented views, z_m and scene-flow stores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMED = 20
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReport:
-    """What was found in a cache."""
+    """The outcome of checking a cache."""
 
     folder: Path
     episodes: dict[str, int]

@@ -1,4 +1,4 @@
-"""Shards: the files of a store, one an episode. Each is whole or absent, and says what it was made from and what it holds.
+"""Shards: the files of a store, one an episode. Each is whole or absent, and records its source and its contents.
 
 An episode is identified by a hash of what its features depend on: its pictures as encoded in the files, which of its frames are
 fresh, and its instruction. It stays the same where a dataset grows or only its actions change. Files are read once; their hashes
@@ -59,7 +59,7 @@ class EpisodeFingerprints:
         return self._fingerprints[episode]
 
     def find(self, episodes: Collection[int]) -> None:
-        """Finds the hashes of some episodes; of a file that has to be read, those of all its episodes."""
+        """Computes the hashes of some episodes; of a file that has to be read, those of all its episodes."""
         read = False
         for episode in episodes:
             if episode in self._fingerprints:
@@ -74,7 +74,7 @@ class EpisodeFingerprints:
                 digest.update(f"\n{camera} {entry.get(span, entry['state'])}".encode())
             self._fingerprints[episode] = digest.hexdigest()[:16]
         if read and self._path.parent.is_dir():
-            with contextlib.suppress(OSError):  # a cache on a read-only disk: found anew each time
+            with contextlib.suppress(OSError):  # a cache on a read-only disk: computed anew each time
                 write_json(self._path, {"format": FORMAT, "version": VERSION, "files": self._files})
 
     def pictures(self, episode: int) -> dict[str, str]:
@@ -131,7 +131,7 @@ class EpisodeFingerprints:
             if (stored.get("format"), stored.get("version")) == (FORMAT, VERSION):
                 return {str(name): dict(entry) for name, entry in stored["files"].items()}
         except (DataError, AttributeError, KeyError, TypeError, ValueError):
-            pass  # damaged: found anew
+            pass  # damaged: computed anew
         return {}
 
     def _name(self, camera: str, path: Path) -> str:
@@ -158,7 +158,7 @@ def _file_state(path: Path) -> str:
 
 
 FULL = ("os error 28", "os error 122", "os error 27")
-"""How the library that writes shards says: no space left, quota exceeded, file too large."""
+"""safetensors' messages for: no space left, quota exceeded, file too large."""
 
 
 class ShardState(enum.Enum):
@@ -166,7 +166,7 @@ class ShardState(enum.Enum):
 
     CURRENT = "is current"
     MISSING = "is missing"
-    FEWER = "holds fewer views or draws than are asked for"
+    FEWER = "holds fewer views or draws than requested"
     STALE = "was made from other data than the episode now holds"
     CORRUPT = "is not a whole file"
     LEFT_OUT = "was left out, since its pictures cannot be read"
@@ -181,7 +181,7 @@ class Shards:
     least: Mapping[str, int] = field(default_factory=dict)
     """How many views, or draws, each is to hold at least."""
     fingerprints: EpisodeFingerprints | None = None
-    """What identifies the episodes; None: found here, of all of the dataset's cameras."""
+    """What identifies the episodes; None: computed here, over all of the dataset's cameras."""
 
     @cached_property
     def _fingerprints(self) -> EpisodeFingerprints:
@@ -199,7 +199,7 @@ class Shards:
         return self.folder / f"episode-{episode:06d}.safetensors"
 
     def left_out_path(self, episode: int) -> Path:
-        """Stands in for the shard of an episode whose pictures cannot be read, and says why."""
+        """The note in place of the shard of an episode whose pictures cannot be read, with the reason."""
         return self.folder / f"episode-{episode:06d}.left-out.json"
 
     def state(self, episode: int) -> ShardState:
@@ -296,7 +296,7 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def one_error_when_full(folder: Path) -> Iterator[None]:
-    """Says clearly that a disk is full, whoever notices it.
+    """Turns any library's error of a full disk into one that names the folder.
 
     Raises:
         DataError: It is.

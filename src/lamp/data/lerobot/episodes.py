@@ -56,8 +56,8 @@ class EpisodeMetadata:
     index: int
     length: int
     tasks: tuple[str, ...]
-    """Its instructions in words, in the order of its frames where those say it, and otherwise as listed; empty where the dataset
-    has none. Which frame has which: `LeRobotDataset.instructions`."""
+    """Its instructions, in the order of its frames where the frames' task indices give one, otherwise as listed; empty where the
+    dataset has none. `LeRobotDataset.instructions` maps frames to them."""
     start: int
     """The dataset's number of the first frame."""
     slot: Slot
@@ -83,7 +83,7 @@ CORRUPT = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexErr
 
 @contextmanager
 def open_parquet(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """Opens a data file that must have some columns; whatever is found wrong with it in the block names the file.
+    """Opens a data file that must have some columns; errors of reading it inside the block name the file.
 
     Raises:
         DataError: The file is missing, corrupt, or lacks a column.
@@ -211,7 +211,7 @@ class EpisodeIndex(ABC):
         """The statistics of all features, episode by episode, where a file of its own holds them.
 
         Raises:
-            DataError: A line is no JSON, or does not say which episode it is of.
+            DataError: A line is no JSON, or lacks its episode index.
         """
         return iter(())
 
@@ -266,7 +266,7 @@ class EpisodeTable(EpisodeIndex):
         return rows, [one for one in problems if any(e is None or e < self.total for e in (one.episode, *one.later))]
 
     def columns(self) -> list[str]:
-        """The columns that tell where episodes are and what they are about, of which `tasks` may be missing."""
+        """The columns with the places, lengths and tasks of episodes, of which `tasks` may be missing."""
         parts = ("chunk_index", "file_index", "from_timestamp")
         videos = [
             f"videos/{camera.key}/{part}" for camera in self.cameras.values() if camera.in_videos for part in parts
@@ -381,10 +381,10 @@ class EpisodeLines(EpisodeIndex):
         return episodes
 
     def recorded_statistics(self) -> dict[int, dict[str, Any]]:
-        """What the dataset says of each episode's features; empty for v2.0.
+        """Each episode's stored statistics, by feature; empty for v2.0.
 
         Raises:
-            DataError: A line does not say which episode it is of.
+            DataError: A line lacks its episode index.
         """
         path = self.root / EPISODE_STATISTICS_LINES
         if not path.is_file():
@@ -397,11 +397,11 @@ class EpisodeLines(EpisodeIndex):
         lines = each_line_json(path)
         while some := list(islice(lines, LINES_AT_ONCE)):
             try:
-                found = by_episode(some, path)
+                rows = by_episode(some, path)
             except MetadataError:
-                self.recorded_statistics()  # says it of all lines, each by its number
+                self.recorded_statistics()  # its error lists the faulty lines of the whole file by number
                 raise
-            yield from ((index, _object(row.get("stats"))) for index, row in found.items())
+            yield from ((index, _object(row.get("stats"))) for index, row in rows.items())
 
     def _statistics(self, feature: str) -> tuple[str, Mapping[int, Any]]:
         path = self.root / EPISODE_STATISTICS_LINES

@@ -133,7 +133,7 @@ def from_arrow(column: pa.ChunkedArray, feature: Feature, name: str) -> np.ndarr
     A number that is missing becomes NaN where the feature has floating point.
 
     Raises:
-        DataError: The column holds no numbers, others than the feature's type can, or not as many a row as its shape says.
+        DataError: The column holds no numbers, numbers outside of the feature's type, or rows of another size than its shape.
     """
     array, width = column.combine_chunks(), 1
     if isinstance(array, pa.ExtensionArray):
@@ -179,7 +179,7 @@ def _numbers(array: pa.Array, feature: Feature, name: str) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         converted = values.astype(dtype, copy=False)
         if dtype.kind == "f":
-            return converted  # whether it is finite is asked of what is used, with its frame
+            return converted  # finiteness is checked where values are used, with their frame
         wrong = np.asarray(converted != values)
     if wrong.any():
         place = int(wrong.argmax())
@@ -241,7 +241,7 @@ def short_names(features: Iterable[str], prefixes: Sequence[str] = (IMAGE_PREFIX
 
 @dataclass(frozen=True, kw_only=True)
 class CameraFeature:
-    """Where a camera's pictures are, and how large they are said to be."""
+    """Where a camera's pictures are, and their size by the description."""
 
     key: str
     """The feature's name in the dataset."""
@@ -257,7 +257,7 @@ class DepthFeature(CameraFeature):
     """Where the depth maps of a camera are: no pictures, and no camera of a policy."""
 
     code: DepthCode | None
-    """How a video's codes were made; None where the description does not say."""
+    """How a video's codes were made; None where the description lacks it."""
     unit: float | None
     """What 1 stands for in images [m]; None: millimetres where they hold integers, metres where they hold floating point."""
     is_depth: ClassVar[bool] = True
@@ -420,7 +420,7 @@ def _without_depth(
     """Cameras alone.
 
     Raises:
-        ConfigError: A depth map was asked for by name.
+        ConfigError: A depth map was given as a camera.
     """
     depth = [one.key for one in cameras.values() if one.is_depth]
     if wanted is not None and depth:

@@ -83,7 +83,7 @@ class MetadataError(DataError):
         self.problems = tuple(problems)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors of worker processes are sent to the one that asked."""
+        """Pickles with all fields: worker processes send their errors to the parent."""
         return MetadataError, (self.problems,)
 
 
@@ -178,7 +178,7 @@ Template = Annotated[str, AfterValidator(_whole_characters), AfterValidator(_tem
 
 
 class FeatureEntry(BaseModel):
-    """What `meta/info.json` says of one feature; of features that are neither numbers nor pictures only the type is looked at."""
+    """One feature's entry in `meta/info.json`; of features that are neither numbers nor pictures only the type is read."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -243,7 +243,7 @@ class DepthCode:
 
 
 class DepthInfo(BaseModel):
-    """What is said of a depth map's encoding, under a feature's `info`."""
+    """A depth map's encoding, as a feature's `info` describes it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -271,7 +271,7 @@ class DepthInfo(BaseModel):
 
     @property
     def code(self) -> DepthCode | None:
-        """How it is quantised; None where that is not said in full."""
+        """How it is quantised; None where the description is incomplete."""
         if self.depth_min is None or self.depth_max is None or self.use_log is None:
             return None
         if self.use_log and self.shift is None:
@@ -282,7 +282,7 @@ class DepthInfo(BaseModel):
 
     @property
     def metres(self) -> float | None:
-        """What 1 stands for in images; None where that is not said."""
+        """What 1 stands for in images [m]; None where the description lacks it."""
         return None if self.depth_unit is None else {"m": 1.0, "mm": 1e-3}[self.depth_unit]
 
 
@@ -316,7 +316,7 @@ def episode_rows(places: tuple[str, ...]) -> TypeAdapter:
     """The type of the rows of a v3.0 episode table.
 
     Args:
-        places: Prefixes of the columns that say where the pictures of a camera are, such as ``videos/observation.images.front``.
+        places: Prefixes of the columns with the places of a camera's pictures, such as ``videos/observation.images.front``.
     """
     columns: dict[str, Any] = {
         "episode_index": Whole,
@@ -380,7 +380,7 @@ def by_episode(rows: Sequence[Any], file: Path) -> dict[int, Any]:
     """Rows or lines by the episode that each is about, the last where there are several.
 
     Raises:
-        MetadataError: One does not say it.
+        MetadataError: One lacks its episode index.
     """
     good, problems = checked_rows(INDEXED, rows, file)
     if problems:
@@ -389,7 +389,7 @@ def by_episode(rows: Sequence[Any], file: Path) -> dict[int, Any]:
 
 
 def _episode_of(row: Any) -> int | None:
-    """Which episode a row is of, where that much can be told."""
+    """The episode of a row; None where it has no valid index."""
     match row:
         case {"episode_index": bool()}:
             return None

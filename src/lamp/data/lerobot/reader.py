@@ -37,11 +37,11 @@ FRESH = "observation.fresh"
 COLUMN_BYTES = 256 << 20
 """Columns of data files that stay in memory, up to this many bytes: episodes are mostly read in their order."""
 OVERRIDDEN = "action.overridden"
-"""True where something else than the action with its noise was executed: what was meant to follow it did not."""
+"""True where something else than the action with its noise was executed, such as a push."""
 
 
 class LeRobotDataset:
-    """A LeRobot dataset, v3.0 or v2, in a folder. Nothing but the description is read until it is asked for.
+    """A LeRobot dataset, v3.0 or v2, in a folder. Opening it reads the description only.
 
     Cameras go by their short names: ``agentview`` for the feature ``observation.images.agentview``.
     """
@@ -115,12 +115,12 @@ class LeRobotDataset:
         try:
             return replace(place, tasks=distinct(self._instructions(place)[0]))
         except DataError:
-            return place  # said when its frames are asked for
+            return place  # the error is raised when its frames are read
 
     def instructions(self, episode: int) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
         """The instructions of an episode, in the order of its frames, and which of them each frame has.
 
-        A frame's `task_index` says it. Only data without that column are taken at the word of the list of episodes.
+        Each frame's `task_index` decides; data without that column fall back to the list of episodes.
 
         Raises:
             ConfigError: There is no such episode.
@@ -223,11 +223,11 @@ class LeRobotDataset:
         return values
 
     def fresh(self, episode: int) -> Bool[np.ndarray, " l"]:
-        """Which frames have an image of their own, rather than a repetition; all, where the dataset does not say."""
+        """Which frames have an image of their own, rather than a repetition; all, where the dataset has no such column."""
         return self._flags(FRESH, episode, default=True)
 
     def overridden(self, episode: int) -> Bool[np.ndarray, " l"]:
-        """After which frames the episode did not go as the recorded action says; none, where the dataset does not say."""
+        """At which frames another action than the recorded one was executed; none, where the dataset has no such column."""
         return self._flags(OVERRIDDEN, episode, default=False)
 
     def _flags(self, name: str, episode: int, *, default: bool) -> Bool[np.ndarray, " l"]:
@@ -295,7 +295,7 @@ class LeRobotDataset:
 
         Raises:
             ConfigError: The dataset has no such depth, episode or frame.
-            DataError: They are missing, truncated or corrupt, or pictures of depth without its metres.
+            DataError: They are missing, truncated or corrupt, or coloured renderings of depth, without metres.
         """
         if name not in self.meta.depths:
             raise unknown("depth", name, self.depth_cameras)
@@ -315,7 +315,7 @@ class LeRobotDataset:
 
     @cached_property
     def _depth_places(self) -> list[EpisodeMetadata]:
-        """The episodes with the places of their depth, which nobody needs who only sees colours."""
+        """The episodes with the places of their depth maps, read only when depth is."""
         return replace(self.table, cameras=self.meta.depths).episodes()
 
     def statistics(self, name: str) -> FeatureStatistics:
@@ -439,7 +439,7 @@ def _frames_of(place: EpisodeMetadata, indices: Sequence[int] | np.ndarray | Non
 
 
 def find_dataset(source: str | os.PathLike[str]) -> Path:
-    """The folder of a dataset. What the hub has sent once is used again without asking it.
+    """The folder of a dataset. One downloaded from the hub is used again without a request.
 
     Args:
         source: A folder, or an id such as ``lerobot/pusht`` or ``lerobot/pusht@v2.1``; a folder that exists comes first.

@@ -42,7 +42,7 @@ CODEC_NAMES = {"libx264": "h264", "libsvtav1": "av1", "mpeg4": "mpeg4"}
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a video file says about itself."""
+    """A video file's frame count, size and rate."""
 
     height: int
     width: int

@@ -11,8 +11,12 @@ from lamp.errors import ConfigError
 from lamp.flags import value_of
 
 if TYPE_CHECKING:
+    from lamp.data.augmentation import Augmentation
+    from lamp.data.embodiment import Embodiment
     from lamp.data.episode_selection import EpisodeSelection
     from lamp.recipes import Recipe, TrainingRecipe
+    from lamp.train.backbones import BackboneConfig
+    from lamp.train.config import MixedIn, PolicyTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +82,11 @@ def training_named(name: str) -> Recipe | TrainingRecipe:
     return training(name)
 
 
-def found_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """The folder of a checkpoint that may be a hub id."""
     from lamp.train.publishing import find_checkpoint
 
     return find_checkpoint(path)
-
-
-if TYPE_CHECKING:
-    from lamp.data.augmentation import Augmentation
-    from lamp.data.embodiment import Embodiment
-    from lamp.train.backbones import BackboneConfig
-    from lamp.train.config import MixedIn, PolicyTraining
 
 
 def embodiment(name: str | None) -> Embodiment:

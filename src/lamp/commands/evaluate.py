@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamp.commands.command import Command, found_checkpoint
+from lamp.commands.command import Command, find_checkpoint
 from lamp.errors import unknown
 from lamp.flags import parse
 
@@ -43,7 +43,7 @@ def _evaluate_plus(arguments: Sequence[str]) -> None:
 
 def _checkpoints(config: RunSettings | SimplerConfig) -> dict[str, Path]:
     """The folders of the checkpoints that a configuration names, which may be hub ids."""
-    return {name: found_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
+    return {name: find_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
 
 
 def _run_evaluation(config: RunSettings) -> None:
@@ -74,7 +74,7 @@ def _serve(arguments: Sequence[str]) -> None:
     from lamp.view.overlay import ForesightArtist
 
     config = parse(ServeConfig, arguments, "serve")
-    serve(replace(config, checkpoint=found_checkpoint(config.checkpoint)), artist=ForesightArtist())
+    serve(replace(config, checkpoint=find_checkpoint(config.checkpoint)), artist=ForesightArtist())
 
 
 COMMANDS: dict[str, Command] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from lamp.commands.command import Command, found_checkpoint
+from lamp.commands.command import Command, find_checkpoint
 from lamp.flags import parse
 
 
@@ -116,7 +116,7 @@ def _export_released(arguments: Sequence[str]) -> None:
     flags = parse(ExportFlags, arguments, "export-released")
     from lamp.train.released.export import export_released
 
-    exported = export_released(found_checkpoint(flags.checkpoint), flags.out, vlm=flags.vlm)
+    exported = export_released(find_checkpoint(flags.checkpoint), flags.out, vlm=flags.vlm)
     for note in exported.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{exported.folder}: a released {exported.kind}")

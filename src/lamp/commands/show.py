@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from lamp.commands.command import Command, SelectionFlags, embodiment, found_checkpoint
+from lamp.commands.command import Command, SelectionFlags, embodiment, find_checkpoint
 from lamp.errors import unknown
 from lamp.flags import flags_of, parse, parse_beside
 
@@ -19,7 +19,7 @@ def _view(arguments: Sequence[str]) -> None:
     from lamp.view.foresight import ViewConfig, view
 
     config = parse(ViewConfig, arguments, "view", leading="--data")
-    config = replace(config, checkpoint=found_checkpoint(config.checkpoint)) if config.checkpoint else config
+    config = replace(config, checkpoint=find_checkpoint(config.checkpoint)) if config.checkpoint else config
     print(f"{config.out}: {view(config)}")
 
 
@@ -48,7 +48,7 @@ def _replay(arguments: Sequence[str]) -> None:
         config,
         selection=flags.selection,
         embodiment=None if flags.embodiment is None else embodiment(flags.embodiment),
-        checkpoint=None if config.checkpoint is None else found_checkpoint(config.checkpoint),
+        checkpoint=None if config.checkpoint is None else find_checkpoint(config.checkpoint),
     )
     report = replay(config)
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if flags.json else report)
@@ -122,12 +122,12 @@ def _verify(flags: InfoFlags) -> None:
         }
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        for fault in verification.faults[:_NAMED]:
-            print(f"fault: {fault}")
-        for each in verification.unchecked[:_NAMED]:
-            print(f"note: {each}")
-        more = max(len(verification.faults) - _NAMED, 0) + max(len(verification.unchecked) - _NAMED, 0)
-        print(*([f"... and {more} more"] if more else []), sep="\n", end="\n" if more else "")
+        lines = [f"fault: {fault}" for fault in verification.faults[:_NAMED]]
+        lines += [f"note: {text}" for text in verification.unchecked[:_NAMED]]
+        if more := len(verification.faults) + len(verification.unchecked) - len(lines):
+            lines.append(f"... and {more} more")
+        for line in lines:
+            print(line)
         result = f"{len(verification.faults)} faults" if verification.faults else "no fault"
         print(f"{result} in {verification.files} files, {verification.bytes / 1e6:,.1f} MB ({flags.path})")
     if verification.faults:

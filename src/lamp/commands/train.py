@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -16,8 +16,8 @@ from lamp.commands.command import (
     SelectionFlags,
     embodiment,
     ensure_features,
+    find_checkpoint,
     following,
-    found_checkpoint,
     mixed_in,
     training_named,
 )
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lamp.recipes import Recipe
     from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, Split
     from lamp.train.run_folder import RunStage, TrainingResult
+
+    Training = TypeVar("Training", MotionTraining, PolicyTraining)
 
 ELSEWHERE = "--out FOLDER for the run, --features FOLDER for feature caches"
 USUAL = (
@@ -90,29 +92,17 @@ def _train_motion(arguments: Sequence[str]) -> None:
     if chosen.motion is None:
         raise ConfigError(f"recipe {chosen.name!r} has no motion prior to train; `lamp train policy` is all it needs")
     flags, training = parse_beside(MotionFlags, MotionTraining, arguments, "train motion", chosen.motion)
+    training = _with_flags(training, flags)
     if value_of("--flow-stride", arguments) is not None:
         training = replace(training, flow_frames=None)
     elif isinstance(chosen, Recipe) and training.arc_length is None:
         stride, name = _flow_stride(chosen, training, flags.data)
         training = replace(training, flow_stride=stride, scene_flow=name)
-    training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
-    training = replace(training, also=tuple(mixed_in(text) for text in flags.also)) if flags.also else training
-    training = replace(training, split=_with_selection(training.split, flags))
-    training = replace(training, loop=_with_trackers(_with_sharding(training.loop, flags.sharding), flags))
 
-    def train(now: LoopConfig, run: RunStage) -> TrainingResult:
-        planned = replace(training, loop=now)
-        begin = None if flags.start is None else found_checkpoint(flags.start)
-        return train_motion(
-            planned,
-            flags.data,
-            flags.out,
-            fresh=flags.fresh,
-            features=flags.features,
-            start=begin,
-            normalizers=flags.normalizers,
-            run=run,
-        )
+    def train(loop: LoopConfig, run: RunStage) -> TrainingResult:
+        start = None if flags.start is None else find_checkpoint(flags.start)
+        settings = replace(training, loop=loop)
+        return train_motion(settings, flags.data, flags.out, start=start, run=run, **_run_options(flags))
 
     if flags.plan:
         return _plan(flags, training.loop, train)
@@ -137,6 +127,20 @@ def _print_result(result: TrainingResult, loop: LoopConfig, *next_commands: Sequ
         return
     commands = " or ".join(shlex.join(map(str, words)) for words in next_commands)
     print(f"saved in {result.checkpoint}; next: {commands}")
+
+
+def _with_flags(training: Training, flags: MotionFlags) -> Training:
+    """The settings, with further datasets, embodiment, episodes, trackers and sharding from the flags."""
+    changes: dict[str, Any] = {"also": tuple(map(mixed_in, flags.also))} if flags.also else {}
+    if flags.embodiment:
+        changes["embodiment"] = embodiment(flags.embodiment)
+    loop = _with_trackers(_with_sharding(training.loop, flags.sharding), flags)
+    return replace(training, split=_with_selection(training.split, flags), loop=loop, **changes)
+
+
+def _run_options(flags: MotionFlags) -> dict[str, Any]:
+    """The flags that both stages pass on to the run itself."""
+    return {"fresh": flags.fresh, "features": flags.features, "normalizers": flags.normalizers}
 
 
 def _with_selection(split: Split, flags: MotionFlags) -> Split:
@@ -279,46 +283,31 @@ def _train_policy(arguments: Sequence[str]) -> None:
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
     motion_flag = value_of("--motion", arguments)
-    motion = None if motion_flag is None else found_checkpoint(Path(motion_flag))
+    motion = None if motion_flag is None else find_checkpoint(Path(motion_flag))
     start_flag = value_of("--from", arguments)
-    start = None if start_flag is None else found_checkpoint(Path(start_flag))
+    start = None if start_flag is None else find_checkpoint(Path(start_flag))
     settings = chosen.without_motion if motion is None else following(chosen.policy_with(str(motion_flag)), motion)
     if start is not None and motion is None and _has_motion(start):
         settings = following(chosen.policy_with(str(start_flag)), start)
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
-    if flags.also:
-        training = replace(training, also=tuple(mixed_in(text) for text in flags.also))
-    training = replace(training, embodiment=embodiment(flags.embodiment)) if flags.embodiment else training
-    training = replace(training, split=_with_selection(training.split, flags))
-    loop = _with_trackers(_with_sharding(training.loop, flags.sharding), flags)
-    training = _with_lora(replace(training, loop=loop), flags.lora)
+    training = _with_lora(_with_flags(training, flags), flags.lora)
 
-    def train(now: LoopConfig, run: RunStage) -> TrainingResult:
-        planned = replace(training, loop=now)
-        return train_policy(
-            planned,
-            flags.data,
-            flags.out,
-            motion,
-            fresh=flags.fresh,
-            features=flags.features,
-            start=start,
-            normalizers=flags.normalizers,
-            run=run,
-        )
+    def train(loop: LoopConfig, run: RunStage) -> TrainingResult:
+        settings = replace(training, loop=loop)
+        return train_policy(settings, flags.data, flags.out, motion, start=start, run=run, **_run_options(flags))
 
     if flags.plan:
-        return _plan(flags, loop, train)
+        return _plan(flags, training.loop, train)
     _prepare(flags.data, training, flags.features)
     if training.model.motion is None and distributed_context(training.loop.device).is_main:
         say("no --motion CHECKPOINT: training a policy without the motion prior")
-    result = train(loop, announced)
+    result = train(training.loop, announced)
     # Only these robots have a simulator here; for any other, the report shows the errors on held-out recorded episodes.
     if training.embodiment in (OWN, LIBERO, LIBERO_OPENPI, BRIDGE):
         check = ["lamp", "evaluate", "--checkpoint", flags.out]
     else:
         check = ["lamp", "report", flags.out]
-    _print_result(result, loop, ["lamp", "serve", flags.out], check)
+    _print_result(result, training.loop, ["lamp", "serve", flags.out], check)
 
 
 def _has_motion(checkpoint: Path) -> bool:
@@ -375,7 +364,7 @@ def _resize(arguments: Sequence[str]) -> None:
 
     grid = (flags.grid[0], flags.grid[-1]) if flags.grid else None
     resized = resize_checkpoint(
-        found_checkpoint(flags.source), flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace
+        find_checkpoint(flags.source), flags.out, grid=grid, horizon=flags.horizon, pace=flags.pace
     )
     assert resized.flow is not None
     rows, columns = resized.flow.grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -21,7 +21,8 @@ from lamp.view.results import RunResults, folder_label, words
 from lamp_client.envs.libero_plus.names import CATEGORIES, SIZES
 from lamp_client.envs.simpler_tasks import EPISODES, SIMPLER_TASKS
 
-LIBERO_COLUMNS = {"libero_spatial": 0, "libero_object": 1, "libero_goal": 2, "libero_10": 3}
+LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+"""In the order of the published columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,34 +82,36 @@ def source() -> str:
     return str(json.loads(files("lamp.view").joinpath("published.json").read_text())["source"])
 
 
+def _by_policy(
+    results: RunResults, counts: Callable[[EpisodeRecord], bool]
+) -> Iterator[tuple[str, list[EpisodeRecord]]]:
+    """Each policy of each evaluation folder: the name of its row, and the episodes that count for a table."""
+    for folder, records in zip(results.folders, results.records, strict=True):
+        own = [record for record in records if is_policy(record.condition) and counts(record)]
+        for condition in dict.fromkeys(record.condition for record in own):
+            yield f"{folder_label(folder)}: {words(condition)}", [r for r in own if r.condition == condition]
+
+
+def _rate(outcomes: Sequence[bool | None]) -> Rate | None:
+    return Rate(successes=sum(map(bool, outcomes)), trials=len(outcomes)) if outcomes else None
+
+
 def libero_rows(results: RunResults) -> list[RunRow]:
     """The rows of Table I (LIBERO) that the runs' episodes make; displaced objects and changed priors belong to another table."""
-    rows = []
-    for folder, records in zip(results.folders, results.records, strict=True):
-        own = [record for record in records if _is_standard_libero(record)]
-        for condition in dict.fromkeys(record.condition for record in own):
-            chosen = [record for record in own if record.condition == condition]
-            rates: list[Rate | None] = [None] * len(LIBERO_COLUMNS)
-            for suite, column in LIBERO_COLUMNS.items():
-                some = [record.success for record in chosen if record.suite == suite]
-                rates[column] = Rate(successes=sum(some), trials=len(some)) if some else None
-            rows.append(
-                RunRow(
-                    name=f"{folder_label(folder)}: {words(condition)}",
-                    rates=tuple(rates),
-                    departs=tuple(_departs(chosen)),
-                )
-            )
-    return rows
+    return [
+        RunRow(
+            name=name,
+            rates=tuple(
+                _rate([record.success for record in records if record.suite == suite]) for suite in LIBERO_SUITES
+            ),
+            departs=tuple(_departs(records)),
+        )
+        for name, records in _by_policy(results, _is_standard_libero)
+    ]
 
 
 def _is_standard_libero(record: EpisodeRecord) -> bool:
-    return (
-        is_policy(record.condition)
-        and record.suite in LIBERO_COLUMNS
-        and not record.placement_shift
-        and not record.variation
-    )
+    return record.suite in LIBERO_SUITES and not record.placement_shift and not record.variation
 
 
 def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
@@ -127,22 +130,13 @@ def _departs(records: Sequence[EpisodeRecord]) -> list[str]:
 def plus_rows(results: RunResults) -> list[RunRow]:
     """The rows of Table II (LIBERO-Plus) that the runs' episodes make; plus-style perturbations are no part of it."""
     rows = []
-    for folder, records in zip(results.folders, results.records, strict=True):
-        own = [record for record in records if record.variation.get("benchmark") == LIBERO_PLUS]
-        for table in robustness(own):
+    for name, records in _by_policy(results, lambda record: record.variation.get("benchmark") == LIBERO_PLUS):
+        departs = tuple(_departs_from_plus(records))
+        for table in robustness(records):
             for row in table.rows:
-                if not is_policy(row.condition):
-                    continue
-                rates = dict(zip(table.columns, row.columns, strict=True))
-                chosen = [record for record in own if record.condition == row.condition]
-                rows.append(
-                    RunRow(
-                        name=f"{folder_label(folder)}: {words(row.condition)}",
-                        rates=tuple(rates.get(category) for category in CATEGORIES),
-                        departs=tuple(_departs_from_plus(chosen)),
-                        total=row.total,
-                    )
-                )
+                by_column = dict(zip(table.columns, row.columns, strict=True))
+                rates = tuple(by_column.get(category) for category in CATEGORIES)
+                rows.append(RunRow(name=name, rates=rates, departs=departs, total=row.total))
     return rows
 
 
@@ -159,20 +153,12 @@ def _departs_from_plus(records: Sequence[EpisodeRecord]) -> list[str]:
 def widowx_rows(results: RunResults) -> list[RunRow]:
     """The rows of Table I (SimplerEnv) that the runs' episodes make: at the last step, as SimplerEnv has it, and at any step."""
     rows = []
-    for folder, records in zip(results.folders, results.records, strict=True):
-        own = [r for r in records if r.suite in (WIDOWX, WITH_STAND_INS) and is_policy(r.condition)]
-        for condition in dict.fromkeys(r.condition for r in own):
-            chosen = [record for record in own if record.condition == condition]
-            by_task = [[record for record in chosen if record.task == task] for task in range(len(SIMPLER_TASKS))]
-            departs = tuple(_departs_from_widowx(chosen))
-            for rule, held in (
-                ("at the last step", [[record.success_last for record in some] for some in by_task]),
-                ("at any step", [[record.success for record in some] for some in by_task]),
-            ):
-                rates = tuple(Rate(successes=sum(some), trials=len(some)) if some else None for some in held)
-                rows.append(
-                    RunRow(name=f"{folder_label(folder)}: {words(condition)}, {rule}", rates=rates, departs=departs)
-                )
+    for name, records in _by_policy(results, lambda record: record.suite in (WIDOWX, WITH_STAND_INS)):
+        by_task = [[record for record in records if record.task == task] for task in range(len(SIMPLER_TASKS))]
+        departs = tuple(_departs_from_widowx(records))
+        for rule, outcome in (("at the last step", "success_last"), ("at any step", "success")):
+            rates = tuple(_rate([getattr(record, outcome) for record in some]) for some in by_task)
+            rows.append(RunRow(name=f"{name}, {rule}", rates=rates, departs=departs))
     return rows
 
 

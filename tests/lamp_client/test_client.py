@@ -127,7 +127,7 @@ def test_the_api_key_is_sent_and_its_refusal_is_named() -> None:
             policy.act(observation())
         with pytest.raises(ConnectionFailedError, match=r"refused the API key \(HTTP 401\)"):
             WebsocketPolicy("127.0.0.1", port, api_key="wrong").act(observation())
-        with pytest.raises(ConnectionFailedError, match=r"asks for an API key \(HTTP 401\)"):
+        with pytest.raises(ConnectionFailedError, match=r"requires an API key \(HTTP 401\)"):
             WebsocketPolicy("127.0.0.1", port).act(observation())
         with WebsocketPolicy("127.0.0.1", port, api_key=" secret\r\n") as policy:
             policy.act(observation())

@@ -180,7 +180,7 @@ class TestPolicy:
 
     def test_mean_only(self, meta: Any) -> None:
         policy, before, _ = built(meta)
-        with pytest.raises(ConfigError, match="reduction 'none' is asked for"):
+        with pytest.raises(ConfigError, match="reduction 'none' is requested"):
             policy.forward(before(batch_of(meta)), reduction="none")
 
 

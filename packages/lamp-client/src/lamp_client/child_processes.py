@@ -30,7 +30,7 @@ from typing import Any, Literal, TypeVar
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
 """Numeric libraries read these names when they are loaded, so setting them inside the process would be too late."""
 PATIENCE_S = 5.0
-"""How long a process that was asked to end may take before it is killed. [s]"""
+"""How long a terminated process (SIGTERM) may take to end before it is killed. [s]"""
 
 _PR_SET_PDEATHSIG = 1
 _LAUNCHER = """
@@ -96,7 +96,7 @@ class ChildProcess(SpawnProcess):
     """
 
     single_threaded = True
-    """Whether numeric libraries compute on one thread there, unless the environment says otherwise."""
+    """Whether numeric libraries compute on one thread there, unless the environment sets another number."""
 
     def start(self) -> None:
         _in_lasting_thread(self._start)
@@ -115,7 +115,7 @@ class ChildProcess(SpawnProcess):
 
 
 def _received(kind: type[ChildProcess], parent: int) -> ChildProcess:
-    """The first that happens in a child."""
+    """Runs first in a child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if sys.platform == "linux":
@@ -186,7 +186,7 @@ class ProcessPool(ProcessPoolExecutor):
         workers: Number of processes.
         initializer: Called in each at its start, with `initargs`.
         single_threaded: See `ChildProcess`.
-        patience_s: How long one that was asked to end (SIGTERM) may take. [s]
+        patience_s: How long a terminated one (SIGTERM) may take to end. [s]
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class ProcessPool(ProcessPoolExecutor):
 
 
 def end(children: Sequence[BaseProcess], patience_s: float = PATIENCE_S) -> None:
-    """Asks processes to end and, where that takes longer than `patience_s` [s] or somebody interrupts it, kills them."""
+    """Terminates processes (SIGTERM) and kills those that take longer than `patience_s` [s], or all at an interrupt."""
     deadline = time.monotonic() + patience_s
     try:
         for child in children:

@@ -51,7 +51,7 @@ class _ChunkExecutor:
     def reset(self) -> None:
         self.chunk, self.calls = None, 0
 
-    def _ask(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> ActionChunk:
+    def _request_chunk(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> ActionChunk:
         self.chunk = policy.act(observe(), noise_seed=(*noise_seed, self.calls))
         self.calls += 1
         return self.chunk
@@ -80,7 +80,7 @@ class OpenLoop(_ChunkExecutor):
         """
         chunk = self.chunk
         if chunk is None or self._next >= (self.execute or len(chunk.actions)):
-            chunk = self._ask(observe, policy, noise_seed)
+            chunk = self._request_chunk(observe, policy, noise_seed)
             if self.execute is not None and self.execute > len(chunk.actions):
                 raise InvalidValueError(
                     f"{self.execute} actions are to be executed of each chunk, but the policy's have {len(chunk.actions)}.",
@@ -116,7 +116,7 @@ class Replan(_ChunkExecutor):
 
 @dataclass(kw_only=True)
 class _Averaging(_ChunkExecutor):
-    """Requests a chunk at every step and averages what the chunks so far say about the present step."""
+    """Requests a chunk at every step and averages the predictions of all chunks so far for the present step."""
 
     window: int | None = None
     """Number of newest chunks averaged; None averages all that reach the present step."""
@@ -130,7 +130,7 @@ class _Averaging(_ChunkExecutor):
         self._chunks.clear()
 
     def next_action(self, observe: ObservationFn, policy: Policy, noise_seed: NoiseSeed) -> np.ndarray:
-        self._chunks.append(self._ask(observe, policy, noise_seed).actions)
+        self._chunks.append(self._request_chunk(observe, policy, noise_seed).actions)
         while self.window is not None and len(self._chunks) > self.window:
             self._chunks.popleft()
         while len(self._chunks[0]) < len(self._chunks):  # the oldest no longer reaches the present step

@@ -200,7 +200,7 @@ class WebsocketPolicy:
         for attempt in range(self.retries + 1):
             try:
                 message = request()
-                return None if message is None else self._connection.ask(message)
+                return None if message is None else self._connection.request(message)
             except (ConnectionLostError, ServerBusyError) as error:
                 if attempt == self.retries:
                     raise
@@ -213,7 +213,7 @@ class WebsocketPolicy:
         message = self._layout_for(observation).request(observation)
         if "lamp" in self.metadata:
             if fresh and self._episode is not None:  # a new connection knows nothing of the episode
-                self._connection.ask(self._reset_request() or {})
+                self._connection.request(self._reset_request() or {})
             if noise_seed is not None:
                 message["lamp/noise_seed"] = [int(part) for part in noise_seed]
             if observation.committed is not None:

@@ -33,7 +33,7 @@ log = logging.getLogger("lamp_client")
 _RETRY_S, _LONGEST_RETRY_S = 0.2, 2.0
 """Between the first attempts to connect, and later ones [s]."""
 _LAST_ATTEMPT_S = 0.1
-_SAY_AFTER_S = 1.0
+_LOG_AFTER_S = 1.0
 """Waiting that lasts longer is logged, once."""
 _HANDSHAKE_S = 5.0
 """How long the first handshake may take, and each later one twice as long: a tunnel may swallow one for good [s]."""
@@ -97,10 +97,10 @@ class Connection:
             WireError: it does not speak the protocol.
         """
         if self._socket is None:
-            self._socket, self._metadata = self._greeted()
+            self._socket, self._metadata = self._connect()
         return self._metadata
 
-    def ask(self, message: dict[str, Any]) -> Any:
+    def request(self, message: dict[str, Any]) -> Any:
         """Sends a request and returns the reply.
 
         Raises:
@@ -120,10 +120,12 @@ class Connection:
             raise
         except Exception as error:
             self.close()
-            raise ConnectionLostError(f"the policy server at {self.address} went away: {_words(error)}.") from error
+            raise ConnectionLostError(
+                f"the policy server at {self.address} went away: {_error_text(error)}."
+            ) from error
 
     def _check_size(self, size: int) -> None:
-        """Compares a message with what the server says it takes: it would close the connection, again and again."""
+        """Compares a message with the server's announced limit: beyond it, it would close the connection again and again."""
         limits = self.open().get("limits")
         room = limits.get("message_bytes") if isinstance(limits, dict) else None
         if type(room) is int and 0 < room < size:
@@ -137,8 +139,8 @@ class Connection:
         if connection is not None:
             connection.close()
 
-    def _greeted(self) -> tuple[Any, dict[str, Any]]:
-        """Tries until a server has greeted, or the time is over; what waiting cannot mend ends it at once."""
+    def _connect(self) -> tuple[Any, dict[str, Any]]:
+        """Tries until a server has greeted, or the time is over; errors that waiting cannot mend are raised at once."""
         connect, options = self._library()
         started = time.monotonic()
         deadline, warned = started + self._connect_timeout_s, False
@@ -160,7 +162,7 @@ class Connection:
                 pause_s = min(_retry_after(error, pause), deadline - time.monotonic() - _LAST_ATTEMPT_S)
                 if not _not_yet(error) or pause_s <= 0:
                     raise self._unreachable(error) from error
-                if not warned and time.monotonic() - started >= _SAY_AFTER_S:
+                if not warned and time.monotonic() - started >= _LOG_AFTER_S:
                     warned = True
                     log.warning(
                         "waiting up to %g s for the policy server at %s (%s)",
@@ -186,7 +188,7 @@ class Connection:
                 options["ssl"] = ssl.create_default_context(cafile=self._ca_file)
             except (OSError, ssl.SSLError) as error:
                 raise ConnectionFailedError(
-                    f"cannot read the certificates in {self._ca_file}: {_words(error)}."
+                    f"cannot read the certificates in {self._ca_file}: {_error_text(error)}."
                 ) from error
         return connect, options
 
@@ -194,9 +196,9 @@ class Connection:
         status = _status(error)
         within = f" within {self._connect_timeout_s:g} s" if _not_yet(error) else ""
         if status in (401, 403):
-            what = "asks for an API key" if status == 401 and not self._api_key else "refused the API key"
+            problem = "requires an API key" if status == 401 and not self._api_key else "refused the API key"
             return ConnectionFailedError(
-                f"the policy server at {self.address} {what} (HTTP {status}).", hint="Pass its api_key."
+                f"the policy server at {self.address} {problem} (HTTP {status}).", hint="Pass its api_key."
             )
         if status is not None and status not in (502, 504):
             return ConnectionFailedError(
@@ -206,7 +208,7 @@ class Connection:
             )
         if isinstance(error, ssl.SSLError) and not _not_yet(error):
             return ConnectionFailedError(
-                f"no trusted connection to {self.address}: {_words(error)}.",
+                f"no trusted connection to {self.address}: {_error_text(error)}.",
                 hint="Pass its certificate as ca_file, or use ws:// if the server has none.",
             )
         if isinstance(error, ValueError) or type(error).__name__ == "InvalidURI":
@@ -234,14 +236,16 @@ class Connection:
                 f"the policy server at {self.address} did not reply within {self._reply_timeout_s:g} s."
             ) from error
         except Exception as error:
-            raise ConnectionLostError(f"the policy server at {self.address} went away: {_words(error)}.") from error
+            raise ConnectionLostError(
+                f"the policy server at {self.address} went away: {_error_text(error)}."
+            ) from error
         if isinstance(reply, str):
             raise self._error(connection, reply)
         return wire.unpack(reply, limits=self._limits)
 
     def _error(self, connection: Any, text: str) -> ServerError:
-        """What a text frame says; the code with which the server then closes tells whether to try again."""
-        # openpi sends a whole traceback; its last line says what happened.
+        """The error in a text frame; the code with which the server then closes decides whether to try again."""
+        # openpi sends a whole traceback, whose last line is the error.
         lines = [line for line in text.strip().splitlines() if line.strip()] or ["no message"]
         try:
             connection.recv(timeout=0.5)
@@ -253,11 +257,11 @@ class Connection:
 
 
 class _NotGreetedError(ConnectionFailedError):
-    """The server has let the client in and says nothing."""
+    """The server has accepted the connection and sends no greeting."""
 
 
 def _abandon(connection: Any) -> None:
-    """Closes what came to nothing, without waiting for the other side to agree."""
+    """Closes a failed connection without waiting for the other side."""
     try:
         connection.close_timeout = 0.2
         connection.close()
@@ -270,7 +274,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _retry_after(error: BaseException, otherwise: float) -> float:
-    """How long to wait before the next attempt: what the server asks for, within reason [s]."""
+    """How long to wait before the next attempt: the server's Retry-After, within reason [s]."""
     headers = getattr(getattr(error, "response", None), "headers", None)
     try:
         requested = float(headers.get("Retry-After", "")) if headers is not None else 0.0
@@ -305,7 +309,7 @@ def _reason(error: BaseException) -> str:
     """Why a connection did not come about, in few words."""
     status = _status(error)
     if status is None:
-        return _words(error)
+        return _error_text(error)
     body = getattr(getattr(error, "response", None), "body", None) or b""
     lines = bytes(body).decode("utf-8", "replace").strip().splitlines()
     return f"HTTP {status}: {lines[0][:300].rstrip('.') if lines else 'no reason given'}"
@@ -364,5 +368,5 @@ _GREETING: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Key of a greeting -> whether a value will do, and what is expected."""
 
 
-def _words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ").rstrip(".")

@@ -20,8 +20,8 @@ from lamp_client.types import Observation
 log = logging.getLogger("lamp_client")
 
 _SLOW = 0.05
-"""Rates that differ by no more are the same."""
-_SAY_AFTER_STEPS = 20
+"""Largest relative difference of rates that count as the same."""
+_LOG_AFTER_STEPS = 20
 
 
 class Robot(Protocol):
@@ -76,11 +76,11 @@ def drive(
         fps: Steps per second: those of the data that the policy was trained on.
         noise_seed: Identifies the run.
         recorder: Records every step; its episode is begun and ended here.
-        stop: Asked before every step; the run ends where it says so.
+        stop: Called before every step; the run ends where it returns True.
         allow_rate_mismatch: Act at `fps` though the policy was trained at another rate: its increments then move the robot faster
             or slower than in the demonstrations.
         episode: Name of the recorded episode; None: made of the date and time.
-        outcome: Asked at the end of a run that nothing broke off: whether it succeeded, for the recording.
+        outcome: Called at the end of a run that was not interrupted: whether it succeeded, for the recording.
         now: The time in which the robot lives [s]: a simulated robot has its own.
         sleep: Lets so many seconds of it pass.
 
@@ -125,7 +125,7 @@ def drive(
             done += 1
             first = moment if done == 1 else first
             last = moment
-            if done == _SAY_AFTER_STEPS and (rate := _rate(done, last - first)) < (1 - _SLOW) * fps:
+            if done == _LOG_AFTER_STEPS and (rate := _rate(done, last - first)) < (1 - _SLOW) * fps:
                 log.warning(
                     "the loop runs at %.1f steps per second, not %g: observing, inference or sending is too slow",
                     rate,
@@ -140,14 +140,14 @@ def drive(
 
 
 def check_rate(policy: Policy, fps: float, *, allow: bool = False) -> None:
-    """Compares a loop's rate with the one that a policy was trained at, where the policy says it.
+    """Compares a loop's rate with the one that a policy was trained at, where its metadata hold it.
 
     Raises:
         InvalidValueError: They differ by more than a twentieth, and that is not allowed.
     """
     trained = policy.metadata.get("fps")
     if isinstance(trained, bool) or not isinstance(trained, (int, float)) or not 0 < trained < math.inf:
-        return  # it does not say
+        return  # not known
     if _same_rate(trained, fps):
         return
     if not allow:

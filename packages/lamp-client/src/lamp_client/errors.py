@@ -31,7 +31,7 @@ class UnknownNameError(LampClientError):
 
 
 class MissingSoftwareError(LampClientError):
-    """A package or a system library that is not installed; the hint says how to install it."""
+    """A package or a system library that is not installed; the hint is the command that installs it."""
 
 
 class InvalidValueError(LampClientError):
@@ -39,7 +39,7 @@ class InvalidValueError(LampClientError):
 
 
 class SimulationError(LampClientError):
-    """The simulator cannot do what was asked."""
+    """The simulator cannot do what was requested."""
 
 
 class ConnectionFailedError(LampClientError):

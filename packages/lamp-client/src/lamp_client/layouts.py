@@ -30,7 +30,7 @@ class RequestLayout:
     image_size: int | None = 224
     """Images are resized to this square before they are sent [px]; None sends them as they are."""
     needs_prompt: bool = True
-    """Whether the instruction must say something; not for a policy whose demonstrations had none."""
+    """Whether the instruction must not be blank; False for a policy whose demonstrations had none."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ DROID_REQUEST = RequestLayout(
 def frame_request(cameras: Sequence[str], state_width: int, *, needs_prompt: bool = True) -> RequestLayout:
     """The keys of a LeRobot frame, for any cameras: `observation.images.CAMERA`, `observation.state`, `task`.
 
-    Images are sent as they are: whoever reads them knows best which size it needs.
+    Images are sent as they are: the server resizes them to what its policy needs.
     """
     return RequestLayout(
         images=tuple((camera, f"observation.images.{camera}") for camera in cameras),
@@ -163,7 +163,7 @@ def prompt_from(value: Any, where: str, *, needed: bool = True) -> str:
     """Reads an instruction; where none is `needed`, it may be empty.
 
     Raises:
-        InvalidValueError: it is no text, says nothing, or is very long.
+        InvalidValueError: it is no text, blank, or very long.
     """
     if not isinstance(value, str):
         raise InvalidValueError(f"{where!r} is {type(value).__name__}; expected the instruction as text.")

@@ -27,7 +27,7 @@ class Frame:
     chunk: ActionChunk | None
     """The newest chunk; None before the first and in the closing frame of an episode without steps."""
     chunk_age: int
-    """Steps since the policy was last asked."""
+    """Steps since the last request to the policy."""
     success: bool
 
 
@@ -46,7 +46,7 @@ class EpisodeResult:
     wall_s: float
     """Seconds, without the environment's reset."""
     policy_s: float
-    """Seconds of them spent observing and asking the policy."""
+    """Seconds of them spent observing and waiting for the policy."""
     policy_calls: int
 
 
@@ -67,7 +67,7 @@ def run_episode(
     Args:
         env: Already reset.
         policy: Its actions are converted by the environment unless they are in the environment's units already; what its
-            metadata say of the gripper is heeded.
+            metadata declare of the gripper is respected.
         executor: Reset here.
         noise_seed: Identifies the episode; the executor adds the number of the call.
         max_steps: Fewer steps than the environment's limit.

@@ -4,7 +4,7 @@ An array travels as a map with BYTES keys ``__ndarray__``, ``data`` (C order), `
 ``__npgeneric__``, ``data``, ``dtype``. Nothing is ever pickled: object, void and complex types are refused both ways.
 
 Reading is strict: every count is compared with the bytes that are left before anything is made of it. The usual reader makes a
-list of as many places as a header says, nested ones likewise, so that a message of a few megabytes can take all memory. This one
+list as long as a header claims, nested ones likewise, so that a message of a few megabytes can take all memory. This one
 also refuses what the protocol does not carry: extension types, keys that are no names, the same key twice, and arrays whose
 shape does not fit their bytes.
 """

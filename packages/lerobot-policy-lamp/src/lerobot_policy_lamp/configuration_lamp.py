@@ -1,4 +1,4 @@
-"""What `lerobot-train --policy.type=lamp` can be told."""
+"""The settings of `lerobot-train --policy.type=lamp`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class LampConfig(PreTrainedConfig):
     cameras: dict[str, str] = field(default_factory=dict)
     """LaMP's name of each camera, in order, and its image feature; empty: all images, by their own names."""
     instruction: str = ""
-    """What to do, where an environment or a dataset does not say it; empty: it has to."""
+    """The instruction, for an environment or a dataset without one; empty: they must have one."""
 
     chunk_size: int | None = None
     """Actions in a chunk."""
     n_action_steps: int | None = None
-    """How many of them are carried out before the policy is asked again."""
+    """How many of them are executed before the next request."""
     noise_draws: int | None = None
     """Noise draws of the action loss per sample."""
     state_noise: float | None = None
@@ -76,7 +76,7 @@ class LampConfig(PreTrainedConfig):
 
     @property
     def settings(self) -> PolicyTraining:
-        """The recipe's Stage 2, with what this configuration says otherwise."""
+        """The recipe's Stage 2, with the settings that this configuration overrides."""
         training = settings_of(self.recipe, motion=self.motion)
         own = {name: getattr(self, name) for name in ("noise_draws", "state_noise", "token_dropout", "prior_dropout")}
         return replace(training, **{name: value for name, value in own.items() if value is not None})

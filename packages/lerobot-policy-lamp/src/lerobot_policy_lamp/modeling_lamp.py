@@ -31,7 +31,7 @@ class LampPolicy(PreTrainedPolicy):
     config_class = LampConfig
     name = "lamp"
     losses_taken: Tensor
-    """In training; with the global seed it says which noise is next."""
+    """Training batches so far; with the global seed it determines the next noise."""
 
     def __init__(self, config: LampConfig, **_: Any) -> None:
         """
@@ -86,12 +86,12 @@ class LampPolicy(PreTrainedPolicy):
         """The loss of Stage 2 (Eq. 5) on a normalised batch, and what is worth logging.
 
         Raises:
-            ConfigError: Another reduction is asked for.
+            ConfigError: Another reduction is requested.
             MismatchError: The batch lacks what the policy was made for.
         """
         if reduction != "mean":
             raise ConfigError(
-                f"reduction {reduction!r} is asked for; LaMP has the mean only: train without sample weights."
+                f"reduction {reduction!r} is requested; LaMP has the mean only: train without sample weights."
             )
         if self.training:
             self.losses_taken += 1

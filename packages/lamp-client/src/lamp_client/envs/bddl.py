@@ -99,7 +99,7 @@ def read_definition(path: Path) -> Words:
         The groups of `(define ...)` that LIBERO reads, with every expression replaced by its value.
 
     Raises:
-        InvalidValueError: The file cannot be read, or something stands where it may not; says where.
+        InvalidValueError: The file cannot be read, or is no valid BDDL; the message gives the place.
     """
     try:
         if not path.is_file():

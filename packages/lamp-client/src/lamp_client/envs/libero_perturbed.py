@@ -134,7 +134,7 @@ class PerturbedLibero(LiberoEnv):
         return Observation(images=images, state=seen.state, instruction=self.instruction)
 
     def _arm_is_free(self, arm: ArmStart | None, initial_state: int) -> bool:
-        """Whether the arm touches nothing at its start; one that is not moved is not asked."""
+        """Whether the arm touches nothing at its start; not computed for an arm that is not moved."""
         if arm is None or not arm.moved or not 0 <= initial_state < len(self.task.initial_states):
             return True
         libero_simulation.reset_to(

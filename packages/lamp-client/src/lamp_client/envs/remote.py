@@ -118,7 +118,7 @@ class RemoteEnv:
         self.instruction = str(reply["instruction"])
         self.step_limit = int(reply["step_limit"])
         self.facts: dict[str, Any] = dict(reply["facts"])
-        """What the other side says about itself, for the record."""
+        """Versions and settings of the other side, for the run's manifest."""
 
     def reset(self, initial_state: int, placement_seed: int | None = None) -> None:
         self._request("reset", initial_state=int(initial_state))

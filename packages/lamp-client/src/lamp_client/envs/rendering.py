@@ -12,14 +12,14 @@ import numpy as np
 from lamp_client.errors import MissingSoftwareError, SimulationError, UnknownNameError
 
 RenderQuality = Literal["exact", "fast"]
-"""``exact``: multisampling as the model says, equal to robosuite's images. ``fast``: no multisampling, half the time."""
+"""``exact``: multisampling as the model sets it, equal to robosuite's images. ``fast``: no multisampling, half the time."""
 
 _HIDDEN_GEOM_GROUP = 0
 """robosuite keeps collision shapes in this group and does not draw it."""
 
 
 def import_mujoco() -> ModuleType:
-    """Imports MuJoCo with CPU rendering unless the environment says otherwise.
+    """Imports MuJoCo with CPU rendering unless the environment variables choose another backend.
 
     Sets, where unset: ``MUJOCO_GL=osmesa``, ``PYOPENGL_PLATFORM`` to the same, ``LP_NUM_THREADS=1`` (Mesa's software
     rasteriser would otherwise start a thread per core for every context).

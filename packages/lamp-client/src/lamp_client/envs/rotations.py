@@ -1,6 +1,6 @@
 """Rotations in NumPy, between the ways in which datasets, benchmarks and controllers write them.
 
-Quaternions are (w, x, y, z) but where it says otherwise."""
+Quaternions are (w, x, y, z) unless noted otherwise."""
 
 from __future__ import annotations
 

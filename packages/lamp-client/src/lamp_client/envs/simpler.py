@@ -263,7 +263,7 @@ class SimplerEnv:
         self.scene.reset(self.task.layout(initial_state))
 
     def observe(self) -> Observation:
-        """Renders the image, resized as the view says; the state is none, or BridgeV2's (`bridge_state`)."""
+        """Renders the image at the view's size; the state is empty, or BridgeV2's (`bridge_state`)."""
         image = resize(self.scene.image(), self.view.height, self.view.width)
         state = self.bridge_state() if self.view.state_width else np.zeros(0, np.float32)
         return Observation(images={self.view.camera: image}, state=state, instruction=self.task.instruction)

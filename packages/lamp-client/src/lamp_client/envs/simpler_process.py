@@ -22,7 +22,7 @@ USAGE = (
 
 
 class HostedSimpler(SimplerEnv):
-    """A `SimplerEnv` that says which versions it runs on."""
+    """A `SimplerEnv` that reports the versions it runs on."""
 
     @property
     def facts(self) -> dict[str, str]:

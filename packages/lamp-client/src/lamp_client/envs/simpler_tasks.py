@@ -173,7 +173,7 @@ def missing_assets(data: Path) -> dict[str, list[str]]:
 
 
 def stand_in_assets(data: Path) -> list[str]:
-    """Names what is not the original, as far as that can be told: what the folder itself says, and stages that are no scans."""
+    """Names known replacements of the original assets: those that the folder declares, and stages that are no scans."""
     listed = data / STAND_INS
     names = [line.strip() for line in listed.read_text().splitlines() if line.strip()] if listed.is_file() else []
     boxes = [str(SCENES / stage) for stage in _STAGES if (data / SCENES / stage).stat().st_size < _SCANNED_BYTES]

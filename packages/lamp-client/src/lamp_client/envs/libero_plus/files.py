@@ -1,4 +1,4 @@
-"""The user's copy of LIBERO-Plus: where its files are and what they say. Its Python files are read, never imported or run.
+"""The user's copy of LIBERO-Plus: locating and reading its files. Its Python files are parsed, never imported or run.
 
 The stored initial states are NumPy arrays in torch's zip format; they are read without torch and without running anything.
 """
@@ -38,7 +38,7 @@ _DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1
 
 
 class _Dtype:
-    """What a pickle says of an element type."""
+    """An element type as a pickle describes it."""
 
     def __init__(self, code: object, *_: object) -> None:
         if code not in _DTYPES:
@@ -52,7 +52,7 @@ class _Dtype:
 
 
 class _Array:
-    """What a pickle says of an array: its values are the bytes that are there, no more."""
+    """An array as a pickle describes it: its values are the bytes that are there, no more."""
 
     values: np.ndarray
 
@@ -137,7 +137,7 @@ def _pickled(path: Path) -> bytes:
         if entry.file_size > min(MAX_BYTES, _MAX_RATIO * max(entry.compress_size, 1024)):
             raise ValueError(f"{entry.compress_size:,} bytes unpack to {entry.file_size:,}")
         with archive.open(entry) as stream:
-            # What is said above may be untrue, so no more is read than was said.
+            # The declared size may be wrong, so no more is read than was declared.
             data = stream.read(entry.file_size + 1)
     if len(data) != entry.file_size:
         raise ValueError(
@@ -149,7 +149,7 @@ def _pickled(path: Path) -> bytes:
 def _array(data: bytes) -> np.ndarray:
     """Unpickles an array, or a list of equal ones."""
     for operations, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        # The unpickler makes as much room as the highest number asks for.
+        # The unpickler allocates as much memory as the highest index needs.
         if operation.name.endswith("PUT") and isinstance(argument, int) and argument > operations:
             raise pickle.UnpicklingError(f"something is kept under the number {argument}")
     loaded = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
@@ -177,7 +177,7 @@ _OFFICIAL = {"Background Textures": "background", "Camera Viewpoints": "camera",
 
 @dataclass(frozen=True, kw_only=True)
 class TaskClassification:
-    """What the benchmark's own classification says of a task."""
+    """A task's entry in the benchmark's own classification."""
 
     category: str
     """One of `CATEGORIES`."""
@@ -284,7 +284,7 @@ class PlusFiles:
         return scenery.Scenery(self.root / "envs")
 
     def problem(self, suite: str, task: PlusName) -> str:
-        """Name of the problem class that the task's file asks for."""
+        """Name of the problem class that the task's file requires."""
         match = re.search(r"\(define\s*\(problem\s+(\S+?)\s*\)", self._definition_text(suite, task))
         if match is None:
             raise InvalidValueError(f"{self.definition(suite, task)} names no problem.")

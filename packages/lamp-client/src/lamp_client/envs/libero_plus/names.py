@@ -1,4 +1,4 @@
-"""What the names of LIBERO-Plus tasks say: the task of LIBERO that each is made of, and what is changed in it.
+"""Parsing the names of LIBERO-Plus tasks: the task of LIBERO that each is made of, and what is changed in it.
 
 A name is LIBERO's own with one of these behind it::
 

@@ -1,4 +1,4 @@
-"""Scenes and objects of LIBERO-Plus: what its Python files say of them, parsed and never run, and the files of its asset archive,
+"""Scenes and objects of LIBERO-Plus: its Python files, parsed and never run, and the files of its asset archive,
 checked and made known to LIBERO's own library.
 """
 

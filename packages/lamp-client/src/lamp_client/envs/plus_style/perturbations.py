@@ -282,7 +282,7 @@ CONTEXTS = (
     "i had a long day and would like some help with one thing now {}",
     "the floor has just been cleaned and the lights are on so {}",
 )
-"""Forms that say much that does not matter."""
+"""Wordy forms of an instruction, with much that does not matter."""
 
 VERBS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"\bpick up\b", ("grab", "lift", "take", "get hold of")),

@@ -116,7 +116,7 @@ def test_cached_sequences_of_two_lengths_are_the_backbones_to_the_bit(
 def test_samples_have_the_instruction_of_their_frame_and_the_actions_of_all(dataset: LeRobotDataset) -> None:
     how = {"episodes": (0, 2), "chunk": 4, "scaling": scaling(dataset)}
     samples = PolicySamples(dataset, FeatureCache.build(dataset, Compact(cameras=("top",))), **how)
-    assert [samples.texts[place] for place in samples.text] == wanted(0) + wanted(2)
+    assert [samples.instructions[i] for i in samples.instruction_index] == wanted(0) + wanted(2)
     pictures = ImageSamples(dataset=dataset, pictures=Videos(dataset=dataset), cameras=("top",), **how)
     observed = pictures.batch(np.array([2, 3, 7])).observations
     assert observed is not None and observed.instructions == (TEXTS[0], TEXTS[1], TEXTS[0])
@@ -179,9 +179,9 @@ def test_a_change_survives_recording_importing_and_training(tmp_path: Path) -> N
     samples = PolicySamples(
         dataset, FeatureCache.build(dataset, Compact(cameras=("top",))), episodes=(0, 1), chunk=2, scaling=how
     )
-    assert [samples.texts[place] for place in samples.text] == [TEXTS[0]] * 3 + [TEXTS[1]] * 3 + [TEXTS[0]] + [
-        TEXTS[1]
-    ] * 4
+    assert [samples.instructions[i] for i in samples.instruction_index] == [TEXTS[0]] * 3 + [TEXTS[1]] * 3 + [
+        TEXTS[0]
+    ] + [TEXTS[1]] * 4
 
 
 def test_the_words_that_an_episode_began_with_stand_for_what_its_first_observations_were_told(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from lamp.train.config import Float32, MotionTraining, PolicyTraining
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
 from lamp.types import LeftPadding
-from lamp.view.foresight import Foreseer
+from lamp.view.foresight import MotionPredictor
 from lamp_client.types import Observation
 
 pytestmark = pytest.mark.long
@@ -196,12 +196,12 @@ def test_on_a_gpu_it_acts_as_the_plain_path(runs: Path, demonstrations: Path, pr
 
 def test_the_motion_prior_can_be_looked_at(runs: Path, demonstrations: Path) -> None:
     observation = observed(demonstrations, 0, 4)
-    foreseer = Foreseer(runs / "motion")
+    predictor = MotionPredictor(runs / "motion")
     images = dict(observation.images)
-    one = foreseer.points(images, observation.instruction, samples=1, seed=0)
+    one = predictor.points(images, observation.instruction, samples=1, seed=0)
     black = {name: np.zeros_like(image) for name, image in images.items()}
     assert one.shape[-1] == 3 and np.isfinite(one).all()
-    assert not np.array_equal(one, foreseer.points(black, observation.instruction, samples=1, seed=0))
+    assert not np.array_equal(one, predictor.points(black, observation.instruction, samples=1, seed=0))
 
 
 def test_the_folder_and_the_settings_are_flags(config: Qwen3VLBackboneConfig) -> None:
@@ -291,7 +291,7 @@ def test_a_model_that_took_the_place_of_the_trained_one_is_refused_before_its_we
     backbone = replace(found.training.backbone, model=str(other))
     replace(found, training=replace(found.training, backbone=backbone)).write(checkpoint)
     monkeypatch.setattr(qwen3_vl, "_load", lambda *_: pytest.fail("weights of the VLM were read"))
-    for opened in (LaMPPolicy.from_checkpoint, Foreseer):
+    for opened in (LaMPPolicy.from_checkpoint, MotionPredictor):
         with pytest.raises(MismatchError, match=r"its content is '.*', here it is '.*'; load it with the backbone"):
             opened(checkpoint)
 

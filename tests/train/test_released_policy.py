@@ -30,7 +30,7 @@ from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import Imported
 from lamp.train.released.import_release import import_released
 from lamp.types import RightPadding
-from lamp.view.foresight import Foreseer
+from lamp.view.foresight import MotionPredictor
 from lamp_client.types import Observation
 
 VLM = "qwen_vl_interface.model."
@@ -209,8 +209,8 @@ def test_settings_and_key_are_on_record(imported: Imports, qwen_folder: Path) ->
 
 
 def test_its_foresight_can_be_looked_at(imported: Imports) -> None:
-    foreseer = Foreseer(imported())
-    paths = foreseer.points(dict(observation(SHORT, 1).images), SHORT, samples=1, seed=0)
+    predictor = MotionPredictor(imported())
+    paths = predictor.points(dict(observation(SHORT, 1).images), SHORT, samples=1, seed=0)
     assert paths.shape == (16, 9, 3) and np.isfinite(paths).all()
 
 

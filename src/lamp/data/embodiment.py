@@ -330,10 +330,10 @@ INTERNDATA_A1_DUAL = Embodiment(
         "hand_right": "images.rgb.hand_right",
     },
     state=tuple(
-        Part(key=f"states.{side}_{what}.position") for side in ("left", "right") for what in ("joint", "gripper")
+        Part(key=f"states.{side}_{part}.position") for side in ("left", "right") for part in ("joint", "gripper")
     ),
     action=tuple(
-        Part(key=f"actions.{side}_{what}.position") for side in ("left", "right") for what in ("joint", "gripper")
+        Part(key=f"actions.{side}_{part}.position") for side in ("left", "right") for part in ("joint", "gripper")
     ),
     rotations=(),
     kind=Absolute(),

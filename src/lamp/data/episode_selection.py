@@ -136,12 +136,12 @@ def parse_selection(text: str) -> EpisodeSelection:
     return EpisodeSelection(**values)
 
 
-def parse_numbers(text: str, available: int | None, what: str, *, strict: bool = True) -> tuple[int, ...]:
+def parse_numbers(text: str, available: int | None, name: str, *, strict: bool = True) -> tuple[int, ...]:
     """Reads numbers as Python writes slices, joined by commas: `30:50`, `0:50:5`, `0,3,40:50`.
 
     Args:
         available: How many there are, from 0 on; None checks the form alone.
-        what: Names them in errors.
+        name: Their name in errors.
         strict: Refuse a number that is not available, rather than leave it out.
 
     Raises:
@@ -163,16 +163,16 @@ def parse_numbers(text: str, available: int | None, what: str, *, strict: bool =
                 stop = min(stop, limit)
             piece = range(bounds[0] or 0, stop, (bounds[2] if bounds[2:] else None) or 1)
             if len(piece) > LONGEST:
-                raise ConfigError(f"{what} {text!r}: {part} is more than {LONGEST:,} numbers; expected fewer")
+                raise ConfigError(f"{name} {text!r}: {part} is more than {LONGEST:,} numbers; expected fewer")
             numbers.extend(piece)
         else:
-            raise ConfigError(f"{what} {text!r}: expected numbers or slices such as '30:50', '0:50:5' or '0,3,40:50'")
+            raise ConfigError(f"{name} {text!r}: expected numbers or slices such as '30:50', '0:50:5' or '0,3,40:50'")
     outside = [number for number in numbers if number < 0 or (strict and available is not None and number >= available)]
     if outside:
         there = "expected numbers from 0 on" if available is None else f"there are 0 to {limit - 1}"
-        raise ConfigError(f"{what} {text!r}: there is no {outside[0]}; {there}")
+        raise ConfigError(f"{name} {text!r}: there is no {outside[0]}; {there}")
     if len(set(numbers)) != len(numbers) or (not numbers and available is not None and strict):
-        raise ConfigError(f"{what} {text!r}: expected at least one number and none twice")
+        raise ConfigError(f"{name} {text!r}: expected at least one number and none twice")
     return tuple(numbers)
 
 

@@ -105,7 +105,7 @@ class ImageSamples:
                 camera: torch.from_numpy(np.stack([of[index] for index in kept.tolist()]))
                 for camera, of in images.items()
             },
-            instructions=tuple(self.targets.texts[place] for place in self.targets.text[kept].tolist()),
+            instructions=tuple(self.targets.instructions[i] for i in self.targets.instruction_index[kept].tolist()),
         )
         actions, mask = self.targets.chunks(kept)
         return ObservedBatch(

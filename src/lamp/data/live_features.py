@@ -116,7 +116,7 @@ class LiveFeatures(Features):
                 augmented = self.augmentation.view(view, some, episode=episode, frames=frames[inside[chosen]])
                 for camera, of in augmented.items():
                     images[camera][inside[chosen]] = of
-        instructions = tuple(self.index.texts[place] for place in self.index.text[rows].tolist())
+        instructions = tuple(self.index.instructions[i] for i in self.index.instruction_index[rows].tolist())
         return Observations(
             images={camera: torch.from_numpy(of) for camera, of in images.items()}, instructions=instructions
         )

@@ -150,9 +150,10 @@ class PolicyTargets:
         """The episode of each sample."""
         self.frame: Int64[np.ndarray, " n"] = np.concatenate(frames).astype(np.int64)
         """Its frame in that episode."""
-        self.texts, self.text = dataset.instruction_index(episodes, frames)
-        """All instructions of the samples, and which of them each has: that of its frame, however far the chunk goes."""
-        blank = np.isin(self.text, [place for place, text in enumerate(self.texts) if not text.strip()])
+        self.instructions, self.instruction_index = dataset.instruction_index(episodes, frames)
+        """All instructions of the samples, and the index of each sample's: that of its frame, however far the chunk goes."""
+        blank_indices = [index for index, text in enumerate(self.instructions) if not text.strip()]
+        blank = np.isin(self.instruction_index, blank_indices)
         if blank.any():
             first = int(blank.argmax())
             raise DataError(

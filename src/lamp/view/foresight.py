@@ -86,10 +86,8 @@ class ForesightPicture:
     def __str__(self) -> str:
         if not self.predicted:
             return f"true motion of {self.caption}; --checkpoint draws a prediction beside it"
-        what = f"predicted beside true motion of {self.caption}"
-        if self.errors is None:
-            return f"{what}; no point moves, so there is no error to measure: try another --frame"
-        return f"{what}; {self.errors}"
+        errors = self.errors or "no point moves, so there is no error to measure: try another --frame"
+        return f"predicted beside true motion of {self.caption}; {errors}"
 
 
 def view(config: ViewConfig) -> ForesightPicture:
@@ -99,15 +97,15 @@ def view(config: ViewConfig) -> ForesightPicture:
         DataError: The dataset, its scene flow or the checkpoint is missing.
         ConfigError: There is no such episode.
     """
-    looking = ForesightRenderer(
+    renderer = ForesightRenderer(
         config.data, config.checkpoint, samples=config.samples, seed=config.seed, scene_flow=config.scene_flow
     )
-    shown = looking.draw(config.episode, config.frame)
+    shown = renderer.draw(config.episode, config.frame)
     write_png(config.out, shown.image, shown.caption)
     return shown
 
 
-class Foreseer:
+class MotionPredictor:
     """The motion prior of a checkpoint of either stage.
 
     Args:
@@ -170,22 +168,22 @@ class ForesightRenderer:
         folders = store_folders(data)
         if name is not None or len(folders) < 2:
             return find_store(data, FlowRequirements(), name)
-        if self.foreseer is None:
+        if self.predictor is None:
             return SceneFlowStore(folders[0])
-        flow = self.foreseer.flow
+        flow = self.predictor.flow
         return find_store(
             data, FlowRequirements(grid=flow.grid, horizon=flow.horizon, frames=flow.stride, camera=flow.camera)
         )
 
     @cached_property
-    def foreseer(self) -> Foreseer | None:
+    def predictor(self) -> MotionPredictor | None:
         """The motion prior; None where no checkpoint was given."""
-        return None if self._checkpoint is None else Foreseer(self._checkpoint, backbone=self._backbone)
+        return None if self._checkpoint is None else MotionPredictor(self._checkpoint, backbone=self._backbone)
 
     def draw(self, episode: int, frame: int | None = None) -> ForesightPicture:
         """Draws the frame, its true scene flow and, with a checkpoint, the predicted one, beside each other."""
         stored = self.store.frames(episode)
-        frame = self.liveliest(episode) if frame is None else int(stored[np.abs(stored - frame).argmin()])
+        frame = self.frame_with_most_motion(episode) if frame is None else int(stored[np.abs(stored - frame).argmin()])
         task = self.dataset.instruction(episode, frame)
         images = {camera: self.dataset.frames(camera, episode, [frame])[0] for camera in self.dataset.cameras}
         image = images[self.store.description.cameras[0]]
@@ -194,8 +192,8 @@ class ForesightRenderer:
             draw_foresight(image, self.truth(episode, frame), STYLE),
         ]
         captions, errors = ["observation", "true motion"], None
-        if self.foreseer is not None:
-            paths = self.foreseer.points(images, task, samples=self.samples, seed=self.seed)
+        if self.predictor is not None:
+            paths = self.predictor.points(images, task, samples=self.samples, seed=self.seed)
             pictures.append(draw_foresight(image, paths, STYLE))
             captions.append("predicted motion" + (f", mean of {self.samples}" if self.samples > 1 else ""))
             errors = self._errors(self.truth(episode, frame), paths)
@@ -206,7 +204,7 @@ class ForesightRenderer:
             frame=frame,
             caption=caption,
             errors=errors,
-            predicted=self.foreseer is not None,
+            predicted=self.predictor is not None,
         )
 
     def _errors(
@@ -231,8 +229,8 @@ class ForesightRenderer:
     def truth(self, episode: int, frame: int) -> Float[np.ndarray, "k t1 3"]:
         """Returns the true paths, as long as the motion prior's where there is one; not-a-number where unknown."""
         tracks, camera = self.store.read(episode, [frame])
-        if self.foreseer is not None:
-            flow = self.foreseer.flow
+        if self.predictor is not None:
+            flow = self.predictor.flow
             # The description counts a flow step in frames, the store may itself keep only every n-th.
             stride = max(1, flow.stride // self.store.description.sampling.stride)
             tracks = flow.retiming.tracks(tracks, camera, stride=stride, horizon=flow.horizon)
@@ -240,7 +238,7 @@ class ForesightRenderer:
         points[~tracks.valid[0]] = torch.nan
         return points.numpy()
 
-    def liveliest(self, episode: int) -> int:
+    def frame_with_most_motion(self, episode: int) -> int:
         """Returns the frame after which the points move most in all."""
         stored = self.store.frames(episode)
         tracks, _ = self.store.read(episode, stored)

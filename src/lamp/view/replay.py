@@ -223,9 +223,9 @@ def _episodes(config: ReplayConfig, dataset: LeRobotDataset, held_out: tuple[int
     if not config.selection.is_everything:
         candidates = config.selection.select(dataset)
         seen = len(candidates) if held_out is None else len(set(candidates) - {*held_out})
-        what = "as selected" + (f", {seen} of them trained on" if held_out is not None and seen else "")
+        description = "as selected" + (f", {seen} of them trained on" if held_out is not None and seen else "")
     elif held_out:
-        candidates, what = held_out, "held out by the policy's training"
+        candidates, description = held_out, "held out by the policy's training"
     else:
         candidates = tuple(range(len(dataset)))
         unknown = (
@@ -233,9 +233,9 @@ def _episodes(config: ReplayConfig, dataset: LeRobotDataset, held_out: tuple[int
             if config.server
             else "of a dataset that it was not trained on"
         )
-        what = unknown if held_out is None else "all trained on: nothing was held out"
+        description = unknown if held_out is None else "all trained on: nothing was held out"
     chosen = [candidates[place] for place in evenly(len(candidates), config.most)]
-    return chosen, what + (f", {len(chosen)} of {len(candidates)}" if len(chosen) < len(candidates) else "")
+    return chosen, description + (f", {len(chosen)} of {len(candidates)}" if len(chosen) < len(candidates) else "")
 
 
 def _replay(policy: AnyPolicy, dataset: LeRobotDataset, embodiment: Embodiment, episode: int, *, seed: int) -> Replayed:

@@ -113,8 +113,8 @@ class FeatureShardBuilder:
         if shards.state(episode) is ShardState.CURRENT:
             return
         rounding, encoded = Rounding(), dict[str, Tensor]()
-        texts, which = self.store.dataset.instructions(episode)
-        instructions = [texts[place] for place in which[frames].tolist()]
+        texts, text_of_frame = self.store.dataset.instructions(episode)
+        instructions = [texts[place] for place in text_of_frame[frames].tolist()]
         for place, number in enumerate(numbers):
             augmented = self.store.augmentation.view(number, images, episode=episode, frames=frames)
             seen = {camera: torch.from_numpy(of_camera) for camera, of_camera in augmented.items()}

@@ -76,10 +76,10 @@ class FrameIndex:
     frame: Int64[np.ndarray, " r"]
     first: Int64[np.ndarray, " e"]
     """Each episode's first row."""
-    texts: tuple[str, ...]
+    instructions: tuple[str, ...]
     """All instructions."""
-    text: Int64[np.ndarray, " r"]
-    """Which of them each frame has."""
+    instruction_index: Int64[np.ndarray, " r"]
+    """The index of each frame's among them."""
 
     @classmethod
     def of(cls, dataset: LeRobotDataset, without: Collection[int] = ()) -> FrameIndex:
@@ -88,10 +88,10 @@ class FrameIndex:
         frames = [none if index in gone else np.flatnonzero(dataset.fresh(index)) for index in range(len(dataset))]
         counts = np.array([len(of_episode) for of_episode in frames])
         present = np.flatnonzero(counts).tolist()
-        texts, text = dataset.instruction_index(present, [frames[index] for index in present])
+        instructions, instruction_index = dataset.instruction_index(present, [frames[index] for index in present])
         return cls(
-            texts=texts,
-            text=text,
+            instructions=instructions,
+            instruction_index=instruction_index,
             episode=np.repeat(np.arange(len(frames)), counts),
             frame=np.concatenate(frames),
             first=np.concatenate([[0], counts.cumsum()[:-1]]).astype(np.int64),
@@ -202,7 +202,7 @@ class FeatureCache(Features):
         store.check()
         self.index = FrameIndex.of(dataset, without=self.left_out)
         layout = SequenceLayout if self.manifest["version"] == SEQUENCES else ImageTextLayout
-        self._layout = layout(ShardReader(store), self.folder, self.manifest, self.index.texts)
+        self._layout = layout(ShardReader(store), self.folder, self.manifest, self.index.instructions)
 
     @classmethod
     def build(
@@ -274,7 +274,10 @@ class FeatureCache(Features):
         for group, places in zip(taken.tolist(), np.split(order, cuts[1:]), strict=True):
             first = self.index.first[group // 2]
             part = EpisodeRows(
-                episode=group // 2, places=places, frames=rows[places] - first, texts=self.index.text[rows[places]]
+                episode=group // 2,
+                places=places,
+                frames=rows[places] - first,
+                instruction_index=self.index.instruction_index[rows[places]],
             )
             parts.append(replace(part, views=views[places]) if views is not None and group % 2 else part)
         return self._layout.encoded(parts)
@@ -289,8 +292,8 @@ class EpisodeRows:
     """Their positions in the batch."""
     frames: Int64[np.ndarray, " n"]
     """Which of the episode's fresh frames they are."""
-    texts: Int64[np.ndarray, " n"]
-    """Which instruction each frame has."""
+    instruction_index: Int64[np.ndarray, " n"]
+    """The index of each frame's instruction."""
     views: Int64[np.ndarray, " n"] | None = None
     """The augmented view of each, from 1; None: the pictures themselves."""
 
@@ -388,7 +391,8 @@ class ImageTextLayout:
                 of_camera[places, :, self._varying] = rows[camera].float()
             start += len(constant)
         for part in parts:
-            places, instruction = torch.from_numpy(part.places), self._instruction[torch.from_numpy(part.texts)]
+            places = torch.from_numpy(part.places)
+            instruction = self._instruction[torch.from_numpy(part.instruction_index)]
             tokens[places, start:], mask[places, start:] = self._text[instruction], self._text_mask[instruction]
         return Encoded(tokens=tokens, mask=mask)
 

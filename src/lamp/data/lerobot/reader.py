@@ -139,15 +139,15 @@ class LeRobotDataset:
         known: dict[str, int] = {}
         indices = [np.zeros(0, np.int64)]
         for episode, of_episode in zip(episodes, frames, strict=True):
-            texts, which = self.instructions(episode)
+            texts, text_of_frame = self.instructions(episode)
             places = np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
-            indices.append(places[which[of_episode]])
+            indices.append(places[text_of_frame[of_episode]])
         return tuple(known), np.concatenate(indices)
 
     def instruction(self, episode: int, frame: int) -> str:
         """The instruction of one frame of an episode."""
-        texts, which = self.instructions(episode)
-        return texts[which[frame]]
+        texts, text_of_frame = self.instructions(episode)
+        return texts[text_of_frame[frame]]
 
     def _instructions(self, place: EpisodeMetadata) -> tuple[tuple[str, ...], Int64[np.ndarray, " l"]]:
         if place.length == 0:
@@ -160,7 +160,7 @@ class LeRobotDataset:
             return place.tasks, np.zeros(place.length, np.int64)
         if len(indices) and indices[0] in self._tasks and (indices == indices[0]).all():
             return (self._tasks[int(indices[0])],), np.zeros(place.length, np.int64)
-        numbers, first, which = np.unique(indices, return_index=True, return_inverse=True)
+        numbers, first, inverse = np.unique(indices, return_index=True, return_inverse=True)
         unlisted = [number for number in numbers.tolist() if number not in self._tasks]
         if unlisted:
             frame = int(np.isin(indices, unlisted).argmax())
@@ -172,7 +172,7 @@ class LeRobotDataset:
         ordered = [self._tasks[number] for number in numbers[np.argsort(first)].tolist()]
         texts = tuple(dict.fromkeys(ordered))
         place_of = np.array([texts.index(self._tasks[number]) for number in numbers.tolist()], np.int64)
-        return texts, place_of[which.reshape(-1)]
+        return texts, place_of[inverse.reshape(-1)]
 
     def episode(self, index: int) -> EpisodeMetadata:
         """One episode.
@@ -370,8 +370,8 @@ class LeRobotDataset:
 
     def instruction_key(self, episode: int) -> str:
         """An episode's instruction as its hashes know it: the text or, where there are several, those of each frame."""
-        texts, which = self.instructions(episode)
-        return texts[0] if len(texts) == 1 else f"{texts} {which.tolist()}"
+        texts, text_of_frame = self.instructions(episode)
+        return texts[0] if len(texts) == 1 else f"{texts} {text_of_frame.tolist()}"
 
     def files(self) -> set[Path]:
         """All data, video and episode files that the dataset refers to."""

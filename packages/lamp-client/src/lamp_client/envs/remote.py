@@ -151,9 +151,9 @@ class RemoteEnv:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _request(self, what: str, **details: Any) -> dict[str, Any]:
+    def _request(self, method: str, **details: Any) -> dict[str, Any]:
         try:
-            self._socket.send({"do": what, **details})
+            self._socket.send({"do": method, **details})
             reply = self._socket.receive()
         except (EOFError, OSError) as error:
             raise ConnectionResetError(self._death_report()) from error

@@ -15,12 +15,44 @@ import pytest
 from demonstrations import number_in, numbered
 from PIL import Image
 
-from lamp.data.lerobot import LeRobotDataset
+from lamp.data.check import check_dataset
+from lamp.data.lerobot import EpisodeData, LeRobotDataset, LeRobotWriter
 from lamp.data.lerobot.video import VideoReader, VideoReaders
-from lamp.errors import ConfigError, DataError
+from lamp.errors import ConfigError, DataError, MismatchError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/lerobot"
 LENGTHS = (12, 7, 15)
+
+
+LANGUAGE: dict[str, dict[str, pa.DataType]] = {
+    "language_persistent": {
+        "role": pa.string(), "content": pa.string(), "style": pa.string(), "timestamp": pa.float32(), "camera": pa.string(),
+        "tool_calls": pa.list_(pa.string()),
+    },
+    "language_events": {
+        "role": pa.string(), "content": pa.string(), "style": pa.string(), "camera": pa.string(),
+        "tool_calls": pa.list_(pa.string()),
+    },
+}  # fmt: skip
+"""The columns that LeRobot 0.6 writes for annotations (`lerobot.datasets.language`): a list of such rows in each frame."""
+
+
+def add_language(root: Path) -> None:
+    """Annotates a v3.0 dataset as LeRobot 0.6 does: a subtask that lasts, and an event at some frames."""
+    (path,) = root.glob("data/chunk-*/file-*.parquet")
+    table = pq.read_table(path)
+    subtask = {"role": "assistant", "content": "reach", "style": "subtask", "timestamp": 0.0}
+    event = {"role": "user", "content": "faster", "style": "interjection"}
+    for name, values in {
+        "language_persistent": [[subtask]] * len(table),
+        "language_events": [[event] if row % 3 == 0 else [] for row in range(len(table))],
+    }.items():
+        kind = pa.list_(pa.struct(list(LANGUAGE[name].items())))
+        table = table.append_column(name, pa.array(values, kind))
+    pq.write_table(table, path)
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"] |= {name: {"dtype": "language", "shape": [1], "names": None} for name in LANGUAGE}
+    (root / "meta/info.json").write_text(json.dumps(info))
 
 
 @pytest.fixture(params=["v21", "v30"])
@@ -172,3 +204,36 @@ def test_readers_stay_open_until_the_file_changes(reordered: Path, tmp_path: Pat
         readers.reader(path, 10.0)
     readers.reader(reordered, 10.0)
     assert len(readers._open) == 1
+
+
+def test_language_columns_of_lerobot_0_6_are_left_aside_and_kept(dataset: LeRobotDataset) -> None:
+    add_language(dataset.root)
+    annotated = LeRobotDataset(dataset.root)
+    annotated.validate()
+    assert check_dataset(dataset.root).faults == ()
+    assert annotated.features == dataset.features and annotated.tasks == dataset.tasks
+    assert annotated.meta.other_features == {"language_persistent": "language", "language_events": "language"}
+    writer = LeRobotWriter(dataset.root, fps=annotated.fps)
+    writer.add_episode(small_episode(annotated), "zzz")
+    with pytest.raises(MismatchError, match=r"has language_events, language_persistent; .*expected another folder"):
+        writer.finalize()
+    assert pq.read_schema(annotated.data_path(0)).names[-2:] == [*LANGUAGE] and len(
+        LeRobotDataset(dataset.root)
+    ) == len(dataset)
+
+
+def test_datasets_of_other_writers_are_not_extended(foreign: LeRobotDataset) -> None:
+    before = {path: path.read_bytes() for path in foreign.root.rglob("*") if path.is_file()}
+    writer = LeRobotWriter(foreign.root, fps=foreign.fps)
+    writer.add_episode(small_episode(foreign), "zzz")
+    reason = "is LeRobot v2.1" if foreign.meta.version == "v2.1" else "has observation.images.side; "
+    with pytest.raises(MismatchError, match=reason):
+        writer.finalize()
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def small_episode(dataset: LeRobotDataset) -> EpisodeData:
+    """Two frames with a dataset's cameras and features."""
+    frames = {name: dataset.column(name, 0)[:2] for name in dataset.features}
+    images = {camera: dataset.frames(camera, 0, [0, 1]) for camera in dataset.cameras}
+    return EpisodeData(frames=frames, images=images, task=dataset.tasks[0])

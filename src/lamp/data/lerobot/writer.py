@@ -94,16 +94,31 @@ class Consolidation:
             self.cameras = writer.cameras if writer.cameras is not None else tuple(first.image_sizes)
         self.image_sizes = dict(first.image_sizes) if old is None else dict(old.image_sizes)
         self.codec = first.codec
-        if old is not None and old.depth_cameras:
-            raise MismatchError(
-                f"{self.root} has depth ({', '.join(old.depth_cameras)}), which is not written here; expected another folder"
-            )
-        if old is not None and old.fps != self.fps:
-            raise MismatchError(f"{self.root} runs at {old.fps:g} fps, not {self.fps}; expected the same")
+        if old is not None:
+            self._check_extensible(old)
         for episode in staged:
             self._check(episode)
         self.tasks = list(old.tasks) if old is not None else []
         self.tasks = list(dict.fromkeys([*self.tasks, *(text for episode in staged for text in episode.instructions)]))
+
+    def _check_extensible(self, old: LeRobotDataset) -> None:
+        """Refuses to extend another writer's dataset: new episodes, and the new description, would lack its features."""
+        if old.meta.one_file_per_episode:
+            raise MismatchError(
+                f"{self.root} is LeRobot {old.meta.version}; only {CODEBASE_VERSION} is extended: expected another folder"
+            )
+        videos = {name for name, camera in old.meta.cameras.items() if camera.in_videos}
+        unwritten = [feature.key for name, feature in old.meta.pictures.items() if name not in videos]
+        unwritten += [
+            old.meta.cameras[name].key for name in videos if old.meta.cameras[name].key != IMAGE_PREFIX + name
+        ]
+        if unwritten := sorted([*unwritten, *old.meta.other_features]):
+            raise MismatchError(
+                f"{self.root} has {', '.join(unwritten)}; of pictures, only videos {IMAGE_PREFIX}NAME are written here, and no "
+                "depth or text: expected another folder"
+            )
+        if old.fps != self.fps:
+            raise MismatchError(f"{self.root} runs at {old.fps:g} fps, not {self.fps}; expected the same")
 
     def _check(self, episode: StagedEpisode) -> None:
         where = f"the staged episode {episode.name}"

@@ -52,9 +52,13 @@ def compare_list(path: Path, found: Verification) -> bool:
 
 
 def verify_dataset(path: Path, found: Verification) -> None:
-    from lamp.data.lerobot import LeRobotDataset
+    from lamp.data.check import check_dataset
     from lamp.data.lerobot.format import CHECKSUMS_PATH
     from lamp.data.lerobot.writer import dataset_files
+
+    def check() -> None:
+        faults = check_dataset(path, quick=True).faults
+        found.faults.extend(ChecksumFault(file=path, problem=str(fault)) for fault in faults)
 
     listed = path / CHECKSUMS_PATH
     if listed.is_file():
@@ -63,7 +67,7 @@ def verify_dataset(path: Path, found: Verification) -> None:
         more = [file for file in dataset_files(path) if kept and file.relative_to(path).as_posix() not in kept]
         found.unchecked += [f"{file} is not in {listed}" for file in more]
     else:
-        found.check(path, lambda: LeRobotDataset(path).validate())
+        found.check(path, check)
         found.unchecked.append(
             f"{path} has no checksums: its files were read but could not be compared. "
             f"`lamp info {path} --write-checksums` writes them for later"

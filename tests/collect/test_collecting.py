@@ -18,6 +18,7 @@ from lamp.collect.collect import LOCK_PATH, CollectConfig, CollectReport, collec
 from lamp.collect.episode_recording import HOLD, dataset_action, fresh_frames, simulate
 from lamp.collect.jobs import ATTEMPTS_PATH, Attempt, jobs_of, log_attempt
 from lamp.collect.noise import Disturbance
+from lamp.data.check import check_dataset
 from lamp.data.lerobot import LeRobotDataset, recorded_names, staged_names
 from lamp.errors import DataError, MismatchError
 from lamp.files import locked
@@ -84,7 +85,7 @@ def test_a_killed_collection_is_completed_without_repeats(resumed: tuple[Path, C
 def test_the_dataset_holds_what_the_contract_says(resumed: tuple[Path, CollectReport, list[str]]) -> None:
     out, _, _ = resumed
     dataset = LeRobotDataset(out)
-    dataset.validate()
+    assert check_dataset(dataset.root, quick=True).faults == ()
     assert dataset.cameras == ("agentview", "wrist") and dataset.fps == 20
     for episode in dataset.episodes:
         clean, executed = (dataset.column(name, episode.index) for name in ("action", "action.executed"))

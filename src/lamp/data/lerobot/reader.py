@@ -26,7 +26,7 @@ from lamp.data.lerobot.format import (
 )
 from lamp.data.lerobot.metadata import by_episode
 from lamp.data.lerobot.statistics import FeatureStatistics, stored_statistics
-from lamp.data.lerobot.video import VideoReaders, video_info
+from lamp.data.lerobot.video import VideoReaders
 from lamp.data.stored_images import CorruptPicturesError, StoredImages, metres_of_codes
 from lamp.errors import ConfigError, DataError, unknown
 from lamp.hub import Fetch, HubId, fetch
@@ -377,39 +377,6 @@ class LeRobotDataset:
         """All data, video and episode files that the dataset refers to."""
         videos = {self.video_path(camera, episode.index) for camera in self.cameras for episode in self.episodes}
         return {self.data_path(episode.index) for episode in self.episodes} | videos | self.table.files()
-
-    def validate(self) -> None:
-        """Checks that every file is there, readable, and holds as many rows and frames as the description says.
-
-        Raises:
-            DataError: Something is missing, incomplete or corrupt.
-        """
-        frames = sum(episode.length for episode in self.episodes)
-        if frames != (total := self.info["total_frames"]):
-            raise DataError(f"the episodes of {self.root} add up to {frames} frames; expected {total}")
-        for name in (*self.features, *BOOKKEEPING):
-            for episode in self.episodes:
-                self.column(name, episode.index)
-        for name in self.features:
-            self.statistics(name)
-        tasks = set(self.tasks)
-        for episode in self.episodes:
-            index, texts = episode.index, self.instructions(episode.index)[0]
-            if not np.array_equal(self.column("frame_index", index), np.arange(episode.length)):
-                raise DataError(f"the frame_index of episode {index} does not count from 0 to {episode.length - 1}")
-            if (self.column("episode_index", index) != index).any() or not tasks.issuperset(texts):
-                raise DataError(f"the rows of episode {index} in {self.root} are not its own; the tables disagree")
-        for camera, size in self.image_sizes.items():
-            ends: dict[Path, int] = {}
-            for episode in self.episodes if self.meta.cameras[camera].in_videos else ():
-                path = self.video_path(camera, episode.index)
-                ends[path] = max(ends.get(path, 0), episode.videos[camera].first + episode.length)
-            for path, end in ends.items():
-                video = video_info(path)
-                if video.frames < end:
-                    raise DataError(f"the video {path} holds {video.frames} frames; expected {end}; it is truncated")
-                if (video.height, video.width) != size:
-                    raise DataError(f"the video {path} is {video.height}x{video.width}; the description says {size}")
 
     def describe(self) -> dict[str, Any]:
         """A summary for people: sizes, tasks with their numbers of episodes, cameras, features, how it was collected."""

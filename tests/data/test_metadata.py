@@ -85,7 +85,6 @@ def uses(root: Path) -> Iterator[Callable[[], Any]]:
     for name in dataset.features:
         yield lambda name=name: dataset.statistics(name)
         yield lambda name=name: dataset.table.statistics(name)
-    yield dataset.validate
 
 
 def use(root: Path) -> None:

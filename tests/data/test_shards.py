@@ -95,7 +95,7 @@ def test_more_views_are_added_and_fewer_are_read(dataset: LeRobotDataset) -> Non
 def test_views_of_another_kind_are_refused_and_the_difference_is_named(dataset: LeRobotDataset) -> None:
     FeatureCache.build(dataset, Compact(), augmentation=AUGMENTED)
     other = replace(AUGMENTED, crop=RandomResizedCrop(area=(0.7, 1.0)), views=1)
-    told = r"crop\.area is \[0\.9, 1\.0\] stored, \[0\.7, 1\.0\] asked\. Make those that are asked for with `lamp cache"
+    told = r"crop\.area is \[0\.9, 1\.0\] stored, \[0\.7, 1\.0\] requested\. Make the requested ones with `lamp cache"
     with pytest.raises(MismatchError, match=told):
         FeatureCache(dataset, "compact", augmentation=other)
     FeatureCache.build(dataset, Compact(), augmentation=other)
@@ -134,7 +134,7 @@ def test_every_kind_of_damage_is_named(dataset: LeRobotDataset) -> None:
 def test_another_backbone_is_refused_and_the_difference_is_named(dataset: LeRobotDataset) -> None:
     FeatureCache.build(dataset, Plain())
     wanted = {"cameras": [["agentview", 4]], "prompt": "now: {instruction}"}
-    told = r"cameras is .* stored, \[\['agentview', 4\]\] asked; prompt is None stored, 'now: \{instruction\}' asked"
+    told = r"cameras is .* stored, \[\['agentview', 4\]\] requested; prompt is None stored, 'now: \{instruction\}' requested"
     with pytest.raises(MismatchError, match=told):
         FeatureCache(dataset, "other", wanted=wanted)
     with pytest.raises(MismatchError, match="its weights or code: key plain stored, other requested"):

@@ -213,7 +213,7 @@ def test_stale_z_m_is_refused_and_that_of_other_settings_left_alone(
     assert f"z_m is computed for this run alone; {hidden} holds another: seed is 0 stored, 3 requested" in told
     train_motion(motion_training(loop=loop(steps=3)), data, tmp_path / "other", backbone=BACKBONE)
     train(config, data, tmp_path / "second", tmp_path / "other")
-    assert re.search(r"motion weights is '[0-9a-f]{64}' stored, '[0-9a-f]{64}' asked", capsys.readouterr().err)
+    assert re.search(r"motion weights is '[0-9a-f]{64}' stored, '[0-9a-f]{64}' requested", capsys.readouterr().err)
     with pytest.raises(Exception, match=r"lacks 3 of 4 episodes; complete it with `lamp cache features .* --motion"):
         train(replace(config, cached_hidden_draws=3), data, tmp_path / "third", prior)
     path = hidden / "episode-000001.safetensors"

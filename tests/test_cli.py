@@ -340,7 +340,7 @@ def test_an_end_that_a_library_makes_something_else_of_is_an_end(
     if number == signal.SIGINT and how != "another error":
         pytest.skip("a second Ctrl-C is at hand")
     add(monkeypatch, run)
-    monkeypatch.setattr(cli, "INSIST_S", 0.05)
+    monkeypatch.setattr(cli, "RESEND_S", 0.05)
     before = time.monotonic()
     assert cli.main(["example"]) == code
     assert time.monotonic() - before < 10
@@ -360,7 +360,7 @@ def test_an_end_is_asked_for_once_while_it_is_tidied_up(monkeypatch: pytest.Monk
             tidied.append(True)
 
     add(monkeypatch, run)
-    monkeypatch.setattr(cli, "INSIST_S", 0.02)
+    monkeypatch.setattr(cli, "RESEND_S", 0.02)
     assert cli.main(["example"]) == 143 and tidied
 
 

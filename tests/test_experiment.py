@@ -13,7 +13,7 @@ import pytest
 
 from lamp import cli
 from lamp.errors import ConfigError, DataError
-from lamp.experiment import DEMO_S, QUICK, STAGES, Clock, _ending, _in_another_process, plan, quick, regime, run
+from lamp.experiment import DEMO_S, QUICK, STAGES, Clock, _in_another_process, _result_text, plan, quick, regime, run
 from lamp.files import locked
 from lamp.json_files import read_lines_json
 from lamp.recipes import Recipe, experiment
@@ -149,7 +149,7 @@ def test_the_plan_counts_what_is_left_to_do(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_run_ends_with_what_it_took_and_what_to_type_next(tmp_path: Path) -> None:
     made = StoredExperiment(command="lamp demo", recipe="demo", quick=False)
-    first, *following = _ending(tmp_path / "my demo", made, 12.0, 0.0).splitlines()
+    first, *following = _result_text(tmp_path / "my demo", made, 12.0, 0.0).splitlines()
     assert first == "done in 0:12; next:"
     assert [line.split("  #")[0].strip() for line in following] == [
         f"open '{tmp_path}/my demo/report.html'",
@@ -157,7 +157,7 @@ def test_a_run_ends_with_what_it_took_and_what_to_type_next(tmp_path: Path) -> N
         f"lamp view '{tmp_path}/my demo/data' --checkpoint '{tmp_path}/my demo/policy_with'",
         f"lamp serve '{tmp_path}/my demo/policy_with'",
     ]
-    assert _ending(tmp_path, made, 12.0, 793.0).startswith("done in 0:12, after 13:13 of earlier sessions; next:")
+    assert _result_text(tmp_path, made, 12.0, 793.0).startswith("done in 0:12, after 13:13 of earlier sessions; next:")
 
 
 def test_a_folder_belongs_to_one_experiment(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ EXIT_MISTAKE = 2
 QUIET_FLAG = "--quiet"
 HELP_FLAGS = ("-h", "--help")
 HELP_ALL_FLAG = "--help-all"
-INSIST_S = 1.0
+RESEND_S = 1.0
 """How long a signal that asks for the end may be without effect. [s]"""
 EXIT_SIGNALLED = 128
 """And the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
@@ -100,18 +100,18 @@ def _open_streams() -> None:
 
 
 @contextlib.contextmanager
-def _quiet_end() -> Iterator[None]:
+def _broken_pipe_ignored() -> Iterator[None]:
     """Lets `lamp ... | head` end without a word when the reader goes away."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        if not _has_no_reader(sys.stdout):
+        if not _reader_gone(sys.stdout):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _has_no_reader(stream: TextIO) -> bool:
+def _reader_gone(stream: TextIO) -> bool:
     """Whether a stream is a pipe whose reader has gone away: another's pipe may break too, such as a worker's."""
     try:
         poll = select.poll()
@@ -122,7 +122,7 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 
 @contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
+def _signals_as_errors() -> Iterator[None]:
     """Makes an end that the system asks for (docker stop, a batch system, a closed terminal) as orderly as Ctrl-C.
 
     The handler raises wherever the main thread happens to be, and there a library may make another error of it, or nothing.
@@ -133,7 +133,7 @@ def _orderly_end() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> None:
         if not received:
             words = (threading.main_thread().ident, number, over)
-            threading.Thread(target=_insist, args=words, name="lamp-end", daemon=True).start()
+            threading.Thread(target=_resend_signal, args=words, name="lamp-end", daemon=True).start()
         received.append(number)
         raise TerminatedError(number)
 
@@ -147,7 +147,7 @@ def _orderly_end() -> Iterator[None]:
     except Exception as error:
         if received:
             raise TerminatedError(received[-1]) from error
-        if (stop := _interrupt_behind(error)) is not None:
+        if (stop := _interrupt_cause(error)) is not None:
             raise stop from error
         raise
     finally:
@@ -156,7 +156,7 @@ def _orderly_end() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+def _interrupt_cause(error: BaseException | None) -> KeyboardInterrupt | None:
     """The request to end that an error came of, or came after."""
     seen: list[BaseException] = []  # an error may be its own cause
     while error is not None and error not in seen:
@@ -167,17 +167,17 @@ def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
     return None
 
 
-def _insist(thread: int, number: int, over: threading.Event) -> None:
+def _resend_signal(thread: int, number: int, over: threading.Event) -> None:
     """Sends a signal again as long as nothing has come of it: what it raised has been swallowed."""
-    while not over.wait(INSIST_S):
+    while not over.wait(RESEND_S):
         handled = getattr(sys, "_current_exceptions", dict)().get(thread)
         error = handled[1] if isinstance(handled, tuple) else handled
-        if _interrupt_behind(error) is None:  # else it is tidying up, for as long as that takes
+        if _interrupt_cause(error) is None:  # else it is tidying up, for as long as that takes
             signal.pthread_kill(thread, number)
 
 
 @contextlib.contextmanager
-def _told(name: str, command: Command, *, quiet: bool) -> Iterator[None]:
+def _progress_shown(name: str, command: Command, *, quiet: bool) -> Iterator[None]:
     """Says now and then that a command is at work, where it says nothing itself; under `--quiet` nothing is said."""
     from lamp.progress import QUIET, Progress
 
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     _open_streams()
     try:
-        with _orderly_end(), _quiet_end():
+        with _signals_as_errors(), _broken_pipe_ignored():
             return _dispatch(words)
     except FailedElsewhereError:
         return EXIT_MISTAKE
@@ -235,7 +235,7 @@ def _dispatch(words: list[str]) -> int:
         command, flags = find(words)
         wanted = [flag for flag in flags if flag != QUIET_FLAG]
         try:
-            with _told(" ".join(words[: len(words) - len(flags)]), command, quiet=len(wanted) < len(flags)):
+            with _progress_shown(" ".join(words[: len(words) - len(flags)]), command, quiet=len(wanted) < len(flags)):
                 _run(command, wanted)
         except SystemExit as stop:  # tyro has printed a help text
             if {*HELP_FLAGS, HELP_ALL_FLAG} & set(flags):

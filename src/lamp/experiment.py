@@ -165,11 +165,11 @@ def run(recipe: Recipe, out: Path, *, named: str | None = None, quickly: bool = 
             if (out / folder / ".lock").exists():
                 with locked(out / folder / ".lock", f"another process is at work in {out / folder}; wait for it"):
                     pass
-        _claim(out, made)
+        _claim_folder(out, made)
         return _run(recipe, out, made)
 
 
-def _claim(out: Path, made: StoredExperiment) -> None:
+def _claim_folder(out: Path, made: StoredExperiment) -> None:
     """
     Raises:
         ConfigError: The folder holds the run of another recipe, or of another form of it.
@@ -206,7 +206,7 @@ def _run(recipe: Recipe, out: Path, made: StoredExperiment) -> dict[str, Any]:
             if recipe.prior is None:
                 train_motion(recipe.motion, data, out / "motion")
             else:
-                _take_prior(recipe.prior, data, out / "motion", frames=recipe.motion.final_samples)
+                _use_prior(recipe.prior, data, out / "motion", frames=recipe.motion.final_samples)
         if plain_policy.done():
             plain_policy.result()  # what has failed is told before more is trained
         with clock.stage("train_policy"):
@@ -221,11 +221,11 @@ def _run(recipe: Recipe, out: Path, made: StoredExperiment) -> dict[str, Any]:
         report(ReportConfig(run=(out,)))
     summary["seconds"] = clock.rounded()
     write_json(out / "summary.json", summary)
-    print(_ending(out, made, time.monotonic() - begun, before), flush=True)
+    print(_result_text(out, made, time.monotonic() - begun, before), flush=True)
     return summary
 
 
-def _take_prior(prior: str, data: Path, out: Path, *, frames: int) -> None:
+def _use_prior(prior: str, data: Path, out: Path, *, frames: int) -> None:
     """Puts a motion checkpoint where Stage 1 would have left one, and measures it on demonstrations that it has not seen."""
     if not (out / CHECKPOINT).exists():
         pull(prior, out / CHECKPOINT)
@@ -233,7 +233,7 @@ def _take_prior(prior: str, data: Path, out: Path, *, frames: int) -> None:
         evaluate_flow(out, data, range(len(LeRobotDataset(data))), frames=frames).write(out / FLOW_ERRORS)
 
 
-def _ending(out: Path, made: StoredExperiment, took: float, before: float) -> str:
+def _result_text(out: Path, made: StoredExperiment, took: float, before: float) -> str:
     """What a run ends with: how long it took, and what to type next.
 
     Args:

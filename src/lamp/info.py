@@ -62,7 +62,7 @@ def _describe_dataset(path: Path) -> dict[str, Any]:
     found = LeRobotDataset(path).describe()
     caches = [cache_line(entry) for entry in (*list_caches(path / FEATURES), *list_stores(path))]
     found |= {"caches": caches} if caches else {}
-    return found | {"inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)}}
+    return found | {"inside": {str(folder.relative_to(path)): name for name, folder in _subfolders_of_kind(path)}}
 
 
 def cache_line(entry: CacheEntry) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def cache_line(entry: CacheEntry) -> dict[str, Any]:
         cameras = ", ".join(f"{name} at {size} px" for name, size in described.get("cameras", []))
         layer = f", {described['layer']}" if "layer" in described else ""
         line["of"] = f"{described.get('model') or described.get('kind')}{layer}, {cameras}"
-        line["recipes"] = ", ".join(recipes_served(described)) or "none by name"
+        line["recipes"] = ", ".join(recipes_using(described)) or "none by name"
     elif entry.kind == "scene flow":
         from lamp.sceneflow.stores import settings_of
 
@@ -97,19 +97,19 @@ def _describe_features(path: Path) -> dict[str, Any]:
     from lamp.data.feature_cache.report import describe_cache
 
     found = describe_cache(path)
-    return found | {"recipes": recipes_served(found.get("backbone") or {})}
+    return found | {"recipes": recipes_using(found.get("backbone") or {})}
 
 
-def recipes_served(backbone: Mapping[str, Any]) -> list[str]:
+def recipes_using(backbone: Mapping[str, Any]) -> list[str]:
     """The recipes that can use a cache of a backbone's features, by what the cache says of the backbone's settings."""
     from lamp.recipes import RECIPES, Recipe, TrainingRecipe, recipe
-    from lamp.train.backbones import settings_said
+    from lamp.train.backbones import describe_settings
 
     found = []
     for name in RECIPES:
         made = recipe(name)
         if isinstance(made, Recipe | TrainingRecipe):
-            settings = settings_said(made.backbone)
+            settings = describe_settings(made.backbone)
             if all(backbone.get(key) == value for key, value in settings.items()):
                 found.append(name)
     return found
@@ -208,7 +208,7 @@ def _table_of_evaluation(path: Path) -> str:
 
 
 def _table_of_experiment(path: Path) -> str:
-    found = [folder for name, folder in _inside(path) if name == "evaluation"]
+    found = [folder for name, folder in _subfolders_of_kind(path) if name == "evaluation"]
     texts = [(folder, _table_of_evaluation(folder)) for folder in found]
     return "\n".join(f"{folder.name}: {text}" if len(found) > 1 else text for folder, text in texts if text)
 
@@ -224,7 +224,7 @@ def _describe_experiment(path: Path) -> dict[str, Any]:
         **({"command": command} if command else {}),
         **{key: value for key, value in summary.items() if key in ("warning", "title", "notes", "flow", "facts")},
         "seconds": summary.get("seconds", seconds),
-        "inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)},
+        "inside": {str(folder.relative_to(path)): name for name, folder in _subfolders_of_kind(path)},
     }
 
 
@@ -363,7 +363,7 @@ def _kind_of(path: Path) -> FolderKind:
         if kind.matches(path):
             return kind
     known = ", ".join(kind.name for kind in KINDS)
-    inside = [f"{folder} ({name})" for name, folder in _inside(path)]
+    inside = [f"{folder} ({name})" for name, folder in _subfolders_of_kind(path)]
     hint = f"; it holds {', '.join(inside[:6])}" if inside else "" if any(path.iterdir()) else "; it is empty"
     raise DataError(f"{path} is none of LaMP's folders ({known}){hint}")
 
@@ -381,7 +381,7 @@ def verify(path: Path) -> Verification:
         if kind.verify is not None:
             kind.verify(folder, found)
         if kind.name in ("dataset", "experiment", "study"):
-            for name, inner in _inside(folder, depth=6 if kind.name == "study" else 2):
+            for name, inner in _subfolders_of_kind(folder, depth=6 if kind.name == "study" else 2):
                 read(kinds[name], inner)
 
     read(_kind_of(path), path)
@@ -422,14 +422,14 @@ def describe(path: Path) -> dict[str, Any]:
     hub = None if path.exists() else HubId.parse(str(path))
     if hub is not None:
         return _on_the_hub(hub)
-    part = _part(path)
+    part = _select_part(path)
     if part is not None:
         return part
     kind = _kind_of(path)
     return {"kind": kind.name, "path": str(path), **kind.describe(path)}
 
 
-def _part(path: Path) -> dict[str, Any] | None:
+def _select_part(path: Path) -> dict[str, Any] | None:
     """What a folder holds that is none of LaMP's kinds and lies in one that is, such as an experiment's pictures."""
     if not path.is_dir() or any(kind.matches(path) for kind in KINDS):
         return None
@@ -449,7 +449,7 @@ def _part(path: Path) -> dict[str, Any] | None:
         "files": dict(Counter(file.suffix or file.name for file in files)),
         "megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 1),
         **({"pictures": captions} if captions else {}),
-        "inside": {str(folder.relative_to(path)): name for name, folder in _inside(path)},
+        "inside": {str(folder.relative_to(path)): name for name, folder in _subfolders_of_kind(path)},
     }
 
 
@@ -461,7 +461,7 @@ def _on_the_hub(hub: HubId) -> dict[str, Any]:
     return {"kind": "checkpoint", "path": hub.name, "commit": commit, **_describe_metadata(parse_description(file))}
 
 
-def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:
+def _subfolders_of_kind(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:
     """Finds recognisable folders some levels down; what is inside one of them is its own affair."""
     for folder in sorted(path.iterdir()) if depth else ():
         if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith("."):
@@ -469,7 +469,7 @@ def _inside(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]]:
             if kind is not None:
                 yield kind.name, folder
             else:
-                yield from _inside(folder, depth - 1)
+                yield from _subfolders_of_kind(folder, depth - 1)
 
 
 LINES, WIDTH, ENTRIES = 40, 120, 4
@@ -509,7 +509,7 @@ def _compact(item: Any, depth: int = 0) -> str:
         return f"({text})" if depth else text
     if isinstance(item, list) and _nested(item):
         return "; ".join(_compact(entry, depth + 1) for entry in item)
-    return " ".join(_short(item).split())
+    return " ".join(_shortened(item).split())
 
 
 def _cut(line: str, width: int = WIDTH) -> str:
@@ -525,7 +525,7 @@ def _lines(value: Mapping[str, Any], indent: str) -> Iterator[str]:
     width = max((len(str(key)) for key, item in value.items() if not _nested(item)), default=0)
     for key, item in value.items():
         if not _nested(item):
-            yield f"{indent}{str(key) + ':':<{width + 1}} {_short(item)}"
+            yield f"{indent}{str(key) + ':':<{width + 1}} {_shortened(item)}"
         elif isinstance(item, Mapping):
             yield f"{indent}{key}:"
             yield from _lines(item, indent + "  ")
@@ -542,7 +542,7 @@ def _nested(item: Any) -> bool:
     return isinstance(item, list) and any(isinstance(entry, Mapping) and entry for entry in item)
 
 
-def _short(item: Any) -> str:
+def _shortened(item: Any) -> str:
     if item is None:
         return "-"
     if isinstance(item, bool):
@@ -550,7 +550,7 @@ def _short(item: Any) -> str:
     if isinstance(item, float):
         return f"{item:.6g}"
     if isinstance(item, list):
-        return ", ".join(map(_short, item)) if item else "-"
+        return ", ".join(map(_shortened, item)) if item else "-"
     if isinstance(item, Mapping):
         return "-"
     return str(item)

@@ -26,7 +26,7 @@ from lamp.model.fast import FastActor
 from lamp.model.fast_step import FastStep
 from lamp.model.intervene import InterveningActor, OracleActor
 from lamp.model.lamp import LaMP
-from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
+from lamp.model.prior_interventions import Intervention, Shuffled, WrongPriorInstruction
 from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.model.realtime import (
     Guided,
@@ -38,7 +38,7 @@ from lamp.model.realtime import (
 )
 from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.seeding import generator_at
-from lamp.train.checkpoint import Backbones, Expected, load_checkpoint, motion_weights, save_checkpoint
+from lamp.train.checkpoint import BackboneCache, Expected, load_checkpoint, motion_weights, save_checkpoint
 from lamp.train.checkpoint_metadata import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
 from lamp.train.config import BFloat16, Float32, Precision
 from lamp.train.model_card import Publication
@@ -94,7 +94,7 @@ class LaMPPolicy:
         path: Path | str,
         *,
         device: torch.device | str = "cpu",
-        backbone: FrozenBackbone | Backbones | None = None,
+        backbone: FrozenBackbone | BackboneCache | None = None,
         expected: Expected | None = None,
         precision: Precision | None = None,
     ) -> LaMPPolicy:
@@ -113,8 +113,8 @@ class LaMPPolicy:
         """
         path, expected = Path(path), replace(expected or Expected(), kind="policy")
         expected.check(checkpoint_folder(path), read_description(path))
-        if backbone is None or isinstance(backbone, Backbones):
-            backbone = (backbone or Backbones()).of(path)
+        if backbone is None or isinstance(backbone, BackboneCache):
+            backbone = (backbone or BackboneCache()).of(path)
         expected = replace(expected, backbone_key=backbone.key, backbone=backbone.description)
         model, description = load_checkpoint(path, expected=expected, device=device)
         policy = cls(model, description, backbone, device=device, precision=precision)
@@ -298,7 +298,7 @@ class LaMPPolicy:
             noise_seeds: One for each.
             foresight: Also denoise the whole scene flow, for pictures; no action depends on it. The points start on the grid
                 with a depth of 0, so their depth is RELATIVE to the unknown depth of the start. None for a policy without motion.
-            prior_instructions: For `ToldWrong`, the Motion Expert's instruction in place of each observation's.
+            prior_instructions: For `WrongPriorInstruction`, the Motion Expert's instruction in place of each observation's.
             prior_observations: For `Shuffled`, the Motion Expert's observation in place of each; the states do not matter.
             true_motion: For an `oracle`, the increments of the true scene flow to come, in image fractions and metres, NaN where
                 they are not known.
@@ -444,7 +444,7 @@ class LaMPPolicy:
         """What the Motion Expert reads where it is something else than the Action Expert does."""
         intervention = self._actor.intervention if isinstance(self._actor, InterveningActor) else None
         for name, value, kind in (
-            ("prior_instructions", instructions, ToldWrong),
+            ("prior_instructions", instructions, WrongPriorInstruction),
             ("prior_observations", others, Shuffled),
         ):
             if isinstance(intervention, kind) != (value is not None):

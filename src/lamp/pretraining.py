@@ -41,13 +41,13 @@ def pretrain(recipe: PretrainingRecipe, out: Path) -> Path:
         build(replace(recipe.flow, data=data), pictures=picture_hashes(data, recipe.flow.cameras))
         ensure_features(data, recipe.backbone)
         train_motion(recipe.motion, data, motion)
-        if not _is_passed_on(motion, passed_on):
+        if not _is_published(motion, passed_on):
             pass_on(motion, passed_on)
             evaluate_flow(passed_on, data, frames=recipe.motion.final_samples).write(passed_on / FLOW_ERRORS)
         return passed_on
 
 
-def _is_passed_on(run: Path, out: Path) -> bool:
+def _is_published(run: Path, out: Path) -> bool:
     """Whether a run's weights are there in half precision, with their errors, which are written last."""
     if not (out / FLOW_ERRORS).is_file():
         return False

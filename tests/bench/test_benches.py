@@ -17,7 +17,7 @@ import lamp.bench.timing as machine
 import lamp.model.fast as fast_module
 from lamp.bench.infer import InferConfig, bench_infer, flops_of, stage_figures, to_text
 from lamp.bench.models import RandomQwen, qwen_config
-from lamp.bench.timing import Ceilings, Timing
+from lamp.bench.timing import HardwareLimits, Timing
 from lamp.bench.train_step import StoredBatch, TrainStepConfig, bench_train_step
 from lamp.cli import main
 from lamp.errors import ConfigError
@@ -114,7 +114,7 @@ def test_prefix_and_departure_need_less_arithmetic(monkeypatch: pytest.MonkeyPat
 
 def test_tables_are_not_read_whole() -> None:
     part = torch.nn.Sequential(torch.nn.Embedding(1000, 4), torch.nn.Linear(4, 3))
-    limits = Ceilings(matrix_flops=1.0, copy_bytes=1.0)
+    limits = HardwareLimits(matrix_flops=1.0, copy_bytes=1.0)
     found = stage_figures(0.0, part, 10, 2, Timing(p50_s=1.0, p95_s=1.0, best_s=1.0, runs=1), limits)
     assert (found["parameters"], found["weight_bytes"], found["floor_s"]) == (4015, 15 * 2 * 10, 300.0)
 
@@ -124,12 +124,12 @@ def test_a_copy_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "measure", lambda ways, *_, **__: dict.fromkeys(ways, second))
     monkeypatch.setattr(machine, "MATRIX_SIDE", {"cpu": 8})
     monkeypatch.setattr(machine, "COPIED_BYTES", {"cpu": 100})
-    found = machine.measure_ceilings(CPU, torch.float32)
+    found = machine.measure_hardware(CPU, torch.float32)
     assert (found.matrix_flops, found.copy_bytes) == (2 * 8**3, 200)
 
 
 def test_the_floor_is_the_larger_of_two() -> None:
-    limits = Ceilings(matrix_flops=100.0, copy_bytes=10.0)
+    limits = HardwareLimits(matrix_flops=100.0, copy_bytes=10.0)
     assert limits.floor_s(200.0, 10.0) == 2
     assert limits.floor_s(100.0, 50.0) == 5
 

@@ -33,7 +33,7 @@ def test_both_are_trained_on_the_same_demonstrations_for_as_long(
     monkeypatch.setattr(learn, "training", lambda name: SimpleNamespace(without_motion=tiny))
     monkeypatch.setattr(
         learn,
-        "wide",
+        "wide_recipe",
         lambda config: replace(config, model=replace(config.model, action=replace(ACTION, baseline=None))),
     )
     monkeypatch.setattr("lamp.train.datasets.find_backbone", lambda config: _patches())
@@ -52,7 +52,7 @@ def test_both_are_trained_on_the_same_demonstrations_for_as_long(
 
 
 def test_the_reference_reads_every_token_from_noise() -> None:
-    few, many = training("demo").without_motion, learn.wide(training("demo").without_motion)
+    few, many = training("demo").without_motion, learn.wide_recipe(training("demo").without_motion)
     assert few.model.pooling is not None and few.model.action_noise_std == 0
     assert many.model.pooling is None and many.model.action_noise_std == 1
     assert many.model.action is not None and many.model.action.width == 192

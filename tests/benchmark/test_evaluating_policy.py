@@ -17,7 +17,7 @@ from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.benchmark.policies import BatchPolicy
 from lamp.benchmark.worker_pool import SimulationStoppedError
 from lamp.errors import ConfigError, MismatchError
-from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong
+from lamp.model.prior_interventions import Intervention, Shuffled, WrongPriorInstruction
 from lamp.policy import LaMPPolicy
 from lamp.train.train_motion import train_motion
 from lamp.train.train_policy import train_policy
@@ -93,7 +93,7 @@ def test_the_prior_alone_is_told_wrong(runs: Path) -> None:
     seen = [FakeSimulators().make(0).observe()]
     with pytest.raises(MismatchError, match="prior_instructions are given"):
         policy.act_batch(seen, [(1,)], prior_instructions=["push up"])
-    wrong = policy.intervened(ToldWrong())
+    wrong = policy.intervened(WrongPriorInstruction())
     with pytest.raises(MismatchError, match="prior_instructions are missing"):
         wrong.act_batch(seen, [(1,)])
     usual = policy.act_batch(seen, [(1,)])[0].actions

@@ -17,11 +17,11 @@ from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.feature_cache.report import list_caches, remove_caches
 from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import ConfigError, DataError
-from lamp.info import recipes_served
+from lamp.info import recipes_using
 from lamp.json_files import write_json
 from lamp.recipes import recipe
 from lamp.recipes.kinds import Recipe
-from lamp.train.backbones import settings_said
+from lamp.train.backbones import describe_settings
 
 VIEWS = Augmentation(views=1)
 
@@ -104,8 +104,8 @@ def test_the_commands(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_recipes_that_a_cache_serves() -> None:
     demo = recipe("demo")
     assert isinstance(demo, Recipe)
-    served = recipes_served({"kind": "small", "revision": 1, **settings_said(demo.backbone)})
+    served = recipes_using({"kind": "small", "revision": 1, **describe_settings(demo.backbone)})
     assert "demo" in served and "paper_libero" not in served
     paper = recipe("paper_libero")
-    assert not isinstance(paper, Recipe) or "paper_libero" in recipes_served(settings_said(paper.backbone))
-    assert recipes_served({"kind": "small", "cameras": [["agentview", 3]]}) == []
+    assert not isinstance(paper, Recipe) or "paper_libero" in recipes_using(describe_settings(paper.backbone))
+    assert recipes_using({"kind": "small", "cameras": [["agentview", 3]]}) == []

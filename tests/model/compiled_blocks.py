@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional
 
 from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
-from lamp.model.fast import FastActor, compile_blocks, prepared
+from lamp.model.fast import FastActor, compile_blocks, prepare_model
 from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
@@ -46,7 +46,7 @@ def recorded_beside_plain(config: LaMPConfig) -> dict[str, float]:
 def compiled_beside_plain(config: LaMPConfig) -> dict[str, float]:
     """Compiles a model's blocks; returns how alike the actions are, and how many pieces were compiled."""
     model, encoded, state, noise = made(config, "cpu")
-    twin = prepared(model, torch.bfloat16)
+    twin = prepare_model(model, torch.bfloat16)
     with torch.inference_mode():
         # As the solver's own steps are: a tensor of another kind would be compiled for once more.
         noise = {name: tensor.clone() for name, tensor in noise.items()}

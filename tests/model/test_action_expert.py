@@ -10,7 +10,7 @@ import torch
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig, Joint, Prefix, PrefixContext
-from lamp.model.lamp import recompute
+from lamp.model.lamp import checkpoint_activations
 from lamp.model.layers import Block
 from lamp.types import Guided
 
@@ -88,7 +88,7 @@ def test_dropout_is_the_same_where_activations_are_computed_again(expert, guided
         dropping = ActionExpert(replace(expert.config, dropout=0.4))
         dropping.load_state_dict(expert.state_dict())
         if again:
-            recompute(dropping)
+            checkpoint_activations(dropping)
         torch.manual_seed(4)
         dropping(actions, tau, state, dropping.context(guided)).square().sum().backward()
         found.append([parameter.grad for parameter in dropping.parameters()])

@@ -21,7 +21,7 @@ from torch.nn import functional
 from lamp.flow_matching import Preconditioning
 from lamp.model import onednn
 from lamp.model.action_expert import Joint
-from lamp.model.fast import WARM_UP, CudaGraph, CudaGraphs, FastActor, prepared, with_twins
+from lamp.model.fast import WARM_UP, CudaGraph, CudaGraphs, FastActor, pad_batch, prepare_model
 from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, TokenFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
@@ -108,7 +108,7 @@ def test_what_time_does_is_computed_once(model, batch, monkeypatch):
 
 def test_the_model_itself_stays_as_it_was(model, batch):
     before = model.eval().act(batch.encoded, batch.state, **noises(model, 2))
-    twin = prepared(model)
+    twin = prepare_model(model)
     theirs = dict(twin.named_parameters())
     assert all(parameter is theirs[name] for name, parameter in model.named_parameters())
     assert not any(isinstance(module, onednn.PackedLinear) for module in model.modules())
@@ -121,7 +121,7 @@ def test_the_model_itself_stays_as_it_was(model, batch):
 @pytest.mark.parametrize("variant", RECORDED)
 def test_it_can_be_recorded(config, batch, variant, whole):
     """Nothing asks a tensor for a value, and nothing comes from the host."""
-    model = prepared(spread(LaMP(RECORDED[variant](config))).eval(), torch.bfloat16)
+    model = prepare_model(spread(LaMP(RECORDED[variant](config))).eval(), torch.bfloat16)
     given = {"tokens": batch.encoded.tokens, "mask": batch.encoded.mask, "state": batch.state} | noises(model, 2)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.inference_mode(), mode, NothingAsked() as watch:
@@ -217,7 +217,7 @@ def test_a_whole_batch_needs_no_mask(model, batch, monkeypatch):
 @pytest.mark.parametrize(("given", "room"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
 def test_batches_are_filled_up_with_twins_of_the_last_sample(given, room):
     x = torch.arange(given * 6).reshape(given, 2, 3)
-    filled = with_twins(x)
+    filled = pad_batch(x)
     assert len(filled) == room
     assert torch.equal(filled[:given], x)
     assert all(torch.equal(row, x[-1]) for row in filled[given:])
@@ -260,7 +260,7 @@ class TestKernels:
         query, key, value = (torch.randn(2, n, 3, 16, generator=generator).transpose(1, 2) for n in (600, 517, 517))
         mask = None if masked == "not" else torch.rand(1 if masked == "one for all" else 2, 1, 1, 517) < 0.7
         with torch.inference_mode():
-            assert onednn.fits(query, key, mask, 0.0)
+            assert onednn.is_suitable(query, key, mask, 0.0)
             found = onednn.attention(query, key, value, mask)
             torch.testing.assert_close(
                 found, functional.scaled_dot_product_attention(query, key, value, attn_mask=mask), atol=1e-5, rtol=1e-5
@@ -268,9 +268,9 @@ class TestKernels:
 
     def test_attention_is_not_for_learning_nor_for_a_mask_of_rows(self):
         x = torch.randn(1, 2, 600, 8)
-        assert not onednn.fits(x, x, None, 0.0)
+        assert not onednn.is_suitable(x, x, None, 0.0)
         with torch.inference_mode():
-            assert onednn.fits(x, x, None, 0.0)
-            assert not onednn.fits(x, x, None, 0.1)
-            assert not onednn.fits(x, x, torch.ones(1, 1, 600, 600, dtype=torch.bool), 0.0)
-            assert not onednn.fits(x.bfloat16(), x.bfloat16(), None, 0.0)
+            assert onednn.is_suitable(x, x, None, 0.0)
+            assert not onednn.is_suitable(x, x, None, 0.1)
+            assert not onednn.is_suitable(x, x, torch.ones(1, 1, 600, 600, dtype=torch.bool), 0.0)
+            assert not onednn.is_suitable(x.bfloat16(), x.bfloat16(), None, 0.0)

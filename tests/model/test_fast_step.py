@@ -82,7 +82,7 @@ def test_it_acts_as_the_stages_one_by_one(
         assert plain.std() > 0.1
         torch.testing.assert_close(step.act(inputs, **rest), plain, atol=1e-4, rtol=1e-4)
     if text_tokens is not None:
-        # Of one batch size, one recording serves every instruction.
+        # Of one batch size, one recording supports every instruction.
         assert [tuple(shapes["ids"]) for shapes in replayed] == [(1, 48), (4, 48)]
     elif isinstance(padding, RightPadding):
         assert [tuple(shapes["ids"]) for shapes in replayed] == [(1, 32), (4, 48)]

@@ -21,7 +21,7 @@ from lamp.model.prior_interventions import (
     Intervention,
     Redrawn,
     Shuffled,
-    ToldWrong,
+    WrongPriorInstruction,
     Zeroed,
     parse,
 )
@@ -57,7 +57,7 @@ def test_the_trained_values_change_nothing(model, batch):
     usual = model.act(**inputs)
     for same in (Gate(opening=model.gate), Denoised(steps=1), ActionSteps(steps=10)):
         torch.testing.assert_close(acted(model, same, inputs), usual, msg=same.name)
-    told = acted(model, ToldWrong(), inputs, prior=inputs["encoded"])
+    told = acted(model, WrongPriorInstruction(), inputs, prior=inputs["encoded"])
     torch.testing.assert_close(told, usual)
 
 

@@ -26,7 +26,7 @@ from lamp.info import describe
 from lamp.json_files import write_json
 from lamp.recipes import training
 from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, find_study, pretrained, quick, robustness, tiny
-from lamp.study.jobs import MotionWork, PolicyWork, errors_of
+from lamp.study.jobs import MotionJob, PolicyJob, errors_of
 from lamp.study.plan import RunOptions, plan_text, size
 from lamp.study.report import report, summarise
 from lamp.study.results import DEFINITION, MOTION_ONLY, RESULT, Cell, cells, read_definition
@@ -108,7 +108,7 @@ def test_an_arm_may_take_a_checkpoint_in_place_of_a_stage_1(dataset: LeRobotData
     recorded = RecordedData(path=str(dataset.root))
     made = replace(pretrained(), data=recorded, demonstrations=(2,), policy_seeds=1, motion_seeds=1, tests=())
     found = {job.folder.split("/")[1]: job for job in jobs(made, dataset, tmp_path)}
-    assert [type(job.work) for job in found.values()] == [PolicyWork] * len(made.arms)
+    assert [type(job.work) for job in found.values()] == [PolicyJob] * len(made.arms)
     assert all(not job.needs for job in found.values())
     places = {name: job.work.motion for name, job in found.items()}
     assert places.pop("none") is None and set(places.values()) == {find_checkpoint(shipped)}
@@ -206,7 +206,7 @@ def test_a_study_is_done_seed_after_seed_so_that_pairs_are_whole() -> None:
 
 
 def test_all_arms_of_a_seed_are_trained_alike(dataset: LeRobotDataset, tmp_path: Path) -> None:
-    found = [job for job in jobs(study(), dataset, tmp_path) if isinstance(job.work, PolicyWork)]
+    found = [job for job in jobs(study(), dataset, tmp_path) if isinstance(job.work, PolicyJob)]
     by_seed: dict[tuple[str, str], list[Any]] = {}
     for job in found:
         _, _, count, seed = job.folder.split("/")
@@ -224,7 +224,7 @@ def test_all_arms_of_a_seed_are_trained_alike(dataset: LeRobotDataset, tmp_path:
 
 def test_shared_work_is_done_once(dataset: LeRobotDataset, tmp_path: Path) -> None:
     found = jobs(study(), dataset, tmp_path)
-    motions = [job for job in found if isinstance(job.work, MotionWork)]
+    motions = [job for job in found if isinstance(job.work, MotionJob)]
     # Two seeds each of: the same for either number of demonstrations, action-free, shuffled; the oracle's is the action-free one.
     assert len(motions) == 2 * 4 == size(Resolved.of(study())).motions
     action_free = [
@@ -365,7 +365,7 @@ def test_a_study_goes_on_with_the_recipe_that_it_was_begun_with(
     tmp_path.joinpath("out").mkdir()
     begun = _resolved(tiny(), tmp_path / "out")
     other = replace(begun.base, policy=replace(begun.base.policy, noise_draws=9))
-    monkeypatch.setattr(definitions, "made_up_recipe", lambda: other)
+    monkeypatch.setattr(definitions, "synthetic_recipe", lambda: other)
     assert Resolved.of(tiny()).base.policy.noise_draws == 9
     assert _resolved(tiny(), tmp_path / "out") == begun
 

@@ -18,7 +18,7 @@ import lamp.study.run as running
 from lamp.errors import DataError
 from lamp.json_files import read_json_object, write_json
 from lamp.study.catalogue import ACTION_FREE, NONE, tiny
-from lamp.study.jobs import Job, MotionWork, PolicyWork
+from lamp.study.jobs import Job, MotionJob, PolicyJob
 from lamp.study.plan import RunOptions
 from lamp.study.results import RESULT, cells
 from lamp.study.run import run
@@ -62,10 +62,10 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(job.folder)
         error = {"final": 1.0, "best": 1.0, "best_step": 6, "curve": [[6, 1.0]]}
         result = {"steps": 6, "seconds": 60.0, "episodes": [0], "code": "x"}
-        if isinstance(job.work, PolicyWork):
+        if isinstance(job.work, PolicyJob):
             assert all((out / need / RESULT).is_file() for need in job.needs)
             result |= {"errors": dict.fromkeys(job.work.groups, error)}
-        elif isinstance(job.work, MotionWork):
+        elif isinstance(job.work, MotionJob):
             result |= {"ade_px": 1.0, "zero_motion_ade_px": 2.0}
         write_json(out / job.folder / RESULT, result)
         return result

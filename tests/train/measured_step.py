@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
 from lamp.model.guidance import GuidanceConfig
-from lamp.model.lamp import LaMP, LaMPConfig, recompute
+from lamp.model.lamp import LaMP, LaMPConfig, checkpoint_activations
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.train.config import BFloat16, Float32, LoopConfig, MotionTraining, PolicyTraining, Precision
 from lamp.train.optimizer import Ema, Gradients
@@ -97,7 +97,7 @@ class Step:
         self.gradients, self.optimiser = Gradients(trained), training.loop.optimiser.build(trained)
         self.ema = Ema(trained, training.loop.ema) if training.loop.ema is not None else None
         if training.loop.recompute:
-            recompute(self.model)
+            checkpoint_activations(self.model)
         self.take()
 
     def take(self) -> None:

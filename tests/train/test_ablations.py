@@ -37,7 +37,7 @@ from lamp.recipes.ablations import ABLATIONS
 from lamp.train.checkpoint import load_checkpoint
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import FlowTargets, MixedIn, MotionTraining, PolicyTraining, Split
-from lamp.train.resize_checkpoint import following, resize_checkpoint, resized
+from lamp.train.resize_checkpoint import follow_motion, resize_checkpoint, resized
 from lamp.train.stages import MotionStage, PolicyStage
 from lamp.train.train_motion import evaluate_flow, train_motion
 from lamp.train.train_policy import train_policy
@@ -194,8 +194,8 @@ def test_a_path_is_cached_standardised_and_kept(
     motion = read_description(prior).model.motion
     assert motion is not None
     stages: list[Any] = []
-    fit = PolicyStage.fit_hand_over
-    monkeypatch.setattr(PolicyStage, "fit_hand_over", lambda self: (fit(self), stages.append(self))[0])
+    fit = PolicyStage.fit_hidden_statistics
+    monkeypatch.setattr(PolicyStage, "fit_hidden_statistics", lambda self: (fit(self), stages.append(self))[0])
     train_policy(path_training(), data, tmp_path / "path", prior, backbone=BACKBONE)
     (stage,) = stages
     batch = stage.samples.batch(np.arange(len(stage.samples)))
@@ -275,8 +275,8 @@ def test_noise_on_z_m_is_matched_and_for_training_alone(
     data: Path, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages: list[Any] = []
-    fit = PolicyStage.fit_hand_over
-    monkeypatch.setattr(PolicyStage, "fit_hand_over", lambda self: (fit(self), stages.append(self))[0])
+    fit = PolicyStage.fit_hidden_statistics
+    monkeypatch.setattr(PolicyStage, "fit_hidden_statistics", lambda self: (fit(self), stages.append(self))[0])
     for name, changes in {"plain": {}, "noisy": {"hidden_noise": 0.5}}.items():
         policy = policy_training(**BARE, cached_hidden_draws=1, **changes)
         train_policy(policy, data, tmp_path / name, prior, backbone=BACKBONE)
@@ -343,8 +343,8 @@ def test_the_command_resizes(data: Path, prior: Path, tmp_path: Path, capsys: py
     assert resize("--grid", "6") == 2
     assert "holds a checkpoint already" in capsys.readouterr().err
     policy = policy_training(**BARE)
-    assert following(policy.model, prior) == policy.model, "only a resized checkpoint is followed"
-    followed = following(policy.model, tmp_path / "out")
+    assert follow_motion(policy.model, prior) == policy.model, "only a resized checkpoint is followed"
+    followed = follow_motion(policy.model, tmp_path / "out")
     assert followed.motion == found.model.motion
     train_policy(replace(policy, model=followed), data, tmp_path / "policy", tmp_path / "out", backbone=BACKBONE)
     assert cli.main(["resize", str(tmp_path / "policy"), str(tmp_path / "no"), "--grid", "8"]) == 2

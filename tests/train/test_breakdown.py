@@ -16,10 +16,10 @@ from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN, Part
 from lamp.data.lerobot.format import Feature
 from lamp.json_files import read_lines_json
-from lamp.model.lamp import Draws
+from lamp.model.lamp import PerDrawLoss
 from lamp.sceneflow.normalization import MotionBounds
 from lamp.train import validation
-from lamp.train.breakdown import action_names, by_tau, clamped, labelled
+from lamp.train.breakdown import action_names, by_tau, clamped, with_labels
 from lamp.train.memory_estimate import BatchShape, step_memory
 from lamp.train.metrics import LogInterval
 from lamp.train.optimizer import Gradients
@@ -28,10 +28,10 @@ from lamp.train.train_policy import train_policy
 from lamp.types import Camera, Motion, PolicyBatch, SceneFlow
 
 
-def draws(seed: int, count: int) -> Draws:
+def draws(seed: int, count: int) -> PerDrawLoss:
     generator = torch.Generator().manual_seed(seed)
     loss, tau = torch.rand(count, generator=generator), torch.rand(count, generator=generator)
-    return Draws(loss=loss, tau=tau * 0.8, supervised=torch.rand(count, generator=generator) > 0.3)
+    return PerDrawLoss(loss=loss, tau=tau * 0.8, supervised=torch.rand(count, generator=generator) > 0.3)
 
 
 def test_losses_by_flow_time_are_means_over_the_draws_of_all_steps() -> None:
@@ -39,7 +39,7 @@ def test_losses_by_flow_time_are_means_over_the_draws_of_all_steps() -> None:
     interval = LogInterval()
     for step in steps:
         interval.add({"per_tau": by_tau(step)}, samples=64, waited_s=0.0)
-    found = labelled(interval.read(), {"per_tau": ("a", "b", "c", "d", "e")})["per_tau"]
+    found = with_labels(interval.read(), {"per_tau": ("a", "b", "c", "d", "e")})["per_tau"]
     loss, tau, kept = (torch.cat([getattr(step, name) for step in steps]) for name in ("loss", "tau", "supervised"))
     assert isinstance(found, dict) and set(found) == {"a", "b", "c", "d"}  # nothing was drawn beyond 0.8
     for index, name in enumerate("abcd"):
@@ -48,7 +48,7 @@ def test_losses_by_flow_time_are_means_over_the_draws_of_all_steps() -> None:
 
 
 def test_the_ends_of_the_flow_time_belong_to_the_first_and_the_last_part() -> None:
-    found = by_tau(Draws(loss=torch.ones(2), tau=torch.tensor([0.0, 1.0]), supervised=torch.tensor([True, True])))
+    found = by_tau(PerDrawLoss(loss=torch.ones(2), tau=torch.tensor([0.0, 1.0]), supervised=torch.tensor([True, True])))
     assert found[1].tolist() == [0.5, 0, 0, 0, 0.5]
 
 
@@ -58,7 +58,7 @@ def test_the_clamp_rate_is_that_of_the_bounds() -> None:
     camera = Camera(intrinsics=torch.eye(3).expand(3, 3, 3), world_from_cam=torch.eye(4).expand(3, 4, 4))
     flow = SceneFlow(start=torch.zeros(3, 5, 3), increments=increments, visible=mask[..., 0], mask=mask, camera=camera)
     bounds = MotionBounds(low=(-0.05, -0.05, -0.04), high=(0.05, 0.05, 0.04))
-    found = labelled({"clamped": clamped(bounds.motion(flow)).tolist()}, {"clamped": ("u", "v", "d")})["clamped"]
+    found = with_labels({"clamped": clamped(bounds.motion(flow)).tolist()}, {"clamped": ("u", "v", "d")})["clamped"]
     assert isinstance(found, dict)
     assert list(found.values()) == pytest.approx(list(bounds.clamp_rate(flow)))
     assert found["d"] > found["u"] > found["v"] == 0
@@ -68,7 +68,7 @@ def test_an_axis_that_is_never_supervised_has_no_clamp_rate() -> None:
     mask = torch.ones(2, 4, 3, 3, dtype=torch.bool)
     mask[..., 2] = False
     found = clamped(Motion(values=torch.zeros(2, 4, 3, 3), mask=mask)).tolist()
-    assert labelled({"clamped": found}, {"clamped": ("u", "v", "d")}) == {"clamped": {"u": 0.0, "v": 0.0}}
+    assert with_labels({"clamped": found}, {"clamped": ("u", "v", "d")}) == {"clamped": {"u": 0.0, "v": 0.0}}
 
 
 def test_gradients_are_cut_as_torch_cuts_them_and_their_norms_add_up() -> None:
@@ -100,7 +100,7 @@ def test_nothing_is_asked_of_the_device_between_two_log_lines() -> None:
     with FakeTensorMode():  # tensors without values: whoever asks for one fails
         network = nn.Linear(6, 3)
         loss = network(torch.randn(8, 6)).square().mean(1)
-        drawn = Draws(loss=loss.detach(), tau=torch.rand(8), supervised=torch.rand(8) > 0.1)
+        drawn = PerDrawLoss(loss=loss.detach(), tau=torch.rand(8), supervised=torch.rand(8) > 0.1)
         motion = Motion(values=torch.rand(2, 4, 3, 3), mask=torch.rand(2, 4, 3, 3) > 0.5)
         loss.mean().backward()
         norms = Gradients(dict(network.named_parameters())).clip(1.0)

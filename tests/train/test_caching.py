@@ -180,7 +180,9 @@ def test_stored_z_m_is_what_the_run_would_compute(
         return take(self, samples, draws, views)
 
     monkeypatch.setattr(HiddenStates, "take", watched)
-    monkeypatch.setattr("lamp.train.motion_feature_cache.make_hidden", lambda *_, **__: pytest.fail("z_m is stored"))
+    monkeypatch.setattr(
+        "lamp.train.motion_feature_cache.cache_hidden_states", lambda *_, **__: pytest.fail("z_m is stored")
+    )
     assert train(config, data, tmp_path / "stored", prior) == losses
     assert set(taken) == {(draw, view) for draw in range(2) for view in range(1 + augmentation.views)}
     fewer = replace(config, cached_hidden_draws=1)

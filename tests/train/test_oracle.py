@@ -163,7 +163,9 @@ def test_its_cache_is_its_own_and_follows_the_scene_flow(
     values = {path.name: load_file(path)["hidden"] for path in oracle.glob("*.safetensors")}
     assert len(values) == 6 and all(one.shape[0] == 1 for one in values.values())
     with monkeypatch.context() as patch:
-        patch.setattr("lamp.train.motion_feature_cache.make_hidden", lambda *_, **__: pytest.fail("z_m is stored"))
+        patch.setattr(
+            "lamp.train.motion_feature_cache.cache_hidden_states", lambda *_, **__: pytest.fail("z_m is stored")
+        )
         train(ORACLE, own, tmp_path / "run", prior)
     # Other scene flow of one episode makes that one's z_m stale.
     store = SceneFlowStore(own / "sceneflow")

@@ -43,7 +43,7 @@ from lamp.policy import LaMPPolicy
 from lamp.recipes.paper import paper_libero
 from lamp.seeding import generator_at
 from lamp.train.backbones import backbone_key, build_backbone, ensure_features
-from lamp.train.checkpoint import Backbones, Expected
+from lamp.train.checkpoint import BackboneCache, Expected
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import Float32, MotionTraining, PolicyTraining
 from lamp.train.train_motion import train_motion
@@ -327,7 +327,7 @@ def test_an_evaluation_of_two_checkpoints_loads_their_backbone_once(
     summary = evaluate(config, simulators=FakeSimulators())
     assert summary.complete and {record.condition for record in summary.records} == {"with_motion", "without_motion"}
     assert len(loads) == 1
-    kept = Backbones()
+    kept = BackboneCache()
     guided, alone = (LaMPPolicy.from_checkpoint(run, backbone=kept) for run in (runs / "policy", plain))
     assert guided.encoder.backbone is alone.encoder.backbone and len(loads) == 2
 
@@ -339,7 +339,7 @@ def test_checkpoints_of_different_backbones_share_none(
     ensure_features(demonstrations, other)
     model = replace(MODEL, motion=None, guidance=None)
     train_policy(policy_training(model=model, loop=SHORT, backbone=other), demonstrations, tmp_path / "other")
-    kept = Backbones()
+    kept = BackboneCache()
     one, two = kept.of(runs / "policy"), kept.of(tmp_path / "other")
     assert one is not two and one.key != two.key and kept.of(runs / "motion") is one
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
 from lamp.bench.models import BenchModel, ReleaseArrangement, build_bench_model
-from lamp.bench.timing import Ceilings, Timing, check_settings, describe_machine, heading, measure
+from lamp.bench.timing import HardwareLimits, Timing, check_settings, describe_machine, heading, measure
 from lamp.model.fast import CudaGraph, FastActor
 from lamp.model.lamp import LaMP
 
@@ -73,7 +73,7 @@ def bench_infer(config: InferConfig) -> dict[str, Any]:
         fast, plain = actor.act(**bench.inputs), bench.model.act(**bench.inputs)
         vlm_cosine = None
         if bench.encode is not None and bench.encode_fast is not None:
-            vlm_cosine = _least_cosine(bench.encode(), bench.encode_fast())
+            vlm_cosine = _lowest_cosine(bench.encode(), bench.encode_fast())
         parts = stage_runs(bench, actor.model)
         ways = {"ours": ours, "other": _after(bench.encode, act)}
         whole = measure(ways, device, seconds=config.seconds * 2 / 3)
@@ -107,7 +107,7 @@ def bench_infer(config: InferConfig) -> dict[str, Any]:
         "parameters": sum(stage["parameters"] for stage in stages.values()),
         "peak_bytes": peak,
         "largest_difference": float((fast - plain).abs().max()),
-        "cosine": _least_cosine(fast.flatten(1), plain.flatten(1)),
+        "cosine": _lowest_cosine(fast.flatten(1), plain.flatten(1)),
         "vlm_cosine": vlm_cosine,
         "machine": asdict(machine),
     }
@@ -140,7 +140,7 @@ def _reference(bench: BenchModel, dtype: torch.dtype) -> Run:
     return lambda: model.act(z, state, motion, actions)
 
 
-def _least_cosine(one: Tensor, other: Tensor) -> float:
+def _lowest_cosine(one: Tensor, other: Tensor) -> float:
     return float(cosine_similarity(one.float(), other.float(), dim=-1).min())
 
 
@@ -191,7 +191,7 @@ def flops_of(bench: BenchModel) -> dict[str, float]:
 
 
 def stage_figures(
-    flops: float, part: nn.Module | None, evaluations: int, itemsize: int, timing: Timing, ceilings: Ceilings
+    flops: float, part: nn.Module | None, evaluations: int, itemsize: int, timing: Timing, ceilings: HardwareLimits
 ) -> dict[str, Any]:
     """Puts a stage's work beside its time.
 

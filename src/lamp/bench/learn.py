@@ -40,7 +40,7 @@ MEASUREMENTS = 6
 class LearnBench:
     """Trains a recipe's policy without prior, and a reference, for the same time on the same demonstrations, and measures both
     on held-out ones. The reference: a wider Action Expert that reads every token, as the paper's does, trained with fewer and
-    larger steps (`wide` in lamp/bench/learn.py)."""
+    larger steps (`wide_recipe` in lamp/bench/learn.py)."""
 
     data: tyro.conf.Positional[Path]
     """A dataset of demonstrations, with the features of the recipe's backbone (`lamp cache features`)."""
@@ -96,7 +96,7 @@ class LearningCurve:
         return None
 
 
-def wide(config: PolicyTraining) -> PolicyTraining:
+def wide_recipe(config: PolicyTraining) -> PolicyTraining:
     """The reference: 192 wide, four layers, on all tokens, from noise, no baseline; six noise draws of 16 samples a step."""
     action = replace(config.action, width=192, layers=4, attention=Prefix(context_layers=1), baseline=None)
     model = replace(config.model, action=action, action_noise_std=1.0, pooling=None)
@@ -117,7 +117,7 @@ def bench_learn(bench: LearnBench) -> dict[str, Any]:
     )
     loop = replace(policy.loop, seed=bench.seed, threads=1, device="cpu", trackers=(), time_budget_s=None)
     own = replace(policy, split=split, loop=loop, validation_samples=bench.samples, action_samples=bench.samples)
-    curves = {name: _learn(one, bench) for name, one in (("recipe", own), ("reference", wide(own)))}
+    curves = {name: _learn(one, bench) for name, one in (("recipe", own), ("reference", wide_recipe(own)))}
     times = {name: curve.seconds_to(bench.error) for name, curve in curves.items()}
     own_s, reference_s = times["recipe"], times["reference"]
     return {

@@ -74,7 +74,7 @@ CEILING_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ceilings:
+class HardwareLimits:
     """The best rates measured on the machine."""
 
     matrix_flops: float
@@ -96,7 +96,7 @@ class Machine:
     """Of the processor or the accelerator."""
     threads: int
     precision: str
-    ceilings: Ceilings
+    ceilings: HardwareLimits
     torch: str
     python: str
 
@@ -120,7 +120,7 @@ def check_settings(*, device: str, **positive: Any) -> None:
         raise ConfigError("device is 'cuda' and torch finds no GPU here; expected 'cpu', or a machine with one")
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+def measure_hardware(device: torch.device, dtype: torch.dtype) -> HardwareLimits:
     """Measures the matrix rate in `dtype` and the copy rate; a second or two."""
     side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cpu"])
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -135,7 +135,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     source = torch.zeros(COPIED_BYTES.get(device.type, COPIED_BYTES["cpu"]), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = measure({"copy": lambda: target.copy_(source)}, device, seconds=CEILING_S / 2)["copy"]
-    return Ceilings(matrix_flops=2 * side**3 / product.best_s, copy_bytes=2 * source.numel() / copy.best_s)
+    return HardwareLimits(matrix_flops=2 * side**3 / product.best_s, copy_bytes=2 * source.numel() / copy.best_s)
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -152,7 +152,7 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
         name=name,
         threads=torch.get_num_threads(),
         precision=str(dtype).removeprefix("torch."),
-        ceilings=measure_ceilings(device, dtype),
+        ceilings=measure_hardware(device, dtype),
         torch=torch.__version__,
         python=platform.python_version(),
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from lamp.benchmark.suites import Simulators, placement_seed
 from lamp.errors import ConfigError, DataError, unknown
-from lamp.model.prior_interventions import Intervention, Shuffled, ToldWrong, is_intervention
+from lamp.model.prior_interventions import Intervention, Shuffled, WrongPriorInstruction, is_intervention
 from lamp_client.types import Observation
 
 
@@ -109,7 +109,7 @@ class Intervened(PolicyCondition):
         return isinstance(self.intervention, Shuffled)
 
     def prior_instruction(self, observation: Observation, *, task: int, instructions: tuple[str, ...]) -> str | None:
-        if not isinstance(self.intervention, ToldWrong):
+        if not isinstance(self.intervention, WrongPriorInstruction):
             return None
         return wrong_instruction(observation.instruction, task, instructions, self.among)
 

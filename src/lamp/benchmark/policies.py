@@ -279,9 +279,9 @@ class PolicyOpener:
     """
 
     def __init__(self, execute: int | None = None, *, fast: bool = True) -> None:
-        from lamp.train.checkpoint import Backbones
+        from lamp.train.checkpoint import BackboneCache
 
-        self._backbones = Backbones()
+        self._backbones = BackboneCache()
         self._execute, self._fast = execute, fast
 
     def __call__(self, path: Path, device: str, threads: int) -> BatchPolicy:

@@ -126,14 +126,14 @@ def ensure_features(
     )
 
 
-def following(policy: PolicyTraining, motion: Path) -> PolicyTraining:
+def follow_motion(policy: PolicyTraining, motion: Path) -> PolicyTraining:
     """Takes over the grid and horizon of a motion checkpoint that `lamp resize` wrote."""
     from lamp.progress import say
-    from lamp.train.resize_checkpoint import following
+    from lamp.train.resize_checkpoint import follow_motion
 
     if not motion.exists():  # the training will say so
         return policy
-    model = following(policy.model, motion)
+    model = follow_motion(policy.model, motion)
     if model != policy.model and model.motion is not None:
         rows, columns = model.motion.grid
         say(f"as {motion} was resized: {rows}x{columns} points, {model.motion.horizon} flow steps")

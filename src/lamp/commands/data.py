@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from lamp.commands.command import Command, SelectionFlags, experiment_named, following, mixed_in, need, training_named
+from lamp.commands.command import (
+    Command,
+    SelectionFlags,
+    experiment_named,
+    follow_motion,
+    mixed_in,
+    need,
+    training_named,
+)
 from lamp.errors import ConfigError
 from lamp.flags import parse, parse_beside, value_of, with_flag
 
@@ -230,16 +238,16 @@ def _cache_request(arguments: Sequence[str]) -> tuple[CacheFlags, CacheRequest]:
     from lamp.commands.feature_caches import CacheRequest
     from lamp.data.feature_cache.work_sharing import Workers
     from lamp.train.backbones import Caching
-    from lamp.train.config import PolicyTraining, Seen
+    from lamp.train.config import FeatureSettings, PolicyTraining
 
     policy, motion = (
         training_named(value_of("--recipe", arguments) or CacheFlags.recipe).policy,
         value_of("--motion", arguments),
     )
-    settings = Seen(backbone=policy.backbone, augmentation=policy.augmentation)
+    settings = FeatureSettings(backbone=policy.backbone, augmentation=policy.augmentation)
     if motion is not None:
-        settings = following(policy, Path(motion))
-    kind = PolicyTraining if motion is not None else Seen
+        settings = follow_motion(policy, Path(motion))
+    kind = PolicyTraining if motion is not None else FeatureSettings
     flags, settings = parse_beside(CacheFlags, kind, arguments, "cache features", settings)
     processes = flags.processes or len(flags.devices)
     workers = Workers(processes=processes, devices=flags.devices) if processes else None

@@ -11,9 +11,9 @@ from lamp.data.feature_cache.report import CacheReport, check_store
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP
 from lamp.train.backbones import BuildProgressPrinter, Caching, ensure_features, find_backbone, gpu_workers
-from lamp.train.config import MixedIn, PolicyTraining, Seen
+from lamp.train.config import FeatureSettings, MixedIn, PolicyTraining
 from lamp.train.datasets import Sources, dataset_names
-from lamp.train.motion_feature_cache import HiddenWork, hidden_settings, hidden_store, make_hidden
+from lamp.train.motion_feature_cache import HiddenStateTask, cache_hidden_states, hidden_settings, hidden_states_folder
 from lamp.train.run_folder import check_device
 from lamp.train.train_policy import read_motion, true_motion
 from lamp_client.child_processes import available_cores
@@ -24,7 +24,7 @@ class CacheRequest:
     """What is to be cached, or looked at."""
 
     datasets: tuple[MixedIn, ...]
-    settings: Seen | PolicyTraining
+    settings: FeatureSettings | PolicyTraining
     """Backbone and augmentation; for z_m, all that a training would have."""
     motion: Path | None = None
     """Stage 1's checkpoint, for z_m."""
@@ -87,13 +87,13 @@ def _fill_hidden(request: CacheRequest, data: MixedIn, motion: Path) -> Path:
     workers = request.caching.workers or gpu_workers(without=available_cores())
     build_progress = BuildProgressPrinter(f"z_m of {work.store.dataset.root}, {work.draws} draws")
     try:
-        make_hidden(work, episodes, workers, planned=build_progress.plan, progress=build_progress.progress)
+        cache_hidden_states(work, episodes, workers, planned=build_progress.plan, progress=build_progress.progress)
     finally:
         build_progress.close()
     return work.store.folder
 
 
-def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenWork:
+def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenStateTask:
     """What computes z_m of a dataset whose features are cached, for any training with the same settings.
 
     Raises:
@@ -123,8 +123,8 @@ def _hidden_work(request: CacheRequest, data: MixedIn, motion: Path) -> HiddenWo
     known = true_motion(config, sources, origin.flow) if config.prior == "oracle" else None
     settings, features = hidden_settings(config, origin.source.sha256, backbone.key, known), sources.features
     draws = config.stored_draws
-    return HiddenWork(
-        store=hidden_store(features.folder / HIDDEN, features, settings, draws, config.augmentation),
+    return HiddenStateTask(
+        store=hidden_states_folder(features.folder / HIDDEN, features, settings, draws, config.augmentation),
         features=features,
         model=model,
         settings=settings,

@@ -17,7 +17,7 @@ from lamp.commands.command import (
     embodiment,
     ensure_features,
     find_checkpoint,
-    following,
+    follow_motion,
     mixed_in,
     training_named,
 )
@@ -85,7 +85,7 @@ class MotionFlags(SelectionFlags):
 def _train_motion(arguments: Sequence[str]) -> None:
     from lamp.recipes import Recipe
     from lamp.train.config import MotionTraining
-    from lamp.train.dry_run import announced
+    from lamp.train.dry_run import run_stage_with_summary
     from lamp.train.train_motion import train_motion
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
@@ -111,7 +111,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
     policy += ["--out", flags.out.with_name("policy" if flags.out.name != "policy" else "stage2")]
     policy += ["--features", flags.features] if flags.features else []
     policy += ["--embodiment", flags.embodiment] if flags.embodiment else []
-    _print_result(train(training.loop, announced), training.loop, policy)
+    _print_result(train(training.loop, run_stage_with_summary), training.loop, policy)
 
 
 def _print_result(result: TrainingResult, loop: LoopConfig, *next_commands: Sequence[object]) -> None:
@@ -170,11 +170,11 @@ def _with_trackers(loop: LoopConfig, flags: MotionFlags) -> LoopConfig:
 def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, RunStage], object]) -> None:
     """Prints what a training would need; where its device is not here, it is built on the CPU, and no step is taken."""
     from lamp.train.dry_run import Planner
-    from lamp.train.run_folder import is_here
+    from lamp.train.run_folder import has_device
     from lamp.train.run_plan import to_text
 
     planner = Planner(loop.device)
-    train(loop if is_here(loop.device) else replace(loop, device="cpu"), planner)
+    train(loop if has_device(loop.device) else replace(loop, device="cpu"), planner)
     if planner.plan is not None and planner.main:
         print(json.dumps(asdict(planner.plan), indent=2) if flags.json else to_text(planner.plan))
 
@@ -278,7 +278,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     from lamp.data.embodiment import BRIDGE, LIBERO, LIBERO_OPENPI, OWN
     from lamp.train.config import PolicyTraining
     from lamp.train.distributed import distributed_context
-    from lamp.train.dry_run import announced
+    from lamp.train.dry_run import run_stage_with_summary
     from lamp.train.train_policy import train_policy
 
     chosen = training_named(value_of("--recipe", arguments) or ANY_RECIPE)
@@ -286,9 +286,9 @@ def _train_policy(arguments: Sequence[str]) -> None:
     motion = None if motion_flag is None else find_checkpoint(Path(motion_flag))
     start_flag = value_of("--from", arguments)
     start = None if start_flag is None else find_checkpoint(Path(start_flag))
-    settings = chosen.without_motion if motion is None else following(chosen.policy_with(str(motion_flag)), motion)
+    settings = chosen.without_motion if motion is None else follow_motion(chosen.policy_with(str(motion_flag)), motion)
     if start is not None and motion is None and _has_motion(start):
-        settings = following(chosen.policy_with(str(start_flag)), start)
+        settings = follow_motion(chosen.policy_with(str(start_flag)), start)
     flags, training = parse_beside(PolicyFlags, PolicyTraining, arguments, "train policy", settings)
     training = _with_lora(_with_flags(training, flags), flags.lora)
 
@@ -301,7 +301,7 @@ def _train_policy(arguments: Sequence[str]) -> None:
     _prepare(flags.data, training, flags.features)
     if training.model.motion is None and distributed_context(training.loop.device).is_main:
         say("no --motion CHECKPOINT: training a policy without the motion prior")
-    result = train(training.loop, announced)
+    result = train(training.loop, run_stage_with_summary)
     # Only these robots have a simulator here; for any other, the report shows the errors on held-out recorded episodes.
     if training.embodiment in (OWN, LIBERO, LIBERO_OPENPI, BRIDGE):
         check = ["lamp", "evaluate", "--checkpoint", flags.out]

@@ -267,7 +267,7 @@ class ActionExpert(nn.Module):
         if isinstance(motion, MotionTokens):
             # After z, whose positions stay what they are without a prior; these have positions of their own.
             tokens = torch.cat([tokens, motion.values.to(tokens.dtype)], dim=1)
-            real, motion = _with_motion(real, n, motion), None
+            real, motion = _context_mask(real, n, motion), None
         if isinstance(self.config.attention, Joint):
             query, first = self._block(0).project(tokens)
             return JointContext(tokens=tokens, query=query, first=first, mask=real, motion=motion, t_1=guided.t_1)
@@ -337,10 +337,10 @@ class ActionExpert(nn.Module):
         x = self.embed(actions, self._time(tau), state, context.t_1)
         if self.join is not None and isinstance(context.motion, JoinedMotion):
             x = self.join(x, context.motion.values)
-        x = self._beside(x, context) if isinstance(context, PrefixContext) else self._together(x, context)
+        x = self._extra_inputs(x, context) if isinstance(context, PrefixContext) else self._attend_jointly(x, context)
         return self.velocity_out(self.norm(x))
 
-    def fix_times(self, times: Sequence[float]) -> None:
+    def precompute_times(self, times: Sequence[float]) -> None:
         """Embeds some flow times once and for all."""
         self._fixed = {tau: self._time(tau) for tau in times}
 
@@ -372,7 +372,7 @@ class ActionExpert(nn.Module):
     def _block(self, index: int) -> Block:
         return cast(Block, self.blocks[index])
 
-    def _beside(self, x: Float[Tensor, "b r h d"], context: PrefixContext) -> Float[Tensor, "b r h d"]:
+    def _extra_inputs(self, x: Float[Tensor, "b r h d"], context: PrefixContext) -> Float[Tensor, "b r h d"]:
         b, r, h, _ = x.shape
         mask = None
         if r > 1 or context.mask is not None:
@@ -389,7 +389,7 @@ class ActionExpert(nn.Module):
             x = self._block(index)(x, mask, prefix)
         return x.unflatten(1, (r, h))
 
-    def _together(self, x: Float[Tensor, "b r h d"], context: JointContext) -> Float[Tensor, "b r h d"]:
+    def _attend_jointly(self, x: Float[Tensor, "b r h d"], context: JointContext) -> Float[Tensor, "b r h d"]:
         b, r, h, _ = x.shape
         mask = None
         if context.mask is not None:
@@ -416,7 +416,7 @@ class ActionExpert(nn.Module):
         return tokens.unflatten(0, (b, r))
 
 
-def _with_motion(real: Bool[Tensor, "b n"] | None, n: int, motion: MotionTokens) -> Bool[Tensor, "b m"] | None:
+def _context_mask(real: Bool[Tensor, "b n"] | None, n: int, motion: MotionTokens) -> Bool[Tensor, "b m"] | None:
     """Which context tokens are real where the motion's follow z's; None where all are."""
     if real is None and motion.seen is None:
         return None

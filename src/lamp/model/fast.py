@@ -34,7 +34,7 @@ WARM_UP = 3
 """Calls before a CUDA graph is recorded, in which the compiler and the libraries choose their kernels."""
 
 
-def prepared(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
+def prepare_model(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
     """Returns a model that acts as `model` does, faster, on the device where it is. It shares parameters, and cannot be trained.
 
     Args:
@@ -50,9 +50,9 @@ def prepared(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
             _pack(twin)
         times = step_times(model.config.solver_steps)
         if twin.motion_expert is not None:
-            twin.motion_expert.fix_times(times[: model.config.evaluations["motion"]])
+            twin.motion_expert.precompute_times(times[: model.config.evaluations["motion"]])
         if twin.action_expert is not None:
-            twin.action_expert.fix_times(times[:-1])
+            twin.action_expert.precompute_times(times[:-1])
     return twin
 
 
@@ -92,7 +92,7 @@ class FastActor:
             dtype: In which to compute.
             compiled: Use torch's compiler on a GPU; False: a CUDA graph of the kernels as they are.
         """
-        self.model = prepared(model, dtype)
+        self.model = prepare_model(model, dtype)
         self.device = _device(self.model)
         if compiled and self.device.type == "cuda":
             compile_blocks(self.model)
@@ -140,7 +140,7 @@ class FastActor:
             "motion_noise": motion_noise,
             "action_noise": action_noise,
         }
-        given = {name: tensor if tensor is None else with_twins(tensor) for name, tensor in given.items()}
+        given = {name: tensor if tensor is None else pad_batch(tensor) for name, tensor in given.items()}
         model, whole = self.model, encoded.whole
 
         def act(
@@ -155,7 +155,7 @@ class FastActor:
         return self._graphs.run(act, given, key=whole)[: len(state)]
 
 
-def with_twins(tensor: Shaped[Tensor, " b *shape"]) -> Shaped[Tensor, " c *shape"]:
+def pad_batch(tensor: Shaped[Tensor, " b *shape"]) -> Shaped[Tensor, " c *shape"]:
     """Repeats the last sample up to the next power of two, so that few batch sizes need a graph of their own."""
     b = len(tensor)
     room = 1 << (b - 1).bit_length()

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamp.model.fast import CudaGraphs, FastActor, with_twins
+from lamp.model.fast import CudaGraphs, FastActor, pad_batch
 from lamp.model.lamp import required
 from lamp.model.qwen3_vl import QwenInputs
-from lamp.model.qwen_fast import LENGTH_STEP, FastQwen, by_observation, filled_up
+from lamp.model.qwen_fast import LENGTH_STEP, FastQwen, by_observation, pad_groups
 from lamp.types import LeftPadding, Padding, placed
 
 
@@ -35,7 +35,7 @@ class FastStep:
         action_noise: Float[Tensor, "b h a"],
     ) -> Float[Tensor, "b h a"]:
         """Returns a normalised action chunk for what `Qwen3VLBackbone.prepare` gave."""
-        length = self._length or self._room(max(inputs.lengths))
+        length = self._length or self._padded_length(max(inputs.lengths))
         whole = min(inputs.lengths) == length
         static, model, padding = self._qwen.static, self._actor.model, self._padding
 
@@ -47,12 +47,12 @@ class FastStep:
             return model.act(encoded, state, motion_noise=motion_noise, action_noise=action_noise)
 
         rest = {"real": inputs.real, "state": state, "motion_noise": motion_noise, "action_noise": action_noise}
-        given = filled_up(by_observation(inputs.ids, inputs.positions, inputs.patches), length)
-        given |= {name: tensor if tensor is None else with_twins(tensor) for name, tensor in rest.items()}
+        given = pad_groups(by_observation(inputs.ids, inputs.positions, inputs.patches), length)
+        given |= {name: tensor if tensor is None else pad_batch(tensor) for name, tensor in rest.items()}
         with torch.autocast(self._qwen.device.type, enabled=False):
             return self._graphs.run(step, given, key=(length, whole))[: len(state)]
 
-    def _room(self, longest: int) -> int:
+    def _padded_length(self, longest: int) -> int:
         """Few different lengths, where more padding on the right changes nothing: within the Action Expert's positions."""
         action = required(self._actor.model.config.action, "Action Expert")
         room = longest if isinstance(self._padding, LeftPadding) else longest + -longest % LENGTH_STEP

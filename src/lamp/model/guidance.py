@@ -409,7 +409,7 @@ def joined_width(config: FusionConfig | None) -> int:
     return config.motion_width if isinstance(config, ConcatFusion) else 0
 
 
-def withheld(guided: Guided, encoded: Encoded, seen: Bool[Tensor, " b"]) -> Guided:
+def withhold_prior(guided: Guided, encoded: Encoded, seen: Bool[Tensor, " b"]) -> Guided:
     """Takes the motion prior away from the samples that have not `seen` it: they keep z, and nothing is added or joined
     or stands beside it."""
     tokens = guided.tokens.where(seen[:, None, None], encoded.tokens.to(guided.tokens.dtype))

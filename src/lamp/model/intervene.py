@@ -21,7 +21,7 @@ from lamp.model.prior_interventions import (
     Intervention,
     Redrawn,
     Shuffled,
-    ToldWrong,
+    WrongPriorInstruction,
     Zeroed,
 )
 from lamp.types import Encoded, Guided
@@ -86,12 +86,12 @@ class InterveningActor:
         Args:
             encoded: What the Action Expert is guided from.
             prior: What the Motion Expert reads in place of `encoded`: another task's observation for `Shuffled`, the same one
-                with another instruction for `ToldWrong`.
+                with another instruction for `WrongPriorInstruction`.
 
         Raises:
             MismatchError: `prior` is missing where the intervention is of it.
         """
-        if prior is None and isinstance(self.intervention, Shuffled | ToldWrong):
+        if prior is None and isinstance(self.intervention, Shuffled | WrongPriorInstruction):
             raise MismatchError(
                 f"{self.intervention.name}: what the Motion Expert reads instead is missing; expected `prior`."
             )

@@ -43,7 +43,7 @@ from lamp.model.guidance import (
     build_fusion,
     joined_width,
     pooled_path,
-    withheld,
+    withhold_prior,
 )
 from lamp.model.layers import Block
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
@@ -167,7 +167,7 @@ class LaMPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class PerDrawLoss:
     """The noise draws that a loss is of, one by one, detached."""
 
     loss: Float[Tensor, " n"]
@@ -184,7 +184,7 @@ class MotionLoss:
     total: Float[Tensor, ""]
     per_axis: Float[Tensor, " 3"]
     """The same over (du, dv, dd) alone, detached."""
-    draws: Draws
+    draws: PerDrawLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class ActionLoss:
     total: Float[Tensor, ""]
     per_dim: Float[Tensor, " a"]
     """The same over each action value alone, detached."""
-    draws: Draws
+    draws: PerDrawLoss
     flow: Float[Tensor, ""] | None = None
     """That of the flow head, which `total` has its weight of in training, detached; None where there is none."""
 
@@ -219,17 +219,17 @@ class LaMP(nn.Module):
             draws: Noise draws per sample.
         """
         expert, motion = required(self.motion_expert, "Motion Expert"), batch.motion
-        encoded, mask = _repeated(batch.seen, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
-        data = expert.within(motion.values.repeat_interleave(draws, dim=0))
-        noise = expert.within(gaussian(data.shape, source, data.device))
+        encoded, mask = _repeat(batch.seen, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
+        data = expert.modelled_part(motion.values.repeat_interleave(draws, dim=0))
+        noise = expert.modelled_part(gaussian(data.shape, source, data.device))
         tau = self.config.motion_tau.sample(len(data), source, data.device)
         noisy = interpolate(noise, data, tau)
         scale = expert.error_scale(tau, noisy)
         predicted, target = expert(noisy, tau, encoded) / scale, velocity_target(noise, data) / scale
         return MotionLoss(
             total=masked_velocity_loss(predicted, target, mask),
-            per_axis=_each(predicted, target, mask),
-            draws=_draws(predicted, target, mask, tau),
+            per_axis=_per_channel_loss(predicted, target, mask),
+            draws=_per_draw_loss(predicted, target, mask, tau),
         )
 
     @torch.no_grad()
@@ -245,7 +245,7 @@ class LaMP(nn.Module):
             taken: Steps of the solver before that; None takes the configuration's.
         """
         expert = required(self.motion_expert, "Motion Expert")
-        noise = expert.within(noise)
+        noise = expert.modelled_part(noise)
         taken = self.config.hidden_steps if taken is None else taken
         steps, condition = self.config.solver_steps, expert.condition(encoded)
         partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
@@ -266,8 +266,8 @@ class LaMP(nn.Module):
         """
         expert = required(self.motion_expert, "Motion Expert")
         if isinstance(self.config.guidance, PathFusion):
-            return pooled_path(expert.within(motion), expert.config.grid, self.config.guidance)
-        return expert.hidden(expert.within(motion), ORACLE_TAU, encoded)
+            return pooled_path(expert.modelled_part(motion), expert.config.grid, self.config.guidance)
+        return expert.hidden(expert.modelled_part(motion), ORACLE_TAU, encoded)
 
     def motion_noise(self, count: int, source: Source, device: torch.device | str = "cpu") -> Float[Tensor, "b k t 3"]:
         """Draws m^0, where the solver of so many samples' scene flow starts."""
@@ -290,7 +290,7 @@ class LaMP(nn.Module):
         guided = Guided.of(encoded)
         if self.guidance is not None and not isinstance(self.guidance, FlowPredictor) and not unguided:
             guided = self.guidance.guide(encoded, required(hidden, "motion hidden state"))
-            guided = guided if seen is None else withheld(guided, encoded, seen)
+            guided = guided if seen is None else withhold_prior(guided, encoded, seen)
         if self.config.action is None or not self.config.action.sees_t_1:
             return guided
         t_1 = torch.full((len(encoded.mask),), step_times(self.config.solver_steps)[1], device=encoded.mask.device)
@@ -358,8 +358,8 @@ class LaMP(nn.Module):
         return ActionLoss(
             total=total,
             flow=None if flow is None else flow.detach(),
-            per_dim=_each(predicted, target, mask),
-            draws=_draws(predicted, target, mask, tau),
+            per_dim=_per_channel_loss(predicted, target, mask),
+            draws=_per_draw_loss(predicted, target, mask, tau),
         )
 
     @torch.no_grad()
@@ -423,7 +423,7 @@ class LaMP(nn.Module):
     ) -> Float[Tensor, "b k t 3"]:
         """Returns fully denoised, normalised scene-flow increments: for pictures, no action depends on them."""
         expert = required(self.motion_expert, "Motion Expert")
-        noise, condition = expert.within(noise), expert.condition(encoded)
+        noise, condition = expert.modelled_part(noise), expert.condition(encoded)
         return euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps or self.config.solver_steps)
 
     @property
@@ -465,28 +465,28 @@ def required(value: Present | None, what: str) -> Present:
     return value
 
 
-def _repeated(encoded: Encoded, draws: int) -> Encoded:
+def _repeat(encoded: Encoded, draws: int) -> Encoded:
     tokens, mask = (x.repeat_interleave(draws, dim=0) for x in (encoded.tokens, encoded.mask))
     return replace(encoded, tokens=tokens, mask=mask)
 
 
-def _each(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"]:
+def _per_channel_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"]:
     with torch.no_grad():
         axes = zip(predicted.unbind(-1), target.unbind(-1), mask.unbind(-1), strict=True)
         return torch.stack([masked_velocity_loss(*axis) for axis in axes])
 
 
 @torch.no_grad()
-def _draws(predicted: Tensor, target: Tensor, mask: Tensor, tau: Float[Tensor, "*lead"]) -> Draws:
+def _per_draw_loss(predicted: Tensor, target: Tensor, mask: Tensor, tau: Float[Tensor, "*lead"]) -> PerDrawLoss:
     loss, supervised = velocity_errors(predicted, target, mask, axes=tau.ndim)
-    return Draws(loss=loss.flatten(), tau=tau.flatten(), supervised=supervised.flatten())
+    return PerDrawLoss(loss=loss.flatten(), tau=tau.flatten(), supervised=supervised.flatten())
 
 
 RECOMPUTED: Mapping[type[nn.Module], str] = {Block: "attend", MotionBlock: "forward"}
 """The method of each block that is computed again: all that is large."""
 
 
-def recompute(model: nn.Module, again: Callable[[], AbstractContextManager[object]] | None = None) -> None:
+def checkpoint_activations(model: nn.Module, again: Callable[[], AbstractContextManager[object]] | None = None) -> None:
     """Activation checkpointing: the experts' blocks compute their activations again in the backward pass, dropout included.
 
     Args:

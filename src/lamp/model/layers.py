@@ -27,7 +27,7 @@ def attention(
     and backward over 276 tokens (batch 32, 4 heads of 48) took 112 ms fused and 49 ms as plain products on one thread, 61 and
     30 ms on two; in float32, 158 and 177 ms. Large float32 attention on a CPU that nobody learns from goes through oneDNN.
     """
-    if not torch.is_grad_enabled() and onednn.fits(query, key, mask, dropout):
+    if not torch.is_grad_enabled() and onednn.is_suitable(query, key, mask, dropout):
         return onednn.attention(query, key, value, mask)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _plain_attention(query, key, value, mask, dropout)

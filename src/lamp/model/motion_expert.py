@@ -172,18 +172,18 @@ class MotionExpertConfig:
         return self.reference.pace, rows / own_rows, columns / own_columns
 
 
-class BlockMoment(NamedTuple):
+class BlockModulation(NamedTuple):
     """What one flow time does to a block: (motion, condition) before the attention, and before the MLP."""
 
     attention: tuple[Modulation, Modulation]
     mlp: tuple[Modulation, Modulation]
 
 
-class Moment(NamedTuple):
+class TimeModulation(NamedTuple):
     """All that one flow time does to the network; of batch size 1 where every sample is at that time."""
 
     tau: Float[Tensor, " b"]
-    blocks: list[BlockMoment]
+    blocks: list[BlockModulation]
     shift: Float[Tensor, "b 1 d"]
     scale: Float[Tensor, "b 1 d"]
 
@@ -213,21 +213,21 @@ class MotionBlock(nn.Module):
         self.norm_mlp = AdaLayerNorm(width, width, streams)
         self.mlp = Mlp(width)
 
-    def moment(self, time: Float[Tensor, "b d"]) -> BlockMoment:
+    def modulation(self, time: Float[Tensor, "b d"]) -> BlockModulation:
         """Returns what the embedded flow time does to this block."""
-        return BlockMoment(self.norm_attention.modulations(time), self.norm_mlp.modulations(time))
+        return BlockModulation(self.norm_attention.modulations(time), self.norm_mlp.modulations(time))
 
     def forward(
         self,
         condition: Float[Tensor, "b n d"],
         motion: Float[Tensor, "b m d"],
-        moment: BlockMoment,
+        modulation: BlockModulation,
         mask: Bool[Tensor, "b 1 1 nm"] | None,
         *,
         last: bool = False,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
         """Returns both streams; in the `last` block nobody reads the condition again, so it is returned as it came."""
-        (on_motion, on_condition), (then_motion, then_condition) = moment
+        (on_motion, on_condition), (then_motion, then_condition) = modulation
         joint = [self.norm_attention(condition, on_condition), self.norm_attention(motion, on_motion)]
         query, key, value = (
             split_heads(part, self.heads) for part in self.query_key_value(torch.cat(joint, dim=1)).chunk(3, dim=-1)
@@ -270,7 +270,7 @@ class MotionExpert(nn.Module):
         self.modulate_out = nn.Linear(width, 2 * width)
         self.velocity_out = nn.Linear(width, config.token_values)
         self.pooled = nn.Linear(width, width) if pooled else None
-        self._fixed: dict[float, Moment] = {}
+        self._fixed: dict[float, TimeModulation] = {}
         for layer in (self.modulate_out, self.velocity_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -286,13 +286,15 @@ class MotionExpert(nn.Module):
 
         `condition` is what `self.condition(encoded)` gave, where the network is asked more than once.
         """
-        moment = self.moment(tau, encoded)
-        tokens = self.norm(self._run(motion, moment, condition or self.condition(encoded), self.config.layers))
-        predicted = self.unpatchify(self.velocity_out(self.norm_out(tokens) * (1 + moment.scale) + moment.shift))
+        modulation = self.modulation(tau, encoded)
+        tokens = self.norm(self._run(motion, modulation, condition or self.condition(encoded), self.config.layers))
+        predicted = self.unpatchify(
+            self.velocity_out(self.norm_out(tokens) * (1 + modulation.scale) + modulation.shift)
+        )
         if self.config.preconditioning is not None:
-            _, skip, out = self.config.preconditioning.coefficients(moment.tau, motion)
+            _, skip, out = self.config.preconditioning.coefficients(modulation.tau, motion)
             predicted = skip * motion + out * predicted.float()
-        return self.within(predicted)
+        return self.modelled_part(predicted)
 
     def error_scale(self, tau: Float[Tensor, " b"], motion: Float[Tensor, "b k t 3"]) -> Tensor:
         """The unit in which the loss measures the velocity's error: 1 but for a preconditioned network."""
@@ -309,26 +311,26 @@ class MotionExpert(nn.Module):
     ) -> Float[Tensor, "b m d"]:
         """Returns z_m: the motion tokens as they leave block `hidden_layer`, before any final norm."""
         depth = self.config.hidden_layer % self.config.layers + 1
-        return self._run(motion, self.moment(tau, encoded), condition or self.condition(encoded), depth)
+        return self._run(motion, self.modulation(tau, encoded), condition or self.condition(encoded), depth)
 
-    def moment(self, tau: Float[Tensor, " b"] | float, encoded: Encoded) -> Moment:
+    def modulation(self, tau: Float[Tensor, " b"] | float, encoded: Encoded) -> TimeModulation:
         """Returns what time (and the mean of z_t, where it enters that way) does to every block."""
         if isinstance(tau, float) and tau in self._fixed:
             return self._fixed[tau]
         tau = flow_times(tau, 1, self.positions.device)
-        driver = self._driver(tau, encoded)
-        shift, scale = self.modulate_out(functional.silu(driver))[:, None].chunk(2, dim=-1)
-        blocks = [block.moment(driver) for block in self.blocks if isinstance(block, MotionBlock)]
-        return Moment(tau, blocks, shift, scale)
+        features = self._time_features(tau, encoded)
+        shift, scale = self.modulate_out(functional.silu(features))[:, None].chunk(2, dim=-1)
+        blocks = [block.modulation(features) for block in self.blocks if isinstance(block, MotionBlock)]
+        return TimeModulation(tau, blocks, shift, scale)
 
-    def fix_times(self, times: Sequence[float]) -> None:
+    def precompute_times(self, times: Sequence[float]) -> None:
         """Computes the moments of some flow times once and for all: the weights must not change any more."""
         if self.pooled is None:
             nothing = self.positions.new_zeros(1, 0, self.config.token_width)
             seen = Encoded(tokens=nothing, mask=nothing[..., 0].bool())
-            self._fixed = {tau: self.moment(tau, seen) for tau in times}
+            self._fixed = {tau: self.modulation(tau, seen) for tau in times}
 
-    def within(self, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b k t 3"]:
+    def modelled_part(self, motion: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b k t 3"]:
         """Returns what the expert models of some motion: an `ImageFlow` has no depth."""
         if isinstance(self.config.flow, SpatialFlow):
             return motion
@@ -341,12 +343,12 @@ class MotionExpert(nn.Module):
         return functional.pad(mask[..., :2], (0, 1), value=False)
 
     def _scaled(self, motion: Float[Tensor, "b k t 3"], tau: Float[Tensor, " #b"]) -> Float[Tensor, "b k t 3"]:
-        motion = self.within(motion)
+        motion = self.modelled_part(motion)
         if self.config.preconditioning is None:
             return motion
         return self.config.preconditioning.coefficients(tau, motion)[0] * motion
 
-    def _driver(self, tau: Float[Tensor, " #b"], encoded: Encoded) -> Float[Tensor, "#b d"]:
+    def _time_features(self, tau: Float[Tensor, " #b"], encoded: Encoded) -> Float[Tensor, "#b d"]:
         """What drives AdaLN: time, and the mean of z_t where it enters that way."""
         time = self.time(tau)
         if self.pooled is None:
@@ -355,12 +357,12 @@ class MotionExpert(nn.Module):
         mean = total / encoded.mask.sum(1, keepdim=True).clamp(min=1)
         return time + self.pooled(functional.silu(self.condition_in(mean.to(self.condition_in.weight.dtype))))
 
-    def _run(self, motion: Tensor, moment: Moment, given: Condition, depth: int) -> Float[Tensor, "b m d"]:
-        scaled = self.patchify(self._scaled(motion, moment.tau)).to(self.motion_in.weight.dtype)
+    def _run(self, motion: Tensor, modulation: TimeModulation, given: Condition, depth: int) -> Float[Tensor, "b m d"]:
+        scaled = self.patchify(self._scaled(motion, modulation.tau)).to(self.motion_in.weight.dtype)
         tokens = self.motion_in(scaled) + self.positions
         condition, seen = given
         mask = None if seen is None else torch.cat([seen, seen.new_ones(tokens.shape[:2])], dim=1)[:, None, None]
-        for index, (block, then) in enumerate(zip(self.blocks[:depth], moment.blocks, strict=False), start=1):
+        for index, (block, then) in enumerate(zip(self.blocks[:depth], modulation.blocks, strict=False), start=1):
             condition, tokens = block(condition, tokens, then, mask, last=index == depth)
         return tokens
 

@@ -25,7 +25,7 @@ def available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def serves(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether a product with `x` may go through here: float32 on a CPU, and nothing to be learnt from it.
 
     Not a tensor that only stands for one, as in `lamp.train.memory_estimate`: it has no values to lay out.
@@ -51,7 +51,7 @@ class PackedLinear(nn.Linear):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
 
     def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        return self.then(input, "none") if serves(input) else super().forward(input)
+        return self.then(input, "none") if supports(input) else super().forward(input)
 
     def then(self, x: Float[Tensor, "*b i"], what: str, kind: str = "") -> Float[Tensor, "*b o"]:
         """Multiplies, and applies one of oneDNN's functions to the result while it is in the cache."""
@@ -66,16 +66,16 @@ class PackedMlp(nn.Module):
         self.up, self.down = up, down
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        if not serves(x):
+        if not supports(x):
             return self.down(functional.gelu(self.up(x), approximate="tanh"))
         return self.down(self.up.then(x, "gelu", "tanh"))
 
 
-def fits(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float) -> bool:
+def is_suitable(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float) -> bool:
     """Whether `attention` is made for these arguments."""
     one_row = mask is None or mask.shape[2] == 1
     large = min(query.shape[2], key.shape[2]) >= LEAST_TOKENS
-    return large and one_row and dropout == 0 and serves(query) and available()
+    return large and one_row and dropout == 0 and supports(query) and available()
 
 
 def attention(

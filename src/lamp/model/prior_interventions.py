@@ -29,7 +29,7 @@ class Shuffled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToldWrong:
+class WrongPriorInstruction:
     """z_m of the same images and another instruction; the Action Expert hears the right one."""
 
     name = "prior_told_wrong"
@@ -75,9 +75,9 @@ class ActionSteps:
         return f"action_steps={self.steps}"
 
 
-Intervention = Zeroed | Shuffled | ToldWrong | Redrawn | Gate | Denoised | ActionSteps
+Intervention = Zeroed | Shuffled | WrongPriorInstruction | Redrawn | Gate | Denoised | ActionSteps
 
-PLAIN: dict[str, Intervention] = {kind.name: kind() for kind in (Zeroed, Shuffled, ToldWrong, Redrawn)}
+PLAIN: dict[str, Intervention] = {kind.name: kind() for kind in (Zeroed, Shuffled, WrongPriorInstruction, Redrawn)}
 EVERY = (
     *PLAIN,
     "gate=0",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lamp.errors import MismatchError
-from lamp.model.fast import CudaGraphs, with_twins
+from lamp.model.fast import CudaGraphs, pad_batch
 
 LENGTH_STEP = 16
 """Sequences are filled up to a multiple of it, so that few lengths need a graph of their own."""
@@ -78,7 +78,7 @@ class StaticQwen:
             positions: Of each token in time, rows and columns (M-RoPE).
             patches: Of an observation's images, in the order of the sequence.
         """
-        seen, deep = self._see(patches)
+        seen, deep = self._encode_images(patches)
         x = self._language.embed_tokens(ids).index_copy(1, self._places, seen)
         rotation = self._language.rotary_emb(x, positions.transpose(0, 1))
         for index, layer in enumerate(self._language.layers):
@@ -87,7 +87,9 @@ class StaticQwen:
                 x = x.index_add(1, self._places, deep[index])
         return self._language.norm(x)
 
-    def _see(self, patches: Float[Tensor, "b p v"]) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b m d"]]]:
+    def _encode_images(
+        self, patches: Float[Tensor, "b p v"]
+    ) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b m d"]]]:
         """The images' tokens, and what deepstack adds to them after each of the first language layers."""
         visual, b = self._visual, len(patches)
         if self._order != sorted(self._order):
@@ -140,7 +142,7 @@ class FastQwen:
         with torch.autocast(self.device.type, enabled=False):
             if self.device.type != "cuda":
                 return self.static(**given)
-            return self._graphs.run(self.static, filled_up(given, length))[:b, :n]
+            return self._graphs.run(self.static, pad_groups(given, length))[:b, :n]
 
 
 def by_observation(
@@ -150,13 +152,13 @@ def by_observation(
     return {"ids": ids, "positions": positions.transpose(0, 1), "patches": patches.unflatten(0, (len(ids), -1))}
 
 
-def filled_up(given: Mapping[str, Tensor], length: int | None = None) -> dict[str, Tensor]:
+def pad_groups(given: Mapping[str, Tensor], length: int | None = None) -> dict[str, Tensor]:
     """Fills sequences and batch up to the few shapes that are recorded."""
     n = given["ids"].shape[1]
     more = max(n, length or 0) - n
     more += -(n + more) % LENGTH_STEP
     longer = {name: functional.pad(given[name], (0, more)) for name in ("ids", "positions")}
-    return {name: with_twins(tensor) for name, tensor in {**given, **longer}.items()}
+    return {name: pad_batch(tensor) for name, tensor in {**given, **longer}.items()}
 
 
 def _groups(grids: list[list[int]]) -> tuple[Group, ...]:

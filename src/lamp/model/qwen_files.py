@@ -42,7 +42,7 @@ class ModelFolder:
     def __post_init__(self) -> None:
         read_config(self.path)
         if not any(self.path.glob(WEIGHTS)):
-            raise _lacks(self.path, WEIGHTS)
+            raise _missing_files(self.path, WEIGHTS)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         MismatchError: They describe another model.
     """
     if absent := [name for name in DESCRIBING if not (folder / name).is_file()]:
-        raise _lacks(folder, *absent)
+        raise _missing_files(folder, *absent)
     config = read_json(folder / CONFIG, "description of the model")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found != MODEL_TYPE:
@@ -95,7 +95,7 @@ def token_width(folder: Path, config: dict[str, Any]) -> int:
     return width
 
 
-def _lacks(folder: Path, *names: str) -> DataError:
+def _missing_files(folder: Path, *names: str) -> DataError:
     return DataError(
         f"{folder} lacks {', '.join(names)}; expected the folder of a Qwen3-VL model as the hub has it: "
         f"{', '.join(DESCRIBING)} and weights in {WEIGHTS}."
@@ -113,7 +113,7 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
         MismatchError: It is no Qwen3-VL model.
         MissingDependencyError: The hub's client is not installed.
     """
-    for folder in _places(model):
+    for folder in _candidate_folders(model):
         if folder.is_dir():
             return ModelFolder(path=folder)
     hub = HubId.parse(model, revision)
@@ -130,7 +130,7 @@ def find_model(model: str, revision: str | None = None) -> ModelFolder:
     return ModelFolder(path=path, revision=path.name)
 
 
-def _places(model: str) -> Iterator[Path]:
+def _candidate_folders(model: str) -> Iterator[Path]:
     yield Path(model).expanduser()
     if copies := os.environ.get(MODELS_VARIABLE):
         yield Path(copies) / model

@@ -227,7 +227,7 @@ class SmallBackbone(nn.Module):
     def image_channels(self, camera: str, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b n c"]:
         """Returns the `varying_channels` of the image tokens, row by row."""
         size = self._size(camera)
-        return torch.stack([self._look(image, size) for image in images])
+        return torch.stack([self._encode_images(image, size) for image in images])
 
     def image_tokens(self, camera: str, images: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b n d"]:
         """Returns the tokens of a camera's images, row by row."""
@@ -244,7 +244,7 @@ class SmallBackbone(nn.Module):
         room = self.config.text_tokens
         tokens = torch.zeros(len(instructions), room, self.width, device=self.mean.device)
         mask = torch.zeros(len(instructions), room, dtype=torch.bool, device=self.mean.device)
-        known = {text: self._read(text) for text in dict.fromkeys(instructions)}
+        known = {text: self._encode_text(text) for text in dict.fromkeys(instructions)}
         for row, text in enumerate(instructions):
             states = known[text]
             tokens[row, : len(states), :CONTENT] = states
@@ -278,7 +278,7 @@ class SmallBackbone(nn.Module):
         return dict(self.config.cameras)[camera]
 
     @torch.no_grad()
-    def _look(self, image: UInt8[Tensor, "h w 3"], size: int) -> Float[Tensor, "n c"]:
+    def _encode_images(self, image: UInt8[Tensor, "h w 3"], size: int) -> Float[Tensor, "n c"]:
         x = image.to(self.mean.device).permute(2, 0, 1)[None].float() / 255
         if x.shape[-2:] != (size, size):
             x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -288,7 +288,7 @@ class SmallBackbone(nn.Module):
         return torch.cat([functional.layer_norm(group, group.shape[-1:]) for group in groups], dim=-1)
 
     @torch.no_grad()
-    def _read(self, text: str) -> Float[Tensor, "n 384"]:
+    def _encode_text(self, text: str) -> Float[Tensor, "n 384"]:
         ids = self.tokenizer.encode(text).ids
         if len(ids) > self.config.text_tokens:
             room = self.config.text_tokens

@@ -60,7 +60,7 @@ from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
 from lamp.train.backbones import BackboneConfig, instruction_reader
 from lamp.train.breakdown import action_names
 from lamp.train.config import MotionTraining, PolicyTraining
-from lamp.train.datasets import GRIPPER_MARGIN_TOLD, near_ends
+from lamp.train.datasets import GRIPPER_MARGIN_CALIBRATED, is_open_or_closed
 
 WITHOUT = ("none",)
 LONGEST = 128
@@ -345,12 +345,12 @@ def _gripper(robot: Embodiment, values: Float32[np.ndarray, " n"], dim: int, wid
     if known is not None:
         ends = sorted(known.closed + end * (known.opened - known.closed) for end in (lowest, highest))
         text = f"{which}, {known.opened:g} = open, {known.closed:g} = closed, in which units the robot is sent it"
-        if not -GRIPPER_MARGIN_TOLD <= lowest <= highest <= 1 + GRIPPER_MARGIN_TOLD:
+        if not -GRIPPER_MARGIN_CALIBRATED <= lowest <= highest <= 1 + GRIPPER_MARGIN_CALIBRATED:
             text += (
                 f"; BUT it is recorded from {ends[0]:g} to {ends[1]:g}, which training refuses: give --gripper as it is"
             )
         return True, text
-    if near_ends(values) or (0 <= lowest <= 0.1 and 0.9 <= highest <= 1):
+    if is_open_or_closed(values) or (0 <= lowest <= 0.1 and 0.9 <= highest <= 1):
         return True, f"{which}, taken as 1 = open, 0 = closed"
     return False, (
         f"not told apart: {which} runs from {lowest:g} to {highest:g}, and is learnt and sent like any other; --gripper OPEN "

@@ -14,8 +14,8 @@ from lamp.data.episode_selection import EpisodeSelection
 from lamp.errors import DataError, missing, unknown
 from lamp.json_files import read_json
 from lamp.recipes.small import small_collection
-from lamp.study.made_up import MadeUpData
 from lamp.study.study import Arm, MotionPrior, RecordedData, SimulatorTest, Study
+from lamp.study.synthetic_data import MadeUpData
 
 NONE = Arm(name="none", prior=None)
 SAME = Arm(name="same", prior=MotionPrior(motion="same"))
@@ -246,7 +246,7 @@ def robustness() -> Study:
     )
 
 
-def hand_overs() -> Study:
+def prior_interfaces() -> Study:
     """The paper's Figure 5, and more ways in."""
     prior, ceiling = MotionPrior(), MotionPrior(oracle=True)
     ways = {
@@ -363,7 +363,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "regimes-spatial": regimes_spatial,
     "motion-only-tasks": motion_only_tasks,
     "robustness": robustness,
-    "hand-overs": hand_overs,
+    "hand-overs": prior_interfaces,
     "flow-2d": flow_2d,
     "other-arm": other_arm,
     "atm": atm,

@@ -32,13 +32,13 @@ class Job:
     folder: str
     """In that of the study; it is done when there is a result in it."""
     label: str
-    work: MotionWork | PolicyWork | TestWork
+    work: MotionJob | PolicyJob | TestJob
     needs: tuple[str, ...] = ()
     """Folders of the jobs that have to be done before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionWork:
+class MotionJob:
     """Trains a Stage 1."""
 
     training: MotionTraining
@@ -60,7 +60,7 @@ class MotionWork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyWork:
+class PolicyJob:
     """Trains a Stage 2, and reads what it measured on the way."""
 
     training: PolicyTraining
@@ -98,7 +98,7 @@ def errors_of(measured: Sequence[dict[str, Any]], tasks: Sequence[str]) -> dict[
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestWork:
+class TestJob:
     """Tries a policy in the simulator."""
 
     config: EvaluateConfig
@@ -127,6 +127,6 @@ def do(job: Job, out: Path) -> dict[str, Any]:
         stack.enter_context(contextlib.redirect_stderr(log))
         result = job.work.do(folder)
     write_json(folder / RESULT, result)
-    if isinstance(job.work, TestWork) and job.work.discard:
+    if isinstance(job.work, TestJob) and job.work.discard:
         remove_folder(job.work.policy / "policy" / CHECKPOINT)
     return result

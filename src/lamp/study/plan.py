@@ -13,10 +13,10 @@ from lamp.data.feature_cache.shards import in_bytes
 from lamp.errors import DataError
 from lamp.json_files import read_json_as, to_line
 from lamp.progress import clock
-from lamp.study.jobs import Job, MotionWork, PolicyWork, TestWork
-from lamp.study.made_up import MadeUpData
+from lamp.study.jobs import Job, MotionJob, PolicyJob, TestJob
 from lamp.study.results import RESULT, StoredRate, cells
 from lamp.study.study import Resolved
+from lamp.study.synthetic_data import MadeUpData
 from lamp_client.child_processes import available_cores
 
 SECONDS = {
@@ -76,11 +76,11 @@ class Estimate:
     def job(self, job: Job) -> float:
         """Of one job."""
         match job.work:
-            case MotionWork():
+            case MotionJob():
                 return job.work.training.loop.steps * self.seconds["motion step"]
-            case PolicyWork():
+            case PolicyJob():
                 return self.policy(job.work.training.loop.steps)
-            case TestWork():
+            case TestJob():
                 return job.work.episodes * self.seconds["test episode"]
 
     def policy(self, steps: int) -> float:

@@ -37,8 +37,7 @@ from lamp.json_files import read_lines_json, to_line, write_json
 from lamp.progress import QUIET, Progress, clock, say
 from lamp.recipes import Recipe
 from lamp.sceneflow.build import build
-from lamp.study.jobs import LOG, Job, MotionWork, PolicyWork, TestWork, do
-from lamp.study.made_up import MadeUpData, write_made_up_data
+from lamp.study.jobs import LOG, Job, MotionJob, PolicyJob, TestJob, do
 from lamp.study.plan import Estimate, RunOptions, check_disk, plan_text
 from lamp.study.report import summarise, write_report
 from lamp.study.results import (
@@ -51,6 +50,7 @@ from lamp.study.results import (
     read_definition,
 )
 from lamp.study.study import Arm, Data, RecordedData, Resolved, SimulatorTest, Study, check_continues
+from lamp.study.synthetic_data import MadeUpData, write_synthetic_data
 from lamp.train.backbones import ensure_features
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MixedIn, Split
@@ -263,7 +263,7 @@ class _Run:
                 assert isinstance(base, Recipe)
                 build(replace(base.flow, data=folder, workers=self.workers))
             case MadeUpData():
-                write_made_up_data(source, folder)
+                write_synthetic_data(source, folder)
             case RecordedData():
                 folder, robot = Path(source.path), embodiment(source.embodiment) if source.embodiment else OWN
         if not folder.is_dir():
@@ -308,7 +308,7 @@ class _Run:
             key = hashlib.sha256(to_line(to_json(training)).encode()).hexdigest()[:8]
             name = arm.prior.motion + ("-shuffled" if arm.prior.targets == "shuffled" else "")
             name += f"-n{cell.demonstrations:03d}" if arm.prior.motion != "action_free" else ""
-            work = MotionWork(training=training, data=data, episodes=episodes)
+            work = MotionJob(training=training, data=data, episodes=episodes)
             folder = f"motion/{name}-{key}/s{motion_seed}"
             found.append(Job(folder=folder, label=f"Stage 1 {name} (seed {motion_seed})", work=work))
             motion = self.out / folder / CHECKPOINT
@@ -318,11 +318,11 @@ class _Run:
         policy = replace(policy, loop=self._loop(policy.loop, cell.seed), split=_split(used, partition.held_out))
         if isinstance(study.data, RecordedData) and study.data.embodiment:
             policy = replace(policy, embodiment=embodiment(study.data.embodiment))
-        work = PolicyWork(training=policy, data=data, motion=motion, episodes=used, groups=partition.groups)
+        work = PolicyJob(training=policy, data=data, motion=motion, episodes=used, groups=partition.groups)
         needs = tuple(job.folder for job in found)
         found.append(Job(folder=cell.folder, label=cell.label, work=work, needs=needs))
         for test in study.tests:
-            work = TestWork(
+            work = TestJob(
                 config=self._evaluation(test, arm, cell),
                 episodes=test.episodes,
                 policy=self.out / cell.folder,
@@ -369,12 +369,12 @@ class _Run:
         lacking = {
             need
             for job in jobs
-            if job.folder not in done and isinstance(job.work, TestWork)
+            if job.folder not in done and isinstance(job.work, TestJob)
             for need in job.needs[:1]
             if not (self.out / need / "policy" / CHECKPOINT).exists()
         }
         done -= lacking
-        waiting = [job for job in jobs if job.folder not in done and not isinstance(job.work, MotionWork)]
+        waiting = [job for job in jobs if job.folder not in done and not isinstance(job.work, MotionJob)]
         needed = {need for job in waiting for need in job.needs}
         waiting = [job for job in jobs if job in waiting or (job.folder in needed and job.folder not in done)]
         waiting_for = {job.folder for job in waiting}
@@ -429,10 +429,10 @@ class _Run:
         """What a running job is at, and which share of it is left."""
         folder = self.out / job.folder
         with contextlib.suppress(LampError, OSError, KeyError, IndexError):
-            if isinstance(job.work, TestWork):
+            if isinstance(job.work, TestJob):
                 done, of = len(read_lines_json(folder / "episodes" / EPISODES)), job.work.episodes
                 return f"{job.label} ({done}/{of} episodes)", 1 - done / of
-            folder = folder / "policy" if isinstance(job.work, PolicyWork) else folder
+            folder = folder / "policy" if isinstance(job.work, PolicyJob) else folder
             done, of = read_lines_json(folder / METRICS)[-1]["step"], job.work.training.loop.steps
             return f"{job.label} ({done}/{of} steps)", 1 - done / of
         return job.label, 1.0

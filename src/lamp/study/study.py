@@ -18,7 +18,7 @@ from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import is_file_name
 from lamp.model.guidance import FlowHead
 from lamp.recipes import Recipe, TrainingRecipe, training
-from lamp.study.made_up import MadeUpData, made_up_recipe
+from lamp.study.synthetic_data import MadeUpData, synthetic_recipe
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MotionTraining, PolicyTraining
 from lamp.train.publishing import find_checkpoint
@@ -392,7 +392,7 @@ class Resolved:
 
 
 def _own(study: Study, name: str) -> AnyTraining:
-    return made_up_recipe() if isinstance(study.data, MadeUpData) and name == "made_up" else training(name)
+    return synthetic_recipe() if isinstance(study.data, MadeUpData) and name == "made_up" else training(name)
 
 
 def _flow_frames(base: AnyTraining) -> dict[str, Any]:

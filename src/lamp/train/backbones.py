@@ -56,10 +56,10 @@ def instruction_reader(config: BackboneConfig) -> InstructionTokenizer | None:
 
 def build_backbone(config: BackboneConfig) -> FrozenBackbone:
     """Loads the frozen backbone that the settings describe."""
-    return loaded(find_backbone(config))
+    return load_backbone(find_backbone(config))
 
 
-def loaded(found: FrozenBackbone | QwenIdentity) -> FrozenBackbone:
+def load_backbone(found: FrozenBackbone | QwenIdentity) -> FrozenBackbone:
     """Loads the weights of a backbone that was found."""
     return found.load() if isinstance(found, QwenIdentity) else found
 
@@ -75,7 +75,7 @@ def backbone_key(config: BackboneConfig) -> str:
     return find_backbone(config).key
 
 
-def settings_said(config: BackboneConfig) -> dict[str, Any]:
+def describe_settings(config: BackboneConfig) -> dict[str, Any]:
     """The settings in a backbone's description, as JSON values, without reading its weights or asking a hub."""
     if not isinstance(config, Qwen3VLBackboneConfig):
         return json.loads(json.dumps(asdict(config)))
@@ -91,7 +91,7 @@ class BackboneLoader:
 
     def __call__(self, device: str | None) -> FrozenBackbone:
         """Loads it on a device."""
-        found = loaded(find_backbone(self.config))
+        found = load_backbone(find_backbone(self.config))
         return found if device is None else found.to(device)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -18,7 +18,7 @@ from lamp.data.actions import Delta, Relative
 from lamp.data.embodiment import Embodiment
 from lamp.data.image_dataset import ObservedBatch
 from lamp.data.lerobot.format import Feature
-from lamp.model.lamp import Draws
+from lamp.model.lamp import PerDrawLoss
 from lamp.train.metrics import Value
 from lamp.types import Motion, TokenBatch
 
@@ -47,7 +47,7 @@ class StepLoss:
 
 
 @torch.no_grad()
-def by_tau(draws: Draws) -> Float[Tensor, "2 n"]:
+def by_tau(draws: PerDrawLoss) -> Float[Tensor, "2 n"]:
     """The loss of the noise draws in each part of the flow time, and their share of all draws."""
     bucket = (draws.tau * TAU_BUCKETS).long().clamp(0, TAU_BUCKETS - 1)
     inside = (bucket[:, None] == torch.arange(TAU_BUCKETS, device=bucket.device)) & draws.supervised[:, None]
@@ -61,15 +61,15 @@ def clamped(motion: Motion) -> Float[Tensor, "2 3"]:
     return torch.stack([part.float().mean((0, 1, 2)) for part in (beyond, motion.mask)])
 
 
-def labelled(values: Mapping[str, Value], labels: Labels) -> dict[str, Value]:
+def with_labels(values: Mapping[str, Value], labels: Labels) -> dict[str, Value]:
     """Gives the entries of each part their names, and divides those that are sums above counts.
 
     An entry of which nothing was counted is left out.
     """
-    return {name: _labelled(value, labels.get(name)) for name, value in values.items()}
+    return {name: _with_labels(value, labels.get(name)) for name, value in values.items()}
 
 
-def _labelled(value: Value, names: Sequence[str] | None) -> Value:
+def _with_labels(value: Value, names: Sequence[str] | None) -> Value:
     if not isinstance(value, list):
         return value
     rows = [row for row in value if isinstance(row, list)]
@@ -98,7 +98,7 @@ Counts = Mapping[str, Tensor]
 The counts of a batch's parts add up to its own."""
 
 
-def added(counts: Sequence[Counts]) -> dict[str, Tensor]:
+def add_counts(counts: Sequence[Counts]) -> dict[str, Tensor]:
     """The counts of all parts together."""
     return {name: torch.stack([count[name] for count in counts]).sum(0) for name in counts[0]}
 

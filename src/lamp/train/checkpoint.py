@@ -24,7 +24,7 @@ from lamp.json_files import read_json_as, read_json_object, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_lora import LoRA, describe, fill, from_files, to_files
-from lamp.train.backbones import BackboneConfig, find_backbone, loaded
+from lamp.train.backbones import BackboneConfig, find_backbone, load_backbone
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, checkpoint_folder, read_description
 from lamp.train.config import Imported, MotionTraining, PolicyTraining
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
@@ -35,9 +35,9 @@ WEIGHTS = "model.safetensors"
 TRAINING = "training"
 COMMITTED = "committed.json"
 """In `training`, written once everything else of a checkpoint is on the disk: the step, and every file's size and hash."""
-SMALL = 1 << 20
+HASH_BELOW = 1 << 20
 """Files below this are compared whole wherever a checkpoint is loaded. [bytes]"""
-MOTION_PART = "motion_expert."
+MOTION_PREFIX = "motion_expert."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,8 @@ class Expected:
         cameras = tuple(camera.name for camera in found.backbone.cameras)
         advice = {
             "kind": "use `lamp train motion` for the first stage and `lamp train policy` for the second",
-            "backbone_key": f"{self._unlike(found)}load it with the backbone it was trained on, or train again with this one",
+            "backbone_key": f"{self._describe_differences(found)}load it with the backbone it was trained on, "
+            "or train again with this one",
             "grid": "use the recipe it was trained with, or train again",
             "horizon": "use the recipe it was trained with, or train again",
             "stride": "use the recipe it was trained with, or train again",
@@ -93,24 +94,25 @@ class Expected:
         }
         for name, value in have.items():
             wanted = getattr(self, name)
-            if wanted is None or wanted == value or (name == "backbone_key" and self._may_be(found)):
+            if wanted is None or wanted == value or (name == "backbone_key" and self._may_match(found)):
                 continue
             raise MismatchError(f"checkpoint {path} has {name} {value!r}; expected {wanted!r}: {advice[name]}.")
 
-    def _may_be(self, found: Description) -> bool:
+    def _may_match(self, found: Description) -> bool:
         """Whether the expected backbone has all settings of one whose weights were never seen."""
         if found.backbone.key is not None or self.backbone is None:
             return False
-        return {*PROVENANCE, CONTENT}.issuperset(self._differing(found))
+        return {*PROVENANCE, CONTENT}.issuperset(self._differing_settings(found))
 
-    def _unlike(self, found: Description) -> str:
+    def _describe_differences(self, found: Description) -> str:
         """Names what differs between the checkpoint's backbone and the expected one, as far as both say it."""
         have, wanted = found.backbone.description, self.backbone or {}
         return "".join(
-            f"its {name} is {have.get(name)!r}, here it is {wanted[name]!r}; " for name in self._differing(found)
+            f"its {name} is {have.get(name)!r}, here it is {wanted[name]!r}; "
+            for name in self._differing_settings(found)
         )
 
-    def _differing(self, found: Description) -> list[str]:
+    def _differing_settings(self, found: Description) -> list[str]:
         have, wanted = found.backbone.description, self.backbone or {}
         return [name for name in wanted if have.get(name) != wanted[name]]
 
@@ -150,8 +152,10 @@ def _staged(path: Path, distributed: DistributedContext) -> Iterator[Path]:
 
 
 def _write(folder: Path, description: Description, weights: Mapping[str, Tensor], state: TrainingState | None) -> None:
-    adapter = {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
-    model = {name: value for name, value in weights.items() if not name.startswith(PART)}
+    adapter = {
+        name.removeprefix(ADAPTER_PREFIX): value for name, value in weights.items() if name.startswith(ADAPTER_PREFIX)
+    }
+    model = {name: value for name, value in weights.items() if not name.startswith(ADAPTER_PREFIX)}
     write_tensors(folder / WEIGHTS, model)
     hashes = {"weights_sha256": content_hash(model)}
     if adapter:
@@ -161,14 +165,14 @@ def _write(folder: Path, description: Description, weights: Mapping[str, Tensor]
     if state is not None:
         state.write(folder / TRAINING)
         sync(folder)
-        listed = checksums.to_json(checksums.checksums_of(folder, _own_files(folder)))
+        listed = checksums.to_json(checksums.checksums_of(folder, _checkpoint_files(folder)))
         write_json(folder / TRAINING / COMMITTED, checksums.with_own({"step": state.step, "files": listed}))
 
 
-def _own_files(folder: Path) -> list[Path]:
+def _checkpoint_files(folder: Path) -> list[Path]:
     """Everything that a run is continued from; not what others may put beside it, such as a card."""
     beside = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors")]
-    adapters = checksums.files_in(folder / FOLDER) if (folder / FOLDER).is_dir() else []
+    adapters = checksums.files_in(folder / ADAPTER_FOLDER) if (folder / ADAPTER_FOLDER).is_dir() else []
     return beside + adapters + checksums.files_in(folder / TRAINING, without=[COMMITTED])
 
 
@@ -187,7 +191,7 @@ def read_committed(folder: Path) -> dict[str, checksums.Checksum] | None:
     if set(committed) != {"step", "files", checksums.OWN} or not checksums.is_intact(committed):
         raise DataError(f"{path} is damaged; restore the checkpoint, or start again with --fresh.")
     listed = checksums.parse(committed["files"], path)
-    missing = sorted({path.relative_to(folder).as_posix() for path in _own_files(folder)} - listed.keys())
+    missing = sorted({path.relative_to(folder).as_posix() for path in _checkpoint_files(folder)} - listed.keys())
     if missing:
         raise DataError(f"{folder / missing[0]} is not among the files that {path} lists; restore the checkpoint.")
     if committed["step"] != read_json_object(folder / TRAINING / "state.json", "training state").get("step"):
@@ -258,7 +262,7 @@ def load_checkpoint(
     # The weights were compared with the description, and this compares the description.
     listed = read_committed(folder) or {}
     beside = {name: listed[name] for name in listed if not name.startswith(f"{TRAINING}/")}
-    for fault in checksums.compare(folder, beside, hash_below=SMALL):
+    for fault in checksums.compare(folder, beside, hash_below=HASH_BELOW):
         raise DataError(f"{fault}: the checkpoint is damaged; restore it from a copy, or train again.")
     model.requires_grad_(False)
     return model.eval().to(device), description
@@ -288,7 +292,7 @@ def load_adapter(folder: Path, description: Description) -> dict[str, Tensor]:
     """
     if not description.adapter_sha256:
         return {}
-    weights = from_files(read_tensors(folder / FOLDER / ADAPTER_WEIGHTS))
+    weights = from_files(read_tensors(folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS))
     _check_hash(folder, "adapter's weights", content_hash(weights), description.adapter_sha256)
     return weights
 
@@ -303,7 +307,7 @@ def load_state(path: Path, weights: Mapping[str, Tensor], trained: list[str]) ->
 
 def motion_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The Motion Expert's part of a model's weights."""
-    return {name: value for name, value in weights.items() if name.startswith(MOTION_PART)}
+    return {name: value for name, value in weights.items() if name.startswith(MOTION_PREFIX)}
 
 
 def _check_hash(folder: Path, what: str, found: str, stated: str) -> None:
@@ -335,9 +339,9 @@ def _check_names(file: Path, wanted: Mapping[str, Tensor]) -> None:
             )
 
 
-FOLDER = "adapter"
+ADAPTER_FOLDER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PART = "vlm."
+ADAPTER_PREFIX = "vlm."
 """How the names of the adapters' weights begin among those of a run."""
 
 
@@ -352,12 +356,12 @@ def write_adapter(
     """Writes the adapters' weights into a checkpoint's folder, as peft reads them."""
     backbone = training.backbone
     assert isinstance(backbone, Qwen3VLBackboneConfig) and backbone.lora is not None
-    (folder / FOLDER).mkdir()
-    write_tensors(folder / FOLDER / ADAPTER_WEIGHTS, to_files(weights))
-    describe(folder / FOLDER, backbone.lora, backbone.model, backbone.commit)
+    (folder / ADAPTER_FOLDER).mkdir()
+    write_tensors(folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS, to_files(weights))
+    describe(folder / ADAPTER_FOLDER, backbone.lora, backbone.model, backbone.commit)
 
 
-class Backbones:
+class BackboneCache:
     """Loads the backbones of checkpoints; checkpoints that were trained on the same one share it."""
 
     def __init__(self) -> None:
@@ -377,7 +381,7 @@ class Backbones:
         found = find_backbone(_backbone_settings(folder, description), recorded=recorded.description)
         Expected(backbone_key=found.key, backbone=found.description).check(folder, description)
         if found.key + adapter not in self._loaded:
-            self._loaded[found.key + adapter] = _with_adapter(loaded(found), folder, description)
+            self._loaded[found.key + adapter] = _with_adapter(load_backbone(found), folder, description)
         return self._loaded[found.key + adapter]
 
 

@@ -340,7 +340,7 @@ def stage_episodes(found: Description) -> list[StageEpisodes]:
     others = found.policy.others if found.policy is not None else ()
     second = [] if found.kind == "motion" else [found.data, *(other.data for other in others)]
     rows = []
-    for record in [*second, *(one for one in first if not _among(one, second))]:
+    for record in [*second, *(one for one in first if not _is_among(one, second))]:
         motion = next((one for one in first if _same_dataset(one, record)), None)
         policy = record if record in second else None
         rows.append(
@@ -358,5 +358,5 @@ def _same_dataset(one: DataRecord, other: DataRecord) -> bool:
     return bool(one.dataset) and one.dataset == other.dataset
 
 
-def _among(one: DataRecord, others: Sequence[DataRecord]) -> bool:
+def _is_among(one: DataRecord, others: Sequence[DataRecord]) -> bool:
     return any(_same_dataset(one, other) for other in others)

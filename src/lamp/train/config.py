@@ -193,7 +193,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class FeatureSettings:
     """Through which backbone a dataset is seen."""
 
     backbone: BackboneConfig = field(default_factory=SmallBackboneConfig)

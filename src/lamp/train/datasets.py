@@ -41,7 +41,7 @@ JOINT_NAME = re.compile(r"joint|motor|shoulder|elbow|\.pos\b", re.IGNORECASE)
 """What datasets call values of a state that are angles of joints, and no rotation of the hand."""
 LEAST_STROKE = 0.5
 """Of a gripper from 0 to 1 whose convention is not given: one that is closed around something may never reach 0."""
-GRIPPER_MARGIN_TOLD = 0.1
+GRIPPER_MARGIN_CALIBRATED = 0.1
 """The same where the embodiment says what is open and what closed: a gripper may reach somewhat further, in units of its own."""
 
 
@@ -202,7 +202,7 @@ def cached_parts(samples: PolicySamples | MixedSamples | ImageSamples | None) ->
     return [part for part in parts if isinstance(part, PolicySamples)]
 
 
-def near_ends(values: Float[np.ndarray, " n"]) -> bool:
+def is_open_or_closed(values: Float[np.ndarray, " n"]) -> bool:
     """Whether a gripper is only ever open or closed, 1 or 0."""
     return bool((np.minimum(np.abs(values), np.abs(values - 1)) <= GRIPPER_MARGIN).all())
 
@@ -223,17 +223,17 @@ def check_rotation(transform: StateTransform, embodiment: Embodiment, dataset: L
     elif wanted in embodiment.rotations:
         return
     else:
-        rotations = [f"{_worded(one.rotation)} at {one.start}" for one in embodiment.rotations]
+        rotations = [f"{_describe_rotation(one.rotation)} at {one.start}" for one in embodiment.rotations]
         have = " and ".join(rotations) or "no rotation, but joint angles"
     named = "" if embodiment.rotations is None else f" --embodiment {embodiment.name}"
     raise MismatchError(
         f"{dataset.root}: the recipe takes values {wanted.start} to {wanted.start + wanted.rotation.SIZE - 1} of the state "
-        f"for {_worded(wanted.rotation)}; the state of the embodiment {embodiment.name!r} has {have}. Expected the same: make "
-        f"a recipe with `lamp recipe fit {dataset.root}{named}`"
+        f"for {_describe_rotation(wanted.rotation)}; the state of the embodiment {embodiment.name!r} has {have}. Expected the "
+        f"same: make a recipe with `lamp recipe fit {dataset.root}{named}`"
     )
 
 
-def _worded(rotation: StateRotationFormat) -> str:
+def _describe_rotation(rotation: StateRotationFormat) -> str:
     if isinstance(rotation, Quaternion):
         return f"a quaternion {rotation.order}"
     name = "roll, pitch and yaw" if isinstance(rotation, RollPitchYaw) else "an axis-angle"
@@ -262,13 +262,13 @@ def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment
     for dimension in binary:
         values = actions[:, dimension] if dimension < actions.shape[1] else actions[:0, 0]
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-        margin = GRIPPER_MARGIN_TOLD if dimension in known else GRIPPER_MARGIN
+        margin = GRIPPER_MARGIN_CALIBRATED if dimension in known else GRIPPER_MARGIN
         if not -margin <= low <= high <= 1 + margin:
             raise MismatchError(
                 f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}; expected 0 to 1. "
                 "Give the embodiment its convention, or set gripper to None to learn it as any other dimension."
             )
-        if dimension not in known and high - low < LEAST_STROKE and not near_ends(values):
+        if dimension not in known and high - low < LEAST_STROKE and not is_open_or_closed(values):
             raise MismatchError(
                 f"{root}: the gripper, dimension {dimension} of the action, goes from {low:g} to {high:g}, as one in units "
                 "of its own does, such as metres; expected 0 to 1. Give the embodiment its convention (`lamp recipe fit "

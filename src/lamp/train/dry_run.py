@@ -112,7 +112,7 @@ def memory(stage: AnyStage, device: str, count: int) -> MemoryPlan | None:
         largest_batch={
             str(gib): largest_batch(training, shape, limit, device, processes=count) for gib, limit in limits.items()
         },
-        data=_data(stage),
+        data=_data_in_memory(stage),
     )
 
 
@@ -125,7 +125,7 @@ def batch_shape(stage: AnyStage, count: int) -> BatchShape:
     return replace(BatchShape.of(batch), hidden=hidden)
 
 
-def outline(stage: AnyStage, description: Description, done: int, count: int) -> str:
+def summary_line(stage: AnyStage, description: Description, done: int, count: int) -> str:
     """What is about to be trained, in one line."""
     planned = amount(stage, description, done, count)
     trained, frozen = (_count_text(sum(counts.values())) for counts in (planned.trained, planned.frozen))
@@ -145,7 +145,7 @@ def _count_text(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
 
 
-def _data(stage: AnyStage) -> dict[str, int]:
+def _data_in_memory(stage: AnyStage) -> dict[str, int]:
     folders = {part.features.folder for part in parts_of(stage) if not isinstance(part.features, LiveFeatures)}
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     found = {"features (mapped)": sum(file.stat().st_size for file in files)} if folders else {}
@@ -156,12 +156,12 @@ def _data(stage: AnyStage) -> dict[str, int]:
             # Start and increments in float32; visibility, and a mask for each axis.
             each = rows * columns * (12 + flow.horizon * (12 + 1 + 3))
             found["scene flow"] = min(each * len(flow), MEMORY_LIMIT)
-    if hidden := hidden_bytes(stage):
+    if hidden := hidden_states_size(stage):
         found["motion hidden states (mapped)"] = hidden
     return found
 
 
-def hidden_bytes(stage: AnyStage) -> int:
+def hidden_states_size(stage: AnyStage) -> int:
     """Of the motion hidden states, where they are computed before."""
     shape = stage.model.config.hidden_shape
     if not isinstance(stage, PolicyStage) or shape is None:
@@ -205,12 +205,12 @@ class Planner:
         """As `run_stage`, but for what it does."""
         check_sharding(loop.sharding, distributed.world_size)
         self.main = distributed.is_main
-        done = _done(out, fresh=fresh)
-        _stand_in_hidden(stage)
-        is_here = torch.device(loop.device).type == torch.device(self.device).type
-        seconds = _time(stage, loop, out, done, distributed) if is_here else None
+        done = _completed_steps(out, fresh=fresh)
+        _use_placeholder_hidden_states(stage)
+        is_present = torch.device(loop.device).type == torch.device(self.device).type
+        seconds = _time_plan(stage, loop, out, done, distributed) if is_present else None
         held = memory(stage, self.device, distributed.world_size)
-        disk = _disk(stage, out)
+        disk = _disk_plan(stage, out)
         self.plan = RunPlan(
             stage=stage.name,
             out=str(out),
@@ -243,7 +243,7 @@ class Planner:
         return notes
 
 
-def announced(
+def run_stage_with_summary(
     stage: Any,
     loop: LoopConfig,
     description: Description,
@@ -254,13 +254,13 @@ def announced(
     distributed: DistributedContext = SINGLE_PROCESS,
 ) -> TrainingResult:
     """`run_stage`, which says in one line what it is about to train."""
-    done = _done(out, fresh=fresh)
+    done = _completed_steps(out, fresh=fresh)
     if distributed.is_main and done < loop.steps:
-        say(f"{stage.name}: {outline(stage, description, done, distributed.world_size)}")
+        say(f"{stage.name}: {summary_line(stage, description, done, distributed.world_size)}")
     return run_stage(stage, loop, description, out, fresh=fresh, prepare=prepare, distributed=distributed)
 
 
-def _done(out: Path, *, fresh: bool) -> int:
+def _completed_steps(out: Path, *, fresh: bool) -> int:
     """Steps of the run that would be continued."""
     there = not fresh and (out / CHECKPOINT / FILE_NAME).is_file()
     return read_description(out / CHECKPOINT).step if there else 0
@@ -282,7 +282,7 @@ class ZeroHiddenStates(HiddenStates):
         return np.zeros((len(samples), *self._size), np.float16)
 
 
-def _stand_in_hidden(stage: AnyStage) -> None:
+def _use_placeholder_hidden_states(stage: AnyStage) -> None:
     """Lets batches come with hidden states, as they will where those are computed beforehand."""
     shape = stage.model.config.hidden_shape
     if not isinstance(stage, PolicyStage) or shape is None or not stage.config.stored_draws:
@@ -295,20 +295,20 @@ def _stand_in_hidden(stage: AnyStage) -> None:
             part.motion_hidden = ZeroHiddenStates(len(part), *shape)
 
 
-def _disk(stage: AnyStage, out: Path) -> DiskPlan:
+def _disk_plan(stage: AnyStage, out: Path) -> DiskPlan:
     loop = stage.config.loop
     weights = sum(value.numel() * value.element_size() for value in stage.model.state_dict().values())
     trained = sum(value.numel() * value.element_size() for value in stage.parameters().values())
     # Two moments for each trained weight, and the weights themselves where the checkpoint's are their average.
     checkpoint = weights + 2 * trained + (trained if loop.ema is not None else 0)
-    hidden = hidden_bytes(stage)
+    hidden = hidden_states_size(stage)
     there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     return DiskPlan(
         checkpoint=checkpoint, hidden=hidden, total=2 * checkpoint + hidden, free=shutil.disk_usage(there).free
     )
 
 
-def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int, distributed: DistributedContext) -> TimePlan:
+def _time_plan(stage: AnyStage, loop: LoopConfig, out: Path, done: int, distributed: DistributedContext) -> TimePlan:
     trainer = Trainer(stage, loop, out, save=lambda state: None, distributed=distributed)
     begun, seconds = time.perf_counter(), trainer.rehearse(1)
     # All processes take as many steps: those that the main one has patience for.
@@ -335,7 +335,7 @@ def _time(stage: AnyStage, loop: LoopConfig, out: Path, done: int, distributed: 
 
 
 def _hidden_time(stage: AnyStage) -> float:
-    if not isinstance(stage, PolicyStage) or not hidden_bytes(stage):
+    if not isinstance(stage, PolicyStage) or not hidden_states_size(stage):
         return 0.0
     first = parts_of(stage)[0]
     assert isinstance(first, PolicySamples)
@@ -344,14 +344,14 @@ def _hidden_time(stage: AnyStage) -> float:
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        _hidden(stage.config.loop, model, first.batch(indices))
+        _compute_hidden(stage.config.loop, model, first.batch(indices))
         times.append(time.perf_counter() - started)
     held_out = 0 if stage.validation is None else len(stage.validation)
     return times[-1] / len(indices) * (len(stage.samples) * stage.config.stored_draws + held_out)
 
 
 @torch.inference_mode()
-def _hidden(loop: LoopConfig, model: LaMP, batch: TokenBatch) -> None:
+def _compute_hidden(loop: LoopConfig, model: LaMP, batch: TokenBatch) -> None:
     encoded = batch.encoded.to(loop.device)
     with loop.precision.autocast(loop.device):
         noise = model.motion_noise(len(encoded.mask), torch.default_generator, loop.device)
@@ -365,7 +365,7 @@ def _validation_time(stage: AnyStage, done: int) -> float:
     config: Any = stage.config
     few = min(VALIDATED, len(stage.validation))
     wanted = min(config.validation_samples, len(stage.validation))
-    stage.config = _with_few(config, few)
+    stage.config = _with_few_samples(config, few)
     started = time.perf_counter()
     stage.validate()
     each = (time.perf_counter() - started) / few
@@ -377,7 +377,7 @@ def _validation_time(stage: AnyStage, done: int) -> float:
     return each * (wanted * validations + at_the_end)
 
 
-def _with_few(config: Any, few: int) -> Any:
+def _with_few_samples(config: Any, few: int) -> Any:
     changes = {"validation_samples": few}
     if isinstance(config, PolicyTraining):
         # The whole chunks of a few samples: as many for each as there are in a full validation.

@@ -14,7 +14,7 @@ from lamp.data.embodiment import Embodiment
 from lamp.data.policy_dataset import PolicyScaling
 from lamp.errors import MismatchError
 from lamp.model.lamp import LaMP, LaMPConfig
-from lamp.train.checkpoint import PART, Expected, load_adapter, load_checkpoint
+from lamp.train.checkpoint import ADAPTER_PREFIX, Expected, load_adapter, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, StartedFrom, checkpoint_folder
 from lamp.train.run_folder import first_difference
 
@@ -57,7 +57,7 @@ class FineTune:
             path=path,
             description=description,
             weights=model.state_dict(),
-            adapter={PART + name: value for name, value in adapter.items()},
+            adapter={ADAPTER_PREFIX + name: value for name, value in adapter.items()},
             normalizers=normalizers,
         )
 

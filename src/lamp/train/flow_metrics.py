@@ -215,11 +215,11 @@ def constant_velocity(data: AnyMotionSamples, part: Int64[np.ndarray, " b"]) -> 
     has = np.flatnonzero(earlier >= 0)
     if len(has):
         before = data.flow(earlier[has])
-        velocity[has] = _arriving(before, now.start[has])
+        velocity[has] = _arrival_samples(before, now.start[has])
     return velocity[:, :, None].expand_as(now.increments).clone()
 
 
-def _arriving(before: SceneFlow, start: Float[Tensor, "b k 3"]) -> Float[Tensor, "b k 3"]:
+def _arrival_samples(before: SceneFlow, start: Float[Tensor, "b k 3"]) -> Float[Tensor, "b k 3"]:
     """The first step of the earlier record's point that ended nearest to each start; zero where none is known."""
     step = before.increments[:, :, 0]
     ended = (before.start + step)[..., :2]

@@ -17,7 +17,7 @@ from lamp.model.qwen3_vl import Qwen3VLBackbone
 from lamp.model.qwen_lora import adapters, recompute_layers
 from lamp.seeding import Source, uniform
 from lamp.train.breakdown import StepLoss
-from lamp.train.checkpoint import PART
+from lamp.train.checkpoint import ADAPTER_PREFIX
 from lamp.train.config import PolicyTraining, UnseenEpisodes
 from lamp.train.metrics import Value
 from lamp.train.stages import PolicyStage
@@ -52,7 +52,10 @@ class AdaptedStage(PolicyStage[ObservedBatch]):
         return {**super().blocks, **dict.fromkeys([*vlm.visual.blocks, *vlm.language_model.layers], ())}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {**super().parameters(), **{PART + name: value for name, value in adapters(self.backbone.vlm).items()}}
+        return {
+            **super().parameters(),
+            **{ADAPTER_PREFIX + name: value for name, value in adapters(self.backbone.vlm).items()},
+        }
 
     def train_mode(self) -> None:
         super().train_mode()

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from lamp.flow_matching import Uniform
 from lamp.model.guidance import FlowHead
-from lamp.model.lamp import LaMP, recompute
+from lamp.model.lamp import LaMP, checkpoint_activations
 from lamp.train.config import BFloat16, FullySharded, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import Ema
 from lamp.types import Encoded, Motion, MotionBatch, PolicyBatch, TokenBatch
@@ -252,7 +252,7 @@ def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> La
                 part.requires_grad_(True).train()
     if training.loop.recompute:
         # A CPU's autocast comes back by itself where blocks are computed again, what stands for a GPU's does not.
-        recompute(model, None if place.type == "cpu" else lambda: _precision(training.loop, place.type))
+        checkpoint_activations(model, None if place.type == "cpu" else lambda: _precision(training.loop, place.type))
     return model
 
 

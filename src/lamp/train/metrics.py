@@ -150,16 +150,16 @@ class Trackers:
             try:
                 sink.log(values, step)
             except Exception as error:
-                self._drop(name, error)
+                self._disable(name, error)
 
     def close(self) -> None:
         for name, sink in list(self._sinks.items()):
             try:
                 sink.close()
             except Exception as error:
-                self._drop(name, error)
+                self._disable(name, error)
 
-    def _drop(self, name: str, error: Exception) -> None:
+    def _disable(self, name: str, error: Exception) -> None:
         del self._sinks[name]
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         say(f"tracker {name} is left out from now on ({reason}); metrics.jsonl has everything.")

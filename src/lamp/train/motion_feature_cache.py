@@ -44,7 +44,7 @@ FORMAT, VERSION = "lamp-hidden", 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenSettings:
+class HiddenStateSettings:
     """Everything that z_m of a frame depends on, but the frame."""
 
     motion: str
@@ -76,7 +76,7 @@ class HiddenSettings:
 
 def hidden_settings(
     config: PolicyTraining, motion: str, features: str, true_motion: TrueMotion | None = None
-) -> HiddenSettings:
+) -> HiddenStateSettings:
     """What z_m depends on in a training.
 
     Args:
@@ -84,19 +84,19 @@ def hidden_settings(
         features: Key of the backbone.
         true_motion: What an oracle knows.
     """
-    return HiddenSettings(
+    return HiddenStateSettings(
         motion=motion, model=config.model, loop=config.loop, features=features, true_motion=true_motion
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenWork:
+class HiddenStateTask:
     """Computes z_m of episodes."""
 
     store: FeatureStore
     features: Features
     model: LaMP
-    settings: HiddenSettings
+    settings: HiddenStateSettings
     draws: int
     device: list[str]
     """One: where the model is."""
@@ -170,8 +170,8 @@ def motion_noise(model: LaMP, *address: int | str) -> Float[Tensor, "k t 3"]:
     return model.motion_noise(1, generator_at(*address))[0]
 
 
-def make_hidden(
-    work: HiddenWork,
+def cache_hidden_states(
+    work: HiddenStateTask,
     episodes: Sequence[int],
     workers: Workers,
     *,
@@ -203,8 +203,8 @@ def make_hidden(
     build_with_progress(work, todo, frames, workers, progress)
 
 
-def hidden_store(
-    folder: Path, features: Features, settings: HiddenSettings, draws: int, augmentation: Augmentation
+def hidden_states_folder(
+    folder: Path, features: Features, settings: HiddenStateSettings, draws: int, augmentation: Augmentation
 ) -> FeatureStore:
     """The shards of z_m with these settings, in a folder for z_m with any."""
     least, known, flags = {"draws": draws}, features.fingerprints, MOTION
@@ -227,10 +227,10 @@ class FingerprintsWithFlow(EpisodeFingerprints):
         self._pictures.find(episodes)
 
 
-def samples_hidden(
+def hidden_states_of(
     model: LaMP,
     samples: PolicySamples,
-    settings: HiddenSettings,
+    settings: HiddenStateSettings,
     *,
     draws: int,
     run: Path,
@@ -249,16 +249,18 @@ def samples_hidden(
     """
     features = samples.features
     augmentation = features.augmentation if samples.view_count else NO_AUGMENTATION
-    store = hidden_store(features.folder / HIDDEN, features, settings, draws, augmentation)
+    store = hidden_states_folder(features.folder / HIDDEN, features, settings, draws, augmentation)
     if (store.folder / HIDDEN_MANIFEST).exists():
         store.check(episodes=samples.episodes)
     else:
-        _warn_of_others(features.folder / HIDDEN, settings, features)
+        _warn_of_stale_caches(features.folder / HIDDEN, settings, features)
         folder = run / hashlib.sha256(str(features.folder).encode()).hexdigest()[:8]
-        store = hidden_store(folder, features, settings, draws, augmentation)
+        store = hidden_states_folder(folder, features, settings, draws, augmentation)
         device = settings.loop.device
-        work = HiddenWork(store=store, features=features, model=model, settings=settings, draws=draws, device=[device])
-        make_hidden(work, samples.episodes, Workers(), progress=progress)
+        work = HiddenStateTask(
+            store=store, features=features, model=model, settings=settings, draws=draws, device=[device]
+        )
+        cache_hidden_states(work, samples.episodes, Workers(), progress=progress)
     place = samples.rows - features.index.first[samples.episode]
     return HiddenStates(store, episode=samples.episode, place=place, draws=draws)
 
@@ -269,7 +271,7 @@ class StoredHiddenStates(TypedDict):
     settings: dict[str, Any]
 
 
-def _warn_of_others(kept: Path, settings: HiddenSettings, features: Features) -> None:
+def _warn_of_stale_caches(kept: Path, settings: HiddenStateSettings, features: Features) -> None:
     """Says that z_m is stored, but with other settings only: what is computed anew had perhaps been meant to be read."""
     found: list[tuple[Path, list[str]]] = []
     for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):

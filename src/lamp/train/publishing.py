@@ -12,8 +12,7 @@ from lamp import checksums
 from lamp.errors import DataError, unknown
 from lamp.files import atomic_path, atomic_write_text
 from lamp.hub import Fetch, HubId, check_card, fetch, upload
-from lamp.train.checkpoint import FOLDER as ADAPTER
-from lamp.train.checkpoint import WEIGHTS, load_adapter, load_checkpoint
+from lamp.train.checkpoint import ADAPTER_FOLDER, WEIGHTS, load_adapter, load_checkpoint
 from lamp.train.checkpoint_metadata import FILE_NAME, checkpoint_folder, parse_description, read_description
 from lamp.train.config import Imported
 from lamp.train.model_card import Publication, model_card
@@ -21,7 +20,7 @@ from lamp.train.model_card import Publication, model_card
 CARD = "README.md"
 VLM = tuple(f"vlm/{pattern}" for pattern in ("*.safetensors", "*.json", "*.txt", "*.jinja"))
 """Of an imported policy that holds its own vision-language model."""
-ADAPTERS = (f"{ADAPTER}/*.safetensors", f"{ADAPTER}/*.json")
+ADAPTERS = (f"{ADAPTER_FOLDER}/*.safetensors", f"{ADAPTER_FOLDER}/*.json")
 """Of a policy that was trained with adapters in its vision-language model."""
 PUBLISHED = (FILE_NAME, WEIGHTS, CARD, *VLM, *ADAPTERS)
 """All that is published and copied: the state that continues a run stays where it is."""
@@ -183,6 +182,6 @@ def copy_vlm(source: Path, target: Path) -> None:
     """Takes along the vision-language model that an imported checkpoint holds, or the adapters that were trained in it."""
     description = read_description(source)
     folders = [description.training.vlm.folder] if isinstance(description.training, Imported) else []
-    for folder in (*folders, ADAPTER if description.adapter_sha256 else None):
+    for folder in (*folders, ADAPTER_FOLDER if description.adapter_sha256 else None):
         if folder is not None:
             shutil.copytree(checkpoint_folder(source) / folder, target / folder)

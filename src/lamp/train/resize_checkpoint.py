@@ -29,7 +29,7 @@ def resize_checkpoint(
 ) -> Description:
     """Writes the weights of a Stage-1 checkpoint as one of another grid or horizon, at `out/checkpoint`.
 
-    Stage 2 takes it for a model whose Motion Expert is `resized` in the same way, see `following`.
+    Stage 2 takes it for a model whose Motion Expert is `resized` in the same way, see `follow_motion`.
 
     Args:
         grid: Rows and columns of grid points over the same image; the same by default.
@@ -58,7 +58,7 @@ def resize_checkpoint(
     return description
 
 
-def following(model: LaMPConfig, checkpoint: Path) -> LaMPConfig:
+def follow_motion(model: LaMPConfig, checkpoint: Path) -> LaMPConfig:
     """Returns a model whose Motion Expert is resized like that of a motion checkpoint, where that one was."""
     found = read_description(checkpoint).model.motion
     if model.motion is None or model.motion.reference is not None or found is None or found.reference is None:

@@ -24,8 +24,8 @@ from lamp.json_files import write_json
 from lamp.model.qwen3_vl import PROVENANCE
 from lamp.progress import say
 from lamp.train.checkpoint import (
-    PART,
-    SMALL,
+    ADAPTER_PREFIX,
+    HASH_BELOW,
     check_files,
     load_adapter,
     load_state,
@@ -115,11 +115,11 @@ def run_stage(
         KeyboardInterrupt: The user, or the system, asked to stop; a checkpoint has been written.
     """
     path = out / CHECKPOINT
-    with _alone_in(out, distributed):
+    with _exclusive_use(out, distributed):
         if fresh:
             distributed.on_main(lambda: clear(out))
         distributed.on_main(lambda: recover(path))
-        state = _continued(stage, description, path, distributed)
+        state = _resume_state(stage, description, path, distributed)
         if state is not None and state.finished:
             _say(
                 distributed,
@@ -148,7 +148,7 @@ def run_stage(
 
 
 @contextmanager
-def _alone_in(out: Path, distributed: DistributedContext) -> Iterator[None]:
+def _exclusive_use(out: Path, distributed: DistributedContext) -> Iterator[None]:
     """Keeps other trainings out of a folder; the main process holds the lock for all of this one."""
     with ExitStack() as stack:
         lock = locked(out / ".lock", f"another process is training in {out}; wait for it, or choose another --out.")
@@ -161,7 +161,7 @@ def _say(distributed: DistributedContext, text: str) -> None:
         say(text)
 
 
-def is_here(device: str) -> bool:
+def has_device(device: str) -> bool:
     """Whether this machine has a device.
 
     Raises:
@@ -183,7 +183,7 @@ def check_device(device: str, flag: str = "--loop.device") -> None:
     Raises:
         ConfigError: This machine has no such device.
     """
-    if not is_here(device):
+    if not has_device(device):
         raise ConfigError(f"device {device!r} given, and this machine has no GPU; expected {flag} cpu.")
 
 
@@ -197,19 +197,19 @@ def clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _continued(
+def _resume_state(
     stage: Stage[Any], description: Description, path: Path, distributed: DistributedContext
 ) -> TrainingState | None:
     if not path.exists():
         return None
-    distributed.on_main(lambda: check_files(path, hash_below=SMALL))
+    distributed.on_main(lambda: check_files(path, hash_below=HASH_BELOW))
     previous = read_description(path)
     longer = _is_longer(previous, description)
     _check_same(path, previous, description, longer=longer)
     if not distributed.from_main(lambda: check_files(path)):
         _say(distributed, f"{path} was written without checksums, by an earlier version: it is continued as it is.")
     weights = load_weights(path, previous, stage.model)
-    weights |= {PART + name: value for name, value in load_adapter(path, previous).items()}
+    weights |= {ADAPTER_PREFIX + name: value for name, value in load_adapter(path, previous).items()}
     state = load_state(path, weights, list(stage.parameters()))
     if not longer:
         return state
@@ -236,7 +236,7 @@ def _is_longer(previous: Description, now: Description) -> bool:
 
 def _check_same(path: Path, previous: Description, now: Description, *, longer: bool) -> None:
     for what in ("kind", "model", "training", "backbone", "flow", "policy", "data", "motion_source", "started_from"):
-        one, other = (_comparable(getattr(item, what), what) for item in (previous, now))
+        one, other = (_resume_relevant(getattr(item, what), what) for item in (previous, now))
         if what == "training" and longer:
             one["loop"], other["loop"] = _without(one["loop"], LENGTH), _without(other["loop"], LENGTH)
         found = first_difference(one, other, what)
@@ -248,24 +248,24 @@ def _check_same(path: Path, previous: Description, now: Description, *, longer: 
             )
 
 
-def _comparable(value: Any, what: str) -> Any:
+def _resume_relevant(value: Any, what: str) -> Any:
     plain = to_json(value)
     if what == "training":
         plain["loop"] = _without(plain["loop"], FREE_TO_CHANGE)
         plain["backbone"] = _without(plain["backbone"], PROVENANCE)
-        plain = {**plain, **{name: _without_reports(plain[name]) for name in ("embodiment", "also") if name in plain}}
+        plain = {**plain, **{name: _without_notes(plain[name]) for name in ("embodiment", "also") if name in plain}}
     if what in ("policy", "data", "flow", "motion_source", "started_from"):
-        return _without_reports(plain)
+        return _without_notes(plain)
     if what == "backbone":
         plain["description"] = _without(plain["description"], PROVENANCE)
     return plain
 
 
-def _without_reports(plain: Any) -> Any:
+def _without_notes(plain: Any) -> Any:
     """Leaves away what earlier versions did not note, and what the rest of a record tells as well."""
     if isinstance(plain, Mapping):
-        return {name: _without_reports(item) for name, item in plain.items() if name not in NOTES}
-    return [_without_reports(item) for item in plain] if isinstance(plain, list) else plain
+        return {name: _without_notes(item) for name, item in plain.items() if name not in NOTES}
+    return [_without_notes(item) for item in plain] if isinstance(plain, list) else plain
 
 
 def _without(plain: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.data.mixture import AnyMotionSamples, MixedSamples, Mixture, mixture_weights
 from lamp.data.policy_dataset import PolicySamples
 from lamp.model.guidance import PathTokenizer
-from lamp.model.lamp import LaMP, recompute, required
+from lamp.model.lamp import LaMP, checkpoint_activations, required
 from lamp.seeding import Source, normal, uniform
 from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, by_tau, clamped
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes
@@ -32,7 +32,7 @@ ActionBatch = TypeVar("ActionBatch", PolicyBatch, ObservedBatch)
 Tokens = TypeVar("Tokens", bound=TokenBatch)
 
 
-HANDED_OVER = 256
+STATISTICS_SAMPLES = 256
 """Training samples over which it is measured how what the Motion Expert hands over is distributed."""
 
 
@@ -176,7 +176,7 @@ class MotionStage(Stage[MotionBatch]):
         lengths = [len(part) for part in samples.parts] if isinstance(samples, Mixture) else [len(samples)]
         self.loader = StageLoader(samples, config.loop, share, mixture_weights(lengths, config.weights))
         if config.loop.recompute:
-            recompute(model)
+            checkpoint_activations(model)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
@@ -239,9 +239,9 @@ class PolicyStage(Stage[ActionBatch]):
         self.loader = StageLoader(batches, config.loop, share, mixture_weights(lengths, config.weights))
         self.hidden_noise: Tensor | None = None
         if config.loop.recompute:
-            recompute(model)
+            checkpoint_activations(model)
 
-    def fit_hand_over(self) -> None:
+    def fit_hidden_statistics(self) -> None:
         """Measures how what the Motion Expert hands over is distributed: a path is standardised by that, and noise is matched
         to it. What a path has been standardised by stays, in a run that goes on and in a fine-tune."""
         share, guidance = self.config.hidden_noise_share, self.model.guidance
@@ -251,7 +251,7 @@ class PolicyStage(Stage[ActionBatch]):
         if is_path and guidance.fitted:
             self.hidden_noise = share * guidance.scale if share else None
             return
-        mean, std = self._hidden_spread()
+        mean, std = self._hidden_statistics()
         if is_path:
             guidance.fit(mean, std)
             std = guidance.scale
@@ -260,11 +260,11 @@ class PolicyStage(Stage[ActionBatch]):
         self.hidden_noise = share * std if share else None
 
     @torch.no_grad()
-    def _hidden_spread(self) -> tuple[Float[Tensor, "m dm"], Float[Tensor, "m dm"]]:
+    def _hidden_statistics(self) -> tuple[Float[Tensor, "m dm"], Float[Tensor, "m dm"]]:
         """Mean and standard deviation of each value that is handed over, over a few hundred training samples."""
         self.model.eval()
         loop, at_once = self.config.loop, 32  # whatever the number of processes, for the same noise
-        indices, found = spread(len(self.samples), HANDED_OVER), []
+        indices, found = spread(len(self.samples), STATISTICS_SAMPLES), []
         for number, start in enumerate(range(0, len(indices), at_once)):
             part = indices[start : start + at_once]
             seen = cast(ActionBatch, self.samples.batch(part).to(loop.device))

@@ -94,7 +94,7 @@ def train_motion(
     here = replace(config, loop=here.loop)
     held_out = [(one, one.sources.split.validation) for one in datasets if one.sources.split.validation]
     parts = [one.samples(config, episodes, samples.bounds) for one, episodes in held_out]
-    validation = _mixed(parts) if parts else None
+    validation = _mix(parts) if parts else None
     seed_everything(config.loop.seed, "weights")
     model = LaMP(config.model)
     if tuned is not None:
@@ -166,7 +166,7 @@ def _open_datasets(
         whole = not opened or not _timed(config) or (config.flow_frames or 1) % store.description.sampling.stride == 0
         stride = at_stride(config, store).flow_stride if whole else config.flow_stride
         now = _Dataset(sources=sources, store=store, stride=stride)
-        opened.append(_paced(now, opened[0].step_s, config.rates, timed=_timed(config)) if opened else now)
+        opened.append(_match_step_time(now, opened[0].step_s, config.rates, timed=_timed(config)) if opened else now)
         # Together with those before it: the instructions of all datasets have to be told apart.
         instructions = [text for one in opened for text in one.sources.dataset.tasks]
         check_instructions(found, instructions, ", ".join(str(one.sources.dataset.root) for one in opened))
@@ -176,7 +176,7 @@ def _open_datasets(
     return opened
 
 
-def _paced(one: _Dataset, step_s: float, rates: RateMixing, *, timed: bool) -> _Dataset:
+def _match_step_time(one: _Dataset, step_s: float, rates: RateMixing, *, timed: bool) -> _Dataset:
     """Lets a dataset's flow steps take the same time as the first one's, where they are `timed`.
 
     Raises:
@@ -211,11 +211,11 @@ def _timed(config: MotionTraining) -> bool:
     return isinstance(config.retiming, ByTime)
 
 
-def _parts(samples: AnyMotionSamples) -> tuple[MotionSamples, ...]:
+def _parts_of(samples: AnyMotionSamples) -> tuple[MotionSamples, ...]:
     return samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
 
 
-def _mixed(parts: Sequence[MotionSamples]) -> AnyMotionSamples:
+def _mix(parts: Sequence[MotionSamples]) -> AnyMotionSamples:
     return MixedMotionSamples(parts) if len(parts) > 1 else parts[0]
 
 
@@ -296,7 +296,7 @@ def _with_data_std(
     if known is not None:
         preconditioning = known.preconditioning
     else:
-        preconditioning = Preconditioning(data_std=distributed.from_main(lambda: flow_std(_parts(samples))))
+        preconditioning = Preconditioning(data_std=distributed.from_main(lambda: flow_std(_parts_of(samples))))
     motion = replace(config.motion, preconditioning=preconditioning)
     return replace(config, model=replace(config.model, motion=motion))
 
@@ -356,7 +356,7 @@ def evaluate_flow(
     steps, rest = divmod(recorded.stride, store.description.sampling.stride)
     here = _Dataset(sources=sources, store=store, stride=config.flow_stride if rest else steps)
     if config.also:
-        here = _paced(here, recorded.stride / recorded.fps, "resampled", timed=_timed(config))
+        here = _match_step_time(here, recorded.stride / recorded.fps, "resampled", timed=_timed(config))
     samples = here.samples(config, chosen, recorded.bounds)
     indices = spread(len(samples), frames or len(samples))
     return measure_flow(model.to(settings.device), samples, indices, loop=settings)
@@ -492,7 +492,7 @@ def _with_bounds(
     bounds = distributed.from_main(fitted)
     for part in parts:
         part.bounds = bounds
-    found = _mixed(parts)
+    found = _mix(parts)
     if distributed.is_main and isinstance(rule, BoundsRule) and (floored := rule.floored(bounds)):
         moved = "image fractions" if "depth" not in floored else "image fractions, metres in depth"
         print(
@@ -511,7 +511,7 @@ def _describe(
     clamped: tuple[float, float, float],
 ) -> Description:
     motion = config.motion
-    parts = _parts(samples)
+    parts = _parts_of(samples)
     stores = [to_line(to_json(one.store.description)) for one in datasets]
     own, *others = [
         one.sources.record(samples=len(part), also=[store])

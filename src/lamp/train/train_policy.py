@@ -52,7 +52,7 @@ from lamp.train.datasets import (
 from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.lora import AdaptedStage
-from lamp.train.motion_feature_cache import hidden_settings, samples_hidden
+from lamp.train.motion_feature_cache import hidden_settings, hidden_states_of
 from lamp.train.run_folder import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.stages import PolicyStage
 from lamp.train.train_motion import current_store, flow_of_policy
@@ -92,12 +92,12 @@ def train_policy(
     torch.set_num_threads(config.loop.threads)
     distributed = distributed_context(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=distributed.device(config.loop.device)))
-    tuned = _fine_tuned(config, start, normalizers, backbone)
+    tuned = _start_checkpoint(config, start, normalizers, backbone)
     config = _with_fitted_prior(config, motion_checkpoint, tuned)
     here = replace(config, loop=here.loop)
     if backbone is None:
         _check_pooling(config)
-    datasets = open_datasets(here, data, backbone, features, _kept_scalings(tuned))
+    datasets = open_datasets(here, data, backbone, features, _reused_scalings(tuned))
     sources = datasets[0].sources
     model, motion = build_model(config, sources, motion_checkpoint, tuned)
     parts = [one.samples(config, one.sources.split.train, augmented=True) for one in datasets]
@@ -106,7 +106,7 @@ def train_policy(
     validation = mixed([one.samples(config, episodes) for one, episodes in held_out]) if held_out else None
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
         for one, part in zip(datasets, cached_parts(samples), strict=True):
-            part.show_prior_in(_unseen(one.sources, motion))
+            part.show_prior_in(_unseen_episodes(one.sources, motion))
     if tuned is None:
         fit_baseline(model, parts)
     flow_read: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def train_policy(
     description = replace(description, started_from=tuned.record if tuned else None)
     if distributed.is_main:
         for one in datasets:
-            _warn_of_floors(one, config)
+            _warn_of_small_actions(one, config)
     true_motions: list[TrueMotion | None] = [None] * len(datasets)
     if config.prior == "oracle" and motion is not None:
         true_motions = [true_motion(config, one.sources, motion.flow, own=one is datasets[0]) for one in datasets]
@@ -140,7 +140,7 @@ def train_policy(
             for of_all, draws in ((samples, config.stored_draws), (validation, 1)):
                 for part in cached_parts(of_all):
                     _cache_hidden(model, part, draws, here, description, out, known[id(part.features)])
-        stage.fit_hand_over()
+        stage.fit_hidden_statistics()
 
     result = run(stage, here.loop, description, out, fresh=fresh, prepare=prepare, distributed=distributed)
     if result.outcome.finished and distributed.is_main:
@@ -179,7 +179,7 @@ def _check_pooling(config: PolicyTraining) -> None:
         )
 
 
-def _fine_tuned(
+def _start_checkpoint(
     config: PolicyTraining, start: Path | None, normalizers: Normalizers, backbone: FrozenBackbone | None
 ) -> FineTune | None:
     if start is None:
@@ -188,7 +188,7 @@ def _fine_tuned(
     return FineTune.read(start, normalizers, kind="policy", key=found.key, backbone=found.description)
 
 
-def _kept_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, bool], PolicyScaling | None]:
+def _reused_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, bool], PolicyScaling | None]:
     def kept(sources: Sources, embodiment: Embodiment, own: bool) -> PolicyScaling | None:
         if tuned is None:
             return None
@@ -197,7 +197,7 @@ def _kept_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, boo
     return kept
 
 
-def _warn_of_floors(one: TrainingDataset, config: PolicyTraining) -> None:
+def _warn_of_small_actions(one: TrainingDataset, config: PolicyTraining) -> None:
     """Warns of actions that are not divided by their own spread, and of a floor that was made for other data."""
     fitted = one.scaling.actions
     if not fitted.floored:
@@ -240,7 +240,7 @@ def build_model(
         MismatchError: The checkpoint has another Motion Expert or backbone.
     """
     if tuned is not None:
-        return _tuned_model(config, sources, motion_checkpoint, tuned)
+        return _fine_tuned_model(config, sources, motion_checkpoint, tuned)
     if (motion_checkpoint is None) != (config.model.motion is None):
         has, lacks = (
             ("a Motion Expert", "checkpoint") if motion_checkpoint is None else ("a checkpoint", "Motion Expert")
@@ -258,7 +258,7 @@ def build_model(
     return model, origin
 
 
-def _tuned_model(
+def _fine_tuned_model(
     config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None, tuned: FineTune
 ) -> tuple[LaMP, MotionOrigin | None]:
     seed_everything(config.loop.seed, "weights")
@@ -316,7 +316,7 @@ def read_motion(
     return weights, MotionOrigin(source=source, flow=flow)
 
 
-def _unseen(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
+def _unseen_episodes(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
     episodes = sources.unseen_by(motion.source.data, *motion.flow.also)
     if not episodes:
         raise ConfigError(
@@ -382,7 +382,7 @@ def _cache_hidden(
     settings = hidden_settings(config, motion.sha256, samples.features.key, known)
     what = f"{draws} draws of each" if known is None else "of the TRUE motion (oracle)"
     with BuildProgressPrinter(f"motion hidden states, {what}") as build_progress:
-        samples.motion_hidden = samples_hidden(
+        samples.motion_hidden = hidden_states_of(
             model, samples, settings, draws=draws, run=out / HIDDEN, progress=build_progress.progress
         )
 

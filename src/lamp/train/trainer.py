@@ -20,7 +20,7 @@ from lamp.data.dataloader import BatchShare, DataLoaderDiedError
 from lamp.errors import ConfigError, FailedElsewhereError, LampError
 from lamp.progress import Progress
 from lamp.seeding import global_states, restore_global_states, seed_everything
-from lamp.train.breakdown import AnyBatch, added, labelled, weighted
+from lamp.train.breakdown import AnyBatch, add_counts, weighted, with_labels
 from lamp.train.config import LoopConfig
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.metrics import Journal, LogInterval, device_memory
@@ -102,7 +102,7 @@ class Trainer:
         waited_s = time.perf_counter() - started
         # A loss is a mean over what is supervised: each micro-batch weighs as its count in the counts of all processes.
         counts = [stage.counts(batch) for _, batch in micro_batches]
-        totals = self.distributed.sum(added(counts))
+        totals = self.distributed.sum(add_counts(counts))
         set_learning_rates(strategy.optimiser, self.fraction, min_lr=config.min_lr)
         noise = config.noise.at(config.seed, "loss", self.step, rows=stage.batch_samples)
         values: dict[str, Tensor] = {}
@@ -243,7 +243,7 @@ class Trainer:
         values |= device_memory(config.device, self.distributed)
         if journal is not None and progress is not None:
             progress.update(self.step, note=self._note(values), left_s=self._left_s(), now=reason is not None)
-            journal.write("train", self.step, self.elapsed_s, labelled(values, self.labels))
+            journal.write("train", self.step, self.elapsed_s, with_labels(values, self.labels))
         if validate:
             self._validate(journal, progress)
         return LogInterval()
@@ -253,7 +253,7 @@ class Trainer:
             measured = self.stage.validate()
         if not measured or journal is None or progress is None:
             return
-        journal.write("validation", self.step, self.elapsed_s, labelled(measured, self.labels))
+        journal.write("validation", self.step, self.elapsed_s, with_labels(measured, self.labels))
         numbers = {name: value for name, value in measured.items() if isinstance(value, float)}
         progress.say("validation  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 

@@ -18,7 +18,7 @@ from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress
 from lamp.seeding import Source, WholeBatch, generator_at
-from lamp.train.breakdown import AnyBatch, Counts, StepLoss, added, weighted
+from lamp.train.breakdown import AnyBatch, Counts, StepLoss, add_counts, weighted
 from lamp.train.config import LoopConfig
 from lamp.train.metrics import Value
 from lamp.types import PolicyBatch
@@ -54,7 +54,7 @@ def held_out_loss(
             size = min(at_once or len(part), len(part))
             pieces = [(first, samples.batch(part[first : first + size])) for first in range(0, len(part), size)]
             counted = [counts(piece) for _, piece in pieces]
-            totals = added(counted)
+            totals = add_counts(counted)
             for (first, piece), count in zip(pieces, counted, strict=True):
                 with loop.precision.autocast(loop.device):
                     step = loss(piece.to(loop.device), noise.part(first, len(part[first : first + size])))

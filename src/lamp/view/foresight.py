@@ -19,7 +19,7 @@ from lamp.sceneflow.motion_mask import DRAWN, leaves_start
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, find_store, store_folders
 from lamp.sceneflow.tracks import grid_points, integrate
-from lamp.train.checkpoint import Backbones, Expected, load_checkpoint
+from lamp.train.checkpoint import BackboneCache, Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, read_description
 from lamp.train.flow_metrics import IMAGE_PX
 from lamp.types import Observations
@@ -122,7 +122,7 @@ class MotionPredictor:
         if description.model.motion is None or description.flow is None:
             raise MismatchError(f"{checkpoint} has no motion prior to look at; expected a checkpoint trained with one")
         self.flow = description.flow
-        backbone = backbone or Backbones().of(checkpoint)
+        backbone = backbone or BackboneCache().of(checkpoint)
         expected = Expected(backbone_key=backbone.key, backbone=backbone.description)
         self.model, self.description = load_checkpoint(checkpoint, expected=expected)
         self.encoder = ObservationEncoder(backbone)

@@ -16,7 +16,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP
 from lamp.seeding import generator_at
-from lamp.train.backbones import find_backbone, loaded
+from lamp.train.backbones import find_backbone, load_backbone
 from lamp.types import Encoded
 from lerobot_policy_lamp.building import STATE, Plan, load_motion, observations_of, state_of, training_batch
 from lerobot_policy_lamp.configuration_lamp import LampConfig
@@ -45,7 +45,7 @@ class LampPolicy(PreTrainedPolicy):
         """
         super().__init__(config)
         plan = config.planned()
-        backbone = loaded(find_backbone(plan.backbone))
+        backbone = load_backbone(find_backbone(plan.backbone))
         if plan.backbone_key not in (None, backbone.key):
             raise MismatchError(
                 f"the policy was trained with the backbone {plan.backbone_key}, here it is {backbone.key}: expected the same "

@@ -222,7 +222,7 @@ def _solver(read: _Reader) -> tuple[int, Arrival | Departure]:
 
 def to_raw(config: ReleasedConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `read_config`: writes what it reads into a copy of `raw`, whose other entries stay."""
-    result = _copied(raw)
+    result = _deep_copy(raw)
     values: dict[str, Any] = {
         **FIXED,
         **{path: getattr(config.sizes, name) for name, path in SIZES.items()},
@@ -252,7 +252,7 @@ def to_raw(config: ReleasedConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _copied(obj: Any) -> Any:
+def _deep_copy(obj: Any) -> Any:
     if isinstance(obj, Mapping):
-        return {key: _copied(value) for key, value in obj.items()}
-    return [_copied(value) for value in obj] if isinstance(obj, list) else obj
+        return {key: _deep_copy(value) for key, value in obj.items()}
+    return [_deep_copy(value) for value in obj] if isinstance(obj, list) else obj

@@ -36,11 +36,11 @@ def _same(x: Tensor) -> Tensors:
     return (x,)
 
 
-def _first_of_one(x: Float[Tensor, "1 n d"]) -> Tensors:
+def _single_tensor(x: Float[Tensor, "1 n d"]) -> Tensors:
     return (x[0],)
 
 
-def _one_of_first(x: Float[Tensor, "n d"]) -> Tensors:
+def _single_output(x: Float[Tensor, "n d"]) -> Tensors:
     return (x[None],)
 
 
@@ -66,7 +66,7 @@ def _swap_halves(weight: Float[Tensor, "d c"]) -> Tensors:
 
 
 SAME = Fold(inward=_same, outward=_same)
-UNBATCHED = Fold(inward=_first_of_one, outward=_one_of_first)
+UNBATCHED = Fold(inward=_single_tensor, outward=_single_output)
 """A learned table with a batch axis of one."""
 NEGATED = Fold(inward=_negative, outward=_negative)
 """The released Action Expert predicts noise minus data; Eq. 5 has data minus noise."""
@@ -292,11 +292,11 @@ def check_shapes(
             raise MismatchError(f"{where} has {depth} layers {stem}*; its sizes say {size} = {stated}.")
     wanted = released_shapes(sizes, parts)
     problems = [
-        f"{problem}: {_listed(names)}"
+        f"{problem}: {_list_names(names)}"
         for problem, names in (
             ("missing", wanted.keys() - found.keys()),
             ("unknown", found.keys() - wanted.keys()),
-            ("of another shape", _other_shapes(found, wanted)),
+            ("of another shape", _shape_differences(found, wanted)),
         )
         if names
     ]
@@ -306,12 +306,12 @@ def check_shapes(
         )
 
 
-def _other_shapes(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _shape_differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
     common = found.keys() & wanted.keys()
     return [f"{name} {found[name]}, expected {wanted[name]}" for name in common if found[name] != wanted[name]]
 
 
-def _listed(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(ordered[:SHOWN]) + more

@@ -38,7 +38,7 @@ GRID, HORIZON, STRIDE = (4, 4), 4, 2
 """Of the made-up scene flow: points, the model's flow steps, and stored steps (of a frame) for each of them."""
 
 
-def made_up_recipe() -> TrainingRecipe:
+def synthetic_recipe() -> TrainingRecipe:
     """Experts of a few thousand parameters on the embedded backbone."""
     backbone = SmallBackboneConfig(cameras=(("agentview", SIDE), ("wrist", SIDE)), text_tokens=8)
     motion = MotionExpertConfig(
@@ -84,14 +84,14 @@ def made_up_recipe() -> TrainingRecipe:
     )
 
 
-def write_made_up_data(data: MadeUpData, root: Path) -> None:
+def write_synthetic_data(data: MadeUpData, root: Path) -> None:
     """Writes episodes of a square that slides to the right, with its scene flow; what is there already is left as it is."""
     if (root / "sceneflow" / "zarr.json").is_file():
         return
     writer = LeRobotWriter(root)
     for seed in range(data.episodes):
         if f"episode-{seed:03d}" not in writer.names():
-            stage_episode(root, f"episode-{seed:03d}", _made_up_episode(seed))
+            stage_episode(root, f"episode-{seed:03d}", _synthetic_episode(seed))
     writer.finalize({"suite": "made up"})
     store = SceneFlowStore.create(
         root / "sceneflow",
@@ -106,10 +106,10 @@ def write_made_up_data(data: MadeUpData, root: Path) -> None:
         ),
     )
     for episode in LeRobotDataset(root).episodes:
-        store.write(episode.index, {"agentview": _made_up_flow(episode.index, episode.length)})
+        store.write(episode.index, {"agentview": _synthetic_flow(episode.index, episode.length)})
 
 
-def _made_up_episode(seed: int) -> EpisodeData:
+def _synthetic_episode(seed: int) -> EpisodeData:
     random = np.random.default_rng(seed)
     images = np.full((FRAMES, SIDE, SIDE, 3), 40, np.uint8)
     start, speed = int(random.integers(0, 16)), 1 + seed % 2
@@ -130,7 +130,7 @@ def _made_up_episode(seed: int) -> EpisodeData:
     )
 
 
-def _made_up_flow(seed: int, length: int) -> CameraFlow:
+def _synthetic_flow(seed: int, length: int) -> CameraFlow:
     """The upper half of the points moves with the square, the lower half rests."""
     frames, moments, points = np.arange(0, length, 2), HORIZON * STRIDE + 1, GRID[0] * GRID[1]
     places = np.zeros((len(frames), points, moments, 3), np.float32)

@@ -55,17 +55,17 @@ def checksums_of(folder: Path, files: Iterable[Path]) -> dict[str, Checksum]:
 
 def files_in(folder: Path, without: Iterable[str] = ()) -> list[Path]:
     """All files of a folder but temporary and hidden ones, and those left out, by their paths relative to the folder."""
-    left_out, found = set(without), []
+    left_out, files = set(without), []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((TEMPORARY, ".")))
         for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
             if path.relative_to(folder).as_posix() not in left_out:
-                found.append(path)
-    return found
+                files.append(path)
+    return files
 
 
 def to_json(listed: Listed) -> dict[str, dict[str, Any]]:
-    return {name: {"bytes": found.bytes, "sha256": found.sha256} for name, found in sorted(listed.items())}
+    return {name: {"bytes": checksum.bytes, "sha256": checksum.sha256} for name, checksum in sorted(listed.items())}
 
 
 def parse(obj: Any, where: Path) -> dict[str, Checksum]:
@@ -76,10 +76,10 @@ def parse(obj: Any, where: Path) -> dict[str, Checksum]:
     """
     listed: dict[str, Checksum] = {}
     for name, entry in obj.items() if isinstance(obj, dict) else [("", None)]:
-        found = _entry(entry)
-        if found is None or not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        checksum = _entry(entry)
+        if checksum is None or not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise DataError(f"the list of checksums in {where} is damaged, at {name[:80]!r}; restore the file")
-        listed[name] = found
+        listed[name] = checksum
     return listed
 
 
@@ -127,9 +127,9 @@ def compare(folder: Path, listed: Listed, *, hash_below: int | None = None) -> l
             elif size != wanted.bytes:
                 faults.append(ChecksumFault(file=path, problem=f"has {size:,} bytes, {wanted.bytes:,} were written"))
             elif hash_below is None or size < hash_below:
-                found = sha256_of(path)
-                if found != wanted.sha256:
-                    what = f"is not as it was written (sha256 {found[:12]}, was {wanted.sha256[:12]})"
+                sha256 = sha256_of(path)
+                if sha256 != wanted.sha256:
+                    what = f"is not as it was written (sha256 {sha256[:12]}, was {wanted.sha256[:12]})"
                     faults.append(ChecksumFault(file=path, problem=what))
         except OSError as error:
             faults.append(ChecksumFault(file=path, problem=f"cannot be read ({error.strerror})"))

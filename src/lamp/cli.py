@@ -213,11 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"lamp: {how}; the same command continues where it stopped", file=sys.stderr)
         return EXIT_SIGNALLED + number
     except Exception as error:
-        found = system_error(error)
-        if found is None:
+        failure = system_error(error)
+        if failure is None:
             raise
         with contextlib.suppress(ConfigError):
-            print(f"lamp: {describe_system_error(found, find(words)[0].elsewhere)}", file=sys.stderr)
+            print(f"lamp: {describe_system_error(failure, find(words)[0].elsewhere)}", file=sys.stderr)
         return EXIT_MISTAKE
 
 

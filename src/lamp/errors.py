@@ -97,18 +97,18 @@ def system_error(error: BaseException | None) -> OSError | None:
     if isinstance(error, MemoryError):
         return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     text = str(error)
-    found = [int(number) for number in _NUMBER.findall(text)] or [_TEXTS[known] for known in _TEXTS if known in text]
-    if found and found[0] in _REMEDIES:
-        return OSError(found[0], os.strerror(found[0]), getattr(error, "filename", None))
+    numbers = [int(number) for number in _NUMBER.findall(text)] or [_TEXTS[known] for known in _TEXTS if known in text]
+    if numbers and numbers[0] in _REMEDIES:
+        return OSError(numbers[0], os.strerror(numbers[0]), getattr(error, "filename", None))
     return system_error(error.__cause__)
 
 
 def unreadable(path: Path, error: Exception, otherwise: LampError) -> Exception:
     """The error for a file that cannot be read: `otherwise`, unless the system refuses, which says nothing about the file."""
-    found = system_error(error)
-    if found is None or found.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+    failure = system_error(error)
+    if failure is None or failure.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return otherwise
-    return OSError(found.errno, found.strerror, str(path))
+    return OSError(failure.errno, failure.strerror, str(path))
 
 
 def describe_system_error(error: OSError, elsewhere: str = "") -> str:

@@ -216,9 +216,9 @@ def _umask() -> int:
     try:
         return int(Path("/proc/self/status").read_text().partition("Umask:")[2].split()[0], 8)
     except (OSError, IndexError, ValueError):
-        found = os.umask(0o022)  # without /proc it can only be read by setting it
-        os.umask(found)
-        return found
+        umask = os.umask(0o022)  # without /proc it can only be read by setting it
+        os.umask(umask)
+        return umask
 
 
 def _apply_umask(path: Path) -> None:
@@ -269,13 +269,13 @@ def naming_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = system_error(error)
-        if found is None:
+        failure = system_error(error)
+        if failure is None:
             raise
-        named = found.filename
+        named = failure.filename
         if isinstance(named, str) and TEMPORARY not in named:
             path = Path(named)
-        raise OSError(found.errno, found.strerror, str(path)) from error
+        raise OSError(failure.errno, failure.strerror, str(path)) from error
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:

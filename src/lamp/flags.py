@@ -37,7 +37,7 @@ def parse(
         named["description"] = f"{' '.join((kind.__doc__ or '').split())} {short}"
     try:
         with contextlib.redirect_stderr(complaint), _paragraphs():
-            found = tyro.cli(kind, prog=f"lamp {command}", args=arguments, **named)
+            parsed = tyro.cli(kind, prog=f"lamp {command}", args=arguments, **named)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
@@ -50,8 +50,8 @@ def parse(
             near = difflib.get_close_matches(mistyped[1], known, n=1)
             message += f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{message} (lamp {command} --help lists the flags)") from None
-    _check_seeds(found)
-    return found
+    _check_seeds(parsed)
+    return parsed
 
 
 @contextlib.contextmanager
@@ -166,8 +166,8 @@ def flags_of(run: Callable[[Sequence[str]], object]) -> tuple[str, ...]:
     Args:
         run: What runs it.
     """
-    found = [flag for pair in _ENTRY.findall(help_text(run, ["--help"])) for flag in pair]
-    return tuple(dict.fromkeys(flag for flag in found if flag.startswith("--")))
+    flags = [flag for pair in _ENTRY.findall(help_text(run, ["--help"])) for flag in pair]
+    return tuple(dict.fromkeys(flag for flag in flags if flag.startswith("--")))
 
 
 def with_flag(arguments: Sequence[str], flag: str) -> Sequence[str]:
@@ -205,5 +205,5 @@ def parse_beside(
     if settings is not None:
         mine = {field.name: tyro.MISSING if field.default is MISSING else field.default for field in fields(own)}  # pyright: ignore[reportArgumentType]
         default = flags(settings=settings, **mine)
-    found: Any = parse(flags, arguments, command, default, leading=leading)
-    return found, found.settings
+    parsed: Any = parse(flags, arguments, command, default, leading=leading)
+    return parsed, parsed.settings

@@ -59,10 +59,10 @@ def _describe_dataset(path: Path) -> dict[str, Any]:
     from lamp.data.feature_cache.shards import FEATURES
     from lamp.data.lerobot import LeRobotDataset
 
-    found = LeRobotDataset(path).describe()
+    description = LeRobotDataset(path).describe()
     caches = [cache_line(entry) for entry in (*list_caches(path / FEATURES), *list_stores(path))]
-    found |= {"caches": caches} if caches else {}
-    return found | {"inside": {str(folder.relative_to(path)): name for name, folder in _subfolders_of_kind(path)}}
+    description |= {"caches": caches} if caches else {}
+    return description | {"inside": {str(folder.relative_to(path)): name for name, folder in _subfolders_of_kind(path)}}
 
 
 def cache_line(entry: CacheEntry) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _describe_scene_flow(path: Path) -> dict[str, Any]:
 def _describe_features(path: Path) -> dict[str, Any]:
     from lamp.data.feature_cache.report import describe_cache
 
-    found = describe_cache(path)
-    return found | {"recipes": recipes_using(found.get("backbone") or {})}
+    description = describe_cache(path)
+    return description | {"recipes": recipes_using(description.get("backbone") or {})}
 
 
 def recipes_using(backbone: Mapping[str, Any]) -> list[str]:
@@ -105,14 +105,14 @@ def recipes_using(backbone: Mapping[str, Any]) -> list[str]:
     from lamp.recipes import RECIPES, Recipe, TrainingRecipe, recipe
     from lamp.train.backbones import describe_settings
 
-    found = []
+    names = []
     for name in RECIPES:
         made = recipe(name)
         if isinstance(made, Recipe | TrainingRecipe):
             settings = describe_settings(made.backbone)
             if all(backbone.get(key) == value for key, value in settings.items()):
-                found.append(name)
-    return found
+                names.append(name)
+    return names
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
@@ -128,22 +128,24 @@ PRIORS = {
 }
 
 
-def _describe_metadata(found: Description) -> dict[str, Any]:
+def _describe_metadata(description: Description) -> dict[str, Any]:
     from lamp.configuration import to_json
     from lamp.model.parameter_count import expected_parameters
     from lamp.train.checkpoint_metadata import stage_episodes
 
-    described = to_json(found)
+    described = to_json(description)
     for record in (described["data"], (described["motion_source"] or {}).get("data", {})):
         record.pop("train_episodes", None)  # they are in `episodes`, in fewer words
     shown = ("step", "averaged", "exactly_reproducible", "flow", "policy", "backbone", "data", "motion_source")
     return {
-        "trained": {"motion": "Motion Expert (Stage 1)", "policy": "guidance and Action Expert (Stage 2)"}[found.kind],
-        **({"prior": PRIORS[found.prior]} if found.kind == "policy" else {}),
-        "parameters": dict(expected_parameters(found.model)),
-        "episodes": [_stage_line(one, found.kind) for one in stage_episodes(found)],
+        "trained": {"motion": "Motion Expert (Stage 1)", "policy": "guidance and Action Expert (Stage 2)"}[
+            description.kind
+        ],
+        **({"prior": PRIORS[description.prior]} if description.kind == "policy" else {}),
+        "parameters": dict(expected_parameters(description.model)),
+        "episodes": [_stage_line(one, description.kind) for one in stage_episodes(description)],
         **{key: described[key] for key in (*shown, "started_from", "code")},
-        "time convention": found.time_convention,
+        "time convention": description.time_convention,
         "model": described["model"],
         "training": described["training"],
     }
@@ -172,12 +174,12 @@ def _describe_run(path: Path) -> dict[str, Any]:
     last = {"last metrics": rows[-1] if rows else None}
     if not (path / "checkpoint" / "lamp.json").exists():
         return {**last, "checkpoint": "none yet: the same command starts from the beginning"}
-    found = read_description(path)
-    loop = getattr(found.training, "loop", None)
+    description = read_description(path)
+    loop = getattr(description.training, "loop", None)
     # A run with a budget of time is finished when that is spent, at whatever step.
-    left = loop is not None and loop.time_budget_s is None and found.step < loop.steps
-    state = f"step {found.step} of {loop.steps}: the same command goes on" if left and loop else "finished"
-    return {"state": state, **last, "checkpoint": _describe_metadata(found)}
+    left = loop is not None and loop.time_budget_s is None and description.step < loop.steps
+    state = f"step {description.step} of {loop.steps}: the same command goes on" if left and loop else "finished"
+    return {"state": state, **last, "checkpoint": _describe_metadata(description)}
 
 
 def _describe_evaluation(path: Path) -> dict[str, Any]:
@@ -208,9 +210,9 @@ def _table_of_evaluation(path: Path) -> str:
 
 
 def _table_of_experiment(path: Path) -> str:
-    found = [folder for name, folder in _subfolders_of_kind(path) if name == "evaluation"]
-    texts = [(folder, _table_of_evaluation(folder)) for folder in found]
-    return "\n".join(f"{folder.name}: {text}" if len(found) > 1 else text for folder, text in texts if text)
+    evaluations = [folder for name, folder in _subfolders_of_kind(path) if name == "evaluation"]
+    texts = [(folder, _table_of_evaluation(folder)) for folder in evaluations]
+    return "\n".join(f"{folder.name}: {text}" if len(evaluations) > 1 else text for folder, text in texts if text)
 
 
 def _describe_experiment(path: Path) -> dict[str, Any]:
@@ -280,8 +282,8 @@ def _describe_collection(path: Path) -> dict[str, Any]:
 
 
 def _describe_hidden_states(path: Path) -> dict[str, Any]:
-    found = read_json_object(path / "hidden.json", "description of hidden states")
-    return {**found, "episodes": len(list(path.glob("episode-*.safetensors")))}
+    description = read_json_object(path / "hidden.json", "description of hidden states")
+    return {**description, "episodes": len(list(path.glob("episode-*.safetensors")))}
 
 
 def _describe_recording(path: Path) -> dict[str, Any]:
@@ -374,18 +376,18 @@ def verify(path: Path) -> Verification:
     Raises:
         DataError: It is none of LaMP's folders.
     """
-    found = Verification()
+    verification = Verification()
     kinds = {kind.name: kind for kind in KINDS}
 
     def read(kind: FolderKind, folder: Path) -> None:
         if kind.verify is not None:
-            kind.verify(folder, found)
+            kind.verify(folder, verification)
         if kind.name in ("dataset", "experiment", "study"):
             for name, inner in _subfolders_of_kind(folder, depth=6 if kind.name == "study" else 2):
                 read(kinds[name], inner)
 
     read(_kind_of(path), path)
-    return found
+    return verification
 
 
 def update_checksums(path: Path) -> Path:
@@ -476,23 +478,23 @@ LINES, WIDTH, ENTRIES = 40, 120, 4
 """Of a description in brief: lines, letters of a line, and entries of a list."""
 
 
-def to_brief(path: Path, found: Mapping[str, Any]) -> str:
+def to_brief(path: Path, description: Mapping[str, Any]) -> str:
     """Lays a description out in at most 40 lines: a table of results first, then a line for each entry, cut where it is long.
 
     Args:
         found: What `describe` says of the folder.
     """
-    kind = next((kind for kind in KINDS if kind.name == found.get("kind")), None)
+    kind = next((kind for kind in KINDS if kind.name == description.get("kind")), None)
     table = kind.table(path).rstrip().splitlines() if kind is not None and kind.table is not None else []
-    entries = list(_brief_lines(found))
+    entries = list(_brief_lines(description))
     shown = [*table[: LINES // 2], *(["  ..."] if len(table) > LINES // 2 else []), *([""] if table else [])]
     shown = [*(_cut(line, 2 * WIDTH) for line in shown), *(_cut(line) for line in entries)]
-    last = f"more: lamp info {shlex.quote(str(found.get('path', path)))} --all"
+    last = f"more: lamp info {shlex.quote(str(description.get('path', path)))} --all"
     return "\n".join([*shown[: LINES - 1], last])
 
 
-def _brief_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    for key, item in found.items():
+def _brief_lines(description: Mapping[str, Any]) -> Iterator[str]:
+    for key, item in description.items():
         if not (isinstance(item, list) and _nested(item)):
             yield f"{key}: {_compact(item)}"
             continue

@@ -79,10 +79,10 @@ def read_json_object(path: PathLike, what: str = "file") -> dict[str, Any]:
     Raises:
         DataError: The same, or it holds something else.
     """
-    found = read_json(path, what)
-    if not isinstance(found, dict):
+    value = read_json(path, what)
+    if not isinstance(value, dict):
         raise DataError(f"the {what} {path} is not a JSON object; restore or remove it")
-    return found
+    return value
 
 
 @cache

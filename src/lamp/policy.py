@@ -313,12 +313,12 @@ class LaMPPolicy:
             raise MismatchError(
                 f"{len(noise_seeds)} noise seeds for {len(observations)} observations; expected one for each."
             )
-        told = isinstance(self._actor, OracleActor)
-        if told != (true_motion is not None):
+        is_oracle = isinstance(self._actor, OracleActor)
+        if is_oracle != (true_motion is not None):
             raise MismatchError(
-                f"true_motion is {'missing' if told else 'given'}; expected for a policy's `oracle()` and for that alone."
+                f"true_motion is {'missing' if is_oracle else 'given'}; expected for a policy's `oracle()` and for that alone."
             )
-        if not told:
+        if not is_oracle:
             self.description.check_usable(self._source or "this policy")
         if not observations:
             return []
@@ -354,7 +354,7 @@ class LaMPPolicy:
         )
         inputs = {
             "state": torch.from_numpy(self.record.scaling.scaled_state(states)).to(self.device),
-            "true_motion" if told else "motion_noise": motion,
+            "true_motion" if is_oracle else "motion_noise": motion,
             "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
         }
         actor, going_on = self._actor, {}
@@ -376,7 +376,7 @@ class LaMPPolicy:
                     changed = prior_instructions is not None or prior_observations is not None
                     read = self._for_prior(observations) if changed else prior.get("prior")
                     seen = encoded if read is None else read
-                    pictures = list(_paths(flow, motion if told else self.model.foresee(seen, motion)))
+                    pictures = list(_paths(flow, motion if is_oracle else self.model.foresee(seen, motion)))
         watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
         timing = watch.times_ms()

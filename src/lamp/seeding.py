@@ -52,9 +52,9 @@ class PartOfBatch:
 
     def draw(self, entries: int, draw: Draw) -> Tensor:
         each = entries // self._count
-        found = self._whole.draw_once(self._place, each * self._whole.rows, draw)
+        whole = self._whole.draw_once(self._place, each * self._whole.rows, draw)
         self._place += 1
-        return found[each * self._first : each * (self._first + self._count)]
+        return whole[each * self._first : each * (self._first + self._count)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,15 +42,15 @@ class OnDevice:
 
     def tensors(self) -> list[Tensor]:
         """Returns every tensor in it."""
-        found: list[Tensor] = []
+        tensors: list[Tensor] = []
 
         def note(value: Any) -> Any:
             if isinstance(value, Tensor):
-                found.append(value)
+                tensors.append(value)
             return value
 
         self.changed(note)
-        return found
+        return tensors
 
     def rows(self: Moved, first: int, count: int) -> Moved:
         """Returns some rows of a batch: of every tensor, and of every tuple that has an entry a row."""

@@ -26,7 +26,7 @@ class Verification:
     def compare(self, folder: Path, listed: checksums.Listed) -> None:
         """Compares a folder's files with a list of checksums."""
         self.files += len(listed)
-        self.bytes += sum(found.bytes for found in listed.values())
+        self.bytes += sum(checksum.bytes for checksum in listed.values())
         self.faults += checksums.compare(folder, listed)
 
     def check(self, file: Path, read: Callable[[], object]) -> None:
@@ -43,38 +43,40 @@ class Verification:
             self.bytes += file.stat().st_size
 
 
-def compare_list(path: Path, found: Verification) -> bool:
+def compare_list(path: Path, verification: Verification) -> bool:
     """Compares with the list that `lamp info --write-checksums` wrote; returns whether there is one."""
     file = path / CHECKSUMS
     if file.is_file():
-        found.check(file, lambda: found.compare(path, checksums.read_checksums(file)))
+        verification.check(file, lambda: verification.compare(path, checksums.read_checksums(file)))
     return file.is_file()
 
 
-def verify_dataset(path: Path, found: Verification) -> None:
+def verify_dataset(path: Path, verification: Verification) -> None:
     from lamp.data.check import check_dataset
     from lamp.data.lerobot.format import CHECKSUMS_PATH
     from lamp.data.lerobot.writer import dataset_files
 
     def check() -> None:
         faults = check_dataset(path, quick=True).faults
-        found.faults.extend(ChecksumFault(file=path, problem=str(fault)) for fault in faults)
+        verification.faults.extend(ChecksumFault(file=path, problem=str(fault)) for fault in faults)
 
     listed = path / CHECKSUMS_PATH
     if listed.is_file():
-        found.check(listed, lambda: found.compare(path, checksums.read_checksums(listed)))
-        kept = checksums.read_checksums(listed) if not any(fault.file == listed for fault in found.faults) else {}
+        verification.check(listed, lambda: verification.compare(path, checksums.read_checksums(listed)))
+        kept = (
+            checksums.read_checksums(listed) if not any(fault.file == listed for fault in verification.faults) else {}
+        )
         more = [file for file in dataset_files(path) if kept and file.relative_to(path).as_posix() not in kept]
-        found.unchecked += [f"{file} is not in {listed}" for file in more]
+        verification.unchecked += [f"{file} is not in {listed}" for file in more]
     else:
-        found.check(path, check)
-        found.unchecked.append(
+        verification.check(path, check)
+        verification.unchecked.append(
             f"{path} has no checksums: its files were read but could not be compared. "
             f"`lamp info {path} --write-checksums` writes them for later"
         )
 
 
-def verify_scene_flow(path: Path, found: Verification) -> None:
+def verify_scene_flow(path: Path, verification: Verification) -> None:
     from lamp.sceneflow.store import GroupMetadata, SceneFlowStore
 
     def intact() -> None:
@@ -82,24 +84,24 @@ def verify_scene_flow(path: Path, found: Verification) -> None:
         if checksums.is_intact(stored.get("attributes", {})) is False:
             raise DataError("is not as it was written")
 
-    compare_list(path, found)
-    before = len(found.faults)
-    found.check(path / "zarr.json", intact)
-    found.check(path / "zarr.json", lambda: SceneFlowStore(path))
-    if len(found.faults) > before:
+    compare_list(path, verification)
+    before = len(verification.faults)
+    verification.check(path / "zarr.json", intact)
+    verification.check(path / "zarr.json", lambda: SceneFlowStore(path))
+    if len(verification.faults) > before:
         return
     store = SceneFlowStore(path)
     for episode in store.episodes:
         folder = path / f"episode-{episode:06d}"
         if (folder / CHECKSUMS).is_file():
-            compare_list(folder, found)
+            compare_list(folder, verification)
             continue
-        found.unchecked.append(f"{folder} has no checksums of its descriptions: its numbers were read")
+        verification.unchecked.append(f"{folder} has no checksums of its descriptions: its numbers were read")
         for camera in store.description.cameras:
-            found.check(folder, lambda e=episode, c=camera: store.read(e, store.frames(e, c), c))
+            verification.check(folder, lambda e=episode, c=camera: store.read(e, store.frames(e, c), c))
 
 
-def verify_shards(path: Path, found: Verification) -> None:
+def verify_shards(path: Path, verification: Verification) -> None:
     from lamp.data.feature_cache.shards import content_hash, load_mapped
 
     try:
@@ -113,21 +115,21 @@ def verify_shards(path: Path, found: Verification) -> None:
         if checksums.is_intact(header) is False or wanted not in (None, content_hash(tensors)):
             raise DataError("is not as it was written; remove it and run `lamp cache features` again")
         if wanted is None:
-            found.unchecked.append(f"{file} holds no checksum: it was read")
+            verification.unchecked.append(f"{file} holds no checksum: it was read")
 
     def description(file: Path) -> None:
         if checksums.is_intact(read_json_object(file, "description")) is False:
             raise DataError("is not as it was written; remove it and run `lamp cache features` again")
 
-    compare_list(path, found)
+    compare_list(path, verification)
     for file in checksums.files_in(path, without=[CHECKSUMS]):
         work = {".safetensors": shard, ".json": description}.get(file.suffix)
         if work is not None:
-            found.count(file)
-            found.check(file, lambda f=file, w=work: w(f))
+            verification.count(file)
+            verification.check(file, lambda f=file, w=work: w(f))
 
 
-def verify_checkpoint(path: Path, found: Verification) -> None:
+def verify_checkpoint(path: Path, verification: Verification) -> None:
     from lamp.data.feature_cache.shards import content_hash
     from lamp.train.checkpoint import COMMITTED, TRAINING, WEIGHTS, read_committed
     from lamp.train.checkpoint_metadata import read_description
@@ -139,51 +141,53 @@ def verify_checkpoint(path: Path, found: Verification) -> None:
 
     kept: list[checksums.Listed] = []
     committed = path / TRAINING / COMMITTED
-    found.check(committed, lambda: kept.append(read_committed(path) or {}))
+    verification.check(committed, lambda: kept.append(read_committed(path) or {}))
     if kept and kept[0]:
-        found.compare(path, kept[0])
+        verification.compare(path, kept[0])
         return
-    listed = compare_list(path, found)
-    found.check(path / WEIGHTS, weights)
-    found.count(path / WEIGHTS)
+    listed = compare_list(path, verification)
+    verification.check(path / WEIGHTS, weights)
+    verification.count(path / WEIGHTS)
     if not listed:
-        found.unchecked.append(
+        verification.unchecked.append(
             f"{path} has a checksum of its weights only; `lamp info {path} --write-checksums` writes those of all files"
         )
 
 
-def verify_run(path: Path, found: Verification) -> None:
+def verify_run(path: Path, verification: Verification) -> None:
     from lamp.train.metrics import read_metrics
 
-    found.check(path / "metrics.jsonl", lambda: read_metrics(path / "metrics.jsonl"))
+    verification.check(path / "metrics.jsonl", lambda: read_metrics(path / "metrics.jsonl"))
     if (path / "lamp.json").is_file():
-        found.check(path / "lamp.json", lambda: read_json_object(path / "lamp.json", "record of a run"))
+        verification.check(path / "lamp.json", lambda: read_json_object(path / "lamp.json", "record of a run"))
     if (path / "checkpoint").is_dir():
-        verify_checkpoint(path / "checkpoint", found)
+        verify_checkpoint(path / "checkpoint", verification)
 
 
-def verify_evaluation(path: Path, found: Verification) -> None:
+def verify_evaluation(path: Path, verification: Verification) -> None:
     from lamp.benchmark.episodes import read_records
     from lamp.benchmark.run_manifest import read_manifest
 
-    found.check(path / "run.json", lambda: read_manifest(path))
-    found.check(path / "episodes.jsonl", lambda: read_records(path))
-    if not compare_list(path, found):
-        found.unchecked.append(f"{path} keeps no checksums: its lines were read")
+    verification.check(path / "run.json", lambda: read_manifest(path))
+    verification.check(path / "episodes.jsonl", lambda: read_records(path))
+    if not compare_list(path, verification):
+        verification.unchecked.append(f"{path} keeps no checksums: its lines were read")
 
 
-def verify_recording(path: Path, found: Verification) -> None:
+def verify_recording(path: Path, verification: Verification) -> None:
     from lamp_client.recording import read_episode
 
     for file in sorted(path.glob("*.lamprec")):
-        found.count(file)
+        verification.count(file)
         try:
             if not read_episode(path, file.stem).complete:
-                found.unchecked.append(f"{file} has no end: the program was killed, or the file is cut")
+                verification.unchecked.append(f"{file} has no end: the program was killed, or the file is cut")
         except Exception as error:
-            found.faults.append(ChecksumFault(file=file, problem=f"{type(error).__name__}: {error}"))
+            verification.faults.append(ChecksumFault(file=file, problem=f"{type(error).__name__}: {error}"))
 
 
-def verify_other(path: Path, found: Verification) -> None:
-    if not compare_list(path, found):
-        found.unchecked.append(f"{path} keeps no checksums; `lamp info {path} --write-checksums` writes them for later")
+def verify_other(path: Path, verification: Verification) -> None:
+    if not compare_list(path, verification):
+        verification.unchecked.append(
+            f"{path} keeps no checksums; `lamp info {path} --write-checksums` writes them for later"
+        )

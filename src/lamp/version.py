@@ -43,13 +43,13 @@ def code_version() -> str:
 
 def package_versions(names: Sequence[str] = RECORDED) -> dict[str, str]:
     """The installed version of Python and of each named package; one that is not installed is left out."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

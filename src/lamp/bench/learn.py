@@ -133,17 +133,17 @@ def bench_learn(bench: LearnBench) -> dict[str, Any]:
 def _learn(config: PolicyTraining, bench: LearnBench) -> LearningCurve:
     """Trains for the given time: the first steps are timed, then all is begun again with as many as fit."""
     with tempfile.TemporaryDirectory(prefix="lamp-learn-") as folder:
-        found: list[LearningCurve] = []
+        curves: list[LearningCurve] = []
         for steps in (TIMED_STEPS, None):
-            planned = steps or max(TIMED_STEPS, int(bench.seconds / (found[0].points[-1][0] / TIMED_STEPS)))
+            planned = steps or max(TIMED_STEPS, int(bench.seconds / (curves[0].points[-1][0] / TIMED_STEPS)))
             loop = replace(config.loop, steps=planned)
             train_policy(
                 replace(config, loop=loop),
                 bench.data,
                 Path(folder) / str(steps),
-                run=_Measured(measurements=0 if steps else MEASUREMENTS, curves=found),
+                run=_Measured(measurements=0 if steps else MEASUREMENTS, curves=curves),
             )
-        return found[1]
+        return curves[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,11 +59,11 @@ def measure(
                 times[name].append(time.perf_counter() - begun)
         if round_ + 1 >= least and sum(map(sum, times.values())) >= seconds:
             break
-    found = {}
+    timings = {}
     for name, values in times.items():
         late = sorted(values)[round(0.95 * (len(values) - 1))]
-        found[name] = Timing(p50_s=statistics.median(values), p95_s=late, best_s=min(values), runs=len(values))
-    return found
+        timings[name] = Timing(p50_s=statistics.median(values), p95_s=late, best_s=min(values), runs=len(values))
+    return timings
 
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -163,15 +163,15 @@ def summary(files: Sequence[Path]) -> str:
     lines = []
     for file in files:
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            ours, other = (1e3 * found[way]["p50_s"] for way in ("ours", "other"))
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            ours, other = (1e3 * stored[way]["p50_s"] for way in ("ours", "other"))
             line = (
-                f"{file.stem}: {ours:.2f} ms, {found['against']} {other:.2f} ms, ratio {found['ratio']:.2f}; "
-                f"{found['machine']['name']}, {found['machine']['precision']}"
+                f"{file.stem}: {ours:.2f} ms, {stored['against']} {other:.2f} ms, ratio {stored['ratio']:.2f}; "
+                f"{stored['machine']['name']}, {stored['machine']['precision']}"
             )
-            if "over_floors" in found:
-                line += f"; {found['over_floors']:.2f}x the sum of the floors, "
-                line += f"least cosine to the plain path {found['cosine']:.5f}"
+            if "over_floors" in stored:
+                line += f"; {stored['over_floors']:.2f}x the sum of the floors, "
+                line += f"least cosine to the plain path {stored['cosine']:.5f}"
         except (OSError, ValueError, KeyError, TypeError):
             line = f"{file.stem}: no result"
         lines.append(line)

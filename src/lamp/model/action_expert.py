@@ -195,11 +195,11 @@ class ActionBaseline(nn.Module):
             left_out = [half, ~half]
 
         def errors(penalty: float) -> Float[Tensor, "n v"]:
-            found = torch.zeros_like(y)
+            squared = torch.zeros_like(y)
             for rows in left_out:
                 slope, offset = _ridge(x[~rows], y[~rows], weight[~rows], penalty)
-                found[rows] = (y[rows] - x[rows] @ slope - offset).square() * weight[rows]
-            return found
+                squared[rows] = (y[rows] - x[rows] @ slope - offset).square() * weight[rows]
+            return squared
 
         tried = {penalty: errors(penalty) for penalty in PENALTIES}
         penalty = min(tried, key=lambda one: float(tried[one].sum()))

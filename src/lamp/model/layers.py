@@ -133,8 +133,8 @@ class Block(nn.Module):
         mask: Bool[Tensor, "#b 1 #q n"] | None,
     ) -> Float[Tensor, "b q d"]:
         """Adds to `x` what its queries find in `seen`, then the MLP."""
-        found = attention(query, seen.keys, seen.values, mask, self.dropout if self.training else 0.0)
-        x = x + dropped(self.out(merge_heads(found)), self.dropout, self.training)
+        attended = attention(query, seen.keys, seen.values, mask, self.dropout if self.training else 0.0)
+        x = x + dropped(self.out(merge_heads(attended)), self.dropout, self.training)
         return x + self.mlp(self.norm_mlp(x))
 
     def forward(

@@ -91,12 +91,12 @@ def attention(
     for sample in range(b):
         real = None if mask is None else mask[min(sample, len(mask) - 1), 0, 0]
         for head in range(heads):
-            offered, found = key[sample, head], value[sample, head]
+            keys, values = key[sample, head], value[sample, head]
             if real is not None:
-                offered, found = offered[real], found[real]
-            offered, found = offered.contiguous(), found.mT.contiguous()
+                keys, values = keys[real], values[real]
+            keys, values = keys.contiguous(), values.mT.contiguous()
             for start in range(0, q, ROWS_AT_ONCE):
                 rows = slice(start, start + ROWS_AT_ONCE)
-                scores = _product(query[sample, head, rows], offered, None)
-                out[sample, rows, head] = _product(torch.softmax(scores, -1, out=scores), found, None)
+                scores = _product(query[sample, head, rows], keys, None)
+                out[sample, rows, head] = _product(torch.softmax(scores, -1, out=scores), values, None)
     return out.transpose(1, 2)

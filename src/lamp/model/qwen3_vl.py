@@ -376,13 +376,13 @@ class Qwen3VLBackbone(nn.Module):
 def run_plain(vlm: Any, inputs: QwenInputs) -> Float[Tensor, "b n d"]:
     """Runs transformers' own forward."""
     # No mask: with causal attention the padding on the right is never seen.
-    found = vlm(
+    outputs = vlm(
         input_ids=inputs.ids,
         position_ids=inputs.positions,
         pixel_values=inputs.patches,
         image_grid_thw=inputs.grid,
     )
-    return found.last_hidden_state
+    return outputs.last_hidden_state
 
 
 def _load(folder: ModelFolder, config: Qwen3VLBackboneConfig) -> Any:

@@ -211,8 +211,8 @@ def _vision_block(
             part[:, group.start : group.stop].unflatten(1, (group.images, -1)).flatten(0, 1).transpose(1, 2)
             for part in rotated
         )
-        found = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        seen.append(found.flatten(2).unflatten(0, (-1, group.images)).flatten(1, 2))
+        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        seen.append(attended.flatten(2).unflatten(0, (-1, group.images)).flatten(1, 2))
     x = x + attn.proj(torch.cat(seen, dim=1))
     return x + block.mlp(block.norm2(x))
 

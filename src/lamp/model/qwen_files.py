@@ -60,7 +60,7 @@ class ModelFolder:
         files = sorted([self.path / name for name in DESCRIBING] + list(self.path.glob(WEIGHTS)))
         with ThreadPoolExecutor() as pool:
             hashes = pool.map(sha256_of, files)
-            lines = [f"{file.name} {found}" for file, found in zip(files, hashes, strict=True)]
+            lines = [f"{file.name} {sha256}" for file, sha256 in zip(files, hashes, strict=True)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -74,10 +74,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if absent := [name for name in DESCRIBING if not (folder / name).is_file()]:
         raise _missing_files(folder, *absent)
     config = read_json(folder / CONFIG, "description of the model")
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found != MODEL_TYPE:
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != MODEL_TYPE:
         raise MismatchError(
-            f"{folder} holds a model of type {found!r}; expected a Qwen3-VL model of type {MODEL_TYPE!r} "
+            f"{folder} holds a model of type {model_type!r}; expected a Qwen3-VL model of type {MODEL_TYPE!r} "
             "(2B, 4B, 8B or 32B), such as Qwen/Qwen3-VL-4B-Instruct."
         )
     return config

@@ -141,11 +141,11 @@ def to_files(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_files(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `to_files`."""
-    found = {}
+    weights_by_name = {}
     for name, value in weights.items():
         path, _, kind = name.removeprefix(IN_FILES).rpartition(".")
-        found[f"{path}.{ADAPTER}.{kind}"] = value
-    return found
+        weights_by_name[f"{path}.{ADAPTER}.{kind}"] = value
+    return weights_by_name
 
 
 @torch.no_grad()

@@ -65,10 +65,10 @@ class PromptTokenizer:
         except Exception as error:  # the library raises nothing more particular
             raise DataError(f"{file} is not a tokenizer ({error}); restore the model's folder.") from None
         ids = {name: self._tokenizer.token_to_id(name) for name in CONTROL}
-        absent = [name for name, found in ids.items() if found is None]
+        absent = [name for name, token_id in ids.items() if token_id is None]
         if absent:
             raise DataError(f"{file} has no token {', '.join(absent)}; expected the tokenizer of a Qwen3-VL model.")
-        self._ids = {name: found for name, found in ids.items() if found is not None}
+        self._ids = {name: token_id for name, token_id in ids.items() if token_id is not None}
         # Whatever a user writes is read as text, also where it looks like a control token.
         self._tokenizer.encode_special_tokens = True
 

@@ -129,8 +129,8 @@ class SmallReader:
 
     def unknown_words(self, instruction: str) -> tuple[str, ...]:
         """What of it is outside of the vocabulary; signs that stand together are one word."""
-        found, spans = self.tokenizer.encode(instruction), []
-        for piece, (start, stop) in zip(found.ids, found.offsets, strict=True):
+        encoding, spans = self.tokenizer.encode(instruction), []
+        for piece, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             if piece != self._unknown:
                 continue
             if spans and spans[-1][1] == start:

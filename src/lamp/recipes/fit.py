@@ -233,23 +233,23 @@ def _camera(text: str) -> tuple[str, str]:
 
 
 def _cameras(texts: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    features: dict[str, str] = {}
     for name, feature in map(_camera, texts):
-        if name in found:
+        if name in features:
             raise ConfigError(
-                f"--cameras: {found[name]} and {feature} would both be called {name!r}; expected different names, such as "
-                f"{name}={found[name]} {name}_2={feature}"
+                f"--cameras: {features[name]} and {feature} would both be called {name!r}; expected different names, such as "
+                f"{name}={features[name]} {name}_2={feature}"
             )
-        found[name] = feature
-    return found
+        features[name] = feature
+    return features
 
 
 def _part(text: str) -> Part:
-    found = PART.fullmatch(text)
-    if found is None:
+    match = PART.fullmatch(text)
+    if match is None:
         raise ConfigError(f"{text!r} names no part of a feature; expected KEY or KEY[START:STOP], such as action[0:6]")
-    start, stop = found["start"], found["stop"]
-    return Part(key=found["key"], start=int(start or 0), stop=int(stop) if stop else None)
+    start, stop = match["start"], match["stop"]
+    return Part(key=match["key"], start=int(start or 0), stop=int(stop) if stop else None)
 
 
 def _transform(config: FitConfig, robot: Embodiment) -> StateTransform:
@@ -303,19 +303,19 @@ def _grippers_of_flags(config: FitConfig, robot: Embodiment) -> Gripper | tuple[
             f"--gripper {' '.join(f'{value:g}' for value in config.gripper)} given, with grippers at "
             f"{' '.join(map(str, dims))} of the action; expected OPEN CLOSED, or such a pair for each of them (--gripper-at)"
         )
-    found = tuple(
+    grippers = tuple(
         Gripper(dim=dim, opened=opened, closed=closed)
         for dim, (opened, closed) in zip(dims, pairs * (len(dims) // len(pairs)), strict=True)
     )
-    return found[0] if len(found) == 1 else found
+    return grippers[0] if len(grippers) == 1 else grippers
 
 
 def _named_grippers(robot: Embodiment, dataset: LeRobotDataset) -> tuple[int, ...]:
     """The action's values that the dataset calls grippers, by their own names or that of a feature of one value; the last one is
     -1."""
     names = robot.action_names(dataset)
-    found = [dim for dim, name in enumerate(names) if "gripper" in name.lower() and names.count(name) == 1]
-    return tuple(-1 if dim == len(names) - 1 else dim for dim in found)
+    dims = [dim for dim, name in enumerate(names) if "gripper" in name.lower() and names.count(name) == 1]
+    return tuple(-1 if dim == len(names) - 1 else dim for dim in dims)
 
 
 def _grippers(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset) -> tuple[tuple[int, ...], str]:
@@ -333,8 +333,10 @@ def _grippers(config: FitConfig, robot: Embodiment, dataset: LeRobotDataset) -> 
             raise ConfigError(f"--gripper-at {dim} given, and an action has {width} values; expected 0 to {width - 1}")
     if len({dim % width for dim in dims}) < len(dims):
         raise ConfigError(f"--gripper-at {' '.join(map(str, dims))} names a value twice; expected each gripper once")
-    found = [_gripper(robot, recorded[:, dim], dim, width) for dim in dims]
-    return tuple(dim for dim, (one, _) in zip(dims, found, strict=True) if one), "; ".join(text for _, text in found)
+    grippers = [_gripper(robot, recorded[:, dim], dim, width) for dim in dims]
+    return tuple(dim for dim, (one, _) in zip(dims, grippers, strict=True) if one), "; ".join(
+        text for _, text in grippers
+    )
 
 
 def _gripper(robot: Embodiment, values: Float32[np.ndarray, " n"], dim: int, width: int) -> tuple[bool, str]:
@@ -369,26 +371,30 @@ def _with_kind(
     if config.embodiment:
         return robot, f"{type(robot.kind).__name__.lower()}, as the embodiment {robot.name!r} has them"
     known = {dim % robot.action_width(dataset) for dim in grippers}
-    found = compare_with_state(
+    comparison = compare_with_state(
         [(robot.recorded_actions(dataset, n), robot.states(dataset, n)) for n in _some(len(dataset))], without=known
     )
-    name = config.actions or found.kind
+    name = config.actions or comparison.kind
     if name == "relative":
-        kind = _relative(config, robot, dataset, found, known)
+        kind = _relative(config, robot, dataset, comparison, known)
         text = "relative: targets, learnt from the state that a chunk starts at, and sent as targets"
-        return replace(robot, kind=kind), f"{text} ({found.why})"
+        return replace(robot, kind=kind), f"{text} ({comparison.why})"
     if name is None:
         remedy = "say --actions absolute, delta or relative"
-        return robot, f"not told apart: {found.why}; {remedy}, until then they are learnt as recorded"
+        return robot, f"not told apart: {comparison.why}; {remedy}, until then they are learnt as recorded"
     kind = Absolute() if name == "absolute" else Delta()
     what = "targets" if name == "absolute" else "changes from one step to the next"
-    why = found.why if config.actions is None or found.kind == name else f"as --actions says; but {found.why}"
+    why = (
+        comparison.why
+        if config.actions is None or comparison.kind == name
+        else f"as --actions says; but {comparison.why}"
+    )
     more = "; --actions relative learns them from the present state" if name == "absolute" else ""
     return replace(robot, kind=kind), f"{name}: {what}, learnt as recorded ({why}){more}"
 
 
 def _relative(
-    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, found: ActionComparison, grippers: set[int]
+    config: FitConfig, robot: Embodiment, dataset: LeRobotDataset, comparison: ActionComparison, grippers: set[int]
 ) -> Relative:
     """Which of the actions are learnt as differences from which values of the state.
 
@@ -396,12 +402,12 @@ def _relative(
         ConfigError: None can be.
     """
     actions, states = (_width(dataset, parts) for parts in (robot.action, robot.state))
-    if found.kind == "delta":
+    if comparison.kind == "delta":
         raise ConfigError(
-            f"--actions relative given, but the actions of {dataset.root} are changes already ({found.why}); expected targets in "
-            "the units of the state: --actions delta"
+            f"--actions relative given, but the actions of {dataset.root} are changes already ({comparison.why}); expected "
+            "targets in the units of the state: --actions delta"
         )
-    pairs = dict(found.pairs) or {index: index for index in range(min(actions, states)) if index not in grippers}
+    pairs = dict(comparison.pairs) or {index: index for index in range(min(actions, states)) if index not in grippers}
     pose = None
     rotation = _rotation(config)
     if config.rotation_at is not None and isinstance(rotation, Quaternion):  # differences of its values are no rotation

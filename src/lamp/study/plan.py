@@ -66,8 +66,8 @@ class Estimate:
         """The estimate for a study, with what its folder holds."""
         seconds, study = dict(SECONDS), resolved.study
         for name, pattern in (("motion step", "motion/*/*/result.json"), ("policy step", "cells/*/*/*/result.json")):
-            found = [read_json_as(path, StoredRate, "result") for path in sorted(out.glob(pattern))] if out else []
-            rates = [one["seconds"] / one["steps"] for one in found if one["seconds"] > 0 and one["steps"] > 0]
+            stored = [read_json_as(path, StoredRate, "result") for path in sorted(out.glob(pattern))] if out else []
+            rates = [one["seconds"] / one["steps"] for one in stored if one["seconds"] > 0 and one["steps"] > 0]
             if rates:
                 seconds[name] = sum(rates) / len(rates)
                 seconds |= {"measured frame": 0.0} if name == "policy step" else {}

@@ -32,19 +32,19 @@ MEASURES = {
     BEST: "held-out error, each one's best",
     RATE: "success rate",
 }
-Found = list[tuple[Cell, dict[str, Any]]]
+Progress = list[tuple[Cell, dict[str, Any]]]
 
 
 def summarise(resolved: Resolved, out: Path) -> dict[str, Any]:
     """Computes the figures of a study from what its cells have left, and writes them to study.json."""
-    study, found = resolved.study, list(progress_of(resolved, out))
-    rows = [row for arm in study.arms for count in study.demonstrations for row in _rows(study, arm, count, found)]
+    study, results = resolved.study, list(progress_of(resolved, out))
+    rows = [row for arm in study.arms for count in study.demonstrations for row in _rows(study, arm, count, results)]
     differences = [
         row
         for count in study.demonstrations
         for arm in study.arms
         if arm.name != study.against
-        for row in _differences(study, arm, count, found)
+        for row in _differences(study, arm, count, results)
     ]
     for measure in MEASURES:
         tested = [row for row in differences if row["p"] is not None and row["measure"] == measure]
@@ -54,20 +54,20 @@ def summarise(resolved: Resolved, out: Path) -> dict[str, Any]:
         row |= _verdict(study, row)
     planned = cells(study)
     wanted = len(planned) * (1 + len(study.tests))
-    done = len(found) + sum(len(result["tests"]) for _, result in found)
+    done = len(results) + sum(len(result["tests"]) for _, result in results)
     figures = {
         "format": "lamp-study-figures",
         "version": 1,
         "name": study.name,
         "question": study.question,
         "complete": done == wanted,
-        "cells": {"done": len(found), "planned": len(planned)},
+        "cells": {"done": len(results), "planned": len(planned)},
         "against": study.against,
         "claim_takes": {"policy_seeds": CLAIM_POLICY_SEEDS, "motion_seeds": CLAIM_MOTION_SEEDS},
         "results": rows,
         "differences": differences,
         "motion": _motions(out),
-        "code": sorted({result["code"] for _, result in found}),
+        "code": sorted({result["code"] for _, result in results}),
         "study": to_json(study),
     }
     write_json(out / FILE, figures)
@@ -76,20 +76,20 @@ def summarise(resolved: Resolved, out: Path) -> dict[str, Any]:
 
 def _motions(out: Path) -> list[dict[str, Any]]:
     """Every Stage 1: what it learnt from, and how well it foresees held-out motion."""
-    found = []
+    motions = []
     for path in sorted(out.glob("motion/*/*/result.json")):
         result = read_json_as(path, StoredMotion, "result of a Stage 1")
-        found.append({"name": f"{path.parent.parent.name}/{path.parent.name}", **result})
-    return found
+        motions.append({"name": f"{path.parent.parent.name}/{path.parent.name}", **result})
+    return motions
 
 
-def _of(found: Found, arm: str, count: int) -> dict[int, dict[str, Any]]:
-    return {cell.seed: result for cell, result in found if (cell.arm, cell.demonstrations) == (arm, count)}
+def _of(progress: Progress, arm: str, count: int) -> dict[int, dict[str, Any]]:
+    return {cell.seed: result for cell, result in progress if (cell.arm, cell.demonstrations) == (arm, count)}
 
 
-def _rows(study: Study, arm: Arm, count: int, found: Found) -> list[dict[str, Any]]:
+def _rows(study: Study, arm: Arm, count: int, progress: Progress) -> list[dict[str, Any]]:
     """The figures of one arm and number of demonstrations, a row a test."""
-    results = _of(found, arm.name, count)
+    results = _of(progress, arm.name, count)
     if not results:
         return []
     rows = []
@@ -149,8 +149,8 @@ def _errors(results: Mapping[int, Any], group: str) -> dict[str, Any]:
 
 def _interval(values: Sequence[float]) -> list[float] | None:
     """95%, over seeds; None of one seed."""
-    found = SeedDifferences(differences=tuple(values)).interval
-    return None if found is None else list(found)
+    differences = SeedDifferences(differences=tuple(values)).interval
+    return None if differences is None else list(differences)
 
 
 def _rate(result: Mapping[str, Any]) -> float:
@@ -158,9 +158,9 @@ def _rate(result: Mapping[str, Any]) -> float:
     return sum(outcomes) / len(outcomes)
 
 
-def _differences(study: Study, arm: Arm, count: int, found: Found) -> list[dict[str, Any]]:
+def _differences(study: Study, arm: Arm, count: int, progress: Progress) -> list[dict[str, Any]]:
     """An arm's paired differences from the one that it is compared with, for every measure and test."""
-    own, other = _of(found, arm.name, count), _of(found, study.against, count)
+    own, other = _of(progress, arm.name, count), _of(progress, study.against, count)
     rows = []
     shared = sorted(own.keys() & other.keys())
     if not shared:
@@ -346,18 +346,18 @@ def _in_words(row: Mapping[str, Any]) -> str:
 
 def verdicts(figures: Mapping[str, Any]) -> list[str]:
     """A sentence for each comparison that is not of each one's best."""
-    said = []
+    sentences = []
     for row in figures["differences"]:
         if row["measure"] == BEST:
             continue
         what = (
             _title(row["test"]) if row["measure"] == RATE else _title(row["test"]).replace("held-out error", "error", 1)
         )
-        said.append(
+        sentences.append(
             f"{row['arm']} against {row['against']}, {row['demonstrations']} demonstrations, {what}: {_in_words(row)}, "
             f"{_signed(row)}; {row['why']}"
         )
-    return said
+    return sentences
 
 
 def to_text(figures: Mapping[str, Any]) -> str:
@@ -381,7 +381,7 @@ def to_text(figures: Mapping[str, Any]) -> str:
 def notes(figures: Mapping[str, Any]) -> list[str]:
     """What a reader should know."""
     study = figures["study"]
-    said = [
+    sentences = [
         f"Intervals of 95% and p-values are Student's t over {study['policy_seeds']} seeds of Stage 2. Those of the same of "
         f"{study['motion_seeds']} seeds of Stage 1 share it and their demonstrations, so that they are less than independent.",
         f"{sum(row['p'] is not None for row in figures['differences'])} differences were tested; p_holm in {FILE} is corrected "
@@ -392,15 +392,15 @@ def notes(figures: Mapping[str, Any]) -> list[str]:
         arm["prior"]["checkpoint"] for arm in study["arms"] if arm["prior"] and arm["prior"].get("checkpoint")
     )
     if given:
-        said.append(
+        sentences.append(
             f"Stage 1 of {', '.join(given)} was trained once, before: what is found holds for that checkpoint, and seeds vary "
             "the demonstrations and Stage 2 alone."
         )
     if any(row["oracle"] for row in figures["differences"]):
-        said.append("An oracle knows the true motion to come: it is a ceiling for any prior and no result.")
+        sentences.append("An oracle knows the true motion to come: it is a ceiling for any prior and no result.")
     if len(figures["code"]) > 1:
-        said.append(f"Cells were made by several versions of the code: {', '.join(figures['code'])}.")
-    return [*said, *study["notes"]]
+        sentences.append(f"Cells were made by several versions of the code: {', '.join(figures['code'])}.")
+    return [*sentences, *study["notes"]]
 
 
 def write_report(figures: Mapping[str, Any], out: Path) -> Path:
@@ -437,18 +437,18 @@ def _cards(figures: Mapping[str, Any]) -> list[Card]:
 
 
 def _verdict_block(figures: Mapping[str, Any]) -> Block:
-    said = verdicts(figures)
-    return Notes(said) if said else Paragraph("Nothing to compare yet.", "absent")
+    sentences = verdicts(figures)
+    return Notes(sentences) if sentences else Paragraph("Nothing to compare yet.", "absent")
 
 
 def _curves(figures: Mapping[str, Any], out: Path) -> list[Block]:
     """The held-out error of every arm over the steps, the mean of its seeds."""
-    found = list(progress_of(read_definition(out), out))
+    results = list(progress_of(read_definition(out), out))
     blocks = list[Block | None]()
     for count in figures["study"]["demonstrations"]:
         series = []
         for number, arm in enumerate(figures["study"]["arms"]):
-            curves = [result["errors"][HELD_OUT]["curve"] for result in _of(found, arm["name"], count).values()]
+            curves = [result["errors"][HELD_OUT]["curve"] for result in _of(results, arm["name"], count).values()]
             if curves:
                 length = min(map(len, curves))
                 points = [

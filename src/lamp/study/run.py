@@ -95,11 +95,11 @@ class Partition:
         of_tasks: dict[str, int] = {}
         for episode in chosen:
             of_tasks[self.task(episode)] = of_tasks.get(self.task(episode), 0) + 1
-        for task, found in of_tasks.items():
-            if found < count:
+        for task, episodes in of_tasks.items():
+            if episodes < count:
                 raise DataError(
-                    f"{count} demonstrations of each task are asked for, and {self.dataset.root} has {found} of {task!r} among "
-                    f"those that `actions` selects ({self.study.actions}, {len(self.held_out)} held out); expected {count}: "
+                    f"{count} demonstrations of each task are asked for, and {self.dataset.root} has {episodes} of {task!r} "
+                    f"among those that `actions` selects ({self.study.actions}, {len(self.held_out)} held out); expected {count}: "
                     "collect more episodes, select more, or ask for fewer demonstrations"
                 )
         return chosen
@@ -131,8 +131,8 @@ class Partition:
         Raises:
             MismatchError: The checkpoint was trained on what is held out here.
         """
-        found = read_description(find_checkpoint(checkpoint))
-        for record in (found.data, *(found.flow.also if found.flow else ())):
+        description = read_description(find_checkpoint(checkpoint))
+        for record in (description.data, *(description.flow.also if description.flow else ())):
             if not record.dataset or record.dataset != self.dataset.content:
                 continue
             trained = set(range(len(self.dataset))) if record.train_episodes is None else {*record.train_episodes}
@@ -295,7 +295,7 @@ class _Run:
         study, arm = self.study, self.study.arm(cell.arm)
         motion_seed = study.motion_seed(cell.seed)
         used = partition.demonstrations(cell.demonstrations, motion_seed)
-        data, found, motion = partition.dataset.root, list[Job](), None
+        data, jobs, motion = partition.dataset.root, list[Job](), None
         if (training := self.resolved.motion(arm)) is not None and arm.prior is not None:
             episodes = partition.motion(arm, cell.demonstrations, motion_seed)
             mixed = tuple(extras) if arm.prior.extra and arm.prior.motion != "same" else ()
@@ -310,7 +310,7 @@ class _Run:
             name += f"-n{cell.demonstrations:03d}" if arm.prior.motion != "action_free" else ""
             work = MotionJob(training=training, data=data, episodes=episodes)
             folder = f"motion/{name}-{key}/s{motion_seed}"
-            found.append(Job(folder=folder, label=f"Stage 1 {name} (seed {motion_seed})", work=work))
+            jobs.append(Job(folder=folder, label=f"Stage 1 {name} (seed {motion_seed})", work=work))
             motion = self.out / folder / CHECKPOINT
         elif arm.prior is not None and arm.prior.checkpoint is not None:
             motion = find_checkpoint(arm.prior.checkpoint)
@@ -319,8 +319,8 @@ class _Run:
         if isinstance(study.data, RecordedData) and study.data.embodiment:
             policy = replace(policy, embodiment=embodiment(study.data.embodiment))
         work = PolicyJob(training=policy, data=data, motion=motion, episodes=used, groups=partition.groups)
-        needs = tuple(job.folder for job in found)
-        found.append(Job(folder=cell.folder, label=cell.label, work=work, needs=needs))
+        needs = tuple(job.folder for job in jobs)
+        jobs.append(Job(folder=cell.folder, label=cell.label, work=work, needs=needs))
         for test in study.tests:
             work = TestJob(
                 config=self._evaluation(test, arm, cell),
@@ -332,7 +332,7 @@ class _Run:
                 cell.folder,
                 *(f"{cell.folder}/tests/{one.name}" for one in study.tests if work.discard and one is not test),
             )
-            found.append(
+            jobs.append(
                 Job(
                     folder=f"{cell.folder}/tests/{test.name}",
                     label=f"{cell.label}, {test.name}",
@@ -340,7 +340,7 @@ class _Run:
                     needs=needs,
                 )
             )
-        return found
+        return jobs
 
     def _loop(self, loop: Any, seed: int) -> Any:
         every = min(loop.checkpoint_every, max(1, loop.steps // 4))

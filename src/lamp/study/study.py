@@ -186,10 +186,10 @@ class Study:
         Raises:
             ConfigError: There is none of that name.
         """
-        found = next((arm for arm in self.arms if arm.name == name), None)
-        if found is None:
+        match = next((arm for arm in self.arms if arm.name == name), None)
+        if match is None:
             raise unknown(f"arm of {self.name}", name, [arm.name for arm in self.arms])
-        return found
+        return match
 
     def motion_seed(self, seed: int) -> int:
         """The seed of the Stage 1, and of the choice of demonstrations, that belongs to a seed of Stage 2."""
@@ -235,9 +235,9 @@ class Resolved:
             MismatchError: The arms have unequal budgets, or backbones.
         """
         names = dict.fromkeys([study.recipe, *(arm.recipe for arm in study.arms if arm.recipe is not None)])
-        found = cls(study=study, recipes={name: _own(study, name) for name in names})
-        found.check()
-        return found
+        resolved = cls(study=study, recipes={name: _own(study, name) for name in names})
+        resolved.check()
+        return resolved
 
     def check(self) -> None:
         """As `of`."""
@@ -321,10 +321,10 @@ class Resolved:
                 f"arm {arm.name!r} takes the checkpoint {name}, and says how a Stage 1 is trained; expected one of the two"
             )
         wanted = self.policy(arm).model.motion
-        found = read_description(find_checkpoint(name)).model.motion
-        if found is not None and wanted is not None:
-            found = replace(found, hidden_layer=wanted.hidden_layer)  # Stage 2's choice
-        difference = first_difference(to_json(found), to_json(wanted), "model.motion")
+        motion = read_description(find_checkpoint(name)).model.motion
+        if motion is not None and wanted is not None:
+            motion = replace(motion, hidden_layer=wanted.hidden_layer)  # Stage 2's choice
+        difference = first_difference(to_json(motion), to_json(wanted), "model.motion")
         if difference is not None:
             where, has, needs = difference
             raise MismatchError(

@@ -59,15 +59,15 @@ def build_backbone(config: BackboneConfig) -> FrozenBackbone:
     return load_backbone(find_backbone(config))
 
 
-def load_backbone(found: FrozenBackbone | QwenIdentity) -> FrozenBackbone:
+def load_backbone(identity: FrozenBackbone | QwenIdentity) -> FrozenBackbone:
     """Loads the weights of a backbone that was found."""
-    return found.load() if isinstance(found, QwenIdentity) else found
+    return identity.load() if isinstance(identity, QwenIdentity) else identity
 
 
-def live_backbone(config: BackboneConfig, device: str, at_hand: FrozenBackbone | None = None) -> FrozenBackbone:
+def live_backbone(config: BackboneConfig, device: str, loaded: FrozenBackbone | None = None) -> FrozenBackbone:
     """Loads a frozen backbone on the device of a training that caches no features; `at_hand` is taken instead, if given."""
-    found = at_hand or build_backbone(config)
-    return found.to(device) if isinstance(found, torch.nn.Module) else found  # pyright: ignore[reportReturnType]
+    backbone = loaded or build_backbone(config)
+    return backbone.to(device) if isinstance(backbone, torch.nn.Module) else backbone  # pyright: ignore[reportReturnType]
 
 
 def backbone_key(config: BackboneConfig) -> str:
@@ -91,8 +91,8 @@ class BackboneLoader:
 
     def __call__(self, device: str | None) -> FrozenBackbone:
         """Loads it on a device."""
-        found = load_backbone(find_backbone(self.config))
-        return found if device is None else found.to(device)  # pyright: ignore[reportAttributeAccessIssue]
+        backbone = load_backbone(find_backbone(self.config))
+        return backbone if device is None else backbone.to(device)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +134,24 @@ def ensure_features(
     """
     if isinstance(config, Qwen3VLBackboneConfig) and config.lora is not None:
         raise ConfigError("backbone.lora is given; tokens of a backbone that is trained along cannot be cached.")
-    dataset, found = data if isinstance(data, LeRobotDataset) else LeRobotDataset(data), find_backbone(config)
+    dataset, backbone = data if isinstance(data, LeRobotDataset) else LeRobotDataset(data), find_backbone(config)
     caching = caching or Caching()
-    if token_width is not None and found.width != token_width:
+    if token_width is not None and backbone.width != token_width:
         raise MismatchError(
-            f"the backbone's tokens are {found.width} wide, the model's token_width is {token_width}; expected the same: "
+            f"the backbone's tokens are {backbone.width} wide, the model's token_width is {token_width}; expected the same: "
             "another backbone, or a recipe for this one."
         )
-    if FeatureCache.is_complete(dataset, found.key, augmentation=augmentation, root=root):
+    if FeatureCache.is_complete(dataset, backbone.key, augmentation=augmentation, root=root):
         return
-    folder = cache_folder(dataset, found.key, root)
+    folder = cache_folder(dataset, backbone.key, root)
     if not caching.refresh and (folder / MANIFEST).exists():
         FeatureStore(dataset, folder, augmentation).check(complete=False)
-    pinned = config.pinned(found.description) if isinstance(config, Qwen3VLBackboneConfig) else config
+    pinned = config.pinned(backbone.description) if isinstance(config, Qwen3VLBackboneConfig) else config
     build_progress = BuildProgressPrinter(f"features of {dataset.root}")
     try:
         make_features(
             dataset,
-            found,
+            backbone,
             BackboneLoader(pinned),
             workers=caching.workers or default_workers(config),
             planned=build_progress.plan,
@@ -161,7 +161,7 @@ def ensure_features(
             root=root,
             storage=caching.storage,
         )
-        cache = FeatureCache(dataset, found.key, augmentation=augmentation, root=root, wanted=found.description)
+        cache = FeatureCache(dataset, backbone.key, augmentation=augmentation, root=root, wanted=backbone.description)
         if cache.left_out:
             episodes = ", ".join(map(str, cache.left_out))
             build_progress.say(f"left out, since their pictures cannot be read: episodes {episodes}")

@@ -84,11 +84,11 @@ def _with_labels(value: Value, names: Sequence[str] | None) -> Value:
 def action_names(features: Mapping[str, Feature], embodiment: Embodiment, width: int) -> tuple[str, ...]:
     """What a dataset calls the dimensions of the action that is learnt; where it does not say, `POSE_NAMES` where they fit,
     else their numbers."""
-    found: list[str] = []
+    names: list[str] = []
     for part in embodiment.action:
-        found += (features[part.key].names or ())[part.start : part.stop]
-    if len(found) == width == len(set(found)):
-        return tuple(found)
+        names += (features[part.key].names or ())[part.start : part.stop]
+    if len(names) == width == len(set(names)):
+        return tuple(names)
     posed = isinstance(embodiment.kind, Delta) or (isinstance(embodiment.kind, Relative) and embodiment.kind.pose)
     return POSE_NAMES if posed and width == len(POSE_NAMES) else tuple(str(index) for index in range(width))
 

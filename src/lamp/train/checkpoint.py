@@ -60,16 +60,16 @@ class Expected:
     feature_layer: str | None = None
     """Where the VLM's tokens are read: PreNorm or PostNorm."""
 
-    def check(self, path: Path, found: Description) -> None:
+    def check(self, path: Path, description: Description) -> None:
         """
         Raises:
             MismatchError: The checkpoint is something else.
         """
-        flow = found.flow
-        cameras = tuple(camera.name for camera in found.backbone.cameras)
+        flow = description.flow
+        cameras = tuple(camera.name for camera in description.backbone.cameras)
         advice = {
             "kind": "use `lamp train motion` for the first stage and `lamp train policy` for the second",
-            "backbone_key": f"{self._describe_differences(found)}load it with the backbone it was trained on, "
+            "backbone_key": f"{self._describe_differences(description)}load it with the backbone it was trained on, "
             "or train again with this one",
             "grid": "use the recipe it was trained with, or train again",
             "horizon": "use the recipe it was trained with, or train again",
@@ -81,39 +81,39 @@ class Expected:
             "feature_layer": "read the VLM's tokens there, or train again",
         }
         have = {
-            "kind": found.kind,
-            "backbone_key": found.backbone.key,
+            "kind": description.kind,
+            "backbone_key": description.backbone.key,
             "grid": flow.grid if flow else None,
             "horizon": flow.horizon if flow else None,
             "stride": flow.stride if flow else None,
             "cameras": cameras,
-            "image_sizes": tuple((camera.height, camera.width) for camera in found.backbone.cameras),
-            "chunk": found.policy.chunk if found.policy else None,
-            "vlm": found.backbone.description.get("model"),
-            "feature_layer": found.backbone.description.get("layer"),
+            "image_sizes": tuple((camera.height, camera.width) for camera in description.backbone.cameras),
+            "chunk": description.policy.chunk if description.policy else None,
+            "vlm": description.backbone.description.get("model"),
+            "feature_layer": description.backbone.description.get("layer"),
         }
         for name, value in have.items():
             wanted = getattr(self, name)
-            if wanted is None or wanted == value or (name == "backbone_key" and self._may_match(found)):
+            if wanted is None or wanted == value or (name == "backbone_key" and self._may_match(description)):
                 continue
             raise MismatchError(f"checkpoint {path} has {name} {value!r}; expected {wanted!r}: {advice[name]}.")
 
-    def _may_match(self, found: Description) -> bool:
+    def _may_match(self, description: Description) -> bool:
         """Whether the expected backbone has all settings of one whose weights were never seen."""
-        if found.backbone.key is not None or self.backbone is None:
+        if description.backbone.key is not None or self.backbone is None:
             return False
-        return {*PROVENANCE, CONTENT}.issuperset(self._differing_settings(found))
+        return {*PROVENANCE, CONTENT}.issuperset(self._differing_settings(description))
 
-    def _describe_differences(self, found: Description) -> str:
+    def _describe_differences(self, description: Description) -> str:
         """Names what differs between the checkpoint's backbone and the expected one, as far as both say it."""
-        have, wanted = found.backbone.description, self.backbone or {}
+        have, wanted = description.backbone.description, self.backbone or {}
         return "".join(
             f"its {name} is {have.get(name)!r}, here it is {wanted[name]!r}; "
-            for name in self._differing_settings(found)
+            for name in self._differing_settings(description)
         )
 
-    def _differing_settings(self, found: Description) -> list[str]:
-        have, wanted = found.backbone.description, self.backbone or {}
+    def _differing_settings(self, description: Description) -> list[str]:
+        have, wanted = description.backbone.description, self.backbone or {}
         return [name for name in wanted if have.get(name) != wanted[name]]
 
 
@@ -133,9 +133,9 @@ def save_checkpoint(
             state.write_shards(folder / TRAINING, distributed.group)
         joined: dict[str, Tensor] = {}
         for name, value in weights.items():
-            found = whole(value)  # all processes ask, and only the main one keeps it
+            tensor = whole(value)  # all processes ask, and only the main one keeps it
             if distributed.is_main:
-                joined[name] = found.cpu()
+                joined[name] = tensor.cpu()
         distributed.on_main(lambda: _write(folder, description, joined, state))
 
 
@@ -310,10 +310,10 @@ def motion_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if name.startswith(MOTION_PREFIX)}
 
 
-def _check_hash(folder: Path, what: str, found: str, stated: str) -> None:
-    if found != stated:
+def _check_hash(folder: Path, what: str, actual: str, stated: str) -> None:
+    if actual != stated:
         raise DataError(
-            f"the {what} in {folder} have sha256 {found[:12]}, its description says {stated[:12]}; "
+            f"the {what} in {folder} have sha256 {actual[:12]}, its description says {stated[:12]}; "
             "the checkpoint is damaged: restore it or train again."
         )
 
@@ -321,21 +321,21 @@ def _check_hash(folder: Path, what: str, found: str, stated: str) -> None:
 def _check_names(file: Path, wanted: Mapping[str, Tensor]) -> None:
     try:
         with safe_open(str(file), framework="pt") as opened:
-            found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            stored = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         damaged = DataError(f"{file} is not a whole safetensors file ({error}); restore it or train again.")
         raise unreadable(file, error, damaged) from None
     shapes = {name: tuple(value.shape) for name, value in wanted.items()}
-    for problem, names in (("lacks", shapes.keys() - found.keys()), ("has an unknown", found.keys() - shapes.keys())):
+    for problem, names in (("lacks", shapes.keys() - stored.keys()), ("has an unknown", stored.keys() - shapes.keys())):
         if names:
             raise MismatchError(
                 f"{file} {problem} {sorted(names)[0]} ({len(names)} in all); expected the {len(shapes)} weights of the model "
                 "that its description names: it was written by other code, or edited."
             )
     for name, shape in shapes.items():
-        if found[name] != shape:
+        if stored[name] != shape:
             raise MismatchError(
-                f"{file}: {name} has shape {found[name]}; the model that its description names has {shape}."
+                f"{file}: {name} has shape {stored[name]}; the model that its description names has {shape}."
             )
 
 
@@ -378,11 +378,11 @@ class BackboneCache:
         recorded, adapter = description.backbone, description.adapter_sha256
         if recorded.key is not None and recorded.key + adapter in self._loaded:
             return self._loaded[recorded.key + adapter]
-        found = find_backbone(_backbone_settings(folder, description), recorded=recorded.description)
-        Expected(backbone_key=found.key, backbone=found.description).check(folder, description)
-        if found.key + adapter not in self._loaded:
-            self._loaded[found.key + adapter] = _with_adapter(load_backbone(found), folder, description)
-        return self._loaded[found.key + adapter]
+        identity = find_backbone(_backbone_settings(folder, description), recorded=recorded.description)
+        Expected(backbone_key=identity.key, backbone=identity.description).check(folder, description)
+        if identity.key + adapter not in self._loaded:
+            self._loaded[identity.key + adapter] = _with_adapter(load_backbone(identity), folder, description)
+        return self._loaded[identity.key + adapter]
 
 
 def _with_adapter(backbone: FrozenBackbone, folder: Path, description: Description) -> FrozenBackbone:

@@ -331,14 +331,14 @@ class StageEpisodes:
         return tuple(sorted({*(self.stage_1 or ())} & {*self.held_out}))
 
 
-def stage_episodes(found: Description) -> list[StageEpisodes]:
+def stage_episodes(description: Description) -> list[StageEpisodes]:
     """Which stage saw which episodes of which dataset, the checkpoint's own first."""
-    first = [] if found.motion_source is None else [found.motion_source.data]
-    if found.kind == "motion":
-        first = [found.data]
-    first += [] if found.flow is None else [record for record in found.flow.also if record not in first]
-    others = found.policy.others if found.policy is not None else ()
-    second = [] if found.kind == "motion" else [found.data, *(other.data for other in others)]
+    first = [] if description.motion_source is None else [description.motion_source.data]
+    if description.kind == "motion":
+        first = [description.data]
+    first += [] if description.flow is None else [record for record in description.flow.also if record not in first]
+    others = description.policy.others if description.policy is not None else ()
+    second = [] if description.kind == "motion" else [description.data, *(other.data for other in others)]
     rows = []
     for record in [*second, *(one for one in first if not _is_among(one, second))]:
         motion = next((one for one in first if _same_dataset(one, record)), None)

@@ -88,7 +88,7 @@ def open_datasets(
         features: The folder that feature caches are in; None: each dataset's own.
         scalings: Gives the normalisers of a dataset (whether it is the policy's own comes last) where they are not to be fitted.
     """
-    found: list[TrainingDataset] = []
+    datasets: list[TrainingDataset] = []
     own = MixedIn(data=str(data), embodiment=config.embodiment)
     adapted, live = adapted_backbone(config, backbone), None
     if adapted is not None:
@@ -118,11 +118,11 @@ def open_datasets(
             scaling = fit_scaling(config, sources, part.embodiment, step)
         else:
             _check_widths(scaling, sources, part.embodiment)
-        found.append(TrainingDataset(sources=sources, embodiment=part.embodiment, scaling=scaling, step=step))
+        datasets.append(TrainingDataset(sources=sources, embodiment=part.embodiment, scaling=scaling, step=step))
         # Together with those before it: a policy has to tell the instructions of all its datasets apart.
-        instructions = [text for one in found for text in one.sources.dataset.tasks]
-        check_instructions(frozen, instructions, ", ".join(str(one.sources.dataset.root) for one in found))
-    return found
+        instructions = [text for one in datasets for text in one.sources.dataset.tasks]
+        check_instructions(frozen, instructions, ", ".join(str(one.sources.dataset.root) for one in datasets))
+    return datasets
 
 
 def _steps(config: PolicyTraining, parts: Sequence[MixedIn]) -> list[int]:
@@ -170,13 +170,13 @@ def _check_widths(scaling: PolicyScaling, sources: Sources, embodiment: Embodime
     episode, root = sources.split.train[0], sources.dataset.root
     states, actions = embodiment.states(sources.dataset, episode), embodiment.actions(sources.dataset, episode)
     transformed = scaling.state_transform.apply(states)
-    for name, found, wanted in (
+    for name, width, wanted in (
         ("state", transformed.shape[1], scaling.state.width),
         ("action", actions.shape[1], scaling.actions.width),
     ):
-        if found != wanted:
+        if width != wanted:
             raise MismatchError(
-                f"{root} has {name}s of {found} values (after the state transform), the checkpoint's normalisers {wanted}; "
+                f"{root} has {name}s of {width} values (after the state transform), the checkpoint's normalisers {wanted}; "
                 "expected the same robot: begin with another checkpoint, or train without --from"
             )
 
@@ -250,12 +250,12 @@ def fit_scaling(config: PolicyTraining, sources: Sources, embodiment: Embodiment
     check_rotation(config.state_transform, embodiment, sources.dataset)
     raw, actions = states_and_actions(sources.dataset, sources.split.train, action.chunk, embodiment, step)
     states = config.state_transform.apply(raw)
-    for name, found, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
-        if found.shape[1] != wanted:
+    for name, values_of, wanted in (("state", states, action.state_dim), ("action", actions, action.action_dim)):
+        if values_of.shape[1] != wanted:
             raise MismatchError(
-                f"{root} has {name}s of {found.shape[1]} values (after the state transform); "
+                f"{root} has {name}s of {values_of.shape[1]} values (after the state transform); "
                 f"the model's {name}_dim is {wanted}: expected the same. Make a recipe that fits with `lamp recipe fit {root}`, "
-                f"or give --model.action.{name}-dim {found.shape[1]}."
+                f"or give --model.action.{name}-dim {values_of.shape[1]}."
             )
     binary = config.gripper_dims(actions.shape[1])
     known = [one.dim % actions.shape[1] for one in embodiment.grippers]

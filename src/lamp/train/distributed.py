@@ -121,10 +121,10 @@ class MultiProcessContext(DistributedContext):
         dist.barrier(group=self.group)
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        found, fault = None, None
+        result, fault = None, None
         if self.is_main:
             try:
-                found = work()
+                result = work()
             except Exception as error:
                 fault = error
         message = self.broadcast(None if fault is None else f"{type(fault).__name__}: {fault}")
@@ -132,7 +132,7 @@ class MultiProcessContext(DistributedContext):
             raise fault
         if message is not None:
             raise FailedElsewhereError(message)
-        return found
+        return result
 
     def from_main(self, work: Callable[[], T]) -> T:
         return cast(T, self.broadcast(self.on_main(work)))

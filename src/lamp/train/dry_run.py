@@ -80,10 +80,10 @@ def live_module(stage: AnyStage) -> nn.Module | None:
 
 def _step_memory(stage: AnyStage, shape: BatchShape, device: str | None, count: int) -> Memory:
     """What a step holds on each of so many devices, with the backbone that encodes in it."""
-    found, live = step_memory(stage.config, shape, device, processes=count), live_module(stage)
+    held, live = step_memory(stage.config, shape, device, processes=count), live_module(stage)
     if live is None:
-        return found
-    return replace(found, backbone=sum(value.nbytes for value in (*live.parameters(), *live.buffers())))
+        return held
+    return replace(held, backbone=sum(value.nbytes for value in (*live.parameters(), *live.buffers())))
 
 
 def _by_module(parameters: Mapping[str, Tensor]) -> dict[str, int]:
@@ -99,16 +99,16 @@ def memory(stage: AnyStage, device: str, count: int) -> MemoryPlan | None:
     if isinstance(stage.samples, ImageSamples):
         return None
     training, shape = stage.config, batch_shape(stage, count)
-    found = _step_memory(stage, shape, device, count)
+    held = _step_memory(stage, shape, device, count)
     sizes = GPU_SIZES_GIB if torch.device(device).type != "cpu" else ()
-    limits = {gib: gib * GIB - GPU_RESERVE - found.backbone for gib in sizes}
+    limits = {gib: gib * GIB - GPU_RESERVE - held.backbone for gib in sizes}
     return MemoryPlan(
         device=device,
         samples=shape.samples,
-        total=found.total,
-        fullest=found.fullest.name,
-        parts=found.parts,
-        gradients=max(moment.gradients for moment in found.moments),
+        total=held.total,
+        fullest=held.fullest.name,
+        parts=held.parts,
+        gradients=max(moment.gradients for moment in held.moments),
         largest_batch={
             str(gib): largest_batch(training, shape, limit, device, processes=count) for gib, limit in limits.items()
         },
@@ -148,17 +148,17 @@ def _count_text(count: int) -> str:
 def _data_in_memory(stage: AnyStage) -> dict[str, int]:
     folders = {part.features.folder for part in parts_of(stage) if not isinstance(part.features, LiveFeatures)}
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    found = {"features (mapped)": sum(file.stat().st_size for file in files)} if folders else {}
+    sizes = {"features (mapped)": sum(file.stat().st_size for file in files)} if folders else {}
     policies = [part.scene_flow for part in parts_of(stage) if isinstance(part, PolicySamples)]
     for flow in [stage.samples] if isinstance(stage, MotionStage) else policies:
         if flow is not None:
             rows, columns = flow.store.description.sampling.grid
             # Start and increments in float32; visibility, and a mask for each axis.
             each = rows * columns * (12 + flow.horizon * (12 + 1 + 3))
-            found["scene flow"] = min(each * len(flow), MEMORY_LIMIT)
+            sizes["scene flow"] = min(each * len(flow), MEMORY_LIMIT)
     if hidden := hidden_states_size(stage):
-        found["motion hidden states (mapped)"] = hidden
-    return found
+        sizes["motion hidden states (mapped)"] = hidden
+    return sizes
 
 
 def hidden_states_size(stage: AnyStage) -> int:

@@ -64,13 +64,13 @@ class FineTune:
     @property
     def record(self) -> StartedFrom:
         """What a checkpoint says of where its run began."""
-        found = self.description
+        description = self.description
         return StartedFrom(
-            weights_sha256=found.weights_sha256,
-            step=found.step,
-            data=found.data,
+            weights_sha256=description.weights_sha256,
+            step=description.step,
+            data=description.data,
             normalizers=self.normalizers,
-            prior=found.prior or "predicted",
+            prior=description.prior or "predicted",
         )
 
     def load_into(self, model: LaMP) -> None:
@@ -79,9 +79,9 @@ class FineTune:
         Raises:
             MismatchError: It is another model.
         """
-        found = first_difference(_fixed(self.description.model), _fixed(model.config), "model")
-        if found is not None:
-            name, have, wanted = found
+        difference = first_difference(_fixed(self.description.model), _fixed(model.config), "model")
+        if difference is not None:
+            name, have, wanted = difference
             raise MismatchError(
                 f"checkpoint {self.path} has {name} = {have!r}, the recipe asks for {wanted!r}; expected the same to begin with "
                 f"its weights: choose the recipe it was trained with, or set --{name.replace('_', '-')} as it has it"

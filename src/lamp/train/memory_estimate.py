@@ -144,7 +144,7 @@ def step_memory(
         gradients, others = tracker.fullest(made)
     weights = _bytes(list(trained.values()))
     states, update = _update(training.loop, trained)
-    found = Memory(
+    memory = Memory(
         weights=weights,
         frozen=_bytes(held) - weights,
         optimiser=states,
@@ -155,9 +155,9 @@ def step_memory(
     )
     sharding = training.loop.sharding
     if processes == 1 or not isinstance(sharding, FullySharded):
-        return found
+        return memory
     gathered = _gathered(model, sharding)
-    return _shared_out(found, gathered, processes, exchanged_at_once=training.loop.accumulate == 1)
+    return _shared_out(memory, gathered, processes, exchanged_at_once=training.loop.accumulate == 1)
 
 
 def _gathered(model: LaMP, sharding: FullySharded) -> int:
@@ -212,10 +212,10 @@ def largest_batch(
         return 0
     # From where the activations are more than what an update needs, each sample takes as much as the next.
     each = max(needed(2 * PROBE) - many, 1) / PROBE
-    found = max(1, math.floor(PROBE + (limit - many) / each))
-    while found > 1 and (over := needed(found) - limit) > 0:
-        found = max(1, found - math.ceil(over / each))
-    return found
+    largest = max(1, math.floor(PROBE + (limit - many) / each))
+    while largest > 1 and (over := needed(largest) - limit) > 0:
+        largest = max(1, largest - math.ceil(over / each))
+    return largest
 
 
 def _update(loop: LoopConfig, trained: Mapping[str, Tensor]) -> tuple[int, StepPeak]:
@@ -276,7 +276,7 @@ def _batch(
         motion = Motion(values=empty(*shape_of_flow), mask=empty(*shape_of_flow, dtype=torch.bool))
         flows = MotionBatch(encoded=encoded, kept=kept, motion=motion)
         return flows, lambda generator: model.motion_loss(flows, generator, training.draws).total
-    handed, flow = config.hidden_shape, None
+    hidden_shape, flow = config.hidden_shape, None
     if isinstance(config.fusion, FlowHead):
         shape_of_flow = (math.prod(config.fusion.grid), config.fusion.horizon, 3)
         flow = Motion(values=empty(*shape_of_flow), mask=empty(*shape_of_flow, dtype=torch.bool))
@@ -287,9 +287,9 @@ def _batch(
         actions=empty(*training.action.shape),
         action_mask=empty(training.action.chunk, dtype=torch.bool),
         motion=flow,
-        motion_hidden=empty(*handed) if handed and shape.hidden else None,
+        motion_hidden=empty(*hidden_shape) if hidden_shape and shape.hidden else None,
     )
-    noise = torch.empty(handed[1], device=place) if handed and training.hidden_noise_share else None
+    noise = torch.empty(hidden_shape[1], device=place) if hidden_shape and training.hidden_noise_share else None
     return (
         actions,
         lambda generator: model.action_loss(actions, generator, training.noise_draws, hidden_noise=noise).total,

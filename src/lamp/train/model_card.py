@@ -56,31 +56,41 @@ class Publication:
     """Where it will be: OWNER/NAME; None: a local folder."""
 
 
-def model_card(found: Description, about: Publication) -> str:
+def model_card(description: Description, about: Publication) -> str:
     """Writes the card: YAML front matter for the hub, and Markdown for people (`templates/model_card.md`)."""
-    counts = expected_parameters(found.model)
-    parts = {"motion_expert": found.model.motion, "guidance": found.model.fusion, "action_expert": found.model.action}
-    key = found.backbone.key or "not known: the weights were not at hand when this was imported"
-    backbone = [*found.backbone.description.items(), ("prompt", f"`{found.backbone.prompt}`"), ("key", f"`{key}`")]
+    counts = expected_parameters(description.model)
+    parts = {
+        "motion_expert": description.model.motion,
+        "guidance": description.model.fusion,
+        "action_expert": description.model.action,
+    }
+    key = description.backbone.key or "not known: the weights were not at hand when this was imported"
+    backbone = [
+        *description.backbone.description.items(),
+        ("prompt", f"`{description.backbone.prompt}`"),
+        ("key", f"`{key}`"),
+    ]
     text = _template().render(
-        found=found,
+        description=description,
         about=about,
-        imported=found.training if isinstance(found.training, Imported) else None,
-        front_matter=_front_matter(found, about),
-        title=_title(found, about),
+        imported=description.training if isinstance(description.training, Imported) else None,
+        front_matter=_front_matter(description, about),
+        title=_title(description, about),
         name=about.repository or "FOLDER",
-        stage=KINDS[found.kind],
+        stage=KINDS[description.kind],
         parameters=counts["total"],
         parts=[
             *([name, f"{counts[name]:,}", _settings(part)] for name, part in parts.items() if part is not None),
             ["total", f"{counts['total']:,}", ""],
         ],
-        cameras=[[camera.name, f"{camera.width} x {camera.height}"] for camera in found.backbone.cameras],
+        cameras=[[camera.name, f"{camera.width} x {camera.height}"] for camera in description.backbone.cameras],
         backbone=[[name, _short(value)] for name, value in backbone],
-        statistics=_statistics(found.policy.scaling) if found.policy else [],
-        bounds=_bounds(found.flow) if found.flow else [],
-        datasets=_datasets(found),
-        training=[] if isinstance(found.training, Imported) else _training(found, found.training.loop),
+        statistics=_statistics(description.policy.scaling) if description.policy else [],
+        bounds=_bounds(description.flow) if description.flow else [],
+        datasets=_datasets(description),
+        training=[]
+        if isinstance(description.training, Imported)
+        else _training(description, description.training.loop),
     )
     # In Markdown one blank line says what two do; and no file holds half a character.
     return re.sub(r"\n{3,}", "\n\n", text).strip().encode(errors="replace").decode() + "\n"
@@ -107,9 +117,9 @@ def _line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def _front_matter(found: Description, about: Publication) -> dict[str, Any]:
+def _front_matter(description: Description, about: Publication) -> dict[str, Any]:
     """What the hub reads, or None where it is not known; each value is written in its JSON form, which YAML reads."""
-    vlm = found.backbone.description.get("model")
+    vlm = description.backbone.description.get("model")
     return {
         "license": about.licence,
         "library_name": "lamp",
@@ -118,11 +128,11 @@ def _front_matter(found: Description, about: Publication) -> dict[str, Any]:
         "datasets": list(about.datasets) or None,
         # A folder on the publisher's machine is no model of the hub's.
         "base_model": vlm if isinstance(vlm, str) and HubId.parse(vlm) else None,
-        "model-index": [_index(found, about)] if about.results else None,
+        "model-index": [_index(description, about)] if about.results else None,
     }
 
 
-def _index(found: Description, about: Publication) -> dict[str, Any]:
+def _index(description: Description, about: Publication) -> dict[str, Any]:
     results = [
         {
             "task": {"type": "robotics", "name": "Robot manipulation in simulation"},
@@ -137,11 +147,11 @@ def _index(found: Description, about: Publication) -> dict[str, Any]:
         }
         for result in about.results
     ]
-    return {"name": _title(found, about), "results": results}
+    return {"name": _title(description, about), "results": results}
 
 
-def _title(found: Description, about: Publication) -> str:
-    return about.repository.split("/")[-1] if about.repository else f"LaMP {found.kind}, step {found.step}"
+def _title(description: Description, about: Publication) -> str:
+    return about.repository.split("/")[-1] if about.repository else f"LaMP {description.kind}, step {description.step}"
 
 
 def _settings(config: Any) -> str:
@@ -174,18 +184,20 @@ def _bounds(record: FlowRecord) -> list[list[str]]:
     return [[axis, f"{low:.5g}", f"{high:.5g}", f"{100 * share:.2f}%"] for axis, low, high, share in ends]
 
 
-def _datasets(found: Description) -> list[tuple[str, DataRecord]]:
+def _datasets(description: Description) -> list[tuple[str, DataRecord]]:
     """What each dataset is to this checkpoint, and its record."""
-    others = found.policy.others if found.policy else ()
-    records = [("", found.data), *(("mixed in", other.data) for other in others)]
-    if found.motion_source is not None:
-        records.append((f"of the Motion Expert ({found.motion_source.step:,} steps)", found.motion_source.data))
+    others = description.policy.others if description.policy else ()
+    records = [("", description.data), *(("mixed in", other.data) for other in others)]
+    if description.motion_source is not None:
+        records.append(
+            (f"of the Motion Expert ({description.motion_source.step:,} steps)", description.motion_source.data)
+        )
     return records
 
 
-def _training(found: Description, loop: LoopConfig) -> list[list[str]]:
+def _training(description: Description, loop: LoopConfig) -> list[list[str]]:
     return [
-        ["steps", f"{found.step:,} of {loop.steps:,}"],
+        ["steps", f"{description.step:,} of {loop.steps:,}"],
         ["batch size", str(loop.batch_size)],
         ["optimiser", _settings(loop.optimiser)],
         ["smallest learning rate", f"{loop.min_lr:g}"],
@@ -193,11 +205,14 @@ def _training(found: Description, loop: LoopConfig) -> list[list[str]]:
         ["precision", type(loop.precision).__name__],
         ["moving average", "none" if loop.ema is None else f"decay {loop.ema:g}"],
         ["seed", str(loop.seed)],
-        ["weights", "the exponential moving average" if found.averaged else "those of the last step"],
-        ["exactly reproducible", "yes" if found.exactly_reproducible else "no: the schedule followed a time budget"],
-        ["code", f"`{found.code}`"],
-        ["packages", ", ".join(f"{name} {version}" for name, version in found.packages.items())],
-        ["sha256 of the weights", f"`{found.weights_sha256}`"],
+        ["weights", "the exponential moving average" if description.averaged else "those of the last step"],
+        [
+            "exactly reproducible",
+            "yes" if description.exactly_reproducible else "no: the schedule followed a time budget",
+        ],
+        ["code", f"`{description.code}`"],
+        ["packages", ", ".join(f"{name} {version}" for name, version in description.packages.items())],
+        ["sha256 of the weights", f"`{description.weights_sha256}`"],
     ]
 
 

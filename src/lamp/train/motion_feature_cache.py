@@ -126,14 +126,14 @@ class HiddenStateTask:
         ):
             if shards is None or shards.state(episode) is ShardState.CURRENT:
                 continue
-            found = torch.stack([self._of_view(episode, frames, rows, view) for view in numbers])
-            if not found.isfinite().all():
+            hidden = torch.stack([self._of_view(episode, frames, rows, view) for view in numbers])
+            if not hidden.isfinite().all():
                 otherwise = "train without --prior" if self.settings.true_motion else "set cached_hidden_draws to 0"
                 raise DataError(
                     f"episode {episode} of {self.store.dataset.root}: a hidden state of the Motion Expert does not fit into "
                     f"16-bit floats; {otherwise}."
                 )
-            values = found[0] if shards is self.store.pictures else found
+            values = hidden[0] if shards is self.store.pictures else hidden
             shards.write(episode, {HIDDEN: values}, draws=str(self.draws), views=str(len(numbers)))
 
     def _of_view(self, episode: int, frames: np.ndarray, rows: np.ndarray, view: int) -> Float16[Tensor, "draws f m d"]:
@@ -161,8 +161,8 @@ class HiddenStateTask:
         device = self.device[0]
         encoded = self.features.encoded(rows, np.full(len(rows), view)).to(device)
         with self.settings.loop.precision.autocast(device):
-            found = [find(encoded, motion.to(device)).float().cpu() for motion in motions]
-        return torch.stack(found).half()
+            hidden = [find(encoded, motion.to(device)).float().cpu() for motion in motions]
+        return torch.stack(hidden).half()
 
 
 def motion_noise(model: LaMP, *address: int | str) -> Float[Tensor, "k t 3"]:
@@ -273,14 +273,14 @@ class StoredHiddenStates(TypedDict):
 
 def _warn_of_stale_caches(kept: Path, settings: HiddenStateSettings, features: Features) -> None:
     """Says that z_m is stored, but with other settings only: what is computed anew had perhaps been meant to be read."""
-    found: list[tuple[Path, list[str]]] = []
+    stale: list[tuple[Path, list[str]]] = []
     for path in sorted(kept.glob(f"*/{HIDDEN_MANIFEST}")):
         stored = read_json_as(path, StoredHiddenStates, "description of hidden states")["settings"]
         if stored.get("prior") != settings.as_json.get("prior"):
             continue  # nobody takes an oracle's for another
-        found.append((path.parent, differences(stored, settings.as_json)))
-    if found:
-        folder, changes = min(found, key=lambda one: len(one[1]))
+        stale.append((path.parent, differences(stored, settings.as_json)))
+    if stale:
+        folder, changes = min(stale, key=lambda one: len(one[1]))
         flags = MOTION if settings.true_motion is None else MOTION + " --prior oracle"
         print(
             f"z_m is computed for this run alone; {folder} holds another: {'; '.join(changes)}. "

@@ -69,11 +69,11 @@ class AdamW:
             ConfigError: A module has a rate of its own and is not trained.
         """
         self.rates.check(parameters)
-        found: dict[float, list[nn.Parameter]] = {}
+        groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
             rate = self.rates.of(name)
-            found.setdefault(self.lr if rate is None else rate, []).append(parameter)
-        return [{"params": members, "lr": rate, PEAK: rate} for rate, members in found.items()]
+            groups.setdefault(self.lr if rate is None else rate, []).append(parameter)
+        return [{"params": members, "lr": rate, PEAK: rate} for rate, members in groups.items()]
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
         """Builds the optimizer for named parameters."""
@@ -194,14 +194,14 @@ class Gradients:
     def clip(self, largest: float) -> GradientNorms:
         """Scales the gradients so that their norm over all parameters is at most `largest`; asks the device for nothing."""
         given = [parameter.grad for parameter in self._parameters]
-        there = [gradient for gradient in given if gradient is not None]
-        here, found = [local(gradient) for gradient in there], iter(_norms(there))
+        gradients = [gradient for gradient in given if gradient is not None]
+        shards, norms = [local(gradient) for gradient in gradients], iter(_norms(gradients))
         nothing = self._member.new_zeros((), dtype=torch.float32)
-        each = torch.stack([nothing if gradient is None else next(found).to(nothing) for gradient in given])
+        each = torch.stack([nothing if gradient is None else next(norms).to(nothing) for gradient in given])
         total = torch.linalg.vector_norm(each)
-        if here:
+        if shards:
             # As torch cuts them; the number goes to each device that has gradients.
-            torch._foreach_mul_(here, (largest / (total + 1e-6)).clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(shards, (largest / (total + 1e-6)).clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
         squares = (self._member * each.square()[:, None]).sum(0)
         return GradientNorms(total=total, by_module=squares.sqrt())
 

@@ -103,8 +103,8 @@ def pull(source: str, out: Path, revision: str | None = None) -> Path:
         DataError: The hub does not give it, it is damaged, or something else is in the folder's place.
     """
     folder = checkpoint_folder(find_checkpoint(source, revision))
-    _, found = load_checkpoint(folder)
-    load_adapter(folder, found)
+    _, description = load_checkpoint(folder)
+    load_adapter(folder, description)
     check_replaceable(out)
     with atomic_path(out) as staged:
         staged.mkdir()
@@ -169,12 +169,12 @@ def push(path: Path, repository: str, about: Publication, *, private: bool = Fal
         raise DataError(f"{repository!r} is not a hub id; expected OWNER/NAME, or OWNER/NAME@BRANCH.")
     folder = checkpoint_folder(path)
     # Damaged weights are found here, and not by whoever takes them from the hub.
-    _, found = load_checkpoint(folder)
-    load_adapter(folder, found)
-    card = model_card(found, replace(about, repository=hub.name))
+    _, description = load_checkpoint(folder)
+    load_adapter(folder, description)
+    card = model_card(description, replace(about, repository=hub.name))
     files: dict[str, Path | bytes] = {**published_files(folder), CARD: card.encode()}
     check_card(card, PUSH_INSTEAD)
-    message = message or f"LaMP {found.kind}, step {found.step}"
+    message = message or f"LaMP {description.kind}, step {description.step}"
     return upload(hub, files, message=message, private=private, instead=PUSH_INSTEAD)
 
 

@@ -41,29 +41,29 @@ def resize_checkpoint(
     """
     if (out / CHECKPOINT).exists():
         raise ConfigError(f"{out} holds a checkpoint already; expected a folder for a new one.")
-    model, found = load_checkpoint(source, expected=Expected(kind="motion"))
-    before, training = required(found.model.motion, "Motion Expert"), found.training
-    flow = required(found.flow, "record of the scene flow")
+    model, source_description = load_checkpoint(source, expected=Expected(kind="motion"))
+    before, training = required(source_description.model.motion, "Motion Expert"), source_description.training
+    flow = required(source_description.flow, "record of the scene flow")
     motion = resized(before, grid=grid, horizon=horizon, pace=pace)
     weights = carried_over(model.state_dict(), before, motion)
-    config = replace(found.model, motion=motion)
+    config = replace(source_description.model, motion=motion)
     flow = _paced(replace(flow, grid=motion.grid, horizon=motion.horizon), pace)
     if isinstance(training, MotionTraining):
         # A store may be finer than the model's steps; where it no longer divides them, only one of just these steps serves.
         stride = training.flow_stride * pace
         whole = int(stride) if stride.is_integer() else 1
         training = replace(training, model=config, flow_stride=whole, flow_frames=None)
-    description = replace(found, model=config, flow=flow, training=training)
+    description = replace(source_description, model=config, flow=flow, training=training)
     save_checkpoint(out / CHECKPOINT, description, weights)
     return description
 
 
 def follow_motion(model: LaMPConfig, checkpoint: Path) -> LaMPConfig:
     """Returns a model whose Motion Expert is resized like that of a motion checkpoint, where that one was."""
-    found = read_description(checkpoint).model.motion
-    if model.motion is None or model.motion.reference is not None or found is None or found.reference is None:
+    trained = read_description(checkpoint).model.motion
+    if model.motion is None or model.motion.reference is not None or trained is None or trained.reference is None:
         return model
-    motion = replace(model.motion, grid=found.grid, horizon=found.horizon, reference=found.reference)
+    motion = replace(model.motion, grid=trained.grid, horizon=trained.horizon, reference=trained.reference)
     return replace(model, motion=motion)
 
 

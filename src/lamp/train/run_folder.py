@@ -239,9 +239,9 @@ def _check_same(path: Path, previous: Description, now: Description, *, longer: 
         one, other = (_resume_relevant(getattr(item, what), what) for item in (previous, now))
         if what == "training" and longer:
             one["loop"], other["loop"] = _without(one["loop"], LENGTH), _without(other["loop"], LENGTH)
-        found = first_difference(one, other, what)
-        if found is not None:
-            name, before, after = found
+        difference = first_difference(one, other, what)
+        if difference is not None:
+            name, before, after = difference
             raise MismatchError(
                 f"{path} was trained with {name} = {before!r}, now it is {after!r}; expected the same to continue it. "
                 "Use the same settings, another --out, or --fresh to start again."
@@ -276,9 +276,9 @@ def first_difference(one: Any, other: Any, name: str) -> tuple[str, Any, Any] | 
     """Finds where two plain JSON values first differ: the dotted name and both values."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in [*one, *(key for key in other if key not in one)]:
-            found = first_difference(one.get(key), other.get(key), f"{name}.{key}")
-            if found is not None:
-                return found
+            difference = first_difference(one.get(key), other.get(key), f"{name}.{key}")
+            if difference is not None:
+                return difference
         return None
     return None if one == other else (name, one, other)
 

@@ -73,8 +73,8 @@ def shard_names(folder: Path) -> dict[str, torch.Size]:
 
     if not any(folder.glob("*.safetensors")):
         raise DataError(f"no shards at {folder}; expected a checkpoint as a sharded training writes it.")
-    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: item.size for name, item in found.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: item.size for name, item in metadata.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_shards(folder: Path, into: Mapping[str, Tensor], group: ProcessGroup | None) -> None:
@@ -86,10 +86,10 @@ def read_shards(folder: Path, into: Mapping[str, Tensor], group: ProcessGroup | 
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    found = shard_names(folder)
+    names = shard_names(folder)
     for name, value in into.items():
-        if found.get(name) != value.shape:
-            have = tuple(found[name]) if name in found else "nothing"
+        if names.get(name) != value.shape:
+            have = tuple(names[name]) if name in names else "nothing"
             raise MismatchError(f"{folder} has {have} as {name}; this run needs {tuple(value.shape)}: the same recipe.")
     dcp.load(
         dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group, no_dist=group is None

@@ -264,7 +264,7 @@ class PolicyStage(Stage[ActionBatch]):
         """Mean and standard deviation of each value that is handed over, over a few hundred training samples."""
         self.model.eval()
         loop, at_once = self.config.loop, 32  # whatever the number of processes, for the same noise
-        indices, found = spread(len(self.samples), STATISTICS_SAMPLES), []
+        indices, states = spread(len(self.samples), STATISTICS_SAMPLES), []
         for number, start in enumerate(range(0, len(indices), at_once)):
             part = indices[start : start + at_once]
             seen = cast(ActionBatch, self.samples.batch(part).to(loop.device))
@@ -275,8 +275,8 @@ class PolicyStage(Stage[ActionBatch]):
                 if hidden is None:
                     start_of = self.model.motion_noise(len(part), noise, loop.device)
                     hidden = self.model.motion_hidden(batch.for_prior, start_of)
-            found.append(hidden.float())
-        std, mean = torch.std_mean(torch.cat(found), dim=0, correction=0)
+            states.append(hidden.float())
+        std, mean = torch.std_mean(torch.cat(states), dim=0, correction=0)
         return mean, std
 
     @property

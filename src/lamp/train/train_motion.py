@@ -78,13 +78,13 @@ def train_motion(
     distributed = distributed_context(config.loop.device)
     here = replace(config, loop=replace(config.loop, device=distributed.device(config.loop.device)))
     live = None if config.cache_features else live_backbone(config.backbone, here.loop.device, backbone)
-    found: BackboneIdentity = live or backbone or find_backbone(config.backbone)
-    datasets = _open_datasets(config, data, found, features, live)
+    identity: BackboneIdentity = live or backbone or find_backbone(config.backbone)
+    datasets = _open_datasets(config, data, identity, features, live)
     config = replace(config, flow_stride=datasets[0].stride)
     here = replace(config, loop=here.loop)
     tuned = None
     if start is not None:
-        tuned = FineTune.read(start, normalizers, kind="motion", key=found.key, backbone=found.description)
+        tuned = FineTune.read(start, normalizers, kind="motion", key=identity.key, backbone=identity.description)
     scaled = _with_kept_bounds(config, datasets[0], tuned)
     samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, distributed)
     if config.targets == "shuffled":
@@ -137,7 +137,7 @@ class _Dataset:
 
 
 def _open_datasets(
-    config: MotionTraining, data: Path, found: BackboneIdentity, features: Path | None, live: FrozenBackbone | None
+    config: MotionTraining, data: Path, identity: BackboneIdentity, features: Path | None, live: FrozenBackbone | None
 ) -> list[_Dataset]:
     """Opens all datasets, the run's own first.
 
@@ -149,12 +149,12 @@ def _open_datasets(
     for part, name in zip(parts, dataset_names([part.data for part in parts], features), strict=True):
         sources = Sources.open(
             Path(part.data),
-            found.key,
+            identity.key,
             part.split(config.split, own=not opened),
             token_width=config.model.token_width,
             embodiment=part.embodiment,
             features=features,
-            wanted=found.description,
+            wanted=identity.description,
             live=live,
             pictures_only=True,
         )
@@ -169,7 +169,7 @@ def _open_datasets(
         opened.append(_match_step_time(now, opened[0].step_s, config.rates, timed=_timed(config)) if opened else now)
         # Together with those before it: the instructions of all datasets have to be told apart.
         instructions = [text for one in opened for text in one.sources.dataset.tasks]
-        check_instructions(found, instructions, ", ".join(str(one.sources.dataset.root) for one in opened))
+        check_instructions(identity, instructions, ", ".join(str(one.sources.dataset.root) for one in opened))
     if len(opened) > 1 and distributed_context(config.loop.device).is_main:
         durations = ", ".join(f"{one.sources.dataset.root} {one.step_s:.3g} s" for one in opened)
         print(f"a flow step takes, in {durations}", file=sys.stderr)
@@ -186,9 +186,9 @@ def _match_step_time(one: _Dataset, step_s: float, rates: RateMixing, *, timed: 
         return one
     root, fps, stored = one.sources.dataset.root, one.sources.dataset.fps, one.store.description.sampling.stride
     stride = max(1, round(step_s * fps / stored))
-    found = replace(one, stride=stride)
-    if rates == "resampled" and abs(found.step_s - step_s) <= SAME_RATE * step_s:
-        return found
+    matched = replace(one, stride=stride)
+    if rates == "resampled" and abs(matched.step_s - step_s) <= SAME_RATE * step_s:
+        return matched
     difference = (
         f"a flow step of {root} ({fps:g} frames a second) takes {one.step_s:.3g} s, "
         f"one of the first dataset {step_s:.3g} s"
@@ -266,10 +266,14 @@ def _with_recorded_bounds(config: MotionTraining, out: Path) -> MotionTraining:
     path = out / CHECKPOINT
     if isinstance(config.bounds, MotionBounds) or not (path / DESCRIPTION).is_file():
         return config
-    found = read_description(path)
-    if not isinstance(found.training, MotionTraining) or found.flow is None or found.training.bounds != config.bounds:
+    recorded = read_description(path)
+    if (
+        not isinstance(recorded.training, MotionTraining)
+        or recorded.flow is None
+        or recorded.training.bounds != config.bounds
+    ):
         return config
-    return replace(config, bounds=found.flow.bounds)
+    return replace(config, bounds=recorded.flow.bounds)
 
 
 def _with_data_std(
@@ -492,7 +496,7 @@ def _with_bounds(
     bounds = distributed.from_main(fitted)
     for part in parts:
         part.bounds = bounds
-    found = _mix(parts)
+    samples = _mix(parts)
     if distributed.is_main and isinstance(rule, BoundsRule) and (floored := rule.floored(bounds)):
         moved = "image fractions" if "depth" not in floored else "image fractions, metres in depth"
         print(
@@ -501,7 +505,7 @@ def _with_bounds(
             f"--bounds.smallest and --bounds.moving-threshold (now {rule.moving_threshold:g}) of their size",
             file=sys.stderr,
         )
-    return found, distributed.from_main(found.clamp_rate)
+    return samples, distributed.from_main(samples.clamp_rate)
 
 
 def _describe(

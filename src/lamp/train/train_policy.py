@@ -158,9 +158,11 @@ def _with_fitted_prior(
     if tuned is not None:
         known = tuned.description.model.motion  # whether it was found or given is not noted there
     elif motion_checkpoint is not None:
-        found = read_description(motion_checkpoint)
+        recorded = read_description(motion_checkpoint)
         known = (
-            found.model.motion if isinstance(found.training, MotionTraining) and found.training.fit_data_std else None
+            recorded.model.motion
+            if isinstance(recorded.training, MotionTraining) and recorded.training.fit_data_std
+            else None
         )
     else:
         known = None
@@ -184,8 +186,8 @@ def _start_checkpoint(
 ) -> FineTune | None:
     if start is None:
         return None
-    found = adapted_backbone(config, backbone) or backbone or find_backbone(config.backbone)
-    return FineTune.read(start, normalizers, kind="policy", key=found.key, backbone=found.description)
+    identity = adapted_backbone(config, backbone) or backbone or find_backbone(config.backbone)
+    return FineTune.read(start, normalizers, kind="policy", key=identity.key, backbone=identity.description)
 
 
 def _reused_scalings(tuned: FineTune | None) -> Callable[[Sources, Embodiment, bool], PolicyScaling | None]:
@@ -262,14 +264,14 @@ def _fine_tuned_model(
     config: PolicyTraining, sources: Sources, motion_checkpoint: Path | None, tuned: FineTune
 ) -> tuple[LaMP, MotionOrigin | None]:
     seed_everything(config.loop.seed, "weights")
-    model, found = LaMP(config.model), tuned.description
+    model, description = LaMP(config.model), tuned.description
     tuned.load_into(model)
-    if found.model.motion is None or found.flow is None:
+    if description.model.motion is None or description.flow is None:
         if motion_checkpoint is not None:
             raise MismatchError(f"checkpoint {tuned.path} has no motion prior; expected none here: leave out --motion")
         return model, None
     expert = content_hash(motion_weights(tuned.weights))
-    source = found.motion_source or MotionSource(sha256=expert, step=found.step, data=found.data)
+    source = description.motion_source or MotionSource(sha256=expert, step=description.step, data=description.data)
     if motion_checkpoint is not None:
         _, origin = read_motion(config, sources, motion_checkpoint)
         if origin.source.sha256 != source.sha256:
@@ -277,7 +279,7 @@ def _fine_tuned_model(
                 f"motion checkpoint {motion_checkpoint} has another Motion Expert than {tuned.path}, whose guidance and Action "
                 "Expert have learnt from its own; leave out --motion, or train without --from"
             )
-    return model, MotionOrigin(source=source, flow=found.flow)
+    return model, MotionOrigin(source=source, flow=description.flow)
 
 
 def read_motion(
@@ -302,9 +304,9 @@ def read_motion(
     trained, description = load_checkpoint(motion_checkpoint, expected=expected)
     # Which layer z_m is read from is Stage 2's choice: Stage 1 trains them all alike.
     given = replace(required(description.model.motion, "Motion Expert"), hidden_layer=wanted.hidden_layer)
-    found = first_difference(to_json(given), to_json(wanted), "model.motion")
-    if found is not None:
-        name, have, needed = found
+    difference = first_difference(to_json(given), to_json(wanted), "model.motion")
+    if difference is not None:
+        name, have, needed = difference
         raise MismatchError(
             f"motion checkpoint {motion_checkpoint} has {name} = {have!r}; the recipe asks for {needed!r}."
         )
@@ -357,7 +359,7 @@ def true_motion(config: PolicyTraining, sources: Sources, flow: FlowRecord, *, o
             f"{camera}` makes another beside it"
         )
     store.check(grid=flow.grid, span=flow.horizon * (frames // stored))
-    found = TrueMotion(
+    motion = TrueMotion(
         store=store,
         camera=camera,
         horizon=flow.horizon,
@@ -365,8 +367,8 @@ def true_motion(config: PolicyTraining, sources: Sources, flow: FlowRecord, *, o
         bounds=flow.bounds,
         supervision=flow.supervision,
     )
-    found.check(dataset, (*sources.split.train, *sources.split.validation))
-    return found
+    motion.check(dataset, (*sources.split.train, *sources.split.validation))
+    return motion
 
 
 def _cache_hidden(

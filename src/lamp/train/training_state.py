@@ -119,7 +119,7 @@ class TrainingState:
         """Reads what `write_shards` has written, if anything, whole or sharded as these parameters are."""
         if self.shards is None:
             return self
-        found: dict[str, dict[str, Tensor]] = {"raw": {}, "average": {}, "optimiser": {}}
+        tensors: dict[str, dict[str, Tensor]] = {"raw": {}, "average": {}, "optimiser": {}}
         for key in shard_names(self.shards):
             kind, _, name = key.partition("/")
             parameter = parameters.get(name.rpartition(":")[0] if kind == "optimiser" else name)
@@ -128,9 +128,9 @@ class TrainingState:
                     f"{self.shards} holds {name}, which this run does not train; expected the same recipe."
                 )
             step = kind == "optimiser" and name.endswith(":step")
-            found[kind][name] = torch.zeros(()) if step else torch.zeros_like(parameter.detach())
+            tensors[kind][name] = torch.zeros(()) if step else torch.zeros_like(parameter.detach())
         read_shards(
-            self.shards, {f"{kind}/{name}": into for kind in found for name, into in found[kind].items()}, group
+            self.shards, {f"{kind}/{name}": into for kind in tensors for name, into in tensors[kind].items()}, group
         )
-        average = found["average"] or None
-        return replace(self, raw=found["raw"], average=average, optimiser=found["optimiser"], shards=None)
+        average = tensors["average"] or None
+        return replace(self, raw=tensors["raw"], average=average, optimiser=tensors["optimiser"], shards=None)

@@ -115,13 +115,15 @@ def measure_actions(
                 by_dim = by_dim + (error * _scales(samples, part)[:, None].float()).sum((0, 1))
             progress.advance(len(whole))
     total = counted.clamp(min=1)
-    found: dict[str, Value] = {
+    measured: dict[str, Value] = {
         "action_error": (normalised / total).item(),
         "action_error_per_dim": (by_dim / total).tolist(),
     }
     if len(of_tasks) > 1:
-        found["action_error_by_task"] = {task: one / count for task, (one, count) in sorted(of_tasks.items()) if count}
-    return found
+        measured["action_error_by_task"] = {
+            task: one / count for task, (one, count) in sorted(of_tasks.items()) if count
+        }
+    return measured
 
 
 def _tasks(samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, " b"]) -> list[str]:
@@ -133,12 +135,12 @@ def _tasks(samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[
         (part, int(parts[part].episode[place - starts[part]]))
         for part, place in zip(of.tolist(), indices.tolist(), strict=True)
     ]
-    told = {}  # each episode's are read once
+    instructions = {}  # each episode's are read once
     for part, episode in set(places):
         one = parts[part]
         dataset = one.dataset if isinstance(one, ImageSamples) else one.features.dataset
-        told[part, episode] = " / ".join(dataset.instructions(episode)[0])
-    return [told[place] for place in places]
+        instructions[part, episode] = " / ".join(dataset.instructions(episode)[0])
+    return [instructions[place] for place in places]
 
 
 def _sample_actions(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Tensor, "b h a"]:

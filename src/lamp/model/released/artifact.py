@@ -113,16 +113,16 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
 
 
 def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Path:
-    found = sorted(folder.glob("*.pt"))
-    if len(found) != 1:
-        have = ", ".join(path.name for path in found) or "none"
+    files = sorted(folder.glob("*.pt"))
+    if len(files) != 1:
+        have = ", ".join(path.name for path in files) or "none"
         raise DataError(f"{folder} has the .pt files {have}; expected exactly one.")
     named = manifest.get("checkpoint")
-    if isinstance(named, dict) and named.get("name") != found[0].name:
+    if isinstance(named, dict) and named.get("name") != files[0].name:
         raise DataError(
-            f"{folder / MANIFEST_FILE} names the checkpoint {named.get('name')!r}; there is {found[0].name}."
+            f"{folder / MANIFEST_FILE} names the checkpoint {named.get('name')!r}; there is {files[0].name}."
         )
-    return found[0]
+    return files[0]
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -154,16 +154,16 @@ def _check_size(folder: Path, record: dict[str, Any]) -> None:
         raise DataError(f"{folder / MANIFEST_FILE} names {name!r}; expected a file of the same folder.")
     if not (folder / name).is_file():
         raise DataError(f"{folder / MANIFEST_FILE} names {name}, which is missing; fetch the whole folder again.")
-    found = (folder / name).stat().st_size
-    if size is not None and found != size:
-        raise DataError(f"{folder / name} has {found} bytes; {MANIFEST_FILE} says {size}: fetch it again.")
+    actual = (folder / name).stat().st_size
+    if size is not None and actual != size:
+        raise DataError(f"{folder / name} has {actual} bytes; {MANIFEST_FILE} says {size}: fetch it again.")
 
 
 def _check_sha256(folder: Path, record: dict[str, Any]) -> None:
     stated = record.get("sha256")
-    if stated and (found := sha256_of(folder / record["name"])) != stated:
+    if stated and (sha256 := sha256_of(folder / record["name"])) != stated:
         raise DataError(
-            f"{folder / record['name']} has sha256 {found}; {MANIFEST_FILE} says {stated}: it is damaged or another file, "
+            f"{folder / record['name']} has sha256 {sha256}; {MANIFEST_FILE} says {stated}: it is damaged or another file, "
             "fetch it again."
         )
 
@@ -285,9 +285,9 @@ def read_pt(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _not_tensors(path: Path, found: str) -> DataError:
+def _not_tensors(path: Path, content: str) -> DataError:
     return DataError(
-        f"{path} is refused ({found}): expected a .pt file that holds tensors of floating-point numbers by name, and nothing "
+        f"{path} is refused ({content}): expected a .pt file that holds tensors of floating-point numbers by name, and nothing "
         "else, as torch.save writes a state dict."
     )
 

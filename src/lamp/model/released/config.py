@@ -194,10 +194,10 @@ def _check(read: _Reader) -> None:
 
 
 def _is_bfloat16(read: _Reader) -> bool:
-    found = read.get(PRECISION, BFLOAT16)
-    if found not in (BFLOAT16, FLOAT32):
-        raise ConfigError(f"{read.where}: {PRECISION} is {found!r}; expected {BFLOAT16} or {FLOAT32}.")
-    return found == BFLOAT16
+    precision = read.get(PRECISION, BFLOAT16)
+    if precision not in (BFLOAT16, FLOAT32):
+        raise ConfigError(f"{read.where}: {PRECISION} is {precision!r}; expected {BFLOAT16} or {FLOAT32}.")
+    return precision == BFLOAT16
 
 
 def _solver(read: _Reader) -> tuple[int, Arrival | Departure]:

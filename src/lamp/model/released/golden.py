@@ -43,8 +43,8 @@ def check(path: Path) -> dict[str, float]:
     ours = outputs(load(path, sizes), sizes, golden)
     for name, value in ours.items():
         if golden[name].shape != value.shape:
-            expected, found = tuple(value.shape), tuple(golden[name].shape)
-            raise DataError(f"{path}: {GOLDEN}{name} has shape {found}; the file's sizes make it {expected}.")
+            expected, actual = tuple(value.shape), tuple(golden[name].shape)
+            raise DataError(f"{path}: {GOLDEN}{name} has shape {actual}; the file's sizes make it {expected}.")
     return {name: float((value - golden[name]).abs().max()) for name, value in ours.items()}
 
 
@@ -55,13 +55,13 @@ def read_golden(path: Path, sizes: ReleasedSizes) -> dict[str, Float[Tensor, "..
         DataError: One is missing, unknown or an input of another shape than the sizes make it.
     """
     with opened(path) as file:
-        found = {name.removeprefix(GOLDEN): file.get_tensor(name) for name in file.keys() if name.startswith(GOLDEN)}  # noqa: SIM118
+        vectors = {name.removeprefix(GOLDEN): file.get_tensor(name) for name in file.keys() if name.startswith(GOLDEN)}  # noqa: SIM118
     wanted = {*INPUTS, *OUTPUTS}
-    missing, other = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+    missing, other = sorted(wanted - vectors.keys()), sorted(vectors.keys() - wanted)
     if missing or other:
         problem = f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(other) or 'none'}"
         raise DataError(f"{path} is not laid out like the golden file. Tensors {GOLDEN}*, {problem}.")
-    b, n = found["vl_features"].shape[:2] if found["vl_features"].ndim == 3 else (-1, -1)
+    b, n = vectors["vl_features"].shape[:2] if vectors["vl_features"].ndim == 3 else (-1, -1)
     shapes = {
         "vl_features": (b, n, sizes.vl),
         "state": (b, sizes.S),
@@ -69,9 +69,11 @@ def read_golden(path: Path, sizes: ReleasedSizes) -> dict[str, Float[Tensor, "..
         "action_noise": (b, sizes.H, sizes.A),
     }
     for name, shape in shapes.items():
-        if tuple(found[name].shape) != shape or b < 1:
-            raise DataError(f"{path}: {GOLDEN}{name} has shape {tuple(found[name].shape)}; its sizes make it {shape}.")
-    return {name: value.float() for name, value in found.items()}
+        if tuple(vectors[name].shape) != shape or b < 1:
+            raise DataError(
+                f"{path}: {GOLDEN}{name} has shape {tuple(vectors[name].shape)}; its sizes make it {shape}."
+            )
+    return {name: value.float() for name, value in vectors.items()}
 
 
 @torch.no_grad()

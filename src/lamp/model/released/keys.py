@@ -231,13 +231,13 @@ def parts_of(names: Iterable[str], where: str) -> frozenset[Part]:
     Raises:
         MismatchError: It holds neither the Motion Expert alone nor a whole policy.
     """
-    found = {name.split(".", 1)[0] for name in names} & POLICY
+    present = {name.split(".", 1)[0] for name in names} & POLICY
     for whole in (POLICY, MOTION):
-        if found == whole:
+        if present == whole:
             return whole
-    missing = ", ".join(sorted((POLICY if found else MOTION) - found))
+    missing = ", ".join(sorted((POLICY if present else MOTION) - present))
     raise MismatchError(
-        f"{where} has no tensors of {missing}; it has {', '.join(sorted(found)) or 'none of a released model'}. Expected "
+        f"{where} has no tensors of {missing}; it has {', '.join(sorted(present)) or 'none of a released model'}. Expected "
         f"{', '.join(sorted(POLICY))} (a policy), or motion_head alone (the Motion Expert)."
     )
 
@@ -275,7 +275,7 @@ def released_shapes(sizes: ReleasedSizes, parts: frozenset[Part]) -> dict[str, t
 
 
 def check_shapes(
-    found: Mapping[str, tuple[int, ...]], sizes: ReleasedSizes, parts: frozenset[Part], where: str
+    shapes: Mapping[str, tuple[int, ...]], sizes: ReleasedSizes, parts: frozenset[Part], where: str
 ) -> None:
     """
     Raises:
@@ -285,7 +285,7 @@ def check_shapes(
         ("m_layers", "motion_head.decoder.cogvideox.transformer_blocks."),
         ("act_depth", "action_model.blocks."),
     ):
-        depth = len({name.removeprefix(stem).split(".")[0] for name in found if name.startswith(stem)})
+        depth = len({name.removeprefix(stem).split(".")[0] for name in shapes if name.startswith(stem)})
         stated = getattr(sizes, size)
         # Said first, and apart: every layer too few or too many is a dozen names.
         if stem.split(".")[0] in parts and depth != stated:
@@ -294,9 +294,9 @@ def check_shapes(
     problems = [
         f"{problem}: {_list_names(names)}"
         for problem, names in (
-            ("missing", wanted.keys() - found.keys()),
-            ("unknown", found.keys() - wanted.keys()),
-            ("of another shape", _shape_differences(found, wanted)),
+            ("missing", wanted.keys() - shapes.keys()),
+            ("unknown", shapes.keys() - wanted.keys()),
+            ("of another shape", _shape_differences(shapes, wanted)),
         )
         if names
     ]
@@ -306,9 +306,9 @@ def check_shapes(
         )
 
 
-def _shape_differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
-    common = found.keys() & wanted.keys()
-    return [f"{name} {found[name]}, expected {wanted[name]}" for name in common if found[name] != wanted[name]]
+def _shape_differences(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    common = shapes.keys() & wanted.keys()
+    return [f"{name} {shapes[name]}, expected {wanted[name]}" for name in common if shapes[name] != wanted[name]]
 
 
 def _list_names(names: Iterable[str]) -> str:

@@ -149,7 +149,7 @@ def to_statistics(description: Description) -> dict[str, Any]:
         return {}
     state, actions = _ranges(description.policy)
     ends = {"state": state, "action": actions}
-    return {"libero": {name: {"min": [*found.low], "max": [*found.high]} for name, found in ends.items()}}
+    return {"libero": {name: {"min": [*ends_of.low], "max": [*ends_of.high]} for name, ends_of in ends.items()}}
 
 
 def _ranges(policy: PolicyRecord) -> tuple[ClampedRange, ClampedRange]:
@@ -157,7 +157,7 @@ def _ranges(policy: PolicyRecord) -> tuple[ClampedRange, ClampedRange]:
     if not isinstance(state, ClampedRange) or not isinstance(actions, ClampedRange):
         kinds = f"{type(state).__name__} for the state and {type(actions).__name__} for the actions"
         raise MismatchError(f"this policy scales with {kinds}; the release with ClampedRange for both.")
-    switches = [found.switches == (found.width - 1,) for found in (state, actions)]
+    switches = [affine.switches == (affine.width - 1,) for affine in (state, actions)]
     if not isinstance(scaling.state_transform, RawState) or not all(switches):
         raise MismatchError(
             f"this policy has the state transform {type(scaling.state_transform).__name__} and the switches {state.switches} "

@@ -110,15 +110,15 @@ def _identify(checkpoint: Path, settings: Qwen3VLBackboneConfig, config: Release
         DataError: Files of the VLM are missing.
         MismatchError: It is no Qwen3-VL, or of another width.
     """
-    found, identity = read_description(checkpoint), settings.find()
+    description, identity = read_description(checkpoint), settings.find()
     if identity.width != config.sizes.vl:
         raise MismatchError(
             f"{settings.model} holds a VLM {identity.width} wide; the released model's is {config.sizes.vl} wide: expected "
             f"{config.base_vlm}."
         )
-    described = found.backbone.description | {CONTENT: identity.description[CONTENT]}
-    record = replace(found.backbone, key=identity.key, description=described)
-    replace(found, backbone=record).write(checkpoint)
+    described = description.backbone.description | {CONTENT: identity.description[CONTENT]}
+    record = replace(description.backbone, key=identity.key, description=described)
+    replace(description, backbone=record).write(checkpoint)
 
 
 def refuse_used(out: Path) -> None:
@@ -237,16 +237,16 @@ def _scaling(artifact: Artifact) -> PolicyScaling | None:
     Raises:
         ConfigError: The state is too short to have both a height and a gripper.
     """
-    found, sizes = artifact.statistics, artifact.config.sizes
-    if found is None:
+    statistics, sizes = artifact.statistics, artifact.config.sizes
+    if statistics is None:
         return None
     if sizes.S <= HEIGHT + 1 or sizes.A < 2:
         raise ConfigError(f"{artifact.folder}: state_dim {sizes.S}, action_dim {sizes.A}; expected LIBERO's 8 and 7.")
     state = ClampedRange(
-        low=found.state_low,
-        high=found.state_high,
+        low=statistics.state_low,
+        high=statistics.state_high,
         switches=(sizes.S - 1,),
         hidden=(HEIGHT,) if artifact.config.mask_z else (),
     )
-    actions = ClampedRange(low=found.action_low, high=found.action_high, switches=(sizes.A - 1,))
+    actions = ClampedRange(low=statistics.action_low, high=statistics.action_high, switches=(sizes.A - 1,))
     return PolicyScaling(state_transform=RawState(), state=state, actions=actions)

@@ -58,6 +58,44 @@ def masked_velocity_loss(
     return per_sample.sum() / supervised.sum().clamp(min=1)
 
 
+@torch.no_grad()
+def per_channel_loss(
+    predicted: Float[Tensor, "*shape c"], target: Float[Tensor, "*shape c"], mask: Bool[Tensor, "*shape c"]
+) -> Float[Tensor, " c"]:
+    """Returns `masked_velocity_loss` over each entry of the last axis alone."""
+    channels = zip(predicted.unbind(-1), target.unbind(-1), mask.unbind(-1), strict=True)
+    return torch.stack([masked_velocity_loss(*channel) for channel in channels])
+
+
+TAU_BUCKETS = 5
+"""Equal parts of the flow time, from noise to data, in which losses are told apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerDrawLoss:
+    """The loss of each noise draw, detached."""
+
+    loss: Float[Tensor, " n"]
+    tau: Float[Tensor, " n"]
+    """Each draw's flow time."""
+    supervised: Bool[Tensor, " n"]
+    """False where nothing of a draw supervises; its loss is then 0."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, predicted: Tensor, target: Tensor, mask: Tensor, tau: Float[Tensor, "*lead"]) -> PerDrawLoss:
+        """The errors of velocities whose leading axes are those of `tau`."""
+        loss, supervised = velocity_errors(predicted, target, mask, axes=tau.ndim)
+        return cls(loss=loss.flatten(), tau=tau.flatten(), supervised=supervised.flatten())
+
+    @torch.no_grad()
+    def by_tau(self) -> Float[Tensor, "2 n"]:
+        """Returns the loss of the draws in each part of the flow time, and their share of all draws."""
+        bucket = (self.tau * TAU_BUCKETS).long().clamp(0, TAU_BUCKETS - 1)
+        inside = (bucket[:, None] == torch.arange(TAU_BUCKETS, device=bucket.device)) & self.supervised[:, None]
+        return torch.stack([(inside * self.loss[:, None]).mean(0), inside.float().mean(0)])
+
+
 def gaussian(shape: Sequence[int], source: Source, device: torch.device | str) -> Tensor:
     """Draws float32 standard noise where the generator lives, so that a seed means the same on every device."""
     return normal(tuple(shape), source).to(device)

@@ -117,11 +117,6 @@ class Encoded(OnDevice):
     whole: bool | None = None
     """Whether nothing is padding, where the host knows it: attention then goes without a mask, which is faster."""
 
-    @property
-    def padding_mask(self) -> Bool[Tensor, "b n"] | None:
-        """The mask, where one is needed."""
-        return None if self.whole else self.mask
-
 
 @dataclass(frozen=True, kw_only=True)
 class AddedMotion(OnDevice):
@@ -159,16 +154,6 @@ class Guided(OnDevice):
     whole: bool | None = None
     """As in `Encoded`."""
 
-    @classmethod
-    def of(cls, encoded: Encoded) -> Guided:
-        """z itself, without a motion prior."""
-        return cls(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole)
-
-    @property
-    def padding_mask(self) -> Bool[Tensor, "b n"] | None:
-        """The mask, where one is needed."""
-        return None if self.whole else self.mask
-
 
 @dataclass(frozen=True, kw_only=True)
 class Observations(OnDevice):
@@ -187,13 +172,6 @@ class TokenBatch(OnDevice):
     kept: Bool[Tensor, "b n"] | None = None
     """Which tokens the trained part sees in this step (`token_dropout`); None: all. A frozen Motion Expert sees them all, as it
     does where a policy acts."""
-
-    @property
-    def seen(self) -> Encoded:
-        """The backbone's tokens without those that this step drops."""
-        if self.kept is None:
-            return self.encoded
-        return replace(self.encoded, mask=self.encoded.mask & self.kept, whole=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from lamp.flow_matching import Preconditioning
-from lamp.model import onednn
+from lamp.model import layers
 from lamp.model.action_expert import Joint
 from lamp.model.fast import WARM_UP, CudaGraph, CudaGraphs, FastActor, pad_batch, prepare_model
 from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, TokenFusion
@@ -28,7 +28,7 @@ from lamp.model.layers import Mlp
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, RepeatAndPad
 from lamp.types import Encoded
 
-needs_onednn = pytest.mark.skipif(not onednn.available(), reason="torch was built without oneDNN")
+needs_onednn = pytest.mark.skipif(not layers.has_onednn(), reason="torch was built without oneDNN")
 
 VARIANTS: dict[str, Callable[[Any], LaMPConfig]] = {
     "as it is": lambda c: c,
@@ -111,7 +111,7 @@ def test_the_model_itself_stays_as_it_was(model, batch):
     twin = prepare_model(model)
     theirs = dict(twin.named_parameters())
     assert all(parameter is theirs[name] for name, parameter in model.named_parameters())
-    assert not any(isinstance(module, onednn.PackedLinear) for module in model.modules())
+    assert not any(isinstance(module, layers.PackedLinear) for module in model.modules())
     torch.testing.assert_close(model.act(batch.encoded, batch.state, **noises(model, 2)), before, rtol=0, atol=0)
     model.train().action_loss(batch, torch.Generator()).total.backward()
     assert model.guidance.project.weight.grad.abs().max() > 0
@@ -239,7 +239,7 @@ def test_blocks_compile_whole_and_once_for_all_layers():
 class TestKernels:
     def test_packed_linear(self):
         linear = torch.nn.Linear(37, 53)
-        packed, x = onednn.PackedLinear(linear), torch.randn(3, 11, 37)
+        packed, x = layers.PackedLinear(linear), torch.randn(3, 11, 37)
         with torch.inference_mode():
             exact = functional.linear(x.double(), linear.weight.double(), linear.bias.double()).float()
             torch.testing.assert_close(packed(x), exact)
@@ -249,7 +249,7 @@ class TestKernels:
 
     def test_packed_mlp(self):
         mlp, x = Mlp(24), torch.randn(2, 7, 24)
-        packed = onednn.PackedMlp(onednn.PackedLinear(mlp.up), onednn.PackedLinear(mlp.down))
+        packed = layers.PackedMlp(layers.PackedLinear(mlp.up), layers.PackedLinear(mlp.down))
         with torch.inference_mode():
             torch.testing.assert_close(packed(x), mlp(x), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(packed(x), mlp(x))
@@ -260,17 +260,17 @@ class TestKernels:
         query, key, value = (torch.randn(2, n, 3, 16, generator=generator).transpose(1, 2) for n in (600, 517, 517))
         mask = None if masked == "not" else torch.rand(1 if masked == "one for all" else 2, 1, 1, 517) < 0.7
         with torch.inference_mode():
-            assert onednn.is_suitable(query, key, mask, 0.0)
-            found = onednn.attention(query, key, value, mask)
+            assert layers.tiled_attention_suits(query, key, mask, 0.0)
+            found = layers.tiled_attention(query, key, value, mask)
             torch.testing.assert_close(
                 found, functional.scaled_dot_product_attention(query, key, value, attn_mask=mask), atol=1e-5, rtol=1e-5
             )
 
     def test_attention_is_not_for_learning_nor_for_a_mask_of_rows(self):
         x = torch.randn(1, 2, 600, 8)
-        assert not onednn.is_suitable(x, x, None, 0.0)
+        assert not layers.tiled_attention_suits(x, x, None, 0.0)
         with torch.inference_mode():
-            assert onednn.is_suitable(x, x, None, 0.0)
-            assert not onednn.is_suitable(x, x, None, 0.1)
-            assert not onednn.is_suitable(x, x, torch.ones(1, 1, 600, 600, dtype=torch.bool), 0.0)
-            assert not onednn.is_suitable(x.bfloat16(), x.bfloat16(), None, 0.0)
+            assert layers.tiled_attention_suits(x, x, None, 0.0)
+            assert not layers.tiled_attention_suits(x, x, None, 0.1)
+            assert not layers.tiled_attention_suits(x, x, torch.ones(1, 1, 600, 600, dtype=torch.bool), 0.0)
+            assert not layers.tiled_attention_suits(x.bfloat16(), x.bfloat16(), None, 0.0)

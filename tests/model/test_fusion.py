@@ -201,7 +201,7 @@ def test_motion_tokens_stand_beside_z(config, batch, attention, count):
     assert guided.motion.values.shape == (2, count or 24, 48)
 
     start = torch.randn(2, 5, 7, generator=seeded(2))
-    without = model.decode(Guided.of(batch.encoded), batch.state, start)
+    without = model.decode(Guided(tokens=batch.encoded.tokens, mask=batch.encoded.mask), batch.state, start)
     assert (model.decode(guided, batch.state, start) - without).abs().max() > 1e-4
     # Withheld, they are not there at all: the same actions as where there is no prior, and no trace of its values.
     none = model.decode(model.guide(batch.encoded, z_m, torch.zeros(2).bool()), batch.state, start)

@@ -15,11 +15,11 @@ from training_fakes import PatchBackbone, loop, motion_training, policy_training
 from lamp.data.actions import Absolute
 from lamp.data.embodiment import OWN, Part
 from lamp.data.lerobot.format import Feature
+from lamp.flow_matching import PerDrawLoss
 from lamp.json_files import read_lines_json
-from lamp.model.lamp import PerDrawLoss
 from lamp.sceneflow.normalization import MotionBounds
 from lamp.train import validation
-from lamp.train.breakdown import action_names, by_tau, clamped, with_labels
+from lamp.train.breakdown import action_names, clamped, with_labels
 from lamp.train.memory_estimate import BatchShape, step_memory
 from lamp.train.metrics import LogInterval
 from lamp.train.optimizer import Gradients
@@ -38,7 +38,7 @@ def test_losses_by_flow_time_are_means_over_the_draws_of_all_steps() -> None:
     steps = [draws(1, 64), draws(2, 64), draws(3, 64)]
     interval = LogInterval()
     for step in steps:
-        interval.add({"per_tau": by_tau(step)}, samples=64, waited_s=0.0)
+        interval.add({"per_tau": step.by_tau()}, samples=64, waited_s=0.0)
     found = with_labels(interval.read(), {"per_tau": ("a", "b", "c", "d", "e")})["per_tau"]
     loss, tau, kept = (torch.cat([getattr(step, name) for step in steps]) for name in ("loss", "tau", "supervised"))
     assert isinstance(found, dict) and set(found) == {"a", "b", "c", "d"}  # nothing was drawn beyond 0.8
@@ -48,7 +48,9 @@ def test_losses_by_flow_time_are_means_over_the_draws_of_all_steps() -> None:
 
 
 def test_the_ends_of_the_flow_time_belong_to_the_first_and_the_last_part() -> None:
-    found = by_tau(PerDrawLoss(loss=torch.ones(2), tau=torch.tensor([0.0, 1.0]), supervised=torch.tensor([True, True])))
+    found = PerDrawLoss(
+        loss=torch.ones(2), tau=torch.tensor([0.0, 1.0]), supervised=torch.tensor([True, True])
+    ).by_tau()
     assert found[1].tolist() == [0.5, 0, 0, 0, 0.5]
 
 
@@ -104,7 +106,7 @@ def test_nothing_is_asked_of_the_device_between_two_log_lines() -> None:
         motion = Motion(values=torch.rand(2, 4, 3, 3), mask=torch.rand(2, 4, 3, 3) > 0.5)
         loss.mean().backward()
         norms = Gradients(dict(network.named_parameters())).clip(1.0)
-        values = {"loss": loss.mean(), "per_tau": by_tau(drawn), "clamped": clamped(motion), "norm": norms.total}
+        values = {"loss": loss.mean(), "per_tau": drawn.by_tau(), "clamped": clamped(motion), "norm": norms.total}
         interval = LogInterval()
         for _ in range(2):
             interval.add({**values, "norms": norms.by_module}, samples=8, waited_s=0.1)

@@ -32,6 +32,7 @@ from lamp.flow_matching import interpolate, velocity_target
 from lamp.info import describe
 from lamp.json_files import read_lines_json
 from lamp.model.action_expert import RidgeBaseline
+from lamp.model.lamp import kept_tokens
 from lamp.model.layers import Mlp
 from lamp.seeding import generator_at
 from lamp.train.checkpoint import load_checkpoint
@@ -102,10 +103,12 @@ def test_the_policy_without_motion_has_no_guidance(data: Path, tmp_path: Path) -
 def test_hidden_tokens_are_drawn_anew_at_every_step_and_never_shown_where_there_are_none() -> None:
     real = torch.arange(1000) < 900
     batch = TokenBatch(encoded=Encoded(tokens=torch.zeros(8, 1000, 1), mask=real.expand(8, -1)))
-    first, second = (with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", step)).seen.mask for step in (1, 2))
+    first, second = (
+        kept_tokens(with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", step))).mask for step in (1, 2)
+    )
     assert not torch.equal(first, second) and not first[:, 900:].any()
     assert abs(first[:, :900].float().mean() - 0.7) < 0.02
-    assert torch.equal(first, with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", 1)).seen.mask)
+    assert torch.equal(first, kept_tokens(with_fewer_tokens(batch, 0.3, generator_at(0, "tokens", 1))).mask)
     assert with_fewer_tokens(batch, 0.0, generator_at(0)) is batch
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lamp.errors import ConfigError
-from lamp.model import onednn
+from lamp.model.layers import PackedLinear, has_onednn
 from lamp_client.child_processes import available_cores
 
 
@@ -126,9 +126,9 @@ def measure_hardware(device: torch.device, dtype: torch.dtype) -> HardwareLimits
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty(side, side, device=device, dtype=dtype)
     products: dict[str, Callable[[], object]] = {"torch": lambda: torch.matmul(left, right, out=out)}
-    if device.type == "cpu" and dtype == torch.float32 and onednn.available():
+    if device.type == "cpu" and dtype == torch.float32 and has_onednn():
         # torch multiplies through MKL, which is not the fastest on every processor.
-        packed = onednn.PackedLinear(torch.nn.Linear(side, side, bias=False))
+        packed = PackedLinear(torch.nn.Linear(side, side, bias=False))
         products["onednn"] = torch.inference_mode()(lambda: packed(left))
     timed = measure(products, device, seconds=CEILING_S * len(products))
     product = min(timed.values(), key=lambda timing: timing.best_s)

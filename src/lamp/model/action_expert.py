@@ -263,7 +263,7 @@ class ActionExpert(nn.Module):
         if self.config.sees_t_1 and guided.t_1 is None:
             raise MismatchError("Action Expert: sees_t_1 is set and no t_1 was given; use LaMP.guide.")
         tokens = self.context_in(guided.tokens.to(self.context_in.weight.dtype)) + self.positions[chunk : chunk + n]
-        real, motion = guided.padding_mask, guided.motion
+        real, motion = None if guided.whole else guided.mask, guided.motion
         if isinstance(motion, MotionTokens):
             # After z, whose positions stay what they are without a prior; these have positions of their own.
             tokens = torch.cat([tokens, motion.values.to(tokens.dtype)], dim=1)

@@ -18,10 +18,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from lamp.flow_matching import step_times
-from lamp.model import onednn
 from lamp.model.action_expert import ActionExpert
 from lamp.model.lamp import LaMP
-from lamp.model.layers import Block, Mlp
+from lamp.model.layers import Block, Mlp, PackedLinear, PackedMlp, has_onednn
 from lamp.model.motion_expert import MotionBlock
 from lamp.model.realtime import PreviousChunk, RealTimeMethod
 from lamp.types import Encoded
@@ -46,7 +45,7 @@ def prepare_model(model: LaMP, dtype: torch.dtype = torch.float32) -> LaMP:
     twin = copy.deepcopy(model, shared).eval()
     twin = twin if same else twin.to(dtype)
     with torch.inference_mode():
-        if _device(twin).type == "cpu" and dtype == torch.float32 and onednn.available():
+        if _device(twin).type == "cpu" and dtype == torch.float32 and has_onednn():
             _pack(twin)
         times = step_times(model.config.solver_steps)
         if twin.motion_expert is not None:
@@ -63,9 +62,9 @@ def _device(model: nn.Module) -> torch.device:
 def _pack(module: nn.Module) -> None:
     for name, child in module.named_children():
         if type(child) is nn.Linear:
-            setattr(module, name, onednn.PackedLinear(child))
+            setattr(module, name, PackedLinear(child))
         elif isinstance(child, Mlp):
-            setattr(module, name, onednn.PackedMlp(onednn.PackedLinear(child.up), onednn.PackedLinear(child.down)))
+            setattr(module, name, PackedMlp(PackedLinear(child.up), PackedLinear(child.down)))
         else:
             _pack(child)
 

@@ -20,14 +20,15 @@ from torch.utils.checkpoint import checkpoint
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import (
     Beta,
+    PerDrawLoss,
     TauSampling,
     Uniform,
     euler,
     gaussian,
     interpolate,
     masked_velocity_loss,
+    per_channel_loss,
     step_times,
-    velocity_errors,
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
@@ -51,7 +52,7 @@ from lamp.model.realtime import Guided as GuidedByPrevious
 from lamp.model.realtime import PreviousChunk, RealTimeMethod, TrainedDelays
 from lamp.model.token_pooling import TokenPooling
 from lamp.seeding import Source
-from lamp.types import Encoded, Guided, MotionBatch, PolicyBatch
+from lamp.types import Encoded, Guided, MotionBatch, PolicyBatch, TokenBatch
 
 Present = TypeVar("Present")
 
@@ -167,17 +168,6 @@ class LaMPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerDrawLoss:
-    """The noise draws that a loss is of, one by one, detached."""
-
-    loss: Float[Tensor, " n"]
-    tau: Float[Tensor, " n"]
-    """Each draw's flow time."""
-    supervised: Bool[Tensor, " n"]
-    """False where nothing of a draw supervises; its loss is then 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class MotionLoss:
     """L_motion (Eq. 3)."""
 
@@ -219,7 +209,10 @@ class LaMP(nn.Module):
             draws: Noise draws per sample.
         """
         expert, motion = required(self.motion_expert, "Motion Expert"), batch.motion
-        encoded, mask = _repeat(batch.seen, draws), expert.supervised(motion.mask.repeat_interleave(draws, dim=0))
+        encoded, mask = (
+            _repeat(kept_tokens(batch), draws),
+            expert.supervised(motion.mask.repeat_interleave(draws, dim=0)),
+        )
         data = expert.modelled_part(motion.values.repeat_interleave(draws, dim=0))
         noise = expert.modelled_part(gaussian(data.shape, source, data.device))
         tau = self.config.motion_tau.sample(len(data), source, data.device)
@@ -228,8 +221,8 @@ class LaMP(nn.Module):
         predicted, target = expert(noisy, tau, encoded) / scale, velocity_target(noise, data) / scale
         return MotionLoss(
             total=masked_velocity_loss(predicted, target, mask),
-            per_axis=_per_channel_loss(predicted, target, mask),
-            draws=_per_draw_loss(predicted, target, mask, tau),
+            per_axis=per_channel_loss(predicted, target, mask),
+            draws=PerDrawLoss.of(predicted, target, mask, tau),
         )
 
     @torch.no_grad()
@@ -287,7 +280,7 @@ class LaMP(nn.Module):
         is not computed.
         """
         encoded = self.policy_tokens(encoded)
-        guided = Guided.of(encoded)
+        guided = Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole)
         if self.guidance is not None and not isinstance(self.guidance, FlowPredictor) and not unguided:
             guided = self.guidance.guide(encoded, required(hidden, "motion hidden state"))
             guided = guided if seen is None else withhold_prior(guided, encoded, seen)
@@ -331,7 +324,7 @@ class LaMP(nn.Module):
             hidden = self.motion_hidden(batch.for_prior, noise)
         if hidden is not None and hidden_noise is not None and not unguided:
             hidden = hidden + hidden_noise * gaussian(hidden.shape, source, hidden.device)
-        context = expert.context(self.guide(batch.seen, hidden, batch.prior_seen, unguided=unguided))
+        context = expert.context(self.guide(kept_tokens(batch), hidden, batch.prior_seen, unguided=unguided))
 
         data = actions[:, None].expand(-1, noise_draws, -1, -1)
         noise = gaussian(data.shape, source, data.device)
@@ -358,8 +351,8 @@ class LaMP(nn.Module):
         return ActionLoss(
             total=total,
             flow=None if flow is None else flow.detach(),
-            per_dim=_per_channel_loss(predicted, target, mask),
-            draws=_per_draw_loss(predicted, target, mask, tau),
+            per_dim=per_channel_loss(predicted, target, mask),
+            draws=PerDrawLoss.of(predicted, target, mask, tau),
         )
 
     @torch.no_grad()
@@ -465,21 +458,16 @@ def required(value: Present | None, what: str) -> Present:
     return value
 
 
+def kept_tokens(batch: TokenBatch) -> Encoded:
+    """Returns the backbone's tokens without those that this step drops (token dropout)."""
+    if batch.kept is None:
+        return batch.encoded
+    return replace(batch.encoded, mask=batch.encoded.mask & batch.kept, whole=None)
+
+
 def _repeat(encoded: Encoded, draws: int) -> Encoded:
     tokens, mask = (x.repeat_interleave(draws, dim=0) for x in (encoded.tokens, encoded.mask))
     return replace(encoded, tokens=tokens, mask=mask)
-
-
-def _per_channel_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " c"]:
-    with torch.no_grad():
-        axes = zip(predicted.unbind(-1), target.unbind(-1), mask.unbind(-1), strict=True)
-        return torch.stack([masked_velocity_loss(*axis) for axis in axes])
-
-
-@torch.no_grad()
-def _per_draw_loss(predicted: Tensor, target: Tensor, mask: Tensor, tau: Float[Tensor, "*lead"]) -> PerDrawLoss:
-    loss, supervised = velocity_errors(predicted, target, mask, axes=tau.ndim)
-    return PerDrawLoss(loss=loss.flatten(), tau=tau.flatten(), supervised=supervised.flatten())
 
 
 RECOMPUTED: Mapping[type[nn.Module], str] = {Block: "attend", MotionBlock: "forward"}

@@ -373,7 +373,7 @@ class MotionExpert(nn.Module):
             return Condition(empty, None)
         tokens = self.condition_in(encoded.tokens.to(self.condition_in.weight.dtype))
         if isinstance(self.config.conditioning, JointTokens):
-            return Condition(tokens, encoded.padding_mask)
+            return Condition(tokens, None if encoded.whole else encoded.mask)
         # Row p of the result is token p mod n, while p is within a whole number of repetitions. Every size and address stays
         # on the device, so that nothing waits for the host.
         real = encoded.mask.sum(1, keepdim=True).clamp(min=1)

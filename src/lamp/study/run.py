@@ -98,9 +98,9 @@ class Partition:
         for task, episodes in of_tasks.items():
             if episodes < count:
                 raise DataError(
-                    f"{count} demonstrations of each task are asked for, and {self.dataset.root} has {episodes} of {task!r} "
-                    f"among those that `actions` selects ({self.study.actions}, {len(self.held_out)} held out); expected {count}: "
-                    "collect more episodes, select more, or ask for fewer demonstrations"
+                    f"{count} demonstrations of each task are asked for, and {self.dataset.root} has {episodes} of "
+                    f"{task!r} among those that `actions` selects ({self.study.actions}, {len(self.held_out)} held out); "
+                    f"expected {count}: collect more episodes, select more, or ask for fewer demonstrations"
                 )
         return chosen
 

@@ -18,14 +18,12 @@ from lamp.data.actions import Delta, Relative
 from lamp.data.embodiment import Embodiment
 from lamp.data.image_dataset import ObservedBatch
 from lamp.data.lerobot.format import Feature
-from lamp.model.lamp import PerDrawLoss
+from lamp.flow_matching import TAU_BUCKETS
 from lamp.train.metrics import Value
 from lamp.types import Motion, TokenBatch
 
 AXES = ("u", "v", "d")
 """Of the scene flow: across, down, depth."""
-TAU_BUCKETS = 5
-"""Equal parts of the flow time, from noise to data."""
 TAU_NAMES = tuple(f"{index / TAU_BUCKETS:.1f}-{(index + 1) / TAU_BUCKETS:.1f}" for index in range(TAU_BUCKETS))
 POSE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 """Of an action of seven values, as nearly all datasets of arms have it: position, rotation, gripper."""
@@ -44,14 +42,6 @@ class StepLoss:
 
     total: Float[Tensor, ""]
     parts: Mapping[str, Tensor]
-
-
-@torch.no_grad()
-def by_tau(draws: PerDrawLoss) -> Float[Tensor, "2 n"]:
-    """The loss of the noise draws in each part of the flow time, and their share of all draws."""
-    bucket = (draws.tau * TAU_BUCKETS).long().clamp(0, TAU_BUCKETS - 1)
-    inside = (bucket[:, None] == torch.arange(TAU_BUCKETS, device=bucket.device)) & draws.supervised[:, None]
-    return torch.stack([(inside * draws.loss[:, None]).mean(0), inside.float().mean(0)])
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from lamp.data.policy_dataset import PolicySamples
 from lamp.model.guidance import PathTokenizer
 from lamp.model.lamp import LaMP, checkpoint_activations, required
 from lamp.seeding import Source, normal, uniform
-from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, by_tau, clamped
+from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, clamped
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes
 from lamp.train.flow_metrics import measure_flow
 from lamp.train.metrics import Value
@@ -199,7 +199,7 @@ class MotionStage(Stage[MotionBatch]):
 
     def loss(self, batch: MotionBatch, source: Source) -> StepLoss:
         loss = self.model.motion_loss(batch, source, self.config.draws)
-        parts = {"per_axis": loss.per_axis, "per_tau": by_tau(loss.draws), "clamped": clamped(batch.motion)}
+        parts = {"per_axis": loss.per_axis, "per_tau": loss.draws.by_tau(), "clamped": clamped(batch.motion)}
         return StepLoss(total=loss.total, parts=parts)
 
     def validate(self) -> dict[str, Value]:
@@ -318,7 +318,7 @@ class PolicyStage(Stage[ActionBatch]):
         noise = self.hidden_noise if guidance is not None and guidance.training else None
         loss = self.model.action_loss(batch, source, self.config.noise_draws, hidden_noise=noise)
         flow = {} if loss.flow is None else {"flow": loss.flow}
-        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": by_tau(loss.draws), **flow})
+        return StepLoss(total=loss.total, parts={"per_dim": loss.per_dim, "per_tau": loss.draws.by_tau(), **flow})
 
     def encoded(self, batch: ActionBatch) -> PolicyBatch:
         """The batch with the backbone's tokens, which are there where the backbone is frozen."""

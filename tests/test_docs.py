@@ -181,6 +181,35 @@ def test_paths_exist_and_hold_what_is_named(document: Path) -> None:
     assert wrong == []
 
 
+@cache
+def methods() -> dict[str, set[str]]:
+    """The methods and fields of every class of the source, those of its base classes included."""
+    own: dict[str, set[str]] = {}
+    bases: dict[str, set[str]] = {}
+    for file in [*ROOT.glob("src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                inside = {name.split(".")[1] for name in defined(file) if name.startswith(f"{node.name}.")}
+                stored = (part for part in ast.walk(node) if isinstance(part, ast.Attribute))
+                inside.update(part.attr for part in stored if isinstance(part.ctx, ast.Store))
+                own.setdefault(node.name, set()).update(inside)
+                bases.setdefault(node.name, set()).update(base.id for base in node.bases if isinstance(base, ast.Name))
+
+    def everything(name: str) -> set[str]:
+        return own[name].union(*(everything(base) for base in bases[name] if base in own))
+
+    return {name: everything(name) for name in own}
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, *sorted(ROOT.glob("src/lamp/**/*.py"))], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_methods_that_are_named_exist(path: Path) -> None:
+    """Where a document or a docstring says `Class.method`, a class of ours has that method or field."""
+    named = re.findall(r"`([A-Z]\w+)\.([a-z_]\w*)`", path.read_text())
+    assert [f"{name}.{part}" for name, part in named if name in methods() and part not in methods()[name]] == []
+
+
 def commands(text: str, program: str) -> list[tuple[str, bool]]:
     """Command lines of a program in blocks of code and in code within sentences, and whether each is given in full."""
     blocks = [body for _, language, body in FENCED.findall(text) if language in SHELL]

@@ -10,9 +10,9 @@ import torch
 
 from lamp.configuration import from_json, to_json
 from lamp.errors import ConfigError
-from lamp.model.guidance import AddFusion, ConcatFusion
 from lamp.model.lamp import LaMP
 from lamp.model.motion_expert import ImageFlow
+from lamp.model.motion_fusion import AddFusion, ConcatFusion
 from lamp.model.parameter_count import expected_parameters
 from lamp.recipes import RECIPES, ModelRecipe, Recipe, TrainingRecipe, experiment, recipe, training
 from lamp.recipes.ablations import ABLATIONS, VARIANTS, base_recipe

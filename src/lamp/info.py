@@ -103,13 +103,12 @@ def _describe_features(path: Path) -> dict[str, Any]:
 def recipes_using(backbone: Mapping[str, Any]) -> list[str]:
     """The recipes that can use a cache of a backbone's features, by what the cache says of the backbone's settings."""
     from lamp.recipes import RECIPES, Recipe, TrainingRecipe, recipe
-    from lamp.train.backbones import describe_settings
 
     names = []
     for name in RECIPES:
         made = recipe(name)
         if isinstance(made, Recipe | TrainingRecipe):
-            settings = describe_settings(made.backbone)
+            settings = made.backbone.recorded
             if all(backbone.get(key) == value for key, value in settings.items()):
                 names.append(name)
     return names

@@ -342,7 +342,7 @@ class LaMPPolicy:
         true_motion: Sequence[Float[np.ndarray, "k t 3"]] | None,
         method: RealTimeMethod | None,
     ) -> list[ActionChunk]:
-        told = isinstance(self._actor, OracleActor)
+        is_oracle = isinstance(self._actor, OracleActor)
         states = np.stack([self.record.selected(observation.state) for observation in observations])
         watch = Stopwatch(self.device)
         prior = self._prior(observations, prior_instructions, prior_observations)

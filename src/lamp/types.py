@@ -119,26 +119,41 @@ class Encoded(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddedMotion(OnDevice):
+class PriorBeside(OnDevice):
+    """A motion prior that does not come through z's tokens."""
+
+    values: Float[Tensor, " b *shape"]
+
+    def withheld(self, seen: Bool[Tensor, " b"]) -> PriorBeside:
+        """Returns it without what it has for samples that have not `seen` it."""
+        hidden = ~seen.reshape(-1, *(1,) * (self.values.ndim - 1))
+        return replace(self, values=self.values.masked_fill(hidden, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedMotion(PriorBeside):
     """The motion prior of the Add ablation: what each layer of the Action Expert adds to each action token."""
 
     values: Float[Tensor, "b l h d"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinedMotion(OnDevice):
+class JoinedMotion(PriorBeside):
     """The motion prior of the Concat+MLP ablation: what stands beside each action token before the first layer."""
 
     values: Float[Tensor, "b h dm"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionTokens(OnDevice):
+class MotionTokens(PriorBeside):
     """The motion prior as tokens of the Action Expert's context, after z; their positions are in them."""
 
     values: Float[Tensor, "b c d"]
     seen: Bool[Tensor, " b"] | None = None
     """False where a sample's are withheld; None: nowhere."""
+
+    def withheld(self, seen: Bool[Tensor, " b"]) -> MotionTokens:
+        return replace(self, values=super().withheld(seen).values, seen=seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +162,7 @@ class Guided(OnDevice):
 
     tokens: Float[Tensor, "b n d"]
     mask: Bool[Tensor, "b n"]
-    motion: AddedMotion | JoinedMotion | MotionTokens | None = None
+    motion: PriorBeside | None = None
     """The motion prior where it does not enter through z's tokens but beside them, or at the actions."""
     t_1: Float[Tensor, " b"] | None = None
     """The solver's first time after 0, for an Action Expert that sees it."""

@@ -21,7 +21,6 @@ from lamp.info import recipes_using
 from lamp.json_files import write_json
 from lamp.recipes import recipe
 from lamp.recipes.kinds import Recipe
-from lamp.train.backbones import describe_settings
 
 VIEWS = Augmentation(views=1)
 
@@ -104,8 +103,8 @@ def test_the_commands(caches: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_recipes_that_a_cache_serves() -> None:
     demo = recipe("demo")
     assert isinstance(demo, Recipe)
-    served = recipes_using({"kind": "small", "revision": 1, **describe_settings(demo.backbone)})
+    served = recipes_using({"kind": "small", "revision": 1, **demo.backbone.recorded})
     assert "demo" in served and "paper_libero" not in served
     paper = recipe("paper_libero")
-    assert not isinstance(paper, Recipe) or "paper_libero" in recipes_using(describe_settings(paper.backbone))
+    assert not isinstance(paper, Recipe) or "paper_libero" in recipes_using(paper.backbone.recorded)
     assert recipes_using({"kind": "small", "cameras": [["agentview", 3]]}) == []

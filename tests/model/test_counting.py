@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lamp.model.action_expert import ActionExpertConfig, Prefix
-from lamp.model.guidance import GuidanceConfig, TokenFusion
+from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig, RepeatAndPad
+from lamp.model.motion_fusion import TokenFusion
 from lamp.model.parameter_count import expected_parameters
 
 DEMO = LaMPConfig(

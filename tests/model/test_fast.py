@@ -22,10 +22,10 @@ from lamp.flow_matching import Preconditioning
 from lamp.model import layers
 from lamp.model.action_expert import Joint
 from lamp.model.fast import WARM_UP, CudaGraph, CudaGraphs, FastActor, pad_batch, prepare_model
-from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, TokenFusion
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.layers import Mlp
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, RepeatAndPad
+from lamp.model.motion_fusion import AddFusion, ConcatFusion, FlowHead, PathFusion, TokenFusion
 from lamp.types import Encoded
 
 needs_onednn = pytest.mark.skipif(not layers.has_onednn(), reason="torch was built without oneDNN")

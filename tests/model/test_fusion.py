@@ -13,17 +13,9 @@ from torch.nn import functional
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
 from lamp.model.action_expert import ActionExpert, Joint, Prefix
-from lamp.model.guidance import (
-    AddFusion,
-    ConcatFusion,
-    FlowHead,
-    GuidanceConfig,
-    MotionPool,
-    PathFusion,
-    TokenFusion,
-    pooled_path,
-)
+from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
+from lamp.model.motion_fusion import AddFusion, ConcatFusion, FlowHead, MotionPool, PathFusion, TokenFusion, pooled_path
 from lamp.types import AddedMotion, Encoded, Guided, JoinedMotion, MotionTokens
 
 DRAWS = 3

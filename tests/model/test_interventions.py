@@ -10,9 +10,10 @@ import torch
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import gaussian
-from lamp.model.guidance import AddFusion, Tanh
+from lamp.model.guidance import Tanh
 from lamp.model.intervene import InterveningActor
 from lamp.model.lamp import LaMP
+from lamp.model.motion_fusion import AddFusion
 from lamp.model.prior_interventions import (
     EVERY,
     ActionSteps,

@@ -77,9 +77,9 @@ def test_block_equals_a_naive_cogvideox_block(expert):
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[1, 3:5] = False
     expected = naive_block(block, condition, motion, time, mask)
-    ours = block(condition, motion, block.moment(time), mask[:, None, None])
+    ours = block(condition, motion, block.modulation(time), mask[:, None, None])
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
-    last = block(condition, motion, block.moment(time), mask[:, None, None], last=True)
+    last = block(condition, motion, block.modulation(time), mask[:, None, None], last=True)
     assert torch.equal(last[0], condition)
     torch.testing.assert_close(last[1], expected[1], atol=1e-4, rtol=1e-4)
 

@@ -13,9 +13,10 @@ from lamp.configuration import from_json, to_json
 from lamp.errors import MismatchError
 from lamp.flow_matching import Preconditioning
 from lamp.model.action_expert import ActionExpert, Joint, Prefix
-from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, PathFusion, Tanh, TokenFusion, ZeroOut
+from lamp.model.guidance import Tanh, ZeroOut
 from lamp.model.lamp import Departure, LaMP, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, MotionExpert, ReferenceGrid
+from lamp.model.motion_fusion import AddFusion, ConcatFusion, FlowHead, PathFusion, TokenFusion
 from lamp.model.parameter_count import expected_parameters
 from lamp.types import Encoded
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,7 +225,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_line_with_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def said(kind: type[LampError], **settings: str) -> str:
+    def said(kind: type[LampError], **settings: Any) -> str:
         with pytest.raises(kind) as caught:
             ChainSettings(**{"device": "cpu", **settings}).prepare()
         assert "\n" not in str(caught.value)

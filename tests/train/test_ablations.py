@@ -28,9 +28,10 @@ from training_fakes import (
 from lamp import cli
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import FlowHead, FusionConfig, GuidanceConfig, PathFusion
+from lamp.model.guidance import GuidanceConfig
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import ImageFlow, MotionExpertConfig
+from lamp.model.motion_fusion import FlowHead, FusionConfig, PathFusion
 from lamp.policy import LaMPPolicy
 from lamp.recipes import training
 from lamp.recipes.ablations import ABLATIONS

@@ -22,7 +22,6 @@ from lamp.data.observation_encoder import ObservationEncoder, check_instructions
 from lamp.errors import DataError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackbone, SmallBackboneConfig, SmallReader
-from lamp.train.backbones import instruction_reader
 from lamp.train.train_policy import train_policy
 
 OPEN, CLOSE = "打开抽屉", "关闭抽屉"
@@ -86,13 +85,13 @@ def test_many_groups_are_counted(reader: SmallReader) -> None:
 
 
 def test_a_vision_language_model_tells_them_apart(qwen_folder: Path) -> None:
-    identity = instruction_reader(Qwen3VLBackboneConfig(model=str(qwen_folder), text_tokens=40))
+    identity = Qwen3VLBackboneConfig(model=str(qwen_folder), text_tokens=40).tokenizer()
     found = unreadable(identity, [OPEN, CLOSE, "open the drawer"])
     assert found is not None and not found.problems and not found.remarks
-    short = instruction_reader(Qwen3VLBackboneConfig(model=str(qwen_folder), text_tokens=2))
+    short = Qwen3VLBackboneConfig(model=str(qwen_folder), text_tokens=2).tokenizer()
     with pytest.raises(DataError, match=r"text_tokens is 2"):
         check_instructions(short, ["open the drawer"], "mine")
-    assert instruction_reader(Qwen3VLBackboneConfig(model="nobody/has-this-model")) is None
+    assert Qwen3VLBackboneConfig(model="nobody/has-this-model").tokenizer() is None
 
 
 def test_every_command_refuses_them(chinese: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from lamp.bench.models import BenchModel, ReleaseArrangement, build_bench_model,
 from lamp.bench.timing import check_settings, describe_machine, heading, measure, wait_for
 from lamp.data.feature_cache.shards import load_mapped
 from lamp.errors import ConfigError
-from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP
+from lamp.model.motion_fusion import FlowHead
 from lamp.recipes import training
 from lamp.train.config import MotionTraining, PolicyTraining
 from lamp.types import Motion, MotionBatch, PolicyBatch

@@ -376,11 +376,10 @@ def _unreadable_instructions(flags: DataCheckFlags) -> list[str]:
     from lamp.data.observation_encoder import unreadable
     from lamp.errors import DataError, MissingDependencyError
     from lamp.model.small import SmallBackboneConfig
-    from lamp.train.backbones import instruction_reader
 
     backbone = SmallBackboneConfig() if flags.recipe is None else training_named(flags.recipe).policy.backbone
     try:
-        unreadable_instructions = unreadable(instruction_reader(backbone), LeRobotDataset(flags.data).tasks)
+        unreadable_instructions = unreadable(backbone.tokenizer(), LeRobotDataset(flags.data).tasks)
     except (DataError, MissingDependencyError):
         if flags.recipe is not None:
             raise

@@ -181,7 +181,6 @@ def _plan(flags: MotionFlags, loop: LoopConfig, train: Callable[[LoopConfig, Run
 
 def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path | None) -> None:
     """Sees to it that the training can start, what takes least first; of several processes, the main one does."""
-    from lamp.train.checkpoint import lora_of
     from lamp.train.config import BFloat16, multiplies_bfloat16
     from lamp.train.datasets import dataset_names
     from lamp.train.distributed import distributed_context
@@ -193,7 +192,7 @@ def _prepare(data: Path, training: MotionTraining | PolicyTraining, root: Path |
     dataset_names([data, *(part.data for part in training.also)], root)
 
     def features() -> None:
-        if lora_of(training.backbone) is not None:
+        if training.backbone.lora is not None:
             say("the backbone is trained along: its tokens are computed at every step, not cached")
             return
         if not training.cache_features:

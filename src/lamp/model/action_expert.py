@@ -19,7 +19,7 @@ from torch.nn import functional
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import flow_times, preconditioning
 from lamp.model.layers import Block, KeyValue, check_dropout, check_heads, sinusoid
-from lamp.types import AddedMotion, Guided, JoinedMotion, MotionTokens
+from lamp.types import AddedMotion, Guided, JoinedMotion, MotionTokens, PriorBeside
 
 FOLDS = 8
 """Parts of the episodes, one of which is left out at a time when the baseline's penalty is chosen."""
@@ -111,7 +111,7 @@ class Context:
 
     mask: Bool[Tensor, "b n"] | None
     """Which tokens are real; None where all are."""
-    motion: AddedMotion | JoinedMotion | None = None
+    motion: PriorBeside | None = None
     t_1: Float[Tensor, " b"] | None = None
 
     def added(self, layer: int) -> Float[Tensor, "b h d"] | None:

@@ -5,26 +5,14 @@ Each intervention replaces one step of Algorithm 2 and leaves the others, the no
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lamp.errors import MismatchError
-from lamp.model.guidance import MotionGuidance, PathTokenizer
 from lamp.model.lamp import LaMP, required
-from lamp.model.prior_interventions import (
-    ActionSteps,
-    Denoised,
-    Gate,
-    Intervention,
-    Redrawn,
-    Shuffled,
-    WrongPriorInstruction,
-    Zeroed,
-)
-from lamp.types import Encoded, Guided
+from lamp.model.prior_interventions import Intervention, Redrawn, Zeroed
+from lamp.types import Encoded
 
 
 class OracleActor:
@@ -64,10 +52,10 @@ class InterveningActor:
     def __init__(self, model: LaMP, intervention: Intervention) -> None:
         if model.motion_expert is None or model.guidance is None:
             raise MismatchError(f"{intervention.name} changes the motion prior, and this policy has none")
-        if isinstance(intervention, Gate) and not isinstance(model.guidance, MotionGuidance):
+        if intervention.gate is not None and model.gate is None:
             raise MismatchError(f"{intervention.name} sets the gate of Eq. 4, and this policy's fusion has no gate")
-        if isinstance(intervention, Denoised) and intervention.steps > model.config.solver_steps:
-            solver = model.config.solver_steps
+        solver = model.config.solver_steps
+        if (intervention.denoised_steps or 0) > solver:
             raise MismatchError(f"{intervention.name}: the solver has {solver} steps; expected 0 to {solver}")
         self.model, self.intervention = model, intervention
 
@@ -91,30 +79,18 @@ class InterveningActor:
         Raises:
             MismatchError: `prior` is missing where the intervention is of it.
         """
-        if prior is None and isinstance(self.intervention, Shuffled | WrongPriorInstruction):
+        if prior is None and self.intervention.reads_other:
             raise MismatchError(
                 f"{self.intervention.name}: what the Motion Expert reads instead is missing; expected `prior`."
             )
         hidden = self._hidden(encoded if prior is None else prior, required(motion_noise, "motion_noise"))
-        steps = self.intervention.steps if isinstance(self.intervention, ActionSteps) else None
-        return self.model.decode(self._guided(encoded, hidden), state, action_noise, steps=steps)
+        guided = self.model.guide(encoded, hidden, gate=self.intervention.gate)
+        return self.model.decode(guided, state, action_noise, steps=self.intervention.euler_steps)
 
     def _hidden(self, encoded: Encoded, noise: Float[Tensor, "b k t 3"]) -> Float[Tensor, "b m dm"]:
         if isinstance(self.intervention, Redrawn):
             # Independent at every point of the old noise there, and as repeatable.
             noise = noise.roll((noise.shape[1] // 2 + 1, 1), dims=(1, 2)).flip(-1)
-        taken = self.intervention.steps if isinstance(self.intervention, Denoised) else None
-        hidden = self.model.motion_hidden(encoded, noise, taken=taken)
-        if not isinstance(self.intervention, Zeroed):
-            return hidden
-        # A path's zero, once it is standardised.
-        guidance = self.model.guidance
-        return guidance.centre.expand_as(hidden) if isinstance(guidance, PathTokenizer) else torch.zeros_like(hidden)
-
-    def _guided(self, encoded: Encoded, hidden: Float[Tensor, "b m dm"]) -> Guided:
-        guided, guidance = self.model.guide(encoded, hidden), self.model.guidance
-        if isinstance(self.intervention, Gate) and isinstance(guidance, MotionGuidance):
-            read = self.model.policy_tokens(encoded)
-            z, z_m = (part.to(guided.tokens.dtype) for part in (read.tokens, hidden))
-            return replace(guided, tokens=z + self.intervention.opening * guidance.update(z, z_m))
-        return guided
+        hidden = self.model.motion_hidden(encoded, noise, taken=self.intervention.denoised_steps)
+        guidance = required(self.model.guidance, "guidance")
+        return guidance.blank(hidden) if isinstance(self.intervention, Zeroed) else hidden

@@ -32,22 +32,10 @@ from lamp.flow_matching import (
     velocity_target,
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
-from lamp.model.guidance import (
-    FlowHead,
-    FlowPredictor,
-    FusionConfig,
-    GuidanceConfig,
-    MotionGuidance,
-    MotionTokenizer,
-    PathFusion,
-    PathTokenizer,
-    build_fusion,
-    joined_width,
-    pooled_path,
-    withhold_prior,
-)
+from lamp.model.guidance import withhold_prior
 from lamp.model.layers import Block
 from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
+from lamp.model.motion_fusion import FlowHead, FlowPredictor, FusionConfig, PathFusion, build_fusion, pooled_path
 from lamp.model.realtime import Guided as GuidedByPrevious
 from lamp.model.realtime import PreviousChunk, RealTimeMethod, TrainedDelays
 from lamp.model.token_pooling import TokenPooling
@@ -112,22 +100,13 @@ class LaMPConfig:
             raise ConfigError(
                 "LaMP: a Motion Expert and an Action Expert are configured, and no guidance between them."
             )
-        gated = self.guidance if isinstance(self.guidance, GuidanceConfig) else None
-        for part in (self.motion, gated, self.action):
-            if part is not None and part.token_width != self.token_width:
-                message = f"token_width {part.token_width} in {type(part).__name__}, {self.token_width} in LaMPConfig"
+        for part in (self.motion, self.guidance, self.action):
+            width = getattr(part, "token_width", self.token_width)
+            if width != self.token_width:
+                message = f"token_width {width} in {type(part).__name__}, {self.token_width} in LaMPConfig"
                 raise ConfigError(f"LaMP: {message}; both are the width of the backbone's tokens.")
-        if isinstance(self.guidance, FlowHead):
-            if self.motion:
-                raise ConfigError(
-                    "LaMP: a flow head and a Motion Expert are configured; expected one of them: motion=None."
-                )
-        elif isinstance(self.guidance, PathFusion):
-            if self.motion:
-                self.guidance.check(self.motion.grid, self.motion.horizon)
-        elif self.guidance and self.motion and self.guidance.motion_width != self.motion.width:
-            message = f"guidance expects motion_width {self.guidance.motion_width}"
-            raise ConfigError(f"LaMP: {message}, the Motion Expert's width is {self.motion.width}.")
+        if self.guidance and self.motion:
+            self.guidance.check(self.motion)
         if not 0 <= self.action_noise_std <= 1:
             raise ConfigError(f"LaMP: action_noise_std {self.action_noise_std} given, 0 to 1 expected.")
         if self.real_time and self.action and self.real_time.largest >= self.action.chunk:
@@ -150,21 +129,31 @@ class LaMPConfig:
     @property
     def hidden_steps(self) -> int:
         """Steps of the solver that are taken before what is handed over is read: none where that is a path."""
-        return 0 if isinstance(self.guidance, PathFusion) else self.hidden_at.STEPS
+        return 0 if self.path else self.hidden_at.STEPS
 
     @property
     def hidden_shape(self) -> tuple[int, int] | None:
         """Tokens and width of what the Motion Expert hands over: z_m's, or a path's; None without a Motion Expert."""
         if self.motion is None:
             return None
-        if isinstance(self.guidance, PathFusion):
-            return self.guidance.tokens, self.guidance.values
-        return self.motion.tokens, self.motion.width
+        return self.guidance.hidden_shape(self.motion) if self.guidance else (self.motion.tokens, self.motion.width)
+
+    @property
+    def path(self) -> PathFusion | None:
+        """The guidance, where it reads a decoded path in place of z_m."""
+        return self.guidance if isinstance(self.guidance, PathFusion) else None
+
+    @property
+    def flow_head(self) -> FlowHead | None:
+        """The guidance, where it is a head that learns scene flow in Stage 2."""
+        return self.guidance if self.action and isinstance(self.guidance, FlowHead) else None
 
     @property
     def fusion(self) -> FusionConfig | None:
         """The guidance that is built: None where one of the two that it connects is missing. A flow head needs but one."""
-        return self.guidance if self.action and (self.motion or isinstance(self.guidance, FlowHead)) else None
+        return (
+            self.guidance if self.action and self.guidance and (self.motion or not self.guidance.needs_prior) else None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +187,7 @@ class LaMP(nn.Module):
         fusion, action = config.fusion, config.action
         self.motion_expert = MotionExpert(config.motion) if config.motion else None
         self.guidance = build_fusion(fusion, action, config.motion) if fusion and action else None
-        self.action_expert = ActionExpert(action, joined_width(fusion)) if action else None
+        self.action_expert = ActionExpert(action, fusion.joined_width if fusion else 0) if action else None
         self.pooling = config.pooling.build() if config.pooling and action else None
 
     def motion_loss(self, batch: MotionBatch, source: Source, draws: int = 1) -> MotionLoss:
@@ -242,11 +231,11 @@ class LaMP(nn.Module):
         taken = self.config.hidden_steps if taken is None else taken
         steps, condition = self.config.solver_steps, expert.condition(encoded)
         partial = euler(lambda m, tau: expert(m, tau, encoded, condition), noise, steps, stop_after=taken)
-        if isinstance(self.config.guidance, PathFusion):
+        if self.config.path:
             if taken < steps:  # the rest of the way in one step
                 tau = step_times(steps)[taken]
                 partial = partial + (1 - tau) * expert(partial, tau, encoded, condition).to(partial.dtype)
-            return pooled_path(partial, expert.config.grid, self.config.guidance)
+            return pooled_path(partial, expert.config.grid, self.config.path)
         return expert.hidden(partial, step_times(steps)[taken], encoded, condition)
 
     @torch.no_grad()
@@ -258,8 +247,8 @@ class LaMP(nn.Module):
             motion: Normalised scene flow, 0 where it is not known.
         """
         expert = required(self.motion_expert, "Motion Expert")
-        if isinstance(self.config.guidance, PathFusion):
-            return pooled_path(expert.modelled_part(motion), expert.config.grid, self.config.guidance)
+        if self.config.path:
+            return pooled_path(expert.modelled_part(motion), expert.config.grid, self.config.path)
         return expert.hidden(expert.modelled_part(motion), ORACLE_TAU, encoded)
 
     def motion_noise(self, count: int, source: Source, device: torch.device | str = "cpu") -> Float[Tensor, "b k t 3"]:
@@ -273,16 +262,18 @@ class LaMP(nn.Module):
         seen: Bool[Tensor, " b"] | None = None,
         *,
         unguided: bool = False,
+        gate: float | None = None,
     ) -> Guided:
         """Returns z_guided (Eq. 4), or z itself where the model has no motion prior or a sample has not `seen` it.
 
         In every fusion but Eq. 4, z stays as it is and the prior comes beside it. Where the whole batch is `unguided`, guidance
-        is not computed.
+        is not computed; a `gate` takes the place of that of Eq. 4.
         """
         encoded = self.policy_tokens(encoded)
         guided = Guided(tokens=encoded.tokens, mask=encoded.mask, whole=encoded.whole)
-        if self.guidance is not None and not isinstance(self.guidance, FlowPredictor) and not unguided:
-            guided = self.guidance.guide(encoded, required(hidden, "motion hidden state"))
+        if self.guidance is not None and self.flow_head is None and not unguided:
+            hidden, fusion = required(hidden, "motion hidden state"), self.guidance
+            guided = fusion.guide(encoded, hidden) if gate is None else fusion.guide_through(encoded, hidden, gate)
             guided = guided if seen is None else withhold_prior(guided, encoded, seen)
         if self.config.action is None or not self.config.action.sees_t_1:
             return guided
@@ -295,7 +286,7 @@ class LaMP(nn.Module):
 
     def _unguided(self, batch: PolicyBatch) -> bool:
         """Whether no sample of the step sees the prior, so that guidance need not be computed."""
-        if not isinstance(self.guidance, MotionGuidance | MotionTokenizer | PathTokenizer) or batch.prior_seen is None:
+        if self.guidance is None or not self.guidance.skippable or batch.prior_seen is None:
             return False
         return not (bool(batch.prior_seen.any()) if batch.guided is None else batch.guided)
 
@@ -341,13 +332,14 @@ class LaMP(nn.Module):
         scale = expert.error_scale(times)
         predicted, target = predicted / scale, target / scale
         total, flow = masked_velocity_loss(predicted, target, mask), None
-        if isinstance(self.guidance, FlowPredictor) and (batch.motion is not None or self.guidance.training):
+        head = self.flow_head
+        if head is not None and (batch.motion is not None or head.training):
             motion = required(batch.motion, "scene flow of the batch, which the flow head learns,")
-            errors = self.guidance.errors(expert.states(context), context.mask, motion)
+            errors = head.errors(expert.states(context), context.mask, motion)
             # A mean over the same samples as the actions' loss, so that parts of a batch weigh alike in both.
             counted = batch.action_mask.any(1)
             flow = (errors * counted).sum() / counted.sum().clamp(min=1)
-            total = total + self.guidance.config.weight * flow if self.guidance.training else total
+            total = total + head.config.weight * flow if head.training else total
         return ActionLoss(
             total=total,
             flow=None if flow is None else flow.detach(),
@@ -422,13 +414,23 @@ class LaMP(nn.Module):
     @property
     def blocks(self) -> dict[nn.Module, tuple[str, ...]]:
         """The experts' blocks, each with those of its methods (besides `forward`) that compute with its weights."""
-        kinds: dict[type[nn.Module], tuple[str, ...]] = {Block: ("project", "attend"), MotionBlock: ("moment",)}
-        return {module: methods for module in self.modules() for kind, methods in kinds.items() if type(module) is kind}
+        kinds = {Block: (Block.project, Block.attend), MotionBlock: (MotionBlock.modulation,)}
+        return {
+            module: tuple(method.__name__ for method in kinds[type(module)])
+            for module in self.modules()
+            if type(module) in kinds
+        }
 
     @property
     def gate(self) -> float | None:
         """How far the gate of Eq. 4 is open; None where there is none."""
-        return float(self.guidance.opening().detach()) if isinstance(self.guidance, MotionGuidance) else None
+        opening = None if self.guidance is None else self.guidance.opening()
+        return None if opening is None else float(opening.detach())
+
+    @property
+    def flow_head(self) -> FlowPredictor | None:
+        """What learns the scene flow along with the actions; None where nothing does."""
+        return self.guidance if isinstance(self.guidance, FlowPredictor) else None
 
     @property
     def motion_shape(self) -> tuple[int, int, int] | None:

@@ -324,7 +324,7 @@ class MotionExpert(nn.Module):
         return TimeModulation(tau, blocks, shift, scale)
 
     def precompute_times(self, times: Sequence[float]) -> None:
-        """Computes the moments of some flow times once and for all: the weights must not change any more."""
+        """Computes the modulations of some flow times once and for all: the weights must not change any more."""
         if self.pooled is None:
             nothing = self.positions.new_zeros(1, 0, self.config.token_width)
             seen = Encoded(tokens=nothing, mask=nothing[..., 0].bool())

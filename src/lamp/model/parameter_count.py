@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import AddFusion, ConcatFusion, FlowHead, FusionConfig, PathFusion, TokenFusion, joined_width
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, MotionExpertConfig, RepeatAndPad
+from lamp.model.motion_fusion import AddFusion, ConcatFusion, FlowHead, FusionConfig, PathFusion, TokenFusion
 
 
 def expected_parameters(config: LaMPConfig) -> dict[str, int]:
@@ -16,7 +16,9 @@ def expected_parameters(config: LaMPConfig) -> dict[str, int]:
     if config.fusion and config.action:
         table["guidance"] = guidance_parameters(config.fusion, config.action, config.motion)
     if config.action:
-        table["action_expert"] = action_expert_parameters(config.action, joined_width(config.fusion))
+        table["action_expert"] = action_expert_parameters(
+            config.action, config.fusion.joined_width if config.fusion else 0
+        )
     return table | {"total": sum(table.values())}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lamp.errors import ConfigError, unknown
 
@@ -14,36 +14,60 @@ PriorKind = Literal["predicted", "oracle"]
 nobody knows that: an oracle says how much the best of priors could give, and is no result."""
 
 
+class PriorChange:
+    """What an intervention may change; the defaults change nothing."""
+
+    reads_other: ClassVar[bool] = False
+    """Whether the Motion Expert reads what the caller brings in place of the observation."""
+
+    @property
+    def denoised_steps(self) -> int | None:
+        """Steps of the solver before z_m is read; None: the configuration's."""
+        return None
+
+    @property
+    def gate(self) -> float | None:
+        """Where the gate stands; None: where training has left it."""
+        return None
+
+    @property
+    def euler_steps(self) -> int | None:
+        """Steps from noise to actions; None: the configuration's."""
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
-class Zeroed:
+class Zeroed(PriorChange):
     """z_m is zero (a path: the mean one); the guidance still adds what it makes of that."""
 
     name = "prior_zeroed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shuffled:
+class Shuffled(PriorChange):
     """z_m of another task's observation, which the caller brings, from the episode's own noise."""
 
     name = "prior_shuffled"
+    reads_other = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrongPriorInstruction:
+class WrongPriorInstruction(PriorChange):
     """z_m of the same images and another instruction; the Action Expert hears the right one."""
 
     name = "prior_told_wrong"
+    reads_other = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Redrawn:
+class Redrawn(PriorChange):
     """z_m of another draw of noise, which is as likely as the first."""
 
     name = "prior_redrawn"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(PriorChange):
     """The gate of Eq. 4 stands elsewhere; at 0 the Action Expert reads z itself."""
 
     opening: float
@@ -52,9 +76,13 @@ class Gate:
     def name(self) -> str:
         return f"gate={self.opening:g}"
 
+    @property
+    def gate(self) -> float:
+        return self.opening
+
 
 @dataclass(frozen=True, kw_only=True)
-class Denoised:
+class Denoised(PriorChange):
     """z_m after another number of the solver's steps, at tau = steps / N."""
 
     steps: int
@@ -63,9 +91,13 @@ class Denoised:
     def name(self) -> str:
         return f"denoised={self.steps}"
 
+    @property
+    def denoised_steps(self) -> int:
+        return self.steps
+
 
 @dataclass(frozen=True, kw_only=True)
-class ActionSteps:
+class ActionSteps(PriorChange):
     """Actions from another number of Euler steps."""
 
     steps: int
@@ -73,6 +105,10 @@ class ActionSteps:
     @property
     def name(self) -> str:
         return f"action_steps={self.steps}"
+
+    @property
+    def euler_steps(self) -> int:
+        return self.steps
 
 
 Intervention = Zeroed | Shuffled | WrongPriorInstruction | Redrawn | Gate | Denoised | ActionSteps

@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from lamp.configuration import to_json
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError
+from lamp.model.backbone import BackboneSettings
 from lamp.model.qwen_fast import FastQwen
 from lamp.model.qwen_files import TOKENIZER, ModelFolder, find_model, missing
 from lamp.model.qwen_lora import LoRA, adapt, merge, unadapted, without_adapters
@@ -55,7 +57,7 @@ class FlashAttention:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3VLBackboneConfig:
+class Qwen3VLBackboneConfig(BackboneSettings):
     """Which Qwen3-VL, what it is shown, and which of its numbers are z."""
 
     model: str = "Qwen/Qwen3-VL-4B-Instruct"
@@ -73,6 +75,7 @@ class Qwen3VLBackboneConfig:
     bfloat16: bool = True
     """Weights and arithmetic in bfloat16, as they are published; else in float32."""
     attention: Sdpa | FlashAttention = field(default_factory=Sdpa)
+    encodes_on_gpu: ClassVar[bool] = True
     lora: LoRA | None = None
     """Adapters that Stage 2 trains along; None: the model is frozen, and its tokens can be cached."""
 
@@ -114,12 +117,25 @@ class Qwen3VLBackboneConfig:
         }
 
     def pinned(self, recorded: Mapping[str, Any]) -> Qwen3VLBackboneConfig:
-        """Returns the same with the commit that a description recorded, where the settings name none."""
         return replace(self, commit=self.commit or recorded.get("commit"))
+
+    def stored_in(self, folder: Path) -> Qwen3VLBackboneConfig:
+        return replace(self, model=str(folder.resolve()))
 
     def find(self) -> QwenIdentity:
         """Finds the model's files, downloading them where they are missing, and returns the backbone that they make."""
         return QwenIdentity(config=self, folder=find_model(self.model, self.commit))
+
+    def build(self) -> Qwen3VLBackbone:
+        return self.find().load()
+
+    def tokenizer(self) -> QwenIdentity | None:
+        return self.find() if Path(self.model).is_dir() else None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        described = self.describe(None, None)
+        return {name: value for name, value in described.items() if name not in ("commit", "content")}
 
 
 @dataclass(frozen=True, kw_only=True)

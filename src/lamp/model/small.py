@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError, unknown
 from lamp.files import sha256_of
+from lamp.model.backbone import BackboneSettings
 from lamp.model.layers import attention, merge_heads, sinusoid, split_heads
 from lamp.types import Encoded, Observations
 
@@ -40,7 +41,7 @@ INSTALL = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallBackboneConfig:
+class SmallBackboneConfig(BackboneSettings):
     """Which cameras the backbone reads, in which order and at which size, and how long an instruction may be."""
 
     cameras: tuple[tuple[str, int], ...] = (("agentview", 224), ("wrist", 128))
@@ -70,8 +71,10 @@ class SmallBackboneConfig:
         """
         return SmallBackbone(self)
 
-    def reader(self) -> SmallReader:
-        """What it sees of instructions, without its weights."""
+    def find(self) -> SmallBackbone:
+        return self.build()
+
+    def tokenizer(self) -> SmallReader:
         return SmallReader(self)
 
 

@@ -13,18 +13,10 @@ from typing import Any
 
 from lamp.flow_matching import Beta, LiteralBeta, Uniform
 from lamp.model.action_expert import Joint, Prefix, RidgeBaseline
-from lamp.model.guidance import (
-    AddFusion,
-    ConcatFusion,
-    FlowHead,
-    PathFusion,
-    Sigmoid,
-    Tanh,
-    TokenFusion,
-    ZeroOut,
-)
+from lamp.model.guidance import Sigmoid, Tanh, ZeroOut
 from lamp.model.lamp import Arrival, Departure, LaMPConfig
 from lamp.model.motion_expert import AdaLNPooled, ImageFlow, JointTokens
+from lamp.model.motion_fusion import AddFusion, ConcatFusion, FlowHead, PathFusion, TokenFusion
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe, without_motion
 from lamp.recipes.paper import paper_simpler
 from lamp.recipes.small import for_few_demonstrations, libero_object_small

@@ -54,10 +54,9 @@ from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError
 from lamp.files import is_file_name
 from lamp.json_files import write_json
-from lamp.model.small import SmallBackboneConfig
 from lamp.model.token_pooling import TokenPooling
 from lamp.recipes.kinds import AnyRecipe, Recipe, TrainingRecipe
-from lamp.train.backbones import BackboneConfig, instruction_reader
+from lamp.train.backbones import BackboneConfig
 from lamp.train.breakdown import action_names
 from lamp.train.config import MotionTraining, PolicyTraining
 from lamp.train.datasets import GRIPPER_MARGIN_CALIBRATED, is_open_or_closed
@@ -130,7 +129,7 @@ def fit(config: FitConfig, base: AnyRecipe) -> tuple[TrainingRecipe, str]:
     transform = _transform(config, robot)
     states, actions = (_width(dataset, parts) for parts in (robot.state, robot.action))
     seen = _with_room(_seen(base.policy.backbone, list(robot.cameras or ())), dataset.tasks)
-    check_instructions(instruction_reader(seen), dataset.tasks, dataset.root)
+    check_instructions(seen.tokenizer(), dataset.tasks, dataset.root)
     # A floor in the units of LIBERO's actions is right for those, and for no others.
     least = None if _is_libero(config, dataset) else 0.0
     policy = replace(
@@ -483,7 +482,7 @@ def _width(dataset: LeRobotDataset, parts: tuple[Part, ...]) -> int:
 
 def _with_room(backbone: BackboneConfig, instructions: Sequence[str]) -> BackboneConfig:
     """The backbone with room for the longest instruction, where it does not have it and can have it."""
-    reader = instruction_reader(backbone)
+    reader = backbone.tokenizer()
     room = None if reader is None else reader.text_room
     if reader is None or room is None:
         return backbone
@@ -494,7 +493,7 @@ def _with_room(backbone: BackboneConfig, instructions: Sequence[str]) -> Backbon
 def _pooling(policy: PolicyTraining, seen: BackboneConfig) -> TokenPooling | None:
     """The recipe's pooling, of these cameras' tokens."""
     pooling = policy.model.pooling
-    return replace(pooling, grids=seen.grids) if pooling and isinstance(seen, SmallBackboneConfig) else pooling
+    return replace(pooling, grids=seen.grids) if pooling and seen.grids is not None else pooling
 
 
 def _seen(backbone: BackboneConfig, cameras: list[str]) -> BackboneConfig:

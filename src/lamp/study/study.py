@@ -16,7 +16,7 @@ from lamp.configuration import to_json
 from lamp.data.episode_selection import EpisodeSelection, number_ranges, parse_numbers
 from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import is_file_name
-from lamp.model.guidance import FlowHead
+from lamp.model.motion_fusion import FlowHead
 from lamp.recipes import Recipe, TrainingRecipe, training
 from lamp.study.synthetic_data import MadeUpData, synthetic_recipe
 from lamp.train.checkpoint_metadata import read_description

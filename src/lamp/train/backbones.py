@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from lamp.data.feature_cache.manifest import MANIFEST, FeatureStore, cache_folde
 from lamp.data.feature_cache.shards import in_bytes
 from lamp.data.feature_cache.work_sharing import BuildProgress, Workers
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.observation_encoder import InstructionTokenizer
 from lamp.data.stored_images import OnCorrupt
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.qwen3_vl import Qwen3VLBackboneConfig, QwenIdentity
@@ -41,17 +39,7 @@ def find_backbone(
     Args:
         recorded: The description in a checkpoint: pins a revision that the settings leave open.
     """
-    if isinstance(config, Qwen3VLBackboneConfig):
-        return config.pinned(recorded or {}).find()
-    return config.build()
-
-
-def instruction_reader(config: BackboneConfig) -> InstructionTokenizer | None:
-    """The backbone's tokenizer, without its weights; None where it has none, or it would have to be downloaded."""
-    if isinstance(config, Qwen3VLBackboneConfig):
-        return config.find() if Path(config.model).is_dir() else None
-    reader = config.reader()
-    return reader if isinstance(reader, InstructionTokenizer) else None
+    return config.pinned(recorded or {}).find()
 
 
 def build_backbone(config: BackboneConfig) -> FrozenBackbone:
@@ -65,7 +53,11 @@ def load_backbone(identity: FrozenBackbone | QwenIdentity) -> FrozenBackbone:
 
 
 def live_backbone(config: BackboneConfig, device: str, loaded: FrozenBackbone | None = None) -> FrozenBackbone:
-    """Loads a frozen backbone on the device of a training that caches no features; `at_hand` is taken instead, if given."""
+    """Loads a frozen backbone on the device of a training that caches no features.
+
+    Args:
+        loaded: Is taken instead, if given.
+    """
     backbone = loaded or build_backbone(config)
     return backbone.to(device) if isinstance(backbone, torch.nn.Module) else backbone  # pyright: ignore[reportReturnType]
 
@@ -73,14 +65,6 @@ def live_backbone(config: BackboneConfig, device: str, loaded: FrozenBackbone | 
 def backbone_key(config: BackboneConfig) -> str:
     """The key of the backbone that the settings describe, without loading gigabytes for it."""
     return find_backbone(config).key
-
-
-def describe_settings(config: BackboneConfig) -> dict[str, Any]:
-    """The settings in a backbone's description, as JSON values, without reading its weights or asking a hub."""
-    if not isinstance(config, Qwen3VLBackboneConfig):
-        return json.loads(json.dumps(asdict(config)))
-    described = config.describe(None, None)
-    return {name: value for name, value in described.items() if name not in ("commit", "content")}
 
 
 @dataclass(frozen=True)
@@ -132,7 +116,7 @@ def ensure_features(
         DataError: Something of the dataset cannot be read, or what is to be made does not fit on the disk.
         MismatchError: The backbone's tokens have another width, or what is stored is out of date and not to be made again.
     """
-    if isinstance(config, Qwen3VLBackboneConfig) and config.lora is not None:
+    if config.lora is not None:
         raise ConfigError("backbone.lora is given; tokens of a backbone that is trained along cannot be cached.")
     dataset, backbone = data if isinstance(data, LeRobotDataset) else LeRobotDataset(data), find_backbone(config)
     caching = caching or Caching()
@@ -146,13 +130,12 @@ def ensure_features(
     folder = cache_folder(dataset, backbone.key, root)
     if not caching.refresh and (folder / MANIFEST).exists():
         FeatureStore(dataset, folder, augmentation).check(complete=False)
-    pinned = config.pinned(backbone.description) if isinstance(config, Qwen3VLBackboneConfig) else config
     build_progress = BuildProgressPrinter(f"features of {dataset.root}")
     try:
         make_features(
             dataset,
             backbone,
-            BackboneLoader(pinned),
+            BackboneLoader(config.pinned(backbone.description)),
             workers=caching.workers or default_workers(config),
             planned=build_progress.plan,
             progress=build_progress.progress,
@@ -171,7 +154,7 @@ def ensure_features(
 
 def default_workers(config: BackboneConfig) -> Workers:
     """The processes that encode by default."""
-    if isinstance(config, Qwen3VLBackboneConfig):
+    if config.encodes_on_gpu:
         return gpu_workers(without=1)
     return Workers(processes=1 if RANK in os.environ else available_cores())
 

@@ -23,7 +23,7 @@ from lamp.files import TEMPORARY, atomic_path, sync
 from lamp.json_files import read_json_as, read_json_object, write_json
 from lamp.model.lamp import LaMP
 from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackbone, Qwen3VLBackboneConfig
-from lamp.model.qwen_lora import LoRA, describe, fill, from_files, to_files
+from lamp.model.qwen_lora import describe, fill, from_files, to_files
 from lamp.train.backbones import BackboneConfig, find_backbone, load_backbone
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, checkpoint_folder, read_description
 from lamp.train.config import Imported, MotionTraining, PolicyTraining
@@ -343,11 +343,6 @@ ADAPTER_FOLDER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PREFIX = "vlm."
 """How the names of the adapters' weights begin among those of a run."""
-
-
-def lora_of(backbone: BackboneConfig | None) -> LoRA | None:
-    """The adapters that a backbone's settings ask for."""
-    return backbone.lora if isinstance(backbone, Qwen3VLBackboneConfig) else None
 
 
 def write_adapter(

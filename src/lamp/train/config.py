@@ -18,11 +18,9 @@ from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit
 from lamp.data.policy_dataset import EpisodeSplit, split_episodes
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.guidance import FlowHead, PathFusion
 from lamp.model.lamp import LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.prior_interventions import PriorKind
-from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
 from lamp.sceneflow.retiming import ByArcLength, ByTime, Retiming
@@ -284,7 +282,7 @@ class MotionTraining:
             )
         if self.model.action is not None:
             raise ConfigError("model.action is given; Stage 1 trains no Action Expert: leave it None.")
-        if isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None:
+        if self.backbone.lora is not None:
             raise ConfigError("backbone.lora is given; Stage 1 leaves the backbone frozen: train adapters in Stage 2.")
         _check_share("token_dropout", self.token_dropout)
         _ = self.retiming  # refuses what cannot be
@@ -397,7 +395,7 @@ class PolicyTraining:
         """`hidden_noise`, or what stands for None."""
         if self.hidden_noise is not None:
             return self.hidden_noise
-        return PATH_NOISE if isinstance(self.model.fusion, PathFusion) else 0.0
+        return PATH_NOISE if self.model.fusion and self.model.path else 0.0
 
     def gripper_dims(self, width: int) -> tuple[int, ...]:
         """Where the grippers are in an action of so many values."""
@@ -423,9 +421,8 @@ class PolicyTraining:
         for name in ("prior_dropout", "prior_from", "hidden_noise"):
             if getattr(self, name) and self.model.motion is None:
                 raise ConfigError(f"{name} is set, but model.motion is None: there is no prior; set it to 0.")
-        if isinstance(self.model.fusion, FlowHead):
-            lora = isinstance(self.backbone, Qwen3VLBackboneConfig) and self.backbone.lora is not None
-            for name, is_set in {"also": bool(self.also), "backbone.lora": lora}.items():
+        if self.model.flow_head:
+            for name, is_set in {"also": bool(self.also), "backbone.lora": self.backbone.lora is not None}.items():
                 if is_set:
                     raise ConfigError(
                         f"{name} is given, and the model has a flow head, which learns from one dataset's scene flow and a "
@@ -475,9 +472,9 @@ class Imported:
 
     def backbone_in(self, checkpoint: Path) -> BackboneConfig | None:
         """Returns the settings for a checkpoint that is in this folder now."""
-        if self.vlm.folder is None or not isinstance(self.backbone, Qwen3VLBackboneConfig):
+        if self.vlm.folder is None or self.backbone is None:
             return self.backbone
-        return replace(self.backbone, model=str((checkpoint / self.vlm.folder).resolve()))
+        return self.backbone.stored_in(checkpoint / self.vlm.folder)
 
 
 def _check_share(name: str, value: float) -> None:

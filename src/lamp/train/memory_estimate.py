@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lamp.flow_matching import Uniform
-from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, checkpoint_activations
 from lamp.train.config import BFloat16, FullySharded, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import Ema
@@ -277,8 +276,8 @@ def _batch(
         flows = MotionBatch(encoded=encoded, kept=kept, motion=motion)
         return flows, lambda generator: model.motion_loss(flows, generator, training.draws).total
     hidden_shape, flow = config.hidden_shape, None
-    if isinstance(config.fusion, FlowHead):
-        shape_of_flow = (math.prod(config.fusion.grid), config.fusion.horizon, 3)
+    if (head := config.flow_head) is not None:
+        shape_of_flow = (math.prod(head.grid), head.horizon, 3)
         flow = Motion(values=empty(*shape_of_flow), mask=empty(*shape_of_flow, dtype=torch.bool))
     actions = PolicyBatch(
         encoded=encoded,

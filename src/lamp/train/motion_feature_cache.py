@@ -31,7 +31,6 @@ from lamp.data.motion_dataset import TrueMotion
 from lamp.data.policy_dataset import PolicySamples
 from lamp.errors import DataError
 from lamp.json_files import read_json_as, to_line, write_json
-from lamp.model.guidance import PathFusion
 from lamp.model.lamp import ORACLE_TAU, LaMP, LaMPConfig, required
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.seeding import generator_at
@@ -60,8 +59,8 @@ class HiddenStateSettings:
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values, to compare with those that are stored."""
         expert = {"motion weights": self.motion, "motion_expert": to_json(self.model.motion)}
-        if isinstance(self.model.guidance, PathFusion):
-            expert |= {"path": to_json(self.model.guidance)}
+        if self.model.path is not None:
+            expert |= {"path": to_json(self.model.path)}
         rest = {"precision": to_json(self.loop.precision), "features": self.features}
         if self.true_motion is not None:
             return expert | rest | {"prior": "oracle", "tau": ORACLE_TAU, "scene flow": self.true_motion.as_json}

@@ -17,8 +17,8 @@ from lamp.data.feature_cache.cache import Features
 from lamp.data.image_dataset import ImageSamples, ObservedBatch
 from lamp.data.mixture import AnyMotionSamples, MixedSamples, Mixture, mixture_weights
 from lamp.data.policy_dataset import PolicySamples
-from lamp.model.guidance import PathTokenizer
 from lamp.model.lamp import LaMP, checkpoint_activations, required
+from lamp.model.motion_fusion import PathTokenizer
 from lamp.seeding import Source, normal, uniform
 from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, clamped
 from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, UnseenEpisodes

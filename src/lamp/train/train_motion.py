@@ -23,7 +23,6 @@ from lamp.data.observation_encoder import check_instructions
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import Preconditioning
 from lamp.json_files import to_line
-from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, LaMPConfig, required
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds
@@ -452,8 +451,8 @@ def flow_of_policy(
         DataError: There is no scene flow, or not of all episodes.
         MismatchError: It has another grid or camera, or is too short.
     """
-    head, flow = config.model.fusion, config.flow
-    if not isinstance(head, FlowHead):
+    head, flow = config.model.flow_head, config.flow
+    if head is None:
         raise ConfigError("the model has no flow head, so there is no scene flow to read.")
     shape = MotionExpertConfig(
         token_width=config.model.token_width,

@@ -22,10 +22,8 @@ from lamp.data.normalizers import ByDeviation, NoState, floors
 from lamp.data.policy_dataset import PolicySamples, PolicyScaling
 from lamp.errors import ConfigError, MismatchError
 from lamp.json_files import to_line
-from lamp.model.guidance import FlowHead
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
-from lamp.model.small import SmallBackboneConfig
 from lamp.sceneflow.stores import FlowRequirements
 from lamp.seeding import seed_everything
 from lamp.train.backbones import BuildProgressPrinter, find_backbone
@@ -110,7 +108,7 @@ def train_policy(
     if tuned is None:
         fit_baseline(model, parts)
     flow_read: tuple[str, ...] = ()
-    if isinstance(config.model.fusion, FlowHead):
+    if config.model.flow_head:
         flow_of = flow_of_policy(config, sources, distributed)
         for part in (*cached_parts(samples), *cached_parts(validation)):
             flow = flow_of(part.episodes)
@@ -173,7 +171,7 @@ def _with_fitted_prior(
 
 def _check_pooling(config: PolicyTraining) -> None:
     pooling, backbone = config.model.pooling, config.backbone
-    if pooling and isinstance(backbone, SmallBackboneConfig) and pooling.grids != backbone.grids:
+    if pooling and backbone.grids is not None and pooling.grids != backbone.grids:
         raise ConfigError(
             f"model.pooling.grids is {pooling.grids}; expected {backbone.grids}, the tokens of the backbone's cameras "
             f"{', '.join(f'{name} at {side} px' for name, side in backbone.cameras)}: set it beside backbone.cameras, or "

@@ -545,6 +545,7 @@ def test_the_plain_forms_are_understood(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[Any] = []
     for module, name in ((collecting, "collect"), (build, "build"), (evaluating, "evaluate")):
         monkeypatch.setattr(module, name, lambda config, **_: seen.append(config) or SimpleNamespace(text=""))
+    monkeypatch.setattr(build, "as_recorded", lambda config: config)  # it reads the recording, which is not there
     collect = "collect --suite libero_object --task 0 --episodes 5 --out DIR"
     evaluate = "evaluate --checkpoint DIR --suite libero_object --task 0 1 --states 30:50 --out DIR"
     for words in (collect, "flow build DIR", evaluate, evaluate.replace("evaluate", "evaluate libero")):

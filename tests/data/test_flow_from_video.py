@@ -210,10 +210,10 @@ def test_a_build_that_was_stopped_goes_on(tmp_path: Path, clip: Clip, monkeypatc
         write_recording(tmp_path / "source" / name, clip)
     out = tmp_path / "out"
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place, name in ((LeRobotWriter, "add_episode"), (LeRobotWriter, "finalize"), (SceneFlowStore, "read")):
+    for place, name in ((LeRobotWriter, "add_episode"), (LeRobotWriter, "finalize"), (SceneFlowStore, "adopt")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, stopped)
             with pytest.raises(KeyboardInterrupt):

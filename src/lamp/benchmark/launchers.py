@@ -7,23 +7,20 @@ process, where the pool listens to it as to a local worker's: its end is the wor
 from __future__ import annotations
 
 import hmac
-import logging
-import os
 import queue
 import secrets
-import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
 
 from lamp.benchmark.sim_worker import WorkerSetup, work
-from lamp.errors import ConfigError, LampError, MissingDependencyError
-from lamp_client.child_processes import CONTEXT, ONE_THREAD, ChildProcess
+from lamp.cluster import ClusterError, cause_of, join_cluster, task_environment
+from lamp.errors import ConfigError
+from lamp_client.child_processes import CONTEXT, ChildProcess
 
 
 @runtime_checkable
@@ -111,7 +108,6 @@ class LocalLauncher:
         return LaunchedWorker(LocalProcess(process), ours)
 
 
-INSTALL = "pip install 'lamp-vla[ray]'"
 START_S = 180.0
 """How long a simulator's process may take to call back [s]; Ray may have to start its own process first."""
 SHAKE_S = 20.0
@@ -119,10 +115,6 @@ SHAKE_S = 20.0
 PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 """Names whose values simulators on other machines get from here."""
 _NONCE = 32
-
-
-class ClusterError(LampError):
-    """The cluster cannot be reached, or runs no simulators."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +140,7 @@ class RayProcess:
         try:
             self.ray.get(self.task, timeout=5)
         except Exception as error:
-            # A task's own error is inside Ray's, whose text begins with where it happened.
-            message = str(getattr(error, "cause", None) or error)
-            lines = [line.strip() for line in message.splitlines() if line.strip()]
-            return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}"
+            return cause_of(error)
         return "it ended by itself"
 
 
@@ -176,25 +165,8 @@ class RayLauncher:
             ClusterError: There is no cluster.
             ConfigError: It has fewer CPUs than there are to be simulators.
         """
-        try:
-            import ray  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise MissingDependencyError(
-                f"--ray {address}: the package ray is not installed; install it on this machine and the others: {INSTALL}. "
-                "Without it, --shard divides an evaluation among machines."
-            ) from None
-        if not ray.is_initialized():
-            try:
-                _check_reachable(address)
-                with _own_signal_handlers():
-                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except Exception as error:
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                raise ClusterError(
-                    f"no Ray cluster at {address!r} lets this process in: {lines[0][:300].rstrip('.')}. Expected the address of "
-                    "one, such as 10.0.0.1:6379, or auto on one of its machines; `ray start --head` starts one. "
-                    "Where it asks for tokens, as new versions do, RAY_AUTH_MODE=token is needed here too."
-                ) from None
+        instead = "Without it, --shard divides an evaluation among machines."
+        ray = join_cluster(address, flag=f"--ray {address}", instead=instead)
         room = int(ray.cluster_resources().get("CPU", 0))
         if room < simulators:
             raise ConfigError(
@@ -213,8 +185,7 @@ class RayLauncher:
             threading.Thread(
                 target=self._accept_workers, args=(self._listener,), name="lamp-ray-door", daemon=True
             ).start()
-        names = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment = {"env_vars": {**names, **{name: os.environ.get(name, "1") for name in ONE_THREAD}}}
+        environment = task_environment(PASSED_ON)
         remote = self.ray.remote(num_cpus=1, max_retries=0, max_calls=1, runtime_env=environment)(simulate)
         shared = self.ray.put(setup)
         address = (self.host, self._listener.getsockname()[1])
@@ -274,30 +245,6 @@ def simulate(address: tuple[str, int], key: bytes, number: int, setup: WorkerSet
     caller = socket.create_connection(address, timeout=SHAKE_S)
     _authenticate_to_pool(caller, key, number)
     work(_as_connection(caller), setup)
-
-
-@contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Undoes that Ray takes SIGTERM over: a command that is asked to end tidies up first, and says so in its exit code."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():  # elsewhere, nobody can have changed them
-            for number, handler in before.items():
-                if handler is not None:  # None: not Python's, and Ray's stays
-                    signal.signal(number, handler)
-
-
-def _check_reachable(address: str) -> None:
-    """Looks whether anybody is at an address such as 10.0.0.1:6379: Ray itself goes on trying for a quarter of an hour.
-
-    Raises:
-        OSError: Nobody is.
-    """
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SHAKE_S).close()
 
 
 def _as_connection(caller: socket.socket) -> Connection:

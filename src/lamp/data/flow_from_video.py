@@ -13,12 +13,10 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from jaxtyping import Float64
 
 from lamp.configuration import to_json
 from lamp.data.clip_sources import ClipReader, ClipSource, LeRobotSource, SourceSettings, find_source
+from lamp.data.flow_executor import run_here, run_on_cluster
 from lamp.data.lerobot.staging import EpisodeData, recorded_names
 from lamp.data.lerobot.writer import LeRobotWriter
 from lamp.errors import ConfigError, DataError, LampError, MismatchError
@@ -42,7 +41,7 @@ from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, l
 from lamp.sceneflow.stores import FOLDER, folder_for
 from lamp.sceneflow.validate import MANIFEST
 from lamp.types import Camera, Tracks
-from lamp_client.child_processes import ProcessPool, available_cores
+from lamp_client.child_processes import available_cores
 
 VERSION = 1
 MADE_BY = "lamp flow build"
@@ -96,7 +95,12 @@ class VideoFlowConfig(SourceSettings, ChainSettings):
     """At most so many clips."""
     filters: Filters = field(default_factory=Filters)
     workers: int = field(default_factory=available_cores)
-    """Processes."""
+    """Processes of this machine."""
+    executor: Literal["local", "ray"] = "local"
+    """Where clips are worked on: in processes of this machine, or as tasks of a Ray cluster, one CPU each, whose machines see
+    SOURCE and STORE under the same paths."""
+    ray: str = "auto"
+    """The cluster's address, of --executor ray, such as 10.0.0.1:6379; auto on one of its machines."""
 
     def __post_init__(self) -> None:
         if min(self.every, self.workers) < 1 or (self.clips is not None and self.clips < 1):
@@ -270,52 +274,30 @@ def _own(name: str) -> str:
 def _run(config: VideoFlowConfig, settled: _Settled, path: Path, names: Sequence[str]) -> list[ClipReport]:
     """Works on the clips, and notes each as soon as it is over."""
     reports: list[ClipReport] = []
-
-    def note(report: ClipReport, progress: Progress) -> None:
-        reports.append(report)
-        append_line(path / MANIFEST, to_line(to_json(report)))
-        failed = sum(one.error is not None for one in reports)
-        free = shutil.disk_usage(path).free / 1e9
-        progress.update(len(reports), note=f"{failed} failed, {free:.0f} GB free")
-
-    jobs = {name: (config, settled, path, name) for name in names}
+    # Other machines see the same files under the same absolute paths.
+    there = replace(config, source=config.source.resolve(), out=None if config.out is None else config.out.resolve())
+    jobs = {name: (there, settled, path.resolve(), name) for name in names}
     with Progress("scene flow", len(jobs), "clips") as progress:
-        if config.workers == 1 or len(jobs) < 2:
-            for job in jobs.values():
-                note(_work(*job), progress)
-            return reports
-        left = dict(jobs)
-        while left:
-            try:
-                with ProcessPool(min(config.workers, len(left)), torch.set_num_threads, (1,)) as pool:
-                    for name, report in _completed(
-                        {pool.submit(_work, *job): name for name, job in left.items()}, progress
-                    ):
-                        left.pop(name)
-                        note(report, progress)
-            except BrokenProcessPool:
-                # Which of those at work was it? Each is tried alone; others are not, so that one bad clip costs one process.
-                for name in list(left)[: config.workers]:
-                    note(_alone(left.pop(name)), progress)
+
+        def tick() -> None:
+            progress.update(progress.done)
+
+        if config.executor == "ray" and jobs:
+            gpus = 1.0 if config.models() and (config.device or "").startswith("cuda") else 0.0
+            found = run_on_cluster(_work, jobs, config.ray, _died, tick, gpus=gpus)
+        else:
+            found = run_here(_work, jobs, config.workers, _died, tick)
+        for _, report in found:
+            reports.append(report)
+            append_line(path / MANIFEST, to_line(to_json(report)))
+            failed = sum(one.error is not None for one in reports)
+            free = shutil.disk_usage(path).free / 1e9
+            progress.update(len(reports), note=f"{failed} failed, {free:.0f} GB free")
     return reports
 
 
-def _completed(futures: dict[Future[ClipReport], str], progress: Progress) -> Iterator[tuple[str, ClipReport]]:
-    pending = set(futures)
-    while pending:
-        finished, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-        progress.update(progress.done)
-        for future in finished:
-            yield futures[future], future.result()
-
-
-def _alone(job: tuple[Any, ...]) -> ClipReport:
-    """A clip in a process of its own, which may die of it."""
-    try:
-        with ProcessPool(1, torch.set_num_threads, (1,)) as pool:
-            return pool.submit(_work, *job).result()
-    except BrokenProcessPool:
-        return ClipReport(clip=job[3], error="its worker process was killed, perhaps for want of memory")
+def _died(name: str, why: str) -> ClipReport:
+    return ClipReport(clip=name, error=why)
 
 
 def _work(config: VideoFlowConfig, settled: _Settled, path: Path, name: str) -> ClipReport:
@@ -546,9 +528,7 @@ def _finish(target: Path, store: SceneFlowStore, config: VideoFlowConfig, fps: f
         if store.is_whole(episode) or not (apart / "zarr.json").is_file():
             continue
         found = SceneFlowStore(apart)
-        tracks, pose = found.read(0, found.frames(0), camera)
-        flow = CameraFlow(frames=found.frames(0), tracks=tracks, camera=pose)
-        store.write(episode, {camera: flow}, made_from=found.made_from(0))
+        store.adopt(episode, found, 0, made_from=found.made_from(0))
         remove_folder(apart)
     store.all_frames(store.episodes, camera)
     if (target / ESTIMATED).is_dir() and not any((target / ESTIMATED).iterdir()):

@@ -207,9 +207,12 @@ def as_recorded(config: FlowBuildConfig) -> FlowBuildConfig:
     """The settings with what the recording says of its pictures, where it does: LIBERO's do not, and the defaults are theirs.
 
     Raises:
-        DataError: There is no recorded simulation, or it cannot be read.
+        DataError: A recorded simulation cannot be read.
     """
-    path = next(iter(recording_paths(config.data).values()))
+    try:
+        path = next(iter(recording_paths(config.data).values()))
+    except DataError:
+        return config  # `build` says what is missing
     metadata, _ = read_header(path)
     if "mirrored" not in metadata:
         return config

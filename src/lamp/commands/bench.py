@@ -101,11 +101,19 @@ def _bench_learn(arguments: Sequence[str]) -> None:
     _print(bench_learn(bench), to_text, as_json=bench.json)
 
 
+def _bench_realtime(arguments: Sequence[str]) -> None:
+    from lamp.bench.realtime import RealTimeBench, bench_realtime, to_text
+
+    bench = parse(RealTimeBench, arguments, "bench realtime")
+    _print(bench_realtime(bench), to_text, as_json=bench.json)
+
+
 COMMANDS: dict[str, Command] = {
     "bench data": Command(summary="measure the loader: videos, decoded frames, cached features", run=_bench_data),
     "bench serve": Command(summary="measure the policy server under many clients", run=_bench_serve),
     "bench infer": Command(summary="measure what a chunk of actions costs, stage by stage", run=_bench_infer),
     "bench evaluate": Command(summary="measure the evaluation's runner: episodes an hour", run=_bench_evaluate),
     "bench train-step": Command(summary="measure what a training step costs, part by part", run=_bench_train_step),
+    "bench realtime": Command(summary="measure jumps from chunk to chunk, by delay and method", run=_bench_realtime),
     "bench learn": Command(summary="measure how soon an Action Expert reaches a held-out error", run=_bench_learn),
 }

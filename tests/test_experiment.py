@@ -13,7 +13,7 @@ import pytest
 
 from lamp import cli
 from lamp.errors import ConfigError, DataError
-from lamp.experiment import DEMO_S, QUICK, STAGES, Clock, _in_another_process, _result_text, plan, quick, regime, run
+from lamp.experiment import DEMO_S, QUICK, STAGES, Clock, _result_text, in_another_process, plan, quick, regime, run
 from lamp.files import locked
 from lamp.json_files import read_lines_json
 from lamp.recipes import Recipe, experiment
@@ -170,7 +170,7 @@ def test_a_folder_belongs_to_one_experiment(tmp_path: Path) -> None:
 
 def test_a_failure_does_not_wait_for_the_work_beside_it() -> None:
     started = time.monotonic()
-    with pytest.raises(ZeroDivisionError), _in_another_process(time.sleep, 600.0):
+    with pytest.raises(ZeroDivisionError), in_another_process(time.sleep, 600.0):
         while not multiprocessing.active_children():
             time.sleep(0.05)
         raise ZeroDivisionError
@@ -179,7 +179,7 @@ def test_a_failure_does_not_wait_for_the_work_beside_it() -> None:
 
 
 def test_the_work_beside_gives_its_result() -> None:
-    with _in_another_process(sorted, (3, 1, 2)) as work:
+    with in_another_process(sorted, (3, 1, 2)) as work:
         assert work.result() == [1, 2, 3]
 
 

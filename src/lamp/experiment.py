@@ -18,7 +18,7 @@ import platform
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -111,14 +111,14 @@ def quick(recipe: Recipe) -> Recipe:
 class Clock:
     """Wall time of each stage over all sessions of a run, kept in a file so that an interruption loses none of it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, stages: Sequence[str] = STAGES) -> None:
+        self._path, self._stages = path, stages
         self.seconds = read_json_as(path, dict[str, float], "stage times") if path.is_file() else {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times a stage, and says on the terminal where the run is. The file follows while it runs, for who is killed."""
-        say(f"== {name.replace('_', ' ')} ({STAGES.index(name) + 1} of {len(STAGES)})")
+        say(f"== {name.replace('_', ' ')} ({self._stages.index(name) + 1} of {len(self._stages)})")
         started, before, over = time.monotonic(), self.seconds.get(name, 0.0), threading.Event()
 
         def now() -> dict[str, float]:
@@ -141,7 +141,7 @@ class Clock:
 
     def rounded(self) -> dict[str, float]:
         """Seconds of each stage, in order, and in total."""
-        done = {name: round(float(self.seconds[name]), 1) for name in STAGES if name in self.seconds}
+        done = {name: round(float(self.seconds[name]), 1) for name in self._stages if name in self.seconds}
         return {**done, "total": round(sum(self.seconds.values(), start=0.0), 1)}
 
 
@@ -201,7 +201,7 @@ def _run(recipe: Recipe, out: Path, made: StoredExperiment) -> dict[str, Any]:
         build(replace(recipe.flow, data=data), pictures=picture_hashes(data, recipe.flow.cameras))
     with clock.stage("features"):
         ensure_features(data, recipe.backbone, augmentation=recipe.policy.augmentation)
-    with _in_another_process(train_policy, recipe.without_motion, data, out / "policy_without", None) as plain_policy:
+    with in_another_process(train_policy, recipe.without_motion, data, out / "policy_without", None) as plain_policy:
         with clock.stage("train_motion"):
             if recipe.prior is None:
                 train_motion(recipe.motion, data, out / "motion")
@@ -331,7 +331,7 @@ def _episodes(planned: EvaluateConfig) -> int:
 
 
 @contextmanager
-def _in_another_process(
+def in_another_process(
     work: Callable[Work, Result], *args: Work.args, **named: Work.kwargs
 ) -> Iterator[Future[Result]]:
     """Works beside the block, which should ask for the result: on few cores, two processes of one thread each train faster

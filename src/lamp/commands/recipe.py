@@ -34,6 +34,12 @@ def _demo(arguments: Sequence[str]) -> None:
     run(recipe, flags.out or Path("outputs") / folder, named=flags.recipe, quickly=flags.quick)
 
 
+def _twin_demo(arguments: Sequence[str]) -> None:
+    from lamp.twin_demo import TwinDemo, run
+
+    run(parse(TwinDemo, arguments, "twin-demo"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ListFlags:
     """Lists the recipes, each with what it is for."""
@@ -83,6 +89,7 @@ def _recipe_show(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(summary="run everything once, small, from demonstrations to a report", run=_demo),
+    "twin-demo": Command(summary="the same on the twin of a real arm: recordings, both stages, trials", run=_twin_demo),
     "recipe list": Command(summary="list the recipes: named, complete configurations", run=_recipe_list),
     "recipe fit": Command(
         summary="write a recipe that fits your own dataset into a file", run=_recipe_fit, elsewhere="--out FILE"

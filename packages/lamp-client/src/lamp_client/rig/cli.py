@@ -19,7 +19,7 @@ from lamp_client.rig.session import EXECUTORS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0 done, 1 a check found faults or the arm was stopped, 2 a mistake, 130 Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return options.command(options)
     except RigStoppedError as error:
@@ -33,16 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    command = argparse.ArgumentParser(
         prog="lamp-rig",
         description="A real arm or its twin under a LaMP policy. No certified safety function: keep the emergency stop in reach.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = command.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], about: str, *, rig: bool = True) -> Any:
+    def add(name: str, run: Callable[[argparse.Namespace], int], about: str, *, rig: bool = True) -> Any:
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=run)
         if rig:
             sub.add_argument("rig", help="the rig's file; or twin, twin:panda, twin:ARM.json")
             sub.add_argument("--task", default="stack_cup", help="the twin's task (default: stack_cup)")
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     score_parser.add_argument("--instruction", default=None)
     score_parser.add_argument("--steps", type=_positive, default=None)
     score_parser.add_argument("--seed", type=int, default=1000, help="of the first layout; not one that was recorded")
-    return parser
+    return command
 
 
 def _add_policy_options(sub: argparse.ArgumentParser) -> None:

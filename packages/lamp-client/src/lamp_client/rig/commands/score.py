@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lamp_client.client import Policy
@@ -33,7 +33,12 @@ from lamp_client.rig.trials import (
 )
 
 
-def score(options: argparse.Namespace) -> int:
+def score(options: argparse.Namespace, connect: Callable[[str], Policy] = connect_policy) -> int:
+    """The command.
+
+    Args:
+        connect: Opens the policy of an address.
+    """
     methods = dict(_method(each) for each in options.method)
     if len(methods) < len(options.method):
         raise InvalidValueError("--method names one twice; expected different names.")
@@ -63,7 +68,8 @@ def score(options: argparse.Namespace) -> int:
                     raise InvalidValueError(f"{name}=expert needs the twin.")
                 policies[name] = None
             else:
-                policy = stack.enter_context(contextlib.closing(connect_policy(address)))
+                policy = connect(address)
+                stack.callback(getattr(policy, "close", lambda: None))
                 rig.description.check_policy(policy.metadata, another_rig=rig.another_rig)
                 policies[name] = policy
         stack.enter_context(rig)

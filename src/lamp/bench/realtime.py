@@ -46,8 +46,8 @@ class RealTimeBench:
     """Another policy, trained for delays (`model.real_time`), for the method `trained`; by default the same one, if it was."""
     delays: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     """Steps from asking to hand-over."""
-    every: int = 8
-    """Steps between two questions."""
+    every: int = 5
+    """Steps between two questions, or the delay where that is longer."""
     moments: int = 64
     """Hand-overs, evenly over the episodes that the training held out, or over all where it held out none."""
     rig: Path | None = None

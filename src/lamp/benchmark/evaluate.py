@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any, Literal
 
 from lamp.benchmark import episodes as episode_lines
 from lamp.benchmark.baselines import Checkpoint, Condition, PolicyCondition, PriorBank, Replay, Zero, bank_tasks
+from lamp.benchmark.episode_progress import EpisodeProgress
 from lamp.benchmark.episodes import EpisodeRecord, EvaluationEpisode
-from lamp.benchmark.launchers import Launcher, LocalLauncher
+from lamp.benchmark.launchers import LocalLauncher, RayLauncher
 from lamp.benchmark.perturbed import described, perturbed
 from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
 from lamp.benchmark.run_manifest import Manifest, Run, parse_shard
 from lamp.benchmark.sim_worker import Artist, EpisodeOutcome, EpisodeTask, WorkerSetup, default_workers, plain
-from lamp.benchmark.statistics import Rate
 from lamp.benchmark.suites import EvaluationPlan, LiberoSimulators, Simulators, SuitePlan, parse_states
 from lamp.benchmark.summary import Summary, summarise
 from lamp.benchmark.worker_pool import WorkerPool
@@ -27,12 +26,12 @@ from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import atomic_path
 from lamp.model.prior_interventions import PriorKind, Shuffled
 from lamp.model.prior_interventions import parse as parse_interventions
-from lamp.progress import Progress, clock, say
+from lamp.progress import say
 from lamp.version import code_version, package_versions
 
 WITHOUT_EFFECT = (
     *("out", "workers", "videos", "gather_ms", "checkpoint", "against", "data", "device", "threads", "deadline_s"),
-    *("plus_root", "plus_assets", "leave_out_missing", "ray"),
+    *("plus_root", "plus_assets", "leave_out_missing", "ray", "shortcut", "shortcut_steps"),
 )
 """Settings that change no result, or (paths) whose content is compared instead."""
 
@@ -79,6 +78,8 @@ class RunSettings:
     """An episode that takes longer is stopped with its simulator, counted, and tried again [s]."""
     shard: str = ""
     """Part of the evaluation to do, such as `0/4` on the first of four machines; `lamp merge-evaluations` joins the folders."""
+    shortcut: Path | None = None
+    """A shortcut policy, the folder `shortcut` of an evaluation with --audit: it acts on the same episodes as a control."""
     label: str | None = None
     """Name of `checkpoint` in tables; None says with_motion or without_motion."""
     against_label: str | None = None
@@ -117,11 +118,6 @@ class RunSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
 
-    @property
-    def shift(self) -> float:
-        """Largest displacement of an object along x and y [m]."""
-        return 0.0
-
     def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
         """The suites, tasks and initial states to run; `simulators` takes the place of the benchmark's own.
 
@@ -148,15 +144,28 @@ class EvaluateConfig(RunSettings):
     perturb: tuple[str, ...] = ()
     """Plus-style perturbations, each on the same episodes: `camera=3`, `light.tint=5`, both at once `camera=3+light=5`, `all=3`,
     a file with one in JSON, or `none` for the standard scenes (docs/benchmarks.md)."""
+    audit: bool = False
+    """Also audit the policy: a shortcut policy without words (trained on --data), no vision, chance and the best published rate,
+    shifted scenes (docs/benchmarks.md)."""
+    audit_shift: float = 0.04
+    """With --audit: largest displacement of an object in the shifted scenes, along x and y [m]."""
+    shortcut_steps: int = 4000
+    """With --audit: training steps of the shortcut policy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_counts("episodes_per_state")
-
-    @property
-    def shift(self) -> float:
-        """Largest displacement of an object along x and y [m]."""
-        return self.placement_shift
+        self._check_counts("episodes_per_state", "shortcut_steps")
+        if not self.audit:
+            return
+        if self.checkpoint is None or self.prior == "oracle":
+            raise ConfigError(
+                "--audit needs --checkpoint, a policy that is told nothing but what it sees (no --prior oracle)"
+            )
+        if self.audit_shift <= 0 or self.placement_shift:
+            raise ConfigError(
+                f"placement_shift is {self.placement_shift:g} and audit_shift {self.audit_shift:g}; expected 0 and more than 0: "
+                "--audit compares the stored scenes with shifted ones"
+            )
 
     def evaluation_plan(self, simulators: Simulators | None = None) -> EvaluationPlan:
         """One suite, under each perturbation; by default once, under none."""
@@ -166,11 +175,18 @@ class EvaluateConfig(RunSettings):
         instructions = standard.instructions()
         tasks = _tasks(self, len(instructions))
         variants = perturbed(standard, self.perturb)
-        states = parse_states(self.states)
+        shifts = dict.fromkeys((variant.suite for variant in variants), self.placement_shift)
+        if self.audit:
+            moved = standard.shifted(self.audit_shift)
+            variants = (standard, moved, *(variant for variant in variants if variant.suite != standard.suite))
+            shifts |= {standard.suite: 0.0, moved.suite: self.audit_shift}
+        states, repeats = parse_states(self.states), self.episodes_per_state
         return EvaluationPlan(
             suites=tuple(
-                SuitePlan(simulators=variant, tasks=tasks, states=states, repeats=self.episodes_per_state)
-                for variant in variants
+                SuitePlan(
+                    simulators=one, tasks=tasks, states=states, repeats=repeats, placement_shift=shifts[one.suite]
+                )
+                for one in variants
             ),
             settings={"perturbations": described(variants)} if self.perturb else {},
             instructions=instructions,
@@ -209,6 +225,7 @@ def evaluate(
         evaluation_plan.tasks,
         parse_interventions(config.intervene),
         (config.prior, config.against_prior or config.prior),
+        config.shortcut,
     )
     oracles = policies.oracles()
     if oracles:
@@ -242,7 +259,7 @@ def evaluate(
         try:
             if pending:
                 run.begin_session(started)
-                launcher = _launcher(config)
+                launcher = LocalLauncher() if config.ray is None else RayLauncher.at(config.ray, config.workers)
                 if not policies.banks and any(episode.condition in shuffled for episode in pending):
                     policies.banks = {
                         suite_plan.simulators.suite: PriorBank.of_simulators(
@@ -276,7 +293,10 @@ def evaluate(
                 )
                 filmed = _filmed(plan, conditions, config.videos)
                 tasks = _episode_tasks(pending, conditions, evaluation_plan.tasks, filmed, set(setup.probes))
-                _collect(run, pool, tasks, config, len(plan))
+                shifts = {
+                    suite_plan.simulators.suite: suite_plan.placement_shift for suite_plan in evaluation_plan.suites
+                }
+                _collect(run, pool, tasks, config, shifts, len(plan))
         finally:
             run.note_session()
             summary = summarise(config.out, run.records, planned=len(plan))
@@ -309,15 +329,6 @@ def _banks_of_data(config: RunSettings, evaluation_plan: EvaluationPlan) -> dict
     return banks
 
 
-def _launcher(config: RunSettings) -> Launcher:
-    """Where the simulators run."""
-    if config.ray is None:
-        return LocalLauncher()
-    from lamp.benchmark.launchers import RayLauncher
-
-    return RayLauncher.at(config.ray, config.workers)
-
-
 def _tasks(config: EvaluateConfig, available: int) -> tuple[int, ...]:
     for task in config.task:
         if not 0 <= task < available:
@@ -338,7 +349,9 @@ def _manifest(
     plain_config: dict[str, Any] = config_to_json(config)
     decisive = {key: value for key, value in plain_config.items() if key not in (*WITHOUT_EFFECT, "list", "json")}
     # What is not asked for is not named, so that folders from before the setting existed go on.
-    for name in ("perturb", "intervene", "flow_errors", "shard"):
+    if not decisive.get("audit"):
+        decisive.pop("audit_shift", None)
+    for name in ("perturb", "intervene", "flow_errors", "shard", "audit"):
         if not decisive.get(name):
             decisive.pop(name, None)
     decisive |= {**evaluation_plan.settings, **settings}
@@ -393,7 +406,14 @@ def _filmed(plan: Sequence[EvaluationEpisode], conditions: Mapping[str, Conditio
     return {name for _, _, name in sorted(ranked)[:count]}
 
 
-def _collect(run: Run, pool: WorkerPool, tasks: Sequence[EpisodeTask], config: RunSettings, planned: int) -> None:
+def _collect(
+    run: Run,
+    pool: WorkerPool,
+    tasks: Sequence[EpisodeTask],
+    config: RunSettings,
+    shifts: Mapping[str, float],
+    planned: int,
+) -> None:
     code, packages = code_version(), package_versions()
     progress = EpisodeProgress(run.records, planned)
     try:
@@ -402,7 +422,8 @@ def _collect(run: Run, pool: WorkerPool, tasks: Sequence[EpisodeTask], config: R
             if outcome.film is not None and outcome.video is not None:
                 with atomic_path(run.folder / outcome.video) as staged:
                     staged.write_bytes(outcome.film)
-            record = _record(outcome, config, attempt=attempt, code=code, packages=packages)
+            shift = shifts[outcome.episode.suite]
+            record = _record(outcome, config.render, shift, attempt=attempt, code=code, packages=packages)
             run.add(record)
             progress.tell(record)
     except KeyboardInterrupt:
@@ -413,54 +434,16 @@ def _collect(run: Run, pool: WorkerPool, tasks: Sequence[EpisodeTask], config: R
 
 
 def _record(
-    outcome: EpisodeOutcome, config: RunSettings, *, attempt: int, code: str, packages: Mapping[str, str]
+    outcome: EpisodeOutcome, render: str, shift: float, *, attempt: int, code: str, packages: Mapping[str, str]
 ) -> EpisodeRecord:
     kept = [item.name for item in dataclasses.fields(outcome) if item.name not in ("episode", "film")]
     fields = {name: getattr(outcome, name) for name in kept}
     return EpisodeRecord(
         **dataclasses.asdict(outcome.episode),
         **fields,
-        placement_shift=config.shift,
-        render=config.render,
+        placement_shift=shift,
+        render=render,
         attempt=attempt,
         code=code,
         packages=dict(packages),
     )
-
-
-class EpisodeProgress:
-    """Says on the error stream what came of each episode, and between them that they are on their way."""
-
-    def __init__(self, done: list[EpisodeRecord], planned: int) -> None:
-        self._line = Progress("evaluate", planned, "episodes", done=len(done), brief=True)
-        self._planned, self._before = planned, len(done)
-        self._done = len(done)
-        self._started = time.monotonic()
-        self._trials = Counter(record.condition for record in done)
-        self._successes = Counter(record.condition for record in done if record.success)
-
-    def tell(self, record: EpisodeRecord) -> None:
-        """Says what came of an episode, and what that makes of the whole."""
-        self._done += 1
-        self._trials[record.condition] += 1
-        self._successes[record.condition] += record.success
-        rate = Rate(successes=self._successes[record.condition], trials=self._trials[record.condition])
-        low, high = rate.interval
-        result = "success" if record.success else "no success"
-        self._line.update(self._done)
-        self._line.tell(
-            f"[{self._done}/{self._planned}] {record.condition} task {record.task} state {record.state}: {result} after "
-            f"{record.steps} steps ({record.wall_s:.1f} s); so far {rate.successes}/{rate.trials} "
-            f"({100 * rate.value:.0f}%, {100 * low:.0f} to {100 * high:.0f}){self._pace()}"
-        )
-
-    def close(self) -> None:
-        """Ends it."""
-        self._line.close()
-
-    def _pace(self) -> str:
-        elapsed = time.monotonic() - self._started
-        hourly = 3600 * (self._done - self._before) / elapsed if elapsed > 0 else 0.0
-        if not hourly:
-            return ""
-        return f"; {hourly:,.0f} episodes/h, {clock(3600 * (self._planned - self._done) / hourly)} left"

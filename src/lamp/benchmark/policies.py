@@ -15,6 +15,7 @@ from lamp.benchmark.baselines import (
     Oracle,
     PolicyCondition,
     PriorBank,
+    Shortcut,
     control,
     is_oracle,
     oracle_name,
@@ -106,6 +107,7 @@ class Policies:
         tasks: tuple[int, ...] = (),
         interventions: Sequence[Intervention] = (),
         priors: Sequence[PriorKind] = (),
+        shortcut: Path | None = None,
     ) -> dict[str, Condition]:
         """Builds the conditions by name, policies first.
 
@@ -115,9 +117,11 @@ class Policies:
             data: The dataset that the replay control repeats.
             interventions: Changes of the first checkpoint's motion prior, a condition each.
             priors: What z_m of each checkpoint is of; predicted where it is not given.
+            shortcut: Folder of a shortcut policy.
 
         Raises:
             ConfigError: Two conditions have the same name, or a control or an intervention lacks what it needs.
+            DataError: `shortcut` is no shortcut policy's folder.
             MismatchError: The first checkpoint's policy has no motion prior, or not what an intervention changes; or a policy
                 that was trained as an oracle is to act without the true motion.
         """
@@ -131,6 +135,11 @@ class Policies:
         if interventions and first is None:
             raise ConfigError("interventions need --checkpoint: they change its motion prior")
         built += [Intervened(path=first, intervention=one, among=tasks) for one in interventions if first is not None]
+        if shortcut is not None:
+            from lamp.benchmark.shortcut import check_shortcut
+
+            check_shortcut(shortcut)
+            built.append(Shortcut(path=shortcut))
         built += [control(name, checkpoint=first, data=data, tasks=tasks) for name in controls]
         names = [condition.name for condition in built]
         if len(set(names)) != len(names):
@@ -298,17 +307,20 @@ class PolicyOpener:
         """
         import torch
 
+        from lamp.benchmark.shortcut import ShortcutPolicy, is_shortcut
         from lamp.policy import LaMPPolicy
         from lamp.train.checkpoint_metadata import read_description
         from lamp.train.run_folder import check_device
 
         check_device(device, "--device")
+        torch.set_num_threads(threads)
+        if is_shortcut(path):
+            return ShortcutPolicy(path)
         record = read_description(path).policy
         if self._execute is not None and record is not None and self._execute > record.chunk:
             raise MismatchError(
                 f"{path} has chunks of {record.chunk} actions, and {self._execute} are to be executed of each; expected 1 to "
                 f"{record.chunk}."
             )
-        torch.set_num_threads(threads)
         policy = LaMPPolicy.from_checkpoint(path, device=device, backbone=self._backbones)
         return policy.compile() if self._fast else policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -124,6 +124,49 @@ class Paired:
     def test(self) -> str:
         """What the p-value is of."""
         return "sign flips of initial states, exact" if self.repeated else "McNemar exact"
+
+
+def fisher_exact(first: Rate, second: Rate) -> float:
+    """Returns the two-sided p-value of Fisher's exact test of two rates that were counted apart, on no common episodes."""
+    from scipy.stats import fisher_exact
+
+    table = [[rate.successes, rate.trials - rate.successes] for rate in (first, second)]
+    found: Any = fisher_exact(table)
+    return float(found.pvalue)
+
+
+SIGNIFICANT, POWER = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(0.8)
+"""Quantiles for a two-sided level of 5% and a power of 80%."""
+
+
+def episodes_needed(first: float, second: float) -> int | None:
+    """Returns how many episodes of EACH of two conditions show a difference of rates (two-sided 5%, power 80%).
+
+    The usual normal approximation for two independent proportions (Fleiss, Statistical Methods for Rates and Proportions);
+    None where the rates are equal.
+    """
+    if first == second:
+        return None
+    middle = (first + second) / 2
+    spread = SIGNIFICANT * sqrt(2 * middle * (1 - middle)) + POWER * sqrt(first * (1 - first) + second * (1 - second))
+    return ceil((spread / (first - second)) ** 2)
+
+
+def pairs_needed(difference: float, disagreement: float) -> int | None:
+    """Returns how many PAIRED episodes show a difference by McNemar's test (two-sided 5%, power 80%), after Connor (1987).
+
+    Args:
+        difference: Of the success rates.
+        disagreement: Share of the pairs in which one condition succeeds and the other does not.
+
+    Returns:
+        None where there is no difference, or fewer pairs disagree than it takes to make it.
+    """
+    size = abs(difference)
+    if not size or disagreement < size:
+        return None
+    spread = SIGNIFICANT * sqrt(disagreement) + POWER * sqrt(disagreement - size**2)
+    return ceil((spread / size) ** 2)
 
 
 def rank_sum(first: Sequence[float], second: Sequence[float]) -> float:

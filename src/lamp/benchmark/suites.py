@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -38,6 +38,14 @@ class Simulators(ABC):
     """Whether the first success ends an episode."""
     film_every: int = 4
     """Simulation steps from one film frame to the next; rendering is what makes filming slow."""
+
+    def shifted(self, shift: float) -> Simulators:
+        """The same tasks with objects displaced by up to so much along x and y [m], as a suite of another name.
+
+        Raises:
+            ConfigError: The suite cannot.
+        """
+        raise ConfigError(f"the scenes of {self.suite} cannot be shifted; expected a suite of LIBERO")
 
     @abstractmethod
     def instructions(self) -> tuple[str, ...]:
@@ -87,6 +95,8 @@ class SuitePlan:
     """Initial states of each task."""
     repeats: int = 1
     """Episodes of each initial state."""
+    placement_shift: float = 0.0
+    """Largest displacement of an object along x and y [m]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +151,9 @@ class LiberoSimulators(Simulators):
             seed=self.seed,
         )
 
+    def shifted(self, shift: float) -> ShiftedSimulators:
+        return ShiftedSimulators(standard=replace(self, placement_shift=shift))
+
     def expert(self, simulator: Any) -> Callable[[], np.ndarray]:
         """The expert that `lamp collect` records; it knows pick-and-place tasks."""
         from lamp.collect.episode_recording import act_of_expert
@@ -163,6 +176,36 @@ class LiberoSimulators(Simulators):
             raise ConfigError(
                 f"--prior oracle needs a scripted expert, and {self.suite} task {task} has none: {error}"
             ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedSimulators(Simulators):
+    """A LIBERO suite whose objects are displaced, beside the suite as it is."""
+
+    standard: LiberoSimulators
+    """With the displacement."""
+
+    suite: str = field(init=False)
+    """Different from the standard suite's name, so that no table counts both together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "suite", f"{self.standard.suite} shifted by {self.standard.placement_shift:g} m")
+
+    def instructions(self) -> tuple[str, ...]:
+        """The instruction of every task of the suite, in order."""
+        return self.standard.instructions()
+
+    def make(self, task: int) -> Simulator:
+        """Opens the simulator of one task (seconds)."""
+        return self.standard.make(task)
+
+    def expert(self, simulator: Any) -> Callable[[], np.ndarray]:
+        """The standard suite's."""
+        return self.standard.expert(simulator)
+
+    def check_oracle(self, task: int) -> None:
+        """As in the standard suite."""
+        self.standard.check_oracle(task)
 
 
 def parse_states(text: str, available: int = 50) -> tuple[int, ...]:

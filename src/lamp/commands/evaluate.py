@@ -13,7 +13,7 @@ from lamp.errors import unknown
 from lamp.flags import parse
 
 if TYPE_CHECKING:
-    from lamp.benchmark.evaluate import RunSettings
+    from lamp.benchmark.evaluate import EvaluateConfig, RunSettings
     from lamp.benchmark.simpler import SimplerConfig
 
 
@@ -27,7 +27,20 @@ def _evaluate(arguments: Sequence[str]) -> None:
 def _evaluate_libero(arguments: Sequence[str]) -> None:
     from lamp.benchmark.evaluate import EvaluateConfig
 
-    _run_evaluation(parse(EvaluateConfig, arguments, "evaluate libero"))
+    config = parse(EvaluateConfig, arguments, "evaluate libero")
+    if config.audit:
+        _audit(config)
+    else:
+        _run_evaluation(config)
+
+
+def _audit(config: EvaluateConfig) -> None:
+    from lamp.benchmark.audit import run_audit
+    from lamp.view.overlay import ForesightArtist
+    from lamp.view.paper_tables import best_published
+
+    config = replace(config, **_checkpoints(config))
+    print(run_audit(config, published=best_published(config.suite), artist=ForesightArtist()).text)
 
 
 def _evaluate_plus(arguments: Sequence[str]) -> None:
@@ -77,10 +90,55 @@ def _serve(arguments: Sequence[str]) -> None:
     serve(replace(config, checkpoint=find_checkpoint(config.checkpoint)), artist=ForesightArtist())
 
 
+USUAL = (
+    *(
+        "--checkpoint",
+        "--against",
+        "--out",
+        "--suite",
+        "--task",
+        "--states",
+        "--controls",
+        "--perturb",
+        "--placement-shift",
+    ),
+    *(
+        "--audit",
+        "--data",
+        "--intervene",
+        "--execute",
+        "--videos",
+        "--workers",
+        "--device",
+        "--seed",
+        "--episodes-per-state",
+    ),
+)
+"""What one usually changes of an evaluation on LIBERO."""
+USUAL_PLUS = (
+    *(
+        "--checkpoint",
+        "--against",
+        "--out",
+        "--plus-root",
+        "--plus-assets",
+        "--category",
+        "--level",
+        "--suite",
+        "--ids",
+    ),
+    *("--every", "--leave-out-missing", "--list", "--controls", "--workers", "--device", "--seed"),
+)
 COMMANDS: dict[str, Command] = {
-    "evaluate": Command(summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate),
-    "evaluate libero": Command(summary="run a policy on LIBERO, as it is or perturbed", run=_evaluate_libero),
-    "evaluate libero_plus": Command(summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus),
+    "evaluate": Command(
+        summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate, usual=USUAL
+    ),
+    "evaluate libero": Command(
+        summary="run a policy on LIBERO, as it is or perturbed, or audit it", run=_evaluate_libero, usual=USUAL
+    ),
+    "evaluate libero_plus": Command(
+        summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus, usual=USUAL_PLUS
+    ),
     "evaluate simpler": Command(summary="run a policy on SimplerEnv's WidowX tasks", run=_evaluate_simpler),
     "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),
     "serve": Command(summary="answer robots and simulators over the network", run=_serve, waits=True),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
+from lamp.benchmark.audit import PublishedRate
 from lamp.benchmark.baselines import is_policy
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.robustness import robustness
@@ -75,6 +76,17 @@ def read_published() -> dict[str, Published]:
         )
         for name, table in raw["tables"].items()
     }
+
+
+def best_published(suite: str) -> PublishedRate | None:
+    """The best published row of a LIBERO suite; None where no table has it."""
+    if suite not in LIBERO_SUITES:
+        return None
+    table = read_published()["libero"]
+    rates = {method: row[LIBERO_SUITES.index(suite)] for method, row in table.rows.items()}
+    known = {method: rate for method, rate in rates.items() if rate is not None}
+    method = max(known, key=known.__getitem__)
+    return PublishedRate(method=method, rate=known[method] / 100, source=f"LaMP, {table.title}")
 
 
 def source() -> str:

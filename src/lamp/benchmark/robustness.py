@@ -1,4 +1,4 @@
-"""Tables of perturbed episodes, by what was perturbed. LIBERO-Plus and plus-style episodes are never counted together."""
+"""Tables of perturbed episodes, by what was perturbed. Episodes of LIBERO-Plus, LIBERO-Pro and plus-style are kept apart."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lamp.benchmark.baselines import rank
+from lamp.benchmark.baselines import is_policy, rank
 from lamp.benchmark.episodes import EpisodeRecord
 from lamp.benchmark.statistics import Paired, Rate
-from lamp.benchmark.suites import LIBERO_PLUS, PLUS_STYLE
+from lamp.benchmark.suites import LIBERO_PLUS, LIBERO_PRO, PLUS_STYLE
 from lamp.benchmark.tables import counted, paired, percent, rate_json, rate_of, sentence
 from lamp.errors import MismatchError
 from lamp_client.envs.libero_plus.names import CATEGORIES, SIZES
+from lamp_client.envs.libero_pro import CELLS
+
+DIMENSIONS = {LIBERO_PLUS: tuple(CATEGORIES), LIBERO_PRO: tuple(CELLS)}
+"""Of the benchmarks that are one for all suites."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,11 @@ class RobustnessTable:
     """Success under perturbations."""
 
     benchmark: str
-    """`LIBERO-Plus` or `plus-style`."""
+    """`LIBERO-Plus`, `LIBERO-Pro` or `plus-style`."""
     suite: str
-    """The perturbed suite; LIBERO-Plus is one for all."""
+    """The perturbed suite; LIBERO-Plus and LIBERO-Pro are one for all."""
     columns: tuple[str, ...]
-    """Its seven dimensions, or the plus-style perturbations."""
+    """Its dimensions, or the plus-style perturbations."""
     rows: tuple[RobustnessRow, ...]
     groupings: tuple[Grouping, ...]
     pairs: tuple[Paired, ...]
@@ -69,13 +73,24 @@ class RobustnessTable:
             return f"{PLUS_STYLE} perturbations of {self.suite} (LaMP's own; not LIBERO-Plus)"
         return self.benchmark
 
+    @property
+    def ranking(self) -> tuple[RobustnessRow, ...]:
+        """The policies by the mean over all dimensions of the benchmark, the best first; those that lack one have no rank."""
+        if self.columns != DIMENSIONS.get(self.benchmark):
+            return ()
+        rows = [row for row in self.rows if is_policy(row.condition) and all(rate.trials for rate in row.columns)]
+        return tuple(sorted(rows, key=lambda row: -row.mean))
+
     def cells(self) -> list[list[list[str]]]:
         """The table and its groupings as text, the first line of each its heads."""
         return [_cells(self), *(_group_cells(self, grouping) for grouping in self.groupings)]
 
 
 def robustness(records: Sequence[EpisodeRecord]) -> list[RobustnessTable]:
-    """Computes a table for LIBERO-Plus and one for each suite under plus-style perturbations; standard episodes are left out."""
+    """Computes a table for LIBERO-Plus, one for LIBERO-Pro and one for each suite under plus-style perturbations.
+
+    Standard episodes are left out.
+    """
     groups: dict[tuple[str, str], list[EpisodeRecord]] = {}
     for record in records:
         if record.variation:
@@ -96,7 +111,7 @@ def robustness_table(records: Sequence[EpisodeRecord]) -> RobustnessTable:
     ((benchmark, suite),) = kinds
     column = _by("perturbation") if benchmark == PLUS_STYLE else _by("category")
     present = list(dict.fromkeys(map(column, records)))
-    columns = tuple(name for name in CATEGORIES if name in present) if benchmark == LIBERO_PLUS else tuple(present)
+    columns = tuple(name for name in DIMENSIONS.get(benchmark, present) if name in present)
     conditions = sorted({record.condition for record in records}, key=rank)
     own = {condition: [record for record in records if record.condition == condition] for condition in conditions}
     pairs = [paired(own[conditions[0]], own[other]) for other in conditions[1:]]
@@ -116,11 +131,11 @@ def robustness_table(records: Sequence[EpisodeRecord]) -> RobustnessTable:
 def _kind(record: EpisodeRecord) -> tuple[str, str]:
     """Which benchmark's perturbation an episode is of, and of which suite; a standard episode is of none."""
     benchmark = str(record.variation.get("benchmark", ""))
-    return benchmark, benchmark if benchmark == LIBERO_PLUS else record.suite.split(f" {PLUS_STYLE} ")[0]
+    return benchmark, benchmark if benchmark in DIMENSIONS else record.suite.split(f" {PLUS_STYLE} ")[0]
 
 
 def _named(benchmark: str, suite: str) -> str:
-    return LIBERO_PLUS if benchmark == LIBERO_PLUS else f"{benchmark or 'standard'} episodes of {suite}"
+    return benchmark if benchmark in DIMENSIONS else f"{benchmark or 'standard'} episodes of {suite}"
 
 
 def _by(key: str) -> Callable[[EpisodeRecord], str]:
@@ -149,7 +164,7 @@ def _groupings(benchmark: str, rows: Sequence[Sequence[EpisodeRecord]]) -> list[
     if benchmark == PLUS_STYLE:
         ways["dimension"] = _by("category")
     else:
-        ways["suite"] = lambda record: record.suite
+        ways["suite"] = lambda record: record.suite.split(f" {LIBERO_PRO} ")[0]
     found = []
     for name, group in ways.items():
         names = tuple(sorted({group(record) for row in rows for record in row}))
@@ -163,6 +178,8 @@ def _notes(benchmark: str, records: Sequence[EpisodeRecord]) -> tuple[str, ...]:
         return (
             "Perturbations drawn by LaMP on LIBERO's own assets; the numbers are not comparable with LIBERO-Plus'.",
         )
+    if benchmark == LIBERO_PRO:
+        return _pro_notes(records)
     tasks = {(record.suite, record.task): record.variation.get("category", "") for record in records}
     counts = Counter(tasks.values())
     notes = []
@@ -174,6 +191,29 @@ def _notes(benchmark: str, records: Sequence[EpisodeRecord]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _pro_notes(records: Sequence[EpisodeRecord]) -> tuple[str, ...]:
+    """Which part of the sixteen cells it is, and what the package does not hold."""
+    scenes = {(record.suite, record.task, record.state) for record in records}
+    notes = ["Without the benchmark's environment dimension, whose files its package does not hold."]
+    whole = len(CELLS) * 4 * 10 * 50
+    if len(scenes) < whole:
+        cells = len({record.suite for record in records})
+        notes.append(
+            f"Part of the benchmark: {cells} of {len(CELLS) * 4} cells, {len(scenes)} of {whole} initial states."
+        )
+    return tuple(notes)
+
+
+def _ranked(table: RobustnessTable) -> str:
+    """The ranking in words; empty where fewer than two policies have one."""
+    if len(table.ranking) < 2:
+        return ""
+    named = ", ".join(
+        f"{place}. {row.condition} {percent(row.mean)}" for place, row in enumerate(table.ranking, start=1)
+    )
+    return f"Ranked by the mean of the {len(table.columns)} dimensions: {named}."
+
+
 def _heads(table: RobustnessTable) -> tuple[str, ...]:
     """Every column's head says plus-style where it is, so that none can be taken for the benchmark's."""
     return tuple(f"{PLUS_STYLE} {name}" if table.benchmark == PLUS_STYLE else name for name in table.columns)
@@ -181,7 +221,7 @@ def _heads(table: RobustnessTable) -> tuple[str, ...]:
 
 def _cells(table: RobustnessTable) -> list[list[str]]:
     unit = "perturbations" if table.benchmark == PLUS_STYLE else "dimensions"
-    over = "episodes" if table.benchmark == PLUS_STYLE else "tasks"
+    over = "tasks" if table.benchmark == LIBERO_PLUS else "episodes"
     head = ["condition", *_heads(table), f"mean over {over} (Wilson 95%)", f"mean over {unit}", "at the last step"]
     body = [
         [
@@ -217,6 +257,7 @@ def to_markdown(tables: Sequence[RobustnessTable]) -> str:
             head, *body = cells
             lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
             lines += [*("| " + " | ".join(row) + " |" for row in body), ""]
+        lines += [f"{ranked}\n"] if (ranked := _ranked(table)) else []
         lines += [f"- {sentence(pair)}" for pair in table.pairs]
         parts.append("\n".join(lines).rstrip() + "\n")
     return "\n".join(parts)
@@ -235,7 +276,8 @@ def to_text(tables: Sequence[RobustnessTable]) -> str:
                 for column in columns
             ]
             lines.append("")
-        lines = [*lines[:-1], *("  " + sentence(pair) for pair in table.pairs)]
+        ranked = _ranked(table)
+        lines = [*lines[:-1], *([f"  {ranked}"] if ranked else []), *("  " + sentence(pair) for pair in table.pairs)]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -247,6 +289,7 @@ def to_json(tables: Sequence[RobustnessTable]) -> list[dict[str, Any]]:
             "benchmark": table.benchmark,
             "title": table.title,
             "notes": list(table.notes),
+            "ranking": [row.condition for row in table.ranking],
             "conditions": [_row_json(table, index) for index in range(len(table.rows))],
         }
         for table in tables

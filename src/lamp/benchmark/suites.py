@@ -25,6 +25,8 @@ TASKS_PER_SUITE = 10
 
 LIBERO_PLUS = "LIBERO-Plus"
 """The benchmark of that name, run from its own task files."""
+LIBERO_PRO = "LIBERO-Pro"
+"""The benchmark of that name, run from the task files of its package."""
 PLUS_STYLE = "plus-style"
 """Perturbations of LaMP's own; suites, tables and episodes are named so, and are not LIBERO-Plus."""
 

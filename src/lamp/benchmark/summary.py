@@ -13,6 +13,7 @@ from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable
 from lamp.benchmark.run_manifest import RunSession, checkpoint_hash, read_manifest, read_sessions
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
+from lamp.benchmark.variants import VARIANTS, variants_csv
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_write_text
 from lamp.json_files import write_json
@@ -27,7 +28,7 @@ class Summary:
     tables: tuple[SuccessTable, ...]
     """Of standard episodes."""
     perturbed: tuple[RobustnessTable, ...]
-    """Of LIBERO-Plus and of plus-style perturbations."""
+    """Of LIBERO-Plus, of LIBERO-Pro and of plus-style perturbations."""
     records: tuple[EpisodeRecord, ...]
     planned: int
     sessions: tuple[RunSession, ...]
@@ -44,7 +45,10 @@ class Summary:
         return "\n".join(filter(None, (to_text(self.tables), robustness.to_text(self.perturbed))))
 
     def write(self) -> None:
-        """Writes summary.json, tables.md and tables.txt, computed from the episode lines and the log of sessions only."""
+        """Writes summary.json, tables.md and tables.txt, and variants.csv where scenes were perturbed.
+
+        All is computed from the episode lines and the log of sessions only.
+        """
         facts = {
             "complete": self.complete,
             "planned": self.planned,
@@ -62,6 +66,8 @@ class Summary:
         parts = (to_markdown(self.tables), robustness.to_markdown(self.perturbed))
         atomic_write_text(self.folder / "tables.md", "\n".join(filter(None, parts)))
         atomic_write_text(self.folder / "tables.txt", self.text)
+        if variants := variants_csv(self.records):
+            atomic_write_text(self.folder / VARIANTS, variants)
 
 
 def summarise(folder: Path, records: Sequence[EpisodeRecord], *, planned: int) -> Summary:

@@ -54,6 +54,12 @@ def _evaluate_plus(arguments: Sequence[str]) -> None:
         _run_evaluation(config)
 
 
+def _evaluate_pro(arguments: Sequence[str]) -> None:
+    from lamp.benchmark.libero_pro import ProConfig
+
+    _run_evaluation(parse(ProConfig, arguments, "evaluate libero_pro"))
+
+
 def _checkpoints(config: RunSettings | SimplerConfig) -> dict[str, Path]:
     """The folders of the checkpoints that a configuration names, which may be hub ids."""
     return {name: find_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
@@ -129,6 +135,10 @@ USUAL_PLUS = (
     ),
     *("--every", "--leave-out-missing", "--list", "--controls", "--workers", "--device", "--seed"),
 )
+USUAL_PRO = (
+    *("--checkpoint", "--against", "--out", "--perturbation", "--suite", "--task", "--states", "--controls", "--data"),
+    *("--execute", "--videos", "--workers", "--device", "--seed"),
+)
 COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate, usual=USUAL
@@ -138,6 +148,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate libero_plus": Command(
         summary="run a policy on LIBERO-Plus, or list its tasks", run=_evaluate_plus, usual=USUAL_PLUS
+    ),
+    "evaluate libero_pro": Command(
+        summary="run a policy on LIBERO-Pro's perturbations", run=_evaluate_pro, usual=USUAL_PRO
     ),
     "evaluate simpler": Command(summary="run a policy on SimplerEnv's WidowX tasks", run=_evaluate_simpler),
     "merge-evaluations": Command(summary="join the shards of an evaluation", run=_merge_evaluations),

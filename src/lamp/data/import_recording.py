@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lamp.configuration import from_json, to_json
-from lamp.data.actions import Delta, Gripper
+from lamp.data.actions import Gripper
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.lerobot.format import INFO_PATH
 from lamp.data.lerobot.reader import LeRobotDataset
@@ -49,7 +49,7 @@ class ImportResult:
     notes: tuple[str, ...] = ()
     """Rates that were overruled, and pauses."""
     embodiment: Path | None = None
-    """The file that says what the actions mean; None where the policy did not say when they were recorded."""
+    """The file with the meaning of the actions; None where the recorded policy's metadata lack it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class MeasuredRate:
     declared: float
     """Steps per second that its loop was meant to make."""
     rate: float | None
-    """Steps per second that it made, pauses aside; None where too few steps say."""
+    """Steps per second that it made, pauses aside; None where there are too few steps."""
     timed: bool
     """Whether the times are certainly those of the world in which the robot moved."""
     pauses: tuple[tuple[int, float], ...]
@@ -107,20 +107,18 @@ def import_recording(
 
     Raises:
         DataError: There is nothing to import.
-        ConfigError: Episodes were recorded at different frame rates, or ran at another than they declare, and nothing is said on
-            what to do.
+        ConfigError: Episodes were recorded at different frame rates, or ran at another than they declare, and neither `fps` nor
+            `resample` settles it.
         MismatchError: Episodes differ in cameras, sizes, or widths of state and action, or in what their actions mean.
     """
     names = recorded_names(recording)
     if not names:
-        raise DataError(
-            f"{recording} holds no recorded episodes; expected files that lamp_client.recording.Recorder wrote"
-        )
+        raise DataError(f"{recording} holds no recorded episodes; expected files of lamp_client.recording.Recorder")
     rates, skipped, robot = _survey(recording, names, out, successes_only, resample)
     if not rates:
         raise DataError(f"no episode of {recording} can be imported: {'; '.join(skipped[:4])}")
     before = _known_embodiment(out)
-    if resample != "none" and before is not None and isinstance(before.kind, Delta):
+    if resample != "none" and before is not None and before.kind.are_increments:
         raise _cannot_resample(f"{out} holds")
     rate, notes = _dataset_rate(rates, out, fps, resample)
     writer = LeRobotWriter(out, fps=rate, robot_type=robot_type)
@@ -183,7 +181,7 @@ def _survey(
 def _dataset_rate(
     rates: dict[str, MeasuredRate], out: Path, fps: float | int | None, resample: Resample
 ) -> tuple[float | int, list[str]]:
-    """The dataset's frames per second, and what should be said.
+    """The dataset's frames per second, and notes for the user.
 
     Raises:
         ConfigError: It is not known.
@@ -213,7 +211,7 @@ def _dataset_rate(
     )
     if resample != "none":
         raise ConfigError(
-            f"{min(unreal)}: its frames were taken faster than any robot's, so their times say nothing to resample by; expected "
+            f"{min(unreal)}: its frames were taken faster than any robot's, so they cannot be resampled by their times; expected "
             "--resample none."
         )
     if fps is None and certain:
@@ -229,16 +227,13 @@ def _dataset_rate(
 def _pauses(rates: dict[str, MeasuredRate], resample: Resample) -> list[str]:
     """A line for each episode in which the robot held still for a while."""
     notes = []
-    for name, one in rates.items():
-        if one.pauses:
-            step, longest = max(one.pauses, key=lambda pause: pause[1])
-            total = sum(seconds for _, seconds in one.pauses)
-            often = "once" if len(one.pauses) == 1 else f"{len(one.pauses)} times"
-            without = "them" if resample == "none" else "them, as each is cut to one step"
-            notes.append(
-                f"{name} paused {often}, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}; "
-                f"the dataset goes on without {without}"
-            )
+    for name, pauses in ((name, measured.pauses) for name, measured in rates.items() if measured.pauses):
+        step, longest = max(pauses, key=lambda pause: pause[1])
+        total = sum(seconds for _, seconds in pauses)
+        often = "once" if len(pauses) == 1 else f"{len(pauses)} times"
+        cut = "" if resample == "none" else ", as each is cut to one step"
+        line = f"{name} paused {often}, for {total:.3g} s in all, longest {longest:.3g} s after frame {step}"
+        notes.append(f"{line}; the dataset goes on without them{cut}")
     return notes
 
 
@@ -246,7 +241,7 @@ def resampled(episode: RecordedEpisode, fps: float | int) -> RecordedEpisode:
     """Takes the frame that was recorded nearest to each moment of a steady rate; a pause counts as one step.
 
     Raises:
-        DataError: The policy said that its actions are increments, which belong to the time between two frames.
+        DataError: Its actions are increments, which belong to the time between two frames.
     """
     if _has_delta_actions(episode):
         raise _cannot_resample(f"{episode.name} holds")
@@ -261,9 +256,9 @@ def resampled(episode: RecordedEpisode, fps: float | int) -> RecordedEpisode:
 
 
 def _has_delta_actions(episode: RecordedEpisode) -> bool:
-    """Whether the policy said that its actions are increments; where it said nothing, the user's word counts."""
+    """Whether its actions are increments by the policy's metadata; without any, the user's --resample decides."""
     robot = _embodiment(episode) if "embodiment" in episode.policy else None
-    return episode.policy.get("actions") == "delta" or (robot is not None and isinstance(robot.kind, Delta))
+    return episode.policy.get("actions") == "delta" or (robot is not None and robot.kind.are_increments)
 
 
 def _cannot_resample(where: str) -> DataError:
@@ -292,7 +287,7 @@ def _plain(fps: float | int) -> float | int:
 
 
 def _round(rate: float) -> float | int:
-    """A measured rate as somebody would have meant it."""
+    """A measured rate as it was probably meant."""
     whole = round(rate)
     return whole if whole and abs(rate / whole - 1) < RATE_TOLERANCE / 2 else round(rate, 1)
 
@@ -332,7 +327,7 @@ def _embodiment(episode: RecordedEpisode) -> Embodiment | None:
     State and action are in the policy's units and order, whatever features they had in what it was trained on.
 
     Raises:
-        DataError: What the policy said cannot be read.
+        DataError: The recorded policy's metadata cannot be read.
     """
     policy = episode.policy
     if "embodiment" not in policy and "gripper" not in policy:
@@ -343,7 +338,7 @@ def _embodiment(episode: RecordedEpisode) -> Embodiment | None:
     except (InvalidValueError, ConfigError) as error:
         raise DataError(f"{episode.name}: what is recorded of the policy cannot be read: {error}") from None
     read = (grippers[0] if len(grippers) == 1 else grippers) if grippers else None
-    # The columns are the policy's, one after another, so that what is said of the state's holds for them as well.
+    # The columns are the policy's, one after another, so that its rotations are at the same places.
     return Embodiment(name=f"{own.name}_recorded", gripper=read, rotations=own.rotations, kind=own.kind)
 
 
@@ -353,12 +348,12 @@ def _common_embodiment(robot: Embodiment | None, episode: RecordedEpisode, out: 
     Raises:
         MismatchError: Not the same.
     """
-    found = _embodiment(episode)
-    if robot is None or found is None:
-        return robot or found
-    if (found.grippers, found.kind) != (robot.grippers, robot.kind):
+    own = _embodiment(episode)
+    if robot is None or own is None:
+        return robot or own
+    if (own.grippers, own.kind) != (robot.grippers, robot.kind):
         raise MismatchError(
-            f"{episode.name}: actions are {_meaning(found)}, but {_meaning(robot)} in other episodes of {out}; "
+            f"{episode.name}: actions are {_meaning(own)}, but {_meaning(robot)} in other episodes of {out}; "
             "expected the same: import them into another dataset."
         )
     return robot

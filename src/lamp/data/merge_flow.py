@@ -102,7 +102,7 @@ def merge(paths: Sequence[Path], out: Path) -> MergeReport:
             "".join(f"{to_line(line)}\n" for part in parts for line in _manifest(part, numbers[part.name])),
             encoding="utf-8",
         )
-        frames = sum(len(found) for found in store.all_frames(store.episodes))
+        frames = sum(map(len, store.all_frames(store.episodes)))
         report = MergeReport(path=out, stores=len(parts), episodes=len(store.episodes), query_frames=frames)
     return report
 
@@ -265,7 +265,7 @@ def _episodes(part: Part, cut: Path) -> Iterator[_Taken]:
                 fps=dataset.fps,
                 extra=extra,
                 image_sizes=dataset.image_sizes,
-                image_statistics={camera: found[episode] for camera, found in statistics.items()},
+                image_statistics={camera: of_camera[episode] for camera, of_camera in statistics.items()},
                 codec=_codec(dataset),
                 dataset=dataset,
                 index=episode,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,21 @@ from lamp.benchmark.flow_errors import FlowProbe
 from lamp.benchmark.suites import Simulators
 from lamp.benchmark.summary import Summary, checkpoint_results
 from lamp.errors import ConfigError, MismatchError
+from lamp.sceneflow.normalization import RELEASED_BOUNDS
 from lamp.sceneflow.tracks import Supervision
+from lamp.train.checkpoint_metadata import FlowRecord
 from lamp_client.envs import StepResult
 from lamp_client.types import ActionChunk, Observation
 
-FLOW = SimpleNamespace(
-    camera="agentview", grid=(2, 2), horizon=3, stride=4, fps=20.0, supervision=Supervision(hidden_points=True)
+FLOW = FlowRecord(
+    camera="agentview",
+    grid=(2, 2),
+    horizon=3,
+    stride=4,
+    fps=20.0,
+    bounds=RELEASED_BOUNDS,
+    clamped=(0.0, 0.0, 0.0),
+    supervision=Supervision(hidden_points=True),
 )
 
 
@@ -205,7 +213,7 @@ def test_a_rate_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     class Slow(Foreseeing):
         def __init__(self, path: Path, device: str = "cpu", threads: int = 1) -> None:
             super().__init__(path)
-            self.foresees = SimpleNamespace(**{**vars(FLOW), "stride": 1, "fps": 15.0})
+            self.foresees = replace(FLOW, stride=1, fps=15.0)
 
     with pytest.raises(MismatchError, match=r"a flow step takes 0\.0667 s, 1\.33 steps of the simulator"):
         evaluate(config(tmp_path), load=Slow, simulators=Telling())

@@ -139,6 +139,8 @@ USUAL_PRO = (
     *("--checkpoint", "--against", "--out", "--perturbation", "--suite", "--task", "--states", "--controls", "--data"),
     *("--execute", "--videos", "--workers", "--device", "--seed"),
 )
+
+
 COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         summary="run a policy in the simulator and count successes: `evaluate libero`", run=_evaluate, usual=USUAL

@@ -34,6 +34,14 @@ NOT_ATM = (
     "is the simulator's own, in three dimensions, and not tracked in pictures; the backbone is small and frozen; initial states "
     "30 to 49 are those of no demonstration; and with 3 seeds this software claims nothing."
 )
+SHIPPED = MotionPrior(checkpoint="pretrained/libero_object")
+"""The Motion Expert that comes with LaMP."""
+SHIPPED_ARMS = (
+    NONE,
+    Arm(name="gated", prior=SHIPPED),
+    Arm(name="path", prior=SHIPPED, recipe="small_path"),
+    Arm(name="oracle_path", prior=replace(SHIPPED, oracle=True), recipe="small_path"),
+)
 
 
 def _states(text: str) -> EpisodeSelection:
@@ -86,7 +94,6 @@ def quick() -> Study:
 
 def pretrained() -> Study:
     """The demo's regime: two tasks, few demonstrations, and the Motion Expert that comes with LaMP."""
-    prior = MotionPrior(checkpoint="pretrained/libero_object")
     tasks = (0, 1)
     return Study(
         name="pretrained",
@@ -96,12 +103,7 @@ def pretrained() -> Study:
         actions=_states("0:8"),
         motion=_states("0:8"),
         demonstrations=(5, 10),
-        arms=(
-            NONE,
-            Arm(name="gated", prior=prior),
-            Arm(name="path", prior=prior, recipe="small_path"),
-            Arm(name="oracle_path", prior=replace(prior, oracle=True), recipe="small_path"),
-        ),
+        arms=SHIPPED_ARMS,
         motion_steps=1,
         policy_steps=800,
         prior_from=0.0,
@@ -115,7 +117,6 @@ def pretrained() -> Study:
 def pretrained_new_tasks() -> Study:
     """Ten tasks that the shipped Motion Expert saw move, seven of them with actions."""
     unseen = (7, 8, 9)
-    prior = MotionPrior(checkpoint="pretrained/libero_object")
     return Study(
         name="pretrained-new-tasks",
         question="Does the shipped Motion Expert carry a policy to tasks whose motion it saw and whose actions nobody showed?",
@@ -124,12 +125,7 @@ def pretrained_new_tasks() -> Study:
         actions=EpisodeSelection(tasks="0:7", states="0:8"),
         motion=_states("0:8"),
         demonstrations=(8,),
-        arms=(
-            NONE,
-            Arm(name="gated", prior=prior),
-            Arm(name="path", prior=prior, recipe="small_path"),
-            Arm(name="oracle_path", prior=replace(prior, oracle=True), recipe="small_path"),
-        ),
+        arms=SHIPPED_ARMS,
         motion_steps=1,
         policy_steps=1200,
         prior_from=0.0,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
 from torch.nn import functional
 
 from lamp.errors import DataError
@@ -72,13 +73,20 @@ def _bootstapir(path: Path) -> Any:
     return fill(tapir.TAPIR(pyramid_level=1), path, BOOTSTAPIR.title)
 
 
+def _tapnet_inputs(
+    model: Any, rgb: UInt8[np.ndarray, "t h w 3"], start: Float[np.ndarray, "n 2"]
+) -> tuple[Float[Tensor, "1 t 256 256 3"], Float[Tensor, "1 n 3"], Float[np.ndarray, "2"]]:
+    """The clip in [-1, 1]; queries (t, y, x) in its raster coordinates; its size over that of the images (x, y)."""
+    factor = np.array([256 / rgb.shape[2], 256 / rgb.shape[1]])
+    video = resized(rgb, (256, 256), device_of(model)).permute(0, 2, 3, 1)[None] / 127.5 - 1
+    yx = torch.from_numpy(((start + 0.5) * factor)[:, ::-1].copy()).to(video)
+    return video, torch.cat([torch.zeros_like(yx[:, :1]), yx], dim=-1)[None], factor
+
+
 def _run_bootstapir(model: Any, rgb: UInt8[np.ndarray, "t h w 3"], start: Float[np.ndarray, "n 2"]) -> Followed:
     """Raster coordinates (pixel centres at one half) in images of 256 x 256; queries are (t, y, x), answers (x, y)."""
-    width, height = 256, 256
-    factor = np.array([width / rgb.shape[2], height / rgb.shape[1]])
-    video = resized(rgb, (width, height), device_of(model)).permute(0, 2, 3, 1)[None] / 127.5 - 1
-    yx = torch.from_numpy(((start + 0.5) * factor)[:, ::-1].copy()).to(video)
-    out = model(video, torch.cat([torch.zeros_like(yx[:, :1]), yx], dim=-1)[None])
+    video, queries, factor = _tapnet_inputs(model, rgb, start)
+    out = model(video, queries)
     tracks = out["tracks"][0].transpose(0, 1).double().cpu().numpy() / factor - 0.5
     seen, sure = (1 - out[name][0].T.sigmoid().cpu().numpy() for name in ("occlusion", "expected_dist"))
     return tracks, seen, sure
@@ -104,10 +112,8 @@ def _tapnextpp(path: Path) -> Any:
 
 def _run_tapnextpp(model: Any, rgb: UInt8[np.ndarray, "t h w 3"], start: Float[np.ndarray, "n 2"]) -> Followed:
     """Raster coordinates in images of 256 x 256; queries are (t, y, x) and answers (y, x). Frames go in one by one."""
-    factor = np.array([256 / rgb.shape[2], 256 / rgb.shape[1]])
-    video = resized(rgb, (256, 256), device_of(model)).permute(0, 2, 3, 1)[None] / 127.5 - 1
-    yx = torch.from_numpy(((start + 0.5) * factor)[:, ::-1].copy()).to(video)
-    queries, state = torch.cat([torch.zeros_like(yx[:, :1]), yx], dim=-1)[None], None
+    video, queries, factor = _tapnet_inputs(model, rgb, start)
+    state = None
     tracks, seen, sure = [], [], []
     for frame in range(video.shape[1]):
         asked = {"query_points": queries} if state is None else {"state": state}

@@ -40,7 +40,7 @@ def tiny(prior: str | None = None) -> Recipe:
         policy=policy,
         without_motion=without_motion(policy),
         evaluations=(
-            replace(demo.evaluations[0], task=(0,), states="30:31", controls=("replay", "zero"), videos=1, workers=2),
+            replace(demo.evaluations[-1], task=(0,), states="30:31", controls=("replay", "zero"), videos=1, workers=2),
         ),
     )
 
@@ -107,11 +107,13 @@ def test_the_quick_form_follows_the_recipe() -> None:
         demo.policy.model,
         demo.backbone,
     )
-    assert small.collect == replace(demo.collect, episodes=4)
+    assert small.collect == replace(demo.collect, task=(0, 1), episodes=4)
     assert small.policy.loop.optimiser == demo.policy.loop.optimiser and small.policy.loop.steps < 100
     assert small.without_motion == replace(without_motion(small.policy), loop=small.without_motion.loop)
     (evaluation,) = small.evaluations
-    assert evaluation.controls == demo.evaluations[0].controls and evaluation.states == "30"
+    assert evaluation == replace(demo.evaluations[-1], states="30")
+    (shifted,) = quick(experiment("libero_object_small")).evaluations
+    assert shifted.task == (0, 1) and "replay" in shifted.controls, "a replay needs a demonstration of its task"
 
 
 def seconds(text: str) -> int:
@@ -139,10 +141,10 @@ def test_the_plan_counts_what_is_left_to_do(tmp_path: Path, monkeypatch: pytest.
     head, *stages = left({name: 1.0 for name in STAGES}, finished=True)
     assert "all of it is done" in head and set(stages) == {"done"}
     lines = plan(demo, out, {}).splitlines()
-    assert "20 demonstrations of 2 tasks" in lines[1] and lines[1].endswith("data")
+    assert "56 demonstrations of 7 tasks" in lines[1] and lines[1].endswith("data")
     assert (
         "pretrained/libero_object, measured on them" in lines[4]
-        and "160 episodes" in lines[6]
+        and "168 episodes" in lines[6]
         and lines[7].endswith("report.html")
     )
 

@@ -71,7 +71,11 @@ def test_the_stages_of_an_experiment_fit_together(name: str) -> None:
     assert motion is not None
     assert motion.grid == made.flow.grid
     assert motion.horizon * made.motion.flow_stride <= made.flow.horizon
-    assert all(set(planned.task) <= set(made.collect.tasks) for planned in made.evaluations)
+    known = set(made.collect.tasks)
+    for planned in made.evaluations:
+        new = set(planned.task) - known
+        assert not new or (made.prior is not None and new == set(made.new_tasks) == set(planned.task))
+        assert not new or "replay" not in planned.controls, "no demonstration of theirs can be replayed"
     assert made.collect.states[1] <= 30 <= min(int(planned.states.split(":")[0]) for planned in made.evaluations)
 
 

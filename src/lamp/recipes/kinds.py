@@ -29,7 +29,8 @@ class Recipe:
     without_motion: PolicyTraining
     """The same policy without the motion prior."""
     evaluations: tuple[EvaluateConfig, ...]
-    """Each is run with both policies; its `out` is the name of its folder."""
+    """Each is run with both policies; its `out` is the name of its folder. The last is what the experiment is for; the report begins
+    with it, and its figures are `success` and `pairs` of summary.json."""
     prior: str | None = None
     """The motion checkpoint that the policy starts from, such as `pretrained/libero_object`, in place of a Stage 1 on the
     demonstrations of the policy itself, from which it would know nothing that the policy does not."""
@@ -40,6 +41,11 @@ class Recipe:
         if self.prior is None or motion == self.prior:
             return self.policy
         return replace(self.policy, prior_dropout=OWN_PRIOR_DROPOUT)
+
+    @property
+    def new_tasks(self) -> tuple[int, ...]:
+        """The tasks of the main evaluation of which the policy has no demonstration."""
+        return tuple(task for task in self.evaluations[-1].task if task not in self.collect.tasks)
 
     @property
     def models(self) -> dict[str, LaMPConfig]:

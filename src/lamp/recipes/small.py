@@ -37,26 +37,32 @@ SMALL_MOTION_STD = (0.08, 0.08, 0.08)
 
 
 def demo() -> Recipe:
-    """Two tasks of LIBERO-Object with displaced objects, ten demonstrations each, and the Motion Expert that comes with LaMP,
-    which has seen motion of other episodes and no actions: `make demo`, one seed of the study `pretrained`."""
+    """Eight demonstrations of each of seven tasks of LIBERO-Object, and the Motion Expert that comes with LaMP, which has seen the
+    motion of all ten and no actions: policies with and without it are put to the other three tasks. `make demo`, one seed of the
+    study `pretrained-new-tasks`."""
+    seen, unseen = tuple(range(7)), (7, 8, 9)
+    evaluation = EvaluateConfig(
+        suite="libero_object",
+        task=unseen,
+        states="30:44",
+        placement_shift=0.04,
+        controls=("zero",),
+        render="fast",
+        videos=2,
+        out=Path("evaluation_motion_only"),
+    )
     recipe = small(
         name="demo",
-        summary="LIBERO-Object tasks 0 and 1, objects displaced by up to 4 cm, 10 demonstrations each, and a motion prior that "
-        "has seen other episodes; minutes on 2 cores",
-        collect=replace(small_collection("libero_object", (0, 1), episodes=10, shift=0.04), states=(0, 10)),
+        summary="LIBERO-Object: 8 demonstrations of each of tasks 0 to 6, and a motion prior that has seen all ten tasks move; put "
+        "to tasks 7 to 9, whose actions nobody showed; objects displaced by up to 4 cm; minutes on 2 cores",
+        collect=replace(small_collection("libero_object", seen, episodes=8, shift=0.04), states=(0, 8)),
         motion_loop=small_loop(steps=240, lr=1.2e-3, seed=1, threads=1),
-        policy_loop=small_loop(steps=800, lr=1.5e-3, seed=2, threads=1),
+        policy_loop=small_loop(steps=1200, lr=1.5e-3, seed=2, threads=1),
         evaluations=(
-            EvaluateConfig(
-                suite="libero_object",
-                task=(0, 1),
-                states="30:50",
-                placement_shift=0.04,
-                controls=("replay", "zero"),
-                render="fast",
-                videos=2,
-                out=Path("evaluation"),
+            replace(
+                evaluation, task=seen, states="30:32", controls=("replay",), out=Path("evaluation_with_actions")
             ),
+            evaluation,
         ),
     )
     policy = replace(for_few_demonstrations(recipe.policy), prior_dropout=0.0)

@@ -29,8 +29,8 @@ class Recipe:
     without_motion: PolicyTraining
     """The same policy without the motion prior."""
     evaluations: tuple[EvaluateConfig, ...]
-    """Each is run with both policies; its `out` is the name of its folder. The last is what the experiment is for; the report begins
-    with it, and its figures are `success` and `pairs` of summary.json."""
+    """Each is run with both policies; its `out` is the name of its folder. The last is what the experiment is for: `success` and
+    `pairs` of summary.json are its figures."""
     prior: str | None = None
     """The motion checkpoint that the policy starts from, such as `pretrained/libero_object`, in place of a Stage 1 on the
     demonstrations of the policy itself, from which it would know nothing that the policy does not."""

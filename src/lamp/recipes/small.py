@@ -37,8 +37,8 @@ SMALL_MOTION_STD = (0.08, 0.08, 0.08)
 
 
 def demo() -> Recipe:
-    """Eight demonstrations of each of seven tasks of LIBERO-Object, and the Motion Expert that comes with LaMP, which has seen the
-    motion of all ten and no actions: policies with and without it are put to the other three tasks. `make demo`, one seed of the
+    """Eight demonstrations of each of seven tasks of LIBERO-Object, and the Motion Expert that comes with LaMP, which has seen
+    all ten tasks move, without actions: policies with and without it are put to the other three. `make demo`, one seed of the
     study `pretrained-new-tasks`."""
     seen, unseen = tuple(range(7)), (7, 8, 9)
     evaluation = EvaluateConfig(
@@ -53,15 +53,13 @@ def demo() -> Recipe:
     )
     recipe = small(
         name="demo",
-        summary="LIBERO-Object: 8 demonstrations of each of tasks 0 to 6, and a motion prior that has seen all ten tasks move; put "
-        "to tasks 7 to 9, whose actions nobody showed; objects displaced by up to 4 cm; minutes on 2 cores",
+        summary="LIBERO-Object: 8 demonstrations of each of tasks 0 to 6, and a motion prior that has seen all ten tasks move; "
+        "put to tasks 7 to 9, whose actions nobody showed; objects displaced by up to 4 cm; minutes on 2 cores",
         collect=replace(small_collection("libero_object", seen, episodes=8, shift=0.04), states=(0, 8)),
         motion_loop=small_loop(steps=240, lr=1.2e-3, seed=1, threads=1),
         policy_loop=small_loop(steps=1200, lr=1.5e-3, seed=2, threads=1),
         evaluations=(
-            replace(
-                evaluation, task=seen, states="30:32", controls=("replay",), out=Path("evaluation_with_actions")
-            ),
+            replace(evaluation, task=seen, states="30:32", controls=("replay",), out=Path("evaluation_with_actions")),
             evaluation,
         ),
     )

@@ -198,7 +198,7 @@ def test_the_clock_loses_nothing_of_a_stage_that_is_killed(tmp_path: Path, monke
     assert noted.keys() == after.keys() == {"collect", "flow"} and after["flow"] >= noted["flow"]
 
 
-@pytest.mark.parametrize("folder", ["", "policy_without", "evaluation"])
+@pytest.mark.parametrize("folder", ["", "policy_without", "evaluation_motion_only"])
 def test_a_run_that_cannot_be_finished_is_refused_before_anything_is_done(folder: str, tmp_path: Path) -> None:
     busy = rf"at work in {tmp_path / folder}.* \(process {os.getpid()}, since"
     with locked(tmp_path / folder / ".lock", ""), pytest.raises(DataError, match=busy):

@@ -57,17 +57,16 @@ Result = TypeVar("Result")
 NOTE_EVERY_S = 2.0
 """How often the time of the present stage is noted: all that a killed run loses. [s]"""
 DEMO_S = {
-    "collect": 52,
-    "flow": 25,
-    "features": 15,
-    "train_motion": 70,
-    "train_policy": 220,
-    "evaluate": 324,
-    "report": 20,
+    "collect": 150,
+    "flow": 60,
+    "features": 35,
+    "train_motion": 22,
+    "train_policy": 160,
+    "evaluate": 400,
+    "report": 6,
 }
-"""About what the stages of the recipe `demo` take on two cores with little beside it: the times of an earlier demo, for as many
-episodes, steps and frames as there are now. [s]"""
-START_S = {"collect": 8, "flow": 4, "features": 5, "train_motion": 6, "train_policy": 5, "evaluate": 12, "report": 5}
+"""About what the stages of the recipe `demo` take on two cores with little beside it. [s]"""
+START_S = {"collect": 8, "flow": 4, "features": 5, "train_motion": 6, "train_policy": 5, "evaluate": 12, "report": 3}
 """Of that, what passes before the first episode or step, however little there is to do. [s]"""
 STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")
 SUITE_TASKS = 10

@@ -125,7 +125,16 @@ def tiny_recipe(path: Path) -> Path:
         motion=shallower(demo.motion),
         policy=shallower(demo.policy),
         without_motion=shallower(demo.without_motion),
-        evaluations=(replace(demo.evaluations[-1], task=(0,), states="30:31", controls=("replay", "zero"), videos=1),),
+        evaluations=(
+            replace(
+                demo.evaluations[-1],
+                task=(0,),
+                states="30:31",
+                controls=("replay", "zero"),
+                videos=1,
+                out=Path("evaluation"),
+            ),
+        ),
     )
     write_json(path, to_json(tiny))
     return path

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from lamp.data.mixture import MixedSamples
+from lamp.data.mixture import Mixture
 from lamp.train.dry_run import ZeroHiddenStates
 from lamp.train.validation import batches
 from lamp.view.overlay import moving_points
@@ -27,7 +27,7 @@ INDICES = np.arange(3)
         lambda indices: list(batches(indices, 2)),
         lambda indices: ZeroHiddenStates(8, 2, 4).take(indices, INDICES, None),
         lambda indices: ZeroHiddenStates(8, 2, 4).take(INDICES, INDICES, indices),
-        lambda indices: MixedSamples.part_of(None, indices),  # pyright: ignore[reportArgumentType]
+        lambda indices: Mixture.part_of(None, indices),  # pyright: ignore[reportArgumentType]
     ],
 )
 @pytest.mark.parametrize(

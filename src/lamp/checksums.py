@@ -12,7 +12,7 @@ from typing import Any
 
 from lamp.errors import DataError
 from lamp.files import TEMPORARY, sha256_of
-from lamp.json_files import read_json, to_line, write_json
+from lamp.json_files import read_json_object, to_line, write_json
 
 CHECKSUMS = "checksums.json"
 FORMAT, VERSION = "lamp-checksums", 1
@@ -75,7 +75,7 @@ def parse(obj: Any, where: Path) -> dict[str, Checksum]:
         DataError: It is anything else.
     """
     listed: dict[str, Checksum] = {}
-    for name, entry in obj.items() if isinstance(obj, dict) else [("", None)]:
+    for name, entry in obj.items() if type(obj) is dict else [("", None)]:
         checksum = _entry(entry)
         if checksum is None or not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise DataError(f"the list of checksums in {where} is damaged, at {name[:80]!r}; restore the file")
@@ -84,12 +84,10 @@ def parse(obj: Any, where: Path) -> dict[str, Checksum]:
 
 
 def _entry(obj: Any) -> Checksum | None:
-    if not isinstance(obj, dict) or set(obj) != {"bytes", "sha256"}:
-        return None
-    size, digest = obj["bytes"], obj["sha256"]
-    if type(size) is not int or size < 0 or not isinstance(digest, str) or len(digest) != 64:
-        return None
-    return Checksum(bytes=size, sha256=digest)
+    match obj:
+        case {"bytes": int(size), "sha256": str(digest), **rest} if not rest and type(size) is int:
+            return Checksum(bytes=size, sha256=digest) if size >= 0 and len(digest) == 64 else None
+    return None
 
 
 def write_checksums(path: Path, listed: Listed, **entries: Any) -> None:
@@ -103,8 +101,8 @@ def read_checksums(path: Path) -> dict[str, Checksum]:
     Raises:
         DataError: It is missing, damaged, or something else.
     """
-    obj = read_json(path, "list of checksums")
-    if not isinstance(obj, dict) or (obj.get("format"), obj.get("version")) != (FORMAT, VERSION):
+    obj = read_json_object(path, "list of checksums")
+    if (obj.get("format"), obj.get("version")) != (FORMAT, VERSION):
         raise DataError(f"{path} is no list of checksums ({FORMAT} {VERSION}); restore or remove it")
     if not is_intact(obj):
         raise DataError(f"the list of checksums {path} is not as it was written itself; restore or remove it")

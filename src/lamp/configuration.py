@@ -41,20 +41,21 @@ def to_json(config: Any) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         cls = type(config)
         return {TAG: cls.__name__, **{name: to_json(getattr(config, name)) for name in _hints(cls)}}
-    if isinstance(config, enum.Enum):
-        return config.name
-    if config is None or isinstance(config, bool | int | str):
-        return config
-    if isinstance(config, float):
-        if not math.isfinite(config):
-            raise ConfigError(f"{config} cannot be written in a configuration; use a finite number or None")
-        return config
-    if isinstance(config, Path):
-        return str(config)
-    if isinstance(config, tuple | list):
-        return [to_json(item) for item in config]
-    if isinstance(config, dict):
-        return {str(key): to_json(item) for key, item in config.items()}
+    match config:
+        case enum.Enum():
+            return config.name
+        case None | bool() | int() | str():
+            return config
+        case float():
+            if not math.isfinite(config):
+                raise ConfigError(f"{config} cannot be written in a configuration; use a finite number or None")
+            return config
+        case Path():
+            return str(config)
+        case tuple() | list():
+            return [to_json(item) for item in config]
+        case dict():
+            return {str(key): to_json(item) for key, item in config.items()}
     raise ConfigError(
         f"cannot write a value of type {type(config).__name__} in a configuration; "
         "use dataclasses, tuples, dicts, paths, strings, numbers, booleans or None"

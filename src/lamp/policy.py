@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,21 +20,13 @@ from lamp.data.feature_cache.shards import content_hash
 from lamp.data.observation_encoder import ObservationEncoder
 from lamp.errors import MismatchError
 from lamp.files import atomic_path
-from lamp.model.fast import FastActor
+from lamp.model.fast import FastActor, Stopwatch
 from lamp.model.fast_step import FastStep
 from lamp.model.intervene import InterveningActor, OracleActor
 from lamp.model.lamp import LaMP
 from lamp.model.prior_interventions import Intervention, Shuffled, WrongPriorInstruction
 from lamp.model.qwen3_vl import Qwen3VLBackbone
-from lamp.model.realtime import (
-    Guided,
-    PreviousChunk,
-    RealTimeMethod,
-    RealTimeName,
-    overlap_weights,
-    real_time_method,
-)
-from lamp.sceneflow.tracks import grid_points, integrate
+from lamp.model.realtime import PreviousChunk, RealTimeMethod, RealTimeName, overlap_weights, real_time_method
 from lamp.seeding import generator_at
 from lamp.train.checkpoint import BackboneCache, Expected, load_checkpoint, motion_weights, save_checkpoint
 from lamp.train.checkpoint_metadata import Description, FlowRecord, PolicyRecord, checkpoint_folder, read_description
@@ -45,6 +35,8 @@ from lamp.train.model_card import Publication
 from lamp.train.publishing import check_replaceable, copy_vlm, find_checkpoint, push, write_card
 from lamp.types import Encoded, Observations
 from lamp_client.types import ActionChunk, Observation
+
+Actor = LaMP | FastActor | InterveningActor | OracleActor
 
 
 class LaMPPolicy:
@@ -69,7 +61,11 @@ class LaMPPolicy:
         self.record: PolicyRecord = description.policy
         self.dataset = description.data.name
         """The name of the dataset whose robot it acts as, and whose units its states and actions have."""
-        self._actor: LaMP | FastActor | InterveningActor | OracleActor = self.model
+        self._actor: Actor = self.model
+        self._computing = self.model
+        """Where the fast path is prepared, the model that it computes with."""
+        self._intervention: Intervention | None = None
+        self._is_oracle = False
         self._step: tuple[FastStep, Qwen3VLBackbone] | None = None
         self._source: Path | None = None
         self._real_time: RealTimeName = "auto"
@@ -179,15 +175,16 @@ class LaMPPolicy:
         each length of the instruction, takes a while.
         """
         backbone, cuda = self.encoder.backbone, self.device.startswith("cuda")
+        precision = self._requested_precision or (BFloat16() if cuda else Float32())
+        self._actor = fast = FastActor(self.model, precision.DTYPE)
+        self._computing = fast.model
         if isinstance(backbone, Qwen3VLBackbone):
             backbone.accelerate()
-        precision = self._requested_precision or (BFloat16() if cuda else Float32())
-        self._actor = FastActor(self.model, precision.DTYPE)
-        lora = backbone.config.lora if isinstance(backbone, Qwen3VLBackbone) else None
-        twice = self.uses_motion and lora is not None and not lora.prior_reads_adapted
-        if cuda and isinstance(backbone, Qwen3VLBackbone) and backbone.fast is not None and not twice:
-            step = FastStep(backbone.fast, self._actor, padding=backbone.padding, length=backbone.length)
-            self._step = step, backbone
+            lora = backbone.config.lora
+            twice = self.uses_motion and lora is not None and not lora.prior_reads_adapted
+            if cuda and backbone.fast is not None and not twice:
+                step = FastStep(backbone.fast, fast, padding=backbone.padding, length=backbone.length)
+                self._step = step, backbone
         return self
 
     def of_dataset(self, name: str) -> LaMPPolicy:
@@ -209,8 +206,8 @@ class LaMPPolicy:
             MismatchError: It has no motion prior, or not what the intervention changes.
         """
         other = copy.copy(self)
-        model = self._actor.model if isinstance(self._actor, FastActor) else self.model
-        other._actor, other._step = InterveningActor(model, intervention), None
+        other._actor, other._step = InterveningActor(self._computing, intervention), None
+        other._intervention, other._is_oracle = intervention, False
         return other
 
     def oracle(self) -> LaMPPolicy:
@@ -220,8 +217,8 @@ class LaMPPolicy:
             MismatchError: It has no motion prior.
         """
         other = copy.copy(self)
-        model = self._actor.model if isinstance(self._actor, FastActor) else self.model
-        other._actor, other._step = OracleActor(model), None
+        other._actor, other._step = OracleActor(self._computing), None
+        other._intervention, other._is_oracle = None, True
         return other
 
     @property
@@ -274,7 +271,7 @@ class LaMPPolicy:
     @property
     def _real_time_name(self) -> str | None:
         """What `auto` stands for; None for a policy that acts with an intervention, and cannot go on from committed actions."""
-        if isinstance(self._actor, InterveningActor | OracleActor):
+        if self._is_oracle or self._intervention is not None:
             return None
         if self._real_time != "auto":
             return self._real_time
@@ -313,12 +310,10 @@ class LaMPPolicy:
             raise MismatchError(
                 f"{len(noise_seeds)} noise seeds for {len(observations)} observations; expected one for each."
             )
-        is_oracle = isinstance(self._actor, OracleActor)
-        if is_oracle != (true_motion is not None):
-            raise MismatchError(
-                f"true_motion is {'missing' if is_oracle else 'given'}; expected for a policy's `oracle()` and for that alone."
-            )
-        if not is_oracle:
+        if self._is_oracle != (true_motion is not None):
+            state = "missing" if self._is_oracle else "given"
+            raise MismatchError(f"true_motion is {state}; expected for a policy's `oracle()` and for that alone.")
+        if not self._is_oracle:
             self.description.check_usable(self._source or "this policy")
         if not observations:
             return []
@@ -326,8 +321,7 @@ class LaMPPolicy:
             self._check(observation)
         delays = [one.committed.delay for one in observations if one.committed is not None]
         method = real_time_method(self._real_time, self.model.config.real_time, max(delays)) if delays else None
-        differentiated = isinstance(method, Guided) and method.jacobian == "exact"
-        with torch.inference_mode(not differentiated), torch.no_grad():
+        with torch.inference_mode(method is None or not method.needs_gradient), torch.no_grad():
             return self._act_batch(
                 observations, noise_seeds, foresight, prior_instructions, prior_observations, true_motion, method
             )
@@ -342,7 +336,6 @@ class LaMPPolicy:
         true_motion: Sequence[Float[np.ndarray, "k t 3"]] | None,
         method: RealTimeMethod | None,
     ) -> list[ActionChunk]:
-        is_oracle = isinstance(self._actor, OracleActor)
         states = np.stack([self.record.selected(observation.state) for observation in observations])
         watch = Stopwatch(self.device)
         prior = self._prior(observations, prior_instructions, prior_observations)
@@ -354,7 +347,7 @@ class LaMPPolicy:
         )
         inputs = {
             "state": torch.from_numpy(self.record.scaling.scaled_state(states)).to(self.device),
-            "true_motion" if is_oracle else "motion_noise": motion,
+            "true_motion" if self._is_oracle else "motion_noise": motion,
             "action_noise": self._noise(self.model.action_shape, noise_seeds, "action"),
         }
         actor, going_on = self._actor, {}
@@ -376,7 +369,8 @@ class LaMPPolicy:
                     changed = prior_instructions is not None or prior_observations is not None
                     read = self._for_prior(observations) if changed else prior.get("prior")
                     seen = encoded if read is None else read
-                    pictures = list(_paths(flow, motion if is_oracle else self.model.foresee(seen, motion)))
+                    foreseen = motion if self._is_oracle else self.model.foresee(seen, motion)
+                    pictures = list(flow.paths(foreseen).numpy().astype(np.float32))
         watch.note("act" if pictures[0] is None else "foresight")
         actions = self.record.scaling.actions.invert(acted.float().cpu().numpy())
         timing = watch.times_ms()
@@ -396,32 +390,12 @@ class LaMPPolicy:
         return self.model.gate
 
     def _check(self, observation: Observation) -> None:
-        self._check_images(observation)
+        self.description.backbone.check_images(observation.images)
         if observation.state.shape != (self.record.state_width,):
             width = self.record.state_width
             raise MismatchError(
                 f"the state has {observation.state.shape[0]} values; this policy was trained with {width}."
             )
-
-    def _check_images(self, observation: Observation) -> None:
-        for camera in self.description.backbone.cameras:
-            image = observation.images.get(camera.name)
-            if image is None:
-                have = ", ".join(observation.images) or "none"
-                raise MismatchError(
-                    f"the observation has no camera {camera.name!r}; it has {have}. Expected {self._cameras}."
-                )
-            if image.shape[:2] != (camera.height, camera.width):
-                height, width = image.shape[:2]
-                raise MismatchError(
-                    f"image {camera.name!r} is {width}x{height}; expected {self._cameras}, as in training."
-                )
-
-    @property
-    def _cameras(self) -> str:
-        return ", ".join(
-            f"{camera.name} {camera.width}x{camera.height}" for camera in self.description.backbone.cameras
-        )
 
     def _encode(self, observations: Sequence[Observation]) -> Encoded:
         return self.encoder.encode(self._observed(observations)).to(self.device)
@@ -442,12 +416,11 @@ class LaMPPolicy:
         others: Sequence[Observation] | None,
     ) -> dict[str, Encoded]:
         """What the Motion Expert reads where it is something else than the Action Expert does."""
-        intervention = self._actor.intervention if isinstance(self._actor, InterveningActor) else None
         for name, value, kind in (
             ("prior_instructions", instructions, WrongPriorInstruction),
             ("prior_observations", others, Shuffled),
         ):
-            if isinstance(intervention, kind) != (value is not None):
+            if isinstance(self._intervention, kind) != (value is not None):
                 state = "missing" if value is None else "given"
                 raise MismatchError(f"{name} are {state}; expected with {kind.name} and with it alone.")
         if instructions is not None:
@@ -460,7 +433,7 @@ class LaMPPolicy:
                 f"{len(others)} prior_observations for {len(observations)} observations; expected one for each."
             )
         for other in others:
-            self._check_images(other)
+            self.description.backbone.check_images(other.images)
         read = self._for_prior(others)
         return {"prior": self._encode(others) if read is None else read}
 
@@ -471,13 +444,13 @@ class LaMPPolicy:
 
     def _going_on(
         self, observations: Sequence[Observation], states: Float[np.ndarray, "b s"], method: RealTimeMethod
-    ) -> tuple[LaMP | FastActor, dict[str, Any]]:
+    ) -> tuple[Actor, dict[str, Any]]:
         """Who goes on from committed actions, and what it is told: what is left of the chunks before, related to the state now.
 
         Raises:
             MismatchError: They are no actions of this policy, or the policy acts with an intervention.
         """
-        if isinstance(self._actor, InterveningActor | OracleActor):
+        if self._is_oracle or self._intervention is not None:
             raise MismatchError("committed actions are given; expected none for an oracle, or with an intervention.")
         width, chunk = self.record.scaling.actions.width, self.chunk
         actions, weights = (
@@ -493,9 +466,8 @@ class LaMPPolicy:
             learnt = self.record.embodiment.learnt(one.actions[None].astype(np.float64), state[None])[0]
             actions[row, : len(one.actions)] = self.record.scaling.actions.normalise(learnt.astype(np.float32))
         previous = PreviousChunk(actions=torch.from_numpy(actions), weights=weights).to(self.device)
-        differentiated = isinstance(method, Guided) and method.jacobian == "exact"
         # The fast path's kernels have no gradients.
-        actor = self.model if differentiated else self._actor
+        actor = self.model if method.needs_gradient else self._actor
         return actor, {"previous": previous, "real_time": method}
 
     def _noise(self, shape: tuple[int, ...] | None, seeds: Sequence[tuple[int, ...]], use: str) -> Tensor | None:
@@ -515,41 +487,3 @@ class LaMPPolicy:
             raise MismatchError(f"true_motion of shapes {shapes}; expected {count} of {self.model.motion_shape}.")
         increments = torch.from_numpy(np.stack(true_motion)).float()
         return torch.where(increments.isfinite(), flow.bounds.normalise(increments), 0.0).to(self.device)
-
-
-def _paths(flow: FlowRecord, motion: Float[Tensor, "b k t 3"]) -> Float[np.ndarray, "b k t1 3"]:
-    """The paths that normalised increments make from the grid on, with a depth of 0 at the start."""
-    increments = flow.bounds.denormalise(motion.float().cpu())
-    grid = grid_points(*flow.grid).float()
-    start = torch.cat([grid, torch.zeros(len(grid), 1)], dim=1).expand(len(increments), -1, -1)
-    return integrate(start, increments).numpy().astype(np.float32)
-
-
-class Stopwatch:
-    """Times the parts of a call. On a GPU by events of the device, so that the host need not wait in between."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        self._names: list[str] = []
-        self._times = [self._now()]
-
-    def note(self, part: str) -> None:
-        """Ends a part."""
-        self._names.append(part)
-        self._times.append(self._now())
-
-    def times_ms(self) -> dict[str, float]:
-        """Returns the milliseconds of each part, once the device is done."""
-        if self._cuda:
-            self._times[-1].synchronize()
-        return {
-            name: start.elapsed_time(end) if self._cuda else 1000.0 * (end - start)
-            for name, (start, end) in zip(self._names, pairwise(self._times), strict=True)
-        }
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

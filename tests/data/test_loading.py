@@ -16,9 +16,9 @@ from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.image_dataset import DecodedFrames, ImageSamples, Videos
 from lamp.data.lerobot import LeRobotDataset
-from lamp.data.mixture import MixedSamples, mixture_weights
+from lamp.data.mixture import mixture_weights
 from lamp.data.normalizers import ByDeviation, MinMax, RawState
-from lamp.data.policy_dataset import PolicySamples, PolicyScaling, states_and_actions
+from lamp.data.policy_dataset import MixedSamples, PolicySamples, PolicyScaling, states_and_actions
 from lamp.data.stored_images import CorruptPicturesError
 from lamp.errors import ConfigError, DataError, MismatchError
 

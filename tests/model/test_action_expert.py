@@ -10,8 +10,7 @@ import torch
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig, Joint, Prefix, PrefixContext
-from lamp.model.lamp import checkpoint_activations
-from lamp.model.layers import Block
+from lamp.model.layers import Block, checkpoint_activations
 from lamp.types import Guided
 
 DRAWS = 3

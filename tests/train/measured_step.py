@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lamp.model.action_expert import ActionExpertConfig, Joint, Prefix
 from lamp.model.guidance import GuidanceConfig
-from lamp.model.lamp import LaMP, LaMPConfig, checkpoint_activations
+from lamp.model.lamp import LaMP, LaMPConfig
+from lamp.model.layers import checkpoint_activations
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.train.config import BFloat16, Float32, LoopConfig, MotionTraining, PolicyTraining, Precision
 from lamp.train.optimizer import Ema, Gradients

@@ -43,8 +43,7 @@ from lamp.policy import LaMPPolicy
 from lamp.sceneflow.normalization import RELEASED_BOUNDS
 from lamp.seeding import generator_at
 from lamp.train.checkpoint import Expected, load_checkpoint, save_checkpoint
-from lamp.train.checkpoint_metadata import Description, read_description
-from lamp.train.config import Imported
+from lamp.train.checkpoint_metadata import Description, Imported, read_description
 from lamp.train.released.export import export_released
 from lamp.train.released.import_release import import_released
 from lamp.train.resize_checkpoint import resize_checkpoint

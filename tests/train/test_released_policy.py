@@ -26,8 +26,7 @@ from lamp.model.qwen3_vl import PostNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_processor import RELEASE_PROMPT
 from lamp.policy import LaMPPolicy
 from lamp.seeding import generator_at
-from lamp.train.checkpoint_metadata import read_description
-from lamp.train.config import Imported
+from lamp.train.checkpoint_metadata import Imported, read_description
 from lamp.train.released.import_release import import_released
 from lamp.types import RightPadding
 from lamp.view.foresight import MotionPredictor

@@ -219,11 +219,9 @@ def _our_step(
 ) -> TrainStep:  # fmt: skip
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    parts = [model.motion_expert] if isinstance(settings, MotionTraining) else [model.guidance, model.action_expert]
     model.requires_grad_(False)
-    for part in parts:
-        if part is not None:
-            part.train().requires_grad_(True)
+    for part in settings.trained_parts(model):
+        part.train().requires_grad_(True)
     draws = 1 if isinstance(settings, MotionTraining) else settings.noise_draws
 
     def loss(note: Note) -> Tensor:

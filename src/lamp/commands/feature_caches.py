@@ -13,9 +13,10 @@ from lamp.model.lamp import LaMP
 from lamp.train.backbones import BuildProgressPrinter, Caching, ensure_features, find_backbone, gpu_workers
 from lamp.train.config import FeatureSettings, MixedIn, PolicyTraining
 from lamp.train.datasets import Sources, dataset_names
+from lamp.train.flow_datasets import true_motion
 from lamp.train.motion_feature_cache import HiddenStateTask, cache_hidden_states, hidden_settings, hidden_states_folder
 from lamp.train.run_folder import check_device
-from lamp.train.train_policy import read_motion, true_motion
+from lamp.train.train_policy import read_motion
 from lamp_client.child_processes import available_cores
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.lerobot.reader import LeRobotDataset
-from lamp.data.policy_dataset import PolicyScaling, PolicyTargets
+from lamp.data.mixture import Samples
+from lamp.data.policy_dataset import MixedSamples, PolicySamples, PolicyScaling, PolicyTargets
 from lamp.data.stored_images import CorruptPicturesError, OnCorrupt
 from lamp.errors import DataError
 from lamp.files import atomic_path, safe_file_name
@@ -51,7 +52,7 @@ class ObservedBatch(OnDevice):
 
 
 @dataclass(kw_only=True)
-class ImageSamples:
+class ImageSamples(Samples):
     """(pictures, state, action chunk) of every fresh frame of some episodes."""
 
     dataset: LeRobotDataset
@@ -87,6 +88,10 @@ class ImageSamples:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    @property
+    def cached(self) -> tuple[()]:
+        return ()
 
     @torch.no_grad()
     def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> ObservedBatch:
@@ -133,6 +138,9 @@ class ImageSamples:
                     raise
                 left_out.append(LeftOut(file=str(error.path), episode=episode, samples=len(inside), reason=str(error)))
         return by_camera, left_out
+
+
+AnyPolicySamples = PolicySamples | MixedSamples | ImageSamples
 
 
 FRAMES = "frames"

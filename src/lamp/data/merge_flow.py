@@ -24,12 +24,12 @@ from lamp.data.lerobot.video import cut_video
 from lamp.data.lerobot.writer import Consolidation, LeRobotWriter
 from lamp.errors import ConfigError, DataError, MismatchError
 from lamp.files import atomic_path, locked, remove_folder
-from lamp.json_files import read_lines_json, to_line
+from lamp.json_files import to_line
 from lamp.progress import Progress
 from lamp.sceneflow.sim_states import SIMULATION_PATH
 from lamp.sceneflow.store import SceneFlowStore, lock_of
 from lamp.sceneflow.stores import FOLDER, settings
-from lamp.sceneflow.validate import MANIFEST, find_stores
+from lamp.sceneflow.validate import MANIFEST, find_stores, manifest_lines
 
 CUT = ".cut"
 """Videos of single episodes, while they are merged."""
@@ -297,10 +297,7 @@ def _merge_stores(parts: Sequence[Part], numbers: Mapping[str, Mapping[int, int]
 
 def _manifest(part: Part, numbers: Mapping[int, int]) -> Iterator[dict[str, Any]]:
     """A line for each clip of a part, with where it came from and the episodes that it became."""
-    lines = dict[str, dict[str, Any]]()
-    if (part.store.path / MANIFEST).is_file():
-        rows = read_lines_json(part.store.path / MANIFEST)
-        lines = {row["clip"]: row for row in rows if isinstance(row, dict) and "clip" in row}
+    lines = manifest_lines(part.store.path)
     clip_of = {episode: name for name, line in lines.items() for episode in line.get("episodes", ())}  # merged before
     episodes: dict[str, list[int]] = {}
     for episode in part.store.episodes:

@@ -14,6 +14,8 @@ from torch import Tensor
 from lamp.configuration import to_json
 from lamp.data.feature_cache.cache import Features
 from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.data.live_features import concatenate_encoded
+from lamp.data.mixture import FeatureSamples, Mixture
 from lamp.errors import DataError
 from lamp.sceneflow.normalization import BoundsRule, MotionBounds
 from lamp.sceneflow.retiming import ByTime, Retiming
@@ -68,7 +70,7 @@ MEMORY_LIMIT = 6 << 30
 """Scene flow is kept in memory up to this many bytes, and read again each time beyond."""
 
 
-class MotionSamples:
+class MotionSamples(FeatureSamples):
     """(observation, scene flow) for every stored frame of some episodes.
 
     An episode's scene flow is read and retimed at the first access to one of its samples.
@@ -135,6 +137,11 @@ class MotionSamples:
     def __getstate__(self) -> dict[str, Any]:
         """Another process reads what it needs itself."""
         return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
+
+    @property
+    def scene_flow(self) -> MotionSamples:
+        """The scene flow that batches bring, as in `PolicySamples`."""
+        return self
 
     @property
     def frames_per_step(self) -> int:
@@ -258,3 +265,47 @@ def concatenate_flow(parts: Sequence[SceneFlow], order: Tensor) -> SceneFlow:
     """Puts batches together, then into an order."""
     joined = (torch.cat(tensors)[order] for tensors in zip(*(part.tensors() for part in parts), strict=True))
     return parts[0].changed(lambda _: next(joined))
+
+
+class MixedMotionSamples(Mixture[MotionSamples]):
+    """Samples of Stage 1, all with the same bounds: the Motion Expert's outputs mean the same motion in every dataset."""
+
+    def __init__(self, parts: Sequence[MotionSamples]) -> None:
+        super().__init__(parts)
+        first = self.parts[0]
+        self.bounds, self.horizon, self.frames_per_step = first.bounds, first.horizon, first.frames_per_step
+        self.camera, self.store = first.camera, first.store
+        self.pairing: Int64[np.ndarray, " n"] | None = None
+        """As in `MotionSamples`, over all datasets."""
+        self.episode: Int64[np.ndarray, " n"] = np.concatenate([part.episode for part in self.parts])
+        """The episode of each sample, in its own dataset."""
+        self.frame: Int64[np.ndarray, " n"] = np.concatenate([part.frame for part in self.parts])
+
+    def _traits(self, part: MotionSamples) -> dict[str, object]:
+        grid = part.store.description.sampling.grid
+        return {"grid": grid, "flow steps": part.horizon, "bounds": part.bounds}
+
+    def flow(self, indices: Int64[np.ndarray, " b"]) -> SceneFlow:
+        return concatenate_flow(*self._each(indices, MotionSamples.flow))
+
+    def encoded(self, indices: Int64[np.ndarray, " b"]) -> Encoded:
+        encoded, order = self._each(indices, MotionSamples.encoded)
+        return concatenate_encoded(encoded, order, self.parts[0].features.padding)
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> MotionBatch:
+        shown = indices if self.pairing is None else self.pairing[indices]
+        return MotionBatch(encoded=self.encoded(indices), motion=self.bounds.motion(self.flow(shown)))
+
+    def earlier(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        out = np.full(len(indices), -1, np.int64)
+        for of, at in self._places(indices):
+            before = self.parts[of].earlier(indices[at] - self._starts[of])
+            out[at] = np.where(before < 0, -1, before + self._starts[of])
+        return out
+
+    def clamp_rate(self) -> tuple[float, float, float]:
+        """Share of the supervising increments of all datasets that lie beyond the bounds, per axis."""
+        return clamp_rate(self.parts)
+
+
+AnyMotionSamples = MotionSamples | MixedMotionSamples

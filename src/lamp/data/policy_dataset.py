@@ -14,6 +14,8 @@ from lamp.data.augmentation import sample_views
 from lamp.data.embodiment import OWN, Embodiment
 from lamp.data.feature_cache.cache import Features, HiddenStates
 from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.data.live_features import concatenate_encoded
+from lamp.data.mixture import FeatureSamples, Mixture
 from lamp.data.motion_dataset import MotionSamples
 from lamp.data.normalizers import Normaliser, StateTransform
 from lamp.errors import ConfigError, DataError, MismatchError
@@ -205,7 +207,7 @@ class PolicyTargets:
         return torch.from_numpy(actions), mask
 
 
-class PolicySamples(PolicyTargets):
+class PolicySamples(PolicyTargets, FeatureSamples):
     """(observation, state, action chunk) for every fresh frame of some episodes, in memory but for the features."""
 
     def __init__(
@@ -250,6 +252,10 @@ class PolicySamples(PolicyTargets):
         self.scene_flow: MotionSamples | None = None
         """The scene flow of the same dataset, where batches are to bring it (`with_flow`)."""
         self._flow_at: Int64[np.ndarray, " n"] | None = None
+
+    @property
+    def dataset(self) -> LeRobotDataset:
+        return self.features.dataset
 
     @property
     def motion_hidden(self) -> HiddenStates | None:
@@ -321,3 +327,36 @@ class PolicySamples(PolicyTargets):
             motion=self._motion(indices),
             prior_seen=None if self._prior_seen is None else self._prior_seen[torch.from_numpy(indices)],
         )
+
+
+class MixedSamples(Mixture[PolicySamples]):
+    """Samples of Stage 2; each is scaled by its dataset's own normalisers."""
+
+    def batch(self, indices: Int64[np.ndarray, " b"], *, epoch: int = 0) -> PolicyBatch:
+        """Collates samples, in the order of the indices.
+
+        Raises:
+            MismatchError: Only some of the datasets have z_m cached.
+        """
+        batches, order = self._each(indices, lambda part, of_part: part.batch(of_part, epoch=epoch))
+        if len(batches) == 1:
+            return batches[0]
+        hidden = [batch.motion_hidden for batch in batches if batch.motion_hidden is not None]
+        if hidden and len(hidden) < len(batches):
+            raise MismatchError("only some of the mixed datasets have motion_hidden; expected all or none")
+        seen = [
+            torch.ones(len(one.state), dtype=torch.bool) if one.prior_seen is None else one.prior_seen
+            for one in batches
+        ]
+        return PolicyBatch(
+            encoded=concatenate_encoded([batch.encoded for batch in batches], order, self.parts[0].features.padding),
+            state=torch.cat([batch.state for batch in batches])[order],
+            actions=torch.cat([batch.actions for batch in batches])[order],
+            action_mask=torch.cat([batch.action_mask for batch in batches])[order],
+            motion_hidden=torch.cat(hidden)[order] if hidden else None,
+            prior_seen=torch.cat(seen)[order] if any(one.prior_seen is not None for one in batches) else None,
+        )
+
+    def _traits(self, part: PolicySamples) -> dict[str, object]:
+        actions, state = part.scaling.actions.width, part.scaling.state.width
+        return {"chunk": part.chunk, "action width": actions, "state width": state}

@@ -6,16 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import (
@@ -33,8 +29,8 @@ from lamp.flow_matching import (
 )
 from lamp.model.action_expert import ActionExpert, ActionExpertConfig
 from lamp.model.guidance import withhold_prior
-from lamp.model.layers import Block
-from lamp.model.motion_expert import MotionBlock, MotionExpert, MotionExpertConfig
+from lamp.model.layers import ExpertBlock
+from lamp.model.motion_expert import MotionExpert, MotionExpertConfig
 from lamp.model.motion_fusion import FlowHead, FlowPredictor, FusionConfig, PathFusion, build_fusion, pooled_path
 from lamp.model.realtime import Guided as GuidedByPrevious
 from lamp.model.realtime import PreviousChunk, RealTimeMethod, TrainedDelays
@@ -414,12 +410,7 @@ class LaMP(nn.Module):
     @property
     def blocks(self) -> dict[nn.Module, tuple[str, ...]]:
         """The experts' blocks, each with those of its methods (besides `forward`) that compute with its weights."""
-        kinds = {Block: (Block.project, Block.attend), MotionBlock: (MotionBlock.modulation,)}
-        return {
-            module: tuple(method.__name__ for method in kinds[type(module)])
-            for module in self.modules()
-            if type(module) in kinds
-        }
+        return {module: module.WITH_WEIGHTS for module in self.modules() if isinstance(module, ExpertBlock)}
 
     @property
     def gate(self) -> float | None:
@@ -470,20 +461,3 @@ def kept_tokens(batch: TokenBatch) -> Encoded:
 def _repeat(encoded: Encoded, draws: int) -> Encoded:
     tokens, mask = (x.repeat_interleave(draws, dim=0) for x in (encoded.tokens, encoded.mask))
     return replace(encoded, tokens=tokens, mask=mask)
-
-
-RECOMPUTED: Mapping[type[nn.Module], str] = {Block: "attend", MotionBlock: "forward"}
-"""The method of each block that is computed again: all that is large."""
-
-
-def checkpoint_activations(model: nn.Module, again: Callable[[], AbstractContextManager[object]] | None = None) -> None:
-    """Activation checkpointing: the experts' blocks compute their activations again in the backward pass, dropout included.
-
-    Args:
-        again: The context of the second time, besides autocast, which comes back by itself.
-    """
-    options = {} if again is None else {"context_fn": lambda: (nullcontext(), again())}
-    for module in model.modules():
-        for kind, method in RECOMPUTED.items():
-            if isinstance(module, kind):
-                setattr(module, method, partial(checkpoint, getattr(module, method), use_reentrant=False, **options))

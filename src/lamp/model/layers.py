@@ -8,12 +8,16 @@ thread, 1760x384 by 384x1536 ran at 92 GFLOP/s there and at 209 here (docs/bench
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lamp.errors import ConfigError
 
@@ -196,11 +200,36 @@ class KeyValue(NamedTuple):
         return KeyValue(torch.cat([self.keys, other.keys], dim=2), torch.cat([self.values, other.values], dim=2))
 
 
-class Block(nn.Module):
+class ExpertBlock(nn.Module):
+    """A block of either expert."""
+
+    WITH_WEIGHTS: ClassVar[tuple[str, ...]]
+    """Its methods (besides `forward`) that compute with its weights."""
+    RECOMPUTED: ClassVar[str]
+    """The method that activation checkpointing computes again: all that is large."""
+
+
+def checkpoint_activations(model: nn.Module, again: Callable[[], AbstractContextManager[object]] | None = None) -> None:
+    """Activation checkpointing: the experts' blocks compute their activations again in the backward pass, dropout included.
+
+    Args:
+        again: The context of the second time, besides autocast, which comes back by itself.
+    """
+    options = {} if again is None else {"context_fn": lambda: (nullcontext(), again())}
+    for module in model.modules():
+        if isinstance(module, ExpertBlock):
+            method = getattr(module, module.RECOMPUTED)
+            setattr(module, module.RECOMPUTED, partial(checkpoint, method, use_reentrant=False, **options))
+
+
+class Block(ExpertBlock):
     """A pre-norm transformer block whose attention may reach beyond its own tokens to a prefix computed earlier.
 
     In training, `dropout` of the attention's weights, of what it finds, and within and after the MLP.
     """
+
+    WITH_WEIGHTS = ("project", "attend")
+    RECOMPUTED = "attend"
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()

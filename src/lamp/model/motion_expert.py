@@ -19,6 +19,7 @@ from lamp.errors import ConfigError
 from lamp.flow_matching import Preconditioning, flow_times
 from lamp.model.layers import (
     AdaLayerNorm,
+    ExpertBlock,
     Mlp,
     Modulation,
     TimeEmbedding,
@@ -196,11 +197,14 @@ class Condition(NamedTuple):
     """Which of them; None where all are."""
 
 
-class MotionBlock(nn.Module):
+class MotionBlock(ExpertBlock):
     """Joint attention over [condition; motion] and an MLP, both shared, with each stream modulated by time on its own.
 
     There may be no condition tokens, and then one stream is enough.
     """
+
+    WITH_WEIGHTS = ("modulation",)
+    RECOMPUTED = "forward"
 
     def __init__(self, width: int, heads: int, streams: int = 2) -> None:
         super().__init__()

@@ -43,22 +43,22 @@ def guidance_parameters(config: FusionConfig, action: ActionExpertConfig, motion
     """Eq. 4: W_proj, two norms, cross-attention, and the scalar gate. Add and Concat+MLP: queries, a norm, cross-attention; then
     a map to every layer (Add). Tokens: the same, where they are pooled; then one map, and positions. A path: two maps, and
     positions. A flow head: queries, three norms, cross-attention, an MLP and a map."""
-    if isinstance(config, FlowHead):
-        d = action.width
-        return config.tokens * d + 3 * _norm(d) + _attention(d) + _mlp(d) + _linear(d, config.values)
-    if isinstance(config, PathFusion):
-        d = action.width
-        return _linear(config.values, d) + _linear(d, d) + config.tokens * d
-    if isinstance(config, TokenFusion):
-        d, tokens = config.motion_width, (motion.tokens if motion else 0) if config.tokens is None else config.tokens
-        pool = 0 if config.tokens is None else tokens * d + _attention(d)
-        return pool + _norm(d) + _linear(d, action.width) + tokens * action.width
-    if isinstance(config, AddFusion | ConcatFusion):
-        d = config.motion_width
-        to_layers = _linear(d, action.layers * action.width) if isinstance(config, AddFusion) else 0
-        return action.chunk * d + _norm(d) + _attention(d) + to_layers
-    d = config.token_width
-    return _linear(config.motion_width, d) + 2 * _norm(d) + _attention(d) + 1
+    d = action.width
+    match config:
+        case FlowHead():
+            return config.tokens * d + 3 * _norm(d) + _attention(d) + _mlp(d) + _linear(d, config.values)
+        case PathFusion():
+            return _linear(config.values, d) + _linear(d, d) + config.tokens * d
+        case TokenFusion():
+            tokens = (motion.tokens if motion else 0) if config.tokens is None else config.tokens
+            pool = 0 if config.tokens is None else tokens * config.motion_width + _attention(config.motion_width)
+            return pool + _norm(config.motion_width) + _linear(config.motion_width, d) + tokens * d
+        case AddFusion() | ConcatFusion():
+            queries = action.chunk * config.motion_width + _norm(config.motion_width) + _attention(config.motion_width)
+            return queries + (_linear(config.motion_width, action.layers * d) if type(config) is AddFusion else 0)
+        case _:
+            z = config.token_width
+            return _linear(config.motion_width, z) + 2 * _norm(z) + _attention(z) + 1
 
 
 def action_expert_parameters(config: ActionExpertConfig, joined_width: int = 0) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -92,6 +92,11 @@ class Guided:
     beta: float = 5.0
     """Largest weight of the correction."""
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it differentiates the Action Expert."""
+        return self.jacobian == "exact"
+
     def velocity(self, network: TimedVelocity, previous: PreviousChunk) -> Velocity:
         """The corrected velocity."""
 
@@ -120,6 +125,8 @@ class Guided:
 @dataclass(frozen=True, kw_only=True)
 class Conditioned:
     """Committed actions stand in the chunk without noise, at a flow time of 1; nothing else of the chunk before is used."""
+
+    needs_gradient: ClassVar[bool] = False
 
     def velocity(self, network: TimedVelocity, previous: PreviousChunk) -> Velocity:
         """The velocity given the committed actions; theirs means nothing."""

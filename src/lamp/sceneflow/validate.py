@@ -199,11 +199,17 @@ def _statistics(folder: Path) -> dict[str, Any]:
     }
 
 
+def manifest_lines(folder: Path) -> dict[str, dict[str, Any]]:
+    """The lines of the manifest of a store that was estimated from video, by clip, the last one of each; empty without one."""
+    rows = read_lines_json(folder / MANIFEST)
+    return {row["clip"]: row for row in rows if type(row) is dict and "clip" in row}
+
+
 def manifest_counts(folder: Path) -> Mapping[str, Any]:
     """What the manifest of a store that was estimated from video counts; empty where there is none."""
     if not (folder / MANIFEST).is_file():
         return {}
-    lines = {row["clip"]: row for row in read_lines_json(folder / MANIFEST) if isinstance(row, dict) and "clip" in row}
+    lines = manifest_lines(folder)
     left_out: dict[str, int] = {}
     for row in lines.values():
         for name, count in (row.get("left_out") or {}).items():

@@ -26,7 +26,6 @@ from lamp.model.qwen3_vl import CONTENT, PROVENANCE, Qwen3VLBackbone, Qwen3VLBac
 from lamp.model.qwen_lora import describe, fill, from_files, to_files
 from lamp.train.backbones import BackboneConfig, find_backbone, load_backbone
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, checkpoint_folder, read_description
-from lamp.train.config import Imported, MotionTraining, PolicyTraining
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.shards import read_tensors, whole, write_tensors
 from lamp.train.training_state import TrainingState
@@ -160,7 +159,7 @@ def _write(folder: Path, description: Description, weights: Mapping[str, Tensor]
     hashes = {"weights_sha256": content_hash(model)}
     if adapter:
         hashes["adapter_sha256"] = content_hash(adapter)
-        write_adapter(folder, description.training, adapter)
+        write_adapter(folder, description.training.backbone, adapter)
     replace(description, **hashes).write(folder)
     if state is not None:
         state.write(folder / TRAINING)
@@ -345,11 +344,8 @@ ADAPTER_PREFIX = "vlm."
 """How the names of the adapters' weights begin among those of a run."""
 
 
-def write_adapter(
-    folder: Path, training: MotionTraining | PolicyTraining | Imported, weights: Mapping[str, Tensor]
-) -> None:
+def write_adapter(folder: Path, backbone: BackboneConfig | None, weights: Mapping[str, Tensor]) -> None:
     """Writes the adapters' weights into a checkpoint's folder, as peft reads them."""
-    backbone = training.backbone
     assert isinstance(backbone, Qwen3VLBackboneConfig) and backbone.lora is not None
     (folder / ADAPTER_FOLDER).mkdir()
     write_tensors(folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS, to_files(weights))
@@ -388,8 +384,7 @@ def _with_adapter(backbone: FrozenBackbone, folder: Path, description: Descripti
 
 
 def _backbone_settings(folder: Path, description: Description) -> BackboneConfig:
-    training = description.training
-    settings = training.backbone_in(folder) if isinstance(training, Imported) else training.backbone
+    settings = description.training.backbone_in(folder)
     if settings is None:
         raise MismatchError(
             f"{folder} was imported and holds no settings of its backbone (`lamp info` says which VLM it needs); expected the "

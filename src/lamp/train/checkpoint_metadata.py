@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from lamp.configuration import from_json, to_json
 from lamp.data.embodiment import OWN, Embodiment
@@ -20,8 +22,9 @@ from lamp.model.lamp import LaMPConfig
 from lamp.model.prior_interventions import PriorKind
 from lamp.sceneflow.normalization import MotionBounds
 from lamp.sceneflow.retiming import ByTime, Retiming
-from lamp.sceneflow.tracks import Supervision
-from lamp.train.config import Imported, MotionTraining, PolicyTraining
+from lamp.sceneflow.tracks import Supervision, grid_points, integrate
+from lamp.train.backbones import BackboneConfig
+from lamp.train.config import MotionTraining, PolicyTraining
 
 FILE_NAME = "lamp.json"
 FORMAT = "lamp-checkpoint"
@@ -51,6 +54,23 @@ class BackboneRecord:
     """In the order in which the tokens are concatenated; the first is the reference camera of the scene flow."""
     prompt: str = "{instruction}"
     """What the backbone makes of an instruction, by itself, before it reads it."""
+
+    def check_images(self, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
+        """
+        Raises:
+            MismatchError: A camera is missing, or its image has another size than in training.
+        """
+        cameras = ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in self.cameras)
+        for camera in self.cameras:
+            image = images.get(camera.name)
+            if image is None:
+                have = ", ".join(images) or "none"
+                raise MismatchError(
+                    f"the observation has no camera {camera.name!r}; it has {have}. Expected {cameras}."
+                )
+            if image.shape[:2] != (camera.height, camera.width):
+                height, width = image.shape[:2]
+                raise MismatchError(f"image {camera.name!r} is {width}x{height}; expected {cameras}, as in training.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +111,13 @@ class FlowRecord:
     """What else the Motion Expert was trained on; `stride` and `fps` are the first dataset's."""
     retiming: Retiming = field(default_factory=ByTime)
     """What a flow step is."""
+
+    def paths(self, motion: Float[Tensor, "*b k t 3"]) -> Float[Tensor, "*b k t1 3"]:
+        """The paths that normalised increments make from the grid on, with a depth of 0 at the start."""
+        increments = self.bounds.denormalise(motion.float().cpu())
+        grid = grid_points(*self.grid).float()
+        start = torch.cat([grid, torch.zeros(len(grid), 1)], dim=1).expand(*increments.shape[:-2], 3)
+        return integrate(start, increments)
 
     def check_timed(self, purpose: str) -> None:
         """Refuses scene flow whose steps take no time that is known.
@@ -205,6 +232,49 @@ class StartedFrom:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportedVlm:
+    """The vision-language model that imported weights belong to."""
+
+    source: str
+    """Hub id of the model it was trained from."""
+    revision: str | None
+    folder: str | None
+    """Where the checkpoint holds the weights it was trained to, as transformers reads them; None: they are the source's."""
+    sha256: str | None
+    """Of those weights."""
+    described: bool
+    """Whether that folder also has the VLM's configuration and tokenizer, so that it stands for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """No run of ours: weights of the authors' release, by `lamp import-released`."""
+
+    source: str
+    """Hub id, or the folder's name."""
+    revision: str | None
+    """The hub's commit."""
+    sha256: str
+    """Of the `.pt` file."""
+    config: dict[str, Any]
+    """`config.yaml` as it was."""
+    statistics: dict[str, Any]
+    """`dataset_statistics.json` as it was."""
+    vlm: ImportedVlm
+    backbone: BackboneConfig | None = None
+    """Settings that build the VLM; where `vlm` says that the checkpoint holds it, `model` is that folder of the checkpoint.
+    None: it has to be brought along."""
+    loop: ClassVar[None] = None
+    """Nothing is known of how it was trained."""
+
+    def backbone_in(self, checkpoint: Path) -> BackboneConfig | None:
+        """Returns the settings for a checkpoint that is in this folder now."""
+        if self.vlm.folder is None or self.backbone is None:
+            return self.backbone
+        return self.backbone.stored_in(checkpoint / self.vlm.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """Everything about a checkpoint but its weights."""
 
@@ -231,6 +301,16 @@ class Description:
     """Of the weights of the backbone's adapters; empty where it has none."""
     started_from: StartedFrom | None = None
     """None: the run began with weights drawn at random."""
+
+    @property
+    def imported(self) -> Imported | None:
+        """Where the weights were imported from; None where they are of a run of ours."""
+        return self.training if isinstance(self.training, Imported) else None
+
+    @property
+    def motion_training(self) -> MotionTraining | None:
+        """The run of Stage 1 that made it, where one of ours did."""
+        return self.training if isinstance(self.training, MotionTraining) else None
 
     @property
     def prior(self) -> PriorKind | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 import tyro
+from torch import nn
 
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment
@@ -18,7 +19,7 @@ from lamp.data.normalizers import ByDeviation, ContinuousRotation, NormaliserFit
 from lamp.data.policy_dataset import EpisodeSplit, split_episodes
 from lamp.errors import ConfigError
 from lamp.model.action_expert import ActionExpertConfig
-from lamp.model.lamp import LaMPConfig
+from lamp.model.lamp import LaMP, LaMPConfig
 from lamp.model.motion_expert import MotionExpertConfig
 from lamp.model.prior_interventions import PriorKind
 from lamp.model.small import SmallBackboneConfig
@@ -53,19 +54,6 @@ class DeepSpeed:
 
 
 Sharding = Replicated | FullySharded | DeepSpeed
-
-
-def check_sharding(sharding: Sharding, processes: int) -> None:
-    """
-    Raises:
-        ConfigError: Several processes are to train with what is no longer there.
-    """
-    if processes > 1 and isinstance(sharding, DeepSpeed):
-        raise ConfigError(
-            f"sharding DeepSpeed (ZeRO-2) is no longer there, and {processes} processes are to train with it; expected "
-            "FullySharded (--sharding full), which shares out gradients, optimizer state and weights, or Replicated "
-            "(--sharding replicated)."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +252,16 @@ class MotionTraining:
     """Held-out samples measured at each validation during the run; each takes all solver steps once."""
     final_samples: int = 128
     """Held-out samples of the measurement at the end, `flow.json`; each takes all solver steps four times."""
+    action_samples: ClassVar[int] = 0
+    """As in `PolicyTraining`: no actions are measured."""
+
+    def backbone_in(self, checkpoint: Path) -> BackboneConfig:
+        """As of `Imported`: the same wherever the checkpoint is."""
+        return self.backbone
+
+    def trained_parts(self, model: LaMP) -> list[nn.Module]:
+        """What of the model is trained."""
+        return [part for part in (model.motion_expert,) if part is not None]
 
     @property
     def retiming(self) -> Retiming:
@@ -379,6 +377,16 @@ class PolicyTraining:
     """Held-out samples whose loss is measured at each validation."""
     action_samples: int = 64
     """Held-out samples for which a whole chunk is drawn at each validation, with all solver steps; 0: none."""
+    final_samples: ClassVar[int] = 0
+    """As in `MotionTraining`: nothing more is measured at the end."""
+
+    def backbone_in(self, checkpoint: Path) -> BackboneConfig:
+        """As of `Imported`: the same wherever the checkpoint is."""
+        return self.backbone
+
+    def trained_parts(self, model: LaMP) -> list[nn.Module]:
+        """What of the model is trained."""
+        return [part for part in (model.guidance, model.action_expert) if part is not None]
 
     @property
     def action(self) -> ActionExpertConfig:
@@ -434,47 +442,6 @@ class PolicyTraining:
         for name in ("cached_hidden_draws", "state_noise", "hidden_noise"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedVlm:
-    """The vision-language model that imported weights belong to."""
-
-    source: str
-    """Hub id of the model it was trained from."""
-    revision: str | None
-    folder: str | None
-    """Where the checkpoint holds the weights it was trained to, as transformers reads them; None: they are the source's."""
-    sha256: str | None
-    """Of those weights."""
-    described: bool
-    """Whether that folder also has the VLM's configuration and tokenizer, so that it stands for itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Imported:
-    """No run of ours: weights of the authors' release, by `lamp import-released`."""
-
-    source: str
-    """Hub id, or the folder's name."""
-    revision: str | None
-    """The hub's commit."""
-    sha256: str
-    """Of the `.pt` file."""
-    config: dict[str, Any]
-    """`config.yaml` as it was."""
-    statistics: dict[str, Any]
-    """`dataset_statistics.json` as it was."""
-    vlm: ImportedVlm
-    backbone: BackboneConfig | None = None
-    """Settings that build the VLM; where `vlm` says that the checkpoint holds it, `model` is that folder of the checkpoint.
-    None: it has to be brought along."""
-
-    def backbone_in(self, checkpoint: Path) -> BackboneConfig | None:
-        """Returns the settings for a checkpoint that is in this folder now."""
-        if self.vlm.folder is None or self.backbone is None:
-            return self.backbone
-        return self.backbone.stored_in(checkpoint / self.vlm.folder)
 
 
 def _check_share(name: str, value: float) -> None:

@@ -18,13 +18,12 @@ from lamp.data.actions import Delta, Quaternion, RollPitchYaw, StateRotationForm
 from lamp.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamp.data.embodiment import OWN, Embodiment, StateRotation
 from lamp.data.feature_cache.cache import FeatureCache, Features, FrozenBackbone
-from lamp.data.image_dataset import ImageSamples, Videos
+from lamp.data.image_dataset import AnyPolicySamples, ImageSamples, Videos
 from lamp.data.lerobot.reader import LeRobotDataset, find_dataset
 from lamp.data.live_features import LiveFeatures
-from lamp.data.mixture import MixedSamples
 from lamp.data.normalizers import ContinuousRotation, StateTransform
 from lamp.data.observation_encoder import check_instructions
-from lamp.data.policy_dataset import EpisodeSplit, PolicySamples, PolicyScaling, states_and_actions
+from lamp.data.policy_dataset import EpisodeSplit, MixedSamples, PolicySamples, PolicyScaling, states_and_actions
 from lamp.errors import ConfigError, MismatchError
 from lamp.model.lamp import required
 from lamp.model.qwen3_vl import Qwen3VLBackbone, Qwen3VLBackboneConfig, QwenIdentity
@@ -189,17 +188,9 @@ def adapted_backbone(config: PolicyTraining, backbone: FrozenBackbone | None) ->
     return backbone.identity if isinstance(backbone, Qwen3VLBackbone) else settings.find()
 
 
-def mixed(parts: Sequence[PolicySamples | ImageSamples]) -> PolicySamples | MixedSamples | ImageSamples:
+def mixed(parts: Sequence[PolicySamples | ImageSamples]) -> AnyPolicySamples:
     """The samples of several datasets as one; those of a single one as they are."""
-    if len(parts) == 1:
-        return parts[0]
-    return MixedSamples([part for part in parts if isinstance(part, PolicySamples)])
-
-
-def cached_parts(samples: PolicySamples | MixedSamples | ImageSamples | None) -> list[PolicySamples]:
-    """The samples of each dataset, where their tokens are read from a cache."""
-    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
-    return [part for part in parts if isinstance(part, PolicySamples)]
+    return parts[0] if len(parts) == 1 else MixedSamples([one for part in parts for one in part.cached])
 
 
 def is_open_or_closed(values: Float[np.ndarray, " n"]) -> bool:

@@ -20,18 +20,15 @@ from jaxtyping import Float16, Int64
 from torch import Tensor, nn
 
 from lamp.data.feature_cache.cache import HiddenStates
-from lamp.data.image_dataset import ImageSamples
-from lamp.data.live_features import LiveFeatures
-from lamp.data.mixture import MixedSamples, Mixture
-from lamp.data.motion_dataset import MEMORY_LIMIT, MotionSamples
-from lamp.data.policy_dataset import PolicySamples
+from lamp.data.motion_dataset import MEMORY_LIMIT
 from lamp.model.lamp import LaMP
 from lamp.progress import say
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, read_description
-from lamp.train.config import LoopConfig, MotionTraining, PolicyTraining, check_sharding
+from lamp.train.config import LoopConfig
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.memory_estimate import GIB, GPU_RESERVE, BatchShape, Memory, largest_batch, step_memory
 from lamp.train.motion_feature_cache import SAMPLES_AT_ONCE
+from lamp.train.parallel import check_sharding
 from lamp.train.run_folder import CHECKPOINT, TrainingResult, run_stage
 from lamp.train.run_plan import Amount, DiskPlan, MemoryPlan, RunPlan, TimePlan, size
 from lamp.train.stages import MotionStage, PolicyStage
@@ -42,14 +39,6 @@ AnyStage = MotionStage | PolicyStage
 
 GPU_SIZES_GIB = (24, 40, 80)
 """GPUs for which the largest batch is worked out."""
-
-
-def parts_of(stage: AnyStage) -> list[MotionSamples | PolicySamples]:
-    """The samples of each dataset, where they are cached."""
-    samples = stage.samples
-    if isinstance(samples, ImageSamples):
-        return []
-    return [*samples.parts] if isinstance(samples, Mixture) else [samples]
 
 
 def amount(stage: AnyStage, description: Description, done: int, count: int) -> Amount:
@@ -74,8 +63,8 @@ def amount(stage: AnyStage, description: Description, done: int, count: int) -> 
 
 def live_module(stage: AnyStage) -> nn.Module | None:
     """The frozen backbone that encodes in the step; None where its features are cached, or it is part of the model."""
-    live = [part.features.backbone for part in parts_of(stage) if isinstance(part.features, LiveFeatures)]
-    return next((backbone for backbone in live if isinstance(backbone, nn.Module)), None)
+    backbones = [part.features.backbone for part in stage.samples.cached]
+    return next((backbone for backbone in backbones if isinstance(backbone, nn.Module)), None)
 
 
 def _step_memory(stage: AnyStage, shape: BatchShape, device: str | None, count: int) -> Memory:
@@ -96,7 +85,7 @@ def _by_module(parameters: Mapping[str, Tensor]) -> dict[str, int]:
 
 def memory(stage: AnyStage, device: str, count: int) -> MemoryPlan | None:
     """What a step holds on each of so many devices; None where the backbone is trained along, which is not worked out."""
-    if isinstance(stage.samples, ImageSamples):
+    if not stage.samples.cached:
         return None
     training, shape = stage.config, batch_shape(stage, count)
     held = _step_memory(stage, shape, device, count)
@@ -121,8 +110,7 @@ def batch_shape(stage: AnyStage, count: int) -> BatchShape:
     at_once = math.ceil(stage.batch_samples / (count * stage.config.loop.accumulate))
     batch = stage.samples.batch(np.arange(at_once))
     assert isinstance(batch, TokenBatch)
-    hidden = isinstance(stage, PolicyStage) and stage.config.stored_draws > 0
-    return replace(BatchShape.of(batch), hidden=hidden)
+    return replace(BatchShape.of(batch), hidden=stage.stored_draws > 0)
 
 
 def summary_line(stage: AnyStage, description: Description, done: int, count: int) -> str:
@@ -134,7 +122,7 @@ def summary_line(stage: AnyStage, description: Description, done: int, count: in
         f"{trained} parameters trained, {frozen} frozen; {planned.steps - done:,} steps of "
         f"{stage.batch_samples} samples{shared}, {planned.epochs * (1 - done / planned.steps):.1f} epochs"
     )
-    if isinstance(stage.samples, ImageSamples):
+    if not stage.samples.cached:
         return line
     device = torch.device(stage.config.loop.device).type
     held = _step_memory(stage, batch_shape(stage, count), None, count).total
@@ -146,16 +134,15 @@ def _count_text(count: int) -> str:
 
 
 def _data_in_memory(stage: AnyStage) -> dict[str, int]:
-    folders = {part.features.folder for part in parts_of(stage) if not isinstance(part.features, LiveFeatures)}
+    folders = {part.features.folder for part in stage.samples.cached if part.features.backbone is None}
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     sizes = {"features (mapped)": sum(file.stat().st_size for file in files)} if folders else {}
-    policies = [part.scene_flow for part in parts_of(stage) if isinstance(part, PolicySamples)]
-    for flow in [stage.samples] if isinstance(stage, MotionStage) else policies:
+    for flow in [part.scene_flow for part in stage.samples.cached]:
         if flow is not None:
             rows, columns = flow.store.description.sampling.grid
             # Start and increments in float32; visibility, and a mask for each axis.
             each = rows * columns * (12 + flow.horizon * (12 + 1 + 3))
-            sizes["scene flow"] = min(each * len(flow), MEMORY_LIMIT)
+            sizes["scene flow"] = sizes.get("scene flow", 0) + min(each * len(flow), MEMORY_LIMIT)
     if hidden := hidden_states_size(stage):
         sizes["motion hidden states (mapped)"] = hidden
     return sizes
@@ -164,10 +151,10 @@ def _data_in_memory(stage: AnyStage) -> dict[str, int]:
 def hidden_states_size(stage: AnyStage) -> int:
     """Of the motion hidden states, where they are computed before."""
     shape = stage.model.config.hidden_shape
-    if not isinstance(stage, PolicyStage) or shape is None:
+    if not stage.stored_draws or shape is None:
         return 0
-    held_out = len(stage.validation) if stage.validation is not None and stage.config.stored_draws else 0
-    return (len(stage.samples) * stage.config.stored_draws + held_out) * math.prod(shape) * 2
+    held_out = 0 if stage.validation is None else len(stage.validation)
+    return (len(stage.samples) * stage.stored_draws + held_out) * math.prod(shape) * 2
 
 
 WARM_UP, MEASURED = 2, 7
@@ -285,14 +272,10 @@ class ZeroHiddenStates(HiddenStates):
 def _use_placeholder_hidden_states(stage: AnyStage) -> None:
     """Lets batches come with hidden states, as they will where those are computed beforehand."""
     shape = stage.model.config.hidden_shape
-    if not isinstance(stage, PolicyStage) or shape is None or not stage.config.stored_draws:
+    if not isinstance(stage, PolicyStage) or shape is None or not stage.stored_draws:
         return
-    parts = [part for part in parts_of(stage) if isinstance(part, PolicySamples)]
-    validation = stage.validation
-    held_out = () if validation is None else validation.parts if isinstance(validation, MixedSamples) else (validation,)
-    for part in (*parts, *held_out):
-        if isinstance(part, PolicySamples):
-            part.motion_hidden = ZeroHiddenStates(len(part), *shape)
+    for part in (*stage.samples.cached, *(stage.validation.cached if stage.validation is not None else ())):
+        part.motion_hidden = ZeroHiddenStates(len(part), *shape)
 
 
 def _disk_plan(stage: AnyStage, out: Path) -> DiskPlan:
@@ -335,10 +318,9 @@ def _time_plan(stage: AnyStage, loop: LoopConfig, out: Path, done: int, distribu
 
 
 def _hidden_time(stage: AnyStage) -> float:
-    if not isinstance(stage, PolicyStage) or not hidden_states_size(stage):
+    if not hidden_states_size(stage):
         return 0.0
-    first = parts_of(stage)[0]
-    assert isinstance(first, PolicySamples)
+    first = next(iter(stage.samples.cached))
     indices = np.arange(min(SAMPLES_AT_ONCE, len(first)))
     model = stage.model.eval()
     times = []
@@ -347,7 +329,7 @@ def _hidden_time(stage: AnyStage) -> float:
         _compute_hidden(stage.config.loop, model, first.batch(indices))
         times.append(time.perf_counter() - started)
     held_out = 0 if stage.validation is None else len(stage.validation)
-    return times[-1] / len(indices) * (len(stage.samples) * stage.config.stored_draws + held_out)
+    return times[-1] / len(indices) * (len(stage.samples) * stage.stored_draws + held_out)
 
 
 @torch.inference_mode()
@@ -371,16 +353,14 @@ def _validation_time(stage: AnyStage, done: int) -> float:
     each = (time.perf_counter() - started) / few
     stage.config = config
     validations = math.ceil(config.loop.steps / config.loop.validate_every) - done // config.loop.validate_every
-    at_the_end = 0
-    if isinstance(config, MotionTraining):
-        at_the_end = 4 * min(config.final_samples, len(stage.validation))
+    at_the_end = 4 * min(config.final_samples, len(stage.validation))
     return each * (wanted * validations + at_the_end)
 
 
 def _with_few_samples(config: Any, few: int) -> Any:
     changes = {"validation_samples": few}
-    if isinstance(config, PolicyTraining):
+    if config.action_samples:
         # The whole chunks of a few samples: as many for each as there are in a full validation.
         share = config.action_samples / max(config.validation_samples, 1)
-        changes["action_samples"] = math.ceil(min(share, 1.0) * few) if config.action_samples else 0
+        changes["action_samples"] = math.ceil(min(share, 1.0) * few)
     return replace(config, **changes)

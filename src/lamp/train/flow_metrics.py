@@ -25,7 +25,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from lamp.configuration import to_json
-from lamp.data.mixture import AnyMotionSamples
+from lamp.data.motion_dataset import AnyMotionSamples
 from lamp.geometry import unproject
 from lamp.json_files import read_json_as, write_json
 from lamp.model.lamp import LaMP

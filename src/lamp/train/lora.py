@@ -8,9 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from lamp.data.dataloader import WHOLE, BatchShare
-from lamp.data.image_dataset import ImageSamples, ObservedBatch
-from lamp.data.mixture import MixedSamples
-from lamp.data.policy_dataset import PolicySamples
+from lamp.data.image_dataset import AnyPolicySamples, ObservedBatch
 from lamp.errors import ConfigError
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
@@ -32,8 +30,8 @@ class AdaptedStage(PolicyStage[ObservedBatch]):
         model: LaMP,
         backbone: Qwen3VLBackbone,
         config: PolicyTraining,
-        samples: PolicySamples | MixedSamples | ImageSamples,
-        validation: PolicySamples | MixedSamples | ImageSamples | None,
+        samples: AnyPolicySamples,
+        validation: AnyPolicySamples | None,
         share: BatchShare = WHOLE,
     ) -> None:
         super().__init__(model, config, samples, validation, share)

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lamp.flow_matching import Uniform
-from lamp.model.lamp import LaMP, checkpoint_activations
+from lamp.model.lamp import LaMP
+from lamp.model.layers import checkpoint_activations
 from lamp.train.config import BFloat16, FullySharded, LoopConfig, MotionTraining, PolicyTraining
 from lamp.train.optimizer import Ema
 from lamp.types import Encoded, Motion, MotionBatch, PolicyBatch, TokenBatch
@@ -243,12 +244,9 @@ def _model(training: MotionTraining | PolicyTraining, place: torch.device) -> La
     # Which flow times are drawn changes no shape, and Beta draws them on the host.
     with place:
         model = LaMP(replace(training.model, motion_tau=Uniform(), action_tau=Uniform()))
-    model.requires_grad_(isinstance(training, MotionTraining)).train()
-    if isinstance(training, PolicyTraining):
-        model.eval()
-        for part in (model.guidance, model.action_expert):
-            if part is not None:
-                part.requires_grad_(True).train()
+    model.requires_grad_(False).eval()
+    for part in training.trained_parts(model):
+        part.requires_grad_(True).train()
     if training.loop.recompute:
         # A CPU's autocast comes back by itself where blocks are computed again, what stands for a GPU's does not.
         checkpoint_activations(model, None if place.type == "cpu" else lambda: _precision(training.loop, place.type))

@@ -321,8 +321,11 @@ class Journal:
 
 
 def _flat(name: str, value: Value) -> list[tuple[str, float]]:
-    if isinstance(value, list):
-        return [pair for index, item in enumerate(value) for pair in _flat(f"{name}/{index}", item)]
-    if isinstance(value, dict):
-        return [(f"{name}/{key}", item) for key, item in value.items()]
-    return [] if isinstance(value, str) else [(name, float(value))]
+    match value:
+        case list():
+            return [pair for index, item in enumerate(value) for pair in _flat(f"{name}/{index}", item)]
+        case dict():
+            return [(f"{name}/{key}", item) for key, item in value.items()]
+        case str():
+            return []
+    return [(name, float(value))]

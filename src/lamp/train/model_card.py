@@ -15,7 +15,7 @@ from lamp.data.policy_dataset import PolicyScaling
 from lamp.hub import HubId
 from lamp.model.parameter_count import expected_parameters
 from lamp.train.checkpoint_metadata import DataRecord, Description, FlowRecord
-from lamp.train.config import Imported, LoopConfig
+from lamp.train.config import LoopConfig
 
 KINDS = {"motion": "the Motion Expert (Stage 1)", "policy": "guidance and Action Expert (Stage 2)"}
 
@@ -73,7 +73,7 @@ def model_card(description: Description, about: Publication) -> str:
     text = _template().render(
         description=description,
         about=about,
-        imported=description.training if isinstance(description.training, Imported) else None,
+        imported=description.imported,
         front_matter=_front_matter(description, about),
         title=_title(description, about),
         name=about.repository or "FOLDER",
@@ -88,9 +88,7 @@ def model_card(description: Description, about: Publication) -> str:
         statistics=_statistics(description.policy.scaling) if description.policy else [],
         bounds=_bounds(description.flow) if description.flow else [],
         datasets=_datasets(description),
-        training=[]
-        if isinstance(description.training, Imported)
-        else _training(description, description.training.loop),
+        training=_training(description, loop) if (loop := description.training.loop) is not None else [],
     )
     # In Markdown one blank line says what two do; and no file holds half a character.
     return re.sub(r"\n{3,}", "\n\n", text).strip().encode(errors="replace").decode() + "\n"
@@ -162,11 +160,16 @@ def _settings(config: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"({_settings(value)})" if "type" in value else json.dumps(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_short(item) for item in value) + "]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    match value:
+        case {"type": _}:
+            return f"({_settings(value)})"
+        case {}:
+            return json.dumps(value)
+        case [*items]:
+            return "[" + ", ".join(map(_short, items)) + "]"
+        case float():
+            return f"{value:.6g}"
+    return str(value)
 
 
 def _statistics(scaling: PolicyScaling) -> list[list[str]]:

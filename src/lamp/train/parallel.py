@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lamp.errors import ConfigError
 from lamp.seeding import Source
 from lamp.train.breakdown import AnyBatch, StepLoss
-from lamp.train.config import FullySharded, LoopConfig, check_sharding
+from lamp.train.config import DeepSpeed, FullySharded, LoopConfig, Sharding
 from lamp.train.distributed import DistributedContext
 from lamp.train.optimizer import AdamW, GradientNorms, Gradients, optimiser_tensors, restore_optimiser
 from lamp.train.shards import filled
@@ -143,6 +143,19 @@ LAUNCHER_CHOICES = {
     "ACCELERATE_USE_MEGATRON_LM": (type(None), "Megatron-LM"),
 }
 """Environment variables by which `accelerate launch` chooses a strategy."""
+
+
+def check_sharding(sharding: Sharding, processes: int) -> None:
+    """
+    Raises:
+        ConfigError: Several processes are to train with what is no longer there.
+    """
+    if processes > 1 and isinstance(sharding, DeepSpeed):
+        raise ConfigError(
+            f"sharding DeepSpeed (ZeRO-2) is no longer there, and {processes} processes are to train with it; expected "
+            "FullySharded (--sharding full), which shares out gradients, optimizer state and weights, or Replicated "
+            "(--sharding replicated)."
+        )
 
 
 def build_strategy(stage: Stage[Any], loop: LoopConfig, distributed: DistributedContext) -> SingleDevice:

@@ -14,7 +14,6 @@ from lamp.files import atomic_path, atomic_write_text
 from lamp.hub import Fetch, HubId, check_card, fetch, upload
 from lamp.train.checkpoint import ADAPTER_FOLDER, WEIGHTS, load_adapter, load_checkpoint
 from lamp.train.checkpoint_metadata import FILE_NAME, checkpoint_folder, parse_description, read_description
-from lamp.train.config import Imported
 from lamp.train.model_card import Publication, model_card
 
 CARD = "README.md"
@@ -181,7 +180,7 @@ def push(path: Path, repository: str, about: Publication, *, private: bool = Fal
 def copy_vlm(source: Path, target: Path) -> None:
     """Takes along the vision-language model that an imported checkpoint holds, or the adapters that were trained in it."""
     description = read_description(source)
-    folders = [description.training.vlm.folder] if isinstance(description.training, Imported) else []
+    folders = [description.imported.vlm.folder] if description.imported is not None else []
     for folder in (*folders, ADAPTER_FOLDER if description.adapter_sha256 else None):
         if folder is not None:
             shutil.copytree(checkpoint_folder(source) / folder, target / folder)

@@ -34,7 +34,7 @@ from lamp.train.checkpoint import (
     save_checkpoint,
 )
 from lamp.train.checkpoint_metadata import FILE_NAME, Description, read_description
-from lamp.train.config import Imported, LoopConfig
+from lamp.train.config import LoopConfig
 from lamp.train.distributed import SINGLE_PROCESS, DistributedContext
 from lamp.train.metrics import FILE_NAME as METRICS
 from lamp.train.metrics import IDS
@@ -223,9 +223,9 @@ def _resume_state(
 
 def _is_longer(previous: Description, now: Description) -> bool:
     """Whether a run is to have more steps or time than it had, and not less of either."""
-    if isinstance(previous.training, Imported) or isinstance(now.training, Imported):
-        return False
     before, after = previous.training.loop, now.training.loop
+    if before is None or after is None:
+        return False
     pairs: list[tuple[float, float]] = [(before.steps, after.steps)]
     if (before.time_budget_s is None) != (after.time_budget_s is None):
         return False
@@ -263,9 +263,12 @@ def _resume_relevant(value: Any, what: str) -> Any:
 
 def _without_notes(plain: Any) -> Any:
     """Leaves away what earlier versions did not note, and what the rest of a record tells as well."""
-    if isinstance(plain, Mapping):
-        return {name: _without_notes(item) for name, item in plain.items() if name not in NOTES}
-    return [_without_notes(item) for item in plain] if isinstance(plain, list) else plain
+    match plain:
+        case {}:
+            return {name: _without_notes(item) for name, item in plain.items() if name not in NOTES}
+        case [*items]:
+            return [_without_notes(item) for item in items]
+    return plain
 
 
 def _without(plain: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -274,12 +277,13 @@ def _without(plain: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def first_difference(one: Any, other: Any, name: str) -> tuple[str, Any, Any] | None:
     """Finds where two plain JSON values first differ: the dotted name and both values."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in [*one, *(key for key in other if key not in one)]:
-            difference = first_difference(one.get(key), other.get(key), f"{name}.{key}")
-            if difference is not None:
-                return difference
-        return None
+    match one, other:
+        case {}, {}:
+            differences = (
+                first_difference(one.get(key), other.get(key), f"{name}.{key}")
+                for key in [*one, *(key for key in other if key not in one)]
+            )
+            return next((difference for difference in differences if difference is not None), None)
     return None if one == other else (name, one, other)
 
 

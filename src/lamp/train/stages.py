@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lamp.data.dataloader import WHOLE, BatchShare, BatchSource, DataLoader, Sampler
 from lamp.data.feature_cache.cache import Features
-from lamp.data.image_dataset import ImageSamples, ObservedBatch
-from lamp.data.mixture import AnyMotionSamples, MixedSamples, Mixture, mixture_weights
-from lamp.data.policy_dataset import PolicySamples
-from lamp.model.lamp import LaMP, checkpoint_activations, required
+from lamp.data.image_dataset import AnyPolicySamples, ObservedBatch
+from lamp.data.mixture import mixture_weights
+from lamp.data.motion_dataset import AnyMotionSamples
+from lamp.model.lamp import LaMP, required
+from lamp.model.layers import checkpoint_activations
 from lamp.model.motion_fusion import PathTokenizer
 from lamp.seeding import Source, normal, uniform
 from lamp.train.breakdown import AXES, TAU_NAMES, Counts, Labels, StepLoss, action_names, clamped
@@ -45,10 +46,14 @@ class StageLoader(Generic[B]):
         loop: LoopConfig,
         share: BatchShare,
         weights: Float[np.ndarray, " n"] | None = None,
+        features: Features | None = None,
     ) -> None:
+        """
+        Args:
+            features: What finishes the batches that loading workers begin; None: they are whole.
+        """
         self._loop, self._share = loop, share
-        first = samples.parts[0] if isinstance(samples, Mixture) else samples
-        self._features: Features | None = getattr(first, "features", None)
+        self._features = features
         self._sampler = Sampler(len(samples), loop.batch_size, seed=loop.seed, weights=weights, share=share)
         self._loader: DataLoader[B] = DataLoader(samples, self._sampler, workers=loop.workers)
 
@@ -98,6 +103,8 @@ class Stage(Generic[B]):
     loader: StageLoader[B]
     labels: Labels = MappingProxyType({})
     """Names of the entries of the loss's parts."""
+    stored_draws: int = 0
+    """How many z_m of every training sample are computed before the loop."""
 
     @property
     def module(self) -> nn.Module:
@@ -173,8 +180,8 @@ class MotionStage(Stage[MotionBatch]):
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.model.requires_grad_(True)
-        lengths = [len(part) for part in samples.parts] if isinstance(samples, Mixture) else [len(samples)]
-        self.loader = StageLoader(samples, config.loop, share, mixture_weights(lengths, config.weights))
+        weights, features = _weights(samples, config.weights), samples.parts[0].features
+        self.loader = StageLoader(samples, config.loop, share, weights, features)
         if config.loop.recompute:
             checkpoint_activations(model)
 
@@ -222,21 +229,23 @@ class PolicyStage(Stage[ActionBatch]):
         self,
         model: LaMP,
         config: PolicyTraining,
-        samples: PolicySamples | MixedSamples | ImageSamples,
-        validation: PolicySamples | MixedSamples | ImageSamples | None,
+        samples: AnyPolicySamples,
+        validation: AnyPolicySamples | None,
         share: BatchShare = WHOLE,
     ) -> None:
         self.model, self.config, self.samples, self.validation = model, config, samples, validation
         self.name = "policy" if model.guidance is not None else "policy without motion"
-        self.trained = [part for part in (model.guidance, model.action_expert) if part is not None]
+        self.stored_draws = config.stored_draws
+        self.trained = config.trained_parts(model)
         model.requires_grad_(False)
         for part in self.trained:
             part.requires_grad_(True)
-        lengths = [len(part) for part in samples.parts] if isinstance(samples, MixedSamples) else [len(samples)]
-        names = _action_names(samples)
+        first = samples.parts[0]  # the policy's own dataset
+        names = action_names(first.dataset.features, first.embodiment, first.scaling.actions.width)
         self.labels: Labels = {"per_dim": names, "per_tau": TAU_NAMES, "action_error_per_dim": names}
         batches: Any = samples  # images where the backbone is trained along, tokens elsewhere
-        self.loader = StageLoader(batches, config.loop, share, mixture_weights(lengths, config.weights))
+        features = next((part.features for part in samples.cached), None)
+        self.loader = StageLoader(batches, config.loop, share, _weights(samples, config.weights), features)
         self.hidden_noise: Tensor | None = None
         if config.loop.recompute:
             checkpoint_activations(model)
@@ -354,8 +363,7 @@ class PolicyStage(Stage[ActionBatch]):
         return replace(batch, prior_seen=seen if batch.prior_seen is None else seen & batch.prior_seen)
 
 
-def _action_names(samples: PolicySamples | MixedSamples | ImageSamples) -> tuple[str, ...]:
-    """Those of the first dataset, the policy's own."""
-    first = samples.parts[0] if isinstance(samples, MixedSamples) else samples
-    dataset = first.dataset if isinstance(first, ImageSamples) else first.features.dataset
-    return action_names(dataset.features, first.embodiment, first.scaling.actions.width)
+def _weights(
+    samples: AnyMotionSamples | AnyPolicySamples, shares: Sequence[float] | None
+) -> Float[np.ndarray, " n"] | None:
+    return mixture_weights([len(part) for part in samples.parts], shares)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,28 +15,22 @@ import lamp.version
 from lamp.configuration import to_json
 from lamp.data.episode_selection import ALL_EPISODES
 from lamp.data.feature_cache.encode import BackboneIdentity, FrozenBackbone
-from lamp.data.feature_cache.shards import EpisodeFingerprints
-from lamp.data.mixture import AnyMotionSamples, MixedMotionSamples
-from lamp.data.motion_dataset import MotionSamples, flow_std, shuffled_pairing
-from lamp.data.observation_encoder import check_instructions
+from lamp.data.motion_dataset import AnyMotionSamples, MixedMotionSamples, MotionSamples, flow_std, shuffled_pairing
 from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import Preconditioning
 from lamp.json_files import to_line
-from lamp.model.lamp import LaMP, LaMPConfig, required
-from lamp.model.motion_expert import MotionExpertConfig
+from lamp.model.lamp import LaMP, required
 from lamp.sceneflow.normalization import RELEASED_BOUNDS, BoundsRule, MotionBounds
-from lamp.sceneflow.retiming import ByTime
-from lamp.sceneflow.store import SceneFlowStore
-from lamp.sceneflow.stores import FlowRequirements, check_current, find_store, store_folders
 from lamp.seeding import seed_everything
 from lamp.train.backbones import find_backbone, live_backbone
 from lamp.train.checkpoint import Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import FILE_NAME as DESCRIPTION
 from lamp.train.checkpoint_metadata import Description, FlowRecord, read_description
-from lamp.train.config import LoopConfig, MixedIn, MotionTraining, PolicyTraining, RateMixing
-from lamp.train.datasets import SAME_RATE, Sources, dataset_names
+from lamp.train.config import LoopConfig, MotionTraining
+from lamp.train.datasets import SAME_RATE, Sources
 from lamp.train.distributed import DistributedContext, distributed_context
 from lamp.train.finetune import FineTune, Normalizers
+from lamp.train.flow_datasets import FlowDataset, flow_store, is_timed, match_step_time, open_flow_datasets
 from lamp.train.flow_metrics import FILE_NAME, FlowReport, measure_flow
 from lamp.train.run_folder import CHECKPOINT, RunStage, TrainingResult, run_stage
 from lamp.train.stages import MotionStage
@@ -78,7 +71,7 @@ def train_motion(
     here = replace(config, loop=replace(config.loop, device=distributed.device(config.loop.device)))
     live = None if config.cache_features else live_backbone(config.backbone, here.loop.device, backbone)
     identity: BackboneIdentity = live or backbone or find_backbone(config.backbone)
-    datasets = _open_datasets(config, data, identity, features, live)
+    datasets = open_flow_datasets(config, data, identity, features, live)
     config = replace(config, flow_stride=datasets[0].stride)
     here = replace(config, loop=here.loop)
     tuned = None
@@ -87,7 +80,7 @@ def train_motion(
     scaled = _with_kept_bounds(config, datasets[0], tuned)
     samples, clamped = _with_bounds(scaled if fresh else _with_recorded_bounds(scaled, out), datasets, distributed)
     if config.targets == "shuffled":
-        of = samples.part_of(np.arange(len(samples))) if isinstance(samples, MixedMotionSamples) else 0
+        of = samples.part_of(np.arange(len(samples)))
         samples.pairing = shuffled_pairing((of << 32) + samples.episode, config.loop.seed)
     config = _with_data_std(config, samples, None if fresh else out, tuned, distributed)
     here = replace(config, loop=here.loop)
@@ -113,112 +106,11 @@ def train_motion(
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Dataset:
-    """One of the datasets of a run, and how many of its stored flow steps make one of the model's."""
-
-    sources: Sources
-    store: SceneFlowStore
-    stride: int
-
-    @property
-    def step_s(self) -> float:
-        """How long a flow step of the model is. [s]"""
-        return self.stride * self.store.description.sampling.stride / self.sources.dataset.fps
-
-    def samples(
-        self, config: MotionTraining, episodes: Sequence[int], bounds: BoundsRule | MotionBounds
-    ) -> MotionSamples:
-        """Samples of some episodes."""
-        return motion_samples(
-            replace(config, flow_stride=self.stride), self.sources, episodes, bounds, store=self.store
-        )
-
-
-def _open_datasets(
-    config: MotionTraining, data: Path, identity: BackboneIdentity, features: Path | None, live: FrozenBackbone | None
-) -> list[_Dataset]:
-    """Opens all datasets, the run's own first.
-
-    Raises:
-        MismatchError: Their flow steps take different times, and are not to be mixed so.
-    """
-    opened: list[_Dataset] = []
-    parts = (MixedIn(data=str(data), embodiment=config.embodiment), *config.also)
-    for part, name in zip(parts, dataset_names([part.data for part in parts], features), strict=True):
-        sources = Sources.open(
-            Path(part.data),
-            identity.key,
-            part.split(config.split, own=not opened),
-            token_width=config.model.token_width,
-            embodiment=part.embodiment,
-            features=features,
-            wanted=identity.description,
-            live=live,
-            pictures_only=True,
-        )
-        sources = replace(sources, name=name)
-        needed = config
-        if opened and config.rates != "recorded":
-            needed = replace(config, flow_frames=max(1, round(opened[0].step_s * sources.dataset.fps)))
-        store = flow_store(needed, sources, config.scene_flow, own=not opened)
-        whole = not opened or not _timed(config) or (config.flow_frames or 1) % store.description.sampling.stride == 0
-        stride = at_stride(config, store).flow_stride if whole else config.flow_stride
-        now = _Dataset(sources=sources, store=store, stride=stride)
-        opened.append(_match_step_time(now, opened[0].step_s, config.rates, timed=_timed(config)) if opened else now)
-        # Together with those before it: the instructions of all datasets have to be told apart.
-        instructions = [text for one in opened for text in one.sources.dataset.tasks]
-        check_instructions(identity, instructions, ", ".join(str(one.sources.dataset.root) for one in opened))
-    if len(opened) > 1 and distributed_context(config.loop.device).is_main:
-        durations = ", ".join(f"{one.sources.dataset.root} {one.step_s:.3g} s" for one in opened)
-        print(f"a flow step takes, in {durations}", file=sys.stderr)
-    return opened
-
-
-def _match_step_time(one: _Dataset, step_s: float, rates: RateMixing, *, timed: bool) -> _Dataset:
-    """Lets a dataset's flow steps take the same time as the first one's, where they are `timed`.
-
-    Raises:
-        MismatchError: They do not, and must not differ or cannot be made to agree.
-    """
-    if not timed or rates == "recorded" or abs(one.step_s - step_s) <= SAME_RATE * step_s:
-        return one
-    root, fps, stored = one.sources.dataset.root, one.sources.dataset.fps, one.store.description.sampling.stride
-    stride = max(1, round(step_s * fps / stored))
-    matched = replace(one, stride=stride)
-    if rates == "resampled" and abs(matched.step_s - step_s) <= SAME_RATE * step_s:
-        return matched
-    difference = (
-        f"a flow step of {root} ({fps:g} frames a second) takes {one.step_s:.3g} s, "
-        f"one of the first dataset {step_s:.3g} s"
-    )
-    if rates == "resampled":
-        frames = step_s * fps
-        built = f"`lamp flow build {root} --stride {round(frames)}`" if abs(frames - round(frames)) < 0.01 else ""
-        raise MismatchError(
-            f"{difference}, which is not a whole number of its stored steps of {stored} frames; "
-            f"expected one: {f'build its scene flow with {built}' if built else 'no stride of whole frames makes it'}, "
-            "or give --rates recorded to mix them as they are"
-        )
-    raise MismatchError(
-        f"{difference}; expected the same: give --rates resampled to take as many stored steps as make up that time, or --rates "
-        "recorded to mix them as they are"
-    )
-
-
-def _timed(config: MotionTraining) -> bool:
-    return isinstance(config.retiming, ByTime)
-
-
-def _parts_of(samples: AnyMotionSamples) -> tuple[MotionSamples, ...]:
-    return samples.parts if isinstance(samples, MixedMotionSamples) else (samples,)
-
-
 def _mix(parts: Sequence[MotionSamples]) -> AnyMotionSamples:
     return MixedMotionSamples(parts) if len(parts) > 1 else parts[0]
 
 
-def _with_kept_bounds(config: MotionTraining, own: _Dataset, tuned: FineTune | None) -> MotionTraining:
+def _with_kept_bounds(config: MotionTraining, own: FlowDataset, tuned: FineTune | None) -> MotionTraining:
     """The same training, with the bounds of a checkpoint that it begins with and keeps the normalisers of.
 
     Raises:
@@ -233,31 +125,12 @@ def _with_kept_bounds(config: MotionTraining, own: _Dataset, tuned: FineTune | N
             "--normalizers refit"
         )
     now, before = own.step_s, flow.stride / flow.fps
-    if _timed(config) and abs(now - before) > SAME_RATE * before:
+    if is_timed(config) and abs(now - before) > SAME_RATE * before:
         raise MismatchError(
             f"a flow step of {own.sources.dataset.root} takes {now:.3g} s, one of {tuned.path} {before:.3g} s, and its bounds "
             "are of such steps; expected the same: choose --flow-stride, or give --normalizers refit"
         )
     return replace(config, bounds=flow.bounds)
-
-
-def at_stride(config: MotionTraining, store: SceneFlowStore) -> MotionTraining:
-    """The training with as many of a store's flow steps per step of the model as make its `flow_frames`.
-
-    Raises:
-        MismatchError: The stored steps do not add up to them.
-    """
-    if not _timed(config):
-        return replace(config, flow_stride=1)
-    if config.flow_frames is None:
-        return config
-    stored = store.description.sampling.stride
-    if config.flow_frames % stored:
-        raise MismatchError(
-            f"{store.path} has a flow step every {stored} frames, the recipe one every {config.flow_frames}; build another "
-            f"beside it with `lamp flow build {store.path.parent} --stride {config.flow_frames}`, or give --flow-stride"
-        )
-    return replace(config, flow_stride=config.flow_frames // stored)
 
 
 def _with_recorded_bounds(config: MotionTraining, out: Path) -> MotionTraining:
@@ -266,11 +139,8 @@ def _with_recorded_bounds(config: MotionTraining, out: Path) -> MotionTraining:
     if isinstance(config.bounds, MotionBounds) or not (path / DESCRIPTION).is_file():
         return config
     recorded = read_description(path)
-    if (
-        not isinstance(recorded.training, MotionTraining)
-        or recorded.flow is None
-        or recorded.training.bounds != config.bounds
-    ):
+    training = recorded.motion_training
+    if training is None or recorded.flow is None or training.bounds != config.bounds:
         return config
     return replace(config, bounds=recorded.flow.bounds)
 
@@ -294,12 +164,12 @@ def _with_data_std(
     known = None if tuned is None else tuned.description.model.motion
     if known is None and out is not None and (out / CHECKPOINT / DESCRIPTION).is_file():
         before = read_description(out / CHECKPOINT)
-        fitted_alike = isinstance(before.training, MotionTraining) and before.training.fit_data_std
-        known = before.model.motion if fitted_alike else None
+        fitted_alike = before.motion_training
+        known = before.model.motion if fitted_alike is not None and fitted_alike.fit_data_std else None
     if known is not None:
         preconditioning = known.preconditioning
     else:
-        preconditioning = Preconditioning(data_std=distributed.from_main(lambda: flow_std(_parts_of(samples))))
+        preconditioning = Preconditioning(data_std=distributed.from_main(lambda: flow_std(samples.parts)))
     motion = replace(config.motion, preconditioning=preconditioning)
     return replace(config, model=replace(config.model, motion=motion))
 
@@ -326,8 +196,8 @@ def evaluate_flow(
         MismatchError: The checkpoint and the data do not fit.
     """
     model, description = load_checkpoint(checkpoint, expected=Expected(kind="motion"))
-    config = description.training
-    if not isinstance(config, MotionTraining):
+    config = description.motion_training
+    if config is None:
         raise MismatchError(
             f"{checkpoint} was imported, and its scene flow's sampling is not known; expected one that `lamp train motion` wrote."
         )
@@ -357,129 +227,16 @@ def evaluate_flow(
     # Another dataset's flow steps are brought to the time that those of the training took.
     store = flow_store(replace(config, flow_frames=recorded.stride), sources, config.scene_flow, own=False)
     steps, rest = divmod(recorded.stride, store.description.sampling.stride)
-    here = _Dataset(sources=sources, store=store, stride=config.flow_stride if rest else steps)
+    here = FlowDataset(sources=sources, store=store, stride=config.flow_stride if rest else steps)
     if config.also:
-        here = _match_step_time(here, recorded.stride / recorded.fps, "resampled", timed=_timed(config))
+        here = match_step_time(here, recorded.stride / recorded.fps, "resampled", timed=is_timed(config))
     samples = here.samples(config, chosen, recorded.bounds)
     indices = spread(len(samples), frames or len(samples))
     return measure_flow(model.to(settings.device), samples, indices, loop=settings)
 
 
-def flow_store(
-    config: MotionTraining, sources: Sources, name: str | None = None, *, own: bool = True
-) -> SceneFlowStore:
-    """The store of a dataset that has what a training needs.
-
-    Args:
-        name: Its name, where one was chosen.
-        own: It was chosen for this dataset, and not for another: it then settles only which of several that fit is taken.
-
-    Raises:
-        ConfigError: There is none of that name, or several fit and none is named.
-        DataError: There is none at all.
-        MismatchError: None of several fits, or the dataset has changed since it was made.
-    """
-    motion = config.motion
-    needs = FlowRequirements(grid=motion.grid, camera=sources.features.cameras[0])
-    if _timed(config):
-        needs = replace(needs, horizon=motion.horizon, stride=config.flow_stride, frames=config.flow_frames)
-    return current_store(needs, sources, name, own=own)
-
-
-def current_store(
-    needs: FlowRequirements, sources: Sources, name: str | None = None, *, own: bool = True
-) -> SceneFlowStore:
-    """The store of a dataset that has what is needed, made from the recordings that are there now.
-
-    Arguments and errors are those of `flow_store`.
-    """
-    data = sources.dataset.root
-    try:
-        store = find_store(data, needs, name if own else None)
-    except ConfigError:
-        if own or name not in [folder.name for folder in store_folders(data)]:
-            raise
-        store = find_store(data, needs, name)
-    shown = [camera for camera in store.description.cameras if camera in sources.dataset.cameras]
-    prints = EpisodeFingerprints(sources.dataset, shown, sources.features.folder.parent)
-    check_current(store, data, len(sources.dataset), prints.pictures)
-    return store
-
-
-def motion_samples(
-    config: MotionTraining,
-    sources: Sources,
-    episodes: Sequence[int],
-    bounds: BoundsRule | MotionBounds,
-    *,
-    store: SceneFlowStore,
-) -> MotionSamples:
-    """Takes the scene flow of some episodes from a store.
-
-    Raises:
-        DataError: There is no scene flow, or not of all episodes.
-        MismatchError: It has another grid or camera, or is too short.
-    """
-    motion = config.motion
-    store.check(grid=motion.grid, span=motion.horizon * config.flow_stride if _timed(config) else 1)
-    camera = sources.features.cameras[0]
-    if camera not in store.description.cameras:
-        have = ", ".join(store.description.cameras)
-        raise MismatchError(
-            f"{store.path} has the cameras {have}; expected the backbone's first, {camera!r}: build it for that."
-        )
-    return MotionSamples(
-        sources.features,
-        store,
-        episodes=episodes,
-        horizon=motion.horizon,
-        stride=config.flow_stride,
-        retiming=config.retiming,
-        bounds=bounds,
-        supervision=config.supervision,
-        camera=camera,
-    )
-
-
-def flow_of_policy(
-    config: PolicyTraining, sources: Sources, distributed: DistributedContext
-) -> Callable[[Sequence[int]], MotionSamples]:
-    """Reads the scene flow that a policy's flow head learns: of some episodes, normalised by what the training episodes have.
-
-    Raises:
-        ConfigError: The model has no flow head, or which store is meant is not clear.
-        DataError: There is no scene flow, or not of all episodes.
-        MismatchError: It has another grid or camera, or is too short.
-    """
-    head, flow = config.model.flow_head, config.flow
-    if head is None:
-        raise ConfigError("the model has no flow head, so there is no scene flow to read.")
-    shape = MotionExpertConfig(
-        token_width=config.model.token_width,
-        grid=head.grid,
-        horizon=head.horizon,
-        patch=head.patch,
-        frames_per_token=1,
-    )
-    wanted = MotionTraining(
-        model=LaMPConfig(token_width=config.model.token_width, motion=shape, guidance=None, action=None),
-        loop=config.loop,
-        flow_stride=flow.stride,
-        flow_frames=flow.frames,
-        supervision=flow.supervision,
-    )
-    store = flow_store(wanted, sources, config.scene_flow)
-    wanted = at_stride(wanted, store)
-
-    def samples(episodes: Sequence[int], bounds: BoundsRule | MotionBounds) -> MotionSamples:
-        return motion_samples(wanted, sources, episodes, bounds, store=store)
-
-    bounds = distributed.from_main(lambda: samples(sources.split.train, flow.bounds).bounds)
-    return partial(samples, bounds=bounds)
-
-
 def _with_bounds(
-    config: MotionTraining, datasets: Sequence[_Dataset], distributed: DistributedContext
+    config: MotionTraining, datasets: Sequence[FlowDataset], distributed: DistributedContext
 ) -> tuple[AnyMotionSamples, tuple[float, float, float]]:
     """The training samples, and which share of their increments is clamped. Both take a pass over all scene flow, where bounds
     are to be found in the data, which is in all datasets together: of several processes the main one makes it.
@@ -509,12 +266,12 @@ def _with_bounds(
 
 def _describe(
     config: MotionTraining,
-    datasets: Sequence[_Dataset],
+    datasets: Sequence[FlowDataset],
     samples: AnyMotionSamples,
     clamped: tuple[float, float, float],
 ) -> Description:
     motion = config.motion
-    parts = _parts_of(samples)
+    parts = samples.parts
     stores = [to_line(to_json(one.store.description)) for one in datasets]
     own, *others = [
         one.sources.record(samples=len(part), also=[store])

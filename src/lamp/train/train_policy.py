@@ -24,7 +24,6 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.json_files import to_line
 from lamp.model.lamp import LaMP, required
 from lamp.model.qwen3_vl import Qwen3VLBackbone
-from lamp.sceneflow.stores import FlowRequirements
 from lamp.seeding import seed_everything
 from lamp.train.backbones import BuildProgressPrinter, find_backbone
 from lamp.train.breakdown import action_names
@@ -37,23 +36,21 @@ from lamp.train.checkpoint_metadata import (
     PolicyRecord,
     read_description,
 )
-from lamp.train.config import MotionTraining, PolicyTraining, UnseenEpisodes
+from lamp.train.config import PolicyTraining, UnseenEpisodes
 from lamp.train.datasets import (
-    SAME_RATE,
     Sources,
     TrainingDataset,
     adapted_backbone,
-    cached_parts,
     mixed,
     open_datasets,
 )
 from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
+from lamp.train.flow_datasets import flow_of_policy, true_motion
 from lamp.train.lora import AdaptedStage
 from lamp.train.motion_feature_cache import hidden_settings, hidden_states_of
 from lamp.train.run_folder import HIDDEN, RunStage, TrainingResult, first_difference, run_stage
 from lamp.train.stages import PolicyStage
-from lamp.train.train_motion import current_store, flow_of_policy
 from lamp.train.validation import spread
 
 
@@ -103,14 +100,14 @@ def train_policy(
     samples = mixed(parts)
     validation = mixed([one.samples(config, episodes) for one, episodes in held_out]) if held_out else None
     if motion is not None and isinstance(config.prior_on, UnseenEpisodes):
-        for one, part in zip(datasets, cached_parts(samples), strict=True):
+        for one, part in zip(datasets, samples.cached, strict=True):
             part.show_prior_in(_unseen_episodes(one.sources, motion))
     if tuned is None:
         fit_baseline(model, parts)
     flow_read: tuple[str, ...] = ()
     if config.model.flow_head:
         flow_of = flow_of_policy(config, sources, distributed)
-        for part in (*cached_parts(samples), *cached_parts(validation)):
+        for part in (*samples.cached, *(validation.cached if validation is not None else ())):
             flow = flow_of(part.episodes)
             part.with_flow(flow)
             flow_read = (to_line(to_json(flow.store.description)),)
@@ -136,7 +133,7 @@ def train_policy(
         if config.stored_draws:
             known = {id(one.sources.cache): motion for one, motion in zip(datasets, true_motions, strict=True)}
             for of_all, draws in ((samples, config.stored_draws), (validation, 1)):
-                for part in cached_parts(of_all):
+                for part in of_all.cached if of_all is not None else ():
                     _cache_hidden(model, part, draws, here, description, out, known[id(part.features)])
         stage.fit_hidden_statistics()
 
@@ -157,11 +154,8 @@ def _with_fitted_prior(
         known = tuned.description.model.motion  # whether it was found or given is not noted there
     elif motion_checkpoint is not None:
         recorded = read_description(motion_checkpoint)
-        known = (
-            recorded.model.motion
-            if isinstance(recorded.training, MotionTraining) and recorded.training.fit_data_std
-            else None
-        )
+        training = recorded.motion_training
+        known = recorded.model.motion if training is not None and training.fit_data_std else None
     else:
         known = None
     if known is None or known.preconditioning is None:
@@ -311,8 +305,8 @@ def read_motion(
     weights = motion_weights(trained.state_dict())
     source = MotionSource(sha256=content_hash(weights), step=description.step, data=description.data)
     flow = required(description.flow, "record of the scene flow")
-    if isinstance(description.training, MotionTraining):  # earlier versions noted it there alone
-        flow = replace(flow, supervision=description.training.supervision)
+    if (training := description.motion_training) is not None:  # earlier versions noted it there alone
+        flow = replace(flow, supervision=training.supervision)
     return weights, MotionOrigin(source=source, flow=flow)
 
 
@@ -324,49 +318,6 @@ def _unseen_episodes(sources: Sources, motion: MotionOrigin) -> tuple[int, ...]:
             "split.validation_share (0.5) or on other data, or choose AllEpisodes."
         )
     return episodes
-
-
-def true_motion(config: PolicyTraining, sources: Sources, flow: FlowRecord, *, own: bool = True) -> TrueMotion:
-    """The true motion of a dataset, as a Motion Expert would have predicted it.
-
-    Args:
-        flow: What the Motion Expert predicts.
-        own: The dataset is the training's own, whose store `config.scene_flow` names.
-
-    Raises:
-        ConfigError: There is no store of the name that was chosen, or several fit and none is named.
-        DataError: There is no scene flow, or not of every frame.
-        MismatchError: None fits, or the flow steps take another time than the Motion Expert's.
-    """
-    flow.check_timed("an oracle")
-    dataset, camera = sources.dataset, sources.features.cameras[0]
-    exact = flow.stride * dataset.fps / flow.fps
-    frames = max(1, round(exact))
-    if abs(frames - exact) > SAME_RATE * exact:
-        raise MismatchError(
-            f"a flow step of the motion checkpoint takes {flow.stride / flow.fps:.3g} s, {exact:.3g} frames of {dataset.root}; "
-            "expected a whole number of them: an oracle needs a dataset of a rate that fits"
-        )
-    needs = FlowRequirements(grid=flow.grid, horizon=flow.horizon, frames=frames, camera=camera, every=1)
-    store = current_store(needs, sources, config.scene_flow, own=own)
-    stored = store.description.sampling.stride
-    if frames % stored or camera not in store.description.cameras:
-        raise MismatchError(
-            f"{store.path} has a flow step every {stored} frames, in {', '.join(store.description.cameras)}; the motion "
-            f"checkpoint predicts one every {frames}, in {camera}: `lamp flow build {dataset.root} --stride {frames} --cameras "
-            f"{camera}` makes another beside it"
-        )
-    store.check(grid=flow.grid, span=flow.horizon * (frames // stored))
-    motion = TrueMotion(
-        store=store,
-        camera=camera,
-        horizon=flow.horizon,
-        stride=frames // stored,
-        bounds=flow.bounds,
-        supervision=flow.supervision,
-    )
-    motion.check(dataset, (*sources.split.train, *sources.split.validation))
-    return motion
 
 
 def _cache_hidden(

@@ -11,9 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lamp.data.dataloader import BatchSource
-from lamp.data.image_dataset import ImageSamples
-from lamp.data.mixture import MixedSamples
-from lamp.data.policy_dataset import PolicySamples
+from lamp.data.image_dataset import AnyPolicySamples
 from lamp.flow_matching import gaussian
 from lamp.model.lamp import LaMP
 from lamp.progress import Progress
@@ -75,7 +73,7 @@ def batches(indices: Int64[np.ndarray, " n"], size: int) -> Iterator[Int64[np.nd
 def measure_actions(
     model: LaMP,
     encode: Callable[[Any], PolicyBatch],
-    samples: PolicySamples | MixedSamples | ImageSamples,
+    samples: AnyPolicySamples,
     indices: Int64[np.ndarray, " n"],
     *,
     loop: LoopConfig,
@@ -126,10 +124,9 @@ def measure_actions(
     return measured
 
 
-def _tasks(samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, " b"]) -> list[str]:
+def _tasks(samples: AnyPolicySamples, indices: Int64[np.ndarray, " b"]) -> list[str]:
     """What each sample's episode is told to do, all its instructions where they change on the way."""
-    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
-    of = samples.part_of(indices) if isinstance(samples, MixedSamples) else np.zeros(len(indices), np.int64)
+    parts, of = samples.parts, samples.part_of(indices)
     starts = np.cumsum([0, *map(len, parts)])
     places = [
         (part, int(parts[part].episode[place - starts[part]]))
@@ -137,9 +134,7 @@ def _tasks(samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[
     ]
     instructions = {}  # each episode's are read once
     for part, episode in set(places):
-        one = parts[part]
-        dataset = one.dataset if isinstance(one, ImageSamples) else one.features.dataset
-        instructions[part, episode] = " / ".join(dataset.instructions(episode)[0])
+        instructions[part, episode] = " / ".join(parts[part].dataset.instructions(episode)[0])
     return [instructions[place] for place in places]
 
 
@@ -151,11 +146,7 @@ def _sample_actions(model: LaMP, batch: PolicyBatch, source: Source) -> Float[Te
     return model.decode(model.guide(batch.encoded, hidden, batch.prior_seen), batch.state, noise)
 
 
-def _scales(
-    samples: PolicySamples | MixedSamples | ImageSamples, indices: Int64[np.ndarray, " b"]
-) -> Float[Tensor, "b a"]:
+def _scales(samples: AnyPolicySamples, indices: Int64[np.ndarray, " b"]) -> Float[Tensor, "b a"]:
     """What one unit of the normalised action is, for each sample's own dataset."""
-    parts = samples.parts if isinstance(samples, MixedSamples) else (samples,)
-    of = samples.part_of(indices) if isinstance(samples, MixedSamples) else np.zeros(len(indices), np.int64)
-    scales = np.stack([part.scaling.actions.centre_and_scale()[1] for part in parts])
-    return torch.from_numpy(scales[of])
+    scales = np.stack([part.scaling.actions.centre_and_scale()[1] for part in samples.parts])
+    return torch.from_numpy(scales[samples.part_of(indices)])

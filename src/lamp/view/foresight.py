@@ -18,7 +18,6 @@ from lamp.model.lamp import LaMP
 from lamp.sceneflow.motion_mask import DRAWN, leaves_start
 from lamp.sceneflow.store import SceneFlowStore
 from lamp.sceneflow.stores import FlowRequirements, find_store, store_folders
-from lamp.sceneflow.tracks import grid_points, integrate
 from lamp.train.checkpoint import BackboneCache, Expected, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, read_description
 from lamp.train.flow_metrics import IMAGE_PX
@@ -138,9 +137,7 @@ class MotionPredictor:
         encoded = self.encoder.encode(seen) if read is None else read
         noise = self.model.motion_noise(samples, torch.Generator().manual_seed(seed))
         predicted = [self.model.foresee(encoded, one[None]) for one in noise]
-        increments = self.flow.bounds.denormalise(torch.cat(predicted).mean(0).float())
-        grid = grid_points(*self.flow.grid).float()
-        return integrate(torch.cat([grid, torch.zeros(len(grid), 1)], dim=1), increments).numpy()
+        return self.flow.paths(torch.cat(predicted).mean(0)).numpy()
 
 
 class ForesightRenderer:

@@ -22,7 +22,7 @@ from lamp.recipes import training
 from lamp.train.backbones import BackboneConfig
 from lamp.train.checkpoint import Expected, load_checkpoint, motion_weights
 from lamp.train.checkpoint_metadata import Description, checkpoint_folder, read_description
-from lamp.train.config import Imported, PolicyTraining
+from lamp.train.config import PolicyTraining
 from lamp.train.publishing import find_checkpoint
 from lamp.types import Encoded, Observations, PolicyBatch
 
@@ -147,8 +147,6 @@ def _motion(source: str) -> Description:
 
 def _backbone_of(prior: Description, source: str) -> BackboneConfig:
     """The settings of the backbone that a motion prior was trained on: it can be used with no other."""
-    if not isinstance(prior.training, Imported):
-        return prior.training.backbone
     backbone = prior.training.backbone_in(checkpoint_folder(find_checkpoint(source)))
     if backbone is None:
         raise MismatchError(

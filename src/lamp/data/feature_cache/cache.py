@@ -144,6 +144,11 @@ class Features(ABC):
         return len(self.index.frame)
 
     @property
+    def backbone(self) -> FrozenBackbone | None:
+        """What encodes as tokens are needed; None where they are cached."""
+        return None
+
+    @property
     def kept_otherwise(self) -> tuple[str, ...]:
         """The number format that tokens are kept in, where it is another than by default."""
         return ()

@@ -12,16 +12,17 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lamp.errors import ConfigError, DataError, MissingDependencyError
 from lamp.files import sha256_of
 from lamp.hub import Fetch, HubId, fetch
-from lamp.json_files import read_json
+from lamp.json_files import read_json, read_json_as
 from lamp.model.lamp import LaMP
 from lamp.model.released.config import ReleasedConfig, read_config
 from lamp.model.released.keys import check_shapes, parts_of, to_ours
@@ -46,6 +47,23 @@ class Statistics:
     action_high: tuple[float, ...]
 
 
+class ReleasedFile(TypedDict):
+    """A file in a release's manifest."""
+
+    name: str
+    size: NotRequired[int | None]
+    """[bytes]"""
+    sha256: NotRequired[str | None]
+
+
+class ReleaseManifest(TypedDict, total=False):
+    """What is read of `checkpoint_manifest.json`."""
+
+    files: list[ReleasedFile]
+    checkpoint: ReleasedFile | None
+    optimizer_step: Any
+
+
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """What a release's folder says, before its weights are read."""
@@ -61,7 +79,7 @@ class Artifact:
     """None where the file is missing; the Motion Expert alone needs none."""
     raw_statistics: dict[str, Any]
     checkpoint: Path
-    manifest: dict[str, Any]
+    manifest: ReleaseManifest
     """Empty where there is none."""
 
 
@@ -112,20 +130,18 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
     return fetch(hub, Fetch(patterns=patterns, instead=instead))
 
 
-def _checkpoint(folder: Path, manifest: dict[str, Any]) -> Path:
+def _checkpoint(folder: Path, manifest: ReleaseManifest) -> Path:
     files = sorted(folder.glob("*.pt"))
     if len(files) != 1:
         have = ", ".join(path.name for path in files) or "none"
         raise DataError(f"{folder} has the .pt files {have}; expected exactly one.")
     named = manifest.get("checkpoint")
-    if isinstance(named, dict) and named.get("name") != files[0].name:
-        raise DataError(
-            f"{folder / MANIFEST_FILE} names the checkpoint {named.get('name')!r}; there is {files[0].name}."
-        )
+    if named is not None and named["name"] != files[0].name:
+        raise DataError(f"{folder / MANIFEST_FILE} names the checkpoint {named['name']!r}; there is {files[0].name}.")
     return files[0]
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> ReleaseManifest:
     """Reads the manifest, and compares size and sha256 of every file that it names.
 
     Raises:
@@ -134,23 +150,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST_FILE
     if not file.exists():
         return {}
-    manifest = _mapping(read_json(file, "checkpoint manifest"), file)
-    records = manifest.get("files", [])
-    records = (
-        [*records, manifest["checkpoint"]] if isinstance(records, list) and manifest.get("checkpoint") else records
-    )
-    unique = {str(record): record for record in records} if isinstance(records, list) else {}
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{file}: {records!r} is not a list of files; expected records of name, size and sha256.")
+    manifest = read_json_as(file, ReleaseManifest, "checkpoint manifest")
+    named = manifest.get("checkpoint")
+    records = [*manifest.get("files", []), *([named] if named is not None else [])]
+    unique = {str(record): record for record in records}
     for check in (_check_size, _check_sha256):  # a size is known at once, a sum takes minutes
         for record in unique.values():
             check(folder, record)
     return manifest
 
 
-def _check_size(folder: Path, record: dict[str, Any]) -> None:
-    name, size = record.get("name"), record.get("size")
-    if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+def _check_size(folder: Path, record: ReleasedFile) -> None:
+    name, size = record["name"], record.get("size")
+    if not name or Path(name).name != name or "\\" in name:
         raise DataError(f"{folder / MANIFEST_FILE} names {name!r}; expected a file of the same folder.")
     if not (folder / name).is_file():
         raise DataError(f"{folder / MANIFEST_FILE} names {name}, which is missing; fetch the whole folder again.")
@@ -159,7 +171,7 @@ def _check_size(folder: Path, record: dict[str, Any]) -> None:
         raise DataError(f"{folder / name} has {actual} bytes; {MANIFEST_FILE} says {size}: fetch it again.")
 
 
-def _check_sha256(folder: Path, record: dict[str, Any]) -> None:
+def _check_sha256(folder: Path, record: ReleasedFile) -> None:
     stated = record.get("sha256")
     if stated and (sha256 := sha256_of(folder / record["name"])) != stated:
         raise DataError(
@@ -175,12 +187,14 @@ def _statistics(obj: dict[str, Any], file: Path, config: ReleasedConfig) -> Stat
         raise DataError(f"{file} has statistics of {have}; expected {' or '.join(EMBODIMENTS)}.")
 
     def end(kind: str, which: str, width: int) -> tuple[float, ...]:
-        entry = obj[name].get(kind) if isinstance(obj[name], dict) else None
-        values = entry.get(which) if isinstance(entry, dict) else None
-        numbers = isinstance(values, list) and all(isinstance(x, int | float) for x in values)
-        if not isinstance(values, list) or not numbers or len(values) != width:
-            raise DataError(f"{file}: {name}.{kind}.{which} is {values!r}; expected {width} numbers.")
-        return tuple(float(x) for x in values)
+        values = None
+        match obj[name]:
+            case {**kinds} if type(kinds.get(kind)) is dict:
+                values = kinds[kind].get(which)
+        match values:
+            case list() if len(values) == width and all(type(x) in (int, float) for x in values):
+                return tuple(map(float, values))
+        raise DataError(f"{file}: {name}.{kind}.{which} is {values!r}; expected {width} numbers.")
 
     state, action = config.sizes.S, config.sizes.A
     return Statistics(
@@ -205,7 +219,7 @@ def _yaml(file: Path) -> Any:
 
 
 def _mapping(obj: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(obj, dict) or not all(isinstance(key, str) for key in obj):
+    if type(obj) is not dict or not all(type(key) is str for key in obj):
         raise DataError(f"{file} holds no mapping with names; expected the file of a release.")
     return obj
 
@@ -309,7 +323,7 @@ def sizes_from(path: Path) -> ReleasedSizes:
         raise ConfigError(
             f"{path}: its metadata {CONFIG!r} is not JSON ({error}); expected a mapping of sizes."
         ) from None
-    if not isinstance(obj, dict):
+    if type(obj) is not dict:
         raise ConfigError(f"{path}: its metadata {CONFIG!r} is {obj!r}; expected a mapping of sizes.")
     return ReleasedSizes.of(obj)
 

@@ -104,9 +104,11 @@ class _Reader:
     def get(self, path: str, default: Any = None) -> Any:
         value: Any = self.obj
         for key in path.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                return default
-            value = value[key]
+            match value:
+                case {**entries} if key in entries:
+                    value = entries[key]
+                case _:
+                    return default
         return default if value is None else value
 
     def whole(self, path: str, default: int) -> int:
@@ -117,34 +119,30 @@ class _Reader:
 
     def number(self, path: str, default: float) -> float:
         value = self.get(path, default)
-        if not _is_number(value):
+        if type(value) not in (int, float):
             raise ConfigError(f"{self.where}: {path} is {value!r}; expected a number.")
         return float(value)
 
     def text(self, path: str) -> str | None:
         value = self.get(path)
-        if value is not None and not isinstance(value, str):
+        if value is not None and type(value) is not str:
             raise ConfigError(f"{self.where}: {path} is {value!r}; expected text.")
         return value
 
     def axes(self, path: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
         values = self.get(path, default)
-        if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
-            raise ConfigError(f"{self.where}: {path} is {values!r}; expected 3 numbers.")
-        u, v, d = values
-        return float(u), float(v), float(d)
+        match values:
+            case [int() | float() as u, int() | float() as v, int() | float() as d] if bool not in map(type, values):
+                return float(u), float(v), float(d)
+        raise ConfigError(f"{self.where}: {path} is {values!r}; expected 3 numbers.")
 
     def square(self, path: str) -> int:
         """The side of a square, given as width and height."""
         values = self.get(path)
-        whole = isinstance(values, list | tuple) and all(type(x) is int for x in values)
-        if not whole or len(values) != 2 or values[0] != values[1]:
-            raise ConfigError(f"{self.where}: {path} is {values!r}; expected twice the same whole number: [224, 224].")
-        return values[0]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        match values:
+            case [width, height] if type(width) is type(height) is int and width == height:
+                return width
+        raise ConfigError(f"{self.where}: {path} is {values!r}; expected twice the same whole number: [224, 224].")
 
 
 def read_config(obj: Mapping[str, Any], where: str) -> ReleasedConfig:
@@ -253,6 +251,9 @@ def to_raw(config: ReleasedConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _deep_copy(obj: Any) -> Any:
-    if isinstance(obj, Mapping):
-        return {key: _deep_copy(value) for key, value in obj.items()}
-    return [_deep_copy(value) for value in obj] if isinstance(obj, list) else obj
+    match obj:
+        case {}:
+            return {key: _deep_copy(value) for key, value in obj.items()}
+        case list():
+            return [_deep_copy(value) for value in obj]
+    return obj

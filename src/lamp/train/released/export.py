@@ -23,7 +23,6 @@ from lamp.model.released.keys import VLM, to_theirs
 from lamp.model.released.sizes import MOTION, POLICY, sizes_of
 from lamp.train.checkpoint import checkpoint_folder, load_checkpoint
 from lamp.train.checkpoint_metadata import Description, PolicyRecord, read_description
-from lamp.train.config import Imported
 from lamp.train.released.import_release import CAMERAS, HEIGHT, VLM_FOLDER, refuse_used
 from lamp.train.released.vlm import read_vlm
 
@@ -64,7 +63,7 @@ def export_released(checkpoint: Path, out: Path, *, vlm: Path | None = None) -> 
     description = read_description(checkpoint)
     description.check_usable(checkpoint)
     config, statistics = to_config(description), to_statistics(description)
-    raw = description.training.config if isinstance(description.training, Imported) else {}
+    raw = description.imported.config if description.imported is not None else {}
     model, _ = load_checkpoint(checkpoint)
     parts = MOTION if description.kind == "motion" else POLICY
     tensors = to_theirs(model.state_dict(), config.sizes, parts)
@@ -117,8 +116,7 @@ def to_config(description: Description) -> ReleasedConfig:
     if description.kind == "policy" and tuple(camera.name for camera in backbone.cameras) != CAMERAS:
         have = ", ".join(camera.name for camera in backbone.cameras)
         raise MismatchError(f"this checkpoint's cameras are {have}; the release has {', '.join(CAMERAS)}.")
-    imported = description.training if isinstance(description.training, Imported) else None
-    policy = description.policy
+    imported, policy = description.imported, description.policy
     return ReleasedConfig(
         sizes=sizes,
         base_vlm=seen["model"],
@@ -143,8 +141,8 @@ def to_statistics(description: Description) -> dict[str, Any]:
     Raises:
         MismatchError: The release has no such scaling.
     """
-    if isinstance(description.training, Imported):
-        return description.training.statistics
+    if description.imported is not None:
+        return description.imported.statistics
     if description.policy is None:
         return {}
     state, actions = _ranges(description.policy)

@@ -27,11 +27,12 @@ from lamp.train.checkpoint_metadata import (
     DataRecord,
     Description,
     FlowRecord,
+    Imported,
+    ImportedVlm,
     MotionSource,
     PolicyRecord,
     read_description,
 )
-from lamp.train.config import Imported, ImportedVlm
 from lamp.train.released.vlm import description_files, write_vlm
 from lamp.types import RightPadding
 
@@ -144,7 +145,7 @@ def describe(
         validation_episodes=(),
     )
     step = artifact.manifest.get("optimizer_step")
-    step = step if isinstance(step, int) else 0
+    step = step if type(step) is int else 0
     policy, origin = None, None
     model = config.model(MOTION)
     if scaling is not None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from serve_fakes import SIDE, observation
 
 from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
+from lamp.serve.message_values import MAX_SEED_PARTS, seed_from
 from lamp.serve.policy_spec import FakePolicy, fingerprint
-from lamp.serve.protocols import MAX_SEED_PARTS, seed_from
 from lamp_client.errors import InvalidValueError
 from lamp_client.types import ActionChunk, Observation
 

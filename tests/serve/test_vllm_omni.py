@@ -11,8 +11,8 @@ from serve_fakes import LIBERO, SIDE, asked, connected, observation, running
 from websockets.sync.client import connect
 
 from lamp.serve.action_conventions import DatasetUnits
+from lamp.serve.message_values import array_from
 from lamp.serve.policy_spec import FakePolicy, fingerprint
-from lamp.serve.protocols import array_from
 from lamp.serve.server import PolicyServer
 from lamp.serve.vllm_omni import PATH, action_keys, policy_server_config
 from lamp_client import wire

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lamp.errors import LampError
+from lamp.serve.message_values import NoiseSeed
 from lamp.serve.policy_spec import ServedPolicy
-from lamp.serve.protocols import ActReply, NoiseSeed
+from lamp.serve.protocols import ActReply
 from lamp_client.errors import LampClientError
 from lamp_client.types import ActionChunk, Observation
 

@@ -9,19 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from lamp.errors import MismatchError
 from lamp.serve.action_conventions import DatasetUnits, Units
+from lamp.serve.message_values import (
+    Message,
+    NoiseSeed,
+    described,
+    flag_from,
+    map_from,
+    seed_from,
+    size_of,
+    word_from,
+)
 from lamp.serve.policy_spec import PolicySpec
 from lamp_client.client import LARGEST_ACTION, PROTOCOL_VERSION
 from lamp_client.errors import InvalidValueError, WireError
 from lamp_client.layouts import RequestLayout, frame_request, image_from, prompt_from, state_from
 from lamp_client.types import ActionChunk, Committed, GripperUnits, Observation
 
-Message = Mapping[Any, Any]
 STARVLA_TYPES = ("ping", "infer", "predict_action", "reset")
 
 
@@ -103,9 +112,13 @@ class OpenPi:
                 "'lamp/committed' is given, and this server's policy does not go on from committed actions; the greeting of one "
                 "that does says `real_time`, for which --units dataset is needed."
             )
-        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu" or actions.ndim != 2:
-            kind = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
-            raise InvalidValueError(f"'lamp/committed' is {kind}; expected an array of numbers (actions, values).")
+        match actions:
+            case np.ndarray() if actions.dtype.kind in "fiu" and actions.ndim == 2:
+                pass
+            case _:
+                raise InvalidValueError(
+                    f"'lamp/committed' is {described(actions)}; expected an array of numbers (actions, values)."
+                )
         if actions.shape[1] != self.spec.action_width or not 1 <= len(actions) <= self.spec.chunk:
             raise InvalidValueError(
                 f"'lamp/committed' is of shape {actions.shape}; expected 1 to {self.spec.chunk} actions of "
@@ -115,15 +128,18 @@ class OpenPi:
             raise InvalidValueError(
                 f"'lamp/committed' holds {actions[beyond][0]}; expected numbers up to {LARGEST_ACTION:g}."
             )
-        if isinstance(delay, bool) or not isinstance(delay, int | np.integer):
-            raise InvalidValueError(f"'lamp/delay' is {str(delay)[:40]!r}; expected a number of steps.")
-        return Committed(actions=actions.astype(np.float32), delay=int(delay))
+        match delay:
+            case bool():
+                pass
+            case int() | np.integer():
+                return Committed(actions=actions.astype(np.float32), delay=int(delay))
+        raise InvalidValueError(f"'lamp/delay' is {str(delay)[:40]!r}; expected a number of steps.")
 
     def layout(self, message: Message) -> RequestLayout:
         """The layout of which the request has most keys, and of those with the same keys the one whose state fits."""
 
         def fit(layout: RequestLayout) -> tuple[int, int]:
-            fitting = sum(_size(message[key]) == size for key, size in layout.state if key in message)
+            fitting = sum(size_of(message[key]) == size for key, size in layout.state if key in message)
             return sum(key in message for key in layout.keys), fitting
 
         return max(self.layouts, key=fit)
@@ -141,7 +157,7 @@ class OpenPi:
         if prev_total_ms is not None:
             server["prev_total_ms"] = prev_total_ms
         # openpi's own client slices every array of a reply by the step, so nothing but actions is there unasked.
-        if isinstance(request, ActRequest) and request.foresight and chunk.foresight is not None:
+        if request.foresight and chunk.foresight is not None:
             reply["lamp/foresight"] = chunk.foresight
         if chunk.gate is not None:
             reply["lamp/gate"] = chunk.gate
@@ -161,10 +177,12 @@ class StarVla:
     name: str = "starvla"
 
     def matches(self, message: Message) -> bool:
-        if "examples" in message or isinstance(message.get("payload"), Mapping):
-            return True
-        kind = message.get("type")
-        return isinstance(kind, str) and kind in STARVLA_TYPES
+        match message:
+            case {"examples": _} | {"payload": {}}:
+                return True
+            case {"type": str(kind)}:
+                return kind in STARVLA_TYPES
+        return False
 
     def read(self, message: Message) -> PolicyRequest:
         """
@@ -177,8 +195,7 @@ class StarVla:
         if kind == "ping":
             return PingRequest()
         payload = message.get("payload", message)
-        if not isinstance(payload, Mapping):
-            raise WireError(f"'payload' is {type(payload).__name__}; expected a map with 'examples'.")
+        payload = map_from(payload, "'payload' is {}; expected a map with 'examples'.")
         seed = seed_from(payload.get("lamp/noise_seed"), "lamp/noise_seed")
         if kind == "reset":
             return ResetRequest(noise_seed=seed)
@@ -188,25 +205,27 @@ class StarVla:
 
     def _examples(self, payload: Message) -> list[Message]:
         examples = payload.get("examples")
-        if not isinstance(examples, list) or not 1 <= len(examples) <= self.max_examples:
-            kind = f"{len(examples)} of them" if isinstance(examples, list) else type(examples).__name__
-            raise WireError(f"'examples' is {kind}; expected a list of 1 to {self.max_examples} maps.")
-        if not all(isinstance(example, Mapping) for example in examples):
-            raise WireError("an example is no map; expected 'image', 'lang' and 'state'.")
-        return examples
+        match examples:
+            case list() if 1 <= len(examples) <= self.max_examples:
+                wrong = "an example is no map; expected 'image', 'lang' and 'state'."
+                return [map_from(example, wrong) for example in examples]
+        raise WireError(f"'examples' is {described(examples)}; expected a list of 1 to {self.max_examples} maps.")
 
     def _check_key(self, key: Any) -> None:
-        if key is not None and not (isinstance(key, str) and key == self.spec.dataset):
+        if key is not None and (type(key) is not str or key != self.spec.dataset):
             raise MismatchError(f"unnorm_key is {str(key)[:60]!r}; expected {self.spec.dataset!r}, or none.")
 
     def _observation(self, example: Message, number: int) -> Observation:
         images, names = example.get("image"), [camera.name for camera in self.spec.cameras]
-        images = [images] if isinstance(images, np.ndarray) else images
-        if not isinstance(images, list) or len(images) != len(names):
-            count = len(images) if isinstance(images, list) else type(images).__name__
-            raise InvalidValueError(
-                f"example {number} has {count} for 'image'; expected {len(names)}: {', '.join(names)}."
-            )
+        match images:
+            case np.ndarray() if len(names) == 1:
+                images = [images]
+            case list() if len(images) == len(names):
+                pass
+            case _:
+                raise InvalidValueError(
+                    f"example {number} has {described(images)} for 'image'; expected {len(names)}: {', '.join(names)}."
+                )
         if self.spec.state_width and example.get("state") is None:
             raise InvalidValueError(f"example {number} has no 'state'; expected {self.spec.state_width} numbers.")
         named = dict(zip(names, images, strict=True))
@@ -217,13 +236,13 @@ class StarVla:
         self, message: Message, request: PolicyRequest, answers: Sequence[ActReply], prev_total_ms: float | None
     ) -> dict[str, Any]:
         reply = {"status": "ok", "ok": True, "type": "inference_result", "request_id": _request_id(message)}
-        if isinstance(request, PingRequest | ResetRequest):
-            return reply | {"type": "ping" if isinstance(request, PingRequest) else "reset"}
+        if request.name:
+            return reply | {"type": request.name}
         data: dict[str, Any] = {
             "actions": np.stack([self.units.for_starvla(answer.chunk.actions) for answer in answers])
         }
         flows = [answer.chunk.foresight for answer in answers]
-        if isinstance(request, ActRequest) and request.foresight and all(flow is not None for flow in flows):
+        if request.foresight and all(flow is not None for flow in flows):
             data["lamp/foresight"] = np.stack([flow for flow in flows if flow is not None])
         timing = {name: max(getattr(answer, name) for answer in answers) for name in ("infer_ms", "queue_ms", "batch")}
         if prev_total_ms is not None:
@@ -265,7 +284,7 @@ def observation_from(
         others = [name for name in cameras if name != spec.wrist]
         found = dict(zip(others, given, strict=False)) | ({spec.wrist: given[-1]} if spec.wrist else {})
         images = {name: images[found[name]] for name in cameras}
-    width = spec.recorded_state_width if _size(state) == spec.recorded_state_width else spec.state_width
+    width = spec.recorded_state_width if size_of(state) == spec.recorded_state_width else spec.state_width
     observation = Observation(
         images={name: image_from(images[name], name) for name in cameras},
         state=state_from(state, names[0], width),
@@ -274,46 +293,12 @@ def observation_from(
     return spec.fitted(observation)
 
 
-def array_from(value: Any) -> Any:
-    """An array that came in a map of another codec than openpi's; anything else as it is.
-
-    `__ndarray__` with text keys is vla-eval's, as is `__image__` for images that are not compressed; `nd` is the
-    `msgpack-numpy` package's and older vLLM clients'.
-
-    Raises:
-        InvalidValueError: The map describes no array.
-    """
-    if not isinstance(value, Mapping):
-        return value
-    fields = {key.decode("utf-8", "replace") if isinstance(key, bytes) else key: part for key, part in value.items()}
-    if not fields.keys() & {"__ndarray__", "__image__", "nd"}:
-        return value
-    try:
-        kind = fields["type"] if "nd" in fields else fields["dtype"]
-        dtype = np.dtype(kind.decode("ascii") if isinstance(kind, bytes) else str(kind))
-        if dtype.kind not in "biuf":
-            raise ValueError(f"the type {dtype.str}")
-        array = np.frombuffer(fields["data"], dtype)
-        return array.reshape([int(size) for size in fields.get("shape", ())]) if fields.get("nd", True) else array[0]
-    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
-        raise InvalidValueError(
-            f"an array cannot be read: {str(error)[:120]}; expected numbers with 'data', their type and 'shape'."
-        ) from None
-
-
-def _size(value: Any) -> int:
-    """How many values an array, a number or a list of these has, without making an array of it."""
-    if isinstance(value, list):
-        return sum(
-            part.size if isinstance(part, np.ndarray) else len(part) if isinstance(part, list) else 1 for part in value
-        )
-    return value.size if isinstance(value, np.ndarray) else 1
-
-
 def _request_id(message: Message) -> Any:
     """The request's own, as long as it is a plain, short value."""
-    found = message.get("request_id", "default")
-    return found if isinstance(found, str | int) and len(str(found)) <= 200 else "default"
+    match message:
+        case {"request_id": str() | int() as given} if len(str(given)) <= 200:
+            return given
+    return "default"
 
 
 def layouts_for(spec: PolicySpec) -> tuple[RequestLayout, ...]:
@@ -379,14 +364,12 @@ def seeds_for(request: ActRequest, drawn: NoiseSeed) -> list[NoiseSeed]:
     return [(*seed, number) for number in range(len(request.observations))]
 
 
-NoiseSeed = tuple[int, ...]
-MAX_SEED_PARTS = 8
-
-
 @dataclass(frozen=True, kw_only=True)
 class ActRequest:
     """Asks for a chunk of actions for each observation."""
 
+    name: ClassVar[str] = ""
+    """What starVLA calls the reply to a request that asks for no actions."""
     observations: tuple[Observation, ...]
     noise_seed: NoiseSeed | None = None
     """None: the client's episode gives it, or chance."""
@@ -400,6 +383,9 @@ class ActRequest:
 class ResetRequest:
     """Begins an episode."""
 
+    name: ClassVar[str] = "reset"
+    foresight: ClassVar[bool] = False
+
     noise_seed: NoiseSeed | None = None
     """Of the episode: its calls are numbered, so that it can be repeated. None: chance."""
 
@@ -407,6 +393,9 @@ class ResetRequest:
 @dataclass(frozen=True, kw_only=True)
 class PingRequest:
     """Asks whether anybody is there."""
+
+    name: ClassVar[str] = "ping"
+    foresight: ClassVar[bool] = False
 
 
 PolicyRequest = ActRequest | ResetRequest | PingRequest
@@ -421,46 +410,3 @@ class ActReply:
     queue_ms: float
     batch: int
     """Observations that were computed together."""
-
-
-def seed_from(value: Any, where: str) -> NoiseSeed | None:
-    """Reads a noise seed: nothing, a whole number, or a few of them.
-
-    Raises:
-        InvalidValueError: It is something else.
-    """
-    if value is None:
-        return None
-    small = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size <= MAX_SEED_PARTS)
-    plain: Any = value.tolist() if small else value
-    parts: list[Any] = plain if isinstance(plain, list) else [plain]
-    whole = all(type(part) is int and 0 <= part < 2**63 for part in parts)
-    if not whole or not 1 <= len(parts) <= MAX_SEED_PARTS:
-        raise InvalidValueError(
-            f"{where!r} is {str(value)[:60]}; expected 1 to {MAX_SEED_PARTS} whole numbers from 0 to 2**63 - 1."
-        )
-    return tuple(parts)
-
-
-def word_from(message: Message, key: str, words: Sequence[str], *, absent: str | None = None) -> str:
-    """Reads one of some words; `absent` is taken where the key is not there.
-
-    Raises:
-        WireError: It is something else: an array, too, which compares with a word value by value.
-    """
-    value = message.get(key, absent)
-    if not isinstance(value, str) or value not in words:
-        raise WireError(f"{key!r} is {str(value)[:40]!r}; expected one of {', '.join(words)}.")
-    return value
-
-
-def flag_from(message: Mapping[Any, Any], key: str) -> bool:
-    """Reads a yes or no, absent for no.
-
-    Raises:
-        InvalidValueError: It is neither.
-    """
-    value = message.get(key, False)
-    if not isinstance(value, bool | np.bool_):
-        raise InvalidValueError(f"{key!r} is {str(value)[:60]}; expected true or false.")
-    return bool(value)

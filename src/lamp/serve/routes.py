@@ -16,7 +16,7 @@ from websockets.http11 import Request, Response
 from lamp.serve.connections import ClientConnection
 from lamp.serve.keys import ApiKeys, same_origin
 from lamp.serve.live import LivePage
-from lamp.serve.protocols import NoiseSeed, seed_from
+from lamp.serve.message_values import NoiseSeed, seed_from
 from lamp_client.errors import LampClientError
 
 PATHS = ("/healthz", "/health", "/metrics", "/", "/live.json", "/image/CAMERA.jpg")

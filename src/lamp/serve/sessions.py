@@ -16,13 +16,12 @@ from websockets.exceptions import ConnectionClosed
 from lamp.errors import LampError
 from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
 from lamp.serve.connections import ClientConnection
+from lamp.serve.message_values import Message, NoiseSeed, map_from
 from lamp.serve.metrics import Metrics
 from lamp.serve.protocols import (
     ActReply,
-    ActRequest,
     ErrorReply,
-    Message,
-    NoiseSeed,
+    PingRequest,
     PolicyRequest,
     ResetRequest,
     WireProtocol,
@@ -144,10 +143,7 @@ class ClientSession:
     def _unpacked(self, encoded: str | bytes) -> Message:
         if isinstance(encoded, str):
             raise WireError("the message is text; expected a binary frame of msgpack.")
-        message = wire.unpack(encoded, limits=self.limits, copy=False)
-        if not isinstance(message, dict):
-            raise WireError(f"the message is a {type(message).__name__}; expected a map.")
-        return message
+        return map_from(wire.unpack(encoded, limits=self.limits, copy=False), "the message is a {}; expected a map.")
 
     async def _reply(self, protocol: WireProtocol, message: Message) -> bytes | None:
         request = protocol.read(message)
@@ -156,11 +152,13 @@ class ClientSession:
         return None if reply is None else wire.pack(reply)
 
     async def _compute(self, request: PolicyRequest) -> list[ActReply]:
-        if isinstance(request, ResetRequest):
-            self.episode = EpisodeNoise(seed=request.noise_seed or self.first_seed)
-            self.metrics.resets += 1
-        if not isinstance(request, ActRequest):
-            return []
+        match request:
+            case ResetRequest():
+                self.episode = EpisodeNoise(seed=request.noise_seed or self.first_seed)
+                self.metrics.resets += 1
+                return []
+            case PingRequest():
+                return []
         self.asked_at = time.monotonic()
         if request.begins:
             self.episode = EpisodeNoise(seed=self.first_seed)

@@ -11,7 +11,7 @@ import io
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +21,16 @@ from PIL import Image
 import lamp
 from lamp.errors import MismatchError
 from lamp.serve.action_conventions import Units
+from lamp.serve.message_values import Message, array_from, map_from, word_from
 from lamp.serve.policy_spec import PolicySpec
 from lamp.serve.protocols import (
     ActReply,
     ActRequest,
     ErrorReply,
-    Message,
     PingRequest,
     PolicyRequest,
     ResetRequest,
-    array_from,
     observation_from,
-    word_from,
 )
 from lamp_client.errors import InvalidValueError, WireError
 from lamp_client.types import Observation
@@ -66,9 +64,10 @@ class VlaEval:
             InvalidValueError: A value has another shape or type.
             MismatchError: The observation does not fit the policy, or the client speaks another version.
         """
-        kind, payload = word_from(message, "type", TYPES), message["payload"]
-        if not isinstance(payload, Mapping):
-            raise WireError(f"'payload' is {type(payload).__name__}; expected a map.")
+        kind, payload = (
+            word_from(message, "type", TYPES),
+            map_from(message["payload"], "'payload' is {}; expected a map."),
+        )
         version = payload.get("protocol_version", VERSION)
         if kind == "hello" and (type(version) is not int or version != VERSION):
             raise MismatchError(f"vla-eval's protocol is of version {str(version)[:20]}; this server speaks {VERSION}.")
@@ -80,9 +79,11 @@ class VlaEval:
         return ActRequest(observations=(self._observation(payload),))
 
     def _observation(self, payload: Message) -> Observation:
-        images = payload.get("images")
-        if not isinstance(images, Mapping) or not images:
-            raise WireError("the observation has no 'images'; expected a map from camera to image.")
+        match payload:
+            case {"images": {} as images} if images:
+                pass
+            case _:
+                raise WireError("the observation has no 'images'; expected a map from camera to image.")
         state = payload.get("states", payload.get("state"))
         return observation_from(
             self.spec,
@@ -163,10 +164,11 @@ def image_from_marker(value: Any, limits: Limits) -> Any:
         WireError: The format is none of these.
         InvalidValueError: The bytes are no such image, or it has more pixels than an array may.
     """
-    if not isinstance(value, Mapping) or "__image__" not in value:
-        return array_from(value)
-    if word_from(value, "format", ("png", "jpeg", "raw")) == "raw":
-        return array_from(value)
+    match value:
+        case {"__image__": _} if word_from(value, "format", ("png", "jpeg", "raw")) != "raw":
+            pass
+        case _:
+            return array_from(value)
     try:
         with Image.open(io.BytesIO(value["data"]), formats=IMAGE_FORMATS) as image:
             # Told by the header, before any pixel is made.

@@ -6,25 +6,14 @@ reply is a map from the names in `action_keys` to (h, 1) arrays, and nothing els
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lamp.serve.action_conventions import Units
+from lamp.serve.message_values import Message, array_from, seed_from, word_from
 from lamp.serve.policy_spec import PolicySpec
-from lamp.serve.protocols import (
-    ActReply,
-    ActRequest,
-    ErrorReply,
-    Message,
-    OpenPi,
-    PolicyRequest,
-    ResetRequest,
-    array_from,
-    observation_from,
-    seed_from,
-    word_from,
-)
+from lamp.serve.protocols import ActReply, ActRequest, ErrorReply, OpenPi, PolicyRequest, ResetRequest, observation_from
 from lamp_client.types import Observation
 
 PATH = "/v1/realtime/robot/openpi"
@@ -66,9 +55,13 @@ class VllmOmni:
         if "images" not in message:
             layout = {key: array_from(value) for key, value in message.items()}
             return self.spec.fitted(self.openpi.layout(layout).observation(layout))
-        images = message["images"]
-        if not isinstance(images, Mapping):  # a list of them, or one
-            images = dict(enumerate(images if isinstance(images, list) else [images]))
+        match message["images"]:
+            case {} as images:
+                pass
+            case list() as several:
+                images = dict(enumerate(several))
+            case one:
+                images = {0: one}
         return observation_from(
             self.spec,
             {str(name)[:80]: array_from(image) for name, image in images.items()},
@@ -91,16 +84,20 @@ class VllmOmni:
 
 def _state(message: Message) -> Any:
     """The state's values in order: a flat one as it is, named parts by where `modality_config` places them, or as they come."""
-    state = message.get("state", [])
-    if not isinstance(state, Mapping):
-        return array_from(state)
-    config = message.get("modality_config")
-    places = config.get("state") if isinstance(config, Mapping) else None
-    keys = list(state)
-    if isinstance(places, Mapping) and state.keys() <= places.keys():
-        starts = {key: places[key].get("start") if isinstance(places[key], Mapping) else None for key in keys}
-        whole = {key: start for key, start in starts.items() if type(start) is int}
-        keys = sorted(keys, key=whole.__getitem__) if len(whole) == len(keys) else keys
+    match message.get("state", []):
+        case {} as state:
+            keys = list(state)
+        case flat:
+            return array_from(flat)
+    starts: dict[Any, int] = {}
+    match message:
+        case {"modality_config": {"state": {} as places}}:
+            for key in keys:
+                match places.get(key):
+                    case {"start": start} if type(start) is int:
+                        starts[key] = start
+    if len(starts) == len(keys):
+        keys = sorted(keys, key=starts.__getitem__)
     return [array_from(state[key]) for key in keys]
 
 

@@ -17,8 +17,8 @@ from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.evaluate import evaluate
 from lamp.benchmark.libero_pro import ProConfig
 from lamp.benchmark.robustness import robustness, robustness_table, to_json, to_markdown, to_text
+from lamp.benchmark.summary import COLUMNS, variants_csv
 from lamp.benchmark.tables import tabulate
-from lamp.benchmark.variants import COLUMNS, variants_csv
 from lamp.errors import ConfigError
 from lamp_client.envs import libero_pro
 from lamp_client.envs.libero_pro import CELLS, load_pro_task

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +26,16 @@ class PolicyCondition:
 
     path: Path
     """The checkpoint, or the run that holds it."""
+    is_intended: ClassVar[bool] = False
+    """Whether the policy acts as its checkpoint is meant to."""
+    is_oracle: ClassVar[bool] = False
+    """Whether it is told the true motion to come."""
+    changes_policy: ClassVar[bool] = False
+    """Whether the policy itself is `changed`."""
+
+    def changed(self, policy: Any) -> Any:
+        """Returns the `BatchPolicy` that acts in place of the checkpoint's."""
+        return policy
 
     @property
     def shuffles(self) -> bool:
@@ -45,11 +56,18 @@ class Checkpoint(PolicyCondition):
     """The policy of a checkpoint, as it is meant to be used."""
 
     name: str
+    is_intended: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle(Checkpoint):
     """The policy of a checkpoint, told the true motion to come."""
+
+    is_oracle: ClassVar[bool] = True
+    changes_policy: ClassVar[bool] = True
+
+    def changed(self, policy: Any) -> Any:
+        return policy.oracle()
 
 
 ORACLE = "oracle"
@@ -99,6 +117,10 @@ class Intervened(PolicyCondition):
     intervention: Intervention
     among: tuple[int, ...] = ()
     """Tasks whose instructions come first where the prior is told a wrong one."""
+    changes_policy: ClassVar[bool] = True
+
+    def changed(self, policy: Any) -> Any:
+        return policy.intervened(self.intervention)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from lamp.benchmark import episodes as episode_lines
 from lamp.benchmark.baselines import Checkpoint, Condition, PolicyCondition, PriorBank, Replay, Zero, bank_tasks
-from lamp.benchmark.episode_progress import EpisodeProgress
 from lamp.benchmark.episodes import EpisodeRecord, EvaluationEpisode
 from lamp.benchmark.launchers import LocalLauncher, RayLauncher
 from lamp.benchmark.perturbed import described, perturbed
@@ -20,7 +19,7 @@ from lamp.benchmark.run_manifest import Manifest, Run, parse_shard
 from lamp.benchmark.sim_worker import Artist, EpisodeOutcome, EpisodeTask, WorkerSetup, default_workers, plain
 from lamp.benchmark.suites import EvaluationPlan, LiberoSimulators, Simulators, SuitePlan, parse_states
 from lamp.benchmark.summary import Summary, summarise
-from lamp.benchmark.worker_pool import WorkerPool
+from lamp.benchmark.worker_pool import EpisodeProgress, WorkerPool
 from lamp.configuration import to_json as config_to_json
 from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import atomic_path

@@ -147,9 +147,9 @@ class Policies:
                 f"conditions {', '.join(names)}: expected different names; give --label and --against-label"
             )
         self._asking = {c.name: c for c in built if isinstance(c, PolicyCondition)}
-        for condition in built:
-            if isinstance(condition, Intervened):
-                self._of(condition)  # a policy without what is to be changed is refused now
+        for name, condition in self._asking.items():
+            if condition.changes_policy:
+                self._of(name)  # a policy without what is to be changed is refused now
         return {condition.name: condition for condition in built}
 
     def _condition(self, path: Path, name: str | None, *, prior: PriorKind) -> Condition:
@@ -180,7 +180,7 @@ class Policies:
         found = {}
         for name, asking in self._asking.items():
             flow = self._policy(asking.path).foresees
-            if isinstance(asking, Oracle) and flow is not None:
+            if asking.is_oracle and flow is not None:
                 steps = flow.stride * SIMULATION_FPS / flow.fps
                 if abs(steps - round(steps)) > 0.01 * steps or round(steps) < 1:
                     raise MismatchError(
@@ -199,9 +199,9 @@ class Policies:
         """Returns what kind of policy each condition is that acts as its checkpoint is meant to."""
         return {
             name: model_kind(one.path)
-            | ({"prior": "oracle", "trained_with": trained_with(one.path)} if isinstance(one, Oracle) else {})
+            | ({"prior": "oracle", "trained_with": trained_with(one.path)} if one.is_oracle else {})
             for name, one in self._asking.items()
-            if isinstance(one, Checkpoint)
+            if one.is_intended
         }
 
     def execute(self, override: int | None) -> dict[str, int]:
@@ -218,7 +218,7 @@ class Policies:
         for name, asking in self._asking.items():
             policy = self._policy(asking.path)
             flow = policy.foresees
-            if isinstance(asking, Checkpoint) and not isinstance(asking, Oracle) and flow is not None:
+            if asking.is_intended and not asking.is_oracle and flow is not None:
                 probes[name] = replace(_probe(flow), hidden_points=False)
         return probes
 
@@ -227,7 +227,7 @@ class Policies:
         groups: dict[tuple[Path, str, bool], list[int]] = {}
         for index, request in enumerate(requests):
             condition = self._asking[request.episode.condition]
-            changed = condition.name if isinstance(condition, Intervened | Oracle) else ""
+            changed = request.episode.condition if condition.changes_policy else ""
             groups.setdefault((condition.path, changed, request.foresight), []).append(index)
         chunks: dict[int, ActionChunk] = {}
         for (_, _, foresight), indices in groups.items():
@@ -237,14 +237,14 @@ class Policies:
                 {} if prior_instructions[0] is None else {"prior_instructions": prior_instructions}
             )
             condition = self._asking[group[0].episode.condition]
-            if isinstance(condition, Oracle):
+            if condition.is_oracle:
                 overrides["true_motion"] = [request.true_motion for request in group]
             if condition.shuffles:
                 overrides["prior_observations"] = [
                     self.banks[request.episode.suite].other(request.episode.task, request.noise_seed)
                     for request in group
                 ]
-            group_chunks = self._of(self._asking[group[0].episode.condition]).act_batch(
+            group_chunks = self._of(group[0].episode.condition).act_batch(
                 [request.observation for request in group],
                 [request.noise_seed for request in group],
                 foresight=foresight,
@@ -253,14 +253,14 @@ class Policies:
             chunks.update(zip(indices, group_chunks, strict=True))
         return [chunks[index] for index in range(len(requests))]
 
-    def _of(self, condition: PolicyCondition) -> BatchPolicy:
+    def _of(self, name: str) -> BatchPolicy:
+        condition = self._asking[name]
         policy = self._policy(condition.path)
-        if not isinstance(condition, Intervened | Oracle):
+        if not condition.changes_policy:
             return policy
-        if condition.name not in self._intervened:
-            told = policy.oracle() if isinstance(condition, Oracle) else policy.intervened(condition.intervention)
-            self._intervened[condition.name] = told
-        return self._intervened[condition.name]
+        if name not in self._intervened:
+            self._intervened[name] = condition.changed(policy)
+        return self._intervened[name]
 
     def _policy(self, path: Path) -> BatchPolicy:
         if path not in self._opened:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lamp.benchmark import robustness
-from lamp.benchmark.baselines import is_policy
+from lamp.benchmark.baselines import is_policy, rank
 from lamp.benchmark.episodes import EpisodeRecord, read_records
 from lamp.benchmark.robustness import RobustnessTable
 from lamp.benchmark.run_manifest import RunSession, checkpoint_hash, read_manifest, read_sessions
 from lamp.benchmark.tables import SuccessTable, tabulate, to_json, to_markdown, to_text
-from lamp.benchmark.variants import VARIANTS, variants_csv
 from lamp.errors import DataError, MismatchError
 from lamp.files import atomic_write_text
 from lamp.json_files import write_json
@@ -127,3 +128,34 @@ def _suite_result(table: SuccessTable, records: Sequence[EpisodeRecord], config:
             ("packages", ", ".join(f"{name} {version}" for name, version in first.packages.items())),
         ),
     )
+
+
+VARIANTS = "variants.csv"
+
+
+COLUMNS = (
+    *("benchmark", "suite", "task", "id", "name", "dimension", "level", "condition"),
+    *("episodes", "successes", "successes_last", "mean_steps"),
+)
+"""`task` counts from 0, `id` as the benchmark does, from 1; `successes_last`: at the last step; steps are of all episodes."""
+
+
+def variants_csv(records: Sequence[EpisodeRecord]) -> str:
+    """Writes a line for each variant and condition, of perturbed episodes only; empty where there are none."""
+    groups: dict[tuple[str, int, str], list[EpisodeRecord]] = {}
+    for record in records:
+        if record.variation:
+            groups.setdefault((record.suite, record.task, record.condition), []).append(record)
+    if not groups:
+        return ""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(COLUMNS)
+    for (suite, task, condition), own in sorted(groups.items(), key=lambda item: (*item[0][:2], rank(item[0][2]))):
+        about = own[0].variation
+        name, number = about.get("name", own[0].instruction), about.get("id", task + 1)
+        successes, last = sum(one.success for one in own), sum(one.success_last for one in own)
+        steps = round(sum(one.steps for one in own) / len(own), 1)
+        of = (about.get("benchmark", ""), suite, task, number, name, about.get("category", ""), about.get("level"))
+        lines.writerow((*of, condition, len(own), successes, last, steps))
+    return text.getvalue()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -127,23 +127,20 @@ def read_tasks(path: Path | None = None) -> dict[str, RobotTask]:
     """
     raw = json.loads(files("lamp.benchmark").joinpath("robot_tasks.json").read_text()) if path is None else None
     raw = raw or read_json(path or Path(), "tasks of the robot")
-    tasks = raw.get("tasks") if isinstance(raw, Mapping) else None
-    if not isinstance(tasks, Mapping) or not tasks:
-        raise DataError(
-            f'{path} names no tasks; expected {{"tasks": {{NAME: {{"category", "instruction", "stages"}}}}}}'
-        )
-    return {str(name): _task(str(name), task, path) for name, task in tasks.items()}
+    match raw:
+        case {"tasks": {} as tasks} if tasks:
+            return {str(name): _task(str(name), task, path) for name, task in tasks.items()}
+    raise DataError(f'{path} names no tasks; expected {{"tasks": {{NAME: {{"category", "instruction", "stages"}}}}}}')
 
 
 def _task(name: str, raw: Any, path: Path | None) -> RobotTask:
-    fields = raw if isinstance(raw, Mapping) else {}
-    category, instruction, stages = (fields.get(key) for key in ("category", "instruction", "stages"))
-    fits = isinstance(category, str) and isinstance(instruction, str) and isinstance(stages, list) and stages
-    if not fits or not all(isinstance(stage, str) for stage in stages or ()):
-        raise DataError(
-            f"task {name!r} of {path} is {raw!r}; expected category and instruction as text and stages as a list of texts"
-        )
-    return RobotTask(category=str(category), instruction=str(instruction), stages=tuple(map(str, stages or ())))
+    match raw:
+        case {"category": str(category), "instruction": str(instruction), "stages": [_, *_] as stages}:
+            if all(type(stage) is str for stage in stages):
+                return RobotTask(category=category, instruction=instruction, stages=tuple(stages))
+    raise DataError(
+        f"task {name!r} of {path} is {raw!r}; expected category and instruction as text and stages as a list of texts"
+    )
 
 
 def score(config: ScoreConfig) -> str:
@@ -215,10 +212,11 @@ def _undo(path: Path) -> None:
 def _not_undone(lines: Sequence[Any]) -> list[Any]:
     kept: list[Any] = []
     for line in lines:
-        if isinstance(line, Mapping) and line.get("undo"):
-            kept = kept[:-1]
-        else:
-            kept.append(line)
+        match line:
+            case {"undo": undo} if undo:
+                kept = kept[:-1]
+            case _:
+                kept.append(line)
     return kept
 
 

@@ -26,7 +26,8 @@ from lamp.model.qwen3_vl import Qwen3VLBackboneConfig
 from lamp.model.token_pooling import TokenPooling
 from lamp.policy import LaMPPolicy
 from lamp.recipes import TrainingRecipe, experiment, recipe, training
-from lamp.recipes.fit import FitConfig, fit
+from lamp.recipes.fit import fit
+from lamp.recipes.fit_robot import FitConfig
 from lamp_client.types import Observation
 
 FIXTURES = Path(__file__).parent / "fixtures/lerobot"

@@ -16,8 +16,9 @@ from lamp import cli
 from lamp.checksums import read_checksums
 from lamp.data.lerobot.staging import stage_episode
 from lamp.data.lerobot.writer import LeRobotWriter
+from lamp.description_text import to_text
 from lamp.errors import DataError
-from lamp.info import describe, to_brief, to_text, verify
+from lamp.info import describe, to_brief, verify
 from lamp.json_files import write_json
 from lamp.sceneflow.build import FlowBuildConfig
 from lamp.sceneflow.store import SceneFlowStore

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import TypedDict
-
 from lamp import checksums
 from lamp.checksums import CHECKSUMS
+from lamp.description_text import LINES, WIDTH, brief_lines, cut
 from lamp.errors import DataError
 from lamp.hub import HubId
 from lamp.json_files import read_json_as, read_json_object, read_lines_json
@@ -174,7 +173,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
     if not (path / "checkpoint" / "lamp.json").exists():
         return {**last, "checkpoint": "none yet: the same command starts from the beginning"}
     description = read_description(path)
-    loop = getattr(description.training, "loop", None)
+    loop = description.training.loop
     # A run with a budget of time is finished when that is spent, at whatever step.
     left = loop is not None and loop.time_budget_s is None and description.step < loop.steps
     state = f"step {description.step} of {loop.steps}: the same command goes on" if left and loop else "finished"
@@ -229,49 +228,10 @@ def _describe_experiment(path: Path) -> dict[str, Any]:
     }
 
 
-class StoredQuestion(TypedDict):
-    """What a study's definition says of it."""
-
-    name: str
-    question: str
-
-
-class StoredDefinition(TypedDict):
-    """What is read of `definition.json`."""
-
-    study: StoredQuestion
-
-
-class StoredDifference(TypedDict):
-    """What is read of a row of `differences`."""
-
-    arm: str
-    demonstrations: int
-    test: str
-    measure: str
-    verdict: str
-
-
-class StoredFigures(TypedDict, total=False):
-    """What is read of `study.json`."""
-
-    complete: bool
-    cells: dict[str, int]
-    differences: list[StoredDifference]
-
-
 def _describe_study(path: Path) -> dict[str, Any]:
-    definition = read_json_as(path / "definition.json", StoredDefinition, "definition of a study")
-    has_figures = (path / "study.json").is_file()
-    figures = read_json_as(path / "study.json", StoredFigures, "figures of a study") if has_figures else {}
-    compared = [row for row in figures.get("differences", []) if row["measure"] != "best_error"]
-    return {
-        **{key: definition["study"][key] for key in ("name", "question")},
-        "state": "finished" if figures.get("complete") else "unfinished: the same `lamp study run` goes on",
-        "cells": figures.get("cells", "none yet"),
-        "verdicts": [f"{row['arm']}, n {row['demonstrations']}, {row['test']}: {row['verdict']}" for row in compared],
-        "next": f"lamp study report {path}",
-    }
+    from lamp.study.results import describe_study
+
+    return describe_study(path)
 
 
 def _describe_collection(path: Path) -> dict[str, Any]:
@@ -473,10 +433,6 @@ def _subfolders_of_kind(path: Path, depth: int = 2) -> Iterator[tuple[str, Path]
                 yield from _subfolders_of_kind(folder, depth - 1)
 
 
-LINES, WIDTH, ENTRIES = 40, 120, 4
-"""Of a description in brief: lines, letters of a line, and entries of a list."""
-
-
 def to_brief(path: Path, description: Mapping[str, Any]) -> str:
     """Lays a description out in at most 40 lines: a table of results first, then a line for each entry, cut where it is long.
 
@@ -485,73 +441,8 @@ def to_brief(path: Path, description: Mapping[str, Any]) -> str:
     """
     kind = next((kind for kind in KINDS if kind.name == description.get("kind")), None)
     table = kind.table(path).rstrip().splitlines() if kind is not None and kind.table is not None else []
-    entries = list(_brief_lines(description))
+    entries = list(brief_lines(description))
     shown = [*table[: LINES // 2], *(["  ..."] if len(table) > LINES // 2 else []), *([""] if table else [])]
-    shown = [*(_cut(line, 2 * WIDTH) for line in shown), *(_cut(line) for line in entries)]
+    shown = [*(cut(line, 2 * WIDTH) for line in shown), *(cut(line) for line in entries)]
     last = f"more: lamp info {shlex.quote(str(description.get('path', path)))} --all"
     return "\n".join([*shown[: LINES - 1], last])
-
-
-def _brief_lines(description: Mapping[str, Any]) -> Iterator[str]:
-    for key, item in description.items():
-        if not (isinstance(item, list) and _nested(item)):
-            yield f"{key}: {_compact(item)}"
-            continue
-        yield f"{key}:"
-        yield from (f"  - {_compact(entry)}" for entry in item[:ENTRIES])
-        if len(item) > ENTRIES:
-            yield f"  ... and {len(item) - ENTRIES} more"
-
-
-def _compact(item: Any, depth: int = 0) -> str:
-    """A value on one line, what is nested in parentheses."""
-    if isinstance(item, Mapping) and item:
-        text = ", ".join(f"{key} {_compact(entry, depth + 1)}" for key, entry in item.items())
-        return f"({text})" if depth else text
-    if isinstance(item, list) and _nested(item):
-        return "; ".join(_compact(entry, depth + 1) for entry in item)
-    return " ".join(_shortened(item).split())
-
-
-def _cut(line: str, width: int = WIDTH) -> str:
-    return line if len(line) <= width else f"{line[: width - 3]}..."
-
-
-def to_text(value: Mapping[str, Any]) -> str:
-    """Lays a description out for a terminal: one entry a line, nested entries indented."""
-    return "\n".join(_lines(value, ""))
-
-
-def _lines(value: Mapping[str, Any], indent: str) -> Iterator[str]:
-    width = max((len(str(key)) for key, item in value.items() if not _nested(item)), default=0)
-    for key, item in value.items():
-        if not _nested(item):
-            yield f"{indent}{str(key) + ':':<{width + 1}} {_shortened(item)}"
-        elif isinstance(item, Mapping):
-            yield f"{indent}{key}:"
-            yield from _lines(item, indent + "  ")
-        else:
-            yield f"{indent}{key}:"
-            for entry in item:
-                entries = list(_lines(entry, indent + "    "))
-                yield from [f"{indent}  - {entries[0].lstrip()}", *entries[1:]]
-
-
-def _nested(item: Any) -> bool:
-    if isinstance(item, Mapping):
-        return bool(item)
-    return isinstance(item, list) and any(isinstance(entry, Mapping) and entry for entry in item)
-
-
-def _shortened(item: Any) -> str:
-    if item is None:
-        return "-"
-    if isinstance(item, bool):
-        return "yes" if item else "no"
-    if isinstance(item, float):
-        return f"{item:.6g}"
-    if isinstance(item, list):
-        return ", ".join(map(_shortened, item)) if item else "-"
-    if isinstance(item, Mapping):
-        return "-"
-    return str(item)

@@ -28,7 +28,8 @@ from lamp.json_files import read_json, write_json
 from lamp.policy import LaMPPolicy
 from lamp.progress import say
 from lamp.recipes import recipe
-from lamp.recipes.fit import FitConfig, fit
+from lamp.recipes.fit import fit
+from lamp.recipes.fit_robot import FitConfig
 from lamp.recipes.kinds import TrainingRecipe
 from lamp.sceneflow.build import FlowBuildConfig, as_recorded, build
 from lamp.train.backbones import ensure_features

@@ -22,7 +22,8 @@ from lamp.data.lerobot import LeRobotDataset
 from lamp.errors import DataError, LampError
 from lamp.info import describe
 from lamp.recipes import recipe
-from lamp.recipes.fit import FitConfig, fit
+from lamp.recipes.fit import fit
+from lamp.recipes.fit_robot import FitConfig
 
 DATA21 = "data/chunk-000/episode_000001.parquet"
 BAD: tuple[Any, ...] = (

@@ -26,11 +26,12 @@ from lamp.info import describe
 from lamp.json_files import write_json
 from lamp.recipes import training
 from lamp.study.catalogue import NONE, ORACLE, SAME, STUDIES, atm, find_study, pretrained, quick, robustness, tiny
+from lamp.study.figures import summarise
 from lamp.study.jobs import MotionJob, PolicyJob, errors_of
-from lamp.study.plan import RunOptions, plan_text, size
-from lamp.study.report import report, summarise
+from lamp.study.plan import Partition, RunOptions, plan_text, size
+from lamp.study.report import report
 from lamp.study.results import DEFINITION, MOTION_ONLY, RESULT, Cell, cells, read_definition
-from lamp.study.run import Partition, _Run, run
+from lamp.study.run import _Run, run
 from lamp.study.study import Arm, MotionPrior, RecordedData, Resolved, SimulatorTest, Study, check_continues
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.publishing import find_checkpoint, shipped_checkpoints

@@ -133,7 +133,8 @@ def test_a_training_on_features_from_elsewhere_refuses_them(
 
 def test_a_recipe_makes_room_for_the_longest(tmp_path: Path) -> None:
     from lamp.recipes import training
-    from lamp.recipes.fit import FitConfig, fit
+    from lamp.recipes.fit import fit
+    from lamp.recipes.fit_robot import FitConfig
 
     long = "pick up the red cube and put it into the blue box on the left of the table behind the cup and the plate"
     data = write(tmp_path / "data", long, "push the cup")

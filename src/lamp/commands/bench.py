@@ -79,7 +79,7 @@ class DataBenchFlags:
 def _bench_data(arguments: Sequence[str]) -> None:
     flags = parse(DataBenchFlags, arguments, "bench data")
     from lamp.bench.data import measure_loading, measure_opening
-    from lamp.info import to_text
+    from lamp.description_text import to_text
 
     if flags.synthetic_episodes is not None:
         _print(measure_opening(flags.synthetic_episodes), to_text, as_json=flags.json, indent=None)

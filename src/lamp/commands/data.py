@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from lamp.sceneflow.build import FlowBuildConfig
 
 
-A_COPY = "to a copy of the dataset, which keeps its scene flow"
-
-
 @dataclass(frozen=True, kw_only=True)
 class CollectFlags:
     """Records demonstrations of LIBERO tasks with a scripted expert; a stopped collection goes on where it was."""
@@ -172,11 +169,10 @@ def _flow_settings(name: str) -> FlowBuildConfig:
     Raises:
         ConfigError: It has no motion prior.
     """
-    from lamp.recipes import Recipe
     from lamp.sceneflow.build import FlowBuildConfig
 
     chosen = training_named(name)
-    if isinstance(chosen, Recipe):
+    if chosen.flow is not None:
         return chosen.flow
     if chosen.motion is None or chosen.motion.model.motion is None:
         raise ConfigError(f"recipe {chosen.name!r} has no motion prior; expected one that `lamp train motion` takes")
@@ -226,7 +222,7 @@ def _cache_features(arguments: Sequence[str]) -> None:
         for folder in fill_caches(request):
             print(f"{folder} is complete (lamp info {folder})")
         return
-    from lamp.info import to_text
+    from lamp.description_text import to_text
 
     reports = [report.to_json() for report in check_caches(request)]
     print(json.dumps(reports, indent=2) if flags.json else "\n".join(map(to_text, reports)))
@@ -291,7 +287,8 @@ def _caches(data: Path, out: Path | None) -> Path:
 def _cache_list(arguments: Sequence[str]) -> None:
     flags = parse(CacheListFlags, arguments, "cache list")
     from lamp.data.feature_cache.report import list_caches, list_stores
-    from lamp.info import cache_line, to_text
+    from lamp.description_text import to_text
+    from lamp.info import cache_line
 
     folder = _caches(flags.data, flags.out)
     stores = list_stores(flags.data)

@@ -55,7 +55,8 @@ def _recipe_list(arguments: Sequence[str]) -> None:
 
 
 def _recipe_fit(arguments: Sequence[str]) -> None:
-    from lamp.recipes.fit import FitConfig, fit
+    from lamp.recipes.fit import fit
+    from lamp.recipes.fit_robot import FitConfig
 
     config = parse(FitConfig, arguments, "recipe fit", leading="--data")
     fitted, report = fit(config, training_named(config.like))
@@ -75,7 +76,7 @@ class ShowFlags:
 def _recipe_show(arguments: Sequence[str]) -> None:
     flags = parse(ShowFlags, arguments, "recipe show")
     from lamp.configuration import to_json
-    from lamp.info import to_text
+    from lamp.description_text import to_text
     from lamp.model.parameter_count import expected_parameters
     from lamp.recipes import recipe
 

@@ -92,7 +92,8 @@ class InfoFlags:
 
 def _info(arguments: Sequence[str]) -> None:
     flags = parse(InfoFlags, arguments, "info")
-    from lamp.info import describe, to_brief, to_text, update_checksums
+    from lamp.description_text import to_text
+    from lamp.info import describe, to_brief, update_checksums
 
     if flags.verify or flags.write_checksums:
         if flags.write_checksums:

@@ -83,7 +83,6 @@ class MotionFlags(SelectionFlags):
 
 
 def _train_motion(arguments: Sequence[str]) -> None:
-    from lamp.recipes import Recipe
     from lamp.train.config import MotionTraining
     from lamp.train.dry_run import run_stage_with_summary
     from lamp.train.train_motion import train_motion
@@ -95,7 +94,7 @@ def _train_motion(arguments: Sequence[str]) -> None:
     training = _with_flags(training, flags)
     if value_of("--flow-stride", arguments) is not None:
         training = replace(training, flow_frames=None)
-    elif isinstance(chosen, Recipe) and training.arc_length is None:
+    elif chosen.flow is not None and training.arc_length is None:
         stride, name = _flow_stride(chosen, training, flags.data)
         training = replace(training, flow_stride=stride, scene_flow=name)
 

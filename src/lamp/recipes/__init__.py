@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from lamp.configuration import from_json
 from lamp.errors import ConfigError, DataError, missing, unknown
@@ -36,6 +37,8 @@ __all__ = [
     "recipe",
     "training",
 ]
+
+Kind = TypeVar("Kind", bound=AnyRecipe)
 
 RECIPES: dict[str, Callable[[], AnyRecipe]] = {
     "demo": demo,
@@ -79,10 +82,7 @@ def experiment(name: str) -> Recipe:
     Raises:
         ConfigError: There is none of that name, or it has no collection and evaluation.
     """
-    made = recipe(name)
-    if isinstance(made, Recipe):
-        return made
-    raise _other_kind(made, "a whole experiment", Recipe)
+    return _of_kind(name, "a whole experiment", Recipe)
 
 
 def pretraining(name: str) -> PretrainingRecipe:
@@ -91,10 +91,7 @@ def pretraining(name: str) -> PretrainingRecipe:
     Raises:
         ConfigError: There is none of that name, or it is of another kind.
     """
-    made = recipe(name)
-    if isinstance(made, PretrainingRecipe):
-        return made
-    raise _other_kind(made, "one that pretrains a Motion Expert", PretrainingRecipe)
+    return _of_kind(name, "one that pretrains a Motion Expert", PretrainingRecipe)
 
 
 def training(name: str) -> Recipe | TrainingRecipe:
@@ -103,12 +100,12 @@ def training(name: str) -> Recipe | TrainingRecipe:
     Raises:
         ConfigError: There is none of that name, or it is a model alone.
     """
+    return _of_kind(name, "one with training", Recipe, TrainingRecipe)
+
+
+def _of_kind(name: str, wanted: str, *kinds: type[Kind]) -> Kind:
     made = recipe(name)
-    if isinstance(made, Recipe | TrainingRecipe):
+    if isinstance(made, kinds):
         return made
-    raise _other_kind(made, "one with training", Recipe, TrainingRecipe)
-
-
-def _other_kind(made: AnyRecipe, wanted: str, *kinds: type) -> ConfigError:
     fitting = ", ".join(name for name in RECIPES if isinstance(recipe(name), kinds))
-    return ConfigError(f"recipe {made.name!r} is a {type(made).__name__}; expected {wanted}: {fitting}.")
+    raise ConfigError(f"recipe {made.name!r} is a {type(made).__name__}; expected {wanted}: {fitting}.")

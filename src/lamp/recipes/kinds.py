@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from lamp.benchmark.evaluate import EvaluateConfig
 from lamp.collect.collect import CollectConfig
@@ -35,6 +36,11 @@ class Recipe:
     """The motion checkpoint that the policy starts from, such as `pretrained/libero_object`, in place of a Stage 1 on the
     demonstrations of the policy itself, from which it would know nothing that the policy does not."""
 
+    @property
+    def flow_frames(self) -> int:
+        """Frames of the dataset in a flow step of the model."""
+        return self.flow.stride * self.motion.flow_stride
+
     def policy_with(self, motion: str | None) -> PolicyTraining:
         """Stage 2 with a motion checkpoint, None for one that is yet to be trained: as it is with the recipe's own, and careful
         with any other."""
@@ -65,6 +71,8 @@ class TrainingRecipe:
     policy: PolicyTraining
     gpus: int = 1
     """How many the paper shares each batch among; `loop.batch_size` counts all samples of a step."""
+    flow: ClassVar[None] = None
+    """The data bring their scene flow."""
 
     @property
     def backbone(self) -> BackboneConfig:

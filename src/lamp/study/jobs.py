@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from lamp.benchmark.episodes import EPISODES
 from lamp.benchmark.evaluate import EvaluateConfig, evaluate
 from lamp.errors import DataError
 from lamp.files import remove_folder
@@ -25,6 +26,26 @@ from lamp.version import code_version
 LOG = "log.txt"
 
 
+class Work:
+    """What a job does."""
+
+    on_demand: ClassVar[bool] = False
+    """Whether it is done only where another job needs it."""
+    tries_policy: ClassVar[bool] = False
+    """Whether it needs the checkpoint of the job before it."""
+
+    def do(self, out: Path) -> dict[str, Any]:
+        """Does it in a folder, and returns the result."""
+        raise NotImplementedError
+
+    def clean_up(self) -> None:
+        """Removes what is not needed once the result is written."""
+
+    def progress(self, out: Path) -> tuple[int, int, str]:
+        """How much is done, of how much, and of what."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One piece of work, done in a process of its own."""
@@ -38,12 +59,16 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionJob:
+class MotionJob(Work):
     """Trains a Stage 1."""
 
     training: MotionTraining
     data: Path
     episodes: tuple[int, ...]
+    on_demand: ClassVar[bool] = True
+
+    def progress(self, out: Path) -> tuple[int, int, str]:
+        return read_lines_json(out / METRICS)[-1]["step"], self.training.loop.steps, "steps"
 
     def do(self, out: Path) -> dict[str, Any]:
         train_motion(self.training, self.data, out)
@@ -60,7 +85,7 @@ class MotionJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyJob:
+class PolicyJob(Work):
     """Trains a Stage 2, and reads what it measured on the way."""
 
     training: PolicyTraining
@@ -68,6 +93,9 @@ class PolicyJob:
     motion: Path | None
     episodes: tuple[int, ...]
     groups: dict[str, tuple[str, ...]]
+
+    def progress(self, out: Path) -> tuple[int, int, str]:
+        return read_lines_json(out / "policy" / METRICS)[-1]["step"], self.training.loop.steps, "steps"
 
     def do(self, out: Path) -> dict[str, Any]:
         train_policy(self.training, self.data, out / "policy", self.motion)
@@ -98,7 +126,7 @@ def errors_of(measured: Sequence[dict[str, Any]], tasks: Sequence[str]) -> dict[
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestJob:
+class TestJob(Work):
     """Tries a policy in the simulator."""
 
     config: EvaluateConfig
@@ -107,6 +135,14 @@ class TestJob:
     """The cell's folder."""
     discard: bool
     """Whether the policy is not needed any more."""
+    tries_policy: ClassVar[bool] = True
+
+    def clean_up(self) -> None:
+        if self.discard:
+            remove_folder(self.policy / "policy" / CHECKPOINT)
+
+    def progress(self, out: Path) -> tuple[int, int, str]:
+        return len(read_lines_json(out / "episodes" / EPISODES)), self.episodes, "episodes"
 
     def do(self, out: Path) -> dict[str, Any]:
         begun = time.monotonic()
@@ -127,6 +163,5 @@ def do(job: Job, out: Path) -> dict[str, Any]:
         stack.enter_context(contextlib.redirect_stderr(log))
         result = job.work.do(folder)
     write_json(folder / RESULT, result)
-    if isinstance(job.work, TestJob) and job.work.discard:
-        remove_folder(job.work.policy / "policy" / CHECKPOINT)
+    job.work.clean_up()
     return result

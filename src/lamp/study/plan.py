@@ -1,22 +1,32 @@
-"""What of a study is left to do, and how long and how much disk that takes."""
+"""Which episodes the stages of a study learn from, what of it is left to do, and how long and how much disk that takes."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from lamp.collect.jobs import CollectConfig
 from lamp.configuration import to_json
+from lamp.data.episode_selection import EpisodeSelection, number_ranges
 from lamp.data.feature_cache.shards import in_bytes
-from lamp.errors import DataError
+from lamp.data.lerobot.reader import LeRobotDataset
+from lamp.errors import DataError, MismatchError
 from lamp.json_files import read_json_as, to_line
 from lamp.progress import clock
 from lamp.study.jobs import Job, MotionJob, PolicyJob, TestJob
-from lamp.study.results import RESULT, StoredRate, cells
-from lamp.study.study import Resolved
-from lamp.study.synthetic_data import MadeUpData
+from lamp.study.results import (
+    HELD_OUT,
+    MOTION_ONLY,
+    RESULT,
+    StoredRate,
+    cells,
+)
+from lamp.study.study import Arm, Resolved, Study
+from lamp.train.checkpoint_metadata import read_description
+from lamp.train.publishing import find_checkpoint
 from lamp_client.child_processes import available_cores
 
 SECONDS = {
@@ -177,7 +187,7 @@ def check_disk(resolved: Resolved, out: Path) -> None:
     Raises:
         DataError: The disk has not enough room.
     """
-    if isinstance(resolved.study.data, MadeUpData):
+    if resolved.study.is_made_up:
         return
     wanted, free = disk(size(resolved, out)), shutil.disk_usage(out).free
     if wanted > free:
@@ -185,3 +195,118 @@ def check_disk(resolved: Resolved, out: Path) -> None:
             f"{out}: the study needs about {in_bytes(wanted)} more, and {in_bytes(free)} are free there; free some, or choose "
             "another --out"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """Which episodes of the demonstrations each stage learns from."""
+
+    study: Study
+    dataset: LeRobotDataset
+
+    @cached_property
+    def held_out(self) -> tuple[int, ...]:
+        """What is measured and never trained on."""
+        return self.study.held_out.select(self.dataset)
+
+    @cached_property
+    def pool(self) -> tuple[int, ...]:
+        """What action demonstrations are chosen from."""
+        return self.study.actions.select(self.dataset, leave_out=self.held_out)
+
+    @cached_property
+    def action_free(self) -> tuple[int, ...]:
+        """What Stage 1 learns from without actions."""
+        return self.study.motion.select(self.dataset, leave_out=self.held_out)
+
+    def demonstrations(self, count: int, motion_seed: int) -> tuple[int, ...]:
+        """The action demonstrations of Stage 2; fewer are among more.
+
+        Raises:
+            DataError: A task has not so many.
+        """
+        chosen = EpisodeSelection(episodes=listed(self.pool), per_task=count, seed=motion_seed).select(self.dataset)
+        of_tasks: dict[str, int] = {}
+        for episode in chosen:
+            of_tasks[self.task(episode)] = of_tasks.get(self.task(episode), 0) + 1
+        for task, episodes in of_tasks.items():
+            if episodes < count:
+                raise DataError(
+                    f"{count} demonstrations of each task are asked for, and {self.dataset.root} has {episodes} of "
+                    f"{task!r} among those that `actions` selects ({self.study.actions}, {len(self.held_out)} held out); "
+                    f"expected {count}: collect more episodes, select more, or ask for fewer demonstrations"
+                )
+        return chosen
+
+    def motion(self, arm: Arm, count: int, motion_seed: int) -> tuple[int, ...]:
+        """What an arm's Stage 1 learns from.
+
+        Raises:
+            MismatchError: It says that the stages share no episode, and they do.
+        """
+        if arm.prior is None or arm.prior.checkpoint is not None:
+            return ()
+        used = self.demonstrations(count, motion_seed)
+        if arm.prior.motion == "same":
+            return used
+        if arm.prior.motion == "both":
+            return tuple(sorted({*used, *self.action_free}))
+        shared = sorted({*used}.intersection(self.action_free))
+        if shared:
+            raise MismatchError(
+                f"arm {arm.name!r} says that its Stage 1 learns from none of Stage 2's demonstrations (motion: action_free), and "
+                f"{len(shared)} of the {len(used)} are in both: episodes {number_ranges(shared)}; expected `actions` "
+                f"({self.study.actions}) and `motion` ({self.study.motion}) without a common episode, or motion: both"
+            )
+        return self.action_free
+
+    def _check_unseen(self, arm: Arm, checkpoint: str) -> None:
+        """
+        Raises:
+            MismatchError: The checkpoint was trained on what is held out here.
+        """
+        description = read_description(find_checkpoint(checkpoint))
+        for record in (description.data, *(description.flow.also if description.flow else ())):
+            if not record.dataset or record.dataset != self.dataset.content:
+                continue
+            trained = set(range(len(self.dataset))) if record.train_episodes is None else {*record.train_episodes}
+            if seen := sorted(trained.intersection(self.held_out)):
+                raise MismatchError(
+                    f"arm {arm.name!r}: {checkpoint} was trained on episodes {number_ranges(seen)} of {self.dataset.root}, which "
+                    f"are held out here ({self.study.held_out}); expected others to be held out, or another checkpoint"
+                )
+
+    def task(self, episode: int) -> str:
+        """What an episode is told to do, as measurements name it."""
+        return " / ".join(self.dataset.instructions(episode)[0])
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The tasks whose held-out demonstrations are measured together."""
+        with_actions = {self.task(episode) for episode in self.pool}
+        measured = sorted({self.task(episode) for episode in self.held_out})
+        groups = {
+            HELD_OUT: tuple(task for task in measured if task in with_actions),
+            MOTION_ONLY: tuple(task for task in measured if task not in with_actions),
+        }
+        if not groups[HELD_OUT]:
+            raise MismatchError(
+                f"no held-out episode ({self.study.held_out}) is of a task that has actions ({self.study.actions}); expected some"
+            )
+        return {name: tasks for name, tasks in groups.items() if tasks}
+
+    def check(self) -> None:
+        """Every choice that the study will make."""
+        _ = self.groups
+        for arm in self.study.arms:
+            if arm.prior is not None and arm.prior.checkpoint is not None:
+                self._check_unseen(arm, arm.prior.checkpoint)
+        for motion_seed in range(self.study.motion_seeds):
+            for count in self.study.demonstrations:
+                for arm in self.study.arms:
+                    self.motion(arm, count, motion_seed)
+                self.demonstrations(count, motion_seed)
+
+
+def listed(episodes: Sequence[int]) -> str:
+    return ",".join(map(str, episodes))

@@ -136,3 +136,49 @@ def progress_of(resolved: Resolved, out: Path) -> Iterator[tuple[Cell, dict[str,
                 if not tests[test.name]["outcomes"]:
                     raise DataError(f"{place} has no episode; remove it to do it again")
         yield cell, {**result, "tests": tests}
+
+
+class StoredQuestion(TypedDict):
+    """What a study's definition says of it."""
+
+    name: str
+    question: str
+
+
+class DescribedDefinition(TypedDict):
+    """What is read of `definition.json` to describe a study."""
+
+    study: StoredQuestion
+
+
+class StoredDifference(TypedDict):
+    """What is read of a row of `differences`."""
+
+    arm: str
+    demonstrations: int
+    test: str
+    measure: str
+    verdict: str
+
+
+class StoredFigures(TypedDict, total=False):
+    """What is read of `study.json`."""
+
+    complete: bool
+    cells: dict[str, int]
+    differences: list[StoredDifference]
+
+
+def describe_study(path: Path) -> dict[str, Any]:
+    """What `lamp info` says of a study."""
+    definition = read_json_as(path / DEFINITION, DescribedDefinition, "definition of a study")
+    has_figures = (path / "study.json").is_file()
+    figures = read_json_as(path / "study.json", StoredFigures, "figures of a study") if has_figures else {}
+    compared = [row for row in figures.get("differences", []) if row["measure"] != "best_error"]
+    return {
+        **{key: definition["study"][key] for key in ("name", "question")},
+        "state": "finished" if figures.get("complete") else "unfinished: the same `lamp study run` goes on",
+        "cells": figures.get("cells", "none yet"),
+        "verdicts": [f"{row['arm']}, n {row['demonstrations']}, {row['test']}: {row['verdict']}" for row in compared],
+        "next": f"lamp study report {path}",
+    }

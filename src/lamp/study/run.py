@@ -22,24 +22,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lamp.benchmark.episodes import EPISODES
 from lamp.benchmark.evaluate import EvaluateConfig
 from lamp.collect.collect import collect
 from lamp.collect.jobs import CollectConfig
 from lamp.configuration import to_json
 from lamp.data.augmentation import NO_AUGMENTATION
 from lamp.data.embodiment import OWN, Embodiment, embodiment
-from lamp.data.episode_selection import EpisodeSelection, number_ranges
-from lamp.data.lerobot.reader import LeRobotDataset
-from lamp.errors import DataError, LampError, MismatchError
+from lamp.data.episode_selection import EpisodeSelection
+from lamp.errors import DataError, LampError
 from lamp.files import locked
-from lamp.json_files import read_lines_json, to_line, write_json
+from lamp.json_files import to_line, write_json
 from lamp.progress import QUIET, Progress, clock, say
 from lamp.recipes import Recipe
 from lamp.sceneflow.build import build
+from lamp.study.figures import summarise
 from lamp.study.jobs import LOG, Job, MotionJob, PolicyJob, TestJob, do
-from lamp.study.plan import Estimate, RunOptions, check_disk, plan_text
-from lamp.study.report import summarise, write_report
+from lamp.study.plan import Estimate, Partition, RunOptions, check_disk, listed, plan_text
+from lamp.study.report import write_report
 from lamp.study.results import (
     DEFINITION,
     HELD_OUT,
@@ -52,130 +51,13 @@ from lamp.study.results import (
 from lamp.study.study import Arm, Data, RecordedData, Resolved, SimulatorTest, Study, check_continues
 from lamp.study.synthetic_data import MadeUpData, write_synthetic_data
 from lamp.train.backbones import ensure_features
-from lamp.train.checkpoint_metadata import read_description
 from lamp.train.config import MixedIn, Split
-from lamp.train.metrics import FILE_NAME as METRICS
 from lamp.train.publishing import find_checkpoint
 from lamp.train.run_folder import CHECKPOINT
 from lamp_client.child_processes import ProcessPool, available_cores
 
 PATIENCE_S = 120.0
 """How long a training that is asked to end may take to write its checkpoint. [s]"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """Which episodes of the demonstrations each stage learns from."""
-
-    study: Study
-    dataset: LeRobotDataset
-
-    @cached_property
-    def held_out(self) -> tuple[int, ...]:
-        """What is measured and never trained on."""
-        return self.study.held_out.select(self.dataset)
-
-    @cached_property
-    def pool(self) -> tuple[int, ...]:
-        """What action demonstrations are chosen from."""
-        return self.study.actions.select(self.dataset, leave_out=self.held_out)
-
-    @cached_property
-    def action_free(self) -> tuple[int, ...]:
-        """What Stage 1 learns from without actions."""
-        return self.study.motion.select(self.dataset, leave_out=self.held_out)
-
-    def demonstrations(self, count: int, motion_seed: int) -> tuple[int, ...]:
-        """The action demonstrations of Stage 2; fewer are among more.
-
-        Raises:
-            DataError: A task has not so many.
-        """
-        chosen = EpisodeSelection(episodes=_listed(self.pool), per_task=count, seed=motion_seed).select(self.dataset)
-        of_tasks: dict[str, int] = {}
-        for episode in chosen:
-            of_tasks[self.task(episode)] = of_tasks.get(self.task(episode), 0) + 1
-        for task, episodes in of_tasks.items():
-            if episodes < count:
-                raise DataError(
-                    f"{count} demonstrations of each task are asked for, and {self.dataset.root} has {episodes} of "
-                    f"{task!r} among those that `actions` selects ({self.study.actions}, {len(self.held_out)} held out); "
-                    f"expected {count}: collect more episodes, select more, or ask for fewer demonstrations"
-                )
-        return chosen
-
-    def motion(self, arm: Arm, count: int, motion_seed: int) -> tuple[int, ...]:
-        """What an arm's Stage 1 learns from.
-
-        Raises:
-            MismatchError: It says that the stages share no episode, and they do.
-        """
-        if arm.prior is None or arm.prior.checkpoint is not None:
-            return ()
-        used = self.demonstrations(count, motion_seed)
-        if arm.prior.motion == "same":
-            return used
-        if arm.prior.motion == "both":
-            return tuple(sorted({*used, *self.action_free}))
-        shared = sorted({*used}.intersection(self.action_free))
-        if shared:
-            raise MismatchError(
-                f"arm {arm.name!r} says that its Stage 1 learns from none of Stage 2's demonstrations (motion: action_free), and "
-                f"{len(shared)} of the {len(used)} are in both: episodes {number_ranges(shared)}; expected `actions` "
-                f"({self.study.actions}) and `motion` ({self.study.motion}) without a common episode, or motion: both"
-            )
-        return self.action_free
-
-    def _check_unseen(self, arm: Arm, checkpoint: str) -> None:
-        """
-        Raises:
-            MismatchError: The checkpoint was trained on what is held out here.
-        """
-        description = read_description(find_checkpoint(checkpoint))
-        for record in (description.data, *(description.flow.also if description.flow else ())):
-            if not record.dataset or record.dataset != self.dataset.content:
-                continue
-            trained = set(range(len(self.dataset))) if record.train_episodes is None else {*record.train_episodes}
-            if seen := sorted(trained.intersection(self.held_out)):
-                raise MismatchError(
-                    f"arm {arm.name!r}: {checkpoint} was trained on episodes {number_ranges(seen)} of {self.dataset.root}, which "
-                    f"are held out here ({self.study.held_out}); expected others to be held out, or another checkpoint"
-                )
-
-    def task(self, episode: int) -> str:
-        """What an episode is told to do, as measurements name it."""
-        return " / ".join(self.dataset.instructions(episode)[0])
-
-    @cached_property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """The tasks whose held-out demonstrations are measured together."""
-        with_actions = {self.task(episode) for episode in self.pool}
-        measured = sorted({self.task(episode) for episode in self.held_out})
-        groups = {
-            HELD_OUT: tuple(task for task in measured if task in with_actions),
-            MOTION_ONLY: tuple(task for task in measured if task not in with_actions),
-        }
-        if not groups[HELD_OUT]:
-            raise MismatchError(
-                f"no held-out episode ({self.study.held_out}) is of a task that has actions ({self.study.actions}); expected some"
-            )
-        return {name: tasks for name, tasks in groups.items() if tasks}
-
-    def check(self) -> None:
-        """Every choice that the study will make."""
-        _ = self.groups
-        for arm in self.study.arms:
-            if arm.prior is not None and arm.prior.checkpoint is not None:
-                self._check_unseen(arm, arm.prior.checkpoint)
-        for motion_seed in range(self.study.motion_seeds):
-            for count in self.study.demonstrations:
-                for arm in self.study.arms:
-                    self.motion(arm, count, motion_seed)
-                self.demonstrations(count, motion_seed)
-
-
-def _listed(episodes: Sequence[int]) -> str:
-    return ",".join(map(str, episodes))
 
 
 def run(study: Study, out: Path, options: RunOptions | None = None) -> dict[str, Any]:
@@ -316,8 +198,9 @@ class _Run:
             motion = find_checkpoint(arm.prior.checkpoint)
         policy = self.resolved.policy(arm)
         policy = replace(policy, loop=self._loop(policy.loop, cell.seed), split=_split(used, partition.held_out))
-        if isinstance(study.data, RecordedData) and study.data.embodiment:
-            policy = replace(policy, embodiment=embodiment(study.data.embodiment))
+        match study.data:
+            case RecordedData(embodiment=str(robot)):
+                policy = replace(policy, embodiment=embodiment(robot))
         work = PolicyJob(training=policy, data=data, motion=motion, episodes=used, groups=partition.groups)
         needs = tuple(job.folder for job in jobs)
         jobs.append(Job(folder=cell.folder, label=cell.label, work=work, needs=needs))
@@ -369,12 +252,12 @@ class _Run:
         lacking = {
             need
             for job in jobs
-            if job.folder not in done and isinstance(job.work, TestJob)
+            if job.folder not in done and job.work.tries_policy
             for need in job.needs[:1]
             if not (self.out / need / "policy" / CHECKPOINT).exists()
         }
         done -= lacking
-        waiting = [job for job in jobs if job.folder not in done and not isinstance(job.work, MotionJob)]
+        waiting = [job for job in jobs if job.folder not in done and not job.work.on_demand]
         needed = {need for job in waiting for need in job.needs}
         waiting = [job for job in jobs if job in waiting or (job.folder in needed and job.folder not in done)]
         waiting_for = {job.folder for job in waiting}
@@ -429,12 +312,8 @@ class _Run:
         """What a running job is at, and which share of it is left."""
         folder = self.out / job.folder
         with contextlib.suppress(LampError, OSError, KeyError, IndexError):
-            if isinstance(job.work, TestJob):
-                done, of = len(read_lines_json(folder / "episodes" / EPISODES)), job.work.episodes
-                return f"{job.label} ({done}/{of} episodes)", 1 - done / of
-            folder = folder / "policy" if isinstance(job.work, PolicyJob) else folder
-            done, of = read_lines_json(folder / METRICS)[-1]["step"], job.work.training.loop.steps
-            return f"{job.label} ({done}/{of} steps)", 1 - done / of
+            done, of, what = job.work.progress(folder)
+            return f"{job.label} ({done}/{of} {what})", 1 - done / of
         return job.label, 1.0
 
 
@@ -445,8 +324,8 @@ def _begin() -> None:
 def _split(episodes: Sequence[int], held_out: Sequence[int]) -> Split:
     return Split(
         validation_share=0.0,
-        episodes=EpisodeSelection(episodes=_listed(episodes)),
-        held_out=EpisodeSelection(episodes=_listed(held_out)),
+        episodes=EpisodeSelection(episodes=listed(episodes)),
+        held_out=EpisodeSelection(episodes=listed(held_out)),
     )
 
 

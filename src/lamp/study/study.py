@@ -16,7 +16,6 @@ from lamp.configuration import to_json
 from lamp.data.episode_selection import EpisodeSelection, number_ranges, parse_numbers
 from lamp.errors import ConfigError, MismatchError, unknown
 from lamp.files import is_file_name
-from lamp.model.motion_fusion import FlowHead
 from lamp.recipes import Recipe, TrainingRecipe, training
 from lamp.study.synthetic_data import MadeUpData, synthetic_recipe
 from lamp.train.checkpoint_metadata import read_description
@@ -191,6 +190,16 @@ class Study:
             raise unknown(f"arm of {self.name}", name, [arm.name for arm in self.arms])
         return match
 
+    @property
+    def collected(self) -> CollectConfig | None:
+        """How the demonstrations are collected; None where they are there or made up."""
+        return self.data if isinstance(self.data, CollectConfig) else None
+
+    @property
+    def is_made_up(self) -> bool:
+        """Whether the demonstrations are made up."""
+        return isinstance(self.data, MadeUpData)
+
     def motion_seed(self, seed: int) -> int:
         """The seed of the Stage 1, and of the choice of demonstrations, that belongs to a seed of Stage 2."""
         return seed % self.motion_seeds
@@ -278,9 +287,8 @@ class Resolved:
             policy = replace(policy, prior="oracle") if arm.prior.oracle else policy
         every = max(1, -(-self.study.policy_steps // self.study.measurements))
         loop = replace(policy.loop, steps=self.study.policy_steps, validate_every=every)
-        if isinstance(policy.model.fusion, FlowHead) and isinstance(self.base, Recipe):
-            frames = self.base.flow.stride * self.base.motion.flow_stride
-            policy = replace(policy, flow=replace(policy.flow, frames=frames))
+        if policy.model.flow_head and self.base.flow is not None:
+            policy = replace(policy, flow=replace(policy.flow, frames=self.base.flow_frames))
         samples = self.study.held_out_samples
         return replace(policy, loop=loop, action_samples=samples, validation_samples=min(32, samples))
 
@@ -290,12 +298,13 @@ class Resolved:
         return self.recipes[self.study.recipe]
 
     def _check_priors(self) -> None:
-        if isinstance(self.study.data, CollectConfig) and not isinstance(self.base, Recipe):
+        collected = self.study.collected
+        if collected is not None and self.base.flow is None:
             raise ConfigError(
                 f"recipe {self.study.recipe!r} does not say how scene flow is built; expected a whole experiment, such as "
                 "libero_object_small, where demonstrations are collected"
             )
-        if isinstance(self.study.data, CollectConfig) and self.study.data.motion_only:
+        if collected is not None and collected.motion_only:
             raise ConfigError(
                 "data is motion_only, and policies are trained on it; expected motion_only in `extra` alone"
             )
@@ -334,15 +343,16 @@ class Resolved:
 
     def _check_extra(self) -> None:
         """What only Stage 1 learns from holds neither Stage 2's demonstrations nor what is held out."""
-        data, held_out = self.study.data, self.study.held_out.states
+        held_out = self.study.held_out.states
         for number, extra in enumerate(self.study.extra):
-            paths = [Path(one.path).resolve() for one in (extra, data) if isinstance(one, RecordedData)]
+            paths = [Path(one.path).resolve() for one in (extra, self.study.data) if isinstance(one, RecordedData)]
             if len(paths) == 2 and paths[0] == paths[1]:
                 raise MismatchError(
                     f"extra[{number}] is {to_json(extra)['path']}, which `data` is too: Stage 1 would see Stage 2's "
                     "demonstrations and what is held out; expected another dataset, or `motion` for episodes of this one"
                 )
-            if not isinstance(extra, CollectConfig) or not isinstance(data, CollectConfig):
+            data = self.study.collected
+            if data is None or not isinstance(extra, CollectConfig):
                 continue
             if extra.suite != data.suite or not set(extra.tasks).intersection(data.tasks):
                 continue
@@ -392,14 +402,12 @@ class Resolved:
 
 
 def _own(study: Study, name: str) -> AnyTraining:
-    return synthetic_recipe() if isinstance(study.data, MadeUpData) and name == "made_up" else training(name)
+    return synthetic_recipe() if study.is_made_up and name == "made_up" else training(name)
 
 
 def _flow_frames(base: AnyTraining) -> dict[str, Any]:
     """A flow step of the same time whatever the store's steps are."""
-    if not isinstance(base, Recipe):
-        return {}
-    return {"flow_frames": base.flow.stride * base.motion.flow_stride}
+    return {} if base.flow is None else {"flow_frames": base.flow_frames}
 
 
 GROWS = ("demonstrations", "arms", "tests", "policy_seeds", "question", "notes")

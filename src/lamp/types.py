@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -21,10 +21,11 @@ Moved = TypeVar("Moved", bound="OnDevice")
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, OnDevice):
-        return value.changed(change)
-    if isinstance(value, dict):
-        return {key: _changed(item, change) for key, item in value.items()}
+    match value:
+        case OnDevice():
+            return value.changed(change)
+        case dict():
+            return {key: _changed(item, change) for key, item in value.items()}
     return change(value)
 
 
@@ -194,6 +195,8 @@ class MotionBatch(TokenBatch):
     """A batch of Stage 1: tokens and the normalised scene flow that follows."""
 
     motion: Motion
+    motion_hidden: ClassVar[None] = None
+    """As in `PolicyBatch`: Stage 1 has no z_m of its own making to read."""
 
 
 @dataclass(frozen=True, kw_only=True)

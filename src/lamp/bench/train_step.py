@@ -69,7 +69,7 @@ class StoredBatch:
         tokens = batch.encoded.tokens
         self._batch = batch
         stored = {"tokens": tokens.half() if tokens.dtype == torch.float32 else tokens}
-        if isinstance(batch, PolicyBatch) and batch.motion_hidden is not None:
+        if batch.motion_hidden is not None:
             stored["hidden"] = batch.motion_hidden.half()
         repeated = {name: x.cpu().repeat(BATCHES_STORED, *(1,) * (x.ndim - 1)) for name, x in stored.items()}
         save_file({name: x.contiguous() for name, x in repeated.items()}, folder / "batches.safetensors")
@@ -80,7 +80,7 @@ class StoredBatch:
         batch, tokens = self._batch, self._batch.encoded.tokens
         rows = torch.from_numpy(self._random.permutation(len(tokens) * BATCHES_STORED)[: len(tokens)])
         read = replace(batch.encoded, tokens=self._tensors["tokens"][rows].to(tokens.device).to(tokens.dtype))
-        if isinstance(batch, PolicyBatch) and batch.motion_hidden is not None:
+        if batch.motion_hidden is not None:
             hidden = self._tensors["hidden"][rows].to(tokens.device).to(batch.motion_hidden.dtype)
             return replace(batch, encoded=read, motion_hidden=hidden)
         return replace(batch, encoded=read)
@@ -157,7 +157,7 @@ def bench_train_step(config: TrainStepConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if uncached:
             stored = StoredBatch(batch, Path(folder))
-            fresh = batch if isinstance(batch, MotionBatch) else replace(batch, motion_hidden=None)
+            fresh = batch if batch.motion_hidden is None else replace(batch, motion_hidden=None)
             ours = _our_step(model, stored.read, settings, dtype, reads=True)
             other = _our_step(model, lambda: fresh, settings, dtype, encode=bench.encode)
         else:

@@ -129,7 +129,7 @@ class MotionSamples(FeatureSamples):
             raise DataError(f"the scene flow of {store.path} holds no frames of episodes {self.episodes}")
         # Even with given bounds: a store that is too short should be refused here, not at some batch.
         self._retimed(*store.read(episodes[0], self.frame[:1], self.camera))
-        self.bounds: MotionBounds = bounds if isinstance(bounds, MotionBounds) else bounds.fit(self.flows())
+        self.bounds: MotionBounds = bounds.fit(self.flows())
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -34,6 +34,10 @@ class MotionBounds:
                 f"motion bounds {self.low} to {self.high}: expected finite numbers, low < high on each axis"
             )
 
+    def fit(self, flows: Iterable[SceneFlow]) -> MotionBounds:
+        """As `BoundsRule.fit`: given bounds stay, and no scene flow is read."""
+        return self
+
     def normalise(self, increments: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3"]:
         """Maps increments to [-1, 1], clamped; symmetric bounds keep 0 exactly 0."""
         low, high = self._ends(increments)

@@ -20,6 +20,7 @@ from jaxtyping import Float16, Int64
 from torch import Tensor, nn
 
 from lamp.data.feature_cache.cache import HiddenStates
+from lamp.data.image_dataset import ObservedBatch
 from lamp.data.motion_dataset import MEMORY_LIMIT
 from lamp.model.lamp import LaMP
 from lamp.progress import say
@@ -109,7 +110,7 @@ def batch_shape(stage: AnyStage, count: int) -> BatchShape:
     """Of what each of so many processes computes at once; with hidden states, where they are computed before."""
     at_once = math.ceil(stage.batch_samples / (count * stage.config.loop.accumulate))
     batch = stage.samples.batch(np.arange(at_once))
-    assert isinstance(batch, TokenBatch)
+    assert not isinstance(batch, ObservedBatch)  # `memory` leaves pictures out
     return replace(BatchShape.of(batch), hidden=stage.stored_draws > 0)
 
 

@@ -50,10 +50,10 @@ class BatchShape:
     """Of the tokens."""
 
     @classmethod
-    def of(cls, batch: TokenBatch) -> BatchShape:
+    def of(cls, batch: MotionBatch | PolicyBatch) -> BatchShape:
         """The shape of a batch that is there."""
         samples, tokens, _ = batch.encoded.tokens.shape
-        hidden = isinstance(batch, PolicyBatch) and batch.motion_hidden is not None
+        hidden = batch.motion_hidden is not None
         return cls(
             samples=samples, tokens=tokens, hidden=hidden, whole=batch.encoded.whole, dtype=batch.encoded.tokens.dtype
         )

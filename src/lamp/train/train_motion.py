@@ -241,15 +241,10 @@ def _with_bounds(
     """The training samples, and which share of their increments is clamped. Both take a pass over all scene flow, where bounds
     are to be found in the data, which is in all datasets together: of several processes the main one makes it.
     """
-    first, rule = config.bounds, config.bounds
-    if isinstance(first, BoundsRule):
-        first = RELEASED_BOUNDS  # until those of the data are known
-    parts = [one.samples(config, one.sources.split.train, first) for one in datasets]
-
-    def fitted() -> MotionBounds:
-        return rule.fit(chain.from_iterable(part.flows() for part in parts)) if isinstance(rule, BoundsRule) else rule
-
-    bounds = distributed.from_main(fitted)
+    rule = config.bounds
+    # Until the bounds of the data are known, any will do.
+    parts = [one.samples(config, one.sources.split.train, RELEASED_BOUNDS) for one in datasets]
+    bounds = distributed.from_main(lambda: rule.fit(chain.from_iterable(part.flows() for part in parts)))
     for part in parts:
         part.bounds = bounds
     samples = _mix(parts)

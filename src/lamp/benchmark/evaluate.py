@@ -14,7 +14,7 @@ from lamp.benchmark.baselines import Checkpoint, Condition, PolicyCondition, Pri
 from lamp.benchmark.episodes import EpisodeRecord, EvaluationEpisode
 from lamp.benchmark.launchers import LocalLauncher, RayLauncher
 from lamp.benchmark.perturbed import described, perturbed
-from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener
+from lamp.benchmark.policies import BatchPolicy, Policies, PolicyOpener, PolicyRunSettings
 from lamp.benchmark.run_manifest import Manifest, Run, parse_shard
 from lamp.benchmark.sim_worker import Artist, EpisodeOutcome, EpisodeTask, WorkerSetup, default_workers, plain
 from lamp.benchmark.suites import EvaluationPlan, LiberoSimulators, Simulators, SuitePlan, parse_states
@@ -36,13 +36,9 @@ WITHOUT_EFFECT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """Settings of every evaluation, whatever the benchmark: which policies and controls act, and how it is run."""
+class RunSettings(PolicyRunSettings):
+    """Settings of evaluations in LIBERO's simulators: also which controls act, and how the motion prior is looked at."""
 
-    checkpoint: Path | None = None
-    """The policy's checkpoint folder; None evaluates controls only."""
-    against: Path | None = None
-    """A second checkpoint on the same episodes, such as the one trained without the motion prior."""
     out: Path = Path("outputs/evaluation")
     """Output folder; one that holds an unfinished run with the same settings is continued."""
     controls: tuple[Literal["expert", "replay", "zero", "wrong_instruction", "blank"], ...] = ()
@@ -63,32 +59,14 @@ class RunSettings:
     """`exact` is the protocol; `fast` renders without multisampling and reflections."""
     execute: int | None = None
     """Actions executed of each chunk before replanning; None takes the checkpoint's."""
-    videos: int = 0
-    """Policy episodes to film, spread over the tasks."""
     workers: int = field(default_factory=default_workers)
     """Simulator processes; by default one more than there are cores, so that none is idle while one waits for the policy."""
     ray: str | None = None
     """Runs the simulators on the machines of a Ray cluster: its address, or `auto` for the one that this machine belongs to."""
-    fast: bool = True
-    """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
-    gather_ms: float = 2.0
-    """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
-    deadline_s: float = 1800.0
-    """An episode that takes longer is stopped with its simulator, counted, and tried again [s]."""
-    shard: str = ""
-    """Part of the evaluation to do, such as `0/4` on the first of four machines; `lamp merge-evaluations` joins the folders."""
     shortcut: Path | None = None
     """A shortcut policy, the folder `shortcut` of an evaluation with --audit: it acts on the same episodes as a control."""
-    label: str | None = None
-    """Name of `checkpoint` in tables; None says with_motion or without_motion."""
-    against_label: str | None = None
-    """Name of `against` in tables."""
     seed: int = 0
     """Varies the placements of objects and what perturbations draw; policy noise follows the protocol's formula."""
-    device: str = "cpu"
-    """Where the policy computes."""
-    threads: int = 1
-    """CPU threads of the policy; the simulators need the other cores."""
 
     def __post_init__(self) -> None:
         self._check_counts("workers", "threads")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -82,6 +82,34 @@ class BatchPolicy(Protocol):
             MismatchError: It has no motion prior, or not what the intervention changes.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRunSettings:
+    """Settings of every evaluation, whatever the benchmark: which policies act, and how they are run."""
+
+    checkpoint: Path | None = None
+    """The policy's checkpoint folder; None evaluates controls only."""
+    against: Path | None = None
+    """A second checkpoint on the same episodes, such as the one trained without the motion prior."""
+    videos: int = 0
+    """Policy episodes to film, spread over the tasks."""
+    fast: bool = True
+    """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
+    gather_ms: float = 2.0
+    """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
+    deadline_s: float = 1800.0
+    """An episode that takes longer is stopped with its simulator, counted, and tried again [s]."""
+    shard: str = ""
+    """Part of the evaluation to do, such as `0/4` on the first of four machines; `lamp merge-evaluations` joins the folders."""
+    label: str | None = None
+    """Name of `checkpoint` in tables; None says with_motion or without_motion."""
+    against_label: str | None = None
+    """Name of `against` in tables."""
+    device: str = "cpu"
+    """Where the policy computes."""
+    threads: int = 1
+    """CPU threads of the policy; the simulators need the other cores."""
 
 
 class Policies:

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from lamp.benchmark.evaluate import EvaluateConfig, Summary, evaluate
-from lamp.benchmark.policies import BatchPolicy
+from lamp.benchmark.policies import BatchPolicy, PolicyRunSettings
 from lamp.benchmark.sim_worker import Artist, default_workers, plain
 from lamp.benchmark.suites import Simulators, parse_states
 from lamp.errors import ConfigError, MismatchError, MissingDependencyError
@@ -35,13 +35,9 @@ NUMBERS: dict[str, int] = {task.name: number for number, task in enumerate(SIMPL
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimplerConfig:
+class SimplerConfig(PolicyRunSettings):
     """Runs policies on SimplerEnv's four WidowX tasks, in ManiSkill3's own environment (docs/simpler.md)."""
 
-    checkpoint: Path | None = None
-    """The policy's checkpoint folder; None evaluates controls only."""
-    against: Path | None = None
-    """A second checkpoint on the same episodes, such as the one trained without the motion prior."""
     task: tuple[TaskName, ...] = ()
     """Tasks; empty for all four."""
     states: str = f"0:{EPISODES}"
@@ -66,26 +62,8 @@ class SimplerConfig:
     """The folder that holds ManiSkill's `data`; None: $MS_ASSET_DIR, or `~/.maniskill`."""
     renderer: Literal["cpu", "gpu"] = "cpu"
     """Where Vulkan renders."""
-    videos: int = 0
-    """Policy episodes to film, spread over the tasks."""
     workers: int = field(default_factory=default_workers)
     """Simulator processes."""
-    fast: bool = True
-    """Take the policy's fast path: the same actions within rounding (docs/speed.md). False: the plain arithmetic."""
-    gather_ms: float = 2.0
-    """How long the policy waits for further observations to batch, beyond those that came while it was busy [ms]."""
-    deadline_s: float = 1800.0
-    """An episode that takes longer is stopped with its simulator, counted, and tried again [s]."""
-    shard: str = ""
-    """Part of the evaluation to do, such as `0/4` on the first of four machines; `lamp merge-evaluations` joins the folders."""
-    label: str | None = None
-    """Name of `checkpoint` in tables; None says with_motion or without_motion."""
-    against_label: str | None = None
-    """Name of `against` in tables."""
-    device: str = "cpu"
-    """Where the policy computes."""
-    threads: int = 1
-    """CPU threads of the policy; the simulators need the other cores."""
 
     def __post_init__(self) -> None:
         if self.prior == "oracle":

@@ -14,7 +14,7 @@ from lamp.flags import parse
 
 if TYPE_CHECKING:
     from lamp.benchmark.evaluate import EvaluateConfig, RunSettings
-    from lamp.benchmark.simpler import SimplerConfig
+    from lamp.benchmark.policies import PolicyRunSettings
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def _evaluate_pro(arguments: Sequence[str]) -> None:
     _run_evaluation(parse(ProConfig, arguments, "evaluate libero_pro"))
 
 
-def _checkpoints(config: RunSettings | SimplerConfig) -> dict[str, Path]:
+def _checkpoints(config: PolicyRunSettings) -> dict[str, Path]:
     """The folders of the checkpoints that a configuration names, which may be hub ids."""
     return {name: find_checkpoint(path) for name in ("checkpoint", "against") if (path := getattr(config, name))}
 

@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 
 from lamp_client.envs import Env, rendering
-from lamp_client.envs.libero import (
-    LIBERO_SUITES,
-    SETTLING_ACTION,
-    LiberoEnv,
-    LiberoTask,
-    action_from_policy,
-    load_task,
-)
+from lamp_client.envs.libero import LIBERO_SUITES, SETTLING_ACTION, LiberoEnv, LiberoTask, action_from_policy, load_task
 from lamp_client.envs.libero_simulation import movable_objects
 from lamp_client.envs.rotations import axis_angle_from_quaternion
 from lamp_client.errors import InvalidValueError, MissingSoftwareError, SimulationError, UnknownNameError

@@ -20,12 +20,7 @@ pytest.importorskip(
 
 from lerobot.configs.policies import PreTrainedConfig  # pyright: ignore[reportMissingImports]
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata  # pyright: ignore[reportMissingImports]
-from lerobot.policies.factory import (  # pyright: ignore[reportMissingImports]
-    get_policy_class,
-    make_policy,
-    make_policy_config,
-    make_pre_post_processors,
-)
+from lerobot.policies.factory import get_policy_class, make_policy, make_policy_config, make_pre_post_processors  # pyright: ignore[reportMissingImports]
 from lerobot.policies.pretrained import PreTrainedPolicy  # pyright: ignore[reportMissingImports]
 
 from lamp.errors import ConfigError, MismatchError

@@ -17,13 +17,7 @@ from torch import Tensor
 
 from lamp.data.feature_cache.encode import FeatureBackbone, SequenceBackbone
 from lamp.errors import ConfigError, DataError, LampError, MismatchError, MissingDependencyError
-from lamp.model.qwen3_vl import (
-    FlashAttention,
-    PostNorm,
-    PreNorm,
-    Qwen3VLBackbone,
-    Qwen3VLBackboneConfig,
-)
+from lamp.model.qwen3_vl import FlashAttention, PostNorm, PreNorm, Qwen3VLBackbone, Qwen3VLBackboneConfig
 from lamp.model.qwen_processor import RELEASE_PROMPT
 from lamp.types import LeftPadding, Observations, RightPadding
 

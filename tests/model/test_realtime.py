@@ -14,14 +14,7 @@ from lamp.errors import ConfigError, MismatchError
 from lamp.flow_matching import euler
 from lamp.model.action_expert import ActionExpert, RidgeBaseline
 from lamp.model.lamp import LaMP
-from lamp.model.realtime import (
-    Conditioned,
-    Guided,
-    PreviousChunk,
-    TrainedDelays,
-    overlap_weights,
-    real_time_method,
-)
+from lamp.model.realtime import Conditioned, Guided, PreviousChunk, TrainedDelays, overlap_weights, real_time_method
 from lamp.types import Guided as Conditions
 
 

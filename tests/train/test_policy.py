@@ -9,16 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_fakes import (
-    CAMERAS,
-    GRID,
-    HORIZON,
-    SIDE,
-    PatchBackbone,
-    loop,
-    motion_training,
-    policy_training,
-)
+from training_fakes import CAMERAS, GRID, HORIZON, SIDE, PatchBackbone, loop, motion_training, policy_training
 
 from lamp.data.feature_cache.cache import FeatureCache
 from lamp.data.lerobot import LeRobotDataset

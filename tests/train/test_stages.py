@@ -164,7 +164,6 @@ def test_each_stage_has_episodes_of_its_own(data: Path, tmp_path: Path) -> None:
     assert description.motion_source.data.train_episodes == (0, 1, 2), "episode 3 alone is new to the prior"
     (row,) = stage_episodes(description)
     assert (row.stage_1, row.stage_2, row.in_both, row.held_out) == ((0, 1, 2), (2, 3), (2,), (4, 5))
-    assert row.stage_1_saw_held_out == ()
     shown = describe(tmp_path / "policy")["checkpoint"]["episodes"]
     wanted = {"stage 1 (motion)": "3: 0-2", "stage 2 (actions)": "2: 2-3", "in both": "1: 2", "held out": "2: 4-5"}
     assert shown == [{"dataset": data.name} | wanted]

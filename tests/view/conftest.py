@@ -13,13 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "train"))
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset, a motion run, a guided policy and a plain one."""
-    from training_fakes import (  # pyright: ignore[reportMissingImports]
-        PatchBackbone,
-        loop,
-        motion_training,
-        policy_training,
-        write_dataset,
-    )
+    from training_fakes import PatchBackbone, loop, motion_training, policy_training, write_dataset  # pyright: ignore[reportMissingImports]
 
     from lamp.train.train_motion import train_motion
     from lamp.train.train_policy import train_policy

@@ -5,13 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from training_fakes import (  # pyright: ignore[reportMissingImports]
-    GRID,
-    HORIZON,
-    SIDE,
-    STRIDE,
-    PatchBackbone,
-)
+from training_fakes import GRID, HORIZON, SIDE, STRIDE, PatchBackbone  # pyright: ignore[reportMissingImports]
 
 from lamp import cli
 from lamp.errors import DataError, MismatchError

@@ -6,19 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lamp.configuration import to_json
-from lamp.data.embodiment import (
-    LIBERO,
-    LIBERO_OPENPI,
-    collected_in_libero,
-)
+from lamp.data.embodiment import LIBERO, LIBERO_OPENPI, collected_in_libero
 from lamp.data.lerobot.reader import LeRobotDataset
-from lamp.data.normalizers import (
-    ByDeviation,
-    HardlyMoved,
-    NormaliserFit,
-    Unchanged,
-    floors,
-)
+from lamp.data.normalizers import ByDeviation, HardlyMoved, NormaliserFit, Unchanged, floors
 from lamp.data.observation_encoder import check_instructions
 from lamp.data.policy_dataset import states_and_actions
 from lamp.errors import ConfigError

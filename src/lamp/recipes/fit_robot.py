@@ -25,21 +25,9 @@ from lamp.data.actions import (
     StateRotationFormat,
     compare_with_state,
 )
-from lamp.data.embodiment import (
-    ACTION,
-    STATE,
-    Embodiment,
-    Part,
-    StateRotation,
-    embodiment,
-)
+from lamp.data.embodiment import ACTION, STATE, Embodiment, Part, StateRotation, embodiment
 from lamp.data.lerobot.reader import LeRobotDataset
-from lamp.data.normalizers import (
-    ContinuousRotation,
-    NoState,
-    RawState,
-    StateTransform,
-)
+from lamp.data.normalizers import ContinuousRotation, NoState, RawState, StateTransform
 from lamp.errors import ConfigError
 from lamp.files import is_file_name
 from lamp.train.datasets import GRIPPER_MARGIN_CALIBRATED, is_open_or_closed

@@ -15,16 +15,7 @@ import numpy as np
 
 from lamp.errors import MismatchError
 from lamp.serve.action_conventions import DatasetUnits, Units
-from lamp.serve.message_values import (
-    Message,
-    NoiseSeed,
-    described,
-    flag_from,
-    map_from,
-    seed_from,
-    size_of,
-    word_from,
-)
+from lamp.serve.message_values import Message, NoiseSeed, described, flag_from, map_from, seed_from, size_of, word_from
 from lamp.serve.policy_spec import PolicySpec
 from lamp_client.client import LARGEST_ACTION, PROTOCOL_VERSION
 from lamp_client.errors import InvalidValueError, WireError

@@ -18,15 +18,7 @@ from lamp.serve.batching import Batcher, BusyError, PolicyFailedError
 from lamp.serve.connections import ClientConnection
 from lamp.serve.message_values import Message, NoiseSeed, map_from
 from lamp.serve.metrics import Metrics
-from lamp.serve.protocols import (
-    ActReply,
-    ErrorReply,
-    PingRequest,
-    PolicyRequest,
-    ResetRequest,
-    WireProtocol,
-    seeds_for,
-)
+from lamp.serve.protocols import ActReply, ErrorReply, PingRequest, PolicyRequest, ResetRequest, WireProtocol, seeds_for
 from lamp_client import wire
 from lamp_client.errors import LampClientError, WireError
 

@@ -17,13 +17,7 @@ from lamp.errors import DataError, MismatchError
 from lamp.json_files import read_json_as, to_line
 from lamp.progress import clock
 from lamp.study.jobs import Job, MotionJob, PolicyJob, TestJob
-from lamp.study.results import (
-    HELD_OUT,
-    MOTION_ONLY,
-    RESULT,
-    StoredRate,
-    cells,
-)
+from lamp.study.results import HELD_OUT, MOTION_ONLY, RESULT, StoredRate, cells
 from lamp.study.study import Arm, Resolved, Study
 from lamp.train.checkpoint_metadata import read_description
 from lamp.train.publishing import find_checkpoint

@@ -39,15 +39,7 @@ from lamp.study.figures import summarise
 from lamp.study.jobs import LOG, Job, MotionJob, PolicyJob, TestJob, do
 from lamp.study.plan import Estimate, Partition, RunOptions, check_disk, listed, plan_text
 from lamp.study.report import write_report
-from lamp.study.results import (
-    DEFINITION,
-    HELD_OUT,
-    MOTION_ONLY,
-    RESULT,
-    Cell,
-    cells,
-    read_definition,
-)
+from lamp.study.results import DEFINITION, HELD_OUT, MOTION_ONLY, RESULT, Cell, cells, read_definition
 from lamp.study.study import Arm, Data, RecordedData, Resolved, SimulatorTest, Study, check_continues
 from lamp.study.synthetic_data import MadeUpData, write_synthetic_data
 from lamp.train.backbones import ensure_features

@@ -405,11 +405,6 @@ class StageEpisodes:
             return None
         return tuple(sorted({*self.stage_1} & {*self.stage_2}))
 
-    @property
-    def stage_1_saw_held_out(self) -> tuple[int, ...]:
-        """Held-out episodes that Stage 1 was trained on: errors on them flatter the prior."""
-        return tuple(sorted({*(self.stage_1 or ())} & {*self.held_out}))
-
 
 def stage_episodes(description: Description) -> list[StageEpisodes]:
     """Which stage saw which episodes of which dataset, the checkpoint's own first."""

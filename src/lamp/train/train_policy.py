@@ -37,13 +37,7 @@ from lamp.train.checkpoint_metadata import (
     read_description,
 )
 from lamp.train.config import PolicyTraining, UnseenEpisodes
-from lamp.train.datasets import (
-    Sources,
-    TrainingDataset,
-    adapted_backbone,
-    mixed,
-    open_datasets,
-)
+from lamp.train.datasets import Sources, TrainingDataset, adapted_backbone, mixed, open_datasets
 from lamp.train.distributed import distributed_context
 from lamp.train.finetune import FineTune, Normalizers
 from lamp.train.flow_datasets import flow_of_policy, true_motion

@@ -13,14 +13,8 @@ from lerobot.processor import (  # pyright: ignore[reportMissingImports]
     RenameObservationsProcessorStep,
     UnnormalizerProcessorStep,
 )
-from lerobot.processor.converters import (  # pyright: ignore[reportMissingImports]
-    policy_action_to_transition,
-    transition_to_policy_action,
-)
-from lerobot.utils.constants import (  # pyright: ignore[reportMissingImports]
-    POLICY_POSTPROCESSOR_DEFAULT_NAME,
-    POLICY_PREPROCESSOR_DEFAULT_NAME,
-)
+from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action  # pyright: ignore[reportMissingImports]
+from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME  # pyright: ignore[reportMissingImports]
 
 from lerobot_policy_lamp.configuration_lamp import LampConfig
 

@@ -11,14 +11,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from lamp.configuration import to_json
-from lamp.data.feature_cache.manifest import (
-    HIDDEN,
-    HIDDEN_MANIFEST,
-    MANIFEST,
-    VIEWS,
-    VIEWS_MANIFEST,
-    FeatureStore,
-)
+from lamp.data.feature_cache.manifest import HIDDEN, HIDDEN_MANIFEST, MANIFEST, VIEWS, VIEWS_MANIFEST, FeatureStore
 from lamp.data.feature_cache.shards import ShardState, read_header
 from lamp.data.feature_cache.work_sharing import LOCK_FILE, in_use
 from lamp.errors import ConfigError, DataError, LampError

@@ -10,13 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lamp_client.errors import LampClientError
-from lamp_client.rig.description import (
-    ArmDescription,
-    CameraDescription,
-    GripperDescription,
-    Limits,
-    RigDescription,
-)
+from lamp_client.rig.description import ArmDescription, CameraDescription, GripperDescription, Limits, RigDescription
 from lamp_client.rig.devices import RigError
 from lamp_client.rig.rig import Rig
 from lamp_client.rig.safety import in_words, violated

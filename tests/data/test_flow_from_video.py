@@ -183,7 +183,7 @@ def test_bad_recordings_are_named_and_counted_and_the_others_go_on(tmp_path: Pat
 
 def test_nothing_is_made_of_a_source_that_cannot_be_read(tmp_path: Path, clip: Clip) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty holds no recordings; expected a LeRobot dataset"):
+    with pytest.raises(DataError, match=r"empty holds no recordings; expected LeRobot datasets"):
         build_from_video(settings(tmp_path / "empty", tmp_path / "out"))
     with pytest.raises(DataError, match=r"no source at .*nowhere"):
         build_from_video(settings(tmp_path / "nowhere", tmp_path / "out"))

@@ -15,8 +15,9 @@ from lamp.errors import ConfigError, DataError
 from lamp.sceneflow.estimate.cameras import RecordedCameras, averaged_poses
 from lamp.sceneflow.estimate.chain import BASELINES, CHAINS, chain_named
 from lamp.sceneflow.estimate.interfaces import PointTracks, RecordedDepth, depth_noise
+from lamp.sceneflow.estimate.metrics import Errors, TrueFlow, tapvid_3d
 from lamp.sceneflow.estimate.rigid import RigidSmoothing, fit, inverse
-from lamp.sceneflow.estimate.score import Errors, FlowScoreConfig, TrueFlow, score, tapvid_3d
+from lamp.sceneflow.estimate.score import FlowScoreConfig, score
 from lamp.sceneflow.exact_flow import Sampling
 from lamp.sceneflow.tracks import flow_from_tracks
 from lamp.types import Camera, Tracks

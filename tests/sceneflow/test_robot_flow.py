@@ -206,7 +206,7 @@ def tracked(clip: Clip, tracker: Any, frames: tuple[int, ...] = (0,)) -> list[Po
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, dict[str, Any]]:
     """A clip of the arm in a simulator that read its URDF, with its exact flow."""
-    from lamp.sceneflow.estimate.score import render_episode
+    from lamp.sceneflow.estimate.truth import render_episode
     from lamp.sceneflow.rendering import BodyDepthRenderer, SimulationScene
     from lamp.sceneflow.sim_states import Playback, Recording
     from lamp_client.envs.rendering import Renderer, import_mujoco

@@ -28,8 +28,8 @@ class RobotCalibration:
     joint_names: tuple[str, ...]
     camera_link: str | None
     """The link that the camera is on; None: it stands still."""
-    mount: Float64[np.ndarray, "4 4"]
-    """``link_from_cam``, or ``base_from_cam`` of one that stands still."""
+    mount: Float64[np.ndarray, "*n 4 4"]
+    """``link_from_cam``, or ``base_from_cam`` of one that stands still, or at each frame."""
 
     @classmethod
     def of(cls, content: Any, folder: Path) -> RobotCalibration:

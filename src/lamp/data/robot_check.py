@@ -10,8 +10,10 @@ from lamp.data.clip_sources import SourceSettings, find_source
 from lamp.errors import ConfigError, DataError
 from lamp.progress import Progress
 from lamp.sceneflow.estimate.chain import chain_named
+from lamp.sceneflow.estimate.metrics import Errors, TrueFlow
 from lamp.sceneflow.estimate.robot import RobotTracker
-from lamp.sceneflow.estimate.score import Errors, FlowScoreConfig, TrueClip, TrueFlow, degraded, measure, report
+from lamp.sceneflow.estimate.score import FlowScoreConfig, measure, report
+from lamp.sceneflow.estimate.truth import TrueClip, degraded
 from lamp.sceneflow.exact_flow import Sampling
 
 LONGEST = 300

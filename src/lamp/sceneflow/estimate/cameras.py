@@ -18,6 +18,8 @@ from lamp.sceneflow.estimate.optical_flow import (
     inside,
     nearest_pixel,
     pixel_matrix,
+    project,
+    sample,
     unproject,
 )
 from lamp.sceneflow.estimate.rigid import inverse, rotation_of
@@ -32,11 +34,11 @@ UNCHANGED = 10
 class RecordedCameras:
     """Uses what is recorded; finds only what is missing: whether the camera moves, and then its path from depth.
 
-    Poses come from links of 1, 4 and 16 frames (perspective-n-point on points that the flows agree about, in normalised
-    coordinates, so that mirrored images need no care), averaged on a graph in which long links weigh more.
+    Poses come from links of 1 to 16 frames (perspective-n-point on points that the flows agree about, in normalised coordinates,
+    so that mirrored images need no care, refined by the depth at both ends), averaged on a graph.
     """
 
-    links: tuple[int, ...] = (16, 4, 1)
+    links: tuple[int, ...] = (16, 8, 4, 2, 1)
 
     def cameras(self, clip: Clip, depth: DepthMaps) -> CameraPath:
         """The camera of every frame.
@@ -78,7 +80,7 @@ class RecordedCameras:
                 starts.append(start)
                 ends.append(start + link)
                 steps.append(np.eye(4) if found is None else found)
-                weights.append(0.05 if found is None else link**0.65)
+                weights.append(0.05 if found is None else 1.0)
             pyramid.forget(before=start + 1)
         edges = np.array([starts, ends]).T
         return averaged_poses(count, edges, np.array(steps), np.array(weights))
@@ -150,6 +152,84 @@ def relative_pose(
     turn, shift = cv2.solvePnPRefineLM(points[kept], seen[kept], np.eye(3), None, turn, shift)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(turn)[0], shift[:, 0]
+    return refined_pose(pose, depth, matrix, start, end, xy, there, miss)
+
+
+PIXEL_SIGMA = 0.3
+"""px: how exact flows are, against the noise of depth;"""
+PIXEL_SCALE = 0.5
+"""px: of the Cauchy weights of flows,"""
+FARTHEST_FLOW, FARTHEST_DEPTH = 3.0, 4.0
+"""and how far off what still counts may be: px, and tolerances of depth."""
+STEEPEST = 0.02
+"""m a px: where depth changes by more, it says nothing of the camera."""
+
+
+def refined_pose(
+    pose: Float64[np.ndarray, "4 4"],
+    depth: DepthMaps,
+    matrix: Float64[np.ndarray, "3 3"],
+    start: int,
+    end: int,
+    xy: Float[np.ndarray, "n 2"],
+    there: Float[np.ndarray, "n 2"],
+    miss: Float[np.ndarray, " n"],
+    rounds: int = 8,
+) -> Float64[np.ndarray, "4 4"]:
+    """``end_from_start`` that fits the flows and the depth of both frames best, by Gauss-Newton with Cauchy weights.
+
+    A point of the start, moved, should be projected to where the flow leads, and be as deep as the surface that the end shows
+    at its projection (point to plane). The depths at the end are exact where flows are not: far away, and between outlines.
+
+    Args:
+        pose: To begin with.
+        xy: Positions at the start, where flows lead (`there`), and by how many px their ways back miss.
+    """
+    cv2 = import_cv2()
+    height, width = depth.metres.shape[1:]
+    z = depth.metres[start][nearest_pixel(xy, width, height)].astype(np.float64)
+    known = np.isfinite(z)
+    points, there, miss = unproject(xy[known], z[known], matrix), there[known], miss[known]
+    surface = depth.metres[end]
+    slopes = [cv2.Sobel(surface, cv2.CV_32F, *axis) / 8 for axis in ((1, 0), (0, 1))]
+    focal, rest = matrix[[0, 1], [0, 1]], np.zeros(len(points))
+    for _ in range(rounds):
+        moved_points = moved(pose, points)
+        place = project(moved_points, matrix)
+        x, y, far = moved_points.T
+        within = inside(place, width, height) & (far > 0.01)
+        at = np.where(within[:, None], place, 0.0)
+        depths, *slope = (sample(image, at).astype(np.float64) for image in (surface, *slopes))
+        tolerance, far = depth.tolerance(far), np.where(within, far, 1.0)
+        across = np.stack([focal[0] / far, rest, -focal[0] * x / far**2], axis=-1)
+        down = np.stack([rest, focal[1] / far, -focal[1] * y / far**2], axis=-1)
+        away = there - place
+        with np.errstate(invalid="ignore"):
+            apart = depths - moved_points[:, 2]
+            flows = within & (miss < 0.7) & (np.hypot(*away.T) < FARTHEST_FLOW)
+            depths_count = within & (np.abs(apart) < FARTHEST_DEPTH * tolerance) & (np.hypot(*slope) < STEEPEST)
+        along = slope[0][:, None] * across + slope[1][:, None] * down - [0, 0, 1]
+        pixel = 1 / (1 + np.square(away).sum(axis=-1) / PIXEL_SCALE**2)
+        deep = np.square(PIXEL_SIGMA / (0.25 * tolerance)) / (1 + np.square(apart / tolerance))
+        normal, right = np.zeros((6, 6)), np.zeros(6)
+        terms = (
+            (across, away[:, 0], pixel, flows),
+            (down, away[:, 1], pixel, flows),
+            (along, -apart, deep, depths_count),
+        )
+        for gradient, residual, weight, counted in terms:
+            # Of a turn w and a shift v of the moved points: dq = v + w x q.
+            row = np.concatenate([gradient, np.cross(moved_points, gradient)], axis=-1)[counted]
+            normal += (row * weight[counted, None]).T @ row
+            right += row.T @ (weight[counted] * residual[counted])
+        if np.linalg.matrix_rank(normal) < 6:
+            return pose
+        step = np.linalg.solve(normal, right)
+        change = np.eye(4)
+        change[:3, :3], change[:3, 3] = cv2.Rodrigues(step[3:])[0], step[:3]
+        pose = change @ pose
+        if np.abs(step).max() < 1e-7:
+            break
     return pose
 
 

@@ -40,6 +40,8 @@ def sample(image: np.ndarray, xy: Float[np.ndarray, "*b 2"]) -> np.ndarray:
     """Bilinear values of an (h, w) or (h, w, c) image at positions, those of the border outside."""
     cv2 = import_cv2()
     flat = np.ascontiguousarray(xy, np.float32).reshape(-1, 1, 2)
+    if not len(flat):  # which remap refuses
+        return np.empty((*xy.shape[:-1], *image.shape[2:]), image.dtype)
     if len(flat) < 30000:  # remap has no room for taller maps
         values = cv2.remap(image, flat, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     else:
@@ -145,6 +147,17 @@ class FlowPyramid:
                 flow = self._corrected(start, end, first + self._warp(second, self.pixels + first), span / 2)
             self._flows[start, end] = flow
         return self._flows[start, end]
+
+    def unlike(
+        self, start: int, end: int, xy: Float[np.ndarray, "n 2"], there: Float[np.ndarray, "n 2"]
+    ) -> Float[np.ndarray, " n"]:
+        """By how much the 5 x 5 px around positions differ between two frames, on average. [of 255]"""
+        around = np.stack(np.meshgrid(np.arange(-2, 3), np.arange(-2, 3)), axis=-1).reshape(-1, 2)
+        one, other = (
+            sample(self.gray(frame), at[:, None] + around).astype(np.float32)
+            for frame, at in ((start, xy), (end, there))
+        )
+        return np.abs(one - other).mean(axis=1)
 
     def forget(self, *, before: int) -> None:
         """Drops what starts or ends before a frame."""

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from lamp.errors import DataError
-from lamp.sceneflow.estimate.chain import Query, as_tracks
 from lamp.sceneflow.estimate.interfaces import CameraPath, Clip, DepthMaps, PointTracks, Tracker
 from lamp.sceneflow.estimate.optical_flow import depth_at, grid_positions, inside, project, unproject
+from lamp.sceneflow.estimate.query import Query, as_tracks
 from lamp.sceneflow.estimate.rigid import inverse
 from lamp.sceneflow.estimate.robot_motion import RobotMotion
 from lamp.sceneflow.exact_flow import Sampling

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from lamp.errors import DataError
-from lamp.sceneflow.estimate.chain import Query, as_tracks
 from lamp.sceneflow.estimate.interfaces import CameraPath, Clip, DepthMaps, PointTracks
 from lamp.sceneflow.estimate.learned.model import (
     LearnedModel,
@@ -26,6 +25,7 @@ from lamp.sceneflow.estimate.learned.model import (
     resized,
 )
 from lamp.sceneflow.estimate.optical_flow import depth_at, grid_positions, inside
+from lamp.sceneflow.estimate.query import Query, as_tracks
 from lamp.sceneflow.exact_flow import Sampling
 
 Followed = tuple[Float[np.ndarray, "t n 2"], Float[np.ndarray, "t n"], Float[np.ndarray, "t n"]]

@@ -177,7 +177,8 @@ def victims(data: Path, out: Path, policy: Path | None) -> Mapping[str, Victim]:
             made=demo,
             content=lambda: {
                 **tensors(demo, "*/checkpoint/model.safetensors"),
-                **digest(demo, "data/sceneflow/episode-*/**/*"),
+                # An episode's own attributes name when its recording was written, which is anew each time.
+                **digest(demo, "data/sceneflow/episode-*/*/**/*"),
                 **episodes(demo / "evaluation"),
             },
         ),

@@ -19,10 +19,11 @@ from made_clips import INTRINSICS, SIZE, off_square, on_square, sliding_square
 from PIL import Image
 
 from lamp.cli import main
-from lamp.data import flow_from_video
+from lamp.data import clip_flow, flow_from_video
+from lamp.data.clip_flow import Filters, apply_filters
 from lamp.data.clip_sources import FolderSource, SourceSettings, find_source
 from lamp.data.feature_cache.cache import FeatureCache
-from lamp.data.flow_from_video import Filters, VideoFlowConfig, apply_filters, build_from_video
+from lamp.data.flow_from_video import VideoFlowConfig, build_from_video
 from lamp.data.lerobot import LeRobotDataset
 from lamp.data.lerobot.staging import EpisodeData
 from lamp.data.lerobot.writer import LeRobotWriter
@@ -228,6 +229,7 @@ def test_long_clips_are_read_in_windows_and_become_several_episodes(
     write_recording(tmp_path / "source", clip)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     build_from_video(settings(tmp_path / "source", whole, horizon=4, every=1))
+    monkeypatch.setattr(clip_flow, "WINDOW", 3)
     monkeypatch.setattr(flow_from_video, "WINDOW", 3)
     monkeypatch.setattr(flow_from_video, "SEGMENT", 6)
     build_from_video(settings(tmp_path / "source", parts, horizon=4, every=1))

@@ -18,7 +18,10 @@ from lamp.sceneflow.estimate.interfaces import PointTracks, RecordedDepth, depth
 from lamp.sceneflow.estimate.metrics import Errors, TrueFlow, tapvid_3d
 from lamp.sceneflow.estimate.rigid import RigidSmoothing, fit, inverse
 from lamp.sceneflow.estimate.score import FlowScoreConfig, score
+from lamp.sceneflow.estimate.truth import carried
 from lamp.sceneflow.exact_flow import Sampling
+from lamp.sceneflow.rendering import BodyDepthRenderer
+from lamp.sceneflow.sim_states import Playback
 from lamp.sceneflow.tracks import flow_from_tracks
 from lamp.types import Camera, Tracks
 
@@ -258,6 +261,46 @@ def test_a_chain_is_scored_beside_its_baselines(tmp_path: Any, capsys: pytest.Ca
     assert found["moving_median_px"] < 0.5 * found["baselines"]["zero_motion"]["moving_median_px"]
     assert found["moving_points"] > 50 and found["oa"] > 0.9
     assert (tmp_path / "score.json").is_file() and '"aj_3d"' in capsys.readouterr().out
+
+
+@pytest.mark.sim
+def test_a_camera_that_orbits_the_scene_is_scored(tmp_path: Any) -> None:
+    write_recording(tmp_path, 0, record(motion(20)))
+    config = FlowScoreConfig(
+        episodes=tmp_path,
+        every=6,
+        horizon=12,
+        image_size=128,
+        camera="orbit",
+        known_camera=True,
+        baselines=("zero_motion",),
+    )
+    found = score(config, load_scene=load_painted_scene)
+    still = found["baselines"]["zero_motion"]
+    assert still["moving_points"] > 10 * found["query_frames"] and still["static_points"] > 100 * found["query_frames"]
+    assert found["camera_max_mm"] < 1e-6 and found["camera_max_degrees"] < 1e-3
+    assert found["moving_median_px"] < 0.6 * still["moving_median_px"] and found["visibility_recall"] > 0.95
+
+
+def test_an_orbit_turns_about_what_is_seen_and_ends_where_it_began() -> None:
+    playback = Playback(load_painted_scene({}).model, record(motion(4)))
+    before = playback.model.cam_pos.copy(), playback.model.cam_quat.copy()
+    with BodyDepthRenderer(playback.model, width=32, height=32, mirrored=True, geom_groups=(1,)) as renderer:
+        with carried(playback, renderer, "front") as orbit:
+            distances = []
+            for frame in (0, 20, 60):
+                orbit.place(frame)
+                playback.restore(0)
+                away = playback.data.camera("front").xpos - orbit.target
+                distances.append(np.hypot(*away[:2]))
+            np.testing.assert_allclose(distances, distances[0], rtol=1e-9)
+        np.testing.assert_array_equal(playback.model.cam_pos, before[0])
+        np.testing.assert_array_equal(playback.model.cam_quat, before[1])
+        with (
+            pytest.raises(ConfigError, match="the camera 'hand' does not stand still"),
+            carried(playback, renderer, "hand"),
+        ):
+            pass
 
 
 def test_scoring_names_what_is_wrong(tmp_path: Any) -> None:

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float64
 
 from lamp.configuration import to_json
+from lamp.data.clip_flow import WINDOW, Filters, FlowRequest, estimate
 from lamp.data.clip_sources import ClipReader, ClipSource, LeRobotSource, SourceSettings, find_source
 from lamp.data.flow_executor import run_here, run_on_cluster
 from lamp.data.lerobot.staging import EpisodeData, recorded_names
@@ -31,45 +30,22 @@ from lamp.errors import ConfigError, DataError, LampError, MismatchError
 from lamp.files import locked, remove_folder, remove_leftovers, safe_file_name
 from lamp.json_files import append_line, to_line
 from lamp.progress import Progress
-from lamp.sceneflow.estimate.chain import Chain
-from lamp.sceneflow.estimate.interfaces import Clip, PointTracks
 from lamp.sceneflow.estimate.optical_flow import working_size
 from lamp.sceneflow.estimate.settings import ChainSettings
 from lamp.sceneflow.exact_flow import Sampling
-from lamp.sceneflow.motion_mask import MOVING, leaves_start
 from lamp.sceneflow.store import CameraFlow, SceneFlowStore, StoreDescription, lock_of
 from lamp.sceneflow.stores import FOLDER, folder_for
 from lamp.sceneflow.validate import MANIFEST
-from lamp.types import Camera, Tracks
 from lamp_client.child_processes import available_cores
 
 VERSION = 1
 MADE_BY = "lamp flow build"
 """What the description of a dataset says that was made here."""
-WINDOW = 96
-"""Query frames that are worked on at once; as many frames and the horizon are in memory."""
 SEGMENT = 600
 """Frames of an episode that is made of a longer clip."""
 ESTIMATED = ".estimated"
 """Scene flow of clips that are not part of the dataset yet."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filters:
-    """What is left out of a store, and counted in its manifest."""
-
-    moving_points: int = 4
-    """A clip in none of whose query frames so many points move is left out."""
-    coverage: float = 0.5
-    """A query frame is, if less than this share of its points can be followed."""
-    jump: float = 0.2
-    """A point that moves by more than this share of the image from one flow step to the next, at twenty steps a second, is not
-    known from there on."""
-    depth_jump: float = 0.3
-    """Likewise by so many metres in depth."""
-    confidence: float = 0.2
-    """A point of less confidence is not known at that moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,8 +308,11 @@ def _clip(reader: ClipReader, config: VideoFlowConfig, settled: _Settled, path: 
         )
     counts, known = Counter[str](), list[float]()
     chain = config.make_chain()
+    request = FlowRequest(
+        sampling=config.sampling, every=config.every, filters=config.filters, partial=config.robot == "only"
+    )
     if config.out is None:
-        flow = estimate(reader, chain, config, counts, known, size=settled.size)
+        flow = estimate(reader, chain, request, counts, known, size=settled.size)
         if not len(flow.frames):
             raise NothingLeftError(reader.name, counts)
         report = _report(reader, flow, counts, known)
@@ -353,7 +332,7 @@ def _clip(reader: ClipReader, config: VideoFlowConfig, settled: _Settled, path: 
             continue
         queries = None if ends else SEGMENT
         flow = estimate(
-            reader, chain, config, counts, known, size=settled.size, first=first, last=last, queries=queries
+            reader, chain, request, counts, known, size=settled.size, first=first, last=last, queries=queries
         )
         if not len(flow.frames):
             if ends and not stored:
@@ -391,128 +370,6 @@ def _report(reader: ClipReader, flow: CameraFlow | None, counts: Counter[str], k
         left_out=dict(counts),
         depth_share=round(float(np.mean(known or [0.0])), 4),
     )
-
-
-def estimate(
-    reader: ClipReader,
-    chain: Chain,
-    config: VideoFlowConfig,
-    counts: Counter[str],
-    known: list[float],
-    *,
-    size: tuple[int, int],
-    first: int = 0,
-    last: int | None = None,
-    queries: int | None = None,
-) -> CameraFlow:
-    """Scene flow of the query frames of a clip, or of its frames from `first` to before `last`, window by window.
-
-    Args:
-        counts: What was left out is added to it, by reason.
-        known: The share of points with depth is, for each query frame.
-        size: Width and height that the images must have.
-        queries: How far from `first` query frames go; None: to the end.
-
-    Raises:
-        DataError: The clip cannot be used.
-    """
-    end = reader.length if last is None else last
-    until = min(end - 1, first + (queries if queries is not None else end))
-    span = config.horizon * config.stride
-    kept: list[PointTracks] = []
-    intrinsics: list[Float64[np.ndarray, "3 3"]] = []
-    poses: list[Float64[np.ndarray, "4 4"]] = []
-    anchor = np.eye(4)
-    for start in range(first, until, WINDOW):
-        clip = reader.window(start, min(end, start + WINDOW + span + 1))
-        _check_window(clip, size)
-        frames = [at for at in range(start, min(until, start + WINDOW)) if at % config.every == 0]
-        cameras, tracks = chain.estimate(clip, [at - start for at in frames], config.sampling)
-        for found in tracks:
-            frame = found.frame + start
-            known.append(float(np.isfinite(found.points[:, 0, 2]).mean()))
-            filtered = apply_filters(
-                found, config.filters, reader.fps / config.stride, counts, partial=config.robot == "only"
-            )
-            if filtered is not None:
-                kept.append(replace(filtered, frame=frame - first))
-                intrinsics.append(cameras.intrinsics)
-                poses.append(anchor @ cameras.world_from_cam[found.frame])
-        if clip.world_from_cam is None and start + WINDOW < until:
-            anchor = anchor @ cameras.world_from_cam[WINDOW]
-    moves = [moving(found).sum() >= config.filters.moving_points for found in kept]
-    if not any(moves):
-        counts["static"] += len(kept)
-        kept = []
-    return _camera_flow(kept, intrinsics, poses, config.sampling)
-
-
-def _check_window(clip: Clip, size: tuple[int, int]) -> None:
-    if clip.size != size:
-        raise MismatchError(
-            f"{clip.name} has images of {clip.size[0]}x{clip.size[1]} px; the others {size[0]}x{size[1]}: build it apart"
-        )
-
-
-def moving(found: PointTracks) -> np.ndarray:
-    """Which points leave their start."""
-    return leaves_start(found.points[..., :2] - found.points[:, :1, :2], found.valid, MOVING)
-
-
-def apply_filters(
-    found: PointTracks, filters: Filters, rate: float | int, counts: Counter[str], *, partial: bool = False
-) -> PointTracks | None:
-    """Tracks without what is not believed; None where too little is left.
-
-    Args:
-        rate: Flow steps a second, by which it is judged what a jump is.
-        counts: What was left out is added to it.
-        partial: Points that are not known at the query frame are not meant to be, and do not count as lost.
-    """
-    valid = found.valid & (found.confidence >= filters.confidence)
-    valid[:, 0] = found.valid[:, 0]
-    unsure = (found.valid & ~valid).any(axis=1)
-    step = np.diff(found.points, axis=1)
-    slack = max(1.0, 20 / rate)
-    with np.errstate(invalid="ignore"):
-        jumps = np.hypot(step[..., 0], step[..., 1]) > filters.jump * slack
-        jumps |= np.abs(step[..., 2]) > filters.depth_jump * slack
-    jumps &= found.valid[:, 1:] & found.valid[:, :-1]
-    broken = np.concatenate([np.zeros_like(valid[:, :1]), np.cumsum(jumps, axis=1) > 0], axis=1)
-    valid &= ~broken
-    present = found.valid.any(axis=0)
-    started = found.valid[:, 0] | (not partial)
-    coverage = float(valid[started][:, present].mean()) if present.any() and started.any() else 0.0
-    if coverage < filters.coverage:
-        reasons = {"lost": (~found.valid[started][:, present]).sum(), "jumps": (broken & found.valid).sum()}
-        reasons["low_confidence"] = (found.valid & (found.confidence < filters.confidence)).sum()
-        counts[max(reasons, key=lambda name: int(reasons[name]))] += 1
-        return None
-    counts.update({"points_low_confidence": int(unsure.sum()), "points_jumping": int(jumps.any(axis=1).sum())})
-    return replace(found, valid=valid, visible=found.visible & valid)
-
-
-def _camera_flow(
-    kept: Sequence[PointTracks],
-    intrinsics: Sequence[Float64[np.ndarray, "3 3"]],
-    poses: Sequence[Float64[np.ndarray, "4 4"]],
-    sampling: Sampling,
-) -> CameraFlow:
-    count, points, moments = len(kept), sampling.grid[0] * sampling.grid[1], sampling.horizon + 1
-
-    def stacked(name: str, empty: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(found, name) for found in kept]) if kept else empty)
-
-    tracks = Tracks(
-        points=stacked("points", np.zeros((0, points, moments, 3), np.float32)),
-        visible=stacked("visible", np.zeros((0, points, moments), bool)),
-        valid=stacked("valid", np.zeros((0, points, moments), bool)),
-    )
-    camera = Camera(
-        intrinsics=torch.from_numpy(np.array(intrinsics[:count]).reshape(-1, 3, 3)),
-        world_from_cam=torch.from_numpy(np.array(poses[:count]).reshape(-1, 4, 4)),
-    )
-    return CameraFlow(frames=np.array([found.frame for found in kept], np.int32), tracks=tracks, camera=camera)
 
 
 def _finish(target: Path, store: SceneFlowStore, config: VideoFlowConfig, fps: float) -> None:

@@ -59,7 +59,7 @@ def render_episode(
         raise unknown("camera", camera, [*scene.cameras, ORBIT])
     name = scene.cameras[next(iter(scene.cameras)) if camera == ORBIT else camera]
     images, views = [], []
-    with _carried(playback, renderer, name) if camera == ORBIT else nullcontext() as orbit:
+    with carried(playback, renderer, name) if camera == ORBIT else nullcontext() as orbit:
         for frame in range(playback.length):
             if orbit is not None:
                 orbit.place(frame)
@@ -113,7 +113,7 @@ class Orbit:
 
 
 @contextmanager
-def _carried(playback: Playback, renderer: BodyDepthRenderer, name: str) -> Iterator[Orbit]:
+def carried(playback: Playback, renderer: BodyDepthRenderer, name: str) -> Iterator[Orbit]:
     """The orbit of a camera; afterwards it is back in its place."""
     model, index = playback.model, camera_id(playback.model, name)
     if model.cam_bodyid[index] != 0 or model.cam_mode[index] != 0:

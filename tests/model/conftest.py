@@ -20,8 +20,10 @@ TOKENS, PADDING, SAMPLES = 11, 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchOfBoth(MotionBatch, PolicyBatch):
+class BatchOfBoth(PolicyBatch, MotionBatch):
     """One batch for the losses of both stages."""
+
+    motion: Motion
 
 
 @pytest.fixture

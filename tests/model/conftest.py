@@ -20,10 +20,10 @@ TOKENS, PADDING, SAMPLES = 11, 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchOfBoth(PolicyBatch, MotionBatch):
+class BatchOfBoth(PolicyBatch, MotionBatch):  # pyright: ignore[reportIncompatibleVariableOverride]
     """One batch for the losses of both stages."""
 
-    motion: Motion
+    motion: Motion  # pyright: ignore[reportGeneralTypeIssues]
 
 
 @pytest.fixture

@@ -319,12 +319,35 @@ class LaMPPolicy:
             return []
         for observation in observations:
             self._check(observation)
-        delays = [one.committed.delay for one in observations if one.committed is not None]
-        method = real_time_method(self._real_time, self.model.config.real_time, max(delays)) if delays else None
-        with torch.inference_mode(method is None or not method.needs_gradient), torch.no_grad():
-            return self._act_batch(
-                observations, noise_seeds, foresight, prior_instructions, prior_observations, true_motion, method
-            )
+        chunks: list[ActionChunk | None] = [None] * len(observations)
+        for method, rows in self._methods(observations).items():
+
+            def of_rows(values: Sequence[Any] | None, rows: list[int] = rows) -> list[Any] | None:
+                return None if values is None else [values[row] for row in rows]
+
+            with torch.inference_mode(method is None or not method.needs_gradient), torch.no_grad():
+                answers = self._act_batch(
+                    [observations[row] for row in rows], [noise_seeds[row] for row in rows], foresight,
+                    of_rows(prior_instructions), of_rows(prior_observations), of_rows(true_motion), method,
+                )  # fmt: skip
+            for row, answer in zip(rows, answers, strict=True):
+                chunks[row] = answer
+        return [chunk for chunk in chunks if chunk is not None]
+
+    def _methods(self, observations: Sequence[Observation]) -> dict[RealTimeMethod | None, list[int]]:
+        """Which observations are answered together, by how they go on from committed actions; None where there are none.
+
+        The choice is each observation's own: a robot with a long delay does not change how another one moves.
+        """
+        delays = [None if one.committed is None else one.committed.delay for one in observations]
+        if all(delay is None for delay in delays):
+            return {None: list(range(len(delays)))}
+        methods: dict[RealTimeMethod | None, list[int]] = {}
+        for row, delay in enumerate(delays):
+            # One without committed actions is conditioned on nothing, in the pass of others.
+            method = real_time_method(self._real_time, self.model.config.real_time, delay or 0)
+            methods.setdefault(method, []).append(row)
+        return methods
 
     def _act_batch(
         self,

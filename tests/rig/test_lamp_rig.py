@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,28 @@ def test_check_holds_a_policy_against_the_rig(
     serving(InProcessPolicy(lambda seen, seed: np.zeros((1, 14)), {"action_width": 14}), monkeypatch)
     assert main(["check", small, "--policy", "localhost:8000"]) == 1
     assert "FAULT policy: the policy does not fit the rig" in capsys.readouterr().out
+
+
+def test_demonstrations_say_what_the_expert_wanted_and_what_was_executed(recording: Path) -> None:
+    frames = read_episode(recording, recorded_names(recording)[0], pixels=False).frames
+    wanted = np.stack([np.asarray(frame["action"]) for frame in frames])
+    executed = np.stack([np.asarray(frame["executed"]) for frame in frames])
+    away = np.linalg.norm(executed[:, :3] - wanted[:, :3], axis=1)
+    assert 0.002 < away.max() < 0.02
+    np.testing.assert_allclose(executed[:, 3:], wanted[:, 3:], atol=1e-5)
+    # The fingers close and open where the expert wants them to.
+    acts = np.flatnonzero(np.diff(wanted[:, 6]))
+    assert len(acts) == 2 and away[[*acts, *(acts + 1)]].max() < 1e-5
+
+
+def test_an_expert_that_meets_a_limit_has_failed_and_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = twin_description(width=32, height=24)
+    replace(rig, limits=replace(rig.limits, max_lag=0.01)).save(tmp_path / "rig.json")
+    assert main(["record", str(tmp_path / "rig.json"), "--out", str(tmp_path / "demos"), "--episodes", "1"]) == 1
+    assert "episode 6: not kept" in capsys.readouterr().out
+    assert recorded_names(tmp_path / "demos") == ()
 
 
 def test_recordings_of_the_expert_are_a_lerobot_dataset(recording: Path, tmp_path: Path) -> None:

@@ -173,6 +173,25 @@ def test_a_dry_run_commands_nothing_and_limits_all_the_same() -> None:
     assert "2.00 m/s" in notes[0]
 
 
+@pytest.mark.parametrize("goal", [1.0, 0.0])
+def test_the_fingers_are_read_anew_after_somebody_moved_them(goal: float) -> None:
+    fakes = fake_rig()
+    with fakes.rig as rig:
+        rig.send(rig.values(START, 0.0))
+        rig.clock.sleep(0.1)
+        assert rig.state_values()[6] == 0.0
+        rig.release()
+        fakes.gripper.at, fakes.gripper.moves = 0.7, []
+        rig.resume()
+        # A policy that is asked at once must not be told of a grasp that is over.
+        assert rig.state_values()[6] == pytest.approx(0.7)
+        rig.clock.sleep(0.1)
+        assert fakes.gripper.moves == []
+        rig.send(rig.values(START, goal))
+        rig.clock.sleep(0.1)
+        assert fakes.gripper.moves == [goal]  # also where it is the one that was sent before
+
+
 def test_going_home_keeps_the_limits_and_arrives() -> None:
     fakes = fake_rig(home=(0.6, 0.1, 0.25, 0.0, 1.0, 0.0, 0.0))
     with fakes.rig as rig:

@@ -27,7 +27,8 @@ from lamp_client.twin import (
     read_arm,
     twin_description,
 )
-from lamp_client.twin.world import CAMERA, camera_focal, camera_pose, top_down
+from lamp_client.twin.scene import CAMERA, camera_focal, camera_pose
+from lamp_client.twin.world import top_down
 
 
 @pytest.fixture(scope="module")

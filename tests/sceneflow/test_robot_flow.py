@@ -87,7 +87,7 @@ def test_kinematics_are_mujocos(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["panda", "rizon4"])
 def test_kinematics_are_those_of_the_twins_arms(tmp_path: Path, name: str) -> None:
-    from lamp_client.twin.world import Kinematics, read_arm
+    from lamp_client.twin.scene import Kinematics, read_arm
 
     arm = read_arm(name)
     robot = Robot.read(written(tmp_path, urdf_of(arm)))

@@ -117,6 +117,22 @@ def test_a_policy_that_was_trained_for_it_is_conditioned() -> None:
         policy_of().real_time = "trained"
 
 
+def test_in_a_batch_each_request_goes_on_in_its_own_way() -> None:
+    policy = policy_of(trained=TrainedDelays(largest=2))
+    trained, longer = left(0), replace(left(1), delay=3)
+    seen = [observation(3, trained), observation(4, longer), observation(5)]
+    seeds = [(1,), (2,), (3,)]
+    together = policy.act_batch(seen, seeds)
+    alone = [policy.act(one, noise_seed=seed) for one, seed in zip(seen, seeds, strict=True)]
+    policy.real_time = "guided"
+    guided = policy.act_batch(seen, seeds)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-4)
+    # The one that was trained for is not guided because another's delay is longer.
+    assert np.abs(together[0].actions - guided[0].actions).max() > 1e-3
+    np.testing.assert_allclose(together[1].actions, guided[1].actions, atol=1e-4)
+
+
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
 def test_relative_poses_are_related_to_the_state_of_the_moment(seed: int) -> None:

@@ -148,7 +148,7 @@ def real_time_method(name: RealTimeName, trained: TrainedDelays | None, delay: i
 
     Args:
         trained: What the policy was trained for.
-        delay: The most committed actions of any chunk.
+        delay: The committed actions of the chunk.
 
     Raises:
         MismatchError: The policy was not trained for it.

@@ -207,7 +207,7 @@ def load_twin_scene(metadata: Mapping[str, Any]) -> SimulationScene:
     """The model of a task in the twin, with the arm that the metadata describe."""
     from lamp_client.rig.description import typed
     from lamp_client.twin import World, make_task
-    from lamp_client.twin.world import ArmModel
+    from lamp_client.twin.scene import ArmModel
 
     arm = typed(ArmModel, metadata.get("arm"), "the recorded simulation's arm")
     world = World(make_task(str(metadata.get("task"))), arm)

@@ -85,7 +85,7 @@ def _make(driver: str, what: str, description: RigDescription, world: Any, *came
             raise RigError(
                 f"the {what} is the twin's; expected its world, for instance by `lamp-rig run twin --task stack_cup`."
             )
-        from lamp_client.twin import world as twin
+        from lamp_client.twin import devices as twin
 
         if what == "camera":
             each = description.cameras[camera[0]]

@@ -79,7 +79,7 @@ class Rig:
                 part.connect()
                 self._connected.append(part)
             self._read_arm(self.arm.state())
-            self._openness = self._wanted = self._sent = float(self.gripper.openness())
+            self._read_gripper()
         except BaseException:
             self.close()
             raise
@@ -242,6 +242,8 @@ class Rig:
             raise RigError(f"the arm cannot go on: {fault[1]}.", hint="Put that right first.")
         self.watchdog.forget("command")
         self.commanded, self._state = None, state
+        # Somebody may have moved the fingers, too: a policy that is told of a grasp that is over goes on as if it still held.
+        self._read_gripper()
         if not self.dry_run:
             self.arm.enable()
         self._expect_state()
@@ -321,6 +323,10 @@ class Rig:
 
     def _read_arm(self, state: ArmState) -> None:
         self._state = state
+
+    def _read_gripper(self) -> None:
+        """Takes the fingers as they are: no target is left to be sent, and the next one is, whatever it is."""
+        self._openness, self._wanted, self._sent = float(self.gripper.openness()), None, None
 
     def _work_gripper(self) -> None:
         """Sends the newest target only, as moving a gripper may block."""

@@ -84,6 +84,20 @@ class ConfirmedPolicy:
         return self.policy.metadata
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Disturbed:
+    """A rig that executes something else than it is told, as `lamp_client.control.Robot`."""
+
+    rig: Rig
+    disturb: Callable[[np.ndarray], np.ndarray]
+
+    def observe(self, instruction: str) -> Observation:
+        return self.rig.observe(instruction)
+
+    def send(self, action: np.ndarray) -> np.ndarray:
+        return self.rig.send(self.disturb(action))
+
+
 def drive_rig(
     rig: Rig,
     policy: Policy,
@@ -96,8 +110,12 @@ def drive_rig(
     episode: str | None = None,
     stop: Callable[[], bool] = lambda: False,
     outcome: Callable[[], bool | None] = lambda: None,
+    disturb: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Drive:
     """One episode on a rig that has been started: `drive` in the rig's own time, with the policy's silence watched.
+
+    Args:
+        disturb: Makes of each action what is executed in its place; a recording keeps both.
 
     Raises:
         RigError: the policy does not fit the rig.
@@ -112,7 +130,7 @@ def drive_rig(
 
     try:
         return drive(
-            rig,
+            rig if disturb is None else _Disturbed(rig=rig, disturb=disturb),
             watched,
             executor,
             instruction=instruction,

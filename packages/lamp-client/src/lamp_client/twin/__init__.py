@@ -11,16 +11,9 @@ from lamp_client.rig.description import (
     RigDescription,
     WatchdogSettings,
 )
-from lamp_client.twin.tasks import CONDITIONS, DEFINITIONS, TASKS, Progress, ScriptedExpert, Task, make_task
-from lamp_client.twin.world import (
-    ARMS,
-    CAMERA,
-    DOWN,
-    World,
-    camera_focal,
-    camera_pose,
-    read_arm,
-)
+from lamp_client.twin.scene import ARMS, CAMERA, DOWN, camera_focal, camera_pose, read_arm
+from lamp_client.twin.tasks import DEFINITIONS, TASKS, Progress, ScriptedExpert, make_task
+from lamp_client.twin.world import CONDITIONS, Task, World
 
 __all__ = [
     "ARMS",

@@ -15,77 +15,15 @@ import numpy as np
 from lamp_client.envs.rotations import axis_angle_from_matrix, matrix_from_axis_angle, quaternion_from_matrix
 from lamp_client.errors import UnknownNameError
 from lamp_client.rig.devices import Pose
-from lamp_client.twin.world import THING, TIMESTEP, World, mujoco_module, top_down
+from lamp_client.twin.scene import THING, mujoco_module
+from lamp_client.twin.world import Stage, Task, Waypoint, World, top_down
 
-CONDITIONS = ("in_domain", "unseen_layout", "unseen_object", "unseen_background")
 DEFINITIONS = ("body", "supplement")
 Rgba = tuple[float, float, float, float]
 BLUE, RED, GREEN, WHITE = (0.1, 0.25, 0.8, 1.0), (0.8, 0.12, 0.1, 1.0), (0.1, 0.6, 0.2, 1.0), (0.92, 0.92, 0.94, 1.0)
 _UP = np.array([0.0, 0.0, 1.0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of a task that has been completed once it held."""
-
-    name: str
-    holds: Callable[[World], bool]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waypoint:
-    """Where the scripted expert goes next, straight, and then waits."""
-
-    pose: Pose
-    openness: float
-    wait_s: float = 0.0
-    speed: float = 0.8
-    """Share of the rig's greatest speeds."""
-
-
-@dataclass(kw_only=True)
-class Task:
-    """A task in the twin."""
-
-    name: str
-    instruction: str
-    category: str
-    """The column of the report."""
-    step_limit: int
-    """At 20 actions a second."""
-    start: tuple[float, float, float] = (0.55, 0.0, 0.28)
-    """Where the tool begins [m]."""
-    timestep: float = TIMESTEP
-    settle_s: float = 0.1
-    conditions: tuple[str, ...] = CONDITIONS
-
-    def build(self, spec: Any) -> None:
-        """Adds the objects to a scene."""
-        raise NotImplementedError
-
-    def reset(self, world: World, rng: np.random.Generator, condition: str) -> None:
-        """Lays the objects out, and paints them."""
-        mat = world.model.geom("mat").id
-        world.model.geom_rgba[mat, 3] = 1.0 if condition == "unseen_background" else 0.0
-        self.lay_out(world, rng, condition)
-
-    def lay_out(self, world: World, rng: np.random.Generator, condition: str) -> None:
-        raise NotImplementedError
-
-    def before_step(self, world: World) -> None:
-        """Called before every step of the simulation."""
-
-    def stages(self, definition: str) -> tuple[Stage, ...]:
-        """The stages by one of the paper's two definitions.
-
-        Raises:
-            UnknownNameError: there is no such definition.
-        """
-        raise NotImplementedError
-
-    def script(self, world: World) -> Iterator[Waypoint]:
-        """The expert: each waypoint is decided on when the one before has been reached."""
-        raise NotImplementedError
+_FADE = 0.12
+"""Distance from where it waits within which the expert's displacement fades [m]."""
 
 
 @dataclass(kw_only=True)
@@ -134,7 +72,7 @@ class ScriptedExpert:
     max_turn: float
     """[rad]"""
     noise: float = 0.0
-    """Standard deviation of a slowly changing displacement of all targets [m], so that demonstrations show how to come back."""
+    """Standard deviation of a slowly changing displacement of what is executed [m]; it fades towards where the expert waits."""
     seed: int = 0
     chunk: None = field(default=None, init=False)
     calls: int = field(default=0, init=False)
@@ -144,14 +82,15 @@ class ScriptedExpert:
         """See `lamp_client.chunks.Executor`."""
         self.done, self._script, self._left_s = False, self.world.task.script(self.world), 0.0
         self._pose, self._goal = self.world.tool, None
-        self._rng, self._drift = np.random.default_rng([self.seed, 11]), np.zeros(3)
+        self._waited: Pose | None = None
+        self._rng, self._drift, self._offset = np.random.default_rng([self.seed, 11]), np.zeros(3), np.zeros(3)
 
     def next_action(self, observe: Any, policy: Any, noise_seed: Any) -> np.ndarray:
         """The next target; the last one again when the script has ended."""
         if self._goal is None:
             self._goal = next(self._script, None)
             if self._goal is None:
-                self.done = True
+                self.done, self._offset = True, np.zeros(3)
                 return self.values(self._pose, self.world.openness)
             self._left_s = self._goal.wait_s
         goal = self._goal
@@ -165,11 +104,19 @@ class ScriptedExpert:
         if steps <= 1.0:
             self._left_s -= 0.05
             if self._left_s <= 1e-6:
-                self._goal = None
+                self._goal, self._waited = None, self._pose if goal.wait_s else None
         self._drift += -0.1 * self._drift + 0.45 * self.noise * self._rng.standard_normal(3)
-        # No displacement where the fingers close or open.
-        displaced = self._pose.position + (self._drift if steps > 3 else 0.0)
-        return self.values(Pose(position=displaced, rotation=self._pose.rotation), goal.openness)
+        # None where the fingers close or open.
+        quiet = [goal.pose] if goal.wait_s else []
+        quiet += [self._waited] if self._waited is not None else []
+        near = min((self._pose.distance(each) for each in quiet), default=_FADE)
+        self._offset = self._drift * min(1.0, near / _FADE) ** 2
+        return self.values(self._pose, goal.openness)
+
+    def disturbed(self, action: np.ndarray) -> np.ndarray:
+        """What is executed in place of the last action. The action itself is what is recorded: demonstrations then show how to
+        come back, where with the displaced one they would teach to go astray."""
+        return np.concatenate([action[:3] + self._offset, action[3:]]).astype(np.float32)
 
 
 def shell(
@@ -272,14 +219,15 @@ class StackCup(Task):
         cup, bowl = world.body("cup").position, world.body("bowl").position
         grip, let = (top_down(_yaw_from_base(each), self.tilt) for each in (cup, bowl))
         at, over = np.array([cup[0], cup[1], 0.055]), np.array([bowl[0], bowl[1], 0.08])
-        # The tool is tilted well in front of the base: near it the arm's elbow would turn over.
-        yield _goes([0.64, at[1] / 2, 0.22], grip, 1.0)
-        yield _goes(at - 0.10 * grip[:, 2] + 0.04 * _UP, grip, 1.0)
-        yield _goes(at, grip, 1.0, wait_s=0.1, speed=0.4)
+        # The tool is tilted well in front of the base: near it the arm's elbow would turn over. Near the objects it is slow, as
+        # people are: a policy that acts every 0.4 s looks several times before it touches anything.
+        yield _goes([0.64, at[1] / 2, 0.22], grip, 1.0, speed=0.6)
+        yield _goes(at - 0.10 * grip[:, 2] + 0.04 * _UP, grip, 1.0, speed=0.5)
+        yield _goes(at, grip, 1.0, wait_s=0.1, speed=0.2)
         yield _goes(at, grip, 0.0, wait_s=0.5)
-        yield _goes(at + 0.16 * _UP, grip, 0.0, speed=0.6)
-        yield _goes(over + 0.14 * _UP, let, 0.0, wait_s=0.2, speed=0.6)
-        yield _goes(over, let, 0.0, wait_s=0.2, speed=0.4)
+        yield _goes(at + 0.16 * _UP, grip, 0.0, speed=0.5)
+        yield _goes(over + 0.14 * _UP, let, 0.0, wait_s=0.2, speed=0.5)
+        yield _goes(over, let, 0.0, wait_s=0.2, speed=0.3)
         yield _goes(over, let, 1.0, wait_s=0.5)
         yield _goes(over - 0.14 * let[:, 2], let, 1.0, speed=0.4)
         yield _goes(over - 0.14 * let[:, 2] + 0.06 * _UP, let, 1.0, wait_s=0.3)

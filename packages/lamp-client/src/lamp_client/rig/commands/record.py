@@ -11,6 +11,7 @@ from lamp_client.errors import InvalidValueError
 from lamp_client.recording import SUFFIX, Recorder
 from lamp_client.rig.keyboard import KeyboardTeleoperation, Keys
 from lamp_client.rig.rig import Rig
+from lamp_client.rig.safety import RigStoppedError
 from lamp_client.rig.session import (
     TWIN,
     begin_episode,
@@ -112,10 +113,14 @@ def _demonstrate(
             episode=name,
             stop=stop,
             outcome=outcome,
+            disturb=executor.disturbed if by == "expert" else None,
         )
-    except BaseException:
+    except BaseException as error:
         if recorder.path is not None:
             recorder.path.unlink(missing_ok=True)  # half an episode teaches nothing
+        stopped = rig.watchdog.stopped
+        if by == "expert" and isinstance(error, RigStoppedError) and stopped is not None and stopped.kind == "limit":
+            return False, None  # the expert failed, as it may
         raise
     assert recorder.path is not None
     if not keep:

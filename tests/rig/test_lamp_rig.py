@@ -109,7 +109,7 @@ def test_an_expert_that_meets_a_limit_has_failed_and_no_more(
     replace(rig, limits=replace(rig.limits, max_lag=0.01)).save(tmp_path / "rig.json")
     assert main(["record", str(tmp_path / "rig.json"), "--out", str(tmp_path / "demos"), "--episodes", "1"]) == 1
     assert "episode 6: not kept" in capsys.readouterr().out
-    assert recorded_names(tmp_path / "demos") == ()
+    assert not recorded_names(tmp_path / "demos")
 
 
 def test_recordings_of_the_expert_are_a_lerobot_dataset(recording: Path, tmp_path: Path) -> None:

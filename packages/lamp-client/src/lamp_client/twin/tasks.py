@@ -83,6 +83,7 @@ class ScriptedExpert:
         self.done, self._script, self._left_s = False, self.world.task.script(self.world), 0.0
         self._pose, self._goal = self.world.tool, None
         self._waited: Pose | None = None
+        self._openness = self.world.openness
         self._rng, self._drift, self._offset = np.random.default_rng([self.seed, 11]), np.zeros(3), np.zeros(3)
 
     def next_action(self, observe: Any, policy: Any, noise_seed: Any) -> np.ndarray:
@@ -91,9 +92,10 @@ class ScriptedExpert:
             self._goal = next(self._script, None)
             if self._goal is None:
                 self.done, self._offset = True, np.zeros(3)
-                return self.values(self._pose, self.world.openness)
+                return self.values(self._pose, self._openness)
             self._left_s = self._goal.wait_s
         goal = self._goal
+        self._openness = goal.openness
         turn = axis_angle_from_matrix(goal.pose.rotation @ self._pose.rotation.T)
         far, angle = goal.pose.distance(self._pose), float(np.linalg.norm(turn))
         steps = max(far / (goal.speed * self.max_step), angle / (goal.speed * self.max_turn), 1.0)

@@ -113,7 +113,7 @@ def _demonstrate(
             episode=name,
             stop=stop,
             outcome=outcome,
-            disturb=executor.disturbed if by == "expert" else None,
+            disturb=None if isinstance(executor, KeyboardTeleoperation) else executor.disturbed,
         )
     except BaseException as error:
         if recorder.path is not None:

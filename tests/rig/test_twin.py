@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,12 @@ def test_the_expert_makes_bread() -> None:
 @pytest.mark.parametrize(("task", "count", "share"), [("stack_cup", 100, 0.95), ("making_bread", 20, 0.7)])
 def test_how_often_the_experts_succeed(task: str, count: int, share: float) -> None:
     world = World(make_task(task))
-    done = [episode(world, seed)["body"] == len(world.task.stages("body")) for seed in range(count)]
-    assert sum(done) >= share * count
+    done = 0
+    for seed in range(count):
+        with suppress(RigStoppedError):  # at a limit, the expert has failed
+            done += episode(world, seed)["body"] == len(world.task.stages("body"))
+    print(f"{task}: {done} of {count}")
+    assert done >= share * count
 
 
 @pytest.mark.parametrize("arm", ["rizon4", "panda"])

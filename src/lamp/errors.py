@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import os
 import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _HASH = re.compile(r"(?<![\w/.-])[0-9a-f]{40,}(?![\w/])")
 """Of contents; those within a path stay as they are."""
@@ -41,6 +43,21 @@ class MismatchError(LampError):
 
 class MissingDependencyError(LampError):
     """A package or system library that is not installed; the message says how to install it."""
+
+
+def import_extra(module: str, otherwise: str) -> Any:
+    """A module of a package that an extra brings.
+
+    Args:
+        otherwise: What is said where it cannot be imported, and how to install it, with {} for the reason.
+
+    Raises:
+        MissingDependencyError: It, or something that it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(otherwise.format(error)) from None
 
 
 class TerminatedError(KeyboardInterrupt):

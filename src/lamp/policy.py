@@ -319,7 +319,7 @@ class LaMPPolicy:
             return []
         for observation in observations:
             self._check(observation)
-        chunks: list[ActionChunk | None] = [None] * len(observations)
+        chunks: dict[int, ActionChunk] = {}
         for method, rows in self._methods(observations).items():
 
             def of_rows(values: Sequence[Any] | None, rows: list[int] = rows) -> list[Any] | None:
@@ -330,9 +330,8 @@ class LaMPPolicy:
                     [observations[row] for row in rows], [noise_seeds[row] for row in rows], foresight,
                     of_rows(prior_instructions), of_rows(prior_observations), of_rows(true_motion), method,
                 )  # fmt: skip
-            for row, answer in zip(rows, answers, strict=True):
-                chunks[row] = answer
-        return [chunk for chunk in chunks if chunk is not None]
+            chunks.update(zip(rows, answers, strict=True))
+        return [chunks[row] for row in range(len(observations))]
 
     def _methods(self, observations: Sequence[Observation]) -> dict[RealTimeMethod | None, list[int]]:
         """Which observations are answered together, by how they go on from committed actions; None where there are none.

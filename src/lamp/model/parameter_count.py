@@ -55,7 +55,7 @@ def guidance_parameters(config: FusionConfig, action: ActionExpertConfig, motion
             return pool + _norm(config.motion_width) + _linear(config.motion_width, d) + tokens * d
         case AddFusion() | ConcatFusion():
             queries = action.chunk * config.motion_width + _norm(config.motion_width) + _attention(config.motion_width)
-            return queries + (_linear(config.motion_width, action.layers * d) if type(config) is AddFusion else 0)
+            return queries + (_linear(config.motion_width, action.layers * d) if isinstance(config, AddFusion) else 0)
         case _:
             z = config.token_width
             return _linear(config.motion_width, z) + 2 * _norm(z) + _attention(z) + 1

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from lamp.data.lerobot import LeRobotDataset
-from lamp.errors import ConfigError, DataError, MismatchError, MissingDependencyError, unknown
+from lamp.errors import ConfigError, DataError, MismatchError, import_extra, unknown
 from lamp.files import atomic_path
 from lamp.sceneflow.motion_mask import MOVING, leaves_start
 from lamp.sceneflow.store import SceneFlowStore
@@ -160,15 +160,11 @@ def import_rerun() -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        import rerun  # pyright: ignore[reportMissingImports]
-        import rerun.blueprint
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"lamp view flow: the package rerun-sdk cannot be imported ({error}); install it: {INSTALL}. Without it, `lamp view` "
-            "draws a picture"
-        ) from None
-    return rerun
+    otherwise = "lamp view flow: the package rerun-sdk cannot be imported ({}); install it: " + (
+        f"{INSTALL}. Without it, `lamp view` draws a picture"
+    )
+    import_extra("rerun.blueprint", otherwise)
+    return import_extra("rerun", otherwise)
 
 
 def read_scene(config: FlowViewConfig) -> FlowScene:

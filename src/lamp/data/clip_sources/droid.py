@@ -26,7 +26,7 @@ from lamp.data.clip_sources.calibration import CALIBRATION, Calibration, pinhole
 from lamp.data.clip_sources.frames import VideoFrames, as_colours
 from lamp.data.clip_sources.source import ClipReader, ClipSource, SourceSettings, instruction_of, unique_names
 from lamp.data.robot_calibration import RobotCalibration
-from lamp.errors import ConfigError, DataError, MissingDependencyError, unknown
+from lamp.errors import ConfigError, DataError, import_extra, unknown
 from lamp.json_files import read_json_object
 from lamp.sceneflow.estimate.interfaces import Clip
 
@@ -184,10 +184,6 @@ def import_h5py() -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        import h5py  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"trajectory.h5 of DROID is read by h5py, which cannot be imported ({error}): pip install 'lamp-vla[droid]'"
-        ) from None
-    return h5py
+    return import_extra(
+        "h5py", "trajectory.h5 of DROID is read by h5py, which cannot be imported ({}): pip install 'lamp-vla[droid]'"
+    )

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from lamp.data.clip_sources.calibration import Calibration, pinhole
 from lamp.data.clip_sources.frames import even_rate
 from lamp.data.clip_sources.source import ClipReader, ClipSource, SourceSettings, instruction_in, unique_names
-from lamp.errors import DataError, MissingDependencyError
+from lamp.errors import DataError, import_extra
 from lamp.sceneflow.estimate.interfaces import Clip
 
 BAGS = (".bag", ".db3")
@@ -33,14 +33,11 @@ def import_realsense() -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        import pyrealsense2  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"RealSense recordings are read by pyrealsense2, which cannot be imported ({error}); install it: "
-            "pip install 'lamp-vla[realsense]'"
-        ) from None
-    return pyrealsense2
+    return import_extra(
+        "pyrealsense2",
+        "RealSense recordings are read by pyrealsense2, which cannot be imported ({}); install it: pip install "
+        "'lamp-vla[realsense]'",
+    )
 
 
 class RealSenseSource(ClipSource):
@@ -64,7 +61,8 @@ class RealSenseClip(ClipReader):
     def __init__(self, name: str, path: Path, settings: SourceSettings) -> None:
         self.name, self.path, self._settings = name, path, settings
         times = [time for time, _, _ in self._played(images=False)]
-        times = [time for time in times if time > min(times) + WARM_UP]
+        ready = min(times, default=0.0) + WARM_UP
+        times = [time for time in times if time > ready]
         if len(times) < 2:
             raise DataError(
                 f"{path} has {len(times)} frames with colour and depth after its first {WARM_UP:g} s; motion needs at least 2: "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
-from lamp.errors import MissingDependencyError
+from lamp.errors import import_extra
 
 LINKS = (1, 2, 4, 8, 16)
 """Frames that a flow may span."""
@@ -26,12 +26,9 @@ def import_cv2() -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"OpenCV is not installed ({error}); scene flow from video needs it: pip install 'lamp-vla[flow]'"
-        ) from None
+    cv2 = import_extra(
+        "cv2", "OpenCV is not installed ({}); scene flow from video needs it: pip install 'lamp-vla[flow]'"
+    )
     cv2.setNumThreads(1)
     return cv2
 

@@ -78,17 +78,16 @@ def _demonstrate(
     progress = begin_episode(rig, world, seed, options.condition)
     if by == "expert":
         executor = scripted_expert(rig, world, options.noise, seed)
-        ended = lambda: executor.done  # noqa: E731
+        disturb = executor.disturbed
     else:
-        executor = KeyboardTeleoperation(rig, keys)
+        executor, disturb = KeyboardTeleoperation(rig, keys), None
         print(KeyboardTeleoperation.HELP)
-        ended = lambda: executor.done  # noqa: E731
 
     def stop() -> bool:
         keys.obey(rig)
         if progress is not None:
             progress.look()
-        return ended()
+        return executor.done
 
     success, keep = False, True
 
@@ -113,7 +112,7 @@ def _demonstrate(
             episode=name,
             stop=stop,
             outcome=outcome,
-            disturb=None if isinstance(executor, KeyboardTeleoperation) else executor.disturbed,
+            disturb=disturb,
         )
     except BaseException as error:
         if recorder.path is not None:

@@ -57,15 +57,15 @@ Result = TypeVar("Result")
 NOTE_EVERY_S = 2.0
 """How often the time of the present stage is noted: all that a killed run loses. [s]"""
 DEMO_S = {
-    "collect": 150,
-    "flow": 60,
-    "features": 35,
+    "collect": 135,
+    "flow": 63,
+    "features": 31,
     "train_motion": 22,
-    "train_policy": 160,
-    "evaluate": 400,
+    "train_policy": 190,
+    "evaluate": 320,
     "report": 6,
 }
-"""About what the stages of the recipe `demo` take on two cores with little beside it. [s]"""
+"""What the stages of the recipe `demo` took on two cores with little beside it. [s]"""
 START_S = {"collect": 8, "flow": 4, "features": 5, "train_motion": 6, "train_policy": 5, "evaluate": 12, "report": 3}
 """Of that, what passes before the first episode or step, however little there is to do. [s]"""
 STAGES = ("collect", "flow", "features", "train_motion", "train_policy", "evaluate", "report")
